@@ -1,0 +1,46 @@
+# `make demo` sets up and runs the main job; `make test` sets up and passes the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu lint types bench board clean
+
+help:  ## Show what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(READY)  ## A virtual environment in .venv with everything the other targets need
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: $(READY)  ## Train a small iLLaDA on the standard library's text: curves, a bound, samples
+	$(BIN)/lit-illada pretrain experiment=demo
+
+test: $(READY)  ## The tests, without the slow ones
+	$(BIN)/pytest -q
+
+test-slow: $(READY)  ## The tests that take minutes
+	$(BIN)/pytest -q -m slow
+
+test-gpu: $(READY)  ## The tests that need a CUDA device
+	$(BIN)/pytest -q -m gpu
+
+lint: $(READY)  ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## Types
+	$(BIN)/mypy lit_illada
+
+bench: $(READY)  ## Measure this machine
+	$(BIN)/lit-illada bench --json bench.json
+
+board: $(READY)  ## TensorBoard on runs/
+	$(BIN)/lit-illada board runs
+
+clean:  ## Remove the virtual environment and caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,16 @@
+"""How a user's mistake is told: one line that names the value seen, the values allowed and the nearest match."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's, or of their files. The command line prints the message alone, without a traceback."""
+
+
+def unknown(what: str, seen: object, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not in a table, naming the nearest one that is."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(str(seen), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return UserError(f"unknown {what} {seen!r}: allowed are {', '.join(names)}{hint}")

@@ -1,0 +1,1 @@
+"""Training: the Lightning module, its optimizers, schedules and callbacks."""

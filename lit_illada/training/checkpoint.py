@@ -1,0 +1,98 @@
+"""When a run's state is written, and how it is found again: atomically, newest first."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_illada.errors import UserError
+
+_SUFFIX = ".ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a kill or a full disk leaves every earlier checkpoint whole.
+
+    Lightning's own goes through the system's temporary folder, which may lie on another file system: a copy, no
+    rename.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            # torch's zip writer reports a full disk as a RuntimeError of its own
+            raise UserError(f"{target}: the checkpoint could not be written ({_cause(error)})") from error
+
+
+class Checkpoints(ModelCheckpoint):
+    """Saves every `every_steps` optimizer steps and at the last one; keeps the newest `keep`.
+
+    A step that is also validated is saved after the validation, so that a resume never skips one.
+    """
+
+    def __init__(self, folder: Path, every_steps: int, keep: int, val_every_steps: int) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="{step:08d}",
+            monitor="step",
+            mode="max",
+            save_top_k=keep,
+            every_n_train_steps=every_steps,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self._every_steps = every_steps
+        self._val_every_steps = val_every_steps
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step % self._val_every_steps:
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.training or trainer.state.fn == "fit":
+            self._save_if_due(trainer)
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Save at this step, due or not."""
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        is_last = trainer.global_step >= trainer.max_steps
+        if trainer.global_step > 0 and (is_last or trainer.global_step % self._every_steps == 0):
+            self.save_now(trainer)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in a folder."""
+    return max(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.name, default=None)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content on the CPU, tensors and plain values only (nothing in the file is executed).
+
+    Raises UserError for a missing or damaged file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: not a readable checkpoint ({_cause(error)})") from error
+
+
+def _cause(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,127 @@
+"""Which optimizer updates which parameter, with how much decay."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_illada.choice import choice
+from lit_illada.errors import UserError
+from lit_illada.training.schedule import SCHEDULES, Schedule
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW (arXiv 1711.05101) on everything; norms are not decayed. The papers' optimizer."""
+
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_rates(self)
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """torch's Muon on the matrices inside the layers, AdamW on embedding, head and norms.
+
+    Muon's update is scaled to AdamW's typical size (`match_rms_adamw`, arXiv 2502.16982), so that one learning rate
+    serves both.
+    """
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_rates(self)
+
+
+OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "muon": MuonConfig}
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """gradient_clip_norm: the largest global gradient norm of a step; None leaves gradients as they are."""
+
+    optimizer: AdamWConfig | MuonConfig = choice(OPTIMIZERS, "adamw")
+    schedule: Schedule = choice(SCHEDULES, "cosine")
+    gradient_clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.gradient_clip_norm is not None and self.gradient_clip_norm <= 0:
+            raise UserError(f"gradient_clip_norm must be above 0, or null for none; got {self.gradient_clip_norm}")
+
+
+def build_optimizer(model: nn.Module, config: AdamWConfig | MuonConfig) -> torch.optim.Optimizer:
+    """The optimizer over the model's parameters, grouped by whether they decay and by what updates them."""
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    betas = (config.beta1, config.beta2)
+    match config:
+        case AdamWConfig():
+            groups = _decay_groups(parameters, config.weight_decay)
+            return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+        case MuonConfig():
+            matrices = [(name, p) for name, p in parameters if p.ndim == 2 and ".layers." in f".{name}"]
+            taken = {name for name, _ in matrices}
+            rest = [(name, p) for name, p in parameters if name not in taken]
+            muon = torch.optim.Muon(
+                [p for _, p in matrices],
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            groups = _decay_groups(rest, config.weight_decay)
+            adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+            return JointOptimizer([muon, adamw])
+
+
+class JointOptimizer(torch.optim.Optimizer):
+    """Several optimizers over disjoint parameters, seen from outside as one.
+
+    Groups and state lie here, in torch's own form, so that schedulers and checkpoints treat it as any optimizer; the
+    parts only lend their update rule.
+    """
+
+    def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:
+        self._parts = list(parts)
+        self._groups_per_part = [len(part.param_groups) for part in self._parts]
+        super().__init__([group for part in self._parts for group in part.param_groups], defaults={})
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        first = 0
+        for part, count in zip(self._parts, self._groups_per_part, strict=True):
+            part.param_groups = self.param_groups[first : first + count]
+            part.state = self.state
+            part.step()
+            first += count
+        return loss
+
+
+def _decay_groups(parameters: list[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    decayed = [p for _, p in parameters if p.ndim >= 2]
+    norms = [p for _, p in parameters if p.ndim < 2]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+
+
+def _check_rates(config: AdamWConfig | MuonConfig) -> None:
+    if config.learning_rate <= 0:
+        raise UserError(f"learning_rate must be above 0; got {config.learning_rate}")
+    if config.weight_decay < 0:
+        raise UserError(f"weight_decay must be 0 or more; got {config.weight_decay}")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"{name} must lie in [0, 1); got {getattr(config, name)}")

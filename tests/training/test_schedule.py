@@ -1,0 +1,106 @@
+"""The learning rate over a run."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_illada.errors import UserError
+from lit_illada.training.schedule import SCHEDULES, Cosine, DecayShape, LearningRate, Reactive, WarmupStableDecay
+
+MAX_STEPS = 100
+
+
+def make(schedule, lr=1.0):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    return optimizer, LearningRate(optimizer, schedule, MAX_STEPS)
+
+
+def rates(schedule, observe=None):
+    optimizer, learning_rate = make(schedule)
+    seen = []
+    for step in range(MAX_STEPS):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        learning_rate.step()
+        if observe and (step + 1) % 5 == 0:
+            learning_rate.observe(observe(step + 1))
+    return seen
+
+
+@pytest.mark.parametrize("cls", SCHEDULES.values())
+def test_every_schedule_warms_up_linearly_and_never_leaves_zero_to_one(cls):
+    seen = rates(cls(warmup_steps=10))
+    assert seen[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert all(0 <= rate <= 1 for rate in seen)
+    assert all(later <= earlier + 1e-12 for earlier, later in zip(seen[10:], seen[11:], strict=False))
+
+
+def test_cosine_follows_the_formula_from_the_end_of_the_warm_up():
+    seen = rates(Cosine(warmup_steps=20, final_factor=0.1))
+    for step in range(20, MAX_STEPS):
+        expected = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 20) / 80))
+        assert seen[step] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", list(DecayShape))
+def test_wsd_is_constant_and_then_decays_over_its_fraction(shape):
+    seen = rates(WarmupStableDecay(warmup_steps=10, decay_fraction=0.3, decay_shape=shape, final_factor=0.0))
+    assert seen[10:71] == [1.0] * 61
+    assert seen[85] == pytest.approx(0.5)
+    assert seen[-1] < 0.05
+
+
+def test_reactive_decays_once_the_bound_stops_improving():
+    schedule = Reactive(warmup_steps=0, patience=2, min_improvement=0.1, decay_fraction=0.2, final_factor=0.0)
+    # validated every 5 steps: better until step 20, then flat; two flat validations end at step 30
+    seen = rates(schedule, observe=lambda step: 5.0 - min(step, 20) * 0.1)
+    assert seen[:30] == [1.0] * 30
+    assert seen[40] == pytest.approx(0.5)
+    assert seen[50:] == pytest.approx([0.0] * 50)
+
+
+def test_reactive_starts_the_decay_in_time_when_no_plateau_is_seen():
+    seen = rates(Reactive(warmup_steps=0, decay_fraction=0.2, final_factor=0.0), observe=lambda step: -float(step))
+    assert seen[:81] == [1.0] * 81
+    assert seen[90] == pytest.approx(0.5)
+
+
+def test_reactive_ignores_improvements_smaller_than_asked():
+    _, learning_rate = make(Reactive(warmup_steps=0, patience=3, min_improvement=0.1))
+    assert not learning_rate.observe(5.0)
+    assert not learning_rate.observe(4.95)
+    assert not learning_rate.observe(4.91)
+    assert learning_rate.observe(4.905)
+
+
+@given(st.integers(1, MAX_STEPS - 1), st.sampled_from(sorted(SCHEDULES)))
+def test_a_resumed_schedule_goes_on_as_if_never_stopped(stop_at, name):
+    schedule = SCHEDULES[name](warmup_steps=7)
+    bound = lambda step: 5.0 - min(step, 30) * 0.1  # noqa: E731
+
+    def drive(optimizer, learning_rate, first, last):
+        for step in range(first, last):
+            optimizer.step()
+            learning_rate.step()
+            learning_rate.observe(bound(step))
+
+    optimizer, whole = make(schedule)
+    drive(optimizer, whole, 0, MAX_STEPS)
+    optimizer, first = make(schedule)
+    drive(optimizer, first, 0, stop_at)
+    saved = first.state_dict()
+    optimizer, resumed = make(schedule)
+    resumed.load_state_dict(saved)
+    drive(optimizer, resumed, stop_at, MAX_STEPS)
+    assert resumed.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_impossible_values_are_refused(name):
+    with pytest.raises(UserError, match="warmup_steps"):
+        SCHEDULES[name](warmup_steps=-1)
+    with pytest.raises(UserError, match="final_factor"):
+        SCHEDULES[name](final_factor=2.0)
