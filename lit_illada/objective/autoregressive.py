@@ -1,0 +1,62 @@
+"""What does the causal baseline train on? Next-token prediction of the very tokens that the diffusion bound counts.
+
+Shapes: B rows, T tokens, M predicted tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_illada.batch import TokenBatch, TokenScores
+from lit_illada.errors import UserError
+from lit_illada.objective.loss import LossSum, NoisyBatch, Normaliser, RatioBins, normalise
+
+
+@dataclass(frozen=True)
+class AutoregressiveObjectiveConfig:
+    normaliser: Normaliser = Normaliser.TOKENS
+
+    def __post_init__(self) -> None:
+        if self.normaliser is Normaliser.MASKED:
+            raise UserError("objective.normaliser is 'masked', but nothing is masked here: set normaliser=tokens")
+
+
+class AutoregressiveObjective(nn.Module):
+    """Mean cross-entropy of the next token."""
+
+    def __init__(self, config: AutoregressiveObjectiveConfig, eos_token_id: int) -> None:
+        super().__init__()
+        self.config = config
+        self.eos_token_id = eos_token_id
+
+    def corrupt(self, batch: TokenBatch, progress: float = 0.0) -> NoisyBatch:
+        """Nothing random: see `shift_right`."""
+        return shift_right(batch, self.eos_token_id)
+
+    def loss(self, scores: TokenScores, noisy: NoisyBatch) -> LossSum:
+        factor, count = normalise(self.config.normaliser, noisy)
+        return LossSum((noisy.spread(scores.nll) * factor.float()).sum(), count, RatioBins.of(scores, noisy))
+
+    def end_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Nothing to keep."""
+
+
+def shift_right(batch: TokenBatch, eos_token_id: int) -> NoisyBatch:
+    """Each token is predicted at its own place from the tokens before it; EOS stands before the first of every segment.
+
+    So all maskable tokens are predicted, the first ones too, and a likelihood covers the same tokens as the diffusion
+    bound. mask_ratio and density are 1: the curves by ratio show all tokens in the last bin.
+    """
+    shifted_BT = batch.input_ids.roll(1, dims=1)
+    one_B = torch.ones(len(batch.row_ids), dtype=torch.float64, device=batch.row_ids.device)
+    return NoisyBatch(
+        noisy_ids=shifted_BT.masked_fill(batch.layout.position_ids == 0, eos_token_id),
+        layout=batch.layout,
+        is_masked=batch.is_maskable,
+        targets=batch.input_ids[batch.is_maskable],
+        is_maskable=batch.is_maskable,
+        mask_ratio=one_B,
+        density=one_B,
+    )

@@ -1,0 +1,163 @@
+"""What does masked diffusion train on? One factorised family:
+
+    L = E_{t ~ p} E_{mask | t} [ w(t) · Σ_{i masked} a_i · CE_i ] / Z
+
+p, w, a, how masks are drawn, how ratios are drawn together and Z are six choices. Only p·w fixes the expected
+objective; so one switch says what another p means: `importance_corrected` divides w by p (the same objective, another
+variance), otherwise the objective itself changes.
+
+Shapes: B rows, T tokens, M masked tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_illada.batch import TokenBatch, TokenScores
+from lit_illada.choice import choice, choice_name
+from lit_illada.errors import UserError
+from lit_illada.objective.joint import JointDraw, draw_uniforms
+from lit_illada.objective.loss import LossSum, NoisyBatch, Normaliser, RatioBins, normalise
+from lit_illada.objective.mask_ratio import (
+    MASK_RATIOS,
+    MaskRatio,
+    VarianceOptimal,
+    has_symmetric_support,
+    is_symmetric,
+)
+from lit_illada.objective.masking import MaskDraw, draw_masks
+from lit_illada.objective.noise import Purpose, uniform
+from lit_illada.objective.token_weight import TOKEN_WEIGHTS, TokenWeight
+from lit_illada.objective.weighting import WEIGHTINGS, Weighting
+
+
+@dataclass(frozen=True)
+class DiffusionObjectiveConfig:
+    """The default is LLaDA's. Combinations that would silently train something else raise UserError."""
+
+    mask_ratio: MaskRatio = choice(MASK_RATIOS, "uniform")
+    weighting: Weighting = choice(WEIGHTINGS, "elbo")
+    token_weight: TokenWeight = choice(TOKEN_WEIGHTS, "none")
+    mask_draw: MaskDraw = MaskDraw.BERNOULLI
+    joint_draw: JointDraw = JointDraw.IID
+    normaliser: Normaliser = Normaliser.TOKENS
+    importance_corrected: bool = False
+
+    def __post_init__(self) -> None:
+        name = choice_name(MASK_RATIOS, self.mask_ratio)
+        if self.importance_corrected and not self.mask_ratio.has_density:
+            raise UserError(
+                f"objective.importance_corrected is true, but mask_ratio {name!r} is a point mass without a density to "
+                "divide by: set importance_corrected=false or choose another mask_ratio"
+            )
+        if isinstance(self.mask_ratio, VarianceOptimal) and not self.importance_corrected:
+            raise UserError(
+                f"objective.mask_ratio {name!r} moves with the loss, so that without correction the objective would "
+                "move too: set importance_corrected=true"
+            )
+        if self.joint_draw is JointDraw.COMPLEMENTARY:
+            self._check_complementary(name)
+
+    def _check_complementary(self, name: str) -> None:
+        if self.mask_draw is not MaskDraw.BERNOULLI:
+            raise UserError(
+                f"objective.joint_draw 'complementary' is biased with mask_draw {str(self.mask_draw)!r}, whose k is "
+                "never 0 while its complement may be: set mask_draw=bernoulli"
+            )
+        if not has_symmetric_support(self.mask_ratio):
+            raise UserError(
+                f"objective.joint_draw 'complementary' draws t and 1 − t, but mask_ratio {name!r} draws from "
+                f"{list(self.mask_ratio.support)}: set epsilon=0, or a band [low, 1 − low]"
+            )
+        if not self.importance_corrected and not is_symmetric(self.mask_ratio):
+            raise UserError(
+                f"objective.joint_draw 'complementary' changes the objective, because mask_ratio {name!r} is not "
+                "symmetric about 1/2: set importance_corrected=true or choose a symmetric one"
+            )
+
+
+class DiffusionObjective(nn.Module):
+    """Corrupts batches and weighs the model's scores. It holds no parameters; buffers only when its density is learnt.
+
+    seed: of all noise. batch_rows: rows of the global batch, over all ranks and accumulation steps.
+    """
+
+    moments: Tensor  # (2, bins) float64: decayed sums of squared row losses, and of rows
+
+    def __init__(self, config: DiffusionObjectiveConfig, mask_token_id: int, seed: int, batch_rows: int) -> None:
+        super().__init__()
+        self.config = config
+        self.mask_token_id = mask_token_id
+        self.seed = seed
+        self.batch_rows = batch_rows
+        if isinstance(config.mask_ratio, VarianceOptimal):
+            self.register_buffer("moments", torch.zeros(2, config.mask_ratio.num_bins, dtype=torch.float64))
+        # The moments of the present step. No buffer: DDP would overwrite it with rank 0's in the middle of a step.
+        self._pending: list[Tensor] = []
+
+    def corrupt(self, batch: TokenBatch, progress: float = 0.0) -> NoisyBatch:
+        """Draw ratios, then masks. progress: share of the training done, for a curriculum.
+
+        Complementary pairs give 2·B rows: the batch, then its complement.
+        """
+        config = self.config
+        mask_ratio = self.mask_ratio(progress)
+        t_B = mask_ratio.quantile(draw_uniforms(config.joint_draw, self.seed, batch.row_ids, self.batch_rows))
+        positions_T = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        noise_BT = uniform(self.seed, Purpose.MASK, batch.row_ids, positions_T)
+        masks = draw_masks(config.mask_draw, mask_ratio, t_B, noise_BT, batch.is_maskable)
+        if config.joint_draw is JointDraw.COMPLEMENTARY:
+            masks, batch = masks.with_complement(batch.is_maskable), batch.repeat(2)
+        return NoisyBatch(
+            noisy_ids=batch.input_ids.masked_fill(masks.is_masked, self.mask_token_id),
+            layout=batch.layout,
+            is_masked=masks.is_masked,
+            targets=batch.input_ids[masks.is_masked],
+            is_maskable=batch.is_maskable,
+            mask_ratio=masks.mask_ratio,
+            density=masks.density,
+        )
+
+    def loss(self, scores: TokenScores, noisy: NoisyBatch) -> LossSum:
+        """Σ_rows w(t)[/p(t)] Σ_i a_i·CE_i, and its count. When nothing is masked: 0, and still in the graph."""
+        nll_BT = noisy.spread(scores.nll)
+        factor, count = normalise(self.config.normaliser, noisy)
+        weight_B = self.config.weighting(noisy.mask_ratio)
+        token_weight_BT = self.config.token_weight(nll_BT, noisy.is_masked, noisy.layout)
+        integrand_B = (token_weight_BT * nll_BT * (weight_B[:, None] * factor).float()).sum(1)
+        self._observe(integrand_B.detach(), noisy)
+        if self.config.importance_corrected:
+            integrand_B = integrand_B * torch.where(noisy.density > 0, 1 / noisy.density, 0.0).float()
+        return LossSum(integrand_B.sum(), count, RatioBins.of(scores, noisy))
+
+    def end_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Call after each optimizer step. reduce: sums a tensor over the ranks, so that all learn the same density."""
+        if isinstance(self.config.mask_ratio, VarianceOptimal):
+            seen = reduce(torch.stack([torch.zeros_like(self.moments), *self._pending]).sum(0))
+            # A step that was skipped for a non-finite loss must not spoil the density for good.
+            seen = torch.where(seen.isfinite().all(), seen, 0.0)
+            self.moments.mul_(self.config.mask_ratio.decay).add_(seen)
+            self._pending.clear()
+
+    def mask_ratio(self, progress: float) -> MaskRatio:
+        """The density that ratios are drawn from now."""
+        if isinstance(self.config.mask_ratio, VarianceOptimal):
+            return self.config.mask_ratio.learnt(self.moments)
+        return self.config.mask_ratio.at(progress)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionObjective":
+        """Moves the moments with the module, but keeps them float64 where the module is cast: bf16 cannot count."""
+        before = self._buffers.get("moments")
+        super()._apply(fn, recurse)
+        if before is not None and self.moments.dtype != before.dtype:
+            self.moments = before.to(self.moments.device)
+        return self
+
+    def _observe(self, integrand_B: Tensor, noisy: NoisyBatch) -> None:
+        """Add the rows' squared integrands, before the division by p, to the moments of this step."""
+        if self.training and isinstance(self.config.mask_ratio, VarianceOptimal):
+            bins = torch.arange(self.config.mask_ratio.num_bins, device=integrand_B.device)
+            is_in_bin = (self.config.mask_ratio.bins_of(noisy.mask_ratio) == bins[:, None]).double()  # (bins, B)
+            self._pending.append(torch.stack([is_in_bin @ integrand_B.double().square(), is_in_bin.sum(1)]))

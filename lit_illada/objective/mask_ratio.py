@@ -1,0 +1,360 @@
+"""How often is each mask ratio t drawn? The densities p(t), each with its density, distribution function and quantiles.
+
+A density is described on the unit interval (`unit_*`, x) and laid onto its support [low, high] (t) by one affine map.
+For most of them that is [epsilon, 1]: LLaDA's t = ε + (1 − ε)·x, which keeps 1/t finite. Everything is float64, on any
+device.
+
+A new one is a frozen dataclass, a row in `MASK_RATIOS` and a YAML; tests find it there.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar, Self
+
+import torch
+from scipy.special import betainc
+from torch import Tensor
+from torch.special import ndtr, ndtri
+
+from lit_illada.errors import UserError
+
+
+@dataclass(frozen=True)
+class MaskRatio(ABC):
+    """A distribution of t. Tensors in and out are float64 and of one shape."""
+
+    has_density: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def support(self) -> tuple[float, float]:
+        """The smallest and the largest ratio that can be drawn."""
+
+    @abstractmethod
+    def unit_density(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def unit_cdf(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def unit_quantile(self, u: Tensor) -> Tensor: ...
+
+    def density(self, t: Tensor) -> Tensor:
+        """p(t); 0 outside the support."""
+        low, high = self.support
+        x = (t - low) / (high - low)
+        is_inside = (x - 0.5).abs() < 0.5 + 1e-12  # a ratio drawn at the border may come back a rounding beyond it
+        return torch.where(is_inside, self.unit_density(x.clamp(0, 1)) / (high - low), 0.0)
+
+    def cdf(self, t: Tensor) -> Tensor:
+        """P(ratio ≤ t)."""
+        low, high = self.support
+        return self.unit_cdf(((t - low) / (high - low)).clamp(0, 1))
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The inverse of `cdf`: a uniform u in (0, 1) becomes a draw of t."""
+        low, high = self.support
+        return low + (high - low) * self.unit_quantile(u)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) independent ratios."""
+        return self.quantile(torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device))
+
+    def at(self, progress: float) -> Self:
+        """The density at this share of the training, 0 to 1: itself, unless it is a curriculum."""
+        return self
+
+
+@dataclass(frozen=True)
+class Uniform(MaskRatio):
+    """U[ε, 1]. LLaDA, arXiv 2502.09992."""
+
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.epsilon < 1, "epsilon", self.epsilon, "0 ≤ epsilon < 1")
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self.epsilon, 1.0
+
+    def unit_density(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+    def unit_cdf(self, x: Tensor) -> Tensor:
+        return x
+
+    def unit_quantile(self, u: Tensor) -> Tensor:
+        return u
+
+
+@dataclass(frozen=True)
+class Band(Uniform):
+    """U[low, high] inside (0, 1]; ε cuts a `low` below it. LLaDA 2.0, arXiv 2512.15745; BD3-LM, 2503.09573."""
+
+    low: float = 0.3
+    high: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.low < self.high <= 1, "low, high", (self.low, self.high), "0 ≤ low < high ≤ 1")
+        _require(self.epsilon < self.high, "epsilon", self.epsilon, f"below high = {self.high}")
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return max(self.low, self.epsilon), self.high
+
+
+@dataclass(frozen=True)
+class Cosine(Uniform):
+    """x = cos(πu/2), u uniform: many high ratios. MaskGIT, arXiv 2202.04200, and MD4's α = 1 − cos(π(1 − u)/2)."""
+
+    def unit_density(self, x: Tensor) -> Tensor:
+        return (2 / math.pi) / (1 - x * x).sqrt()
+
+    def unit_cdf(self, x: Tensor) -> Tensor:
+        return x.asin() * (2 / math.pi)
+
+    def unit_quantile(self, u: Tensor) -> Tensor:
+        return (u * (math.pi / 2)).sin()
+
+
+@dataclass(frozen=True)
+class Polynomial(Uniform):
+    """x = u^exponent, u uniform: above 1 low ratios are drawn more often. MD4's α = 1 − u^k, arXiv 2406.04329."""
+
+    exponent: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.exponent > 0, "exponent", self.exponent, "above 0")
+
+    def unit_density(self, x: Tensor) -> Tensor:
+        return x ** (1 / self.exponent - 1) / self.exponent
+
+    def unit_cdf(self, x: Tensor) -> Tensor:
+        return x ** (1 / self.exponent)
+
+    def unit_quantile(self, u: Tensor) -> Tensor:
+        return u**self.exponent
+
+
+@dataclass(frozen=True)
+class LogitNormal(Uniform):
+    """logit(x) ~ N(mean, std²): a bell that leaves out both ends. After arXiv 2605.13026.
+
+    It falls to 0 so fast at both ends that an importance-corrected Bernoulli estimate has a finite mean but no finite
+    variance.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.std > 0, "std", self.std, "above 0")
+
+    def unit_density(self, x: Tensor) -> Tensor:
+        z = (x.logit() - self.mean) / self.std
+        return _normal_density(z) / (self.std * x * (1 - x)).clamp(min=1e-300)
+
+    def unit_cdf(self, x: Tensor) -> Tensor:
+        return ndtr((x.logit() - self.mean) / self.std)
+
+    def unit_quantile(self, u: Tensor) -> Tensor:
+        return (self.mean + self.std * ndtri(u)).sigmoid()
+
+
+@dataclass(frozen=True)
+class Beta(Uniform):
+    """Beta(a, b), as a table of 4 096 cells of exact mass (torch has no incomplete beta function)."""
+
+    a: float = 2.0
+    b: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.a > 0 and self.b > 0, "a, b", (self.a, self.b), "above 0")
+
+    def unit_density(self, x: Tensor) -> Tensor:
+        return _beta_table(self.a, self.b, x.device).unit_density(x)
+
+    def unit_cdf(self, x: Tensor) -> Tensor:
+        return _beta_table(self.a, self.b, x.device).unit_cdf(x)
+
+    def unit_quantile(self, u: Tensor) -> Tensor:
+        return _beta_table(self.a, self.b, u.device).unit_quantile(u)
+
+
+@dataclass(frozen=True)
+class Fixed(MaskRatio):
+    """Always the same ratio, as a control. BERT, arXiv 1810.04805: 0.15. A point mass, with no density to divide by."""
+
+    ratio: float = 0.15
+    has_density: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _require(0 < self.ratio <= 1, "ratio", self.ratio, "0 < ratio ≤ 1")
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self.ratio, self.ratio
+
+    def unit_density(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, math.inf)
+
+    def unit_cdf(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+    def unit_quantile(self, u: Tensor) -> Tensor:
+        return torch.zeros_like(u)
+
+    def density(self, t: Tensor) -> Tensor:
+        return torch.where(t == self.ratio, math.inf, 0.0).to(t.dtype)
+
+    def cdf(self, t: Tensor) -> Tensor:
+        return (t >= self.ratio).to(t.dtype)
+
+
+@dataclass(frozen=True)
+class Curriculum(Uniform):
+    """A normal of width `std`, cut to [0, 1], whose centre moves from `start` to `end`. After Quokka, arXiv 2510.03280.
+
+    The object is its own density at the centre `start`; `at` moves it.
+    """
+
+    start: float = 0.2
+    end: float = 0.8
+    std: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.start <= 1 and 0 <= self.end <= 1, "start, end", (self.start, self.end), "0 to 1")
+        _require(self.std >= 0.01, "std", self.std, "at least 0.01")
+
+    def at(self, progress: float) -> Self:
+        return replace(self, start=self.start + (self.end - self.start) * min(max(progress, 0.0), 1.0))
+
+    def unit_density(self, x: Tensor) -> Tensor:
+        below, above = self._cut()
+        return _normal_density((x - self.start) / self.std) / (self.std * (above - below))
+
+    def unit_cdf(self, x: Tensor) -> Tensor:
+        below, above = self._cut()
+        return (ndtr((x - self.start) / self.std) - below) / (above - below)
+
+    def unit_quantile(self, u: Tensor) -> Tensor:
+        below, above = self._cut()
+        return (self.start + self.std * ndtri(below + u * (above - below))).clamp(0, 1)
+
+    def _cut(self) -> tuple[float, float]:
+        """The normal's mass below 0, and below 1."""
+        scale = self.std * math.sqrt(2)
+        return (1 + math.erf(-self.start / scale)) / 2, (1 + math.erf((1 - self.start) / scale)) / 2
+
+
+@dataclass(frozen=True)
+class VarianceOptimal(Uniform):
+    """p*(t) ∝ √E[X² | t], X the row's weighted loss: the density of least variance, learnt. arXiv 2511.18159.
+
+    Until something is seen it is uniform; then it is a table of `num_bins` cells, of which a share `floor` stays
+    uniform, so that no weight exceeds 1/floor of the plain one. `decay` a step forgets old losses. It is right only
+    when the loss is divided by it, which the objective's config demands.
+    """
+
+    num_bins: int = 32
+    floor: float = 0.2
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.num_bins >= 2, "num_bins", self.num_bins, "at least 2")
+        _require(0 < self.floor <= 1, "floor", self.floor, "0 < floor ≤ 1")
+        _require(0 <= self.decay < 1, "decay", self.decay, "0 ≤ decay < 1")
+
+    def bins_of(self, t: Tensor) -> Tensor:
+        """(...) int64: the cell of each ratio; borders belong to the left, where exact-k's k/L has its mass."""
+        low, high = self.support
+        return ((t - low) / (high - low) * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
+
+    def learnt(self, moments: Tensor) -> "Tabulated":
+        """The density from `moments` (2, num_bins): sums of X², and of rows. A cell little seen leans on the mean."""
+        total, count = moments.double()
+        mean = total.sum() / count.sum().clamp(min=1)
+        root = ((total + mean) / (count + 1)).sqrt()
+        share = torch.where(root.sum() > 0, root / root.sum(), 1 / self.num_bins)
+        return Tabulated((1 - self.floor) * share + self.floor / self.num_bins, self.epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class Tabulated(MaskRatio):
+    """Equal cells, constant density in each: density, cdf and quantile agree exactly. masses: (K,) float64, sum 1."""
+
+    masses: Tensor
+    epsilon: float
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self.epsilon, 1.0
+
+    def unit_density(self, x: Tensor) -> Tensor:
+        return self.masses[_cell(x, len(self.masses))] * len(self.masses)
+
+    def unit_cdf(self, x: Tensor) -> Tensor:
+        cell = _cell(x, len(self.masses))
+        return self._mass_before()[cell] + self.masses[cell] * (x * len(self.masses) - cell)
+
+    def unit_quantile(self, u: Tensor) -> Tensor:
+        before = self._mass_before()
+        cell = torch.searchsorted(before, u, right=True) - 1
+        share = ((u - before[cell]) / self.masses[cell].clamp(min=1e-300)).clamp(0, 1)
+        return (cell + share) / len(self.masses)
+
+    def _mass_before(self) -> Tensor:
+        return self.masses.cumsum(0) - self.masses
+
+
+MASK_RATIOS: dict[str, type[MaskRatio]] = {
+    "uniform": Uniform,
+    "band": Band,
+    "cosine": Cosine,
+    "polynomial": Polynomial,
+    "logit_normal": LogitNormal,
+    "beta": Beta,
+    "fixed": Fixed,
+    "curriculum": Curriculum,
+    "variance_optimal": VarianceOptimal,
+}
+
+
+def has_symmetric_support(mask_ratio: MaskRatio) -> bool:
+    """Whether t and 1 − t are drawn from the same interval."""
+    low, high = mask_ratio.support
+    return math.isclose(low + high, 1.0, abs_tol=1e-9)
+
+
+def is_symmetric(mask_ratio: MaskRatio) -> bool:
+    """Whether t and 1 − t have the same law: F(t) + F(1 − t) = 1, on a grid that misses usual point masses."""
+    t = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+    return bool(((mask_ratio.cdf(t) + mask_ratio.cdf(1 - t) - 1).abs() < 1e-9).all())
+
+
+def _cell(x: Tensor, num_cells: int) -> Tensor:
+    return (x * num_cells).long().clamp(0, num_cells - 1)
+
+
+def _normal_density(z: Tensor) -> Tensor:
+    return (-z * z / 2).exp() / math.sqrt(2 * math.pi)
+
+
+@lru_cache(maxsize=32)
+def _beta_table(a: float, b: float, device: torch.device, num_cells: int = 4096) -> Tabulated:
+    borders = torch.linspace(0, 1, num_cells + 1, dtype=torch.float64)
+    return Tabulated(torch.from_numpy(betainc(a, b, borders.numpy())).diff().to(device), epsilon=0.0)
+
+
+def _require(is_valid: bool, field: str, seen: object, allowed: str) -> None:
+    if not is_valid:
+        raise UserError(f"objective.mask_ratio: {field} is {seen}: allowed is {allowed}")

@@ -1,0 +1,362 @@
+"""The objective as a whole, against integrals over t and sums over all masks of a tiny row."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+
+from lit_illada.batch import Layout, TokenBatch, TokenScores
+from lit_illada.errors import UserError
+from lit_illada.objective import (
+    MASK_RATIOS,
+    WEIGHTINGS,
+    DiffusionObjective,
+    DiffusionObjectiveConfig,
+    JointDraw,
+    MaskDraw,
+    NoisyBatch,
+    Normaliser,
+)
+from lit_illada.objective.mask_ratio import Band, Beta, Cosine, Curriculum, Fixed, Polynomial, Uniform, VarianceOptimal
+from lit_illada.objective.masking import draw_masks
+from lit_illada.objective.token_weight import Cart, Focal
+from lit_illada.objective.weighting import Elbo, Linear
+
+L = 4
+TOKENS = torch.tensor([3, 1, 4, 2])
+ALL_MASKS = torch.tensor(list(itertools.product([False, True], repeat=L)))
+SIZES = ALL_MASKS.sum(1)
+
+
+def build(world, batch_rows=8, seed=0, **config):
+    return DiffusionObjective(DiffusionObjectiveConfig(**config), world.MASK, seed, batch_rows)
+
+
+def noisy_of(is_masked, t, density, mask_token_id):
+    """The row TOKENS under each of these masks, as rows of one batch."""
+    ids = TOKENS.expand(len(is_masked), -1)
+    return NoisyBatch(
+        noisy_ids=ids.masked_fill(is_masked, mask_token_id),
+        layout=Layout.whole_rows(*is_masked.shape),
+        is_masked=is_masked,
+        targets=ids[is_masked],
+        is_maskable=torch.ones_like(is_masked),
+        mask_ratio=t,
+        density=density,
+    )
+
+
+def masked_sums(world):
+    """S of each of the 16 masks."""
+    noisy = noisy_of(ALL_MASKS, torch.ones(16).double(), torch.ones(16).double(), world.MASK)
+    return noisy.spread(world.score(noisy).nll).detach().double().sum(1)
+
+
+def bernoulli_probability(t):
+    """(N, 16): of each mask at each ratio."""
+    t = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1)
+    return t**SIZES * (1 - t) ** (L - SIZES)
+
+
+def reference_integral(world, weighting, low, high):
+    """The integral of w(t)·E[S | t] over the support, a token."""
+    sums = masked_sums(world)
+
+    def integrand(t):
+        t = torch.tensor([t], dtype=torch.float64)
+        return float(weighting(t) * (bernoulli_probability(t) @ sums)) / L
+
+    return integrate.quad(integrand, low, high, limit=400, epsabs=1e-5, epsrel=1e-5)[0]
+
+
+def tanh_sinh(step=0.05, reach=3.0):
+    """Nodes and weights on (0, 1) that crowd at both ends, for integrands with a pole there."""
+    x = torch.arange(-reach, reach + step / 2, step, dtype=torch.float64)
+    inner = math.pi / 2 * torch.sinh(x)
+    return torch.sigmoid(2 * inner), step * math.pi / 2 * torch.cosh(x) / torch.cosh(inner) ** 2 / 2
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("name", [name for name, cls in MASK_RATIOS.items() if cls.has_density])
+def test_the_corrected_estimate_is_unbiased(world, name, weighting):
+    """E over u of E over masks of the loss, by quadrature and enumeration, is the integral of w without any p."""
+    config = DiffusionObjectiveConfig(
+        mask_ratio=MASK_RATIOS[name](), weighting=WEIGHTINGS[weighting](), importance_corrected=True
+    )
+    objective = DiffusionObjective(config, world.MASK, seed=0, batch_rows=1)
+    p = objective.mask_ratio(progress=0.4)
+    u, quadrature = tanh_sinh()
+    t = p.quantile(u)
+    probability = (bernoulli_probability(t) * quadrature[:, None]).flatten()
+    noisy = noisy_of(
+        ALL_MASKS.repeat(len(t), 1), t.repeat_interleave(16), p.density(t).repeat_interleave(16), world.MASK
+    )
+    nll = world.score(noisy).nll.detach().double()
+    # The loss is linear in the cross-entropies, so each mask's probability can ride on them.
+    weighted = nll * probability[noisy.is_masked.nonzero()[:, 0]]
+    loss = objective.loss(TokenScores(weighted, torch.zeros(len(nll), dtype=torch.bool)), noisy)
+    want = reference_integral(world, config.weighting, float(t.min()), float(t.max()))
+    assert loss.sum.item() / L == pytest.approx(want, rel=5e-3)
+
+
+@pytest.mark.parametrize("joint", JointDraw)
+@pytest.mark.parametrize(
+    ("p", "corrected"),
+    [
+        (Uniform(epsilon=0.0), False),
+        (Curriculum(start=0.5, end=0.5, epsilon=0.0), False),
+        (Polynomial(epsilon=0.0, exponent=1.5), True),
+    ],
+)
+def test_what_corrupt_draws_has_the_expected_loss(world, joint, p, corrected):
+    """End to end, 40 000 rows: draws, masks, weights and pairs; the weight keeps the variance finite."""
+    objective = build(
+        world, batch_rows=40, mask_ratio=p, weighting=Linear(), joint_draw=joint, importance_corrected=corrected
+    )
+    rows = 40_000
+    ids = TOKENS.expand(rows, -1)
+    batch = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(rows), Layout.whole_rows(rows, L))
+    noisy = objective.corrupt(batch)
+    loss = objective.loss(world.score(noisy), noisy)
+    weight = lambda t: Linear()(t) * (1 if corrected else p.density(t))  # noqa: E731
+    want = reference_integral(world, weight, 0, 1)
+    assert (loss.sum / loss.count).item() == pytest.approx(want, rel=0.015)
+
+
+def test_exact_k_has_bernoullis_mean_and_never_more_variance(world):
+    """By enumeration: t in (epsilon, 1] for Bernoulli, k in 1…L for exact-k, weight 1/t."""
+    sums = masked_sums(world)
+    by_size = [sums[k == SIZES] for k in range(L + 1)]
+    exact_mean = sum((L / k) * by_size[k].mean() for k in range(1, L + 1)) / L
+    exact_square = sum(((L / k) * by_size[k]).square().mean() for k in range(1, L + 1)) / L
+    epsilon = 1e-6
+    mean = integrate.quad(lambda t: float(bernoulli_probability(t) @ sums) / t, epsilon, 1)[0]
+    square = integrate.quad(lambda t: float(bernoulli_probability(t) @ sums**2) / t**2, epsilon, 1, limit=200)[0]
+    assert mean == pytest.approx(float(exact_mean), rel=1e-4)
+    assert exact_square - exact_mean**2 <= square - mean**2
+
+
+def test_exact_k_training_reaches_the_enumerated_mean(world):
+    objective = build(
+        world, mask_ratio=Uniform(epsilon=0.0), mask_draw=MaskDraw.EXACT_K, joint_draw=JointDraw.KRONECKER
+    )
+    rows = 20_000
+    ids = TOKENS.expand(rows, -1)
+    batch = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(rows), Layout.whole_rows(rows, L))
+    noisy = objective.corrupt(batch)
+    loss = objective.loss(world.score(noisy), noisy)
+    assert (loss.sum / loss.count).item() == pytest.approx(reference_integral(world, Elbo(), 0, 1), rel=3e-3)
+
+
+@pytest.mark.parametrize("p", [Uniform(epsilon=0.0), Cosine(epsilon=0.0), Beta(a=2, b=3, epsilon=0.0)])
+def test_corrected_exact_k_reaches_the_bound_whatever_p(world, p):
+    """By enumeration of the masks with the probability that p gives their k."""
+    objective = build(world, mask_ratio=p, mask_draw=MaskDraw.EXACT_K, importance_corrected=True)
+    masks, k = ALL_MASKS[1:], SIZES[1:]
+    drawn = draw_masks(MaskDraw.EXACT_K, p, (k - 0.5).double() / L, torch.rand(15, L), torch.ones(15, L).bool())
+    mass = p.cdf(k.double() / L) - p.cdf((k - 1).double() / L)
+    subsets = torch.tensor([math.comb(L, int(size)) for size in k])
+    noisy = noisy_of(masks, drawn.mask_ratio, drawn.density, world.MASK)
+    nll = world.score(noisy).nll.detach().double() * (mass / subsets)[masks.nonzero()[:, 0]]
+    loss = objective.loss(TokenScores(nll, nll < 0), noisy)
+    assert loss.sum.item() / L == pytest.approx(reference_integral(world, Elbo(), 0, 1), rel=1e-5)
+
+
+def test_lladas_published_loss_is_reproduced_on_the_same_mask(world):
+    """p_mask = (1 − eps)·t + eps; cross_entropy[mask] / p_mask[mask], summed, over B·L."""
+    batch = world.make_batch(8, 16)
+    objective = build(world)
+    noisy = objective.corrupt(batch)
+    logits = torch.randn(8, 16, 10, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    is_masked, p_mask = noisy.noisy_ids == world.MASK, noisy.mask_ratio[:, None].repeat(1, 16)
+    token_loss = (
+        torch.nn.functional.cross_entropy(logits[is_masked], batch.input_ids[is_masked], reduction="none")
+        / p_mask[is_masked]
+    )
+    published = token_loss.sum() / (8 * 16)
+
+    nll = torch.nn.functional.cross_entropy(logits[noisy.is_masked], noisy.targets, reduction="none")
+    loss = objective.loss(TokenScores(nll, nll < 0), noisy)
+    ours = loss.sum / loss.count
+    assert ours.item() == pytest.approx(published.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (ours, published)]
+    assert torch.allclose(*gradients, atol=1e-7)
+
+
+def test_the_ratio_is_lladas(world):
+    u = torch.rand(100, dtype=torch.float64)
+    assert torch.allclose(build(world).mask_ratio(0.0).quantile(u), (1 - 1e-3) * u + 1e-3)
+
+
+@pytest.mark.parametrize("joint", JointDraw)
+@pytest.mark.parametrize("draw", MaskDraw)
+def test_noise_is_the_same_for_any_split_of_the_global_batch(world, joint, draw):
+    if joint is JointDraw.COMPLEMENTARY and draw is MaskDraw.EXACT_K:
+        pytest.skip("refused by the config")
+    objective = build(world, batch_rows=8, mask_ratio=Uniform(epsilon=0.0), mask_draw=draw, joint_draw=joint)
+    batch = world.make_batch(16, 10)
+    whole = objective.corrupt(batch)
+
+    def rows(ids):
+        layout = Layout.whole_rows(len(ids), 10)
+        return objective.corrupt(TokenBatch(batch.input_ids[ids], batch.is_maskable[ids], batch.row_ids[ids], layout))
+
+    copies = 2 if joint is JointDraw.COMPLEMENTARY else 1
+    for split in ([[0, 1, 2, 3], [4, 5], list(range(6, 16))], [[row] for row in range(15, -1, -1)]):
+        for ids in split:
+            part, here = (
+                rows(ids),
+                torch.tensor(ids).repeat(copies) + torch.arange(copies).repeat_interleave(len(ids)) * 16,
+            )
+            assert torch.equal(part.is_masked, whole.is_masked[here])
+            assert torch.equal(part.mask_ratio, whole.mask_ratio[here])
+    other_seed = build(world, seed=1, batch_rows=8).corrupt(batch)
+    assert not torch.equal(other_seed.is_masked, whole.is_masked[:16])
+
+
+def test_complementary_pairs_cover_every_maskable_token_once(world):
+    is_maskable = torch.rand(6, 10, generator=torch.Generator().manual_seed(0)) < 0.6
+    batch = world.make_batch(6, 10, is_maskable=is_maskable)
+    noisy = build(world, mask_ratio=Uniform(epsilon=0.0), joint_draw=JointDraw.COMPLEMENTARY).corrupt(batch)
+    first, second = noisy.is_masked.chunk(2)
+    assert torch.equal(first ^ second, is_maskable)
+    assert noisy.noisy_ids.shape == (12, 10)
+    assert len(noisy.layout.cu_seqlens) == 13
+
+
+@pytest.mark.parametrize("normaliser", Normaliser)
+@pytest.mark.parametrize("token_weight", [Cart(), Focal()])
+def test_nothing_maskable_gives_0_and_finite_gradients(world, normaliser, token_weight):
+    batch = world.make_batch(3, 6, is_maskable=torch.zeros(3, 6, dtype=torch.bool))
+    for draw in MaskDraw:
+        objective = build(world, normaliser=normaliser, token_weight=token_weight, mask_draw=draw)
+        noisy = objective.corrupt(batch)
+        parameter = torch.ones(3, requires_grad=True)
+        scores = TokenScores(parameter.sum() * torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+        loss = objective.loss(scores, noisy)
+        loss.sum.backward()
+        assert loss.sum == 0
+        assert loss.count == 0
+        assert torch.equal(parameter.grad, torch.zeros(3))
+        assert torch.equal(noisy.noisy_ids, batch.input_ids)
+
+
+def test_bfloat16_scores_are_added_in_float32(world):
+    noisy = build(world).corrupt(world.make_batch(64, 64))
+    nll = world.score(noisy).nll.detach().bfloat16().requires_grad_()
+    loss = build(world).loss(TokenScores(nll, nll < 0), noisy)
+    exact = build(world).loss(TokenScores(nll.detach().float(), nll < 0), noisy)
+    assert loss.sum.dtype == torch.float32
+    assert loss.sum == exact.sum
+    loss.sum.backward()
+    assert bool(nll.grad.isfinite().all())
+
+
+def test_a_curriculum_follows_the_progress(world):
+    objective = build(world, mask_ratio=Curriculum(start=0.1, end=0.9, std=0.05))
+    batch = world.make_batch(200, 4)
+    means = [objective.corrupt(batch, progress).mask_ratio.mean().item() for progress in (0.0, 1.0)]
+    assert means == pytest.approx([0.1, 0.9], abs=0.02)
+
+
+class TestVarianceOptimal:
+    CONFIG = {"mask_ratio": VarianceOptimal(num_bins=4, floor=0.1, decay=0.5), "importance_corrected": True}  # noqa: RUF012
+
+    def train(self, world, objective, rows, reduce=lambda x: x):
+        ids = TOKENS.expand(rows, -1)
+        batch = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(rows), Layout.whole_rows(rows, L))
+        noisy = objective.corrupt(batch)
+        loss = objective.loss(world.score(noisy), noisy)
+        objective.end_step(reduce)
+        return loss
+
+    def test_it_learns_the_root_of_the_second_moment(self, world):
+        objective = build(world, mask_draw=MaskDraw.EXACT_K, **self.CONFIG)
+        self.train(world, objective, 8000)
+        sums = masked_sums(world)
+        root = np.array([float(((L / k) * sums[k == SIZES]).square().mean()) ** 0.5 for k in range(1, L + 1)])
+        # k/L falls on the cells' right borders: cell j holds k = j + 1
+        masses = objective.mask_ratio(0.0).masses.numpy()
+        assert masses == pytest.approx(0.9 * root / root.sum() + 0.025, rel=0.03)
+
+    def test_it_lowers_the_variance_and_keeps_the_mean(self, world):
+        objective = build(world, **self.CONFIG)
+        before = objective.mask_ratio(0.0)
+        self.train(world, objective, 8000)
+        after = objective.mask_ratio(0.0)
+        sums = masked_sums(world)
+        t = torch.linspace(1e-3, 1, 40_001, dtype=torch.float64)
+        mean = bernoulli_probability(t) @ sums / t
+        square = bernoulli_probability(t) @ sums**2 / t**2
+        squares = [torch.trapezoid(square / p.density(t), t) for p in (before, after)]
+        assert squares[1] < squares[0]
+        want = torch.trapezoid(mean, t) / L
+        got = self.train(world, objective, 60_000)
+        assert (got.sum / got.count).item() == pytest.approx(float(want), rel=0.03)
+
+    def test_its_state_survives_a_checkpoint(self, world):
+        objective, other = build(world, **self.CONFIG), build(world, **self.CONFIG)
+        self.train(world, objective, 100)
+        other.load_state_dict(objective.state_dict())
+        assert torch.equal(other.mask_ratio(0.0).masses, objective.mask_ratio(0.0).masses)
+
+    def test_ranks_learn_the_same(self, world):
+        objective = build(world, **self.CONFIG)
+        self.train(world, objective, 100, reduce=lambda seen: 3 * seen)
+        once = build(world, **self.CONFIG)
+        self.train(world, once, 100)
+        assert torch.allclose(objective.moments, 3 * once.moments)
+
+    def test_a_cast_of_the_module_leaves_its_memory_exact(self, world):
+        objective = build(world, **self.CONFIG)
+        self.train(world, objective, 100)
+        before = objective.moments.clone()
+        assert torch.equal(objective.to(torch.bfloat16).moments, before)
+
+    def test_a_non_finite_step_is_forgotten(self, world):
+        objective = build(world, **self.CONFIG)
+        noisy = objective.corrupt(world.make_batch(8, 4))
+        nll = torch.full((len(noisy.targets),), math.nan)
+        objective.loss(TokenScores(nll, nll > 0), noisy)
+        objective.end_step(lambda x: x)
+        assert objective.moments.sum() == 0
+
+    def test_evaluation_leaves_no_trace(self, world):
+        objective = build(world, **self.CONFIG).eval()
+        self.train(world, objective, 100)
+        assert objective.moments.sum() == 0
+
+
+def test_other_objectives_keep_no_state(world):
+    objective = build(world)
+    objective.end_step(lambda x: x)
+    assert objective.state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"mask_ratio": Fixed(), "importance_corrected": True}, "point mass"),
+        ({"mask_ratio": VarianceOptimal()}, "importance_corrected=true"),
+        ({"joint_draw": JointDraw.COMPLEMENTARY}, "epsilon=0"),
+        ({"joint_draw": JointDraw.COMPLEMENTARY, "mask_ratio": Cosine(epsilon=0.0)}, "not symmetric"),
+        (
+            {"joint_draw": JointDraw.COMPLEMENTARY, "mask_ratio": Uniform(epsilon=0.0), "mask_draw": MaskDraw.EXACT_K},
+            "mask_draw=bernoulli",
+        ),
+    ],
+)
+def test_combinations_that_train_something_else_are_refused(config, message):
+    with pytest.raises(UserError, match=message) as refused:
+        DiffusionObjectiveConfig(**config)
+    assert "\n" not in str(refused.value)
+
+
+def test_symmetric_and_corrected_pairs_are_allowed():
+    DiffusionObjectiveConfig(joint_draw=JointDraw.COMPLEMENTARY, mask_ratio=Band(low=0.2, high=0.8))
+    DiffusionObjectiveConfig(
+        joint_draw=JointDraw.COMPLEMENTARY, mask_ratio=Cosine(epsilon=0.0), importance_corrected=True
+    )

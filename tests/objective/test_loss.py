@@ -1,0 +1,138 @@
+"""Sums, counts and bins: what the training divides, and that no micro-batch can change it."""
+
+import pytest
+import torch
+
+from lit_illada.batch import Layout, TokenBatch, TokenScores
+from lit_illada.errors import UserError
+from lit_illada.objective import (
+    AutoregressiveObjective,
+    AutoregressiveObjectiveConfig,
+    DiffusionObjective,
+    DiffusionObjectiveConfig,
+    Normaliser,
+)
+from lit_illada.objective.weighting import Elbo, Flat
+
+LENGTHS = torch.tensor([4, 8, 12, 3, 9, 12, 12, 12])
+EOS = 7
+
+
+def ragged_batch(world):
+    """6 rows of 12; some tokens are a prompt, one row is all prompt."""
+    is_maskable = torch.rand(6, 12, generator=torch.Generator().manual_seed(0)) < 0.7
+    is_maskable[4] = False
+    return world.make_batch(6, 12, is_maskable=is_maskable, lengths=LENGTHS)
+
+
+def micro_batch(batch, rows):
+    """These rows alone, with the segments they hold."""
+    segments_of_row = LENGTHS.split([2, 1, 2, 1, 1, 1])
+    lengths = torch.cat([segments_of_row[row] for row in rows])
+    layout = Layout.from_lengths(lengths, 12)
+    return TokenBatch(batch.input_ids[rows], batch.is_maskable[rows], batch.row_ids[rows], layout)
+
+
+def run(objective, world, batch):
+    noisy = objective.corrupt(batch)
+    return objective.loss(world.score(noisy), noisy)
+
+
+@pytest.mark.parametrize("normaliser", Normaliser)
+def test_micro_batches_add_up_to_the_batch(world, normaliser):
+    config = DiffusionObjectiveConfig(normaliser=normaliser)
+    objective = DiffusionObjective(config, mask_token_id=world.MASK, seed=0, batch_rows=6)
+    batch = ragged_batch(world)
+    whole = run(objective, world, batch)
+    parts = [run(objective, world, micro_batch(batch, rows)) for rows in ([0], [3, 1], [5, 2, 4])]
+    assert sum(part.sum for part in parts).item() == pytest.approx(whole.sum.item(), rel=1e-6)
+    assert sum(part.count for part in parts) == whole.count
+    bins = parts[0].bins + parts[1].bins + parts[2].bins
+    assert torch.allclose(bins.nll, whole.bins.nll)
+    assert torch.equal(bins.num_masked, whole.bins.num_masked)
+
+
+def test_normalisers_equal_a_loop(world):
+    batch = ragged_batch(world)
+    objective = DiffusionObjective(DiffusionObjectiveConfig(), mask_token_id=world.MASK, seed=0, batch_rows=6)
+    noisy = objective.corrupt(batch)
+    nll = noisy.spread(world.score(noisy).nll).detach()
+    per_row = [float(nll[b].sum() / noisy.mask_ratio[b]) for b in range(6)]
+    lengths = batch.is_maskable.sum(1).tolist()
+    segments, row_of, start = [], [], 0
+    for length in LENGTHS.tolist():
+        segments.append(slice(start, start + length))
+        row_of.append(start // 12)
+        start += length
+    of_segment = [
+        (float(nll.flatten()[s].sum() / noisy.mask_ratio[b]), int(batch.is_maskable.flatten()[s].sum()))
+        for s, b in zip(segments, row_of, strict=True)
+    ]
+    want = {
+        Normaliser.TOKENS: (sum(per_row), sum(lengths)),
+        Normaliser.MASKED: (sum(per_row), int(noisy.is_masked.sum())),
+        Normaliser.SEQUENCES: (sum(s / n for s, n in zip(per_row, lengths, strict=True) if n), 5),
+        Normaliser.RESPONSE: (sum(s / n for s, n in of_segment if n), sum(n > 0 for _, n in of_segment)),
+    }
+    for normaliser, (total, count) in want.items():
+        config = DiffusionObjectiveConfig(normaliser=normaliser)
+        one = DiffusionObjective(config, mask_token_id=world.MASK, seed=0, batch_rows=6)
+        got = one.loss(world.score(noisy), noisy)
+        assert got.sum.item() == pytest.approx(total, rel=1e-5), normaliser
+        assert got.count.item() == count, normaliser
+
+
+def test_a_micro_batch_masked_mean_is_another_objective(world):
+    """The trap: means over one row's masked tokens are near the 1/t loss, over many rows' near the flat one."""
+    batch = world.make_batch(2000, 10)
+    config = DiffusionObjectiveConfig(weighting=Flat(), normaliser=Normaliser.MASKED)
+    objective = DiffusionObjective(config, mask_token_id=world.MASK, seed=0, batch_rows=2000)
+    noisy = objective.corrupt(batch)
+    nll = noisy.spread(world.score(noisy).nll).detach().double()
+    masked = noisy.is_masked.sum(1)
+    has_any = masked > 0
+    means_of_rows = (nll.sum(1)[has_any] / masked[has_any]).mean()
+    mean_of_all = nll.sum() / masked.sum()
+    elbo = DiffusionObjective(
+        DiffusionObjectiveConfig(weighting=Elbo()), mask_token_id=world.MASK, seed=0, batch_rows=2000
+    ).loss(world.score(noisy), noisy)
+    loss = objective.loss(world.score(noisy), noisy)
+    assert (loss.sum / loss.count).item() == pytest.approx(float(mean_of_all), rel=1e-4)
+    assert means_of_rows.item() == pytest.approx((elbo.sum / elbo.count).item(), rel=0.05)
+    assert abs(means_of_rows - mean_of_all) > 0.2
+
+
+def test_bins_hold_unweighted_sums(world):
+    batch = world.make_batch(50, 10)
+    objective = DiffusionObjective(DiffusionObjectiveConfig(), mask_token_id=world.MASK, seed=0, batch_rows=50)
+    noisy = objective.corrupt(batch)
+    nll = world.score(noisy).nll
+    is_correct = torch.arange(len(nll)) % 3 == 0
+    bins = objective.loss(TokenScores(nll, is_correct), noisy).bins
+    rows = noisy.is_masked.nonzero()[:, 0]
+    for j in range(10):
+        here = ((noisy.mask_ratio > j / 10) & (noisy.mask_ratio <= (j + 1) / 10))[rows]
+        assert bins.nll[j].item() == pytest.approx(nll[here].sum().item(), rel=1e-5)
+        assert bins.num_correct[j] == is_correct[here].sum()
+        assert bins.num_masked[j] == here.sum()
+    assert not bins.nll.requires_grad
+
+
+def test_autoregressive_predicts_every_token_of_every_segment_from_its_own_past(world):
+    batch = ragged_batch(world)
+    objective = AutoregressiveObjective(AutoregressiveObjectiveConfig(), eos_token_id=EOS)
+    noisy = objective.corrupt(batch, progress=0.5)
+    flat, start, want = batch.input_ids.flatten().tolist(), 0, []
+    for length in LENGTHS.tolist():
+        want += [EOS, *flat[start : start + length - 1]]
+        start += length
+    assert noisy.noisy_ids.flatten().tolist() == want
+    assert torch.equal(noisy.is_masked, batch.is_maskable)
+    loss = objective.loss(world.score(noisy), noisy)
+    assert loss.sum.item() == pytest.approx(world.score(noisy).nll.sum().item(), rel=1e-6)
+    assert loss.count == batch.is_maskable.sum()
+
+
+def test_autoregressive_refuses_to_count_masked_tokens():
+    with pytest.raises(UserError, match="normaliser=tokens"):
+        AutoregressiveObjectiveConfig(normaliser=Normaliser.MASKED)

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from scipy import stats
+
+from lit_illada.objective.mask_ratio import Cosine, Fixed, Uniform
+from lit_illada.objective.masking import MaskDraw, draw_masks, exactly_k, num_masked
+from lit_illada.objective.noise import Purpose, uniform
+
+ROWS, T = 4000, 20
+NOISE = uniform(1, Purpose.MASK, torch.arange(ROWS), torch.arange(T))
+ALL = torch.ones(ROWS, T, dtype=torch.bool)
+
+
+def masks(draw, t, is_maskable=ALL, p=Uniform(epsilon=0)):  # noqa: B008
+    return draw_masks(draw, p, torch.full((ROWS,), t, dtype=torch.float64), NOISE, is_maskable)
+
+
+@pytest.mark.parametrize("draw", MaskDraw)
+@pytest.mark.parametrize("t", [0.05, 0.35, 0.95])
+def test_the_share_masked_is_t_at_every_place(draw, t):
+    is_masked = masks(draw, t).is_masked.double()
+    assert is_masked.mean(0).sub(t).abs().max() < 4 * (t * (1 - t) / ROWS) ** 0.5
+
+
+@pytest.mark.parametrize("draw", MaskDraw)
+def test_prompt_tokens_are_never_masked(draw):
+    is_maskable = NOISE.flip(1) < 0.5
+    drawn = masks(draw, 0.9, is_maskable)
+    assert not (drawn.is_masked & ~is_maskable).any()
+    assert not masks(draw, 1.0, torch.zeros_like(ALL)).is_masked.any()
+    assert torch.equal(masks(draw, 1.0, is_maskable).is_masked, is_maskable)
+
+
+def test_exact_k_masks_k_of_the_maskable_tokens():
+    is_maskable = NOISE.flip(1) < 0.5
+    drawn = masks(MaskDraw.EXACT_K, 0.3, is_maskable)
+    length = is_maskable.sum(1)
+    assert torch.equal(drawn.is_masked.sum(1), (length * 3 + 9) // 10)
+    has_any = length > 0
+    assert torch.allclose(drawn.mask_ratio[has_any] * length[has_any], drawn.is_masked.sum(1)[has_any].double())
+
+
+def test_every_subset_of_k_is_as_likely():
+    is_chosen = exactly_k(torch.full((ROWS,), 2), NOISE[:, :5], ALL[:, :5])
+    code = (is_chosen.long() * 2 ** torch.arange(5)).sum(1)
+    _, counts = code.unique(return_counts=True)
+    assert len(counts) == 10
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+def test_k_is_uniform_when_t_is():
+    u = (torch.arange(7000, dtype=torch.float64) + 0.5) / 7000
+    assert torch.bincount(num_masked(u, torch.full((7000,), 7))).tolist() == [0] + [1000] * 7
+
+
+def test_k_survives_rounding():
+    t = torch.tensor([0.07, 0.29, 0.15, 0.3, 1.0, 1e-9, 0.5], dtype=torch.float64)
+    length = torch.tensor([100, 100, 20, 10, 13, 5, 0])
+    assert num_masked(t, length).tolist() == [7, 29, 3, 3, 13, 1, 0]
+
+
+@pytest.mark.parametrize("p", [Uniform(), Cosine()])
+def test_exact_k_density_is_the_mass_of_k(p):
+    t = p.quantile((torch.arange(ROWS, dtype=torch.float64) + 0.5) / ROWS)
+    drawn = draw_masks(MaskDraw.EXACT_K, p, t, NOISE, ALL)
+    k = drawn.is_masked.sum(1)
+    for count in (1, 10, 20):
+        mass = (k == count).double().mean()
+        assert drawn.density[k == count][0] == pytest.approx(float(mass) * T, rel=0.05)
+
+
+def test_rows_with_nothing_maskable_have_finite_numbers():
+    for draw in MaskDraw:
+        drawn = masks(draw, 0.5, torch.zeros_like(ALL))
+        assert bool((drawn.mask_ratio > 0).all())
+        assert bool((drawn.density.isfinite() & (drawn.density > 0)).all())
+
+
+def test_the_complement_covers_every_maskable_token_exactly_once():
+    is_maskable = NOISE.flip(1) < 0.7
+    both = masks(MaskDraw.BERNOULLI, 0.3, is_maskable).with_complement(is_maskable)
+    first, second = both.is_masked.chunk(2)
+    assert torch.equal(first ^ second, is_maskable)
+    assert not (first & second).any()
+    assert torch.allclose(both.mask_ratio[:ROWS] + both.mask_ratio[ROWS:], torch.ones(ROWS, dtype=torch.float64))
+
+
+def test_a_fixed_ratio_masks_its_share_exactly():
+    assert masks(MaskDraw.EXACT_K, 0.15, p=Fixed()).is_masked.sum(1).unique().tolist() == [3]

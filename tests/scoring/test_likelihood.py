@@ -1,0 +1,214 @@
+"""The yardstick on tiny distributions whose likelihood is known exactly."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from lit_illada.batch import Layout, TokenBatch, TokenScores
+from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, mask_batch, nll, nll_bound, score_rows
+
+MASK, EOS, V, T = 3, 4, 3, 4
+
+
+def make_batch(input_ids, first_row=0, is_maskable=None):
+    is_maskable = torch.ones_like(input_ids, dtype=torch.bool) if is_maskable is None else is_maskable
+    rows = torch.arange(first_row, first_row + len(input_ids))
+    return TokenBatch(input_ids, is_maskable, rows, Layout.whole_rows(*input_ids.shape))
+
+
+class Joint:
+    """A made-up distribution over V**T rows and its exact conditionals: the best model there is of it."""
+
+    def __init__(self, seed=0):
+        self.rows = torch.tensor(list(itertools.product(range(V), repeat=T)))
+        chain = torch.rand(V, V, generator=torch.Generator().manual_seed(seed)) ** 2 + 0.05
+        chain = chain / chain.sum(1, keepdim=True)
+        logp = torch.full((len(self.rows),), -math.log(V))
+        for n in range(1, T):
+            logp = logp + chain[self.rows[:, n - 1], self.rows[:, n]].log()
+        self.p = logp.double().exp()
+
+    def sample(self, n):
+        return self.rows[torch.multinomial(self.p, n, replacement=True, generator=torch.Generator().manual_seed(1))]
+
+    def log_prob(self, rows):
+        return self.p[(rows * V ** torch.arange(T - 1, -1, -1)).sum(1)].log()
+
+    def marginals(self, visible_ids):
+        """(T, V): p(x_i | the visible tokens), MASK standing for unknown."""
+        fits = ((self.rows == visible_ids) | (visible_ids == MASK)).all(1)
+        weights = self.p * fits
+        return torch.stack([(weights[:, None] * (self.rows == v)).sum(0) for v in range(V)], 1) / weights.sum()
+
+    def score(self, noisy_ids, layout, select, targets):
+        rows, columns = select.nonzero(as_tuple=True)
+        probability = torch.stack([self.marginals(row) for row in noisy_ids])[rows, columns]
+        return TokenScores(
+            -probability[torch.arange(len(targets)), targets].log().float(), probability.argmax(1) == targets
+        )
+
+    def score_causally(self, shifted_ids, layout, select, targets):
+        """Sees x[:n] at place n, after the shift."""
+        prefixes = [torch.cat([row[1 : n + 1], torch.full((T - n,), MASK)]) for row in shifted_ids for n in range(T)]
+        probability = torch.stack([self.marginals(prefix)[i % T] for i, prefix in enumerate(prefixes)])
+        chosen = probability[torch.arange(len(targets)), targets]
+        return TokenScores(-chosen.log().float(), probability.argmax(1) == targets)
+
+
+JOINT = Joint()
+
+
+def exact_bound(score, row):
+    """E over k and over all masks of k tokens of S/k."""
+    total = 0.0
+    for k in range(1, T + 1):
+        masks = torch.zeros(math.comb(T, k), T, dtype=torch.bool)
+        for i, places in enumerate(itertools.combinations(range(T), k)):
+            masks[i, list(places)] = True
+        total += score_rows(score, mask_batch(make_batch(row.expand(len(masks), -1)), masks, MASK)).nll.mean()
+    return total / T
+
+
+def test_exact_conditionals_make_the_bound_the_likelihood():
+    for row in JOINT.sample(5):
+        want = -JOINT.log_prob(row[None])[0] / T
+        assert exact_bound(JOINT.score, row).item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_the_grid_estimates_the_enumerated_bound_within_its_error():
+    batch = make_batch(JOINT.sample(300))
+    metric = Likelihood()
+    metric.update(nll_bound(JOINT.score, batch, MaskGrid(num_draws=4, seed=0), MASK), batch)
+    values = metric.compute()
+    want = -JOINT.log_prob(batch.input_ids).mean() / T
+    assert abs(values["nll_bound"] - want) < 3 * values["nll_bound_stderr"]
+    assert values["nll_bound_stderr"] < 0.05
+
+
+def independent(noisy_ids, layout, select, targets):
+    """Tokens independent of each other and of their place: each mask of a row costs what its tokens do."""
+    p = torch.tensor([0.7, 0.2, 0.1])
+    return TokenScores(-p[targets].log(), targets == 0)
+
+
+def test_independent_tokens_have_their_closed_form_bound():
+    row = torch.tensor([0, 0, 1, 2])
+    want = -(2 * math.log(0.7) + math.log(0.2) + math.log(0.1)) / 4
+    assert exact_bound(independent, row).item() == pytest.approx(want, rel=1e-6)
+    constant = make_batch(torch.ones(3, 4, dtype=torch.long))
+    got = nll_bound(independent, constant, MaskGrid(3), MASK)
+    assert got.nll.tolist() == pytest.approx([-math.log(0.2)] * 3, rel=1e-6)
+
+
+def test_a_causal_model_is_scored_exactly_on_the_same_tokens():
+    batch = make_batch(JOINT.sample(50))
+    got = nll(JOINT.score_causally, batch, EOS)
+    assert torch.allclose(got.nll * T, -JOINT.log_prob(batch.input_ids), rtol=1e-5)
+    assert torch.equal(got.num_tokens, nll_bound(JOINT.score, batch, MaskGrid(1), MASK).num_tokens)
+
+
+def test_the_grid_is_even_over_k():
+    batch = make_batch(torch.zeros(40, 10, dtype=torch.long))
+    grid = MaskGrid(num_draws=5, seed=3)
+    counts = torch.stack([grid.masks(batch, draw).sum(1) for draw in range(5)], 1)
+    for draw in range(5):
+        assert set(counts[:, draw].tolist()) == {2 * draw + 1, 2 * draw + 2}
+    histogram = torch.bincount(counts.flatten(), minlength=11)[1:]
+    assert histogram.min() >= 17
+    assert histogram.max() <= 23
+
+
+def test_masks_are_the_same_for_any_split_and_differ_by_draw_and_seed():
+    batch = make_batch(torch.zeros(12, 30, dtype=torch.long))
+    later = make_batch(torch.zeros(5, 30, dtype=torch.long), first_row=7)
+    grid = MaskGrid(num_draws=2, seed=3)
+    assert torch.equal(grid.masks(batch, 1)[7:], grid.masks(later, 1))
+    assert not torch.equal(grid.masks(batch, 0), grid.masks(batch, 1))
+    assert not torch.equal(grid.masks(batch, 1), MaskGrid(num_draws=2, seed=4).masks(batch, 1))
+
+
+def test_prompts_and_empty_rows():
+    is_maskable = torch.tensor([[False, True, True, True], [False] * 4, [True, False, False, False]])
+    batch = make_batch(torch.ones(3, 4, dtype=torch.long), is_maskable=is_maskable)
+    grid = MaskGrid(num_draws=6)
+    for draw in range(6):
+        assert not (grid.masks(batch, draw) & ~is_maskable).any()
+    metric = Likelihood()
+    metric.update(nll_bound(independent, batch, grid, MASK), batch)
+    assert metric.row_sums[:2].tolist() == [2, 4]
+    assert metric.compute()["nll_bound"].item() == pytest.approx(-math.log(0.2), rel=1e-6)
+
+
+def test_standard_error_is_that_of_the_mean_over_rows():
+    x = torch.rand(200, generator=torch.Generator().manual_seed(0)).double()
+    batch = make_batch(torch.ones(200, 4, dtype=torch.long))
+    bins = nll_bound(independent, batch, MaskGrid(1), MASK).bins
+    metric = Likelihood()
+    metric.update(RowScores(x, torch.full((200,), 4), bins), batch)
+    values = metric.compute()
+    assert values["nll_bound"].item() == pytest.approx(x.mean().item())
+    assert values["nll_bound_stderr"].item() == pytest.approx((x.std() / 200**0.5).item())
+
+
+def test_bits_per_byte_and_bins():
+    batch = make_batch(torch.tensor([[0, 1, 2, 1]]))
+    metric = Likelihood(bytes_per_token=torch.tensor([1, 3, 4, 0]))
+    metric.update(score_rows(independent, mask_batch(batch, batch.is_maskable, MASK)), batch)
+    values = metric.compute()
+    nats = -math.log(0.7) - 2 * math.log(0.2) - math.log(0.1)
+    assert values["bits_per_byte"].item() == pytest.approx(nats / math.log(2) / 11, rel=1e-6)
+    assert values["cross_entropy_by_ratio"][9].item() == pytest.approx(nats / 4, rel=1e-6)
+    assert values["accuracy_by_ratio"][9] == 0.25
+    assert values["cross_entropy_by_ratio"][:9].isnan().all()
+
+
+def test_ranks_and_batches_add_up():
+    batch = make_batch(JOINT.sample(20))
+    whole, parts = Likelihood(), Likelihood()
+    grid = MaskGrid(2)
+    whole.update(nll_bound(JOINT.score, batch, grid, MASK), batch)
+    for first in (12, 0):
+        rows = slice(first, first + 12)
+        part = make_batch(batch.input_ids[rows], first_row=first)
+        parts.update(nll_bound(JOINT.score, part, grid, MASK), part)
+    for name, value in whole.compute().items():
+        assert torch.allclose(parts.compute()[name], value, equal_nan=True), name
+
+
+def share_of_rank(rank, store, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    batch = make_batch(JOINT.sample(20)[rank * 8 : 8 + rank * 12], first_row=rank * 8)
+    metric = Likelihood()
+    metric.update(nll_bound(JOINT.score, batch, MaskGrid(2), MASK), batch)
+    queue.put((float(metric.compute()["nll_bound"]), float(metric.compute()["nll_bound_stderr"])))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_report_the_number_of_one(tmp_path):
+    batch, whole = make_batch(JOINT.sample(20)), Likelihood()
+    whole.update(nll_bound(JOINT.score, batch, MaskGrid(2), MASK), batch)
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    ranks = [context.Process(target=share_of_rank, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    seen = [queue.get(timeout=60) for _ in ranks]
+    for rank in ranks:
+        rank.join()
+    want = whole.compute()
+    for bound, stderr in seen:
+        assert bound == pytest.approx(want["nll_bound"].item(), rel=1e-9)
+        assert stderr == pytest.approx(want["nll_bound_stderr"].item(), rel=1e-9)
+
+
+def test_the_bound_leaves_no_graph():
+    weight = torch.ones((), requires_grad=True)
+
+    def score(noisy_ids, layout, select, targets):
+        return TokenScores(weight * torch.ones(len(targets)), targets == 0)
+
+    batch = make_batch(torch.ones(2, 4, dtype=torch.long))
+    assert not nll_bound(score, batch, MaskGrid(1), MASK).nll.requires_grad
