@@ -1,0 +1,242 @@
+"""What an experiment is: its dataclass tree, and how composed YAML becomes it and comes back.
+
+The only importer of hydra and omegaconf; no DictConfig leaves this file.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import EnumType, StrEnum
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_illada.choice import choice, choice_name
+from lit_illada.data.config import DataConfig
+from lit_illada.errors import UserError, unknown
+from lit_illada.generation.config import GenerationConfig
+from lit_illada.model.config import ModelConfig
+from lit_illada.objective import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
+from lit_illada.share import conf_dir
+from lit_illada.training.optim import OptimConfig
+from lit_illada.training.trainer import Accelerator, TrainerConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Texts generated at every validation, to be read in TensorBoard: one per prompt."""
+
+    prompts: list[str] = field(default_factory=list)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pretraining run. run_dir: None means runs/<name>-<time of the start>."""
+
+    name: str = "pretrain"
+    seed: int = 0
+    run_dir: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+
+    def __post_init__(self) -> None:
+        is_autoregressive = isinstance(self.objective, AutoregressiveObjectiveConfig)
+        if is_autoregressive != self.model.is_causal:
+            raise UserError(
+                f"objective.name={choice_name(OBJECTIVES, self.objective)} needs "
+                f"model.is_causal={str(is_autoregressive).lower()}; got {str(self.model.is_causal).lower()}"
+            )
+        longest = self.model.max_position_embeddings
+        if self.data.row_length > longest:
+            raise UserError(
+                f"data.row_length is {self.data.row_length}, longer than model.max_position_embeddings={longest}"
+            )
+        if self.samples.prompts and self.model.is_causal:
+            raise UserError("samples.prompts must be empty for a causal model: the block sampler is bidirectional")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Generation from a checkpoint."""
+
+    accelerator: Accelerator = Accelerator.auto
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Preparation of a data set."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+SCHEMAS: dict[str, type] = {"pretrain": PretrainConfig, "generate": GenerateConfig, "data": PrepareConfig}
+
+
+def load(command: str, overrides: Sequence[str] = ()) -> Any:
+    """The config of a command (a file at the top of conf/), composed with Hydra overrides and validated.
+
+    Raises UserError for an unknown key or choice (naming the nearest), a wrong type or an impossible combination.
+    """
+    for override in overrides:
+        _require_assignment(override)
+    try:
+        composed = _compose(command, overrides)
+    except HydraException as error:
+        raise _explain(error, command, overrides) from error
+    return from_tree(SCHEMAS[command], OmegaConf.to_container(composed, resolve=True))
+
+
+def _compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="lit-illada"):
+        return compose(command, list(overrides))
+
+
+def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
+    """A frozen dataclass from plain dicts, lists and scalars, every choice resolved by its name."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where.rstrip('.') or 'a config'} must be a mapping of keys; got {tree!r}")
+    hints = get_type_hints(schema)
+    items = {item.name: item for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    values = {}
+    for key, child in tree.items():
+        path = f"{where}{key}"
+        if key not in items:
+            raise _nearest_key(path, [f"{where}{name}" for name in items])
+        cls = hints[key]
+        if table := items[key].metadata.get("choices"):
+            cls, child = _chosen(table, child, path)
+        is_node = dataclasses.is_dataclass(cls)
+        values[key] = from_tree(cls, child, f"{path}.") if is_node else _leaf(cls, child, path)  # type: ignore[arg-type]
+    return schema(**values)
+
+
+def to_tree(value: Any) -> Any:
+    """The inverse of `from_tree`: plain dicts, lists and scalars."""
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, list):
+        return [to_tree(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    tree = {}
+    for item in dataclasses.fields(value):
+        child = getattr(value, item.name)
+        tree[item.name] = to_tree(child)
+        if table := item.metadata.get("choices"):
+            tree[item.name] = {"name": choice_name(table, child), **tree[item.name]}
+    return tree
+
+
+def dump(config: Any) -> str:
+    """The config as YAML."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
+    """The config saved with a run, with `key=value` overrides on top."""
+    try:
+        tree = OmegaConf.create(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not a readable config ({error})") from error
+    if not isinstance(tree, DictConfig):
+        raise UserError(f"{path}: a config is a mapping of keys; found {type(tree).__name__}")
+    try:
+        from_tree(SCHEMAS[command], OmegaConf.to_container(tree))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    for override in overrides:
+        key = _require_assignment(override)
+        if key not in _keys(tree):
+            raise _nearest_key(key, _keys(tree))
+    merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+    return from_tree(SCHEMAS[command], OmegaConf.to_container(merged))
+
+
+def _leaf(hint: Any, value: Any, path: str) -> Any:
+    """The value as the field's type; OmegaConf decides what converts."""
+    if isinstance(hint, EnumType):
+        allowed = [str(member.value) for member in hint.__members__.values()]
+        if value not in allowed:
+            raise unknown(path, value, allowed)
+        return hint(value)
+    schema = dataclasses.make_dataclass("Leaf", [("value", hint)])
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(schema), {"value": value})
+        return OmegaConf.to_container(node)["value"]  # type: ignore[index, call-overload]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {value!r} is not {_type_name(hint)}") from error
+
+
+def _type_name(hint: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return " or ".join(names.get(part, str(part)) for part in parts)
+
+
+def _require_assignment(override: str) -> str:
+    """The key of a `key=value`."""
+    key, found, _ = override.partition("=")
+    if not found or not key.strip():
+        raise UserError(f"{override!r} is no override: write key=value, such as trainer.max_steps=500")
+    return key
+
+
+def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dict[str, Any]]:
+    if isinstance(child, str):
+        child = {"name": child}
+    if not isinstance(child, Mapping) or "name" not in child:
+        raise UserError(f"{path} needs a name: one of {', '.join(table)}")
+    if child["name"] not in table:
+        raise unknown(path, child["name"], table)
+    return table[child["name"]], {key: value for key, value in child.items() if key != "name"}
+
+
+def _explain(error: HydraException, command: str, overrides: Sequence[str]) -> UserError:
+    """Hydra's refusal in one line: an unknown key or group with the nearest one that exists."""
+    key = getattr(error.__cause__, "full_key", None)
+    if key:
+        # with the overrides that choose files, so that the keys are those of the chosen ones
+        choosing = [override for override in overrides if (conf_dir() / override.partition("=")[0]).is_dir()]
+        return _nearest_key(str(key), _keys(_compose(command, choosing)))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return unknown(f"config {group or 'group'}", name, [path.stem for path in (conf_dir() / group).glob("*.yaml")])
+    return UserError(" ".join(str(error).split()))
+
+
+def _nearest_key(key: str, known: list[str]) -> UserError:
+    # the last word counts most: `model.num_layers` is near `model.num_hidden_layers`
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == parent] or known
+    close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5) or difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return UserError(f"unknown config key {key!r}: allowed there are {', '.join(siblings)}{hint}")
+
+
+def _keys(node: DictConfig) -> list[str]:
+    return list(_walk(node, ""))
+
+
+def _walk(node: DictConfig, where: str) -> Iterator[str]:
+    for key in map(str, node):
+        yield f"{where}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _walk(child, f"{where}{key}.")

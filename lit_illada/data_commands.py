@@ -1,0 +1,76 @@
+"""The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lit_illada.config import load
+from lit_illada.data.config import DataConfig, PreparedSource
+from lit_illada.data.inspection import inspect as inspect_dataset
+from lit_illada.data.inspection import verify as verify_dataset
+from lit_illada.data.manifest import Manifest
+from lit_illada.data.prepare import is_url
+from lit_illada.data.prepare import prepare as prepare_folder
+from lit_illada.errors import UserError
+
+
+def prepare(overrides: Sequence[str], overwrite: bool) -> None:
+    config = load("data", overrides).data
+    manifest = prepare_dataset(config, Console(stderr=True), overwrite=overwrite)
+    if manifest is None:
+        raise UserError(f"{config.dir}: nothing to prepare from; choose data=stdlib, text, jsonl or hf")
+    for name in ("train", "validation"):
+        split = manifest.split(name)
+        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")
+    print(
+        f"left out: {manifest.duplicates:,} duplicates, {manifest.empty:,} empty, {manifest.bad_documents:,} unreadable"
+    )
+    print(f"in {config.dir}; look at it with: lit-illada data inspect {config.dir}")
+
+
+def inspect(folder: str) -> None:
+    print(inspect_dataset(folder))
+
+
+def verify(folder: str) -> None:
+    problems = verify_dataset(folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(f"{folder}: {len(problems)} problem{'s' * (len(problems) > 1)} found")
+    print(f"{folder}: every shard is whole")
+
+
+def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = False) -> Manifest | None:
+    """Prepare, showing progress, what is not prepared yet. None where the config names no source."""
+    if isinstance(config.source, PreparedSource) or is_url(config.dir):
+        return None
+    with _progress(console) as on_progress:
+        return prepare_folder(config, overwrite=overwrite, on_progress=on_progress)
+
+
+@contextmanager
+def _progress(console: Console) -> Any:
+    columns = (
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+    )
+    tasks: dict[str, Any] = {}
+    with Progress(
+        TextColumn("[bold]{task.description}"), *columns, console=console, disable=not console.is_terminal
+    ) as bar:
+
+        def on_progress(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+                if not console.is_terminal:
+                    console.print(f"{stage} …", highlight=False)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield on_progress

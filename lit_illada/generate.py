@@ -1,0 +1,82 @@
+"""The `generate` command: a checkpoint and a prompt in, text out, shown while it is being unmasked."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from lit_illada import build
+from lit_illada.config import load
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.errors import UserError
+from lit_illada.generation.block import Commit
+
+
+def run(
+    checkpoint: Path, prompt: str | None, prompt_file: Path | None, live: bool | None, overrides: Sequence[str]
+) -> None:
+    """Print the prompt's continuation on standard output; the live view goes to standard error."""
+    config = load("generate", overrides)
+    text = _prompt(prompt, prompt_file)
+    device = torch.device(config.accelerator.resolve().value)
+    model, tokenizer = build.load_checkpoint(checkpoint, device)
+    console = Console(stderr=True)
+    view = LiveView(tokenizer, console) if (console.is_terminal if live is None else live) else None
+    with view or nullcontext():
+        ids = build.complete(model, tokenizer, text, config.generation, on_commit=view)
+    print(tokenizer.decode(ids))
+
+
+class LiveView:
+    """Shows the text with a block for every [MASK] and the tokens of the last step in colour."""
+
+    def __init__(self, tokenizer: Tokenizer, console: Console) -> None:
+        self._tokenizer = tokenizer
+        self._live = Live(console=console, refresh_per_second=12, transient=True, vertical_overflow="crop")
+
+    def __enter__(self) -> "LiveView":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def __call__(self, commit: Commit) -> None:
+        text = Text()
+        ids, is_new = commit.token_ids[0].tolist(), commit.is_committed[0].tolist()
+        start = 0
+        for end in range(1, len(ids) + 1):
+            if end < len(ids) and self._style(ids[end], is_new[end]) == self._style(ids[start], is_new[start]):
+                continue
+            style = self._style(ids[start], is_new[start])
+            is_mask = ids[start] == self._tokenizer.mask_token_id
+            text.append("░" * (end - start) if is_mask else self._tokenizer.decode(ids[start:end]), style)
+            start = end
+        self._live.update(text, refresh=True)
+
+    def _style(self, token_id: int, is_new: bool) -> str:
+        if token_id == self._tokenizer.mask_token_id:
+            return "dim"
+        return "bold green" if is_new else "none"
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if prompt is not None and prompt_file is not None:
+        raise UserError("give --prompt or --prompt-file, not both")
+    if prompt is not None:
+        return prompt
+    if prompt_file is not None:
+        try:
+            return prompt_file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{prompt_file}: not UTF-8 text at byte {error.start}") from error
+        except OSError as error:
+            raise UserError(f"{prompt_file}: {error.strerror}") from error
+    if sys.stdin.isatty():
+        raise UserError("no prompt: give --prompt TEXT or --prompt-file FILE, or pipe text into the command")
+    return sys.stdin.read()

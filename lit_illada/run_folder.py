@@ -1,0 +1,109 @@
+"""What lies in a run's folder, and how a run is made, found again and told apart from another."""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lit_illada import __version__
+from lit_illada.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """config.yaml, provenance.json, summary.json, samples.txt, tokenizer/, checkpoints/ and TensorBoard's events."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.txt"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @classmethod
+    def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
+        """A new, empty folder. Raises UserError when it already holds a run."""
+        folder = cls(Path(path) if path else Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}")
+        if folder.config.exists():
+            raise UserError(
+                f"{folder.path} already holds a run: go on with it by --resume {folder.path}, or give another run_dir"
+            )
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing run. Raises UserError for a folder that holds none."""
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise UserError(f"{path}: no run there (no {folder.config.name})")
+        return folder
+
+    @classmethod
+    def of_checkpoint(cls, path: Path) -> "RunFolder":
+        """The run that a checkpoint file belongs to."""
+        return cls(path.resolve().parent.parent)
+
+    def write_summary(self, figures: dict[str, Any]) -> None:
+        self.summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+    def write_provenance(self, now: datetime) -> None:
+        """With what the run was made: it stands beside every number taken from it."""
+        packages = ("torch", "lightning", "torchmetrics", "webdataset", "tokenizers", "numpy")
+        record = {
+            "started_at": now.isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "versions": {"lit-illada": __version__, **{package: version(package) for package in packages}},
+        }
+        with (self.path / "provenance.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"hidden_size": 256}}` as `{"model.hidden_size": 256}`, for the hyper-parameter table."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else str(value)
+    return flat
+
+
+def _commit() -> str | None:
+    """The commit of the checkout the code runs from; None outside one."""
+    root = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

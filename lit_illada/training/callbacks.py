@@ -1,0 +1,217 @@
+"""What happens beside training: throughput, samples, progress on screen, and stopping well."""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lit_illada.batch import TokenBatch
+from lit_illada.errors import UserError
+from lit_illada.training.checkpoint import Checkpoints
+from lit_illada.training.metrics import publish
+
+log = logging.getLogger(__name__)
+
+
+class Throughput(Callback):
+    """perf/tokens_per_s and perf/mfu, over the time spent training (validation and checkpoints not counted).
+
+    count_flops: floating-point operations of a training micro-batch, from its layout and the LM-head rows computed.
+    peak_flops_per_s: what one device's matrix multiplication reaches in the run's precision.
+    """
+
+    def __init__(
+        self, count_flops: Callable[[TokenBatch, int], float], peak_flops_per_s: float, every_steps: int
+    ) -> None:
+        self._count_flops = count_flops
+        self._peak = peak_flops_per_s
+        self._every_steps = every_steps
+        self._reset()
+        self.tokens_per_s = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._step_before = trainer.global_step
+        self._started_at = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
+    ) -> None:
+        self._tokens += batch.input_ids.numel() * trainer.world_size
+        self._flops += self._count_flops(batch, outputs["head_rows"])
+        is_due = trainer.global_step != self._step_before and trainer.global_step % self._every_steps == 0
+        if is_due and batch.input_ids.is_cuda:
+            torch.cuda.synchronize()
+        self._elapsed_s += time.perf_counter() - self._started_at
+        if is_due:
+            self.tokens_per_s = self._tokens / self._elapsed_s
+            mfu = self._flops / self._elapsed_s / self._peak
+            publish(pl_module, {"perf/tokens_per_s": self.tokens_per_s, "perf/mfu": mfu})
+            self._reset()
+
+    def _reset(self) -> None:
+        self._tokens, self._flops, self._elapsed_s = 0, 0.0, 0.0
+
+
+class NonFiniteGuard(Callback):
+    """Tells of every step skipped for a non-finite gradient; stops the run, saved, after `limit` in a row."""
+
+    def __init__(self, limit: int, checkpoints: Checkpoints) -> None:
+        self._limit = limit
+        self._checkpoints = checkpoints
+        self._skipped = 0
+        self._in_a_row = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self._skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._skipped, self._in_a_row = state_dict["skipped"], 0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step_before:
+            return
+        norm = pl_module.gradient_norm
+        if math.isfinite(norm):
+            self._in_a_row = 0
+            return
+        self._skipped += 1
+        self._in_a_row += 1
+        log.warning("step %d: the gradient norm is %s; the step is skipped", trainer.global_step, norm)
+        publish(pl_module, {"train/skipped_steps": float(self._skipped)})
+        if self._in_a_row >= self._limit:
+            self._checkpoints.save_now(trainer)
+            raise UserError(
+                f"{self._in_a_row} steps in a row had a non-finite gradient, up to step {trainer.global_step}; the "
+                f"weights before them are saved in {self._checkpoints.dirpath}: resume with a lower "
+                "optim.optimizer.learning_rate"
+            )
+
+
+class GracefulStop(Callback):
+    """Ctrl-C or SIGTERM ends the run after the step in progress, saved. A second one ends it at once."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self.signal: signal.Signals | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self._step_before:
+            return
+        # every rank must take the same way out
+        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            self._checkpoints.save_now(trainer)
+            trainer.should_stop = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in getattr(self, "_before", {}).items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        log.warning("%s: saving after this step; once more to stop at once", self.signal.name)
+
+
+class TextSamples(Callback):
+    """Generates from each prompt at every validation: into TensorBoard and `samples.txt` of the run folder.
+
+    complete: prompt -> prompt with its continuation, deterministic.
+    """
+
+    def __init__(self, prompts: list[str], complete: Callable[[str], str], file: Path) -> None:
+        self._prompts = prompts
+        self._complete = complete
+        self._file = file
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        texts = [self._complete(prompt) for prompt in self._prompts]
+        if not trainer.is_global_zero or not texts:
+            return
+        with self._file.open("a", encoding="utf-8") as file:
+            for text in texts:
+                file.write(f"=== step {trainer.global_step}\n{text}\n\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for index, text in enumerate(texts):
+                    quoted = "\n".join(f"    {line}" for line in text.splitlines())
+                    logger.experiment.add_text(f"samples/prompt_{index}", quoted, trainer.global_step)
+
+
+class ProgressBar(Callback):
+    """One line on screen: steps, loss, validation bound, tokens a second, time left.
+
+    Where there is no terminal, a plain line at every validation.
+    """
+
+    def __init__(self, throughput: Throughput, console: Console) -> None:
+        self._throughput = throughput
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._bar.start()
+        self._task = self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, status="")
+        self._started_at, self._first_step = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            self._bar.update(self._task, completed=trainer.global_step, status=self._status(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or self._console.is_terminal or trainer.state.fn != "fit":
+            return
+        done = trainer.global_step - self._first_step
+        left_s = (time.perf_counter() - self._started_at) / max(1, done) * (trainer.max_steps - trainer.global_step)
+        self._console.print(
+            f"step {trainer.global_step}/{trainer.max_steps}  {self._status(trainer)}  {left_s:.0f} s left",
+            highlight=False,
+        )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and hasattr(self, "_task"):
+            self._bar.update(self._task, description="validate")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and hasattr(self, "_task"):
+            self._bar.update(self._task, description="train")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._bar.stop()
+
+    def _status(self, trainer: Trainer) -> str:
+        names = {"train/loss": "loss", "val/nll_bound": "bound"}
+        values = trainer.callback_metrics
+        parts = [f"{short} {float(values[name]):.3f}" for name, short in names.items() if name in values]
+        return "  ".join([*parts, f"{self._throughput.tokens_per_s:,.0f} tokens/s"])

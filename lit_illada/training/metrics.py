@@ -1,0 +1,60 @@
+"""What the training curves show: sums over steps and ranks, divided once."""
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_illada.objective import NUM_RATIO_BINS, LossSum
+
+
+class TrainingCurves(Metric):
+    """The loss, and the plain cross-entropy and accuracy of the masked tokens: overall and by mask ratio.
+
+    compute() gives `loss`, `nll` (nats a masked token), `accuracy`, and `nll_by_ratio`, `accuracy_by_ratio` ((10,), NaN
+    where no token fell). Every value is a ratio of two sums over all since the last reset, on all ranks.
+    """
+
+    full_state_update = False
+    loss_sum: Tensor
+    count: Tensor
+    bin_sums: Tensor  # (3, 10): nll, num_correct, num_masked
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("bin_sums", torch.zeros(3, NUM_RATIO_BINS, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: LossSum) -> None:
+        self.loss_sum += loss.sum.detach()
+        self.count += loss.count
+        self.bin_sums += torch.stack([loss.bins.nll, loss.bins.num_correct, loss.bins.num_masked])
+
+    def compute(self) -> dict[str, Tensor]:
+        nll, num_correct, num_masked = self.bin_sums
+        return {
+            "loss": self.loss_sum / self.count,
+            "nll": nll.sum() / num_masked.sum(),
+            "accuracy": num_correct.sum() / num_masked.sum(),
+            "nll_by_ratio": nll / num_masked,
+            "accuracy_by_ratio": num_correct / num_masked,
+        }
+
+
+def by_ratio(tag: str, values: Tensor) -> dict[str, Tensor]:
+    """One curve a mask-ratio bin, `tag/0.1-0.2`; bins that saw no token are left out."""
+    names = [f"{tag}/{low / 10:.1f}-{(low + 1) / 10:.1f}" for low in range(len(values))]
+    return {name: value for name, value in zip(names, values, strict=True) if not value.isnan()}
+
+
+def publish(module: LightningModule, values: Mapping[str, float | Tensor]) -> None:
+    """Log values that are equal on every rank, at the number of optimizer steps done.
+
+    Lightning's own step counts from 0 and writes only at multiples of one interval.
+    """
+    module.log_dict({name: float(value) for name, value in values.items()}, logger=False)
+    for logger in module.loggers:
+        logger.log_metrics({name: float(value) for name, value in values.items()}, step=module.global_step)

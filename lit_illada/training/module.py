@@ -1,0 +1,148 @@
+"""One training step and one validation step, as Lightning runs them.
+
+Receives a built model and objective, and knows neither's config. Shapes: B rows, T tokens, M masked tokens.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lit_illada.batch import TokenBatch
+from lit_illada.objective import Objective
+from lit_illada.scoring.likelihood import Likelihood, RowScores, ScoreFn
+from lit_illada.training.metrics import TrainingCurves, by_ratio, publish
+from lit_illada.training.optim import OptimConfig, build_optimizer
+from lit_illada.training.schedule import LearningRate
+
+
+class PretrainModule(pl.LightningModule):
+    """Pretraining of `model` on `objective`.
+
+    model: input ids (B, T), layout, selection (B, T), targets (M,) -> TokenScores.
+    score_rows: the bound of each validation row, the same question whatever the objective.
+    likelihood: adds the rows up. unigram_entropy: of the validation text, nats a token; a line to compare with.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optim: OptimConfig,
+        score_rows: Callable[[ScoreFn, TokenBatch], RowScores],
+        likelihood: Likelihood,
+        *,
+        unigram_entropy: float,
+        max_steps: int,
+        log_every_steps: int,
+        hparams: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.score_rows = score_rows
+        self.likelihood = likelihood
+        self.unigram_entropy = unigram_entropy
+        self.curves = TrainingCurves()
+        self.optim = optim
+        self.max_steps = max_steps
+        self.log_every_steps = log_every_steps
+        self.gradient_norm = math.nan
+        # no buffer: DDP would overwrite every rank's own count with rank 0's
+        self._count: Tensor | float = 0.0
+        # plain values only: a checkpoint with objects in it could not be read under weights_only
+        self.save_hyperparameters(hparams, logger=False)
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> dict[str, Any]:
+        noisy = self.objective.corrupt(batch, progress=self.global_step / self.max_steps)
+        scores = self.model(noisy.noisy_ids, noisy.layout, select=noisy.is_masked, targets=noisy.targets)
+        loss = self.objective.loss(scores, noisy)
+        self._count = self._count + loss.count
+        self.curves.update(loss)
+        # The sum over a constant, so that gradients have an ordinary size; the step's own count follows when every
+        # micro-batch of every rank is in.
+        self._reference = noisy.noisy_ids.numel()
+        return {"loss": loss.sum / self._reference, "head_rows": noisy.targets.numel()}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Normalise the summed gradient by the global count, then clip it; a non-finite one is dropped.
+
+        Without gradients the optimizer leaves weights and moments alone: the step is skipped.
+        """
+        self.objective.end_step(self._sum_over_ranks)
+        scale = self._global_scale()
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.gradient_norm = float(norm) * scale
+        if not math.isfinite(self.gradient_norm):
+            optimizer.zero_grad(set_to_none=True)
+            return
+        clip = self.optim.gradient_clip_norm
+        if clip is not None and self.gradient_norm > clip:
+            scale *= clip / self.gradient_norm
+        torch._foreach_mul_(gradients, scale)
+
+    def on_train_batch_end(self, outputs: Any, batch: TokenBatch, batch_idx: int) -> None:
+        if self._is_mid_step:
+            return
+        if self.global_step % self.log_every_steps == 0 or self.global_step == self.max_steps:
+            values = self.curves.compute()
+            self.curves.reset()
+            publish(
+                self,
+                {
+                    **by_ratio("train_nll_by_ratio", values.pop("nll_by_ratio")),
+                    **by_ratio("train_accuracy_by_ratio", values.pop("accuracy_by_ratio")),
+                    **{f"train/{name}": value for name, value in values.items()},
+                    "train/gradient_norm": self.gradient_norm,
+                    "train/learning_rate": self._schedule().get_last_lr()[0],
+                },
+            )
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        self.likelihood.update(self.score_rows(self.model, batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        values = self.likelihood.compute()
+        self.likelihood.reset()
+        publish(
+            self,
+            {
+                **by_ratio("val_nll_by_ratio", values.pop("cross_entropy_by_ratio")),
+                **by_ratio("val_accuracy_by_ratio", values.pop("accuracy_by_ratio")),
+                **{f"val/{name}": value for name, value in values.items()},
+                "val/unigram_entropy": self.unigram_entropy,
+            },
+        )
+        if self.trainer.state.fn == "fit" and self._schedule().observe(float(values["nll_bound"])):
+            publish(self, {"train/plateau_at_step": float(self.global_step)})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.model, self.optim.optimizer)
+        schedule = LearningRate(optimizer, self.optim.schedule, self.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _global_scale(self) -> float:
+        """What turns Lightning's mean over ranks and micro-batches into the sum over the global count.
+
+        0 for a step in which nothing carried loss.
+        """
+        count = float(self._sum_over_ranks(torch.as_tensor(self._count)))
+        self._count = 0.0
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return self._reference * parts / count if count > 0 else 0.0
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[return-value]
+
+    @property
+    def _is_mid_step(self) -> bool:
+        return (self.trainer.fit_loop.total_batch_idx + 1) % self.trainer.accumulate_grad_batches != 0
+
+    def _schedule(self) -> LearningRate:
+        return self.lr_schedulers()  # type: ignore[return-value]

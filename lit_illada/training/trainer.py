@@ -1,0 +1,151 @@
+"""How a run is driven: devices, precision, batch, length, and the Lightning trainer made of them."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+
+from lit_illada.errors import UserError
+from lit_illada.training.checkpoint import AtomicCheckpointIO
+
+log = logging.getLogger(__name__)
+
+
+class Accelerator(StrEnum):
+    """auto: a CUDA device where there is one, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+    def resolve(self) -> "Accelerator":
+        """The accelerator that will run. Raises UserError when CUDA is asked for where there is none."""
+        if self is Accelerator.cuda and not torch.cuda.is_available():
+            raise UserError("accelerator=cuda, but torch sees no CUDA device here; use accelerator=cpu or auto")
+        if self is not Accelerator.auto:
+            return self
+        return Accelerator.cuda if torch.cuda.is_available() else Accelerator.cpu
+
+
+class Precision(StrEnum):
+    """auto: bf16_mixed where the hardware multiplies bfloat16 (CUDA; CPUs with AMX or AVX512-BF16), else float32."""
+
+    auto = "auto"
+    float32 = "float32"
+    bf16_mixed = "bf16_mixed"
+
+    def resolve(self, accelerator: Accelerator) -> "Precision":
+        if self is not Precision.auto:
+            return self
+        has_bf16 = accelerator is Accelerator.cuda or _cpu_multiplies_bf16()
+        return Precision.bf16_mixed if has_bf16 else Precision.float32
+
+    @property
+    def lightning_name(self) -> str:
+        return {"float32": "32-true", "bf16_mixed": "bf16-mixed"}[self.value]
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long, how large, how often.
+
+    batch_rows: rows of an optimizer step, over all devices. micro_batch_rows: rows a device takes at once; what is
+    left of batch_rows is accumulated. Intervals are in optimizer steps.
+    """
+
+    accelerator: Accelerator = Accelerator.auto
+    devices: int = 1
+    num_nodes: int = 1
+    precision: Precision = Precision.auto
+    compile: bool = False
+    max_steps: int = 1000
+    batch_rows: int = 32
+    micro_batch_rows: int = 32
+    ema_decay: float | None = None
+    log_every_steps: int = 10
+    val_every_steps: int = 100
+    val_rows: int = 64
+    val_draws: int = 2
+    checkpoint_every_steps: int = 100
+    keep_checkpoints: int = 2
+    max_nonfinite_steps: int = 5
+
+    def __post_init__(self) -> None:
+        positive = [
+            "devices",
+            "num_nodes",
+            "max_steps",
+            "batch_rows",
+            "micro_batch_rows",
+            "log_every_steps",
+            "val_every_steps",
+            "val_rows",
+            "val_draws",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            "max_nonfinite_steps",
+        ]
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name} must be 1 or more; got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"trainer.ema_decay must lie in (0, 1), or be null for none; got {self.ema_decay}")
+        at_once = self.micro_batch_rows * self.world_size
+        if self.batch_rows % at_once:
+            raise UserError(
+                f"trainer.batch_rows={self.batch_rows} is no multiple of micro_batch_rows × devices × num_nodes = "
+                f"{self.micro_batch_rows} × {self.devices} × {self.num_nodes} = {at_once}"
+            )
+
+    @property
+    def world_size(self) -> int:
+        return self.devices * self.num_nodes
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of an optimizer step on one device."""
+        return self.batch_rows // (self.micro_batch_rows * self.world_size)
+
+
+def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callback], logger: Logger) -> Trainer:
+    """Lightning's Trainer for this config. Raises UserError where the hardware asked for is absent."""
+    accelerator = config.accelerator.resolve()
+    precision = config.precision.resolve(accelerator)
+    if accelerator is Accelerator.cuda and config.devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices={config.devices}, but torch sees {torch.cuda.device_count()} CUDA devices")
+    log.info("trains on %s × %d, %s", accelerator, config.world_size, precision)
+    return Trainer(
+        accelerator=accelerator.value,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy="ddp" if config.world_size > 1 else "auto",
+        precision=precision.lightning_name,  # type: ignore[arg-type]
+        max_steps=config.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.accumulation,
+        # the validation interval counts batches, whatever the epoch
+        val_check_interval=config.val_every_steps * config.accumulation,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        # metric states made in inference mode could not be added to afterwards
+        inference_mode=False,
+        enable_checkpointing=True,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        logger=logger,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run_dir,
+    )
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # private names, hence the default: a torch that renames them runs in float32, and the log says so
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)

@@ -1,0 +1,86 @@
+"""What every test runs under: one thread, so that results do not depend on the machine's load or size."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import random
+
+import pytest
+import torch
+from hypothesis import settings
+
+from lit_illada.config import load
+from lit_illada.data.prepare import prepare
+
+torch.set_num_threads(1)
+# the examples are drawn from the test's own source, so that a failure fails for everyone
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    """A folder of 80 small texts with something to learn: each repeats a random phrase."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    for index in range(80):
+        phrase = " ".join(rng.choices(WORDS, k=5))
+        folder.joinpath(f"{index:03d}.txt").write_text(". ".join([phrase] * rng.randint(2, 20)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_corpus, tmp_path_factory):
+    """A prepared data set of the tiny corpus: the folder, and the overrides that name it."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    overrides = [
+        "data=text",
+        f"data.source.paths=[{tiny_corpus}]",
+        f"data.dir={folder}",
+        "data.tokenizer.vocab_size=300",
+        "data.validation_fraction=0.2",
+        "data.shard_tokens=1024",
+        "data.num_processes=1",
+    ]
+    prepare(load("data", overrides).data)
+    return overrides
+
+
+TINY_RUN = [
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=1",
+    "data.row_length=32",
+    "data.num_streams=4",
+    "optim.schedule.warmup_steps=2",
+    "trainer.accelerator=cpu",
+    "trainer.precision=float32",
+    "trainer.batch_rows=8",
+    "trainer.micro_batch_rows=8",
+    "trainer.max_steps=12",
+    "trainer.log_every_steps=2",
+    "trainer.val_every_steps=6",
+    "trainer.val_rows=8",
+    "trainer.val_draws=2",
+    "trainer.checkpoint_every_steps=3",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(tiny_dataset):
+    """The command line of a run that takes a second or two."""
+    return [*tiny_dataset, *TINY_RUN]

@@ -1,0 +1,90 @@
+"""The house's rule: imports run down only, and heavy packages stay where they belong."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lit_illada"
+
+# a room may import the rooms below it in this list of what it may reach
+MAY_IMPORT = {
+    "errors": set(),
+    "choice": set(),
+    "share": set(),
+    "completion": {"share"},
+    "batch": set(),
+    "model": {"batch", "choice", "errors"},
+    "data": {"batch", "choice", "errors"},
+    "objective": {"batch", "choice", "errors"},
+    "generation": {"batch", "choice", "errors"},
+    "scoring": {"batch", "choice", "errors", "generation", "objective"},
+    "training": {"batch", "choice", "errors", "scoring", "generation", "objective"},
+    "config": {"choice", "errors", "share", "data", "generation", "model", "objective", "scoring", "training"},
+    "board": {"errors"},
+    "run_folder": {"errors"},
+}
+OPTIONAL = {"flash_attn", "datasets", "submitit", "lm_eval"}
+
+
+def imports_of(path):
+    """(imported module, whether it stands inside a function) of every import statement of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [alias.name for alias in node.names] if node.module == "lit_illada" else [""]
+            for name in names:
+                yield f"{node.module}.{name}".rstrip("."), node in inside
+
+
+def room_of(module):
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_share" not in path.parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_down_only(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    allowed = MAY_IMPORT.get(room)
+    for module, _ in imports_of(path):
+        target = room_of(module) if module.startswith("lit_illada") else None
+        if allowed is not None and target not in (None, "__version__", room):
+            assert target in allowed, f"{path.relative_to(PACKAGE)} imports {module}: up, or across"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_cli_and_optional_packages_are_imported_inside_functions(path):
+    if path.name == "cli.py":
+        return
+    for module, is_inside in imports_of(path):
+        if is_inside:
+            assert module.split(".")[0] in OPTIONAL, f"{path.relative_to(PACKAGE)} imports {module} inside a function"
+
+
+@pytest.mark.parametrize("package", ["hydra", "omegaconf"])
+def test_only_config_imports_hydra(package):
+    users = {path.name for path in FILES for module, _ in imports_of(path) if module.split(".")[0] == package}
+    assert users == {"config.py"}
+
+
+def test_the_command_line_module_imports_nothing_heavy():
+    heavy = {"torch", "lightning", "hydra", "omegaconf", "tokenizers", "webdataset", "numpy", "scipy", "rich"}
+    at_top = {module.split(".")[0] for module, is_inside in imports_of(PACKAGE / "cli.py") if not is_inside}
+    assert not at_top & heavy
+
+
+def test_the_room_table_names_rooms_that_exist():
+    assert all((PACKAGE / room).exists() or (PACKAGE / f"{room}.py").exists() for room in MAY_IMPORT)

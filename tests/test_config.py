@@ -1,0 +1,114 @@
+"""A user's command line and files become a config, or one line that says what is wrong."""
+
+import dataclasses
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_illada.config import SCHEMAS, PretrainConfig, dump, from_tree, load, load_file, to_tree
+from lit_illada.errors import UserError
+from lit_illada.objective import DiffusionObjectiveConfig
+from lit_illada.objective.mask_ratio import MASK_RATIOS
+from lit_illada.share import conf_dir
+
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_the_defaults_of_every_command_load_and_survive_a_round_trip(command):
+    config = load(command)
+    assert from_tree(SCHEMAS[command], yaml.safe_load(dump(config))) == config
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml")))
+def test_every_experiment_loads(name):
+    assert load("pretrain", [f"experiment={name}"])
+
+
+@pytest.mark.parametrize("group", ["model", "data", "objective", "optim", "trainer"])
+def test_every_file_of_a_group_loads(group):
+    for path in sorted((conf_dir() / group).glob("*.yaml")):
+        extra = ["model.is_causal=true"] if path.stem == "autoregressive" else []
+        assert load("pretrain", [f"{group}={path.stem}", *extra])
+
+
+def test_overrides_reach_the_dataclasses():
+    config = load("pretrain", ["model.num_hidden_layers=8", "objective/mask_ratio=cosine", "trainer.ema_decay=0.99"])
+    assert config.model.num_hidden_layers == 8
+    assert type(config.objective.mask_ratio) is MASK_RATIOS["cosine"]
+    assert config.trainer.ema_decay == 0.99
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.num_layers=3", "did you mean 'model.num_hidden_layers'"),
+        ("modle.hidden_size=3", "did you mean 'model"),
+        ("trainer.max_step=3", "did you mean 'trainer.max_steps'"),
+        ("+model.dmodel=3", "unknown config key 'model.dmodel'"),
+        ("++trainer.steps=3", "unknown config key 'trainer.steps'"),
+        ("model=nanoo", "nano"),
+        ("objective/mask_ratio=cosin", "cosine"),
+        ("trainer.max_steps=many", "trainer.max_steps: 'many' is not a whole number"),
+        ("trainer.max_steps=1.5", "trainer.max_steps: 1.5 is not a whole number"),
+        ("trainer.compile=perhaps", "trainer.compile: 'perhaps' is not true or false"),
+        ("optim.gradient_clip_norm=big", "optim.gradient_clip_norm: 'big' is not a number or null"),
+        ("trainer.precision=bf16", "did you mean 'bf16_mixed'"),
+        ("objective.mask_draw=exactk", "did you mean 'exact_k'"),
+        ("data.row_length=0", "data.row_length is 0"),
+        ("trainer.batch_rows=33", "no multiple of micro_batch_rows"),
+        ("model.num_key_value_heads=3", "must divide model.num_attention_heads"),
+        ("model.is_causal=true", "needs model.is_causal=false"),
+        ("data.row_length=100000", "longer than model.max_position_embeddings"),
+        ("model", "model"),
+        ("=3", "=3"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_helps(override, said):
+    with pytest.raises(UserError) as caught:
+        load("pretrain", [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_choice_without_a_name_and_an_unknown_one_are_refused():
+    with pytest.raises(UserError, match="objective needs a name"):
+        from_tree(PretrainConfig, {"objective": {"mask_draw": "exact_k"}})
+    with pytest.raises(UserError, match="did you mean 'beta'"):
+        from_tree(PretrainConfig, {"objective": {"name": "diffusion", "mask_ratio": {"name": "bet"}}})
+
+
+def test_a_field_of_another_choice_is_refused():
+    with pytest.raises(UserError, match=r"unknown config key 'objective\.weighting\.gamma'"):
+        from_tree(DiffusionObjectiveConfig, {"weighting": {"name": "elbo", "gamma": 3}}, "objective.")
+
+
+@given(st.sampled_from(sorted(MASK_RATIOS)), st.integers(0, 2**31), st.booleans())
+def test_to_tree_and_from_tree_are_inverse(name, seed, is_tied):
+    tree = to_tree(PretrainConfig(seed=seed))
+    tree["model"]["tie_word_embeddings"] = is_tied
+    tree["objective"]["mask_ratio"] = {"name": name}
+    tree["objective"]["importance_corrected"] = name == "variance_optimal"
+    config = from_tree(PretrainConfig, tree)
+    assert from_tree(PretrainConfig, to_tree(config)) == config
+
+
+def test_a_saved_config_loads_with_overrides_and_refuses_unknown_keys(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(load("pretrain", ["seed=5"])), encoding="utf-8")
+    assert load_file("pretrain", file).seed == 5
+    assert load_file("pretrain", file, ["trainer.max_steps=7"]).trainer.max_steps == 7
+    with pytest.raises(UserError, match=r"did you mean 'trainer\.max_steps'"):
+        load_file("pretrain", file, ["trainer.max_stepz=7"])
+    with pytest.raises(UserError, match="write key=value"):
+        load_file("pretrain", file, ["seed"])
+
+
+@pytest.mark.parametrize("content", ["- a list", "a: [unclosed", "just text"])
+def test_a_damaged_saved_config_is_named(tmp_path, content):
+    file = tmp_path / "config.yaml"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        load_file("pretrain", file)

@@ -1,0 +1,295 @@
+"""A pretraining run as a user starts it: what it leaves behind, and that it survives whatever ends it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_illada.cli import main
+from lit_illada.config import load_file
+from lit_illada.objective import DiffusionObjective
+from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+
+
+def pretrain(*overrides, resume=None):
+    """Run the command in this process; its result, with the exit code and everything printed."""
+    arguments = ["pretrain", *overrides, *(["--resume", str(resume)] if resume else [])]
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def started(*arguments):
+    """The command in a process of its own, as a shell would start it."""
+    command = [sys.executable, "-m", "lit_illada.cli", "pretrain", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+
+
+def wait_for(condition, process, limit_s=120):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def weights(run):
+    return read_checkpoint(latest_checkpoint(Path(run) / "checkpoints"))["state_dict"]
+
+
+def assert_same_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_overrides, tmp_path_factory):
+    """A run left alone."""
+    folder = tmp_path_factory.mktemp("runs") / "reference"
+    result = pretrain(*tiny_overrides, f"run_dir={folder}", "samples.prompts=['alpha ']")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def curves(run):
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def test_a_run_leaves_its_config_curves_samples_summary_and_checkpoints(reference):
+    config = load_file("pretrain", reference / "config.yaml")
+    assert config.run_dir == str(reference)
+    assert config.model.vocab_size == 300
+    assert len(list((reference / "checkpoints").iterdir())) == 2
+    assert latest_checkpoint(reference / "checkpoints").name == "step=00000012.ckpt"
+    assert "=== step 12\nalpha " in (reference / "samples.txt").read_text()
+    summary = json.loads((reference / "summary.json").read_text())
+    assert summary["end"]["step"] == 12
+    assert summary["end"]["val/nll_bound"] < summary["start"]["val/nll_bound"]
+    provenance = json.loads((reference / "provenance.jsonl").read_text())
+    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+
+
+def test_the_curves_have_their_tags_at_the_right_steps(reference):
+    scalars = {tag: curves(reference).Scalars(tag) for tag in curves(reference).Tags()["scalars"]}
+    for tag in ("train/loss", "train/nll", "train/accuracy", "train/gradient_norm", "train/learning_rate"):
+        assert [event.step for event in scalars[tag]] == [2, 4, 6, 8, 10, 12], tag
+    for tag in ("val/nll_bound", "val/nll_bound_stderr", "val/bits_per_byte", "val/unigram_entropy"):
+        assert [event.step for event in scalars[tag]] == [0, 6, 12], tag
+    assert any(tag.startswith("val_nll_by_ratio/") for tag in scalars)
+    assert all(event.value > 0 for event in scalars["perf/tokens_per_s"])
+    assert 0 < scalars["perf/mfu"][-1].value < 1
+
+
+def test_tensorboard_has_the_layout_the_samples_and_the_hyper_parameters(reference):
+    tags = curves(reference).Tags()
+    assert "custom_scalars__config__" in tags["tensors"]
+    assert "samples/prompt_0/text_summary" in tags["tensors"]
+    assert any("hparams" in str(plugin) for plugin in curves(reference).summary_metadata.values())
+
+
+def test_the_same_seed_gives_the_same_weights_and_figures_to_the_last_bit(reference, tiny_overrides, tmp_path):
+    again = tmp_path / "again"
+    assert pretrain(*tiny_overrides, f"run_dir={again}", "samples.prompts=['alpha ']").exit_code == 0
+    assert_same_weights(reference, again)
+    for key in ("start", "end"):
+        first, second = (json.loads((run / "summary.json").read_text())[key] for run in (reference, again))
+        assert {k: v for k, v in first.items() if "perf" not in k} == {
+            k: v for k, v in second.items() if "perf" not in k
+        }
+    assert (reference / "samples.txt").read_text() == (again / "samples.txt").read_text()
+
+
+def test_another_seed_gives_other_weights(reference, tiny_overrides, tmp_path):
+    assert pretrain(*tiny_overrides, f"run_dir={tmp_path / 'other'}", "seed=1").exit_code == 0
+    one, other = weights(reference), weights(tmp_path / "other")
+    assert not torch.equal(one["model.lm_head_weight" if "model.lm_head_weight" in one else next(iter(one))],
+                           other[next(iter(other))])  # fmt: skip
+
+
+VARIANTS = {
+    "muon, ema, reactive": ["optim=muon", "optim/schedule=reactive", "optim.schedule.patience=1", "trainer.ema_decay=0.9",
+                            "optim.schedule.min_improvement=9", "optim.schedule.warmup_steps=0", "trainer.val_every_steps=3"],
+    "accumulated, two workers": ["trainer.micro_batch_rows=2", "data.num_workers=2", "trainer.val_every_steps=4"],
+    "variance-optimal ratios": ["objective=variance_optimal"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_stopped_at_a_checkpoint_and_resumed_equals_one_left_alone(name, tiny_overrides, tmp_path):
+    overrides = [*tiny_overrides, *VARIANTS[name]]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    keep_all = "trainer.keep_checkpoints=100"
+    assert pretrain(*overrides, f"run_dir={whole}", keep_all).exit_code == 0
+    assert pretrain(*overrides, f"run_dir={parts}", keep_all).exit_code == 0
+    for stop_at in (3, 6):
+        for path in (parts / "checkpoints").iterdir():
+            if path.name > f"step={stop_at:08d}.ckpt":
+                path.unlink()
+        assert pretrain(resume=parts).exit_code == 0
+        assert_same_weights(whole, parts)
+    bounds = [{e.step: e.value for e in curves(run).Scalars("val/nll_bound")} for run in (whole, parts)]
+    assert bounds[0] == bounds[1]
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(reference, tiny_overrides, tmp_path):
+    """A schedule of constant rate: 8 steps and then 4 more are 12."""
+    constant = ["optim/schedule=wsd", "optim.schedule.final_factor=1.0", "optim.schedule.warmup_steps=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert pretrain(*tiny_overrides, *constant, f"run_dir={whole}").exit_code == 0
+    assert pretrain(*tiny_overrides, *constant, f"run_dir={parts}", "trainer.max_steps=8").exit_code == 0
+    assert pretrain("trainer.max_steps=12", resume=parts).exit_code == 0
+    assert_same_weights(whole, parts)
+
+
+def test_killed_at_any_moment_and_resumed_equals_left_alone(tiny_overrides, tmp_path):
+    overrides = [*tiny_overrides, "data.num_workers=2", "trainer.max_steps=40", "trainer.micro_batch_rows=4"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert pretrain(*overrides, f"run_dir={whole}").exit_code == 0
+    process = started(*overrides, f"run_dir={killed}")
+    wait_for(lambda: latest_checkpoint(killed / "checkpoints") is not None, process)
+    time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert latest_checkpoint(killed / "checkpoints").name < "step=00000040.ckpt"
+    assert pretrain(resume=killed).exit_code == 0
+    assert_same_weights(whole, killed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_stops_and_says_how_to_go_on(number, tiny_overrides, tmp_path):
+    run = tmp_path / "run"
+    process = started(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=100000", "trainer.checkpoint_every_steps=10")
+    wait_for(lambda: latest_checkpoint(run / "checkpoints") is not None, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"lit-illada pretrain --resume {run}" in " ".join(output.split())
+    saved = read_checkpoint(latest_checkpoint(run / "checkpoints"))
+    events = curves(run).Scalars("train/loss")
+    assert saved["global_step"] >= events[-1].step
+    assert "Traceback" not in output
+
+
+def test_a_step_with_a_non_finite_gradient_changes_nothing_and_is_told(tiny_overrides, tmp_path, monkeypatch, caplog):
+    honest = DiffusionObjective.loss
+    calls = []
+
+    def sometimes_infinite(self, scores, noisy):
+        calls.append(None)
+        loss = honest(self, scores, noisy)
+        return type(loss)(loss.sum * (float("inf") if len(calls) == 12 else 1.0), loss.count, loss.bins)
+
+    monkeypatch.setattr(DiffusionObjective, "loss", sometimes_infinite)
+    run = tmp_path / "run"
+    every = ["trainer.checkpoint_every_steps=1", "trainer.keep_checkpoints=100", "trainer.log_every_steps=1"]
+    assert pretrain(*tiny_overrides, *every, f"run_dir={run}").exit_code == 0
+    before, after = (read_checkpoint(run / "checkpoints" / f"step={n:08d}.ckpt")["state_dict"] for n in (11, 12))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "step 12: the gradient norm is nan; the step is skipped" in caplog.text or "is inf" in caplog.text
+
+
+def test_several_non_finite_steps_in_a_row_stop_the_run_with_a_checkpoint(tiny_overrides, tmp_path, monkeypatch):
+    honest = DiffusionObjective.loss
+
+    def infinite(self, scores, noisy):
+        loss = honest(self, scores, noisy)
+        return type(loss)(loss.sum * float("nan"), loss.count, loss.bins)
+
+    monkeypatch.setattr(DiffusionObjective, "loss", infinite)
+    run = tmp_path / "run"
+    result = pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_nonfinite_steps=2")
+    assert result.exit_code == 1
+    assert "2 steps in a row had a non-finite gradient" in result.output
+    saved = read_checkpoint(latest_checkpoint(run / "checkpoints"))
+    assert saved["global_step"] == 2
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_accumulation_gives_the_weights_of_one_large_batch(reference, tiny_overrides, tmp_path):
+    run = tmp_path / "run"
+    assert pretrain(*tiny_overrides, f"run_dir={run}", "trainer.micro_batch_rows=2").exit_code == 0
+    one, other = weights(reference), weights(run)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
+
+
+def test_two_processes_give_the_weights_of_one(reference, tiny_overrides, tmp_path):
+    run = tmp_path / "run"
+    process = started(*tiny_overrides, f"run_dir={run}", "trainer.devices=2", "trainer.micro_batch_rows=4")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    one, other = weights(reference), weights(run)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
+    first, second = (json.loads((folder / "summary.json").read_text())["end"] for folder in (reference, run))
+    for figure in ("val/nll_bound", "train/loss", "train/gradient_norm"):
+        assert first[figure] == pytest.approx(second[figure], rel=1e-3)
+
+
+def test_a_causal_model_trains_by_the_same_command(tiny_overrides, tmp_path):
+    run = tmp_path / "run"
+    result = pretrain(*tiny_overrides, f"run_dir={run}", "objective=autoregressive", "model.is_causal=true")
+    assert result.exit_code == 0, result.output
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["end"]["val/nll_bound"] < summary["start"]["val/nll_bound"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer.accelerator=cuda"], "torch sees no CUDA device"),
+        (["data.row_length=0"], "data.row_length is 0"),
+        (["model.vocab_size=100"], "the tokenizer has 300 tokens"),
+        (["data.row_length=100000", "model.max_position_embeddings=200000"], "row"),
+    ],
+)
+def test_an_impossible_run_ends_in_one_line_and_leaves_no_folder(overrides, said, tiny_overrides, tmp_path):
+    if "trainer.accelerator=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    run = tmp_path / "run"
+    result = pretrain(*tiny_overrides, f"run_dir={run}", *overrides)
+    assert result.exit_code == 1
+    assert result.output.strip().splitlines()[-1].startswith("Error: ")
+    assert said in result.output
+    assert not run.exists()
+
+
+def test_a_run_folder_is_never_overwritten(reference, tiny_overrides):
+    result = pretrain(*tiny_overrides, f"run_dir={reference}")
+    assert result.exit_code == 1
+    assert "already holds a run" in result.output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.hidden_size=64"], "is a checkpoint of another model (hidden_size: 32 there, 64 asked)"),
+        (["seed=7"], "seed=0"),
+        (["trainer.max_stepz=7"], "did you mean 'trainer.max_steps'"),
+    ],
+)
+def test_a_resume_that_does_not_fit_is_refused(overrides, said, reference):
+    result = pretrain(*overrides, resume=reference)
+    assert result.exit_code == 1
+    assert said in result.output
+
+
+def test_resuming_where_no_run_is_and_from_a_damaged_checkpoint(reference, tmp_path):
+    result = pretrain(resume=tmp_path)
+    assert result.exit_code == 1
+    assert "no run there" in result.output
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(latest_checkpoint(reference / "checkpoints").read_bytes()[:1000])
+    result = CliRunner().invoke(main, ["generate", str(damaged), "--prompt", "a"])
+    assert result.exit_code == 1
+    assert "damaged.ckpt: not a readable checkpoint" in result.output
