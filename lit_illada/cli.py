@@ -187,7 +187,7 @@ def bench(names: tuple[str, ...], json_file: Path | None) -> None:
 
     Without NAME, all of them. Every figure is a median with its spread; ratios come from alternating runs.
     """
-    from lit_illada.bench import run
+    from lit_illada.bench.run import run
 
     run(names, json_file)
 

@@ -1,0 +1,59 @@
+"""The `bench` command: which measurements there are, one table and one JSON of their figures."""
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lit_illada.bench import data, loop, loss
+from lit_illada.errors import unknown
+
+BENCHES: dict[str, Callable[[], dict[str, Any]]] = {"data": data.measure, "loss": loss.measure, "loop": loop.measure}
+
+
+def run(names: Sequence[str], json_file: Path | None) -> None:
+    """Measure and print; without names, everything."""
+    for name in names:
+        if name not in BENCHES:
+            raise unknown("benchmark", name, BENCHES)
+    results: dict[str, Any] = {"machine": _machine()}
+    table = Table(
+        title=f"{results['machine']['processor']}, {results['machine']['cores']} threads", title_justify="left"
+    )
+    for heading in ("figure", "median", "min", "max"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    console = Console()
+    for name in names or BENCHES:
+        with console.status(f"measuring: {name}"):
+            results[name] = BENCHES[name]()
+        for path, leaf in _figures(results[name], name):
+            table.add_row(path, *(f"{leaf[key]:,.4g}" if key in leaf else "" for key in ("median", "min", "max")))
+        if json_file is not None:
+            json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    console.print(table)
+
+
+def _figures(tree: Any, path: str) -> Iterator[tuple[str, dict[str, float]]]:
+    if not isinstance(tree, dict):
+        yield path, {"median": tree}
+    elif "median" in tree:
+        yield path, tree
+    else:
+        for key, child in tree.items():
+            yield from _figures(child, f"{path}.{key}")
+
+
+def _machine() -> dict[str, Any]:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return {
+        "processor": capabilities.get("cpu_name") or platform.processor() or platform.machine(),
+        "cores": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
