@@ -172,7 +172,7 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
 def _leaf(hint: Any, value: Any, path: str) -> Any:
     """The value as the field's type; OmegaConf decides what converts."""
     if isinstance(hint, EnumType):
-        allowed = [str(member.value) for member in hint.__members__.values()]
+        allowed = list(map(str, hint.__members__.values()))
         if value not in allowed:
             raise unknown(path, value, allowed)
         return hint(value)

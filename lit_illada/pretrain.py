@@ -51,7 +51,7 @@ def run(overrides: Sequence[str], resume: Path | None = None) -> None:
     if folder is None:
         folder = _new_folder(config, datamodule.tokenizer, now)
     config = dataclasses.replace(config, run_dir=str(folder.path))
-    if rank_zero_only.rank == 0:
+    if _is_rank_zero():
         folder.config.write_text(dump(config), encoding="utf-8")
         folder.write_provenance(now)
     stopped_by = train(config, folder, datamodule, checkpoint, console)
@@ -61,7 +61,7 @@ def run(overrides: Sequence[str], resume: Path | None = None) -> None:
 
 def _new_folder(config: PretrainConfig, tokenizer: Tokenizer, now: datetime) -> RunFolder:
     """Made by rank 0; the processes it starts find its name in the environment."""
-    if rank_zero_only.rank != 0:
+    if not _is_rank_zero():
         return RunFolder(Path(config.run_dir or os.environ[_RUN_DIR]))
     folder = RunFolder.create(config.run_dir, config.name, now)
     tokenizer.save(folder.tokenizer)
@@ -88,6 +88,10 @@ def train(
     if trainer.is_global_zero:
         _report(folder, trainer, time.perf_counter() - started_at, console)
     return stop.signal if trainer.global_step < trainer.max_steps else None
+
+
+def _is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _check_same_model(config: PretrainConfig, checkpoint: Path) -> None:

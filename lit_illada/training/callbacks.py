@@ -83,7 +83,7 @@ class NonFiniteGuard(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step_before:
             return
-        norm = pl_module.gradient_norm
+        norm = float(pl_module.gradient_norm)  # type: ignore[arg-type]
         if math.isfinite(norm):
             self._in_a_row = 0
             return

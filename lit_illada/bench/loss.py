@@ -1,0 +1,85 @@
+"""How much memory does the loss take: the LM head and cross-entropy, forward and backward, chunked against plain?
+
+iLLaDA's size: 8 192 tokens × 155 136 vocabulary × 4 096 width in bfloat16. Each way runs in a process of its own, whose
+peak above the import of torch is what counts.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_illada.model.lm_head import token_scores
+
+
+def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int = 4096) -> dict[str, dict[str, Any]]:
+    """Either way's peak (GB), seconds and mean nll. The goal for the chunked one: 6 GB.
+
+    Where the plain way does not fit in memory, its figures follow from the line through 1/16 and 1/8 of the tokens and
+    are marked `is_extrapolated`.
+    """
+    sizes = (vocab_size, hidden_size)
+    return {"chunked": measure_way("chunked", num_tokens, *sizes), "plain": _measure_plain(num_tokens, *sizes)}
+
+
+def measure_way(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, Any]:
+    """peak_gb (above the import of torch; weight and gradients included), elapsed_s and the mean nll of one way."""
+    arguments = [sys.executable, "-m", "lit_illada.bench.loss", way, *map(str, (num_tokens, vocab_size, hidden_size))]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def _measure_plain(num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, Any]:
+    # seen at iLLaDA's size: 11 bytes a logit, beside the weight and its gradient
+    needed = 12 * num_tokens * vocab_size + 4 * vocab_size * hidden_size
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed < 0.9 * available:
+        return {**measure_way("plain", num_tokens, vocab_size, hidden_size), "is_extrapolated": False}
+    quarter, half = (measure_way("plain", num_tokens // part, vocab_size, hidden_size) for part in (4, 2))
+    line = {key: half[key] + 2 * (half[key] - quarter[key]) for key in ("peak_gb", "elapsed_s")}
+    return {**line, "nll": half["nll"], "is_extrapolated": True}
+
+
+def _run_here(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> None:
+    before = _peak_bytes()
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.empty(rows, hidden_size, dtype=torch.bfloat16).normal_(0, hidden_size**-0.25, generator=generator)
+        for rows in (num_tokens, vocab_size)
+    )
+    targets = torch.randint(vocab_size, (num_tokens,), generator=generator)
+    started_at = time.perf_counter()
+    nll = {"chunked": _chunked, "plain": _plain}[way](hidden.requires_grad_(), weight.requires_grad_(), targets)
+    nll.mean().backward()
+    elapsed_s = time.perf_counter() - started_at
+    print(json.dumps({"peak_gb": (_peak_bytes() - before) / 1e9, "elapsed_s": elapsed_s, "nll": nll.mean().item()}))
+
+
+def _chunked(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
+    return token_scores(hidden_MD, weight_VD, targets_M).nll
+
+
+def _plain(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden_MD, weight_VD).float(), targets_M, reduction="none")
+
+
+def _peak_bytes() -> int:
+    # Linux carries getrusage's peak over from the process that started this one; VmHWM begins anew.
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    _run_here(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,0 +1,1 @@
+"""Writing text with a masked-diffusion model: the loop (block) and which tokens it commits (selection)."""

@@ -1,0 +1,1 @@
+"""The network: what it is (config), what it computes (transformer) and what that costs (flops)."""

@@ -1,0 +1,161 @@
+"""Which tokens see each other, and by which kernel it is computed.
+
+Shapes: B rows, T tokens a row, H query heads, K key-value heads, G = H / K query heads a key-value head, D head width.
+"""
+
+import importlib.util
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_illada.batch import Layout
+from lit_illada.errors import UserError
+from lit_illada.model.config import AttentionKernel
+
+log = logging.getLogger(__name__)
+
+# Measured on two CPU cores in bfloat16, forward and backward: explicit scores take a third to a half of SDPA's time at
+# 256 tokens, as much from 1024 tokens on, where their memory also begins to count.
+LONGEST_MATMUL_ROW = 512
+
+SegmentKernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], Tensor]
+"""(q (B·T, H, D), k, v (B·T, K, D), cu_seqlens (S + 1,), max_seqlen, is_causal) -> (B·T, H, D), segments apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """One forward's attention: made once, then used by every layer.
+
+    kernel: never `auto`. mask: (B, 1, T, T), what a query (dim 2) sees (dim 3): bool for `sdpa`, 0 or −inf to be added
+    for `matmul`; None where every token of a row sees the whole row, or where the kernel needs none.
+    segment_kernel: for `varlen` and `flash`, which hold segments apart by themselves, from cu_seqlens and max_seqlen.
+    """
+
+    kernel: AttentionKernel
+    is_causal: bool
+    mask: Tensor | None
+    cu_seqlens: Tensor
+    max_seqlen: int
+    segment_kernel: SegmentKernel | None = None
+
+    @classmethod
+    def plan(
+        cls, wanted: AttentionKernel, layout: Layout, is_causal: bool, device: torch.device, dtype: torch.dtype
+    ) -> "Attention":
+        """Chooses the kernel and builds the mask it needs; raises UserError where the wanted one cannot run."""
+        kernel = choose_kernel(wanted, device.type, dtype, layout.position_ids.shape[1] <= LONGEST_MATMUL_ROW)
+        if kernel in (AttentionKernel.VARLEN, AttentionKernel.FLASH):
+            return cls(kernel, is_causal, None, layout.cu_seqlens, layout.max_seqlen, _segment_kernel(kernel))
+        mask = None
+        if kernel is AttentionKernel.MATMUL and (is_causal or not layout.is_whole_rows):
+            mask = torch.zeros((), dtype=dtype, device=device).where(visible_tokens(layout, is_causal), float("-inf"))
+        elif kernel is AttentionKernel.SDPA and not layout.is_whole_rows:
+            mask = visible_tokens(layout, is_causal)
+        return cls(kernel, is_causal, mask, layout.cu_seqlens, layout.max_seqlen)
+
+    def attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
+        """softmax(q·k / √D) · v over the tokens each query sees: (B, T, H, D)."""
+        match self.kernel:
+            case AttentionKernel.MATMUL:
+                return _matmul(q_BTHD, k_BTKD, v_BTKD, self.mask)
+            case AttentionKernel.SDPA:
+                return _sdpa(q_BTHD, k_BTKD, v_BTKD, self.mask, self.is_causal)
+        assert self.segment_kernel is not None
+        q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BTKD, v_BTKD))
+        return self.segment_kernel(q, k, v, self.cu_seqlens, self.max_seqlen, self.is_causal).view_as(q_BTHD)
+
+
+def visible_tokens(layout: Layout, is_causal: bool) -> Tensor:
+    """(B, 1, T, T) bool: whether the query (dim 2) sees the key (dim 3)."""
+    segments = layout.segment_ids()
+    visible = segments[:, None, :, None] == segments[:, None, None, :]
+    return visible.tril() if is_causal else visible
+
+
+@cache
+def choose_kernel(wanted: AttentionKernel, device: str, dtype: torch.dtype, is_short: bool) -> AttentionKernel:
+    """The kernel that runs, with one log line for each new situation."""
+    kernel: AttentionKernel
+    if wanted is not AttentionKernel.AUTO:
+        if problem := _why_not(wanted, device, dtype):
+            raise UserError(f"model.attention is {wanted}, which {problem}: choose sdpa, or auto for the fastest here")
+        kernel, reason = wanted, "as configured"
+    elif device == "cpu":
+        kernel = AttentionKernel.MATMUL if is_short and dtype is torch.bfloat16 else AttentionKernel.SDPA
+        reason = "auto, the fastest on a CPU for this dtype and row length"
+    else:
+        obstacles = {fast: _why_not(fast, device, dtype) for fast in (AttentionKernel.FLASH, AttentionKernel.VARLEN)}
+        kernel = next((fast for fast, problem in obstacles.items() if not problem), AttentionKernel.SDPA)
+        reason = "; ".join(["auto", *(f"{fast} {problem}" for fast, problem in obstacles.items() if problem)])
+    rows = "up to" if is_short else "over"
+    log.info("attention runs on %s (%s, %s, rows %s %d): %s", kernel, device, dtype, rows, LONGEST_MATMUL_ROW, reason)
+    return kernel
+
+
+def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype) -> str | None:
+    """Why the kernel cannot run here, or None."""
+    if kernel not in (AttentionKernel.VARLEN, AttentionKernel.FLASH):
+        return None
+    if kernel is AttentionKernel.FLASH and importlib.util.find_spec("flash_attn") is None:
+        return "needs the flash-attn package (pip install lit-illada[flash-attn])"
+    if device != "cuda":
+        return f"needs a CUDA device and the model is on {device!r}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"computes in bfloat16 or float16 and the model in {dtype}"
+    return None
+
+
+def _matmul(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, mask: Tensor | None) -> Tensor:
+    B, T, H, D = q_BTHD.shape
+    K = k_BTKD.shape[2]
+    # The G query heads that share a key-value head become one tall matrix: two large products instead of 2·G small.
+    q = (q_BTHD * D**-0.5).view(B, T, K, H // K, D).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)
+    scores = q @ k_BTKD.permute(0, 2, 3, 1)
+    if mask is not None:
+        scores = (scores.view(B, K, -1, T, T) + mask[:, :, None]).view_as(scores)
+    out = scores.softmax(-1) @ v_BTKD.transpose(1, 2)  # the softmax of a bfloat16 tensor is computed in float32
+    return out.view(B, K, -1, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
+
+
+def _sdpa(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
+    is_grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None, enable_gqa=is_grouped)
+    return out.transpose(1, 2)
+
+
+@cache
+def _segment_kernel(kernel: AttentionKernel) -> SegmentKernel:
+    return _flash() if kernel is AttentionKernel.FLASH else _varlen()
+
+
+def _varlen() -> SegmentKernel:
+    # not imported above: it brings torch's compiler with it, a second that other kernels need not wait for
+    varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    # torch 2.11 knows no `enable_gqa`; later ones refuse fewer key-value heads without it
+    has_gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, is_causal: bool) -> Tensor:
+        borders = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        window = (-1, 0) if is_causal else (-1, -1)
+        if has_gqa:
+            return varlen_attn(q, k, v, *borders, window_size=window, enable_gqa=q.shape[1] != k.shape[1])
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        return varlen_attn(q, k, v, *borders, window_size=window)
+
+    return attend
+
+
+def _flash() -> SegmentKernel:
+    from flash_attn import flash_attn_varlen_func
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, is_causal: bool) -> Tensor:
+        return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal=is_causal)
+
+    return attend

@@ -1,0 +1,101 @@
+"""What describes a model: its sizes and switches, under Hugging Face's field names."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from lit_illada.errors import UserError
+
+
+class AttentionKernel(StrEnum):
+    """The code that computes attention; `auto` picks one by device, dtype and what is installed, and logs it."""
+
+    AUTO = "auto"
+    MATMUL = "matmul"  # explicit scores: the fastest in bfloat16 on a CPU while rows are short
+    SDPA = "sdpa"  # torch's scaled_dot_product_attention: everywhere
+    VARLEN = "varlen"  # torch.nn.attention.varlen: CUDA, half precision
+    FLASH = "flash"  # the flash-attn package: CUDA, half precision
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A bidirectional (or causal) pre-norm transformer: RMSNorm, SwiGLU, rotary positions, no biases, no time input.
+
+    vocab_size: rows of the embedding; None stands for the tokenizer's size, until `with_vocab_size` fills it in.
+    num_key_value_heads: fewer than the query heads is grouped-query attention, as many is multi-head.
+    max_position_embeddings: tokens of the longest segment the model is meant for.
+    initializer_range: standard deviation of a linear layer's weights; see Transformer.init_weights.
+    is_causal: attention sees earlier tokens only, for autoregressive baselines.
+    """
+
+    vocab_size: int | None = None
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    max_position_embeddings: int = 1024
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    is_causal: bool = False
+    attention: AttentionKernel = AttentionKernel.AUTO
+
+    def __post_init__(self) -> None:
+        sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        for name in (*sizes, "max_position_embeddings", "rope_theta", "rms_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"model.{name} is {getattr(self, name)}: it must be above 0")
+        if self.vocab_size is not None and self.vocab_size < 2:
+            raise UserError(f"model.vocab_size is {self.vocab_size}: it must be 2 or more, or null for the tokenizer's")
+        self._must_divide("num_attention_heads", "hidden_size")
+        self._must_divide("num_key_value_heads", "num_attention_heads")
+        if self.head_dim % 2:
+            raise UserError(
+                f"model.hidden_size / model.num_attention_heads is {self.head_dim}: rotary positions need it even"
+            )
+
+    def _must_divide(self, part: str, whole: str) -> None:
+        if getattr(self, whole) % getattr(self, part):
+            raise UserError(
+                f"model.{part} is {getattr(self, part)}: it must divide model.{whole}, which is {getattr(self, whole)}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def known_vocab_size(self) -> int:
+        """The vocabulary's size, once it is known."""
+        assert self.vocab_size is not None, "vocab_size is None: call with_vocab_size first"
+        return self.vocab_size
+
+    def with_vocab_size(self, tokenizer_size: int) -> "ModelConfig":
+        """The config for a tokenizer of this many tokens; raises where a given vocabulary is too small for it."""
+        if self.vocab_size is None:
+            return replace(self, vocab_size=tokenizer_size)
+        if self.vocab_size < tokenizer_size:
+            raise UserError(
+                f"model.vocab_size is {self.vocab_size} but the tokenizer has {tokenizer_size} tokens: "
+                f"set model.vocab_size to {tokenizer_size} or more, or to null for the tokenizer's"
+            )
+        return self
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """All parameters; a tied embedding counts once."""
+    tables = 1 if config.tie_word_embeddings else 2
+    return num_non_embedding_parameters(config) + tables * config.known_vocab_size * config.hidden_size
+
+
+def num_non_embedding_parameters(config: ModelConfig) -> int:
+    """Parameters outside the embedding and the LM head."""
+    return num_linear_parameters(config) + (2 * config.num_hidden_layers + 1) * config.hidden_size
+
+
+def num_linear_parameters(config: ModelConfig) -> int:
+    """The weights that every token is multiplied with; the LM head is not among them."""
+    key_value_width = config.num_key_value_heads * config.head_dim
+    attention = 2 * config.hidden_size * (config.hidden_size + key_value_width)
+    return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)

@@ -1,0 +1,107 @@
+"""What does the model say of the selected tokens? Cross-entropy and accuracy, without ever holding all the logits.
+
+Shapes: M selected tokens, D hidden width, V vocabulary, C vocabulary entries of one slice.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lit_illada.batch import TokenScores
+
+# Float32 logits of one slice: a CPU is fastest while they stay near its cache (measured), a GPU wants large products.
+CPU_CHUNK_BYTES = 2**23
+GPU_CHUNK_BYTES = 2**28
+
+
+def token_scores(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, chunk_size: int | None = None) -> TokenScores:
+    """Scores of the targets under softmax(hidden · weightᵀ).
+
+    The products run in autocast's dtype where it is on, all else in float32. The logits of more than `chunk_size`
+    vocabulary entries (None: what suits the device) are made one slice at a time, and again in the backward pass:
+    beyond the gradients themselves, memory does not grow with M · V.
+    """
+    device = hidden_MD.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden_MD, weight_VD = hidden_MD.to(dtype), weight_VD.to(dtype)
+    if chunk_size is None:
+        chunk_size = default_chunk_size(len(hidden_MD), hidden_MD.shape[1], device)
+    if len(weight_VD) <= chunk_size:
+        logits_MV = F.linear(hidden_MD, weight_VD).to(_score_dtype(hidden_MD))
+        nll_M = F.cross_entropy(logits_MV, targets_M, reduction="none")
+        return TokenScores(nll_M, logits_MV.detach().argmax(-1) == targets_M)
+    nll_M, best_M = _ChunkedCrossEntropy.apply(hidden_MD, weight_VD, targets_M, chunk_size)
+    return TokenScores(nll_M, best_M == targets_M)
+
+
+def default_chunk_size(num_tokens: int, hidden_size: int, device: str) -> int:
+    """Vocabulary entries of a slice. No fewer than the hidden width: every slice adds to the whole gradient of the
+    hidden states, and that sum must not cost more than the logits do."""
+    chunk_bytes = CPU_CHUNK_BYTES if device == "cpu" else GPU_CHUNK_BYTES
+    return max(hidden_size, chunk_bytes // (4 * max(num_tokens, 1)))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Slices run over the vocabulary, not the tokens: each row of the weight's gradient is then one whole product,
+    written once, and no float32 sum of the weight's size is needed (as in Cut Cross-Entropy, arXiv 2411.09009)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, chunk_size: int
+    ) -> tuple[Tensor, Tensor]:
+        dtype = _score_dtype(hidden_MD)
+        target_logit_M = hidden_MD.new_zeros(len(hidden_MD), dtype=dtype)
+        lse_M = hidden_MD.new_full((len(hidden_MD),), float("-inf"), dtype=dtype)
+        highest_M, best_M = lse_M, torch.zeros_like(targets_M)
+        for entries, logits_MC in _logit_slices(hidden_MD, weight_VD, chunk_size):
+            here_M, is_here_M = _within(targets_M, entries)
+            target_logit_M = torch.where(is_here_M, logits_MC.gather(1, here_M[:, None])[:, 0], target_logit_M)
+            slice_highest_M, slice_best_M = logits_MC.max(-1)
+            best_M = torch.where(slice_highest_M > highest_M, slice_best_M + entries.start, best_M)
+            highest_M = torch.maximum(highest_M, slice_highest_M)
+            slice_lse_M = logits_MC.sub_(slice_highest_M[:, None]).exp_().sum(-1).log() + slice_highest_M
+            lse_M = torch.logaddexp(lse_M, slice_lse_M)
+        ctx.save_for_backward(hidden_MD, weight_VD, targets_M, lse_M)
+        ctx.chunk_size = chunk_size
+        ctx.mark_non_differentiable(best_M)
+        return lse_M - target_logit_M, best_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_nll_M: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_MD, weight_VD, targets_M, lse_M = ctx.saved_tensors
+        grad_hidden_MD = torch.zeros_like(hidden_MD, dtype=lse_M.dtype)
+        grad_weight_VD = torch.empty_like(weight_VD)
+        for entries, logits_MC in _logit_slices(hidden_MD, weight_VD, ctx.chunk_size):
+            grad_MC = logits_MC.sub_(lse_M[:, None]).exp_()  # d nll / d logit = softmax − 1[target]
+            here_M, is_here_M = _within(targets_M, entries)
+            grad_MC.scatter_add_(1, here_M[:, None], -is_here_M[:, None].to(grad_MC.dtype))
+            grad_MC = grad_MC.mul_(grad_nll_M[:, None]).to(hidden_MD.dtype)
+            grad_hidden_MD += grad_MC @ weight_VD[entries]
+            torch.mm(grad_MC.T, hidden_MD, out=grad_weight_VD[entries])
+        return grad_hidden_MD.to(hidden_MD.dtype), grad_weight_VD, None, None
+
+
+def _logit_slices(hidden_MD: Tensor, weight_VD: Tensor, chunk_size: int) -> Iterator[tuple[slice, Tensor]]:
+    """The logits of one slice of the vocabulary after the other, in one buffer: each overwrites the last."""
+    buffer = hidden_MD.new_empty(len(hidden_MD) * chunk_size, dtype=_score_dtype(hidden_MD))
+    for start in range(0, len(weight_VD), chunk_size):
+        entries = slice(start, min(start + chunk_size, len(weight_VD)))
+        products_MC = hidden_MD @ weight_VD[entries].T
+        yield entries, buffer[: products_MC.numel()].view_as(products_MC).copy_(products_MC)
+
+
+def _within(targets_M: Tensor, entries: slice) -> tuple[Tensor, Tensor]:
+    """The targets counted from the slice's start, clamped into it, and whether they truly lie in it."""
+    is_here_M = (targets_M >= entries.start) & (targets_M < entries.stop)
+    return (targets_M - entries.start).clamp(0, entries.stop - entries.start - 1), is_here_M
+
+
+def _score_dtype(hidden: Tensor) -> torch.dtype:
+    """Float32; float64 stays, for gradient checks."""
+    return torch.promote_types(hidden.dtype, torch.float32)

@@ -1,0 +1,34 @@
+"""How a token's place enters attention: queries and keys are rotated by an angle that grows with the position.
+
+Shapes: B rows, T tokens a row, H heads, D the head's width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """The cosine and sine of every position's angles, (B, T, 1, D/2), float32.
+
+    No tuple: FSDP casts every tensor it finds in a block's arguments, and bfloat16 angles blur far positions.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotation(position_ids_BT: Tensor, head_dim: int, theta: float) -> Rotation:
+    """The angles are position · theta^(−2i/D) for i < D/2 (RoFormer, arXiv 2104.09864, eq. 15)."""
+    exponents = torch.arange(0, head_dim, 2, device=position_ids_BT.device, dtype=torch.float32) / head_dim
+    angles = position_ids_BT[:, :, None, None].float() * theta**-exponents
+    return Rotation(angles.cos(), angles.sin())
+
+
+def rotate(heads_BTHD: Tensor, by: Rotation) -> Tensor:
+    """Rotates the pairs (i, i + D/2), the half-rotation layout; float32 inside, the input's dtype outside."""
+    first, second = heads_BTHD.chunk(2, dim=-1)
+    rotated = torch.cat((first * by.cos - second * by.sin, second * by.cos + first * by.sin), dim=-1)
+    return rotated.to(heads_BTHD.dtype)

@@ -1,0 +1,155 @@
+"""The network itself: a pre-norm transformer without biases, dropout or time input, as iLLaDA released it.
+
+Module names are those of the released checkpoints. Shapes: B rows, T tokens a row, D width, H query heads,
+K key-value heads, V vocabulary, M selected tokens.
+"""
+
+import math
+from collections.abc import Callable
+from typing import overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_illada.batch import Layout, TokenScores
+from lit_illada.model.attention import Attention
+from lit_illada.model.config import ModelConfig
+from lit_illada.model.lm_head import token_scores
+from lit_illada.model.rope import Rotation, rotate, rotation
+
+
+class Transformer(nn.Module):
+    """A masked-diffusion (or, if causal, autoregressive) language model.
+
+    Weights are uninitialised memory or on the meta device until `init_weights`, or a checkpoint, fills them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.lm_head = (
+            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.known_vocab_size, bias=False)
+        )
+
+    @overload
+    def forward(self, input_ids: Tensor, layout: Layout, select: Tensor | None = None) -> Tensor: ...
+    @overload
+    def forward(self, input_ids: Tensor, layout: Layout, select: Tensor | None, targets: Tensor) -> TokenScores: ...
+
+    def forward(
+        self, input_ids: Tensor, layout: Layout, select: Tensor | None = None, targets: Tensor | None = None
+    ) -> Tensor | TokenScores:
+        """Logits, or the scores of `targets`, at the selected tokens; the LM head computes no others.
+
+        input_ids: (B, T) int64. select: (B, T) bool, None for all. targets: (M,) int64 in the row-major order of
+        `select`. Without targets: logits (M, V), or (B, T, V) when `select` is None.
+        """
+        hidden = self.model(input_ids, layout, select)
+        if targets is None:
+            return F.linear(hidden, self.lm_head_weight)
+        return token_scores(hidden.reshape(-1, hidden.shape[-1]), self.lm_head_weight, targets.reshape(-1))
+
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """(V, D); the embedding itself when tied."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """The released initialisation: linear N(0, s²), with o_proj and down_proj at s/√(2·layers) so that the residual
+        stream does not grow with depth; embedding N(0, 1/(2·width)); norms 1. Same generator state, same weights."""
+        s = self.config.initializer_range
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
+                module.weight.normal_(0.0, (2 * self.config.hidden_size) ** -0.5, generator=generator)
+            elif isinstance(module, nn.RMSNorm):
+                module.weight.fill_(1.0)
+            elif isinstance(module, nn.Linear):
+                ends_branch = name.endswith(("o_proj", "down_proj"))
+                std = s / math.sqrt(2 * self.config.num_hidden_layers) if ends_branch else s
+                module.weight.normal_(0.0, std, generator=generator)
+
+
+def whole_row_logits(model: Transformer) -> Callable[[Tensor, Tensor], Tensor]:
+    """The model as generation and scoring call it: (input_ids (B, T), is_selected (B, T)) -> logits (M, V), every row
+    one document."""
+
+    def logits_fn(input_ids_BT: Tensor, is_selected_BT: Tensor) -> Tensor:
+        num_rows, row_length = input_ids_BT.shape
+        return model(input_ids_BT, Layout.whole_rows(num_rows, row_length, input_ids_BT.device), is_selected_BT)
+
+    return logits_fn
+
+
+class Backbone(nn.Module):
+    """Everything below the LM head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.known_vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, layout: Layout, select: Tensor | None) -> Tensor:
+        """Normed hidden states of the selected tokens, (M, D), or of all, (B, T, D)."""
+        x = self.embed_tokens(input_ids)
+        attention = Attention.plan(self.config.attention, layout, self.config.is_causal, x.device, _compute_dtype(x))
+        rope = rotation(layout.position_ids, self.config.head_dim, self.config.rope_theta)
+        for layer in self.layers:
+            x = layer(x, rope, attention)
+        return self.norm(x if select is None else x[select])
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each added to the residual stream: the unit of compilation, sharding, recomputation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, rope: Rotation, attention: Attention) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, self.head_dim = config.hidden_size, config.head_dim
+        key_value_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, key_value_width, bias=False)
+        self.v_proj = nn.Linear(width, key_value_width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x_BTD: Tensor, rope: Rotation, attention: Attention) -> Tensor:
+        q, k, v = (proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        out = attention.attend(rotate(q, rope), rotate(k, rope), v)
+        return self.o_proj(out.flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """silu(x·gate) ∘ (x·up), projected down (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype the linear layers, and so attention, run in: autocast's where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

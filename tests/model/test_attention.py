@@ -1,0 +1,160 @@
+import logging
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lit_illada.batch import Layout
+from lit_illada.errors import UserError
+from lit_illada.model.attention import LONGEST_MATMUL_ROW, Attention, _flash, _varlen, choose_kernel
+from lit_illada.model.config import AttentionKernel
+
+HERE = [AttentionKernel.MATMUL, AttentionKernel.SDPA]
+CPU = torch.device("cpu")
+
+
+def heads(num_heads, rows=3, length=12, dim=8, seed=0, dtype=torch.float32, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, length, num_heads, dim, generator=generator).to(device, dtype).requires_grad_()
+
+
+def plain_attention(q, k, v, layout, is_causal):
+    """Document by document, head by head, in float64."""
+    group = q.shape[2] // k.shape[2]
+    q, k, v = (x.detach().double().flatten(0, 1) for x in (q, k, v))
+    out = torch.zeros_like(q)
+    borders = layout.cu_seqlens.tolist()
+    for start, end in pairwise(borders):
+        for head in range(q.shape[1]):
+            scores = q[start:end, head] @ k[start:end, head // group].T / q.shape[-1] ** 0.5
+            if is_causal:
+                scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+            out[start:end, head] = scores.softmax(-1) @ v[start:end, head // group]
+    return out.view(layout.position_ids.shape + out.shape[1:])
+
+
+@pytest.mark.parametrize("kernel", HERE)
+@pytest.mark.parametrize("num_key_value_heads", [1, 2, 4])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_every_kernel_equals_plain_attention_document_by_document(
+    kernel, num_key_value_heads, is_causal, is_packed, packed
+):
+    layout = packed[1] if is_packed else Layout.whole_rows(3, 12)
+    q, k, v = heads(4), heads(num_key_value_heads, seed=1), heads(num_key_value_heads, seed=2)
+    attention = Attention.plan(kernel, layout, is_causal, CPU, torch.float32)
+    torch.testing.assert_close(
+        attention.attend(q, k, v).double(), plain_attention(q, k, v, layout, is_causal), atol=2e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_kernels_agree_in_their_gradients(is_causal, packed):
+    grads = []
+    for kernel in HERE:
+        q, k, v = heads(4), heads(2, seed=1), heads(2, seed=2)
+        Attention.plan(kernel, packed[1], is_causal, CPU, torch.float32).attend(q, k, v).square().sum().backward()
+        grads.append((q.grad, k.grad, v.grad))
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+
+
+def test_matmul_in_bfloat16_is_close_to_float32(packed):
+    q, k, v = heads(4), heads(2, seed=1), heads(2, seed=2)
+    exact = plain_attention(q, k, v, packed[1], False)
+    attention = Attention.plan(AttentionKernel.MATMUL, packed[1], False, CPU, torch.bfloat16)
+    out = attention.attend(*(x.bfloat16() for x in (q, k, v)))
+    assert out.dtype is torch.bfloat16
+    torch.testing.assert_close(out.double(), exact, atol=3e-2, rtol=3e-2)
+
+
+def test_a_batch_of_whole_rows_carries_no_mask(packed):
+    for kernel in HERE:
+        assert Attention.plan(kernel, Layout.whole_rows(3, 12), False, CPU, torch.float32).mask is None
+        assert Attention.plan(kernel, packed[1], False, CPU, torch.float32).mask.shape == (3, 1, 12, 12)
+
+
+def test_auto_takes_the_measured_fastest_on_a_cpu():
+    auto = AttentionKernel.AUTO
+    assert choose_kernel(auto, "cpu", torch.bfloat16, is_short=True) is AttentionKernel.MATMUL
+    assert choose_kernel(auto, "cpu", torch.bfloat16, is_short=False) is AttentionKernel.SDPA
+    assert choose_kernel(auto, "cpu", torch.float32, is_short=True) is AttentionKernel.SDPA
+
+
+def test_auto_takes_a_variable_length_kernel_on_cuda_in_half_precision_only():
+    auto = AttentionKernel.AUTO
+    chosen = choose_kernel(auto, "cuda", torch.bfloat16, is_short=False)
+    assert chosen in (AttentionKernel.VARLEN, AttentionKernel.FLASH)
+    assert choose_kernel(auto, "cuda", torch.float32, is_short=False) is AttentionKernel.SDPA
+
+
+def test_the_log_says_which_kernel_runs_and_why(caplog):
+    choose_kernel.cache_clear()
+    with caplog.at_level(logging.INFO):
+        choose_kernel(AttentionKernel.AUTO, "cuda", torch.float32, is_short=False)
+    assert "attention runs on sdpa" in caplog.text
+    assert "varlen computes in bfloat16 or float16" in caplog.text
+    assert str(LONGEST_MATMUL_ROW) in caplog.text
+
+
+@pytest.mark.parametrize("kernel", [AttentionKernel.VARLEN, AttentionKernel.FLASH])
+def test_a_kernel_that_cannot_run_here_is_refused_and_not_replaced(kernel, packed):
+    with pytest.raises(UserError, match=f"model.attention is {kernel}, which needs .* choose sdpa"):
+        Attention.plan(kernel, packed[1], False, CPU, torch.bfloat16)
+
+
+def varlen_of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    assert query.shape[1] == key.shape[1]
+    return on_flat_tokens(query, key, value, cu_seq_q, max_q, window_size == (-1, 0))
+
+
+def varlen_of_torch_2_13(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False
+):
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    return on_flat_tokens(query, key, value, cu_seq_q, max_q, window_size == (-1, 0))
+
+
+def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=False):
+    return on_flat_tokens(q, k, v, cu_seqlens_q, max_seqlen_q, causal)
+
+
+def on_flat_tokens(q, k, v, cu_seqlens, max_seqlen, is_causal):
+    layout = Layout(torch.zeros(1, len(q)), cu_seqlens, max_seqlen)
+    return plain_attention(q[None], k[None], v[None], layout, is_causal)[0]
+
+
+@pytest.mark.parametrize("fake", [varlen_of_torch_2_11, varlen_of_torch_2_13, flash_attn_varlen_func])
+@pytest.mark.parametrize("num_key_value_heads", [2, 4])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_cuda_kernels_are_called_as_their_signatures_want(monkeypatch, fake, num_key_value_heads, is_causal, packed):
+    """Stand-ins with the real signatures, since no such kernel runs on a CPU."""
+    name = "flash_attn" if fake is flash_attn_varlen_func else "torch.nn.attention.varlen"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(varlen_attn=fake, flash_attn_varlen_func=fake))
+    attend = _flash() if fake is flash_attn_varlen_func else _varlen()
+    q, k, v = heads(4), heads(num_key_value_heads, seed=1), heads(num_key_value_heads, seed=2)
+    layout = packed[1]
+    attention = Attention(AttentionKernel.VARLEN, is_causal, None, layout.cu_seqlens, layout.max_seqlen, attend)
+    assert attention.attend(q, k, v).equal(plain_attention(q, k, v, layout, is_causal))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", [AttentionKernel.VARLEN, AttentionKernel.FLASH])
+@pytest.mark.parametrize("num_key_value_heads", [2, 4])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_cuda_kernels_equal_sdpa_in_float32(kernel, num_key_value_heads, is_causal, packed):
+    if kernel is AttentionKernel.FLASH:
+        pytest.importorskip("flash_attn")
+    cuda = torch.device("cuda")
+    layout = packed[1].to(cuda)
+    results = []
+    for chosen, dtype in ((AttentionKernel.SDPA, torch.float32), (kernel, torch.bfloat16)):
+        q, k, v = (
+            heads(n, dim=64, seed=seed, dtype=dtype, device=cuda).detach().requires_grad_()
+            for seed, n in enumerate((4, num_key_value_heads, num_key_value_heads))
+        )
+        out = Attention.plan(chosen, layout, is_causal, cuda, dtype).attend(q, k, v)
+        out.float().square().sum().backward()
+        results.append([x.float() for x in (out, q.grad, k.grad, v.grad)])
+    torch.testing.assert_close(*results, atol=4e-2, rtol=4e-2)
