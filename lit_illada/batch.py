@@ -31,19 +31,21 @@ class Layout(_Movable):
 
     position_ids: (B, T) int64, 0 at the first token of every segment.
     cu_seqlens: (S + 1,) int32, the segments' borders in the flattened B·T tokens; every row starts a segment.
-    max_seqlen: tokens in the longest segment.
+    max_seqlen: tokens in the longest segment. num_pairs: pairs of tokens that see each other, the sum of the segments'
+    squared lengths. Both are counted on the host, so that nobody has to ask a device for them.
     """
 
     position_ids: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
+    num_pairs: int
 
     @classmethod
     def whole_rows(cls, num_rows: int, row_length: int, device: torch.device | str | None = None) -> Self:
         """Every row is one segment."""
         position_ids = torch.arange(row_length, device=device).expand(num_rows, -1)
         borders = torch.arange(0, (num_rows + 1) * row_length, row_length, dtype=torch.int32, device=device)
-        return cls(position_ids, borders, row_length)
+        return cls(position_ids, borders, row_length, num_rows * row_length**2)
 
     @classmethod
     def from_lengths(cls, lengths: Tensor, row_length: int) -> Self:
@@ -51,7 +53,8 @@ class Layout(_Movable):
         borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         starts = torch.repeat_interleave(borders[:-1], lengths)
         position_ids = torch.arange(len(starts), device=lengths.device) - starts
-        return cls(position_ids.view(-1, row_length), borders.to(torch.int32), int(lengths.max()))
+        max_seqlen, num_pairs = int(lengths.max()), int(lengths.square().sum())
+        return cls(position_ids.view(-1, row_length), borders.to(torch.int32), max_seqlen, num_pairs)
 
     @property
     def is_whole_rows(self) -> bool:
@@ -67,7 +70,8 @@ class Layout(_Movable):
         """The layout of the rows laid `times` over, one copy of the batch after the other."""
         lengths = self.cu_seqlens.diff().repeat(times)
         borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-        return replace(self, position_ids=self.position_ids.repeat(times, 1), cu_seqlens=borders)
+        position_ids = self.position_ids.repeat(times, 1)
+        return replace(self, position_ids=position_ids, cu_seqlens=borders, num_pairs=times * self.num_pairs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, Score
 from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, Throughput
 from lit_illada.training.checkpoint import Checkpoints, latest_checkpoint, read_checkpoint
 from lit_illada.training.module import PretrainModule
-from lit_illada.training.trainer import make_trainer
+from lit_illada.training.trainer import Precision, make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +114,10 @@ def build_trainer(
         folder.checkpoints, options.checkpoint_every_steps, options.keep_checkpoints, options.val_every_steps
     )
     accelerator = options.accelerator.resolve()
-    dtype = torch.bfloat16 if options.precision.resolve(accelerator).lightning_name == "bf16-mixed" else torch.float32
+    is_bf16 = options.precision.resolve(accelerator) is Precision.bf16_mixed
     throughput = Throughput(
-        lambda batch, head_rows: training_flops(config.model, batch.layout.cu_seqlens, head_rows),
-        matmul_flops_per_s(torch.device(accelerator.value), dtype),
+        lambda batch, head_rows: training_flops(config.model, batch.layout, head_rows),
+        matmul_flops_per_s(accelerator.device, torch.bfloat16 if is_bf16 else torch.float32),
         options.log_every_steps,
     )
     stop = GracefulStop(checkpoints)

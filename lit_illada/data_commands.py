@@ -11,8 +11,7 @@ from lit_illada.config import load
 from lit_illada.data.config import DataConfig, PreparedSource
 from lit_illada.data.inspection import inspect as inspect_dataset
 from lit_illada.data.inspection import verify as verify_dataset
-from lit_illada.data.manifest import Manifest
-from lit_illada.data.prepare import is_url
+from lit_illada.data.manifest import Manifest, is_url
 from lit_illada.data.prepare import prepare as prepare_folder
 from lit_illada.errors import UserError
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -23,7 +22,7 @@ def run(
     """Print the prompt's continuation on standard output; the live view goes to standard error."""
     config = load("generate", overrides)
     text = _prompt(prompt, prompt_file)
-    device = torch.device(config.accelerator.resolve().value)
+    device = config.accelerator.resolve().device
     model, tokenizer = build.load_checkpoint(checkpoint, device)
     console = Console(stderr=True)
     view = LiveView(tokenizer, console) if (console.is_terminal if live is None else live) else None

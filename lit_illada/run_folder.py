@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
-        """A new, empty folder. Raises UserError when it already holds a run."""
-        folder = cls(Path(path) if path else Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}")
+        """A new folder; without a path runs/<name>-<time>. Raises UserError when the path already holds a run."""
+        folder = cls(Path(path) if path else _unused(Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"))
         if folder.config.exists():
             raise UserError(
                 f"{folder.path} already holds a run: go on with it by --resume {folder.path}, or give another run_dir"
@@ -91,6 +92,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else str(value)
     return flat
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with a number behind it where another run of the same second has it."""
+    return next(p for p in chain([path], (Path(f"{path}-{n}") for n in count(2))) if not p.exists())
 
 
 def _commit() -> str | None:

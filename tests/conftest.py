@@ -68,7 +68,7 @@ TINY_RUN = [
     "data.num_streams=4",
     "optim.schedule.warmup_steps=2",
     "trainer.accelerator=cpu",
-    "trainer.precision=float32",
+    "trainer.precision=32-true",
     "trainer.batch_rows=8",
     "trainer.micro_batch_rows=8",
     "trainer.max_steps=12",
@@ -81,6 +81,12 @@ TINY_RUN = [
 
 
 @pytest.fixture(scope="session")
-def tiny_overrides(tiny_dataset):
+def tiny_run():
+    """What makes a run tiny, whatever its data."""
+    return TINY_RUN
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(tiny_dataset, tiny_run):
     """The command line of a run that takes a second or two."""
-    return [*tiny_dataset, *TINY_RUN]
+    return [*tiny_dataset, *tiny_run]

@@ -55,7 +55,7 @@ def test_overrides_reach_the_dataclasses():
         ("trainer.max_steps=1.5", "trainer.max_steps: 1.5 is not a whole number"),
         ("trainer.compile=perhaps", "trainer.compile: 'perhaps' is not true or false"),
         ("optim.gradient_clip_norm=big", "optim.gradient_clip_norm: 'big' is not a number or null"),
-        ("trainer.precision=bf16", "did you mean 'bf16_mixed'"),
+        ("trainer.precision=bf16", "did you mean 'bf16-mixed'"),
         ("objective.mask_draw=exactk", "did you mean 'exact_k'"),
         ("data.row_length=0", "data.row_length is 0"),
         ("trainer.batch_rows=33", "no multiple of micro_batch_rows"),

@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import TINY_RUN
 from torch import Tensor
 
 from lit_illada.cli import main
@@ -48,10 +47,9 @@ SMALL_DATA = [
     "data.shard_tokens=1024",
     "data.num_processes=1",
 ]
-SMALL_RUN = [item for item in TINY_RUN if not item.startswith("trainer.max_steps")]
 
 
-def shortened(words, tiny_dataset):
+def shortened(words, tiny_dataset, tiny_run):
     """The command on a small scale: what it names stays, the corpus and the model become small."""
     if words[0] == "config" or "--help" in words:
         return words
@@ -61,7 +59,7 @@ def shortened(words, tiny_dataset):
         return [*words, *SMALL_DATA]
     if words[0] == "pretrain" and "--resume" not in words:
         data = SMALL_DATA if "data=text" in words else tiny_dataset
-        return [*words, *data, *SMALL_RUN, "trainer.max_steps=4", "samples.generation.max_new_tokens=32"]
+        return [*words, *data, *tiny_run, "trainer.max_steps=4", "samples.generation.max_new_tokens=32"]
     return words
 
 
@@ -72,7 +70,7 @@ def test_every_make_target_it_names_exists():
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_every_command_in_it_runs(workplace, tiny_dataset, monkeypatch):
+def test_every_command_in_it_runs(workplace, tiny_dataset, tiny_run, monkeypatch):
     monkeypatch.chdir(workplace)
     commands = [shlex.split(line, comments=True)[1:] for line in lines("lit-illada")]
     assert len(commands) > 10
@@ -83,7 +81,7 @@ def test_every_command_in_it_runs(workplace, tiny_dataset, monkeypatch):
         if words[0] == "board":
             serve(words, workplace)
             continue
-        result = CliRunner().invoke(main, shortened(words, tiny_dataset), catch_exceptions=False)
+        result = CliRunner().invoke(main, shortened(words, tiny_dataset, tiny_run), catch_exceptions=False)
         assert result.exit_code == 0, f"{words}: {result.output}"
 
 

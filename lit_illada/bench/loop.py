@@ -19,6 +19,7 @@ from lit_illada.data.prepare import prepare
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.optim import build_optimizer
 from lit_illada.training.schedule import LearningRate
+from lit_illada.training.trainer import Precision
 
 _WARM_UP_STEPS = 2
 
@@ -65,7 +66,7 @@ def _bare(config: PretrainConfig) -> float:
     datamodule = build.build_datamodule(config)
     tokenizer = datamodule.tokenizer
     config = build.resolve(config, tokenizer)
-    device = torch.device(config.trainer.accelerator.resolve().value)
+    device = config.trainer.accelerator.resolve().device
     precision = config.trainer.precision.resolve(config.trainer.accelerator.resolve())
     model = build.build_model(config.model, config.seed).to(device)
     objective = build.build_objective(config.objective, tokenizer, config.seed, config.trainer.batch_rows)
@@ -74,7 +75,7 @@ def _bare(config: PretrainConfig) -> float:
     started_at = 0.0
     for step, batch in enumerate(datamodule.train_dataloader(), start=1):
         noisy = objective.corrupt(batch.to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16_mixed"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.bf16_mixed):
             scores = model(noisy.noisy_ids, noisy.layout, noisy.is_masked, noisy.targets)
             loss = objective.loss(scores, noisy)
         (loss.sum / loss.count).backward()

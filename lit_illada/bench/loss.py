@@ -23,8 +23,8 @@ from lit_illada.model.lm_head import token_scores
 def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int = 4096) -> dict[str, dict[str, Any]]:
     """Either way's peak (GB), seconds and mean nll. The goal for the chunked one: 6 GB.
 
-    Where the plain way does not fit in memory, its figures follow from the line through 1/16 and 1/8 of the tokens and
-    are marked `is_extrapolated`.
+    Where the plain way does not fit in memory, its figures follow from the line through a quarter and a half of the
+    tokens and are marked `is_extrapolated`.
     """
     sizes = (vocab_size, hidden_size)
     return {"chunked": measure_way("chunked", num_tokens, *sizes), "plain": _measure_plain(num_tokens, *sizes)}

@@ -17,37 +17,39 @@ log = logging.getLogger(__name__)
 
 
 class Accelerator(StrEnum):
-    """auto: a CUDA device where there is one, else the CPU."""
+    """auto: a CUDA GPU where there is one, else the CPU."""
 
     auto = "auto"
     cpu = "cpu"
-    cuda = "cuda"
+    gpu = "gpu"
 
     def resolve(self) -> "Accelerator":
-        """The accelerator that will run. Raises UserError when CUDA is asked for where there is none."""
-        if self is Accelerator.cuda and not torch.cuda.is_available():
-            raise UserError("accelerator=cuda, but torch sees no CUDA device here; use accelerator=cpu or auto")
+        """The accelerator that will run. Raises UserError when a GPU is asked for where there is none."""
+        if self is Accelerator.gpu and not torch.cuda.is_available():
+            raise UserError("accelerator=gpu, but torch sees no CUDA device here; use accelerator=cpu or auto")
         if self is not Accelerator.auto:
             return self
-        return Accelerator.cuda if torch.cuda.is_available() else Accelerator.cpu
+        return Accelerator.gpu if torch.cuda.is_available() else Accelerator.cpu
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self is Accelerator.gpu else "cpu")
 
 
 class Precision(StrEnum):
-    """auto: bf16_mixed where the hardware multiplies bfloat16 (CUDA; CPUs with AMX or AVX512-BF16), else float32."""
+    """Lightning's names. auto: bf16-mixed where the hardware multiplies bfloat16 (CUDA; CPUs with AMX or AVX512-BF16),
+    else 32-true.
+    """
 
     auto = "auto"
-    float32 = "float32"
-    bf16_mixed = "bf16_mixed"
+    float32 = "32-true"
+    bf16_mixed = "bf16-mixed"
 
     def resolve(self, accelerator: Accelerator) -> "Precision":
         if self is not Precision.auto:
             return self
-        has_bf16 = accelerator is Accelerator.cuda or _cpu_multiplies_bf16()
+        has_bf16 = accelerator is Accelerator.gpu or _cpu_multiplies_bf16()
         return Precision.bf16_mixed if has_bf16 else Precision.float32
-
-    @property
-    def lightning_name(self) -> str:
-        return {"float32": "32-true", "bf16_mixed": "bf16-mixed"}[self.value]
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
     """Lightning's Trainer for this config. Raises UserError where the hardware asked for is absent."""
     accelerator = config.accelerator.resolve()
     precision = config.precision.resolve(accelerator)
-    if accelerator is Accelerator.cuda and config.devices > torch.cuda.device_count():
+    if accelerator is Accelerator.gpu and config.devices > torch.cuda.device_count():
         raise UserError(f"trainer.devices={config.devices}, but torch sees {torch.cuda.device_count()} CUDA devices")
     log.info("trains on %s × %d, %s", accelerator, config.world_size, precision)
     return Trainer(
@@ -124,7 +126,7 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy="ddp" if config.world_size > 1 else "auto",
-        precision=precision.lightning_name,  # type: ignore[arg-type]
+        precision=precision.value,  # type: ignore[arg-type]
         max_steps=config.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.accumulation,

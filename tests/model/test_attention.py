@@ -121,7 +121,7 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
 
 
 def on_flat_tokens(q, k, v, cu_seqlens, max_seqlen, is_causal):
-    layout = Layout(torch.zeros(1, len(q)), cu_seqlens, max_seqlen)
+    layout = Layout(torch.zeros(1, len(q)), cu_seqlens, max_seqlen, num_pairs=0)
     return plain_attention(q[None], k[None], v[None], layout, is_causal)[0]
 
 

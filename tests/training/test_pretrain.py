@@ -76,7 +76,7 @@ def test_a_run_leaves_its_config_curves_samples_summary_and_checkpoints(referenc
     assert summary["end"]["step"] == 12
     assert summary["end"]["val/nll_bound"] < summary["start"]["val/nll_bound"]
     provenance = json.loads((reference / "provenance.jsonl").read_text())
-    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert provenance["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 def test_the_curves_have_their_tags_at_the_right_steps(reference):
@@ -112,16 +112,23 @@ def test_the_same_seed_gives_the_same_weights_and_figures_to_the_last_bit(refere
 def test_another_seed_gives_other_weights(reference, tiny_overrides, tmp_path):
     assert pretrain(*tiny_overrides, f"run_dir={tmp_path / 'other'}", "seed=1").exit_code == 0
     one, other = weights(reference), weights(tmp_path / "other")
-    assert not torch.equal(one["model.lm_head_weight" if "model.lm_head_weight" in one else next(iter(one))],
-                           other[next(iter(other))])  # fmt: skip
+    name = "model.model.embed_tokens.weight"
+    assert not torch.equal(one[name], other[name])
 
 
 VARIANTS = {
-    "muon, ema, reactive": ["optim=muon", "optim/schedule=reactive", "optim.schedule.patience=1", "trainer.ema_decay=0.9",
-                            "optim.schedule.min_improvement=9", "optim.schedule.warmup_steps=0", "trainer.val_every_steps=3"],
+    "muon, ema, reactive": [
+        "optim=muon",
+        "optim/schedule=reactive",
+        "optim.schedule.patience=1",
+        "optim.schedule.min_improvement=9",
+        "optim.schedule.warmup_steps=0",
+        "trainer.ema_decay=0.9",
+        "trainer.val_every_steps=3",
+    ],
     "accumulated, two workers": ["trainer.micro_batch_rows=2", "data.num_workers=2", "trainer.val_every_steps=4"],
     "variance-optimal ratios": ["objective=variance_optimal"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -168,7 +175,8 @@ def test_killed_at_any_moment_and_resumed_equals_left_alone(tiny_overrides, tmp_
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_stops_and_says_how_to_go_on(number, tiny_overrides, tmp_path):
     run = tmp_path / "run"
-    process = started(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=100000", "trainer.checkpoint_every_steps=10")
+    endless = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=10"]
+    process = started(*tiny_overrides, f"run_dir={run}", *endless)
     wait_for(lambda: latest_checkpoint(run / "checkpoints") is not None, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -247,14 +255,14 @@ def test_a_causal_model_trains_by_the_same_command(tiny_overrides, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["trainer.accelerator=cuda"], "torch sees no CUDA device"),
+        (["trainer.accelerator=gpu"], "torch sees no CUDA device"),
         (["data.row_length=0"], "data.row_length is 0"),
         (["model.vocab_size=100"], "the tokenizer has 300 tokens"),
         (["data.row_length=100000", "model.max_position_embeddings=200000"], "row"),
     ],
 )
 def test_an_impossible_run_ends_in_one_line_and_leaves_no_folder(overrides, said, tiny_overrides, tmp_path):
-    if "trainer.accelerator=cuda" in overrides and torch.cuda.is_available():
+    if "trainer.accelerator=gpu" in overrides and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     run = tmp_path / "run"
     result = pretrain(*tiny_overrides, f"run_dir={run}", *overrides)

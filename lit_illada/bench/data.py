@@ -1,0 +1,152 @@
+"""How fast is text prepared and read back, and does preparation's memory grow with the corpus?
+
+Every figure is {median, min, max} over repeats; what is compared alternates within one run, on the text of the standard
+library.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as Backend
+
+from lit_illada.data.config import DataConfig, LoadTokenizer, StdlibSource
+from lit_illada.data.corpora import read
+from lit_illada.data.datamodule import PackedDataModule
+from lit_illada.data.manifest import TOKENIZER_FOLDER
+from lit_illada.data.prepare import prepare
+from lit_illada.errors import UserError
+
+Figure = dict[str, float]
+
+
+def measure(repeats: int = 5) -> dict[str, Any]:
+    """Every figure of this file."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepare(DataConfig(dir=str(folder / "stdlib")))
+        return {
+            "preparation": preparation(folder, repeats),
+            "reading": reading(folder, repeats),
+            "memory": memory(folder),
+        }
+
+
+def preparation(folder: Path, repeats: int) -> dict[str, Figure]:
+    """Seconds of a whole preparation with a finished tokenizer (read, de-duplicate, tokenise, write; the start of the
+    processes counts) and of `tokenizers`' encode_batch of the same documents in memory; ratio: how much of the
+    library's speed is kept. The goal is 0.8."""
+    tokenizer_folder = folder / "stdlib" / TOKENIZER_FOLDER
+    texts = [document.text for document in read(StdlibSource(), _raise)]
+    backend = Backend.from_file(str(tokenizer_folder / "tokenizer.json"))
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the library at its best, on every core
+    config = DataConfig(dir=str(folder / "again"), tokenizer=LoadTokenizer(str(tokenizer_folder)))
+
+    def prepare_again() -> None:
+        shutil.rmtree(config.dir, ignore_errors=True)
+        prepare(config)
+
+    pairs = [(_seconds(prepare_again), _seconds(lambda: backend.encode_batch(texts))) for _ in range(repeats)]
+    return {
+        "prepare_s": _figure([ours for ours, _ in pairs]),
+        "encode_batch_s": _figure([library for _, library in pairs]),
+        "ratio": _figure([library / ours for ours, library in pairs]),
+    }
+
+
+def reading(folder: Path, repeats: int, *, row_length: int = 256, batch_rows: int = 16) -> dict[str, Figure]:
+    """Packed tokens a second as finished batches, on one core, shards loaded and checked on the way. The goal: 5e6."""
+    tokens = 10_000_000
+    steps = tokens // (row_length * batch_rows)
+    config = DataConfig(dir=str(folder / "stdlib"), row_length=row_length)
+
+    def read_batches() -> None:
+        module = PackedDataModule(
+            config,
+            seed=0,
+            batch_rows=batch_rows,
+            micro_batch_rows=batch_rows,
+            total_steps=steps,
+            validation_rows=0,
+        )
+        for _ in module.train_dataloader():
+            pass
+
+    with _one_core():
+        return {"tokens_per_s": _figure([tokens / _seconds(read_batches) for _ in range(repeats)])}
+
+
+def memory(folder: Path) -> dict[str, Figure]:
+    """Peak resident MiB of the preparing process and of its largest child, for a corpus and for four times as much.
+
+    Linux only."""
+    tokenizer = str(folder / "stdlib" / TOKENIZER_FOLDER)
+    figures = {}
+    for times in (1, 4):
+        corpus = folder / f"corpus_{times}.jsonl"
+        _write_corpus(corpus, times)
+        command = [sys.executable, "-c", _MEASURE_MEMORY, str(corpus), str(folder / f"memory_{times}"), tokenizer]
+        parent, child = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+        figures[f"corpus_x{times}"] = {
+            "corpus_mib": corpus.stat().st_size / 2**20,
+            "parent_mib": parent / 2**10,
+            "child_mib": child / 2**10,
+        }
+    return figures
+
+
+_MEASURE_MEMORY = f"""
+import re, resource, sys
+from pathlib import Path
+from {DataConfig.__module__} import DataConfig, JsonlSource, LoadTokenizer
+from {prepare.__module__} import prepare
+corpus, folder, tokenizer = sys.argv[1:]
+prepare(DataConfig(dir=folder, source=JsonlSource([corpus]), tokenizer=LoadTokenizer(tokenizer), num_processes=2))
+# not ru_maxrss, which a process inherits from the one that started it
+parent = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+print(parent, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def _write_corpus(path: Path, times: int) -> None:
+    with path.open("w") as stream:
+        for copy in range(times):
+            for document in read(StdlibSource(), _raise):
+                stream.write(json.dumps({"text": f"# copy {copy}\n{document.text}"}) + "\n")
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _figure(values: list[float]) -> Figure:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0)
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+
+
+def _raise(error: UserError) -> None:
+    raise error

@@ -1,0 +1,169 @@
+"""Which documents does a source hold?
+
+Documents come one at a time, so a corpus may be larger than memory; each knows its origin, for messages.
+"""
+
+import json
+import os
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lit_illada.data.config import HuggingFaceSource, JsonlSource, PreparedSource, Source, StdlibSource, TextSource
+from lit_illada.data.text_files import decode, find_files, plain_size, raw_lines, read_text
+from lit_illada.errors import UserError
+
+OnBad = Callable[[UserError], None]
+
+_STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+_STDLIB_SUFFIXES = (".py", ".txt", ".rst", ".md")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and where it came from (a file, or file:line)."""
+
+    text: str
+    origin: str
+
+
+def read(source: Source, on_bad: OnBad) -> Iterator[Document]:
+    """The documents of a source, always in the same order.
+
+    on_bad: is given the error of every document that cannot be read; the reading goes on if it returns. What concerns
+    the whole source (a missing file, a missing library) is raised as UserError.
+    """
+    match source:
+        case StdlibSource():
+            return _whole_files(_stdlib_files(), on_bad)
+        case TextSource(paths, str(separator)):
+            return _separated(_named_files(paths), separator, on_bad)
+        case TextSource(paths):
+            return _whole_files(_named_files(paths), on_bad)
+        case JsonlSource(paths, text_field):
+            return _jsonl(_named_files(paths, (".jsonl",)), text_field, on_bad)
+        case HuggingFaceSource():
+            return _hugging_face(source, on_bad)
+        case PreparedSource():
+            raise UserError("data.source is 'prepared', which has no documents to prepare: choose another source")
+
+
+def total_bytes(source: Source) -> int | None:
+    """Bytes of text in a source, for a progress bar; None where only reading it would tell."""
+    match source:
+        case StdlibSource():
+            return plain_size(_stdlib_files())
+        case TextSource(paths):
+            return plain_size(_named_files(paths))
+        case _:
+            return None
+
+
+def _named_files(paths: list[str], suffixes: tuple[str, ...] | None = None) -> list[Path]:
+    if not paths:
+        raise UserError("data.source.paths is empty: name files, globs or folders, e.g. data.source.paths=[corpus/]")
+    return find_files(paths, suffixes)
+
+
+def _stdlib_files() -> list[Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _STDLIB_LEFT_OUT]
+        files += [Path(folder, name) for name in names if name.endswith(_STDLIB_SUFFIXES)]
+    if not files:
+        raise UserError(f"the standard library at {root} holds no text files: choose another data.source")
+    return sorted(files)
+
+
+def _whole_files(files: list[Path], on_bad: OnBad) -> Iterator[Document]:
+    for path in files:
+        try:
+            text = read_text(path)
+        except UserError as error:
+            on_bad(error)
+        else:
+            yield Document(text, str(path))
+
+
+def _separated(files: list[Path], separator: str, on_bad: OnBad) -> Iterator[Document]:
+    for path in files:
+        parts: list[str] = []
+        first = 1
+        try:
+            for number, (offset, raw) in enumerate(raw_lines(path), 1):
+                line = decode(raw, str(path), offset)
+                if line.strip() == separator:
+                    yield Document("".join(parts), f"{path}:{first}")
+                    parts, first = [], number + 1
+                else:
+                    parts.append(line)
+        except UserError as error:
+            on_bad(error)
+        else:
+            yield Document("".join(parts), f"{path}:{first}")
+
+
+def _jsonl(files: list[Path], text_field: str, on_bad: OnBad) -> Iterator[Document]:
+    for path in files:
+        try:
+            for number, (_, raw) in enumerate(raw_lines(path), 1):
+                try:
+                    if line := decode(raw, f"{path}:{number}").strip():
+                        yield _json_document(line, text_field, f"{path}:{number}")
+                except UserError as error:
+                    on_bad(error)
+        except UserError as error:
+            on_bad(error)
+
+
+def _json_document(line: str, text_field: str, origin: str) -> Document:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{origin}: not a JSON line ({error.msg} at column {error.colno})") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{origin}: a line must be a JSON object; this one is a {type(record).__name__}")
+    return _document(record, text_field, origin)
+
+
+def _hugging_face(source: HuggingFaceSource, on_bad: OnBad) -> Iterator[Document]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("data.source=huggingface needs the datasets library: pip install 'lit-illada[hf]'") from error
+    try:
+        rows = datasets.load_dataset(source.path, source.subset, split=source.split, streaming=True)
+    except (OSError, ValueError) as error:  # what the library and the hub's client raise for a wrong name or no network
+        raise _hub_error(source, error) from error
+    try:
+        for number, row in enumerate(islice(rows, source.max_documents)):
+            try:
+                yield _document(row, source.text_field, f"{source.path}[{number}]")
+            except UserError as error:
+                on_bad(error)
+    except OSError as error:
+        raise _hub_error(source, error) from error
+
+
+def _hub_error(source: HuggingFaceSource, error: Exception) -> UserError:
+    subset = f" ({source.subset})" if source.subset else ""
+    message = " ".join(str(error).split())
+    return UserError(f"Hugging Face data set {source.path}{subset}, split {source.split}: {message}")
+
+
+def _document(record: dict[str, Any], text_field: str, origin: str) -> Document:
+    if text_field not in record:
+        fields = ", ".join(map(str, record)) or "none"
+        raise UserError(f"{origin}: no field {text_field!r}; fields seen: {fields}. Set data.source.text_field")
+    text = record[text_field]
+    if not isinstance(text, str):
+        raise UserError(f"{origin}: field {text_field!r} holds a {type(text).__name__}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{origin}: field {text_field!r} holds half a surrogate pair, which is no text") from error
+    return Document(text, origin)

@@ -1,0 +1,155 @@
+"""Which documents of a corpus are kept, and which of them share a shard?
+
+Everything is decided by a document's content and its place in the corpus, before any tokenising.
+"""
+
+import hashlib
+import heapq
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lit_illada.data.config import DataConfig, OnBadDocument
+from lit_illada.data.corpora import Document, read
+from lit_illada.data.manifest import TRAIN, VALIDATION
+from lit_illada.errors import UserError
+
+_CHARACTERS_PER_TOKEN = 3.5
+_SCANNED_PER_SAMPLED = 16
+_BAD_EXAMPLES = 20
+
+
+@dataclass
+class Tally:
+    """What was left out, and why."""
+
+    policy: OnBadDocument
+    duplicates: int = 0
+    empty: int = 0
+    bad: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def on_bad(self, error: UserError) -> None:
+        if self.policy is OnBadDocument.RAISE:
+            raise error
+        self.bad += 1
+        if len(self.examples) < _BAD_EXAMPLES:
+            self.examples.append(str(error))
+
+    def empty_corpus(self) -> UserError:
+        left_out = f"{self.empty} empty, {self.bad} unreadable documents left out"
+        first = f"; the first: {self.examples[0]}" if self.examples else ""
+        return UserError(f"the corpus has no text to train on ({left_out}{first})")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Documents that become one shard."""
+
+    split: str
+    index: int
+    texts: list[str]
+    digests: list[bytes]
+
+
+def group_documents(config: DataConfig, seen_file: Path, tally: Tally) -> Iterator[Group]:
+    """The corpus without duplicates, cut into groups of about a shard for each split.
+
+    seen_file: where the hashes of the documents are kept meanwhile.
+    """
+    full = int(config.shard_tokens * _CHARACTERS_PER_TOKEN)
+    texts: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
+    digests: dict[str, list[bytes]] = {TRAIN: [], VALIDATION: []}
+    characters = {TRAIN: 0, VALIDATION: 0}
+    closed = {TRAIN: 0, VALIDATION: 0}
+
+    def close(split: str) -> Group:
+        group = Group(split, closed[split], texts[split], digests[split])
+        texts[split], digests[split], characters[split] = [], [], 0
+        closed[split] += 1
+        return group
+
+    with closing(_Seen(seen_file)) as seen:
+        for document, raw in _documents(config, tally):
+            digest = _digest(raw)
+            if not seen.add(digest):
+                tally.duplicates += 1
+                continue
+            split = split_of(digest, config.validation_fraction)
+            texts[split].append(document.text)
+            digests[split].append(digest)
+            characters[split] += len(document.text)
+            if characters[split] >= full:
+                yield close(split)
+    for split in (TRAIN, VALIDATION):
+        if texts[split]:
+            yield close(split)
+
+
+def split_of(digest: bytes, validation_fraction: float) -> str:
+    """The split of a document by the hash of its content alone: it never changes, whatever else the corpus holds."""
+    is_validation = int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
+    return VALIDATION if is_validation else TRAIN
+
+
+def sample_documents(config: DataConfig, sample_bytes: int, on_scanned: Callable[[int], None]) -> list[str]:
+    """Documents of the training split with the smallest content hashes: a random, repeatable sample.
+
+    on_scanned: is told the bytes of text read so far.
+    """
+    kept: dict[bytes, str] = {}
+    largest_first: list[tuple[int, bytes]] = []
+    kept_bytes = scanned_bytes = 0
+    tally = Tally(config.on_bad_document)
+    for document, raw in _documents(config, tally):
+        digest = _digest(raw)
+        scanned_bytes += len(raw)
+        if scanned_bytes > _SCANNED_PER_SAMPLED * sample_bytes and kept:
+            break
+        if digest in kept or split_of(digest, config.validation_fraction) == VALIDATION:
+            continue
+        # the split takes the first bytes of the hash, the sample the last
+        heapq.heappush(largest_first, (-int.from_bytes(digest[8:], "big"), digest))
+        kept[digest] = document.text
+        kept_bytes += len(raw)
+        while kept_bytes > sample_bytes and len(kept) > 1:
+            kept_bytes -= len(kept.pop(heapq.heappop(largest_first)[1]).encode())
+        on_scanned(scanned_bytes)
+    if not kept:
+        raise tally.empty_corpus()
+    return list(kept.values())
+
+
+class _Seen:
+    """The content hashes met so far, on disk: memory does not grow with the corpus."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._database = sqlite3.connect(path, isolation_level=None)
+        # Lost with the process, and then rebuilt from the source: so no journal, no sync, one transaction.
+        for statement in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-32768"):
+            self._database.execute(f"PRAGMA {statement}")
+        self._database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._database.execute("BEGIN")
+
+    def add(self, digest: bytes) -> bool:
+        """Whether it is new."""
+        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _documents(config: DataConfig, tally: Tally) -> Iterator[tuple[Document, bytes]]:
+    """The documents that have text, and their UTF-8 bytes."""
+    for document in read(config.source, tally.on_bad):
+        if document.text.isspace() or not document.text:
+            tally.empty += 1
+        else:
+            yield document, document.text.encode()
+
+
+def _digest(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=16).digest()

@@ -1,0 +1,134 @@
+"""Which tokens are row g of the endless stream?
+
+A pure function of (seed, g), so the position of a run is one number: any row is read at random, by any rank or worker,
+and a resume costs nothing.
+
+An epoch: the shards in an order drawn from (seed, epoch); the documents of each in an order drawn from (seed, epoch,
+shard), laid end to end, cut into rows of T tokens (the tail is dropped: another one every epoch), and the rows shuffled
+within the shard. The rows of all shards, one after the other, are divided into `num_streams` equal stretches, and row g
+comes from stretch g mod num_streams: so neighbours come from different shards, while a reader holds only num_streams
+of them.
+
+Shapes: B rows, T tokens a row, R rows of a shard.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_illada.data.dataset import Dataset, Shard
+from lit_illada.data.draws import permutation
+from lit_illada.errors import UserError
+
+_SHARDS, _DOCUMENTS, _ROWS = 1, 2, 3
+
+
+class PackedStream:
+    """The rows of a split, in the order of a seed. rows_per_epoch: int."""
+
+    def __init__(self, dataset: Dataset, split: str, *, row_length: int, num_streams: int, seed: int) -> None:
+        """Raises UserError when no shard of the split fills a row."""
+        self._dataset = dataset
+        self._shards = dataset.manifest.split(split).shards
+        self._order = RowOrder([shard.tokens // row_length for shard in self._shards], num_streams, seed)
+        self.rows_per_epoch = self._order.rows_per_epoch
+        self._row_length = row_length
+        self._seed = seed
+        self._loaded: OrderedDict[tuple[int, int], PackedShard] = OrderedDict()
+        self._max_loaded = num_streams + 1  # one more, because the stretches do not end together
+        if not self.rows_per_epoch:
+            tokens = dataset.manifest.split(split).tokens
+            raise UserError(
+                f"the {split} split at {dataset.location} holds {tokens} tokens in {len(self._shards)} shards, none "
+                f"of them a row of data.row_length={row_length}: lower it, or prepare more text (a text file is one "
+                "document unless data.source.document_separator is set)"
+            )
+
+    def rows(self, row_ids: NDArray[np.int64]) -> tuple[NDArray[np.unsignedinteger], NDArray[np.bool]]:
+        """(B, T) token ids, and (B, T) whether a document, or the rest of one, starts there."""
+        tokens_BT = np.empty((len(row_ids), self._row_length), self._dataset.manifest.dtype)
+        is_start_BT = np.empty((len(row_ids), self._row_length), np.bool)
+        places = zip(*(part.tolist() for part in self._order.locate(row_ids)), strict=True)
+        for b, (epoch, shard, row) in enumerate(places):
+            packed = self._packed(epoch, shard)
+            tokens_BT[b] = packed.tokens[row]
+            is_start_BT[b] = packed.is_start[row]
+        return tokens_BT, is_start_BT
+
+    def _packed(self, epoch: int, shard: int) -> "PackedShard":
+        key = epoch, shard
+        if key not in self._loaded:
+            while len(self._loaded) >= self._max_loaded:
+                self._loaded.popitem(last=False)
+            loaded = self._dataset.load(self._shards[shard])
+            self._loaded[key] = pack(loaded, self._row_length, self._seed, epoch, shard)
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
+
+
+class RowOrder:
+    """Where row g lies: its epoch, its shard, its row there."""
+
+    def __init__(self, rows_per_shard: list[int], num_streams: int, seed: int) -> None:
+        self._rows_per_shard = np.array(rows_per_shard, np.int64)
+        num_rows = int(self._rows_per_shard.sum())
+        self._num_streams = max(1, min(num_streams, num_rows))
+        self._stream_rows = num_rows // self._num_streams
+        self._seed = seed
+        self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self.rows_per_epoch = self._num_streams * self._stream_rows
+
+    def locate(self, row_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """(epoch, shard, row of the shard) of each row id, (B,) each."""
+        epochs, places = np.divmod(row_ids, self.rows_per_epoch)
+        steps, streams = np.divmod(places, self._num_streams)
+        places = streams * self._stream_rows + steps
+        shards, rows = np.empty_like(places), np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            order, firsts = self._epoch(epoch)
+            positions = np.searchsorted(firsts, places[here], side="right") - 1
+            shards[here] = order[positions]
+            rows[here] = places[here] - firsts[positions]
+        return epochs, shards, rows
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's order of the shards, and the number of the first row of each in it."""
+        if epoch not in self._epochs:
+            order = permutation(len(self._rows_per_shard), self._seed, epoch, _SHARDS)
+            order = order[self._rows_per_shard[order] > 0]
+            sizes = self._rows_per_shard[order]
+            self._epochs[epoch] = order, np.cumsum(sizes) - sizes
+            if len(self._epochs) > 2:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+
+@dataclass(frozen=True)
+class PackedShard:
+    """A shard's rows in an epoch's order. tokens: (R, T). is_start: (R, T), where a document or a row starts."""
+
+    tokens: NDArray[np.unsignedinteger]
+    is_start: NDArray[np.bool]
+
+
+def pack(shard: Shard, row_length: int, seed: int, epoch: int, index: int) -> PackedShard:
+    """The documents in the order of (seed, epoch, index), end to end, cut into shuffled rows."""
+    order = permutation(len(shard.lengths), seed, epoch, index, _DOCUMENTS)
+    ends = np.cumsum(shard.lengths)
+    spans = zip((ends - shard.lengths)[order].tolist(), ends[order].tolist(), strict=True)
+    tokens = np.concatenate([shard.tokens[start:end] for start, end in spans])
+
+    num_rows = len(tokens) // row_length
+    size = num_rows * row_length
+    lengths = shard.lengths[order]
+    starts = np.cumsum(lengths) - lengths
+    is_start = np.zeros(size, np.bool)
+    is_start[starts[starts < size]] = True
+    is_start_RT = is_start.reshape(num_rows, row_length)
+    is_start_RT[:, 0] = True
+
+    rows = permutation(num_rows, seed, epoch, index, _ROWS)
+    return PackedShard(tokens[:size].reshape(num_rows, row_length)[rows], is_start_RT[rows])

@@ -1,0 +1,91 @@
+"""How do packed rows become batches, and which rows does a rank take?
+
+Shapes: B rows, T tokens a row.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, get_worker_info
+from torch.utils.data import Dataset as TorchDataset
+
+from lit_illada.batch import Layout, TokenBatch
+from lit_illada.data.packing import PackedStream
+from lit_illada.data.shortening import NoShortening, SplitRow, TruncateRow
+from lit_illada.errors import UserError
+
+
+@dataclass(frozen=True)
+class PackedRows(TorchDataset[TokenBatch]):
+    """A map-style data set whose index is a whole micro-batch of row ids.
+
+    isolate_documents: every document is a segment; otherwise the row is. seed: of the shortening.
+    """
+
+    stream: PackedStream
+    shortening: NoShortening | SplitRow | TruncateRow
+    isolate_documents: bool
+    seed: int
+
+    def __getitem__(self, row_ids: Sequence[int]) -> TokenBatch:
+        try:
+            return self._batch(row_ids)
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            # for PackedLoader to raise: torch would wrap it in the traceback of its process
+            return error  # type: ignore[return-value]
+
+    def _batch(self, row_ids: Sequence[int]) -> TokenBatch:
+        ids = np.asarray(row_ids, np.int64)
+        tokens_BT, is_start_BT = self.stream.rows(ids)
+        if not self.isolate_documents:
+            is_start_BT[:, 1:] = False
+        is_maskable_BT = np.ones(tokens_BT.shape, np.bool)
+        self.shortening.apply(is_start_BT, is_maskable_BT, ids, self.seed)
+        borders = np.append(np.flatnonzero(is_start_BT), is_start_BT.size)
+        return TokenBatch(
+            input_ids=torch.from_numpy(tokens_BT.astype(np.int64)),
+            is_maskable=torch.from_numpy(is_maskable_BT),
+            row_ids=torch.from_numpy(ids),
+            layout=Layout.from_lengths(torch.from_numpy(np.diff(borders)), tokens_BT.shape[1]),
+        )
+
+
+class PackedLoader(DataLoader[TokenBatch]):
+    """A DataLoader in which a UserError of a worker process stays the one line it is."""
+
+    def __iter__(self) -> Iterator[TokenBatch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class MicroBatches(DistributedSampler[list[int]]):
+    """The row ids of one rank's micro-batches: rows first … last − 1, dealt to the ranks in turn.
+
+    The rows of an optimizer step are therefore the same for any number of ranks and any accumulation. A
+    DistributedSampler by name only: Lightning leaves one of these alone, and would replace any other.
+    """
+
+    def __init__(self, *, first: int, last: int, micro_batch_rows: int, rank: int, world_size: int) -> None:
+        self.first = first
+        self.last = last
+        self.micro_batch_rows = micro_batch_rows
+        self.rank = rank
+        self.num_replicas = world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        stride = self.micro_batch_rows * self.num_replicas
+        for start in range(self.first, self.last, stride):
+            yield list(range(start + self.rank, min(start + stride, self.last), self.num_replicas))
+
+    def __len__(self) -> int:
+        """Micro-batches from row 0 on, even if `first` is later: Lightning adds those it restored to those it takes."""
+        return -(-self.last // (self.micro_batch_rows * self.num_replicas))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: the order of every epoch follows from the row ids."""

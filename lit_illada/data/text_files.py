@@ -1,0 +1,122 @@
+"""How is a text file found, opened (plain, .gz, .zst) and decoded, with errors that name the file and the place?"""
+
+import difflib
+import glob
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import zstandard
+
+from lit_illada.errors import UserError
+
+_COMPRESSED = (".gz", ".zst")
+
+
+def find_files(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> list[Path]:
+    """The files that the paths, globs and folders name, each once, sorted within an entry.
+
+    suffixes: which files of a folder count, compressed or not; None: all that are not hidden.
+    Raises UserError for an entry that names nothing.
+    """
+    files: dict[Path, None] = {}
+    for entry in paths:
+        files.update(dict.fromkeys(_expand(entry, suffixes)))
+    return list(files)
+
+
+def read_text(path: Path) -> str:
+    """A file's whole text.
+
+    Raises UserError for a binary file, broken UTF-8 (with the byte offset) or a broken compressed file.
+    """
+    with _opened(path) as stream:
+        return decode(stream.read(), str(path))
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(offset in the text, bytes) of each line with its end; raises UserError for a broken compressed file."""
+    offset = 0
+    with _opened(path) as stream:
+        for line in stream:
+            yield offset, line
+            offset += len(line)
+
+
+def decode(raw: bytes, origin: str, offset: int = 0) -> str:
+    """UTF-8 text of bytes that lie at `offset` of the file."""
+    if (zero := raw.find(b"\0")) >= 0:
+        raise UserError(f"{origin}: binary file (a zero byte at offset {offset + zero}); give text files only")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{origin}: broken UTF-8 at byte offset {offset + error.start} ({error.reason}); convert the file "
+            "to UTF-8, or set data.on_bad_document=skip"
+        ) from error
+
+
+def plain_size(files: Sequence[Path]) -> int | None:
+    """Bytes of text in the files; None when some are compressed, since only reading them would tell."""
+    if any(path.suffix in _COMPRESSED for path in files):
+        return None
+    return sum(path.stat().st_size for path in files)
+
+
+def _expand(entry: str, suffixes: Sequence[str] | None) -> list[Path]:
+    path = Path(entry).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and _counts(p.relative_to(path), suffixes))
+        if not found:
+            kinds = "no files" if suffixes is None else f"no {' or '.join(suffixes)} files"
+            raise UserError(f"{entry}: the folder holds {kinds}")
+        return found
+    if glob.has_magic(entry):
+        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        if not found:
+            raise UserError(f"{entry}: no file matches this pattern")
+        return found
+    raise _missing(path)
+
+
+def _counts(path: Path, suffixes: Sequence[str] | None) -> bool:
+    if any(part.startswith(".") for part in path.parts):
+        return False
+    plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
+    return suffixes is None or plain.suffix in suffixes
+
+
+def _missing(path: Path) -> UserError:
+    folder = path.parent
+    if not folder.is_dir():
+        return UserError(f"{path}: no such file, and no folder {folder}")
+    close = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()], n=1, cutoff=0.5)
+    hint = f"; did you mean {str(folder / close[0])!r}?" if close else ""
+    return UserError(f"{path}: no such file{hint}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with _open(path) as stream:
+            yield stream
+    except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError) as error:
+        raise UserError(f"{path}: broken compressed file ({error}); compress or download it again") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read ({error.strerror})") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if path.suffix == ".zst":
+        # without read_across_frames the text of a concatenated file would silently end after its first part
+        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader), 2**20))
+    return path.open("rb")

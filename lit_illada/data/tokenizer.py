@@ -1,0 +1,186 @@
+"""What turns text into token ids and back, and which ids are special?
+
+Folders are in Hugging Face's convention (tokenizer.json, tokenizer_config.json), so transformers'
+PreTrainedTokenizerFast loads them too. No id is written in code: they all come from here.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from lit_illada.errors import UserError
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class TokenNames:
+    """The texts of the special tokens; None: the tokenizer has none of this kind (or its own config names it)."""
+
+    mask_token: str | None = None
+    eos_token: str | None = None
+    system_token: str | None = None
+    user_token: str | None = None
+    assistant_token: str | None = None
+    think_open_token: str | None = None
+    think_close_token: str | None = None
+
+
+OUR_TOKENS = TokenNames(
+    mask_token="<|mask|>",
+    eos_token="<|eos|>",
+    system_token="<|system|>",
+    user_token="<|user|>",
+    assistant_token="<|assistant|>",
+    think_open_token="<|think|>",
+    think_close_token="<|/think|>",
+)
+_STANDARD_NAMES = ("mask_token", "eos_token")  # the others go under `extra_special_tokens` of tokenizer_config.json
+MIN_VOCAB_SIZE = 256 + len(asdict(OUR_TOKENS))
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Text never becomes a special token: a corpus may hold the characters `<|mask|>`, and they stay text.
+
+    mask_token_id, eos_token_id: int. system_token_id, user_token_id, assistant_token_id, think_open_token_id,
+    think_close_token_id: int, or None where the tokenizer has no such token. sha256: of tokenizer.json and the names.
+    """
+
+    def __init__(self, tokenizer_json: str, names: TokenNames, origin: str = "the tokenizer") -> None:
+        """origin: where it came from, for messages. Raises UserError when a special token is missing."""
+        try:
+            self._backend = Backend.from_str(tokenizer_json)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(
+                f"{origin}: {TOKENIZER_FILE} is not readable by the tokenizers library ({error})"
+            ) from error
+        self._json = tokenizer_json
+        self.names = names
+        for name in _STANDARD_NAMES:
+            if getattr(names, name) is None:
+                raise UserError(f"{origin} names no {name}: set data.tokenizer.token_names.{name} to one of its tokens")
+        ids = {name: self._special_id(name, token, origin) for name, token in asdict(names).items()}
+        self.mask_token_id: int = ids["mask_token"]  # type: ignore[assignment]
+        self.eos_token_id: int = ids["eos_token"]  # type: ignore[assignment]
+        self.system_token_id = ids["system_token"]
+        self.user_token_id = ids["user_token"]
+        self.assistant_token_id = ids["assistant_token"]
+        self.think_open_token_id = ids["think_open_token"]
+        self.think_close_token_id = ids["think_close_token"]
+        given = [token for token in asdict(names).values() if token is not None]
+        # A foreign tokenizer may hold these as plain added tokens, which would match in text.
+        self._backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in given])
+        self._backend.encode_special_tokens = True  # means: encode their text as text
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.vocab_size: int = max(self._backend.get_vocab().values()) + 1
+        content = json.dumps([tokenizer_json, asdict(names)])
+        self.sha256 = hashlib.sha256(content.encode()).hexdigest()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
+        """A byte-level BPE with our special tokens; smaller than `vocab_size` where the texts have too few pairs."""
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+        backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(asdict(OUR_TOKENS).values()),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend.to_str(), OUR_TOKENS)
+
+    @classmethod
+    def load(cls, folder: str | Path, names: TokenNames = TokenNames()) -> Self:
+        """From a folder; `names` override what its tokenizer_config.json says."""
+        path = Path(folder) / TOKENIZER_FILE
+        if not path.is_file():
+            raise UserError(f"no tokenizer at {folder}: {path} does not exist")
+        config = path.with_name(CONFIG_FILE)
+        config_json = config.read_text(encoding="utf-8") if config.is_file() else "{}"
+        return cls.from_files(path.read_text(encoding="utf-8"), config_json, str(folder), names)
+
+    @classmethod
+    def from_files(cls, tokenizer_json: str, config_json: str, origin: str, names: TokenNames = TokenNames()) -> Self:
+        """From the two files' contents, wherever they came from."""
+        try:
+            config = json.loads(config_json)
+            extra = config.get("extra_special_tokens") or {}
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise UserError(f"{origin}: {CONFIG_FILE} is not a JSON object ({error})") from error
+        known = {**(extra if isinstance(extra, dict) else {}), **config}
+        overrides = {name: token for name, token in asdict(names).items() if token is not None}
+        found = {name: _token_text(known[name]) for name in asdict(names) if known.get(name) is not None}
+        return cls(tokenizer_json, TokenNames(**{**found, **overrides}), origin)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the two files; tokenizer.json is what was read or trained, byte for byte."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        named = {name: token for name, token in asdict(self.names).items() if token is not None}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **{name: token for name, token in named.items() if name in _STANDARD_NAMES},
+            "extra_special_tokens": {name: token for name, token in named.items() if name not in _STANDARD_NAMES},
+        }
+        (folder / TOKENIZER_FILE).write_text(self._json, encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text, nothing added."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, nothing added; uses the library's threads unless TOKENIZERS_PARALLELISM is false."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of the ids; bytes that are no whole character become U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def bytes_per_token(self) -> NDArray[np.int64]:
+        """(vocab_size,): bytes of UTF-8 text that each id stands for; 0 for special tokens and unused ids.
+
+        Exact for byte-level tokenizers. Other kinds count `▁` as a space and `<0xNN>` as a byte.
+        """
+        sizes = np.zeros(self.vocab_size, np.int64)
+        is_byte_level = isinstance(self._backend.decoder, decoders.ByteLevel) or '"ByteLevel"' in self._json
+        for token, index in self._backend.get_vocab(with_added_tokens=False).items():
+            sizes[index] = len(token) if is_byte_level else _utf8_size(token)
+        for index, added in self._backend.get_added_tokens_decoder().items():
+            sizes[index] = 0 if added.special else len(added.content.encode())
+        return sizes
+
+    def _special_id(self, name: str, token: str | None, origin: str) -> int | None:
+        if token is None:
+            return None
+        index = self._backend.token_to_id(token)
+        if index is None:
+            raise UserError(
+                f"{origin} has no token {token!r}: set data.tokenizer.token_names.{name} to one of its tokens"
+            )
+        return index
+
+
+def _token_text(entry: object) -> str:
+    """A token in tokenizer_config.json is a text, or an object with the text under `content`."""
+    return str(entry["content"]) if isinstance(entry, dict) else str(entry)
+
+
+def _utf8_size(token: str) -> int:
+    return 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode())

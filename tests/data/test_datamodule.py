@@ -1,0 +1,339 @@
+"""Shapes: B rows, T tokens a row."""
+
+import logging
+import math
+import shutil
+from collections import Counter
+from dataclasses import replace
+from itertools import chain
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lit_illada.batch import TokenBatch
+from lit_illada.data.config import DataConfig, PreparedSource
+from lit_illada.data.datamodule import PackedDataModule
+from lit_illada.data.dataset import open_dataset
+from lit_illada.data.packing import PackedStream
+from lit_illada.data.prepare import prepare
+from lit_illada.data.shortening import NoShortening, SplitRow, TruncateRow
+from lit_illada.errors import UserError
+
+
+def make(config: DataConfig, *, world: tuple[int, int] | None = None, **arguments: int) -> PackedDataModule:
+    """world: (rank, size)."""
+    settings = {"seed": 3, "batch_rows": 8, "micro_batch_rows": 2, "total_steps": 12, "validation_rows": 8, **arguments}
+    module = PackedDataModule(config, **settings)
+    if world:
+        module.trainer = SimpleNamespace(global_rank=world[0], world_size=world[1], training=True)
+    return module
+
+
+def same(a: TokenBatch, b: TokenBatch) -> bool:
+    return all(
+        torch.equal(x, y)
+        for x, y in [
+            (a.input_ids, b.input_ids),
+            (a.is_maskable, b.is_maskable),
+            (a.row_ids, b.row_ids),
+            (a.layout.position_ids, b.layout.position_ids),
+            (a.layout.cu_seqlens, b.layout.cu_seqlens),
+        ]
+    )
+
+
+def row_ids(batches: list[TokenBatch]) -> list[int]:
+    return [row_id for batch in batches for row_id in batch.row_ids.tolist()]
+
+
+def test_documents_are_segments_when_isolated_and_the_row_is_one_otherwise(prepared):
+    plain = replace(prepared, shortening=NoShortening())
+    batch = next(iter(make(plain).train_dataloader()))
+    assert batch.input_ids.dtype == batch.row_ids.dtype == torch.int64
+    assert batch.input_ids.shape == (2, 32)
+    assert batch.is_maskable.all()
+    eos = make(plain).tokenizer.eos_token_id
+    for b in range(2):
+        position = 0
+        for t in range(32):  # the slow and obvious way
+            assert batch.layout.position_ids[b, t] == position
+            position = 0 if batch.input_ids[b, t] == eos else position + 1
+    lengths = batch.layout.cu_seqlens.diff()
+    assert lengths.sum() == 64
+    assert batch.layout.max_seqlen == lengths.max()
+
+    together = next(iter(make(replace(plain, isolate_documents=False)).train_dataloader()))
+    assert torch.equal(together.input_ids, batch.input_ids)
+    assert together.layout.is_whole_rows
+    assert not batch.layout.is_whole_rows
+
+
+def draw(shortening, row_length: int, num_rows: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+    is_start = np.zeros((num_rows, row_length), np.bool)
+    is_start[:, 0] = True
+    is_maskable = np.ones((num_rows, row_length), np.bool)
+    shortening.apply(is_start, is_maskable, np.arange(num_rows), 1)
+    return is_start, is_maskable
+
+
+def test_a_split_cuts_a_share_of_the_rows_at_any_inner_point_alike():
+    is_start, is_maskable = draw(SplitRow(0.3), 9)
+    assert is_maskable.all()
+    cuts = is_start[:, 1:]
+    assert set(cuts.sum(1)) == {0, 1}
+    assert abs(cuts.any(1).mean() - 0.3) < 0.02
+    assert abs(cuts.sum(0) - 750).max() < 6 * math.sqrt(750)
+
+
+def test_a_truncation_keeps_any_length_alike_and_the_rest_apart_and_unmaskable():
+    is_start, is_maskable = draw(TruncateRow(0.5), 8)
+    kept = is_maskable.sum(1)
+    counts = np.bincount(kept, minlength=9)
+    assert counts[0] == 0
+    assert abs(counts[1:8] - 1250).max() < 6 * math.sqrt(1250)
+    for row in range(200):
+        expected = np.zeros(8, np.bool)
+        expected[[0, kept[row] % 8]] = True
+        np.testing.assert_array_equal(is_start[row], expected)
+        np.testing.assert_array_equal(is_maskable[row], np.arange(8) < kept[row])
+
+
+@pytest.mark.parametrize("shortening", [SplitRow(0.0), TruncateRow(0.0), NoShortening()])
+def test_no_probability_changes_nothing(shortening):
+    is_start, is_maskable = draw(shortening, 8, 100)
+    assert is_start.sum() == 100
+    assert is_maskable.all()
+
+
+@pytest.mark.parametrize("shortening", [SplitRow(0.5), TruncateRow(0.5)])
+def test_a_step_has_the_same_rows_for_any_ranks_and_accumulation(prepared, shortening):
+    config = replace(prepared, shortening=shortening)
+
+    def steps(size: int, micro_batch_rows: int) -> list[dict[int, tuple]]:
+        loaders = [
+            iter(make(config, world=(rank, size), micro_batch_rows=micro_batch_rows).train_dataloader())
+            for rank in range(size)
+        ]
+        accumulation = 8 // (micro_batch_rows * size)
+        found = []
+        for _ in range(12):
+            rows = {}
+            for loader in loaders * accumulation:
+                batch = next(loader)
+                for b, row_id in enumerate(batch.row_ids.tolist()):
+                    rows[row_id] = tuple(
+                        part[b].tolist() for part in (batch.input_ids, batch.is_maskable, batch.layout.position_ids)
+                    )
+            found.append(rows)
+        assert all(next(loader, None) is None for loader in loaders)
+        return found
+
+    expected = steps(1, 8)
+    assert [sorted(rows) for rows in expected] == [list(range(8 * s, 8 * s + 8)) for s in range(12)]
+    assert steps(1, 2) == expected
+    assert steps(2, 2) == expected
+    assert steps(2, 4) == expected
+    assert steps(4, 1) == expected
+
+
+def test_several_workers_give_the_same_batches_in_the_same_order(prepared):
+    alone = list(make(prepared).train_dataloader())
+    together = list(make(replace(prepared, num_workers=2)).train_dataloader())
+    assert len(alone) == len(together) == 48
+    assert all(map(same, alone, together))
+
+
+@pytest.mark.parametrize("rows_seen", [8, 40, 88])
+def test_a_resumed_loader_goes_on_where_it_stopped(prepared, rows_seen):
+    whole = make(prepared)
+    batches = list(whole.train_dataloader())
+    resumed = make(replace(prepared, num_workers=2))
+    resumed.load_state_dict({**whole.state_dict(), "rows_seen": rows_seen})
+    loader = resumed.train_dataloader()
+    assert len(loader) == 48
+    rest = list(loader)
+    assert len(rest) == 48 - rows_seen // 2
+    assert all(map(same, rest, batches[rows_seen // 2 :]))
+
+
+def test_the_second_epoch_after_a_resume_is_whole(prepared):
+    dataset = open_dataset(prepared.dir)
+    stream = PackedStream(dataset, "train", row_length=32, num_streams=4, seed=3)
+    epoch = stream.rows_per_epoch
+    module = make(prepared, total_steps=2 * epoch // 8 + 1)
+    module.load_state_dict({**module.state_dict(), "rows_seen": epoch // 2 // 8 * 8})
+    seen = {
+        g: row
+        for batch in module.train_dataloader()
+        for g, row in zip(batch.row_ids.tolist(), batch.input_ids, strict=True)
+    }
+    expected, _ = stream.rows(np.arange(epoch, 2 * epoch))
+    second = torch.stack([seen[g] for g in range(epoch, 2 * epoch)])
+    np.testing.assert_array_equal(second.numpy(), expected)
+    everything = sum(
+        (Counter(dataset.load(shard).tokens.tolist()) for shard in dataset.manifest.train.shards), Counter()
+    )
+    left_out = everything.total() - 32 * epoch
+    assert (
+        (everything - Counter(second.flatten().tolist())).total()
+        == left_out
+        < 32 * (len(dataset.manifest.train.shards) + 4)
+    )
+
+
+class _Tiny(L.LightningModule):
+    """Learns from every token's sum and remembers the rows it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[list[int]] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch.row_ids.tolist())
+        return (self.scale - batch.input_ids.float().mean() / 100) ** 2
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += batch.row_ids.tolist()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class _Save(Callback):
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step and (batch_idx + 1) % 4 == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def fit(config, *, checkpoint=None, callbacks=(), **arguments) -> tuple[_Tiny, PackedDataModule]:
+    module, data = _Tiny(), make(config, **arguments)
+    trainer = L.Trainer(
+        max_steps=12,
+        accumulate_grad_batches=4,
+        val_check_interval=24,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    return module, data
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_resumed_by_lightning_equals_the_one_left_alone(prepared, tmp_path):
+    config = replace(prepared, num_workers=2)
+    path = tmp_path / "at_5.ckpt"
+    whole, data = fit(config, callbacks=[_Save(path, 5)])
+    assert list(chain(*whole.seen)) == list(range(96))
+    assert data.rows_seen == 96
+    assert whole.validated == 2 * list(range(8))
+    saved = torch.load(path, weights_only=True)["PackedDataModule"]
+    assert saved["rows_seen"] == 40
+
+    resumed, data = fit(config, checkpoint=path)
+    assert list(chain(*resumed.seen)) == list(range(40, 96))
+    assert data.rows_seen == 96
+    assert torch.equal(resumed.scale, whole.scale)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_shard_is_one_line_also_from_a_worker(prepared, tmp_path, num_workers):
+    copy = shutil.copytree(prepared.dir, tmp_path / "copy")
+    for shard in copy.glob("train-*.tar"):
+        shard.write_bytes(shard.read_bytes()[:1000])
+    config = replace(prepared, dir=str(copy), num_workers=num_workers)
+    with pytest.raises(UserError, match=r"train-.*\.tar is truncated: 1000 of") as caught:
+        list(make(config).train_dataloader())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_data_set_or_seed_is_refused(prepared, tmp_path, make_config, make_texts):
+    other = make_config(tmp_path / "other", make_texts(60, seed=5))
+    prepare(other)
+    with pytest.raises(UserError, match="trained on another data set"):
+        make(prepared).load_state_dict(make(other).state_dict())
+    with pytest.raises(UserError, match="seed=4; seed=3 asked"):
+        make(prepared).load_state_dict(make(prepared, seed=4).state_dict())
+
+
+def test_validation_rows_are_the_same_for_every_seed_and_setting_and_dealt_to_the_ranks(prepared):
+    expected = list(make(prepared).val_dataloader())
+    assert row_ids(expected) == list(range(8))
+    again = make(replace(prepared, shortening=TruncateRow(1.0)), seed=99).val_dataloader()
+    assert all(map(same, expected, again))
+    for rank in range(2):
+        dealt = list(make(prepared, world=(rank, 2)).val_dataloader())
+        assert row_ids(dealt) == list(range(rank, 8, 2))
+
+
+def test_too_many_validation_rows_are_cut_to_what_there_is(prepared, caplog):
+    module = make(prepared, validation_rows=10**6, world=(0, 4))
+    with caplog.at_level(logging.WARNING):
+        loader = module.val_dataloader()
+    rows = module.manifest.validation.tokens // 32
+    num_batches = sum(len(batch.row_ids) for batch in loader)
+    assert 4 * num_batches <= rows
+    assert f"validating on {4 * num_batches} rows instead of 1000000" in caplog.text
+    assert make(prepared, validation_rows=0).val_dataloader() == []
+    with pytest.raises(UserError, match="fewer than 100000 ranks"):
+        make(prepared, world=(0, 100_000)).val_dataloader()
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(prepared):
+    with pytest.raises(UserError, match="batch_rows=8 is not a multiple of micro_batch_rows=3 × 1 ranks = 3"):
+        make(prepared, micro_batch_rows=3).train_dataloader()
+    with pytest.raises(UserError, match="micro_batch_rows is 0"):
+        make(prepared, micro_batch_rows=0)
+    assert make(prepared, world=(0, 2)).accumulation == 2
+
+
+def test_the_unigram_entropy_is_that_of_the_validation_tokens(prepared):
+    dataset = open_dataset(prepared.dir)
+    tokens = [token for shard in dataset.manifest.validation.shards for token in dataset.load(shard).tokens.tolist()]
+    entropy = -sum(n / len(tokens) * math.log(n / len(tokens)) for n in Counter(tokens).values())
+    assert make(prepared).unigram_entropy() == pytest.approx(entropy, rel=1e-12)
+
+
+def test_a_missing_data_set_is_prepared_and_a_prepared_one_only_opened(tmp_path, make_config, make_texts):
+    config = make_config(tmp_path / "set", make_texts(60))
+    with pytest.raises(UserError, match="no prepared data set"):
+        _ = make(config).manifest
+    make(config).prepare_data()
+    fingerprint = make(config).manifest.fingerprint
+    opened = make(replace(config, source=PreparedSource()))
+    opened.prepare_data()
+    assert opened.manifest.fingerprint == fingerprint
+    with pytest.raises(UserError, match=r"data\.validation_fraction is 0\.2 there, 0\.5 asked"):
+        make(replace(config, validation_fraction=0.5)).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("row_length", 0),
+        ("num_streams", 0),
+        ("num_workers", -1),
+        ("validation_fraction", 0.0),
+        ("shard_tokens", 1),
+        ("dir", ""),
+    ],
+)
+def test_impossible_settings_are_refused(field, value):
+    with pytest.raises(UserError, match=f"data.{field} is "):
+        DataConfig(**{field: value})
+    with pytest.raises(UserError, match=r"data\.shortening\.probability"):
+        SplitRow(1.5)

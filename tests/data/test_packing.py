@@ -1,0 +1,127 @@
+"""Shapes: T tokens a row."""
+
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_illada.data.dataset import Dataset, Shard, open_dataset
+from lit_illada.data.draws import permutation
+from lit_illada.data.packing import PackedStream, RowOrder, pack
+from lit_illada.errors import UserError
+
+
+def make_stream(dataset: Dataset, *, row_length: int = 32, num_streams: int = 4, seed: int = 3) -> PackedStream:
+    return PackedStream(dataset, "train", row_length=row_length, num_streams=num_streams, seed=seed)
+
+
+def reference_order(rows_per_shard: list[int], num_streams: int, seed: int, epoch: int) -> list[tuple[int, int]]:
+    """(shard, row) in the order in which an epoch reads them, spelled out."""
+    listed = []
+    for shard in permutation(len(rows_per_shard), seed, epoch, 1).tolist():
+        listed += [(shard, row) for row in range(rows_per_shard[shard])]
+    num_streams = min(num_streams, len(listed))
+    length = len(listed) // num_streams
+    streams = [listed[s * length : (s + 1) * length] for s in range(num_streams)]
+    return [streams[s][step] for step in range(length) for s in range(num_streams)]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(1, 10), st.integers(0, 99), st.data())
+def test_rows_lie_where_the_written_out_order_says(rows_per_shard, num_streams, seed, data):
+    if not sum(rows_per_shard):
+        return
+    order = RowOrder(rows_per_shard, num_streams, seed)
+    expected = [
+        (epoch, *place) for epoch in range(3) for place in reference_order(rows_per_shard, num_streams, seed, epoch)
+    ]
+    assert order.rows_per_epoch == len(expected) // 3
+    # any row, in any sequence
+    asked = data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=20))
+    found = zip(*(part.tolist() for part in order.locate(np.array(asked))), strict=True)
+    assert list(found) == [expected[g] for g in asked]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(2, 16), st.integers(0, 5))
+def test_a_packed_shard_is_its_documents_end_to_end_cut_into_rows(lengths, row_length, epoch):
+    documents = [[100 * (d + 1) + i for i in range(length)] for d, length in enumerate(lengths)]
+    shard = Shard(np.array(list(chain(*documents)), np.uint32), np.array(lengths))
+    packed = pack(shard, row_length, 7, epoch, 1)
+
+    line = list(chain(*(documents[d] for d in permutation(len(lengths), 7, epoch, 1, 2))))
+    rows = [line[i : i + row_length] for i in range(0, len(line) - row_length + 1, row_length)]
+    expected = [rows[r] for r in permutation(len(rows), 7, epoch, 1, 3)]
+    assert packed.tokens.tolist() == expected
+    firsts = {document[0] for document in documents}
+    is_start = [[i == 0 or token in firsts for i, token in enumerate(row)] for row in expected]
+    assert packed.is_start.tolist() == is_start
+
+
+def test_an_epoch_is_every_token_but_the_tails_and_each_epoch_has_another_order(prepared):
+    dataset = open_dataset(prepared.dir)
+    stream = make_stream(dataset, num_streams=1)
+    everything = sum(
+        (Counter(dataset.load(shard).tokens.tolist()) for shard in dataset.manifest.train.shards), Counter()
+    )
+    tails = sum(shard.tokens % 32 for shard in dataset.manifest.train.shards)
+    epochs = []
+    for epoch in range(2):
+        first = epoch * stream.rows_per_epoch
+        tokens, _ = stream.rows(np.arange(first, first + stream.rows_per_epoch))
+        missing = everything - Counter(tokens.ravel().tolist())
+        assert missing.total() == tails
+        assert not Counter(tokens.ravel().tolist()) - everything
+        epochs.append(tokens.tolist())
+    assert epochs[0] != epochs[1]
+
+
+def test_with_several_streams_no_row_comes_twice_in_an_epoch(prepared):
+    stream = make_stream(open_dataset(prepared.dir), num_streams=3)
+    places = stream._order.locate(np.arange(2 * stream.rows_per_epoch))
+    assert len(set(zip(*(part.tolist() for part in places), strict=True))) == 2 * stream.rows_per_epoch
+
+
+def test_a_row_is_the_same_whenever_and_by_whomever_it_is_read(prepared):
+    dataset = open_dataset(prepared.dir)
+    stream = make_stream(dataset)
+    num_rows = 2 * stream.rows_per_epoch + 5
+    tokens, is_start = stream.rows(np.arange(num_rows))
+    for g in np.random.default_rng(0).integers(0, num_rows, 30):
+        again = make_stream(dataset).rows(np.array([g]))
+        np.testing.assert_array_equal(again[0][0], tokens[g])
+        np.testing.assert_array_equal(again[1][0], is_start[g])
+    assert not np.array_equal(make_stream(dataset, seed=4).rows(np.arange(num_rows))[0], tokens)
+
+
+def test_a_reader_in_order_loads_every_shard_once_an_epoch_and_keeps_few(prepared, monkeypatch):
+    dataset = open_dataset(prepared.dir)
+    loaded: list[str] = []
+    plain = Dataset.load
+    monkeypatch.setattr(Dataset, "load", lambda self, record: loaded.append(record.file) or plain(self, record))
+    stream = make_stream(dataset, num_streams=2)
+    for g in range(stream.rows_per_epoch):
+        stream.rows(np.array([g]))
+        assert len(stream._loaded) <= 3
+    # a shard across the border of two streams is read twice
+    assert len(loaded) <= len(dataset.manifest.train.shards) + 1
+
+
+def test_ranks_read_shards_of_their_own_when_there_are_as_many_streams(prepared):
+    dataset = open_dataset(prepared.dir)
+    order = make_stream(dataset, num_streams=2)._order
+    rows = np.arange(order.rows_per_epoch)
+    shards = [set(order.locate(rows[rank::2])[1].tolist()) for rank in range(2)]
+    assert len(shards[0] & shards[1]) <= 1
+
+
+def test_more_streams_than_rows_still_give_every_row(prepared):
+    stream = make_stream(open_dataset(prepared.dir), row_length=600, num_streams=1000)
+    tokens, _ = stream.rows(np.arange(2 * stream.rows_per_epoch))
+    assert tokens.shape == (2 * stream.rows_per_epoch, 600)
+
+
+def test_a_split_without_a_row_is_refused(prepared):
+    with pytest.raises(UserError, match=r"none of them a row of data\.row_length=100000"):
+        make_stream(open_dataset(prepared.dir), row_length=100_000)

@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from lit_illada.data.tokenizer import MIN_VOCAB_SIZE, OUR_TOKENS, Tokenizer, TokenNames
+from lit_illada.errors import UserError
+
+TRAINED = Tokenizer.train(["the cat sat on the mat, the end. " * 20, "ünïcödé 😀 text\n\n\tindented"] * 5, 300)
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_text_comes_back_and_its_bytes_are_counted(text: str):
+    ids = TRAINED.encode(text)
+    assert TRAINED.decode(ids) == text
+    assert TRAINED.bytes_per_token()[ids].sum() == len(text.encode())
+    assert TRAINED.encode_batch([text, "x"]) == [ids, TRAINED.encode("x")]
+
+
+def test_special_tokens_have_ids_of_their_own_and_no_bytes():
+    ids = [
+        TRAINED.mask_token_id,
+        TRAINED.eos_token_id,
+        TRAINED.system_token_id,
+        TRAINED.user_token_id,
+        TRAINED.assistant_token_id,
+        TRAINED.think_open_token_id,
+        TRAINED.think_close_token_id,
+    ]
+    assert len(set(ids)) == 7
+    sizes = TRAINED.bytes_per_token()
+    assert sizes.shape == (TRAINED.vocab_size,)
+    assert np.flatnonzero(sizes == 0).tolist() == sorted(ids)
+    assert TRAINED.decode([TRAINED.mask_token_id]) == "<|mask|>"
+    assert TRAINED.decode([TRAINED.mask_token_id, *TRAINED.encode("a")], skip_special_tokens=True) == "a"
+
+
+@pytest.mark.parametrize("token", vars(OUR_TOKENS).values())
+def test_the_text_of_a_special_token_stays_text(token: str):
+    ids = TRAINED.encode(f"a{token}b")
+    assert min(ids) >= len(vars(OUR_TOKENS))
+    assert TRAINED.decode(ids) == f"a{token}b"
+    assert TRAINED.encode_batch([f"a{token}b"]) == [ids]
+
+
+def test_training_twice_gives_the_same_tokenizer():
+    texts = [f"some text number {i}, and so on" for i in range(50)]
+    assert Tokenizer.train(texts, 320).sha256 == Tokenizer.train(texts, 320).sha256
+    assert Tokenizer.train(texts, 320).sha256 != Tokenizer.train(texts, 319).sha256
+    assert Tokenizer.train(["ab"], 5000).vocab_size <= MIN_VOCAB_SIZE + 2
+
+
+def test_a_saved_folder_loads_the_same_and_is_hugging_faces(tmp_path: Path):
+    TRAINED.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert (loaded.sha256, loaded.names, loaded.vocab_size) == (TRAINED.sha256, TRAINED.names, TRAINED.vocab_size)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (config["mask_token"], config["eos_token"]) == ("<|mask|>", "<|eos|>")
+    assert config["extra_special_tokens"]["think_close_token"] == "<|/think|>"
+    assert Backend.from_file(str(tmp_path / "tokenizer.json")).token_to_id("<|mask|>") == TRAINED.mask_token_id
+
+
+def foreign(folder: Path, config: dict) -> Path:
+    """A tokenizer as others publish it: sentencepiece-like, its mask a plain added token, padding switched on."""
+    vocab = {"<unk>": 0, "</s>": 1, "<0x0A>": 2, "▁": 3, "▁hello": 4, "é": 5}
+    backend = Backend(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_tokens(["[MASK]", "plain"])
+    backend.enable_padding(length=50)
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_foreign_tokenizer_loads_with_the_names_given(tmp_path: Path):
+    folder = foreign(tmp_path / "foreign", {"eos_token": {"content": "</s>"}})
+    with pytest.raises(UserError, match=r"names no mask_token: set data\.tokenizer\.token_names\.mask_token"):
+        Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, TokenNames(mask_token="[MASK]"))
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.think_open_token_id) == (6, 1, None)
+    assert tokenizer.vocab_size == 8
+    assert tokenizer.bytes_per_token().tolist() == [5, 0, 1, 1, 6, 2, 0, 5]
+    assert tokenizer.mask_token_id not in tokenizer.encode("[MASK]")
+    tokenizer.save(tmp_path / "copy")
+    assert Tokenizer.load(tmp_path / "copy").sha256 == tokenizer.sha256
+
+
+def test_a_missing_special_token_is_named(tmp_path: Path):
+    folder = foreign(tmp_path / "foreign", {"mask_token": "[MASK]", "eos_token": "</s>"})
+    with pytest.raises(UserError, match=r"no token '<think>': set data\.tokenizer\.token_names\.think_open_token"):
+        Tokenizer.load(folder, TokenNames(think_open_token="<think>"))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no tokenizer at"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "m", "eos_token": "e"}')
+    with pytest.raises(UserError, match="not readable by the tokenizers library"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(UserError, match="not a JSON object"):
+        Tokenizer.load(tmp_path)
