@@ -24,6 +24,7 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.training.tensorboard import begin_board
 
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
 
@@ -80,7 +81,8 @@ def train(
     module = build.build_module(config, datamodule)
     trainer, stop = build.build_trainer(config, folder, module, datamodule.tokenizer, console)
     if checkpoint is None:
-        build.start_board(trainer, config)
+        if trainer.is_global_zero:
+            begin_board(trainer.logger, to_tree(config))  # type: ignore[arg-type]
         trainer.validate(module, datamodule=datamodule, verbose=False)
         _append_summary(folder, "start", trainer)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -88,6 +88,8 @@ def test_the_curves_have_their_tags_at_the_right_steps(reference):
     assert any(tag.startswith("val_nll_by_ratio/") for tag in scalars)
     assert all(event.value > 0 for event in scalars["perf/tokens_per_s"])
     assert 0 < scalars["perf/mfu"][-1].value < 1
+    # warm-up over 2 steps, then a cosine: the rate of step 2 is the full one
+    assert scalars["train/learning_rate"][0].value == pytest.approx(2e-4)
 
 
 def test_tensorboard_has_the_layout_the_samples_and_the_hyper_parameters(reference):
@@ -223,12 +225,16 @@ def test_several_non_finite_steps_in_a_row_stop_the_run_with_a_checkpoint(tiny_o
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
-def test_accumulation_gives_the_weights_of_one_large_batch(reference, tiny_overrides, tmp_path):
-    run = tmp_path / "run"
-    assert pretrain(*tiny_overrides, f"run_dir={run}", "trainer.micro_batch_rows=2").exit_code == 0
-    one, other = weights(reference), weights(run)
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
+@pytest.mark.parametrize("normaliser", ["tokens", "masked", "sequences"])
+def test_accumulation_gives_the_weights_of_one_large_batch(normaliser, tiny_overrides, tmp_path):
+    """Also where micro-batches differ in what they count: the normaliser is that of the whole step."""
+    overrides = [*tiny_overrides, "objective=llada", f"objective.normaliser={normaliser}", "trainer.max_steps=4"]
+    one, four = tmp_path / "one", tmp_path / "four"
+    assert pretrain(*overrides, f"run_dir={one}").exit_code == 0
+    assert pretrain(*overrides, f"run_dir={four}", "trainer.micro_batch_rows=2").exit_code == 0
+    large, small = weights(one), weights(four)
+    for name in large:
+        torch.testing.assert_close(large[name], small[name], atol=1e-5, rtol=1e-3)
 
 
 def test_two_processes_give_the_weights_of_one(reference, tiny_overrides, tmp_path):
