@@ -1,17 +1,17 @@
 """The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_illada.config import load
 from lit_illada.data.config import DataConfig, PreparedSource
 from lit_illada.data.inspection import inspect as inspect_dataset
 from lit_illada.data.inspection import verify as verify_dataset
 from lit_illada.data.manifest import Manifest, is_url
+from lit_illada.data.prepare import OnProgress
 from lit_illada.data.prepare import prepare as prepare_folder
 from lit_illada.errors import UserError
 
@@ -52,24 +52,28 @@ def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = F
 
 
 @contextmanager
-def _progress(console: Console) -> Any:
-    columns = (
+def _progress(console: Console) -> Iterator[OnProgress]:
+    columns = [
+        TextColumn("[bold]{task.description}"),
         BarColumn(),
-        DownloadColumn(),
+        TextColumn("{task.fields[amount]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
-    )
-    tasks: dict[str, Any] = {}
-    with Progress(
-        TextColumn("[bold]{task.description}"), *columns, console=console, disable=not console.is_terminal
-    ) as bar:
+    ]
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
         def on_progress(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
+                for finished in tasks.values():
+                    bar.update(finished, total=1, completed=1)
+                tasks[stage] = bar.add_task(stage, total=total, amount="")
                 if not console.is_terminal:
                     console.print(f"{stage} …", highlight=False)
-            bar.update(tasks[stage], completed=done, total=total)
+            amount = f"{done / 1e6:,.1f} MB" if done else ""
+            bar.update(tasks[stage], completed=done, total=total, amount=amount)
 
         yield on_progress
+        for finished in tasks.values():
+            bar.update(finished, total=1, completed=1)

@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import signal
 import time
-import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -77,7 +75,6 @@ def train(
     run early, if one did."""
     started_at = time.perf_counter()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    _quiet_lightning()
     module = build.build_module(config, datamodule)
     trainer, stop = build.build_trainer(config, folder, module, datamodule.tokenizer, console)
     if checkpoint is None:
@@ -134,12 +131,3 @@ def _report(folder: RunFolder, trainer: pl.Trainer, elapsed_s: float, console: C
     console.print(f"generate     lit-illada generate {folder.path} --prompt 'import '", highlight=False)
     if trainer.global_step < trainer.max_steps:
         console.print(f"stopped      go on with: lit-illada pretrain --resume {folder.path}", highlight=False)
-
-
-def _quiet_lightning() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # advice for other ways of using Lightning than ours: the loader is resumed and sized by the data module
-    for message in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*ckpt_path.*",
-                    ".*Checkpoint directory .* exists and is not empty.*", ".*smaller than the logging interval.*",
-                    ".*isinstance.treespec, LeafSpec.*", ".*nccl.*"):  # fmt: skip
-        warnings.filterwarnings("ignore", message)
