@@ -83,10 +83,13 @@ def train(
         trainer.validate(module, datamodule=datamodule, verbose=False)
         _append_summary(folder, "start", trainer)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    is_finished = trainer.global_step >= trainer.max_steps
+    if is_finished and trainer.global_step % config.trainer.val_every_steps:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
     _append_summary(folder, "end", trainer)
     if trainer.is_global_zero:
         _report(folder, trainer, time.perf_counter() - started_at, console)
-    return stop.signal if trainer.global_step < trainer.max_steps else None
+    return None if is_finished else stop.signal
 
 
 def _is_rank_zero() -> bool:

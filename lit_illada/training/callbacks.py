@@ -77,9 +77,16 @@ class GracefulStop(Callback):
         if trainer.global_step == self._step_before:
             return
         # every rank must take the same way out
-        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+        if not trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            return
+        trainer.should_stop = True
+        if not self._checkpoints.is_validated(trainer.global_step):
             self._checkpoints.save_now(trainer)
-            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.should_stop:
+            self._checkpoints.save_now(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in getattr(self, "_before", {}).items():
