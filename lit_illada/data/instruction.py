@@ -97,7 +97,7 @@ def _message(row: object, origin: str) -> Message:
         raise UserError(f"{origin}: a message must be an object with role and content; this is a {type(row).__name__}")
     role = _field(row, "role", str, origin)
     if role not in set(Role):
-        raise unknown(f"role in {origin}:", role, Role)
+        raise unknown(f"role in {origin}:", role, map(str, Role))
     content = _field(row, "content", str, origin)
     if role != Role.ASSISTANT:
         return Message(Role(role), content)
@@ -110,7 +110,7 @@ def _message(row: object, origin: str) -> Message:
 
 def _alpaca(record: dict[str, Any], origin: str) -> Example:
     instruction = _field(record, "instruction", str, origin)
-    extra = record.get("input") or ""
+    extra = _field(record, "input", str, origin) if record.get("input") else ""
     prompt = f"{instruction}\n\n{extra}" if extra else instruction
     return _dialogue(prompt, Message(Role.ASSISTANT, _field(record, "output", str, origin)), origin)
 

@@ -126,7 +126,7 @@ def make_examples(
     found: dict[int, Problem] = {}
     seen: set[str] = set()
     for index, problem in _problems(source, difficulty):
-        if index > 1000 + 20 * num / held_out_fraction:
+        if index > 1000 + 10 * num / held_out_fraction:
             raise UserError(
                 f"sft_data.source: only {len(found)} of {num} {portion} problems were found among {index}: the range "
                 "is too small; raise its depth, operands or digits, or ask for fewer"
