@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.choice import choice, choice_name
 from lit_illada.data.config import DataConfig
+from lit_illada.data.sft_config import SFTDataConfig
 from lit_illada.errors import UserError, unknown
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import ModelConfig
@@ -90,7 +91,19 @@ class PrepareConfig:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-SCHEMAS: dict[str, type] = {"pretrain": PretrainConfig, "generate": GenerateConfig, "data": PrepareConfig}
+@dataclass(frozen=True)
+class ExamplesConfig:
+    """A look at fine-tuning data."""
+
+    sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)
+
+
+SCHEMAS: dict[str, type] = {
+    "pretrain": PretrainConfig,
+    "generate": GenerateConfig,
+    "data": PrepareConfig,
+    "examples": ExamplesConfig,
+}
 
 
 def load(command: str, overrides: Sequence[str] = ()) -> Any:

@@ -107,27 +107,43 @@ def _separated(files: list[Path], separator: str, on_bad: OnBad) -> Iterator[Doc
             yield Document("".join(parts), f"{path}:{first}")
 
 
-def _jsonl(files: list[Path], text_field: str, on_bad: OnBad) -> Iterator[Document]:
+def json_objects(files: list[Path], on_bad: OnBad) -> Iterator[tuple[dict[str, Any], str]]:
+    """(object, its file:line) of every line that is not blank."""
     for path in files:
         try:
             for number, (_, raw) in enumerate(raw_lines(path), 1):
+                origin = f"{path}:{number}"
                 try:
-                    if line := decode(raw, f"{path}:{number}").strip():
-                        yield _json_document(line, text_field, f"{path}:{number}")
+                    record = _json_object(decode(raw, origin), origin)
                 except UserError as error:
                     on_bad(error)
+                else:
+                    if record is not None:
+                        yield record, origin
         except UserError as error:
             on_bad(error)
 
 
-def _json_document(line: str, text_field: str, origin: str) -> Document:
+def _json_object(line: str, origin: str) -> dict[str, Any] | None:
+    if not line.strip():
+        return None
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{origin}: not a JSON line ({error.msg} at column {error.colno})") from error
     if not isinstance(record, dict):
         raise UserError(f"{origin}: a line must be a JSON object; this one is a {type(record).__name__}")
-    return _document(record, text_field, origin)
+    return record
+
+
+def _jsonl(files: list[Path], text_field: str, on_bad: OnBad) -> Iterator[Document]:
+    for record, origin in json_objects(files, on_bad):
+        try:
+            document = _document(record, text_field, origin)
+        except UserError as error:
+            on_bad(error)
+        else:
+            yield document
 
 
 def _hugging_face(source: HuggingFaceSource, on_bad: OnBad) -> Iterator[Document]:

@@ -1,13 +1,16 @@
-"""How do packed rows become batches, and which rows does a rank take?
+"""How do rows become batches, and which rows does a rank take?
 
 Shapes: B rows, T tokens a row.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
@@ -17,9 +20,49 @@ from lit_illada.data.shortening import NoShortening, SplitRow, TruncateRow
 from lit_illada.errors import UserError
 
 
+class RowArrays(NamedTuple):
+    """(B, T) each. is_start: where a segment begins; the first token of every row does."""
+
+    tokens: NDArray[np.integer]
+    is_start: NDArray[np.bool]
+    is_maskable: NDArray[np.bool]
+
+
+class RowBatches(TorchDataset[TokenBatch], ABC):
+    """A map-style data set whose index is a whole micro-batch of row ids."""
+
+    @property
+    @abstractmethod
+    def rows_per_epoch(self) -> int:
+        """Rows after which everything has come once."""
+
+    @abstractmethod
+    def arrays(self, row_ids: NDArray[np.int64]) -> RowArrays:
+        """The rows with these numbers in the endless stream of the run, pure functions of them."""
+
+    def __getitem__(self, row_ids: Sequence[int]) -> TokenBatch:
+        try:
+            return self._batch(np.asarray(row_ids, np.int64))
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            # for RowLoader to raise: torch would wrap it in the traceback of its process
+            return error  # type: ignore[return-value]
+
+    def _batch(self, row_ids: NDArray[np.int64]) -> TokenBatch:
+        rows = self.arrays(row_ids)
+        borders = np.append(np.flatnonzero(rows.is_start), rows.is_start.size)
+        return TokenBatch(
+            input_ids=torch.from_numpy(rows.tokens.astype(np.int64)),
+            is_maskable=torch.from_numpy(rows.is_maskable),
+            row_ids=torch.from_numpy(row_ids),
+            layout=Layout.from_lengths(torch.from_numpy(np.diff(borders)), rows.tokens.shape[1]),
+        )
+
+
 @dataclass(frozen=True)
-class PackedRows(TorchDataset[TokenBatch]):
-    """A map-style data set whose index is a whole micro-batch of row ids.
+class PackedRows(RowBatches):
+    """Batches of packed documents.
 
     isolate_documents: every document is a segment; otherwise the row is. seed: of the shortening.
     """
@@ -29,32 +72,20 @@ class PackedRows(TorchDataset[TokenBatch]):
     isolate_documents: bool
     seed: int
 
-    def __getitem__(self, row_ids: Sequence[int]) -> TokenBatch:
-        try:
-            return self._batch(row_ids)
-        except UserError as error:
-            if get_worker_info() is None:
-                raise
-            # for PackedLoader to raise: torch would wrap it in the traceback of its process
-            return error  # type: ignore[return-value]
+    @property
+    def rows_per_epoch(self) -> int:
+        return self.stream.rows_per_epoch
 
-    def _batch(self, row_ids: Sequence[int]) -> TokenBatch:
-        ids = np.asarray(row_ids, np.int64)
-        tokens_BT, is_start_BT = self.stream.rows(ids)
+    def arrays(self, row_ids: NDArray[np.int64]) -> RowArrays:
+        tokens_BT, is_start_BT = self.stream.rows(row_ids)
         if not self.isolate_documents:
             is_start_BT[:, 1:] = False
         is_maskable_BT = np.ones(tokens_BT.shape, np.bool)
-        self.shortening.apply(is_start_BT, is_maskable_BT, ids, self.seed)
-        borders = np.append(np.flatnonzero(is_start_BT), is_start_BT.size)
-        return TokenBatch(
-            input_ids=torch.from_numpy(tokens_BT.astype(np.int64)),
-            is_maskable=torch.from_numpy(is_maskable_BT),
-            row_ids=torch.from_numpy(ids),
-            layout=Layout.from_lengths(torch.from_numpy(np.diff(borders)), tokens_BT.shape[1]),
-        )
+        self.shortening.apply(is_start_BT, is_maskable_BT, row_ids, self.seed)
+        return RowArrays(tokens_BT, is_start_BT, is_maskable_BT)
 
 
-class PackedLoader(DataLoader[TokenBatch]):
+class RowLoader(DataLoader[TokenBatch]):
     """A DataLoader in which a UserError of a worker process stays the one line it is."""
 
     def __iter__(self) -> Iterator[TokenBatch]:  # type: ignore[override]

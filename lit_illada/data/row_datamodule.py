@@ -1,0 +1,166 @@
+"""What does Lightning train and validate on, and where in the stream is the run?"""
+
+import logging
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from lit_illada.batch import TokenBatch
+from lit_illada.data.stream import MicroBatches, RowBatches, RowLoader
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.errors import UserError
+
+VALIDATION_SEED = 0  # every run and every arm of a sweep is measured on the same rows
+_log = logging.getLogger(__name__)
+
+
+class LoaderConfig(Protocol):
+    """num_workers: loader processes a rank."""
+
+    @property
+    def num_workers(self) -> int: ...
+
+
+class RowDataModule(L.LightningDataModule, ABC):
+    """Numbered rows, an endless stream of them for training and a fixed set for validation.
+
+    rows_seen: global rows that training has consumed, over all ranks: the position of the stream, and what a
+    checkpoint keeps. Rows that loader processes have only prefetched do not count.
+    """
+
+    def __init__(
+        self,
+        config: LoaderConfig,
+        *,
+        seed: int,
+        batch_rows: int,
+        micro_batch_rows: int,
+        total_steps: int,
+        validation_rows: int,
+    ) -> None:
+        """batch_rows: of an optimizer step, over all ranks. micro_batch_rows: of one forward on one rank."""
+        super().__init__()
+        for name, value in {"batch_rows": batch_rows, "micro_batch_rows": micro_batch_rows}.items():
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        self.config = config
+        self.seed = seed
+        self.batch_rows = batch_rows
+        self.micro_batch_rows = micro_batch_rows
+        self.total_steps = total_steps
+        self.validation_rows = validation_rows
+        self.rows_seen = 0
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Names the content: two with one fingerprint hold the same."""
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """Where the content comes from, for messages: the setting and its value."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    @abstractmethod
+    def train_rows(self) -> RowBatches:
+        """The stream of this seed."""
+
+    @property
+    @abstractmethod
+    def val_rows(self) -> RowBatches:
+        """The same for every seed and every setting of the training stream."""
+
+    @abstractmethod
+    def unigram_entropy(self) -> float:
+        """Of what validation scores, nats a token: what a model that knows only the frequencies reaches."""
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Training rows after which everything has come once."""
+        return self.train_rows.rows_per_epoch
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a rank in an optimizer step."""
+        stride = self.micro_batch_rows * self._world_size
+        if self.batch_rows % stride:
+            raise UserError(
+                f"batch_rows={self.batch_rows} is not a multiple of micro_batch_rows={self.micro_batch_rows} × "
+                f"{self._world_size} ranks = {stride}"
+            )
+        return self.batch_rows // stride
+
+    def train_dataloader(self) -> DataLoader[TokenBatch]:
+        assert self.accumulation
+        return self._loader(self.train_rows, first=self.rows_seen, last=self.total_steps * self.batch_rows)
+
+    def val_dataloader(self) -> DataLoader[TokenBatch] | list[Any]:
+        """None when validation_rows is 0."""
+        if not self.validation_rows:
+            return []
+        return self._loader(self.val_rows, first=0, last=self._available(self.val_rows.rows_per_epoch))
+
+    def on_after_batch_transfer(self, batch: TokenBatch, dataloader_idx: int) -> TokenBatch:
+        if self.trainer is not None and self.trainer.training:
+            self.rows_seen += len(batch.row_ids) * self._world_size
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows_seen": self.rows_seen, "seed": self.seed, "dataset": self.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises UserError for a checkpoint of another data set or seed: its position means nothing here."""
+        if state_dict["dataset"] != self.fingerprint:
+            raise UserError(
+                f"the checkpoint was trained on another data set (fingerprint {state_dict['dataset'][:12]}) than that "
+                f"of {self.location} ({self.fingerprint[:12]}): name that one"
+            )
+        if state_dict["seed"] != self.seed:
+            raise UserError(f"the checkpoint was trained with seed={state_dict['seed']}; seed={self.seed} asked")
+        self.rows_seen = state_dict["rows_seen"]
+
+    def _loader(self, rows: RowBatches, *, first: int, last: int) -> DataLoader[TokenBatch]:
+        sampler = MicroBatches(
+            first=first,
+            last=last,
+            micro_batch_rows=self.micro_batch_rows,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self._world_size,
+        )
+        return RowLoader(
+            rows,
+            batch_size=None,  # the sampler's items are batches already
+            sampler=sampler,
+            num_workers=self.config.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _available(self, rows_per_epoch: int) -> int:
+        """Validation rows that there are, and the same number for every rank: unequal ranks would wait for ever."""
+        available = min(self.validation_rows, rows_per_epoch)
+        available -= available % self._world_size
+        if not available:
+            raise UserError(f"the validation split has {rows_per_epoch} rows, fewer than {self._world_size} ranks")
+        if available < self.validation_rows:
+            _log.warning("validating on %d rows instead of %d: no more there are", available, self.validation_rows)
+        return available
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Of the distribution with these counts, nats."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())

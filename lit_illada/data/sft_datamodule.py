@@ -1,0 +1,215 @@
+"""What does fine-tuning read, and on which prompts are its answers checked?"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from itertools import compress
+
+import numpy as np
+
+from lit_illada.data.answers import is_right
+from lit_illada.data.chat_template import ChatTemplate
+from lit_illada.data.grouping import Tally
+from lit_illada.data.instruction import Example, read_examples
+from lit_illada.data.reasoning import Portion, make_examples
+from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule, entropy
+from lit_illada.data.sft_config import Packed, Padded, ReasoningSource, SFTDataConfig
+from lit_illada.data.sft_rows import EncodedExamples, ExampleRows, build_stream
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.errors import UserError
+
+_log = logging.getLogger(__name__)
+# What is scored is the response given its prompt, whatever the training sees and counts: so all arms compare.
+_VALIDATION_ROWS = Padded(is_prompt_maskable=False, is_padding_maskable=False)
+
+
+class Difficulty(StrEnum):
+    """EASY: held-out examples like those of training. HARDER: beyond the range of training."""
+
+    EASY = "easy"
+    HARDER = "harder"
+
+
+@dataclass(frozen=True)
+class EvaluationExample:
+    """A held-out prompt and the truth of its answer.
+
+    prompt_ids: what a model continues. response_ids: the answer in the data, with its reasoning and EOS: how long an
+    answer may be expected to be. truth: what the answer must give for exact match.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    truth: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Examples that fit a row, and their tokens."""
+
+    examples: list[Example]
+    pairs: list[tuple[list[int], list[int]]]
+
+    def encoded(self) -> EncodedExamples:
+        return EncodedExamples.of(self.pairs)
+
+
+class SFTDataModule(RowDataModule):
+    """Rows of examples, with the contract of `PackedDataModule`. The tokenizer is the model's.
+
+    left_out: what was skipped of the files, counted and listed.
+    """
+
+    config: SFTDataConfig
+
+    def __init__(
+        self,
+        config: SFTDataConfig,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        batch_rows: int,
+        micro_batch_rows: int,
+        total_steps: int,
+        validation_rows: int,
+    ) -> None:
+        """batch_rows: of an optimizer step, over all ranks. micro_batch_rows: of one forward on one rank.
+
+        Raises UserError when the tokenizer lacks a token that the template needs.
+        """
+        super().__init__(
+            config,
+            seed=seed,
+            batch_rows=batch_rows,
+            micro_batch_rows=micro_batch_rows,
+            total_steps=total_steps,
+            validation_rows=validation_rows,
+        )
+        self._tokenizer = tokenizer
+        self.template = ChatTemplate(config.template, tokenizer)
+        self.left_out = Tally(config.on_bad_example)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digests = [split.encoded().digest() for split in self._splits]
+        return hashlib.sha256(" ".join([self.tokenizer.sha256, *digests]).encode()).hexdigest()
+
+    @property
+    def location(self) -> str:
+        return "sft_data"
+
+    @cached_property
+    def train_rows(self) -> ExampleRows:
+        train, _ = self._splits
+        return self._rows(train, self.config.rows, self.seed)
+
+    @cached_property
+    def val_rows(self) -> ExampleRows:
+        """One example a row, its response maskable, whatever `rows` says."""
+        _, validation = self._splits
+        return self._rows(validation, _VALIDATION_ROWS, VALIDATION_SEED)
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps in so many epochs, rounded up."""
+        return max(1, math.ceil(epochs * self.rows_per_epoch / self.batch_rows))
+
+    def unigram_entropy(self) -> float:
+        """Of the validation responses, nats a token: what a model that knows only the frequencies reaches."""
+        _, validation = self._splits
+        examples = validation.encoded()
+        return entropy(np.bincount(examples.tokens[examples.is_response]))
+
+    @property
+    def difficulties(self) -> list[Difficulty]:
+        """Those that have examples with a truth to compare with; none for open-ended conversations."""
+        if isinstance(self.config.source, ReasoningSource):
+            return list(Difficulty)
+        _, validation = self._splits
+        return [Difficulty.EASY] if any(example.truth is not None for example in validation.examples) else []
+
+    def evaluation_examples(self, difficulty: Difficulty, num: int) -> list[EvaluationExample]:
+        """The first `num` prompts with a truth, or as many as there are; always the same ones in the same order."""
+        if difficulty not in self.difficulties:
+            raise UserError(f"{self.location} holds no {difficulty} examples with a truth to compare answers with")
+        split = self._harder if difficulty is Difficulty.HARDER else self._splits[1]
+        return [
+            EvaluationExample(prompt, response, example.truth, example.origin)
+            for example, (prompt, response) in zip(split.examples, split.pairs, strict=True)
+            if example.truth is not None
+        ][:num]
+
+    def is_right(self, example: EvaluationExample, response_ids: Sequence[int]) -> bool:
+        """Exact match of a generated response, up to its EOS. One that has not ended its reasoning is wrong."""
+        return is_right(example.truth, self.template.read(response_ids).answer)
+
+    @cached_property
+    def _splits(self) -> tuple[_Split, _Split]:
+        """Training, validation."""
+        source, fraction = self.config.source, self.config.validation_fraction
+        if isinstance(source, ReasoningSource):
+            train = make_examples(source, source.easy, Portion.TRAIN, source.num_train, fraction)
+            validation = make_examples(source, source.easy, Portion.VALIDATION, source.num_validation, fraction)
+        else:
+            train, validation = read_examples(source, fraction, self.left_out.on_bad)
+        if not self.config.rows.is_prompt_maskable:
+            train = [turn for example in train for turn in example.turns()]
+        validation = [turn for example in validation for turn in example.turns()]
+        splits = self._encoded(train, "training"), self._encoded(validation, "validation")
+        if self.left_out.bad:
+            _log.warning("left out %d bad examples; the first: %s", self.left_out.bad, self.left_out.examples[0])
+        return splits
+
+    @cached_property
+    def _harder(self) -> _Split:
+        source = self.config.source
+        assert isinstance(source, ReasoningSource)
+        examples = make_examples(
+            source, source.harder, Portion.TEST, source.num_harder, self.config.validation_fraction
+        )
+        # never rows of training, so they may be longer than one
+        return _Split(examples, self.template.encode_batch([example.messages for example in examples]))
+
+    def _encoded(self, examples: list[Example], split: str) -> _Split:
+        pairs = self.template.encode_batch([example.messages for example in examples])
+        fits = [self._fits(example, pair) for example, pair in zip(examples, pairs, strict=True)]
+        kept = _Split(list(compress(examples, fits)), list(compress(pairs, fits)))
+        if not kept.examples:
+            first = f"; the first left out: {self.left_out.examples[0]}" if self.left_out.examples else ""
+            raise UserError(
+                f"sft_data.source has no {split} examples ({self.left_out.bad} bad ones left out{first}); name more "
+                "files, or another validation_fraction"
+            )
+        return kept
+
+    def _fits(self, example: Example, pair: tuple[list[int], list[int]]) -> bool:
+        length = len(pair[0]) + len(pair[1])
+        if length <= self.config.row_length:
+            return True
+        self.left_out.on_bad(
+            UserError(
+                f"{example.origin}: {length} tokens, more than sft_data.row_length={self.config.row_length}; raise "
+                "that, or set sft_data.on_bad_example=skip"
+            )
+        )
+        return False
+
+    def _rows(self, split: _Split, rows: Packed | Padded, seed: int) -> ExampleRows:
+        return ExampleRows(
+            build_stream(
+                rows,
+                split.encoded(),
+                row_length=self.config.row_length,
+                batch_rows=self.batch_rows,
+                eos_token_id=self.tokenizer.eos_token_id,
+                seed=seed,
+            )
+        )

@@ -1,0 +1,56 @@
+"""The YAML of fine-tuning data: every choice has a file, all its fields, and the presets compose."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_illada.config import from_tree, load
+from lit_illada.data.sft_config import ROWS, SFT_SOURCES, TEMPLATES, SFTDataConfig
+from lit_illada.data.shortening import SHORTENINGS
+from lit_illada.share import conf_dir
+
+CONF = Path(conf_dir()) / "sft_data"
+TABLES = {"source": SFT_SOURCES, "template": TEMPLATES, "rows": ROWS, "rows/shortening": SHORTENINGS}
+CHOICES = [(group, path) for group in TABLES for path in sorted((CONF / group).glob("*.yaml"))]
+PRESETS = sorted(CONF.glob("*.yaml"))
+
+
+def fields_in(tree):
+    """The keys of a file, those that its defaults list brings in among them."""
+    groups = {name for entry in tree.pop("defaults", []) if entry != "_self_" for name in entry}
+    return set(tree) | groups
+
+
+@pytest.mark.parametrize("group", TABLES)
+def test_every_choice_has_a_file(group):
+    assert {yaml.safe_load(path.read_text())["name"] for path in (CONF / group).glob("*.yaml")} == set(TABLES[group])
+
+
+@pytest.mark.parametrize(("group", "path"), CHOICES, ids=lambda x: getattr(x, "stem", x))
+def test_a_choice_names_every_field_and_loads(group, path):
+    tree = yaml.safe_load(path.read_text())
+    cls = TABLES[group][tree.pop("name")]
+    assert fields_in(tree) == {field.name for field in dataclasses.fields(cls)}
+    assert isinstance(from_tree(cls, tree), cls)
+
+
+def test_the_ranges_of_the_reasoning_name_every_field():
+    tree = yaml.safe_load((CONF / "source" / "reasoning.yaml").read_text())
+    assert set(tree["easy"]) == set(tree["harder"]) == {"moduli", "min_depth", "max_depth", "operands", "digits"}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_names_every_field_and_composes(path):
+    assert fields_in(yaml.safe_load(path.read_text())) == {field.name for field in dataclasses.fields(SFTDataConfig)}
+    assert isinstance(load("examples", [f"sft_data={path.stem}"]).sft_data.source, SFT_SOURCES[path.stem])
+
+
+@pytest.mark.parametrize("rows", sorted(path.stem for path in (CONF / "rows").glob("*.yaml")))
+def test_rows_compose(rows):
+    assert isinstance(load("examples", [f"sft_data/rows={rows}"]).sft_data.rows, tuple(ROWS.values()))
+
+
+def test_the_defaults_of_the_files_are_those_of_the_classes():
+    assert load("examples").sft_data == SFTDataConfig()

@@ -1,0 +1,309 @@
+"""The contract of a run's rows, for fine-tuning: one number is the position, whoever reads."""
+
+import json
+import logging
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+
+from lit_illada.data.config import OnBadDocument
+from lit_illada.data.sft_config import (
+    AlpacaSource,
+    Gsm8kSource,
+    MessagesSource,
+    Packed,
+    Padded,
+    PadTo,
+    ProblemRange,
+    ReasoningSource,
+    RoleTexts,
+    SFTDataConfig,
+)
+from lit_illada.data.sft_datamodule import Difficulty, SFTDataModule
+from lit_illada.data.shortening import NoShortening
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.errors import UserError
+
+TOKENIZER = Tokenizer.train(["a=3+1 b=a+2; b mod 2? Wait, let me check again."], 300)
+SOURCE = ReasoningSource(
+    num_train=60,
+    num_validation=24,
+    num_harder=10,
+    easy=ProblemRange(max_depth=2),
+    harder=ProblemRange(min_depth=3, max_depth=5),
+)
+CONFIG = SFTDataConfig(source=SOURCE, row_length=128)
+ROWS = {
+    "packed": Packed(),
+    "packed, visible prompt": Packed(is_prompt_maskable=False, shortening=NoShortening()),
+    "padded": Padded(),
+    "padded, uncounted": Padded(is_padding_maskable=False),
+    "padded to the row": Padded(pad_to=PadTo.ROW),
+}
+each_rows = pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+
+
+def make(config=CONFIG, *, world=None, **arguments):
+    settings = {"seed": 3, "batch_rows": 8, "micro_batch_rows": 2, "total_steps": 9, "validation_rows": 8, **arguments}
+    module = SFTDataModule(config, TOKENIZER, **settings)
+    if world:
+        module.trainer = SimpleNamespace(global_rank=world[0], world_size=world[1], training=True)
+    return module
+
+
+def told(batch):
+    parts = batch.input_ids, batch.is_maskable, batch.layout.position_ids
+    return {row_id: tuple(part[b].tolist() for part in parts) for b, row_id in enumerate(batch.row_ids.tolist())}
+
+
+@each_rows
+def test_a_step_has_the_same_rows_for_any_ranks_accumulation_and_workers(rows):
+    def steps(size, micro_batch_rows, num_workers=0):
+        config = replace(CONFIG, rows=rows, num_workers=num_workers)
+        loaders = [
+            iter(make(config, world=(rank, size), micro_batch_rows=micro_batch_rows).train_dataloader())
+            for rank in range(size)
+        ]
+        found = []
+        for _ in range(9):
+            step = {}
+            for loader in loaders * (8 // (micro_batch_rows * size)):
+                step.update(told(next(loader)))
+            found.append(step)
+        assert all(next(loader, None) is None for loader in loaders)
+        return found
+
+    expected = steps(1, 8)
+    assert [sorted(step) for step in expected] == [list(range(8 * s, 8 * s + 8)) for s in range(9)]
+    assert steps(1, 2) == expected
+    assert steps(2, 2) == expected
+    assert steps(4, 1) == expected
+    if isinstance(rows, Padded):
+        assert steps(1, 4, num_workers=2) == expected
+
+
+@each_rows
+@pytest.mark.parametrize("rows_seen", [8, 40])
+def test_a_resumed_loader_goes_on_where_it_stopped(rows, rows_seen):
+    config = replace(CONFIG, rows=rows)
+    whole = make(config)
+    batches = list(whole.train_dataloader())
+    resumed = make(config)
+    resumed.load_state_dict({**whole.state_dict(), "rows_seen": rows_seen})
+    loader = resumed.train_dataloader()
+    assert len(loader) == len(batches) == 36
+    rest = list(loader)
+    assert [told(batch) for batch in rest] == [told(batch) for batch in batches[rows_seen // 2 :]]
+
+
+@each_rows
+def test_every_epoch_has_every_example_once_also_after_a_resume(rows):
+    module = make(replace(CONFIG, rows=rows), batch_rows=2)
+    n = module.rows_per_epoch
+    module.total_steps = n + 1
+    module.load_state_dict({**module.state_dict(), "rows_seen": n // 2 // 2 * 2})
+    seen = {}
+    for batch in module.train_dataloader():
+        seen.update(told(batch))
+    eos = TOKENIZER.eos_token_id
+    second = [token for g in range(n, 2 * n) for token in seen[g][0]]
+    train, _ = module._splits
+    everything = Counter(token for prompt, response in train.pairs for token in prompt + response)
+    found = Counter(second)
+    assert found[eos] >= everything[eos]
+    del found[eos], everything[eos]
+    assert found == everything
+
+
+def test_epochs_become_steps():
+    module = make(replace(CONFIG, rows=Padded()), batch_rows=8)
+    assert module.rows_per_epoch == 60
+    assert [module.steps(epochs) for epochs in (1, 3, 12, 0.001)] == [8, 23, 90, 1]
+
+
+@each_rows
+def test_validation_asks_the_same_of_every_arm(rows):
+    def scored(batch):
+        """Each row's prompt and response, without the padding."""
+        ids, maskable = batch.input_ids, batch.is_maskable
+        return [
+            (ids[b, : int(m.nonzero().max()) + 1].tolist(), m[: int(m.nonzero().max()) + 1].tolist())
+            for b, m in enumerate(maskable)
+        ]
+
+    module = make(replace(CONFIG, rows=rows), seed=99)
+    found = [row for batch in module.val_dataloader() for row in scored(batch)]
+    expected = [row for batch in make().val_dataloader() for row in scored(batch)]
+    assert found == expected
+    assert len(found) == 8
+    for ids, is_maskable in found:
+        prompt_length = ids.index(TOKENIZER.assistant_token_id) + 1
+        assert is_maskable == [False] * prompt_length + [True] * (len(ids) - prompt_length)
+        assert ids[-1] == TOKENIZER.eos_token_id
+    dealt = [g for batch in make(world=(1, 2)).val_dataloader() for g in batch.row_ids.tolist()]
+    assert dealt == [1, 3, 5, 7]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_resumed_by_lightning_sees_the_rows_that_were_left(tmp_path):
+    class Tiny(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.zeros(()))
+            self.seen = []
+
+        def training_step(self, batch, batch_idx):
+            self.seen += batch.row_ids.tolist()
+            return self.scale**2
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def fit(max_steps, checkpoint=None):
+        module, data = Tiny(), make(replace(CONFIG, rows=Padded()))
+        trainer = L.Trainer(
+            max_steps=max_steps, accumulate_grad_batches=4, limit_val_batches=0, accelerator="cpu", devices=1,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+        return module, data, trainer
+
+    module, data, trainer = fit(4)
+    assert module.seen == list(range(32))
+    trainer.save_checkpoint(tmp_path / "at_4.ckpt")
+    saved = torch.load(tmp_path / "at_4.ckpt", weights_only=True)["SFTDataModule"]
+    assert saved == data.state_dict()
+    assert saved["rows_seen"] == 32
+    module, data, _ = fit(9, tmp_path / "at_4.ckpt")
+    assert module.seen == list(range(32, 72))
+    assert data.rows_seen == 72
+
+
+def test_a_checkpoint_of_other_examples_template_or_seed_is_refused():
+    state = make().state_dict()
+    for other in (
+        replace(CONFIG, source=replace(SOURCE, seed=1)),
+        replace(CONFIG, source=replace(SOURCE, recheck_fraction=1.0)),
+        replace(CONFIG, template=RoleTexts()),
+    ):
+        with pytest.raises(UserError, match="trained on another data set"):
+            make(other).load_state_dict(state)
+    with pytest.raises(UserError, match="seed=3; seed=4 asked"):
+        make(seed=4).load_state_dict(state)
+    make(replace(CONFIG, num_workers=2)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("template", [CONFIG.template, RoleTexts()])
+def test_gold_responses_are_right_and_others_are_not(template):
+    module = make(replace(CONFIG, template=template, row_length=256))
+    assert module.difficulties == [Difficulty.EASY, Difficulty.HARDER]
+    for difficulty, num in {Difficulty.EASY: 24, Difficulty.HARDER: 10}.items():
+        examples = module.evaluation_examples(difficulty, 1000)
+        assert len(examples) == num
+        assert module.evaluation_examples(difficulty, 3) == examples[:3]
+        for example in examples:
+            assert module.is_right(example, example.response_ids)
+            assert not module.is_right(example, example.response_ids[:-3])
+            wrong = str(1 - int(example.truth))
+            assert not module.is_right(example, TOKENIZER.encode(wrong))
+            assert module.is_right(example, TOKENIZER.encode(example.truth))
+
+
+def test_evaluation_prompts_are_in_no_training_row():
+    module = make()
+    train, _ = module._splits
+    learnt = {tuple(prompt) for prompt, _ in train.pairs}
+    for difficulty in module.difficulties:
+        assert not learnt & {tuple(e.prompt_ids) for e in module.evaluation_examples(difficulty, 100)}
+
+
+def alpaca(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def file(tmp_path):
+    rows = [{"instruction": f"i{n}", "output": f"o{n}"} for n in range(40)]
+    rows[7] = {"instruction": "long", "output": "o" * 100}
+    rows[9] = {"instruction": "i9", "output": ""}
+    return alpaca(tmp_path / "a.jsonl", rows)
+
+
+def test_bad_examples_are_refused_or_counted_and_listed(file, caplog):
+    config = SFTDataConfig(source=AlpacaSource([file]), row_length=48)
+    with pytest.raises(UserError, match=rf"{file}:10: the assistant's answer is empty"):
+        _ = make(config).train_rows
+    module = make(replace(config, on_bad_example=OnBadDocument.SKIP))
+    with caplog.at_level(logging.WARNING):
+        assert module.rows_per_epoch > 1
+    assert module.left_out.bad == 2
+    assert [message.partition(": ")[2] for message in module.left_out.examples] == [
+        "the assistant's answer is empty",
+        next(m for m in module.left_out.examples if "tokens" in m).partition(": ")[2],
+    ]
+    assert any(f"{file}:8: 1" in m and "more than sft_data.row_length=48" in m for m in module.left_out.examples)
+    assert f"left out 2 bad examples; the first: {file}:10" in caplog.text
+
+
+def test_open_ended_conversations_have_no_exact_match(file):
+    module = make(SFTDataConfig(source=AlpacaSource([file]), row_length=48, on_bad_example=OnBadDocument.SKIP))
+    assert module.difficulties == []
+    with pytest.raises(UserError, match="holds no easy examples with a truth"):
+        module.evaluation_examples(Difficulty.EASY, 1)
+
+
+def test_a_source_without_examples_is_refused(tmp_path):
+    path = alpaca(tmp_path / "none.jsonl", [{"instruction": "i", "output": ""}])
+    config = SFTDataConfig(source=AlpacaSource([path]), on_bad_example=OnBadDocument.SKIP)
+    with pytest.raises(UserError, match=r"has no training examples \(1 bad ones left out; the first left out: "):
+        _ = make(config).train_rows
+
+
+def test_gsm8k_is_checked_by_its_numbers(tmp_path):
+    rows = [{"question": f"What is {n} + 1?", "answer": f"{n}+1=<<{n}+1={n + 1}>>{n + 1}\n#### {n + 1}"}
+            for n in range(30)]  # fmt: skip
+    module = make(SFTDataConfig(source=Gsm8kSource([alpaca(tmp_path / "g.jsonl", rows)])))
+    assert module.difficulties == [Difficulty.EASY]
+    for example in module.evaluation_examples(Difficulty.EASY, 5):
+        assert module.is_right(example, example.response_ids)
+
+
+def test_a_dialogue_gives_a_row_for_every_answer_unless_all_of_it_is_learnt(tmp_path):
+    turns = [("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2")]
+    rows = [{"messages": [{"role": role, "content": f"{content}-{n}"} for role, content in turns]} for n in range(30)]
+    source = MessagesSource([alpaca(tmp_path / "chat.jsonl", rows)])
+    padded = make(SFTDataConfig(source=source, rows=Padded()))
+    packed = make(SFTDataConfig(source=source, rows=Packed()))
+    train, _ = packed._splits
+    assert padded.rows_per_epoch == 2 * len(train.examples)
+    for batch in padded.train_dataloader():
+        for ids, is_maskable in zip(batch.input_ids, batch.is_maskable, strict=True):
+            last = max(t for t, token in enumerate(ids.tolist()) if token == TOKENIZER.assistant_token_id)
+            assert is_maskable.tolist() == [t > last for t in range(len(ids))]
+
+
+def test_the_unigram_entropy_is_that_of_the_validation_responses():
+    module = make()
+    _, validation = module._splits
+    tokens = Counter(token for _, response in validation.pairs for token in response)
+    p = torch.tensor(list(tokens.values())).double() / tokens.total()
+    assert module.unigram_entropy() == pytest.approx(float(-(p * p.log()).sum()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"validation_fraction": 0.0}, "validation_fraction is 0.0"),
+        ({"validation_fraction": 0.5}, "validation_fraction is 0.5"),
+        ({"row_length": 7}, "row_length is 7"),
+        ({"num_workers": -1}, "num_workers is -1"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, said):
+    with pytest.raises(UserError, match=f"sft_data.{said}"):
+        SFTDataConfig(**fields)
