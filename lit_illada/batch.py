@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens a row, S segments (documents or parts of them), M selected tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -55,6 +56,14 @@ class Layout(_Movable):
         position_ids = torch.arange(len(starts), device=lengths.device) - starts
         max_seqlen, num_pairs = int(lengths.max()), int(lengths.square().sum())
         return cls(position_ids.view(-1, row_length), borders.to(torch.int32), max_seqlen, num_pairs)
+
+    @classmethod
+    def left_padded(cls, num_padding: Sequence[int], row_length: int, device: torch.device | str | None = None) -> Self:
+        """Every row is one segment behind `num_padding` columns, which are a segment of their own: nobody sees them."""
+        if not any(num_padding):
+            return cls.whole_rows(len(num_padding), row_length, device)
+        lengths = [length for padding in num_padding for length in (padding, row_length - padding) if length]
+        return cls.from_lengths(torch.tensor(lengths, device=device), row_length)
 
     @property
     def is_whole_rows(self) -> bool:

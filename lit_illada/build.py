@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from lit_illada.checkpoints import open_checkpoint
 from lit_illada.config import PretrainConfig, to_tree
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.tokenizer import Tokenizer
-from lit_illada.errors import UserError
-from lit_illada.generation.block import Commit, generate
+from lit_illada.generation.autoregressive import generate_autoregressive
+from lit_illada.generation.block import generate
+from lit_illada.generation.canvas import Commit, Generation
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.hf import load_model
-from lit_illada.model.transformer import Transformer, whole_row_logits
+from lit_illada.model.transformer import Transformer
 from lit_illada.objective import (
     AutoregressiveObjective,
     AutoregressiveObjectiveConfig,
@@ -146,21 +147,41 @@ def complete(
     on_commit: Callable[[Commit], None] | None = None,
 ) -> list[int]:
     """The ids that continue a prompt, without the stop token. Deterministic: the config carries the seed."""
+    return complete_batch(model, tokenizer, [tokenizer.encode(prompt)], config, on_commit=on_commit).texts()[0]
+
+
+def complete_batch(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    first_row: int = 0,
+    on_commit: Callable[[Commit], None] | None = None,
+) -> Generation:
+    """What continues each prompt, of ids; a causal model writes token by token, any other block by block.
+
+    A row's text depends on its prompt, the config and its number, counted from `first_row`, not on its neighbours.
+    """
     device = model.lm_head_weight.device
+    ids = [torch.tensor(prompt, dtype=torch.int64, device=device) for prompt in prompts]
+    write = generate
+    if model.config.is_causal:
+        write = partial(generate_autoregressive, bos_token_id=tokenizer.eos_token_id)
     was_training = model.training
     model.eval()
-    generation = generate(
-        whole_row_logits(model),
-        torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64, device=device),
+    generation = write(
+        model,
+        ids,
         config,
         mask_token_id=tokenizer.mask_token_id,
         stop_token_ids=[tokenizer.eos_token_id],
         max_position_embeddings=model.config.max_position_embeddings,
-        generator=torch.Generator(device).manual_seed(config.seed),
+        first_row=first_row,
         on_commit=on_commit,
     )
     model.train(was_training)
-    return generation.texts()[0]
+    return generation
 
 
 def _continued(model: nn.Module, tokenizer: Tokenizer, config: GenerationConfig, prompt: str) -> str:
@@ -171,6 +192,4 @@ def _continued(model: nn.Module, tokenizer: Tokenizer, config: GenerationConfig,
 def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Tokenizer]:
     """The model and tokenizer of a run folder (its newest checkpoint), a converted folder or one checkpoint file."""
     checkpoint = open_checkpoint(path)
-    if checkpoint.model.is_causal:
-        raise UserError(f"{path}: the model is causal; the block sampler generates with bidirectional ones only")
     return load_model(checkpoint.model, checkpoint.tensors, device).eval(), checkpoint.tokenizer

@@ -72,8 +72,6 @@ class PretrainConfig:
             raise UserError(
                 f"data.row_length is {self.data.row_length}, longer than model.max_position_embeddings={longest}"
             )
-        if self.samples.prompts and self.model.is_causal:
-            raise UserError("samples.prompts must be empty for a causal model: the block sampler is bidirectional")
 
 
 @dataclass(frozen=True)

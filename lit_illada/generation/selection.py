@@ -9,15 +9,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lit_illada.errors import UserError
+from lit_illada.generation.draws import RowDraws
+from lit_illada.generation.proposal import Proposals
+
 
 class CommitRule(Protocol):
     """Names the positions whose proposed tokens become final in this step."""
 
-    def __call__(self, confidence_BL: Tensor, is_masked_BL: Tensor, steps_left: int) -> Tensor:
-        """(B, L) bool, true at masked positions only; with one step left, at all of them.
+    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+        """(B, L) bool, true at masked positions only, at one at least; with one step left, at all of them.
 
-        confidence_BL: the proposed token's probability, in any float dtype; its values at unmasked positions are
-        ignored. steps_left: denoising steps left in this block, this one included.
+        steps_left: denoising steps left in this block, this one included. A rule that counts spreads its commits evenly
+        over them, the larger shares first; one that measures commits as many as it is sure of.
         """
         ...
 
@@ -25,13 +29,121 @@ class CommitRule(Protocol):
 @dataclass(frozen=True)
 class LowConfidence:
     """Commits the most confident proposals and leaves the low-confidence ones masked, LLaDA's "low-confidence
-    remasking" (arXiv 2502.09992, algorithm 5). Commits are spread evenly over the steps, the larger shares first."""
+    remasking" (arXiv 2502.09992, algorithm 5)."""
 
-    def __call__(self, confidence_BL: Tensor, is_masked_BL: Tensor, steps_left: int) -> Tensor:
-        num_commits_B = -(-is_masked_BL.sum(-1, keepdim=True) // steps_left)
-        order_BL = confidence_BL.masked_fill(~is_masked_BL, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-        rank_BL = order_BL.argsort(dim=-1)
-        return (rank_BL < num_commits_B) & is_masked_BL
+    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+        return _even_share(proposals.confidence, proposals.is_masked, steps_left)
 
 
-COMMIT_RULES: dict[str, type] = {"low_confidence": LowConfidence}
+@dataclass(frozen=True)
+class Random:
+    """Commits positions drawn at random, LLaDA's "random remasking" (arXiv 2502.09992, algorithm 4)."""
+
+    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+        noise_BL = draws.uniform(proposals.is_masked.shape[1])
+        return _even_share(noise_BL, proposals.is_masked, steps_left)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Commits where the proposal leads the runner-up by most (arXiv 2502.06768)."""
+
+    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+        return _even_share(proposals.margin, proposals.is_masked, steps_left)
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Commits where the model's distribution has the lowest entropy (Dream, arXiv 2508.15487)."""
+
+    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+        return _even_share(-proposals.entropy, proposals.is_masked, steps_left)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Commits every proposal whose confidence reaches the threshold, and always the most confident one (Fast-dLLM,
+    arXiv 2505.22618)."""
+
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        _require(0 < self.threshold <= 1, "threshold.threshold", self.threshold, "above 0 and at most 1")
+
+    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+        is_sure_BL = proposals.confidence >= self.threshold
+        return _sure_or_first(is_sure_BL, proposals.confidence, proposals.is_masked, steps_left)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Commits the n most confident proposals for the largest n such that (i + 1)(1 − c⁽ⁱ⁾) < factor for the i-th of
+    each of them, i ≤ n (Fast-dLLM, arXiv 2505.22618, section 3.3)."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.factor > 0, "factor.factor", self.factor, "above 0")
+
+    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+        sorted_BL, order_BL = _sorted(proposals.confidence, proposals.is_masked)
+        number_L = torch.arange(1, sorted_BL.shape[1] + 1, device=sorted_BL.device)
+        is_sure_BL = ((number_L + 1) * (1 - sorted_BL) < self.factor).cummin(-1).values
+        is_sure_BL = torch.zeros_like(is_sure_BL).scatter(1, order_BL, is_sure_BL)
+        return _sure_or_first(is_sure_BL, proposals.confidence, proposals.is_masked, steps_left)
+
+
+@dataclass(frozen=True)
+class EntropyBound:
+    """Commits in the order of entropy while the entropies before the token add up to at most the bound, nats: a bound
+    on what the tokens may tell of each other (EB-Sampler, arXiv 2505.24857; DiffusionGemma)."""
+
+    bound: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.bound >= 0, "entropy_bound.bound", self.bound, "0 or more")
+
+    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+        certainty_BL = -proposals.entropy
+        sorted_BL, order_BL = _sorted(certainty_BL, proposals.is_masked)
+        entropy_BL = -sorted_BL
+        before_BL = torch.nn.functional.pad(entropy_BL.cumsum(-1)[:, :-1], (1, 0))
+        is_sure_BL = torch.zeros_like(proposals.is_masked).scatter(1, order_BL, before_BL <= self.bound)
+        return _sure_or_first(is_sure_BL, certainty_BL, proposals.is_masked, steps_left)
+
+
+COMMIT_RULES: dict[str, type] = {
+    "random": Random,
+    "low_confidence": LowConfidence,
+    "margin": Margin,
+    "entropy": Entropy,
+    "threshold": Threshold,
+    "factor": Factor,
+    "entropy_bound": EntropyBound,
+}
+
+
+def _even_share(score_BL: Tensor, is_masked_BL: Tensor, steps_left: int) -> Tensor:
+    """The highest scores, as many as leave an even share to each of the later steps; ties go to the earlier token."""
+    num_commits_B1 = -(-is_masked_BL.sum(-1, keepdim=True) // steps_left)
+    return (_rank(score_BL, is_masked_BL) < num_commits_B1) & is_masked_BL
+
+
+def _sure_or_first(is_sure_BL: Tensor, score_BL: Tensor, is_masked_BL: Tensor, steps_left: int) -> Tensor:
+    if steps_left == 1:
+        return is_masked_BL.clone()
+    return (is_sure_BL | (_rank(score_BL, is_masked_BL) == 0)) & is_masked_BL
+
+
+def _sorted(score_BL: Tensor, is_masked_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores from the highest down, and whose they are; unmasked positions come last, with −∞."""
+    return score_BL.masked_fill(~is_masked_BL, -torch.inf).sort(dim=-1, descending=True, stable=True)
+
+
+def _rank(score_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
+    return _sorted(score_BL, is_masked_BL)[1].argsort(dim=-1)
+
+
+def _require(is_right: bool, name: str, value: float, allowed: str) -> None:
+    if not is_right:
+        raise UserError(f"generation.commit_rule, {name} is {value}: it must be {allowed}")

@@ -1,6 +1,7 @@
 """Which tokens see each other, and by which kernel it is computed.
 
-Shapes: B rows, T tokens a row, H query heads, K key-value heads, G = H / K query heads a key-value head, D head width.
+Shapes: B rows, T tokens a row, H query heads, K key-value heads, G = H / K query heads a key-value head, D head width,
+C columns whose keys are seen: T, unless the others' come from a cache.
 """
 
 import importlib.util
@@ -32,7 +33,7 @@ SegmentKernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], Tensor]
 class Attention:
     """One forward's attention: made once, then used by every layer.
 
-    kernel: never `auto`. mask: (B, 1, T, T), what a query (dim 2) sees (dim 3): bool for `sdpa`, 0 or −inf to be added
+    kernel: never `auto`. mask: (B, 1, T, C), what a query (dim 2) sees (dim 3): bool for `sdpa`, 0 or −inf to be added
     for `matmul`; None where every token of a row sees the whole row, or where the kernel needs none.
     segment_kernel: for `varlen` and `flash`, which hold segments apart by themselves, from cu_seqlens and max_seqlen.
     """
@@ -46,10 +47,22 @@ class Attention:
 
     @classmethod
     def plan(
-        cls, wanted: AttentionKernel, layout: Layout, is_causal: bool, device: torch.device, dtype: torch.dtype
+        cls,
+        wanted: AttentionKernel,
+        layout: Layout,
+        is_causal: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        window: slice | None = None,
     ) -> "Attention":
-        """Chooses the kernel and builds the mask it needs; raises UserError where the wanted one cannot run."""
-        kernel = choose_kernel(wanted, device.type, dtype, layout.position_ids.shape[1] <= LONGEST_MATMUL_ROW)
+        """Chooses the kernel and builds the mask it needs; raises UserError where the wanted one cannot run.
+
+        window: the columns of the layout whose queries are asked, where they are not all.
+        """
+        num_columns = layout.position_ids.shape[1]
+        kernel = choose_kernel(wanted, device.type, dtype, num_columns <= LONGEST_MATMUL_ROW)
+        if window is not None:
+            return cls._plan_window(kernel, layout, is_causal, device, dtype, window)
         if kernel in (AttentionKernel.VARLEN, AttentionKernel.FLASH):
             return cls(kernel, is_causal, None, layout.cu_seqlens, layout.max_seqlen, _segment_kernel(kernel))
         mask = None
@@ -59,23 +72,50 @@ class Attention:
             mask = visible_tokens(layout, is_causal)
         return cls(kernel, is_causal, mask, layout.cu_seqlens, layout.max_seqlen)
 
-    def attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
+    @classmethod
+    def _plan_window(
+        cls,
+        kernel: AttentionKernel,
+        layout: Layout,
+        is_causal: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        window: slice,
+    ) -> "Attention":
+        """For fewer queries than keys. The segment kernels take as many of both, so that SDPA stands in for them."""
+        if kernel in (AttentionKernel.VARLEN, AttentionKernel.FLASH):
+            kernel = AttentionKernel.SDPA
+            _log_once(f"attention over a cache runs on {kernel}: the segment kernels need as many queries as keys")
+        is_last_column = window.stop - window.start == 1 and window.stop == layout.position_ids.shape[1]
+        mask = None
+        if not layout.is_whole_rows or (is_causal and not is_last_column):
+            mask = visible_tokens(layout, is_causal, window)
+            if kernel is AttentionKernel.MATMUL:
+                mask = torch.zeros((), dtype=dtype, device=device).where(mask, float("-inf"))
+        return cls(kernel, False, mask, layout.cu_seqlens, layout.max_seqlen)
+
+    def attend(self, q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor) -> Tensor:
         """softmax(q·k / √D) · v over the tokens each query sees: (B, T, H, D)."""
         match self.kernel:
             case AttentionKernel.MATMUL:
-                return _matmul(q_BTHD, k_BTKD, v_BTKD, self.mask)
+                return _matmul(q_BTHD, k_BCKD, v_BCKD, self.mask)
             case AttentionKernel.SDPA:
-                return _sdpa(q_BTHD, k_BTKD, v_BTKD, self.mask, self.is_causal)
+                return _sdpa(q_BTHD, k_BCKD, v_BCKD, self.mask, self.is_causal)
         assert self.segment_kernel is not None
-        q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BTKD, v_BTKD))
+        q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BCKD, v_BCKD))
         return self.segment_kernel(q, k, v, self.cu_seqlens, self.max_seqlen, self.is_causal).view_as(q_BTHD)
 
 
-def visible_tokens(layout: Layout, is_causal: bool) -> Tensor:
-    """(B, 1, T, T) bool: whether the query (dim 2) sees the key (dim 3)."""
+def visible_tokens(layout: Layout, is_causal: bool, window: slice = slice(0, None)) -> Tensor:
+    """(B, 1, T, C) bool: whether the query (dim 2), of a column in the window, sees the key (dim 3)."""
     segments = layout.segment_ids()
-    visible = segments[:, None, :, None] == segments[:, None, None, :]
-    return visible.tril() if is_causal else visible
+    visible = segments[:, None, window, None] == segments[:, None, None, :]
+    return visible.tril(window.start) if is_causal else visible
+
+
+@cache
+def _log_once(message: str) -> None:
+    log.info(message)
 
 
 @cache
@@ -111,20 +151,20 @@ def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype) -> str | 
     return None
 
 
-def _matmul(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, mask: Tensor | None) -> Tensor:
+def _matmul(q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor, mask: Tensor | None) -> Tensor:
     B, T, H, D = q_BTHD.shape
-    K = k_BTKD.shape[2]
+    C, K = k_BCKD.shape[1:3]
     # The G query heads that share a key-value head become one tall matrix: two large products instead of 2·G small.
     q = (q_BTHD * D**-0.5).view(B, T, K, H // K, D).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)
-    scores = q @ k_BTKD.permute(0, 2, 3, 1)
+    scores = q @ k_BCKD.permute(0, 2, 3, 1)
     if mask is not None:
-        scores = (scores.view(B, K, -1, T, T) + mask[:, :, None]).view_as(scores)
-    out = scores.softmax(-1) @ v_BTKD.transpose(1, 2)  # the softmax of a bfloat16 tensor is computed in float32
+        scores = (scores.view(B, K, -1, T, C) + mask[:, :, None]).view_as(scores)
+    out = scores.softmax(-1) @ v_BCKD.transpose(1, 2)  # the softmax of a bfloat16 tensor is computed in float32
     return out.view(B, K, -1, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
 
 
-def _sdpa(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
+def _sdpa(q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BCKD, v_BCKD))
     is_grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None, enable_gqa=is_grouped)
     return out.transpose(1, 2)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_illada.batch import Layout, TokenScores
+from lit_illada.cache import KeyValueCache, LayerWindow
+from lit_illada.errors import UserError
 from lit_illada.model.attention import Attention
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lm_head import token_scores
@@ -34,19 +36,37 @@ class Transformer(nn.Module):
         )
 
     @overload
-    def forward(self, input_ids: Tensor, layout: Layout, select: Tensor | None = None) -> Tensor: ...
+    def forward(
+        self,
+        input_ids: Tensor,
+        layout: Layout,
+        select: Tensor | None = None,
+        *,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
+    ) -> Tensor: ...
     @overload
     def forward(self, input_ids: Tensor, layout: Layout, select: Tensor | None, targets: Tensor) -> TokenScores: ...
 
     def forward(
-        self, input_ids: Tensor, layout: Layout, select: Tensor | None = None, targets: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        layout: Layout,
+        select: Tensor | None = None,
+        targets: Tensor | None = None,
+        *,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
     ) -> Tensor | TokenScores:
         """Logits, or the scores of `targets`, at the selected tokens; the LM head computes no others.
 
         input_ids: (B, T) int64. select: (B, T) bool, None for all. targets: (M,) int64 in the row-major order of
         `select`. Without targets: logits (M, V), or (B, T, V) when `select` is None.
+
+        With a cache, `input_ids` may be a window, the columns of the layout from `start` on: the keys and values of the
+        columns outside it come from the cache, those inside are written to it.
         """
-        hidden = self.model(input_ids, layout, select)
+        hidden = self.model(input_ids, layout, select, cache, start)
         if targets is None:
             return F.linear(hidden, self.lm_head_weight)
         return token_scores(hidden.reshape(-1, hidden.shape[-1]), self.lm_head_weight, targets.reshape(-1))
@@ -95,14 +115,31 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, layout: Layout, select: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        layout: Layout,
+        select: Tensor | None,
+        cache: KeyValueCache | None = None,
+        start: int = 0,
+    ) -> Tensor:
         """Normed hidden states of the selected tokens, (M, D), or of all, (B, T, D)."""
         x = self.embed_tokens(input_ids)
-        attention = Attention.plan(self.config.attention, layout, self.config.is_causal, x.device, _compute_dtype(x))
-        rope = rotation(layout.position_ids, self.config.head_dim, self.config.rope_theta)
-        for layer in self.layers:
-            x = layer(x, rope, attention)
+        num_columns = layout.position_ids.shape[1]
+        columns = slice(start, start + input_ids.shape[1])
+        window = None if input_ids.shape[1] == num_columns else columns
+        assert window is None or cache is not None, "a window needs a cache for what lies outside it"
+        config, dtype = self.config, _compute_dtype(x)
+        attention = Attention.plan(config.attention, layout, config.is_causal, x.device, dtype, window)
+        rope = rotation(layout.position_ids[:, columns], config.head_dim, config.rope_theta)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rope, attention, None if cache is None else cache.window(index, start, num_columns))
         if self.config.predicts_next:
+            if window is not None:
+                raise UserError(
+                    "the model predicts each token at the position before it, which a cached window leaves out: set "
+                    "generation.cache=none"
+                )
             x = _from_the_position_before(x, layout)
         return self.norm(x if select is None else x[select])
 
@@ -117,8 +154,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, rope: Rotation, attention: Attention) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, attention)
+    def forward(self, x: Tensor, rope: Rotation, attention: Attention, cached: LayerWindow | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, attention, cached)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -134,9 +171,12 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, key_value_width, bias=config.attention_bias)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, rope: Rotation, attention: Attention) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: Rotation, attention: Attention, cached: LayerWindow | None = None) -> Tensor:
         q, k, v = (proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        out = attention.attend(rotate(q, rope), rotate(k, rope), v)
+        q, k = rotate(q, rope), rotate(k, rope)
+        if cached is not None:
+            k, v = cached.write(k, v)
+        out = attention.attend(q, k, v)
         return self.o_proj(out.flatten(-2))
 
 

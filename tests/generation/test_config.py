@@ -1,22 +1,45 @@
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import yaml
 
+from lit_illada.config import from_tree, load
 from lit_illada.errors import UserError
+from lit_illada.generation.caching import CACHES
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.remasking import REMASK_RULES, ReMDMCap
 from lit_illada.generation.selection import COMMIT_RULES
+from lit_illada.share import conf_dir
 
-PRESETS = sorted((Path(__file__).parents[2] / "conf" / "generation").glob("*.yaml"))
+FOLDER = conf_dir() / "generation"
+TABLES = {"commit_rule": COMMIT_RULES, "remask": REMASK_RULES, "cache": CACHES}
+PRESETS = sorted(FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_names_every_field_and_constructs(path):
-    values = yaml.safe_load(path.read_text())
-    assert list(values) == [field.name for field in fields(GenerationConfig)]
-    rule = values.pop("commit_rule")
-    GenerationConfig(**values, commit_rule=COMMIT_RULES[rule.pop("name")](**rule))
+def test_a_preset_names_every_field_and_composes(path):
+    tree = yaml.safe_load(path.read_text())
+    groups = [name for entry in tree.pop("defaults") if entry != "_self_" for name in entry]
+    assert [*tree, *groups] == [field.name for field in fields(GenerationConfig)]
+    assert isinstance(load("generate", [f"generation={path.stem}"]).generation, GenerationConfig)
+
+
+def test_the_default_preset_is_the_default():
+    assert load("generate").generation == GenerationConfig()
+
+
+@pytest.mark.parametrize("group", TABLES)
+def test_every_choice_has_a_file_with_all_its_fields_and_its_source(group):
+    assert {path.stem for path in (FOLDER / group).glob("*.yaml")} == set(TABLES[group])
+    for name, cls in TABLES[group].items():
+        text = (FOLDER / group / f"{name}.yaml").read_text()
+        tree = yaml.safe_load(text)
+        assert text.startswith("# source: ")
+        assert "\n# changes: " in text
+        assert tree.pop("name") == name
+        assert set(tree) == {field.name for field in fields(cls)}
+        assert from_tree(cls, tree) == cls()
+        assert type(getattr(load("generate", [f"generation/{group}={name}"]).generation, group)) is cls
 
 
 @pytest.mark.parametrize(
@@ -26,10 +49,29 @@ def test_a_preset_names_every_field_and_constructs(path):
         ({"max_new_tokens": -1}, "generation.max_new_tokens is -1"),
         ({"max_new_tokens": 16}, "block_length is 32: it must be at most generation.max_new_tokens, which is 16"),
         ({"num_steps": 33}, "num_steps is 33: it must be at most generation.block_length, which is 32"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"num_steps": None}, "num_steps is null and generation.tokens_per_step is null: give one"),
+        ({"tokens_per_step": 2}, "num_steps is 32 and generation.tokens_per_step is 2: give one"),
+        ({"num_steps": None, "tokens_per_step": 33}, "tokens_per_step is 33: it must be at most"),
         ({"temperature": -0.5}, "temperature is -0.5"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0, "temperature": 1.0}, "top_p is 0.0"),
+        ({"top_p": 0.5}, "top_p is 0.5, which means nothing at generation.temperature=0"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"min_new_tokens": 129}, "min_new_tokens is 129: it must be 0 or more and at most"),
     ],
 )
 def test_impossible_settings_are_refused_with_value_and_bound(changes, message):
     with pytest.raises(UserError, match=message):
         replace(GenerationConfig(), **changes)
+
+
+def test_more_steps_than_tokens_make_sense_where_tokens_are_remasked():
+    assert replace(GenerationConfig(), num_steps=64, remask=ReMDMCap()).steps_for(32) == 64
+
+
+def test_samples_of_a_run_take_any_preset_and_choice():
+    overrides = ["generation@samples.generation=llada", "generation/cache@samples.generation.cache=dual"]
+    generation = load("pretrain", overrides).samples.generation
+    assert generation.canvas == "fixed"
+    assert isinstance(generation.cache, CACHES["dual"])

@@ -1,0 +1,55 @@
+"""What changes the model's logits before a token is proposed: tokens forbidden, ends put off.
+
+A control is applied after guidance and before temperature, so that the argmax and the confidence ranking both see it.
+Shapes: B rows, T tokens, M masked tokens in row-major order, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where the logits stand.
+
+    token_ids: (B, T) int64, the rows of this step as they are, [M] and padding on the left included. rows, columns:
+    (M,) int64, each logit row's place in them. prompt_length: columns before the first new token.
+    """
+
+    token_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    prompt_length: int
+
+
+class LogitControl(Protocol):
+    def __call__(self, logits_MV: Tensor, place: Place) -> Tensor:
+        """The logits to go on with; it may change them in place. float64."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ForbidTokens:
+    """Tokens that are never written: the [M] itself is one."""
+
+    token_ids: Tensor
+
+    def __call__(self, logits_MV: Tensor, place: Place) -> Tensor:
+        return logits_MV.index_fill_(1, self.token_ids, -torch.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class MinNewTokens:
+    """No stop token among the first `min_new_tokens` places after the prompt. As many as the budget is LLaDA's
+    `logits_eos_inf`."""
+
+    min_new_tokens: int
+    stop_token_ids: Tensor
+
+    def __call__(self, logits_MV: Tensor, place: Place) -> Tensor:
+        is_early_M = place.columns - place.prompt_length < self.min_new_tokens
+        stopless_MV = logits_MV.index_fill(1, self.stop_token_ids, -torch.inf)
+        return torch.where(is_early_M[:, None], stopless_MV, logits_MV)

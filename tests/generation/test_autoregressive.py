@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lit_illada.batch import Layout
+from lit_illada.errors import UserError
+from lit_illada.generation.autoregressive import generate_autoregressive
+from lit_illada.generation.caching import DualCache
+from lit_illada.generation.config import Canvas, GenerationConfig
+from lit_illada.generation.selection import Threshold
+
+MASK, EOS = 0, 1
+CONFIG = GenerationConfig(max_new_tokens=12, block_length=6, num_steps=6)
+
+
+@pytest.fixture
+def causal(tiny_model):
+    return tiny_model(is_causal=True)
+
+
+@pytest.fixture
+def write(causal):
+    def write(prompts, config=CONFIG, *, limit=64, stop_token_ids=(EOS,), **options):
+        return generate_autoregressive(
+            causal,
+            prompts,
+            config,
+            bos_token_id=EOS,
+            mask_token_id=MASK,
+            stop_token_ids=stop_token_ids,
+            max_position_embeddings=limit,
+            **options,
+        )
+
+    return write
+
+
+@torch.no_grad()
+def greedy_without_cache(model, prompt, max_new_tokens):
+    ids = [EOS, *prompt.tolist()]
+    for _ in range(max_new_tokens):
+        logits = model(torch.tensor([ids]), Layout.whole_rows(1, len(ids)))[0, -1]
+        logits[MASK] = -torch.inf
+        ids.append(int(logits.argmax()))
+        if ids[-1] == EOS:
+            return ids[len(prompt) + 1 : -1]
+    return ids[len(prompt) + 1 :]
+
+
+def test_the_cache_gives_what_whole_passes_give(causal, write, ragged):
+    expected = [greedy_without_cache(causal, prompt, 12) for prompt in ragged]
+    generation = write(ragged)
+    assert generation.texts() == expected
+    assert generation.num_forwards <= 12
+    assert [write([prompt]).texts()[0] for prompt in ragged] == expected
+
+
+@torch.no_grad()
+def test_sampling_draws_from_the_cooled_distribution_of_whole_passes(causal, write, prompts):
+    config = replace(CONFIG, temperature=0.7, top_p=0.9, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    ids = [EOS, *prompts[0].tolist()]
+    for _ in range(12):
+        logits = causal(torch.tensor([ids]), Layout.whole_rows(1, len(ids)))[0, -1].double()
+        logits[MASK] = -torch.inf
+        probs = (logits / 0.7).softmax(-1)
+        order = probs.argsort(descending=True)
+        total = 0.0
+        for index in order.tolist():
+            if total >= 0.9:
+                logits[index] = -torch.inf
+            total += float(probs[index])
+        noise = torch.rand(1, 23, dtype=torch.float64, generator=generator)[0]
+        ids.append(int((logits - 0.7 * (-noise.log()).log()).argmax()))
+    assert write(prompts[:1], config, stop_token_ids=()).texts() == [ids[6:]]
+
+
+def test_a_row_of_a_batch_is_what_it_is_alone_when_sampled(write, ragged):
+    config = replace(CONFIG, temperature=1.0)
+    together = write(ragged, config).texts()
+    assert [write([p], config, first_row=row).texts()[0] for row, p in enumerate(ragged)] == together
+
+
+def test_no_stop_before_the_least_number_of_tokens_and_none_after_the_stop(write, ragged):
+    generation = write(ragged, replace(CONFIG, min_new_tokens=5, temperature=3.0))
+    assert (generation.num_tokens >= 5).all()
+    assert generation.is_stopped.any()
+
+
+def test_the_callback_sees_one_token_a_row_and_step(write, prompts):
+    steps = []
+
+    def on_commit(commit):
+        assert commit.is_committed.nonzero()[:, 1].unique().tolist() == [5 + commit.step]
+        assert (commit.confidence > 0).equal(commit.is_committed)
+        assert commit.token_ids[:, :5].equal(torch.stack(prompts))
+        steps.append(commit.step)
+
+    write(prompts, stop_token_ids=(), on_commit=on_commit)
+    assert steps == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"canvas": Canvas.fixed}, {"commit_rule": Threshold()}, {"cache": DualCache()}, {"guidance_scale": 1.0}],
+)
+def test_what_only_denoising_has_is_refused(write, prompts, changes):
+    with pytest.raises(UserError, match=f"generation.{next(iter(changes))} is set, but the model is causal"):
+        write(prompts, replace(CONFIG, **changes))
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(write, prompts):
+    assert write(prompts, limit=17)
+    with pytest.raises(UserError, match="16 positions of the model"):
+        write(prompts, limit=16)

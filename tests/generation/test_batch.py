@@ -1,0 +1,52 @@
+"""Prompts of different length side by side give what each gives alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lit_illada.batch import Layout
+from lit_illada.generation.caching import DualCache, PrefixCache
+from lit_illada.generation.config import Canvas, GenerationConfig
+from lit_illada.generation.remasking import ReMDMConfidence
+from lit_illada.generation.selection import Random, Threshold
+
+CONFIG = GenerationConfig(max_new_tokens=12, block_length=6, num_steps=4)
+KINDS = {
+    "plain": {},
+    "fixed": {"canvas": Canvas.fixed},
+    "guided": {"guidance_scale": 0.5},
+    "threshold": {"commit_rule": Threshold(0.3), "num_steps": 6},
+    "random": {"commit_rule": Random(), "seed": 4},
+    "hot": {"temperature": 1.0, "top_p": 0.8},
+    "remasked": {"remask": ReMDMConfidence(), "num_steps": 10, "seed": 2},
+    "prefix": {"cache": PrefixCache(), "canvas": Canvas.fixed},
+    "dual": {"cache": DualCache(), "commit_rule": Threshold(0.3), "num_steps": 6, "guidance_scale": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_row_of_a_batch_is_what_it_is_alone(write, ragged, name):
+    config = replace(CONFIG, **KINDS[name])
+    together = write(ragged, config, stop_token_ids=[1, 2])
+    for row, prompt in enumerate(ragged):
+        alone = write([prompt], config, stop_token_ids=[1, 2], first_row=row)
+        assert alone.texts()[0] == together.texts()[row]
+        assert alone.is_stopped[0] == together.is_stopped[row]
+
+
+def test_equal_prompts_in_a_batch_are_drawn_differently(write, prompts):
+    texts = write([prompts[0]] * 3, replace(CONFIG, temperature=2.0)).texts()
+    assert len(set(map(tuple, texts))) == 3
+
+
+def test_padding_is_seen_by_nobody(model, ragged):
+    ids = torch.stack([torch.nn.functional.pad(prompt, (9 - len(prompt), 0), value=3) for prompt in ragged])
+    layout = Layout.left_padded([9 - len(prompt) for prompt in ragged], 9)
+    logits, other = model(ids, layout), model(torch.where(ids == 3, 4, ids), layout)
+    for row, prompt in enumerate(ragged):
+        text = slice(9 - len(prompt), 9)
+        if not (prompt == 3).any():
+            torch.testing.assert_close(logits[row, text], other[row, text])
+        alone = model(prompt[None], Layout.whole_rows(1, len(prompt))) if len(prompt) else logits[row, text][None]
+        torch.testing.assert_close(logits[row, text], alone[0], atol=1e-5, rtol=1e-5)
