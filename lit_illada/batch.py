@@ -91,12 +91,14 @@ class TokenBatch(_Movable):
     is_maskable: (B, T) bool; the others stay visible and carry no loss.
     row_ids: (B,) int64, the row's number in the endless stream of the run (over all ranks and epochs): the key of
         its noise, so that the noise does not depend on the world size, the accumulation or a resume.
+    is_response: (B, T) bool, an assistant's tokens and the EOS that ends them; None where rows are plain text.
     """
 
     input_ids: Tensor
     is_maskable: Tensor
     row_ids: Tensor
     layout: Layout
+    is_response: Tensor | None = None
 
     def repeat(self, times: int) -> Self:
         """The batch laid `times` over, one copy after the other."""
@@ -106,6 +108,7 @@ class TokenBatch(_Movable):
             is_maskable=self.is_maskable.repeat(times, 1),
             row_ids=self.row_ids.repeat(times),
             layout=self.layout.repeat(times),
+            is_response=None if self.is_response is None else self.is_response.repeat(times, 1),
         )
 
 

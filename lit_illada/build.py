@@ -7,16 +7,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from torch import nn
 
 from lit_illada.batch import TokenBatch
 from lit_illada.checkpoints import open_checkpoint
-from lit_illada.config import PretrainConfig, to_tree
+from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, to_tree
 from lit_illada.data.datamodule import PackedDataModule
+from lit_illada.data.row_datamodule import RowDataModule
+from lit_illada.data.sft_datamodule import Difficulty, EvaluationExample, SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.generation.autoregressive import generate_autoregressive
 from lit_illada.generation.block import generate
@@ -24,7 +25,8 @@ from lit_illada.generation.canvas import Commit, Generation
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
-from lit_illada.model.hf import load_model
+from lit_illada.model.hf import fill, load_model
+from lit_illada.model.lora import LoraConfig, add_lora
 from lit_illada.model.transformer import Transformer
 from lit_illada.objective import (
     AutoregressiveObjective,
@@ -38,6 +40,7 @@ from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, Score
 from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.sft import ExactMatch, Question, SFTModule
 from lit_illada.training.throughput import Throughput, matmul_flops_per_s
 from lit_illada.training.trainer import Precision, make_trainer
 
@@ -78,27 +81,50 @@ def build_datamodule(config: PretrainConfig) -> PackedDataModule:
     )
 
 
-def build_module(config: PretrainConfig, datamodule: PackedDataModule) -> PretrainModule:
-    """The Lightning module of a resolved config, on initial weights."""
-    tokenizer = datamodule.tokenizer
+def build_sft_datamodule(config: SFTConfig, tokenizer: Tokenizer) -> SFTDataModule:
+    trainer = config.trainer
+    return SFTDataModule(
+        config.sft_data,
+        tokenizer,
+        seed=config.seed,
+        batch_rows=trainer.batch_rows,
+        micro_batch_rows=trainer.micro_batch_rows,
+        total_steps=trainer.max_steps,
+        validation_rows=trainer.val_rows,
+    )
+
+
+def build_module(
+    config: PretrainConfig | SFTConfig, datamodule: RowDataModule, *, is_resumed: bool = False
+) -> PretrainModule:
+    """The Lightning module of a resolved config, on the weights of `init_from` or on initial ones.
+
+    is_resumed: the weights come from the run's own checkpoint, so `init_from` need not exist any more.
+    """
+    tokenizer, options = datamodule.tokenizer, config.trainer
     model = build_model(config.model, config.seed)
-    if config.trainer.compile:
+    if config.init_from is not None and not is_resumed:
+        fill(model, open_checkpoint(Path(config.init_from)).tensors)
+    if isinstance(config, SFTConfig) and isinstance(config.adapter, LoraConfig):
+        add_lora(model, config.adapter, torch.Generator().manual_seed(config.seed))
+    if options.compile:
         for layer in model.model.layers:
             layer.compile()
-    return PretrainModule(
+    make = partial(SFTModule, eos_token_id=tokenizer.eos_token_id) if isinstance(config, SFTConfig) else PretrainModule
+    return make(
         model,
-        build_objective(config.objective, tokenizer, config.seed, config.trainer.batch_rows),
+        build_objective(config.objective, tokenizer, config.seed, options.batch_rows),
         config.optim,
         build_yardstick(config, tokenizer),
         Likelihood(torch.from_numpy(tokenizer.bytes_per_token())),
         unigram_entropy=datamodule.unigram_entropy(),
-        max_steps=config.trainer.max_steps,
-        log_every_steps=config.trainer.log_every_steps,
+        max_steps=options.max_steps,
+        log_every_steps=options.log_every_steps,
         hparams={"config": to_tree(config), "tokenizer_sha256": tokenizer.sha256},
     )
 
 
-def build_yardstick(config: PretrainConfig, tokenizer: Tokenizer) -> Callable[[ScoreFn, TokenBatch], RowScores]:
+def build_yardstick(config: RunConfig, tokenizer: Tokenizer) -> Callable[[ScoreFn, TokenBatch], RowScores]:
     """How a validation row is scored: the bound on fixed masks, or the exact likelihood of a causal model."""
     if config.model.is_causal:
         return partial(nll, eos_token_id=tokenizer.eos_token_id)
@@ -106,7 +132,11 @@ def build_yardstick(config: PretrainConfig, tokenizer: Tokenizer) -> Callable[[S
 
 
 def build_trainer(
-    config: PretrainConfig, folder: RunFolder, module: PretrainModule, tokenizer: Tokenizer, console: Console
+    config: PretrainConfig | SFTConfig,
+    folder: RunFolder,
+    module: PretrainModule,
+    datamodule: RowDataModule,
+    console: Console,
 ) -> tuple[Trainer, GracefulStop]:
     """The trainer with its callbacks, and the callback that knows whether the run was asked to stop."""
     options = config.trainer
@@ -124,19 +154,60 @@ def build_trainer(
     callbacks = [
         throughput,
         ProgressBar(throughput, console),
-        TextSamples(
-            config.samples.prompts,
-            partial(_continued, module.model, tokenizer, config.samples.generation),
-            folder.samples,
-        ),
+        _texts(config, folder, module, datamodule),
         NonFiniteGuard(options.max_nonfinite_steps, checkpoints),
         stop,
         checkpoints,
     ]
     if options.ema_decay is not None:
-        callbacks.insert(0, EMAWeightAveraging(decay=options.ema_decay))
+        # last, so that what looks at the model after a validation sees the averaged weights
+        callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
     logger = TensorBoardLogger(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)
     return make_trainer(options, folder.path, callbacks, logger), stop
+
+
+def _texts(
+    config: PretrainConfig | SFTConfig, folder: RunFolder, module: PretrainModule, datamodule: RowDataModule
+) -> Callback:
+    """What is generated at every validation: continuations after pretraining, answers after fine-tuning."""
+    model, tokenizer = module.model, datamodule.tokenizer
+    assert isinstance(model, Transformer)
+    if isinstance(config, PretrainConfig):
+        generation = config.samples.generation
+        return TextSamples(
+            config.samples.prompts,
+            lambda prompt: prompt + tokenizer.decode(complete(model, tokenizer, prompt, generation)),
+            folder.samples,
+        )
+    assert isinstance(datamodule, SFTDataModule)
+    evaluation = config.evaluation
+    return ExactMatch(
+        {level.value: _questions(datamodule, level, evaluation.num_examples) for level in datamodule.difficulties},
+        lambda prompts: answer(model, tokenizer, prompts, evaluation.generation),
+        folder.answers,
+    )
+
+
+def _questions(datamodule: SFTDataModule, difficulty: Difficulty, num: int) -> list[Question]:
+    def checked(example: EvaluationExample, response_ids: Sequence[int]) -> tuple[str, bool]:
+        return datamodule.tokenizer.decode(response_ids), datamodule.is_right(example, response_ids)
+
+    return [
+        Question(
+            example.prompt_ids,
+            datamodule.tokenizer.decode(example.prompt_ids),
+            example.truth,
+            partial(checked, example),
+        )
+        for example in datamodule.evaluation_examples(difficulty, num)
+    ]
+
+
+def answer(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], config: GenerationConfig
+) -> list[list[int]]:
+    """The response to each prompt, of ids, generated as one batch."""
+    return complete_batch(model, tokenizer, prompts, config).texts() if prompts else []
 
 
 def complete(
@@ -182,11 +253,6 @@ def complete_batch(
     )
     model.train(was_training)
     return generation
-
-
-def _continued(model: nn.Module, tokenizer: Tokenizer, config: GenerationConfig, prompt: str) -> str:
-    assert isinstance(model, Transformer)
-    return prompt + tokenizer.decode(complete(model, tokenizer, prompt, config))
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Tokenizer]:

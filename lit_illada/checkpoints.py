@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_illada.config import PretrainConfig, from_tree, to_tree
+from lit_illada.config import from_tree, to_tree
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.hf import CONFIG_FILE, Renamed, UnaccountedError, tensor_shapes, unaccounted
+from lit_illada.model.lora import MergedTensors
 from lit_illada.model.tensor_files import TensorFiles, write_file
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
@@ -113,11 +114,16 @@ def _read_ckpt(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor]]:
     content = read_checkpoint(path)
     try:
         hparams, weights = content["hyper_parameters"], content["state_dict"]
-        model, sha256 = from_tree(PretrainConfig, hparams["config"]).model, hparams["tokenizer_sha256"]
+        config, sha256 = hparams["config"], hparams["tokenizer_sha256"]
+        model = from_tree(ModelConfig, config["model"], "model.")
     except KeyError as error:
         raise UserError(f"{path}: not a checkpoint of lit-illada (no {error})") from error
     names = {key.removeprefix("model."): key for key in weights if key.startswith("model.")}
-    return model, sha256, Renamed(weights, names)
+    tensors: Mapping[str, Tensor] = Renamed(weights, names)
+    adapter = config.get("adapter", {"name": "none"})
+    if adapter["name"] == "lora":
+        tensors = MergedTensors(tensors, adapter["alpha"] / adapter["rank"])
+    return model, sha256, tensors
 
 
 def _read_weights(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor]]:

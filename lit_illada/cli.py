@@ -96,6 +96,38 @@ def pretrain(resume: Path | None, init_from: Path | None, overrides: tuple[str, 
 @main.command(
     epilog="""\b
 Examples:
+  lit-illada sft runs/demo-20260101-120000 experiment=sft/demo
+  lit-illada sft runs/demo-20260101-120000 sft_data=messages sft_data.source.paths='[chats.jsonl]' epochs=3
+  lit-illada sft converted/llada sft_data/rows=llada objective=llada_sft optim=llada_sft adapter=lora
+  lit-illada sft --resume runs/sft-20260101-130000
+"""
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with this run folder from its last checkpoint.",
+)
+@overrides_argument
+@_run
+def sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]) -> None:
+    """Fine-tune the model of CHECKPOINT (a run, a converted folder or their file) on instructions.
+
+    Without files it learns chained arithmetic, made on the spot; answers to held-out problems, as easy as those of
+    training and harder ones, are checked at every validation.
+    """
+    from lit_illada import sft as command
+
+    if resume is not None and checkpoint is not None:
+        # click takes the first word for the checkpoint
+        checkpoint, overrides = None, (str(checkpoint), *overrides)
+    command.run(checkpoint, overrides, resume)
+
+
+@main.command(
+    epilog="""\b
+Examples:
   lit-illada generate runs/demo-20260101-120000 --prompt 'def main():'
   lit-illada generate runs/demo-20260101-120000 --prompt-file prompt.txt generation.max_new_tokens=256
   echo 'import os' | lit-illada generate runs/demo-20260101-120000 generation.temperature=0.7 generation.seed=3
@@ -209,7 +241,7 @@ def data_verify(folder: str) -> None:
 
 
 @main.command(epilog="\b\nExample:\n  lit-illada config pretrain experiment=demo model.num_hidden_layers=8\n")
-@click.argument("command", type=click.Choice(["pretrain", "generate", "data"]))
+@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "data"]))
 @overrides_argument
 @_run
 def config(command: str, overrides: tuple[str, ...]) -> None:

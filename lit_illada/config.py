@@ -25,6 +25,7 @@ from lit_illada.data.sft_config import SFTDataConfig
 from lit_illada.errors import UserError, unknown
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import ModelConfig
+from lit_illada.model.lora import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
 from lit_illada.share import conf_dir
 from lit_illada.training.optim import OptimConfig
@@ -42,23 +43,21 @@ class SamplesConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """A pretraining run.
+class RunConfig:
+    """What every training run has.
 
     run_dir: None means runs/<name>-<time of the start>. init_from: a checkpoint (a run's or a converted one) whose
     weights the run begins with; None: random ones.
     """
 
-    name: str = "pretrain"
+    name: str = "run"
     seed: int = 0
     run_dir: str | None = None
     init_from: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
 
     def __post_init__(self) -> None:
         is_autoregressive = isinstance(self.objective, AutoregressiveObjectiveConfig)
@@ -67,11 +66,56 @@ class PretrainConfig:
                 f"objective.name={choice_name(OBJECTIVES, self.objective)} needs "
                 f"model.is_causal={str(is_autoregressive).lower()}; got {str(self.model.is_causal).lower()}"
             )
+
+    def _check_row_length(self, key: str, row_length: int) -> None:
         longest = self.model.max_position_embeddings
-        if self.data.row_length > longest:
-            raise UserError(
-                f"data.row_length is {self.data.row_length}, longer than model.max_position_embeddings={longest}"
-            )
+        if row_length > longest:
+            raise UserError(f"{key} is {row_length}, longer than model.max_position_embeddings={longest}")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """A pretraining run."""
+
+    name: str = "pretrain"
+    data: DataConfig = field(default_factory=DataConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_row_length("data.row_length", self.data.row_length)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Exact match of generated answers at every validation, on so many held-out examples of each difficulty."""
+
+    num_examples: int = 32
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 0:
+            raise UserError(f"evaluation.num_examples is {self.num_examples}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class SFTConfig(RunConfig):
+    """A fine-tuning run. `model` is that of `init_from`.
+
+    epochs: passes over the examples; None: trainer.max_steps counts.
+    """
+
+    name: str = "sft"
+    epochs: float | None = None
+    sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)
+    adapter: FullWeights | LoraConfig = choice(ADAPTERS, "none")
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_row_length("sft_data.row_length", self.sft_data.row_length)
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(f"epochs is {self.epochs}; it must be above 0, or null for trainer.max_steps")
 
 
 @dataclass(frozen=True)
@@ -97,6 +141,7 @@ class ExamplesConfig:
 
 
 SCHEMAS: dict[str, type] = {
+    "sft": SFTConfig,
     "pretrain": PretrainConfig,
     "generate": GenerateConfig,
     "data": PrepareConfig,
@@ -104,9 +149,10 @@ SCHEMAS: dict[str, type] = {
 }
 
 
-def load(command: str, overrides: Sequence[str] = ()) -> Any:
+def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Any:
     """The config of a command (a file at the top of conf/), composed with Hydra overrides and validated.
 
+    given: top-level values that no file holds, such as the model of a checkpoint.
     Raises UserError for an unknown key or choice (naming the nearest), a wrong type or an impossible combination.
     """
     for override in overrides:
@@ -115,7 +161,8 @@ def load(command: str, overrides: Sequence[str] = ()) -> Any:
         composed = _compose(command, overrides)
     except HydraException as error:
         raise _explain(error, command, overrides) from error
-    return from_tree(SCHEMAS[command], OmegaConf.to_container(composed, resolve=True))
+    tree = OmegaConf.to_container(composed, resolve=True)
+    return from_tree(SCHEMAS[command], {**tree, **(given or {})})  # type: ignore[dict-item]
 
 
 def _compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:

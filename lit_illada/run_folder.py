@@ -38,6 +38,10 @@ class RunFolder:
         return self.path / "samples.txt"
 
     @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 

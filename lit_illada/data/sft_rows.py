@@ -124,13 +124,17 @@ class PackedExamples:
         tokens[:num_tokens] = examples.tokens[source]
         is_maskable = np.zeros(size, np.bool)
         is_maskable[:num_tokens] = self._config.is_prompt_maskable or examples.is_response[source]
+        is_response = np.zeros(size, np.bool)
+        is_response[:num_tokens] = examples.is_response[source]
         is_start = np.zeros(size, np.bool)
         is_start[:: self._row_length] = True
         if self._config.isolate_examples:
             is_start[ends - lengths] = True
         if num_tokens < size:
             is_start[num_tokens] = True
-        return RowArrays(tokens.reshape(shape), is_start.reshape(shape), is_maskable.reshape(shape))
+        return RowArrays(
+            tokens.reshape(shape), is_start.reshape(shape), is_maskable.reshape(shape), is_response.reshape(shape)
+        )
 
 
 class PaddedExamples:
@@ -161,15 +165,17 @@ class PaddedExamples:
         shape = (len(row_ids), self._width(row_ids))
         tokens_BT = np.full(shape, self._eos_token_id, np.int64)
         is_maskable_BT = np.full(shape, self._config.is_padding_maskable, np.bool)
+        is_response_BT = np.zeros(shape, np.bool)
         is_start_BT = np.zeros(shape, np.bool)
         is_start_BT[:, 0] = True
         for b, (start, length) in enumerate(zip(self._starts[chosen].tolist(), lengths.tolist(), strict=True)):
             here = slice(start, start + length)
             tokens_BT[b, :length] = self._examples.tokens[here]
             is_maskable_BT[b, :length] = self._config.is_prompt_maskable or self._examples.is_response[here]
+            is_response_BT[b, :length] = self._examples.is_response[here]
             if length < shape[1] and not self._config.is_padding_maskable:
                 is_start_BT[b, length] = True  # padding that counts belongs to its example; the other kind is unseen
-        return RowArrays(tokens_BT, is_start_BT, is_maskable_BT)
+        return RowArrays(tokens_BT, is_start_BT, is_maskable_BT, is_response_BT)
 
     def _width(self, row_ids: NDArray[np.int64]) -> int:
         """Tokens of a row: not of a micro-batch's longest, which would depend on how a step is divided."""

@@ -21,11 +21,12 @@ from lit_illada.errors import UserError
 
 
 class RowArrays(NamedTuple):
-    """(B, T) each. is_start: where a segment begins; the first token of every row does."""
+    """(B, T) each. is_start: where a segment begins; the first token of every row does. is_response: None for text."""
 
     tokens: NDArray[np.integer]
     is_start: NDArray[np.bool]
     is_maskable: NDArray[np.bool]
+    is_response: NDArray[np.bool] | None = None
 
 
 class RowBatches(TorchDataset[TokenBatch], ABC):
@@ -57,6 +58,7 @@ class RowBatches(TorchDataset[TokenBatch], ABC):
             is_maskable=torch.from_numpy(rows.is_maskable),
             row_ids=torch.from_numpy(row_ids),
             layout=Layout.from_lengths(torch.from_numpy(np.diff(borders)), rows.tokens.shape[1]),
+            is_response=None if rows.is_response is None else torch.from_numpy(rows.is_response),
         )
 
 

@@ -7,6 +7,7 @@ An adapted layer is the linear layer with two parameters more, so the names of i
 rank). They are parameters of the block like any other: what shards, compiles or recomputes blocks needs no change.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -22,6 +23,11 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 @dataclass(frozen=True)
+class FullWeights:
+    """No adapter: every weight is trained."""
+
+
+@dataclass(frozen=True)
 class LoraConfig:
     """rank: of each update. alpha: the update is scaled by alpha / rank. targets: the linear layers of every block."""
 
@@ -31,14 +37,17 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise UserError(f"lora.rank is {self.rank}: it must be 1 or more")
+            raise UserError(f"adapter.rank is {self.rank}: it must be 1 or more")
         if not self.alpha > 0:
-            raise UserError(f"lora.alpha is {self.alpha}: it must be above 0")
+            raise UserError(f"adapter.alpha is {self.alpha}: it must be above 0")
         if not self.targets:
-            raise UserError(f"lora.targets is empty: name some of {', '.join(TARGETS)}")
+            raise UserError(f"adapter.targets is empty: name some of {', '.join(TARGETS)}")
         for target in self.targets:
             if target not in TARGETS:
-                raise unknown("lora.targets", target, TARGETS)
+                raise unknown("adapter.targets", target, TARGETS)
+
+
+ADAPTERS: dict[str, type] = {"none": FullWeights, "lora": LoraConfig}
 
 
 class LoraLinear(nn.Linear):
@@ -84,7 +93,7 @@ def add_lora(model: Transformer, config: LoraConfig, generator: torch.Generator 
         if name.rpartition(".")[2] not in config.targets:
             continue
         if config.rank > min(base.weight.shape):
-            raise UserError(f"lora.rank is {config.rank}: {name} is only {' × '.join(map(str, base.weight.shape))}")
+            raise UserError(f"adapter.rank is {config.rank}: {name} is only {' × '.join(map(str, base.weight.shape))}")
         layer = LoraLinear.around(base, config.rank, config.alpha / config.rank)
         if not layer.lora_a.is_meta:
             nn.init.normal_(layer.lora_a, std=base.in_features**-0.5, generator=generator)
@@ -97,6 +106,27 @@ def merge_lora(model: Transformer) -> None:
     for name, layer in _layers(model, LoraLinear):
         model.set_submodule(name, layer.merged())
     model.requires_grad_(True)
+
+
+class MergedTensors(Mapping[str, Tensor]):
+    """A checkpoint's tensors with its adapters, under the names and values of the plain model; merged when asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], scale: float) -> None:
+        self._tensors = tensors
+        self._scale = scale
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight, (layer, _, kind) = self._tensors[name], name.rpartition(".")
+        if kind != "weight" or f"{layer}.lora_a" not in self._tensors:
+            return weight
+        update = self._tensors[f"{layer}.lora_b"] @ self._tensors[f"{layer}.lora_a"] * self._scale
+        return (weight.float() + update).to(weight.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._tensors if not name.endswith((".lora_a", ".lora_b")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _layers(model: Transformer, kind: type[L]) -> list[tuple[str, L]]:

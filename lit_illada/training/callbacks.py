@@ -110,7 +110,7 @@ class TextSamples(Callback):
         self._complete = complete
         self._file = file
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         texts = [self._complete(prompt) for prompt in self._prompts]
         if not trainer.is_global_zero or not texts:
             return

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lit_illada.batch import TokenBatch
-from lit_illada.objective import Objective
+from lit_illada.batch import TokenBatch, TokenScores
+from lit_illada.objective import NoisyBatch, Objective
 from lit_illada.scoring.likelihood import Likelihood, RowScores, ScoreFn
 from lit_illada.training.metrics import TrainingCurves, by_ratio, publish
 from lit_illada.training.optim import OptimConfig, build_optimizer
@@ -64,6 +64,7 @@ class PretrainModule(pl.LightningModule):
         loss = self.objective.loss(scores, noisy)
         self._count = self._count + loss.count
         self.curves.update(loss)
+        self.watch(batch, noisy, scores)
         # The sum over a constant, so that gradients have an ordinary size; the step's own count follows when every
         # micro-batch of every rank is in.
         self._reference = noisy.noisy_ids.numel()
@@ -93,18 +94,22 @@ class PretrainModule(pl.LightningModule):
         if self._is_mid_step:
             return
         if self.global_step % self.log_every_steps == 0 or self.global_step == self.max_steps:
-            values = self.curves.compute()
-            self.curves.reset()
-            publish(
-                self,
-                {
-                    **by_ratio("train_nll_by_ratio", values.pop("nll_by_ratio")),
-                    **by_ratio("train_accuracy_by_ratio", values.pop("accuracy_by_ratio")),
-                    **{f"train/{name}": value for name, value in values.items()},
-                    "train/gradient_norm": self.gradient_norm,
-                    "train/learning_rate": self.learning_rate,
-                },
-            )
+            publish(self, self.training_values())
+
+    def watch(self, batch: TokenBatch, noisy: NoisyBatch, scores: TokenScores) -> None:
+        """See a training micro-batch, for curves of a kind of training's own."""
+
+    def training_values(self) -> dict[str, float | Tensor]:
+        """What the training curves show now; begins their next stretch."""
+        values = self.curves.compute()
+        self.curves.reset()
+        return {
+            **by_ratio("train_nll_by_ratio", values.pop("nll_by_ratio")),
+            **by_ratio("train_accuracy_by_ratio", values.pop("accuracy_by_ratio")),
+            **{f"train/{name}": value for name, value in values.items()},
+            "train/gradient_norm": self.gradient_norm,
+            "train/learning_rate": self.learning_rate,
+        }
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         self.likelihood.update(self.score_rows(self.model, batch), batch)

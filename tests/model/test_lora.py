@@ -96,9 +96,9 @@ def test_the_same_generator_gives_the_same_adapters(make_model):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"rank": 0}, "lora.rank is 0"),
-        ({"alpha": 0.0}, "lora.alpha is 0.0"),
-        ({"targets": []}, "lora.targets is empty"),
+        ({"rank": 0}, "adapter.rank is 0"),
+        ({"alpha": 0.0}, "adapter.alpha is 0.0"),
+        ({"targets": []}, "adapter.targets is empty"),
         ({"targets": ["query_proj"]}, "did you mean"),
     ],
 )
@@ -108,7 +108,7 @@ def test_impossible_settings_are_refused(options, said):
 
 
 def test_a_rank_above_a_layers_own_is_refused(make_model):
-    with pytest.raises(UserError, match=r"lora\.rank is 40: model\.layers\.0\.self_attn\.q_proj is only 32 × 32"):
+    with pytest.raises(UserError, match=r"adapter\.rank is 40: model\.layers\.0\.self_attn\.q_proj is only 32 × 32"):
         add_lora(make_model(), LoraConfig(rank=40))
 
 
