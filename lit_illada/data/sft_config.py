@@ -8,6 +8,8 @@ from lit_illada.data.config import OnBadDocument
 from lit_illada.data.shortening import SHORTENINGS, NoShortening, SplitRow, TruncateRow
 from lit_illada.errors import UserError
 
+MAX_DEPTH = 23  # a letter a step, a … w
+
 
 @dataclass(frozen=True)
 class ProblemRange:
@@ -27,10 +29,9 @@ class ProblemRange:
     def __post_init__(self) -> None:
         if not self.moduli or min(self.moduli) < 2:
             raise UserError(f"moduli is {self.moduli}; it must name numbers of at least 2")
-        if not 1 <= self.min_depth <= self.max_depth <= 26:
+        if not 1 <= self.min_depth <= self.max_depth <= MAX_DEPTH:
             raise UserError(
-                f"min_depth is {self.min_depth} and max_depth {self.max_depth}; they must rise within 1 … 26, a letter "
-                "a step"
+                f"min_depth is {self.min_depth} and max_depth {self.max_depth}; they must rise within 1 … {MAX_DEPTH}"
             )
         if not 2 <= self.operands <= 6:
             raise UserError(f"operands is {self.operands}; it must lie in 2 … 6")
