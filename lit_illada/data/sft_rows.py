@@ -169,6 +169,7 @@ class PaddedExamples:
             is_maskable_BT[b, :length] = self._config.is_prompt_maskable or self._examples.is_response[here]
             if length < shape[1] and not self._config.is_padding_maskable:
                 is_start_BT[b, length] = True  # padding that counts belongs to its example; the other kind is unseen
+        self._config.shortening.apply(is_start_BT, is_maskable_BT, row_ids, self._seed)
         return RowArrays(tokens_BT, is_start_BT, is_maskable_BT)
 
     def _width(self, row_ids: NDArray[np.int64]) -> int:
