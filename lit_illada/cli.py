@@ -240,8 +240,31 @@ def data_verify(folder: str) -> None:
     data_commands.verify(folder)
 
 
+@data.command(
+    "examples",
+    epilog="""\b
+Examples:
+  lit-illada data examples runs/demo-20260101-120000
+  lit-illada data examples runs/demo-20260101-120000 sft_data/rows=llada sft_data.source.recheck_fraction=1
+  lit-illada data examples runs/demo-20260101-120000 sft_data=messages sft_data.source.paths='[chats.jsonl]'
+""",
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--rows", "num_rows", type=click.IntRange(min=1), default=3, show_default=True)
+@overrides_argument
+@_run
+def data_examples(folder: Path, num_rows: int, overrides: tuple[str, ...]) -> None:
+    """Show rows of fine-tuning data as a model sees them, what it learns marked.
+
+    FOLDER is a run, whose tokenizer is used, or a folder with a tokenizer.
+    """
+    from lit_illada import data_commands
+
+    data_commands.examples(folder, overrides, num_rows)
+
+
 @main.command(epilog="\b\nExample:\n  lit-illada config pretrain experiment=demo model.num_hidden_layers=8\n")
-@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "data"]))
+@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "data", "examples"]))
 @overrides_argument
 @_run
 def config(command: str, overrides: tuple[str, ...]) -> None:

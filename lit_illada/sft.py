@@ -23,13 +23,15 @@ def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None)
         folder = RunFolder.open(resume)
         config: SFTConfig = load_file("sft", folder.config, overrides)
         checkpoint = latest_checkpoint(folder.checkpoints)
+        tokenizer = Tokenizer.load(folder.tokenizer)
     elif base is not None:
-        given = {"init_from": str(base), "model": to_tree(open_checkpoint(base).model)}
+        opened = open_checkpoint(base)
+        given = {"init_from": str(base), "model": to_tree(opened.model)}
         config, folder, checkpoint = load("sft", overrides, given), None, None
+        tokenizer = opened.tokenizer
     else:
         raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
     config.trainer.accelerator.resolve()
-    tokenizer = open_checkpoint(base).tokenizer if folder is None else Tokenizer.load(folder.tokenizer)
     datamodule = build.build_sft_datamodule(config, tokenizer)
     if config.epochs is not None:
         trainer = dataclasses.replace(config.trainer, max_steps=datamodule.steps(config.epochs))

@@ -1,7 +1,10 @@
 """Where do reasoning examples come from that need no file? Chained arithmetic modulo a small number, made on the spot.
 
-    f=3+1 g=f+2 h=g+1; h mod 2?          the question
-    f=3+1=0                              the trace: a step a line, the value of the step before put in
+    f=3+1                                the question: x is the result of the line before
+    g=x+2
+    h=x+1
+    x mod 2?
+    f=3+1=0                              the trace: a step a line, the value of x put in
     g=0+2=0
     Wait, let me check again.            with probability ρ one to three steps are re-checked, each once
     g=0+2=0
@@ -28,14 +31,14 @@ from numpy.typing import NDArray
 from lit_illada.data.chat_template import Message, Role
 from lit_illada.data.draws import uniform
 from lit_illada.data.instruction import Example
-from lit_illada.data.sft_config import ProblemRange, ReasoningSource
+from lit_illada.data.sft_config import MAX_DEPTH, ProblemRange, ReasoningSource
 from lit_illada.errors import UserError
 
 RECHECK = "Wait, let me check again."
 
 _PROBLEM, _TRACE = 1, 2
 _CHUNK = 4096
-_ALPHABET = ascii_lowercase
+_ALPHABET = ascii_lowercase[:MAX_DEPTH]  # up to w: x has a meaning of its own
 _MAX_RECHECKS = 3
 
 
@@ -84,13 +87,9 @@ class Problem:
 
     @property
     def question(self) -> str:
-        labels = self.labels()
-        terms = [step.terms(before) for step, before in zip(self.steps, [None, *labels[:-1]], strict=True)]
-        parts = [f"{label}={text}" for label, text in zip(labels, terms, strict=True)]
-        return f"{' '.join(parts)}; {labels[-1]} mod {self.modulus}?"
-
-    def labels(self) -> list[str]:
-        return [chr(ord(self.first_label) + i) for i in range(len(self.steps))]
+        # A line a step, as in the trace, and each label once: so a model copies a number by looking for its label.
+        terms = [step.terms("x" if index else None) for index, step in enumerate(self.steps)]
+        return "\n".join([*self._labelled(terms), f"x mod {self.modulus}?"])
 
     def values(self) -> list[int]:
         """The result of every step; the last is the answer."""
@@ -103,7 +102,7 @@ class Problem:
         """The trace's lines up to their results."""
         before = [None, *map(str, self.values()[:-1])]
         terms = [step.terms(first) for step, first in zip(self.steps, before, strict=True)]
-        return [f"{label}={text}" for label, text in zip(self.labels(), terms, strict=True)]
+        return self._labelled(terms)
 
     def portion(self, held_out_fraction: float) -> Portion:
         """By a hash of the question: this share is for validation, as much again for the test."""
@@ -112,6 +111,9 @@ class Problem:
         if place < held_out_fraction:
             return Portion.VALIDATION
         return Portion.TEST if place < 2 * held_out_fraction else Portion.TRAIN
+
+    def _labelled(self, terms: list[str]) -> list[str]:
+        return [f"{chr(ord(self.first_label) + index)}={text}" for index, text in enumerate(terms)]
 
 
 def make_examples(

@@ -8,6 +8,8 @@ from lit_illada.data.config import OnBadDocument
 from lit_illada.data.shortening import SHORTENINGS, NoShortening, SplitRow, TruncateRow
 from lit_illada.errors import UserError
 
+MAX_DEPTH = 23  # a letter a step, a … w
+
 
 @dataclass(frozen=True)
 class ProblemRange:
@@ -27,10 +29,9 @@ class ProblemRange:
     def __post_init__(self) -> None:
         if not self.moduli or min(self.moduli) < 2:
             raise UserError(f"moduli is {self.moduli}; it must name numbers of at least 2")
-        if not 1 <= self.min_depth <= self.max_depth <= 26:
+        if not 1 <= self.min_depth <= self.max_depth <= MAX_DEPTH:
             raise UserError(
-                f"min_depth is {self.min_depth} and max_depth {self.max_depth}; they must rise within 1 … 26, a letter "
-                "a step"
+                f"min_depth is {self.min_depth} and max_depth {self.max_depth}; they must rise within 1 … {MAX_DEPTH}"
             )
         if not 2 <= self.operands <= 6:
             raise UserError(f"operands is {self.operands}; it must lie in 2 … 6")
@@ -153,7 +154,9 @@ class Packed:
     """Examples end to end, cut into windows of `row_length` (iLLaDA, arXiv 2606.25331).
 
     is_prompt_maskable: prompts are learnt like responses; otherwise they stay visible and carry no loss.
-    isolate_examples: attention stays within an example; otherwise a row is one segment.
+    isolate_examples: attention stays within an example; otherwise a row is one segment. In isolation a segment ends
+        where its response does, which a model that sees both ways notices: examples much shorter than a row then teach
+        it that the end of a block is the end of the response. Windows of one segment end anywhere.
     """
 
     is_prompt_maskable: bool = True
@@ -167,11 +170,14 @@ class Padded:
 
     is_padding_maskable: the padding belongs to the response, is masked and counts in the loss, so that the model
         learns to fill a fixed canvas; otherwise nobody sees it and it carries no loss.
+    shortening: `truncate` ends rows anywhere, so that a model which will generate block by block does not learn that
+        the end of its canvas is the end of its response.
     """
 
     is_prompt_maskable: bool = False
     is_padding_maskable: bool = True
     pad_to: PadTo = PadTo.BATCH
+    shortening: NoShortening | SplitRow | TruncateRow = choice(SHORTENINGS, "none")
 
 
 ROWS: dict[str, type] = {"packed": Packed, "padded": Padded}

@@ -96,10 +96,7 @@ class PackedExamples:
 
     def rows(self, row_ids: NDArray[np.int64]) -> RowArrays:
         epochs, places = np.divmod(row_ids, self.rows_per_epoch)
-        picked = [
-            tuple(part[place] for part in self._epoch(epoch))
-            for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)
-        ]
+        picked = [self._epoch(epoch).row(place) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
         rows = RowArrays(*(np.stack(parts) for parts in zip(*picked, strict=True)))
         self._config.shortening.apply(rows.is_start, rows.is_maskable, row_ids, self._seed)
         return rows
@@ -175,6 +172,7 @@ class PaddedExamples:
             is_response_BT[b, :length] = self._examples.is_response[here]
             if length < shape[1] and not self._config.is_padding_maskable:
                 is_start_BT[b, length] = True  # padding that counts belongs to its example; the other kind is unseen
+        self._config.shortening.apply(is_start_BT, is_maskable_BT, row_ids, self._seed)
         return RowArrays(tokens_BT, is_start_BT, is_maskable_BT, is_response_BT)
 
     def _width(self, row_ids: NDArray[np.int64]) -> int:

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens a row.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ class RowArrays(NamedTuple):
     is_start: NDArray[np.bool]
     is_maskable: NDArray[np.bool]
     is_response: NDArray[np.bool] | None = None
+
+    def row(self, index: int) -> tuple[NDArray[Any], ...]:
+        """One row of each part that there is."""
+        return tuple(part[index] for part in self if part is not None)
 
 
 class RowBatches(TorchDataset[TokenBatch], ABC):

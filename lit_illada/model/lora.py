@@ -109,7 +109,7 @@ def merge_lora(model: Transformer) -> None:
 
 
 class MergedTensors(Mapping[str, Tensor]):
-    """A checkpoint's tensors with its adapters, under the names and values of the plain model; merged when asked for."""
+    """A checkpoint with adapters, under the names and values of the plain model; each tensor merged when asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor], scale: float) -> None:
         self._tensors = tensors

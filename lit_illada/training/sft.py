@@ -24,8 +24,8 @@ from lit_illada.training.module import PretrainModule
 class SFTModule(PretrainModule):
     """Fine-tuning: the loss is the objective's, on the rows as the data lays them out.
 
-    Beside it, whatever counts in the loss: `train/response_nll` and `train/response_accuracy`, unweighted, of the masked
-    tokens of responses, and `train/eos_nll`, of the EOS that ends one: a loss low by easy padding shows there.
+    Beside it, whatever counts in the loss: `train/response_nll` and `train/response_accuracy`, unweighted, of the
+    masked tokens of responses, and `train/eos_nll`, of the EOS that ends one: a loss low by easy padding shows there.
     """
 
     def __init__(self, *args: Any, eos_token_id: int, **kwargs: Any) -> None:

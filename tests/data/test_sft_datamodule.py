@@ -28,7 +28,7 @@ from lit_illada.data.shortening import NoShortening
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 
-TOKENIZER = Tokenizer.train(["a=3+1 b=a+2; b mod 2? Wait, let me check again."], 300)
+TOKENIZER = Tokenizer.train(["a=3+1\nb=x+2\nx mod 2? Wait, let me check again."], 300)
 SOURCE = ReasoningSource(
     num_train=60,
     num_validation=24,

@@ -94,13 +94,14 @@ def test_padded_rows_are_an_example_and_eos(pairs, is_prompt_maskable, is_paddin
 
 
 @pytest.mark.parametrize("shortening", [SplitRow(0.5), TruncateRow(0.5)])
-def test_shortening_acts_on_packed_rows_as_in_pretraining(shortening):
+@pytest.mark.parametrize("kind", [Packed, Padded])
+def test_shortening_acts_on_rows_as_in_pretraining(kind, shortening):
     pairs = [([5, 6, 7], [8, 9]) for _ in range(40)]
-    plain = stream(Packed(shortening=NoShortening()), pairs)
+    plain = stream(kind(shortening=NoShortening()), pairs)
     row_ids = np.arange(2 * plain.rows_per_epoch)
     expected = plain.rows(row_ids)
     shortening.apply(expected.is_start, expected.is_maskable, row_ids, 3)
-    shortened = stream(Packed(shortening=shortening), pairs)
+    shortened = stream(kind(shortening=shortening), pairs)
     assert told(shortened.rows(row_ids)) == told(expected)
     assert told(shortened.rows(row_ids)) == told(expected)  # the rows that are kept were not changed
     assert told(expected) != told(plain.rows(row_ids))
