@@ -181,8 +181,9 @@ def _texts(
         )
     assert isinstance(datamodule, SFTDataModule)
     evaluation = config.evaluation
+    levels = datamodule.difficulties if evaluation.num_examples else []
     return ExactMatch(
-        {level.value: _questions(datamodule, level, evaluation.num_examples) for level in datamodule.difficulties},
+        {level.value: _questions(datamodule, level, evaluation.num_examples) for level in levels},
         lambda prompts: answer(model, tokenizer, prompts, evaluation.generation),
         folder.answers,
     )
