@@ -14,7 +14,8 @@ from rich.console import Console
 from torch import nn
 
 from lit_illada.batch import TokenBatch
-from lit_illada.config import PretrainConfig, from_tree, to_tree
+from lit_illada.checkpoints import open_checkpoint
+from lit_illada.config import PretrainConfig, to_tree
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
@@ -22,6 +23,7 @@ from lit_illada.generation.block import Commit, generate
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
+from lit_illada.model.hf import load_model
 from lit_illada.model.transformer import Transformer, whole_row_logits
 from lit_illada.objective import (
     AutoregressiveObjective,
@@ -33,7 +35,7 @@ from lit_illada.objective import (
 from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
 from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples
-from lit_illada.training.checkpoint import Checkpoints, latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.throughput import Throughput, matmul_flops_per_s
 from lit_illada.training.trainer import Precision, make_trainer
@@ -167,28 +169,8 @@ def _continued(model: nn.Module, tokenizer: Tokenizer, config: GenerationConfig,
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer of a run folder (its newest checkpoint) or of one checkpoint file."""
-    if path.is_dir():
-        folder = RunFolder.open(path)
-        newest = latest_checkpoint(folder.checkpoints)
-        if newest is None:
-            raise UserError(f"{path}: no checkpoint there yet")
-        path = newest
-    else:
-        folder = RunFolder.of_checkpoint(path)
-    content = read_checkpoint(path)
-    try:
-        hparams, weights = content["hyper_parameters"], content["state_dict"]
-        config = from_tree(PretrainConfig, hparams["config"])
-    except KeyError as error:
-        raise UserError(f"{path}: not a checkpoint of lit-illada (no {error})") from error
-    if config.model.is_causal:
+    """The model and tokenizer of a run folder (its newest checkpoint), a converted folder or one checkpoint file."""
+    checkpoint = open_checkpoint(path)
+    if checkpoint.model.is_causal:
         raise UserError(f"{path}: the model is causal; the block sampler generates with bidirectional ones only")
-    tokenizer = Tokenizer.load(folder.tokenizer)
-    if tokenizer.sha256 != hparams["tokenizer_sha256"]:
-        raise UserError(f"{folder.tokenizer}: not the tokenizer that {path.name} was trained with")
-    model = Transformer(config.model)
-    model.load_state_dict(
-        {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
-    )
-    return model.to(device).eval(), tokenizer
+    return load_model(checkpoint.model, checkpoint.tensors, device).eval(), checkpoint.tokenizer

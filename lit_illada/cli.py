@@ -62,6 +62,7 @@ Examples:
   lit-illada pretrain data=text data.source.paths='[books/*.txt]' data.dir=data/books model=nano
   lit-illada pretrain experiment=demo objective/mask_ratio=cosine objective/weighting=flat
   lit-illada pretrain --resume runs/demo-20260101-120000 trainer.max_steps=2000
+  lit-illada pretrain --init-from converted/llada data=prepared data.dir=data/docs
 """
 )
 @click.option(
@@ -70,15 +71,25 @@ Examples:
     metavar="RUN",
     help="Go on with this run folder from its last checkpoint.",
 )
+@click.option(
+    "--init-from",
+    type=click.Path(path_type=Path),
+    metavar="CHECKPOINT",
+    help="Begin with these weights, and their model: a run, a converted folder or a checkpoint file.",
+)
 @overrides_argument
 @_run
-def pretrain(resume: Path | None, overrides: tuple[str, ...]) -> None:
+def pretrain(resume: Path | None, init_from: Path | None, overrides: tuple[str, ...]) -> None:
     """Pretrain a model: prepares the data where needed, trains, validates, saves.
 
     Curves, samples, checkpoints and the resolved config go to a new folder under runs/. Ctrl-C saves and stops.
     """
     from lit_illada import pretrain as command
 
+    if init_from is not None:
+        if resume is not None:
+            raise UserError("give --resume or --init-from, not both: a resumed run has its weights")
+        overrides = (*overrides, f"init_from='{init_from}'")
     command.run(overrides, resume)
 
 
@@ -106,6 +117,48 @@ def generate(
     from lit_illada import generate as command
 
     command.run(checkpoint, prompt, prompt_file, live, overrides)
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  lit-illada convert GSAI-ML/LLaDA-8B-Base converted/llada --dtype bfloat16
+  lit-illada convert models/Qwen2.5-0.5B converted/qwen --mask-token '<|mask|>'
+  lit-illada convert runs/demo-20260101-120000 exported/demo
+  lit-illada convert runs/demo-20260101-120000 exported/demo-llada --to llada
+"""
+)
+@click.argument("source")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["illada", "llada", "dream", "llama", "qwen2", "lit"]),
+    help="The layout to write (default: ours, lit, from a Hugging Face checkpoint; else the first that fits).",
+)
+@click.option("--mask-token", metavar="TEXT", help="Which token is [MASK]; one the tokenizer lacks is added to it.")
+@click.option("--eos-token", metavar="TEXT", help="Which token ends a text, where the checkpoint does not say.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: as the weights are.")
+@click.option("--max-shard-gb", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True)
+@click.option("--revision", help="Of the hub repository: a branch, tag or commit.")
+@_run
+def convert(
+    source: str,
+    destination: Path,
+    to: str | None,
+    mask_token: str | None,
+    eos_token: str | None,
+    dtype: str | None,
+    max_shard_gb: float,
+    revision: str | None,
+) -> None:
+    """Convert SOURCE, a Hugging Face folder or hub id or a run of ours, into the new folder DESTINATION.
+
+    Reads the layouts of iLLaDA, LLaDA, Dream, Llama and Qwen2 from safetensors, and writes them; no code of a
+    checkpoint runs. Shows what was mapped, and refuses a checkpoint with a tensor missing, left over or misshapen.
+    """
+    from lit_illada import convert as command
+
+    command.run(source, destination, to, mask_token, eos_token, dtype, max_shard_gb, revision)
 
 
 @main.group()

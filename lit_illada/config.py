@@ -42,11 +42,16 @@ class SamplesConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """A pretraining run. run_dir: None means runs/<name>-<time of the start>."""
+    """A pretraining run.
+
+    run_dir: None means runs/<name>-<time of the start>. init_from: a checkpoint (a run's or a converted one) whose
+    weights the run begins with; None: random ones.
+    """
 
     name: str = "pretrain"
     seed: int = 0
     run_dir: str | None = None
+    init_from: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")

@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_illada import build, data_commands
+from lit_illada.checkpoints import check_fits, open_checkpoint, with_model_of_init
 from lit_illada.config import PretrainConfig, dump, load, load_file, to_tree
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
+from lit_illada.model.hf import fill
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
 from lit_illada.training.tensorboard import begin_board
@@ -31,7 +33,7 @@ def run(overrides: Sequence[str], resume: Path | None = None) -> None:
     """Run, or go on with, a pretraining; print where its curves and samples are."""
     now = datetime.now()
     if resume is None:
-        config = load("pretrain", overrides)
+        config = load("pretrain", with_model_of_init(overrides))
         folder, checkpoint = None, None
     else:
         folder = RunFolder.open(resume)
@@ -47,6 +49,9 @@ def run(overrides: Sequence[str], resume: Path | None = None) -> None:
     datamodule.val_dataloader()
     if checkpoint is not None:
         _check_same_model(config, checkpoint)
+    elif config.init_from is not None:
+        # refused before a folder is made
+        check_fits(open_checkpoint(Path(config.init_from)), config.model, datamodule.tokenizer)
     if folder is None:
         folder = _new_folder(config, datamodule.tokenizer, now)
     config = dataclasses.replace(config, run_dir=str(folder.path))
@@ -76,6 +81,8 @@ def train(
     started_at = time.perf_counter()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = build.build_module(config, datamodule)
+    if checkpoint is None and config.init_from is not None:
+        fill(module.model, open_checkpoint(Path(config.init_from)).tensors)
     trainer, stop = build.build_trainer(config, folder, module, datamodule.tokenizer, console)
     if checkpoint is None:
         if trainer.is_global_zero:

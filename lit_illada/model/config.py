@@ -18,13 +18,16 @@ class AttentionKernel(StrEnum):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A bidirectional (or causal) pre-norm transformer: RMSNorm, SwiGLU, rotary positions, no biases, no time input.
+    """A bidirectional (or causal) pre-norm transformer: RMSNorm, SwiGLU, rotary positions, no time input.
 
     vocab_size: rows of the embedding; None stands for the tokenizer's size, until `with_vocab_size` fills it in.
     num_key_value_heads: fewer than the query heads is grouped-query attention, as many is multi-head.
     max_position_embeddings: tokens of the longest segment the model is meant for.
     initializer_range: standard deviation of a linear layer's weights; see Transformer.init_weights.
     is_causal: attention sees earlier tokens only, for autoregressive baselines.
+    attention_bias: queries, keys and values have biases, as in Qwen2; nothing else ever has.
+    predicts_next: the logits of a position are computed at the one before it, where an autoregressive model has learnt
+        to predict it (Dream, arXiv 2508.15487); the first of a segment is computed at its own.
     """
 
     vocab_size: int | None = None
@@ -39,6 +42,8 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     is_causal: bool = False
+    attention_bias: bool = False
+    predicts_next: bool = False
     attention: AttentionKernel = AttentionKernel.AUTO
 
     def __post_init__(self) -> None:
@@ -48,6 +53,11 @@ class ModelConfig:
                 raise UserError(f"model.{name} is {getattr(self, name)}: it must be above 0")
         if self.vocab_size is not None and self.vocab_size < 2:
             raise UserError(f"model.vocab_size is {self.vocab_size}: it must be 2 or more, or null for the tokenizer's")
+        if self.is_causal and self.predicts_next:
+            raise UserError(
+                "model.predicts_next and model.is_causal are both true: a causal model's inputs are shifted by its "
+                "objective already, so set one of them to false"
+            )
         self._must_divide("num_attention_heads", "hidden_size")
         self._must_divide("num_key_value_heads", "num_attention_heads")
         if self.head_dim % 2:
@@ -91,7 +101,9 @@ def num_parameters(config: ModelConfig) -> int:
 
 def num_non_embedding_parameters(config: ModelConfig) -> int:
     """Parameters outside the embedding and the LM head."""
-    return num_linear_parameters(config) + (2 * config.num_hidden_layers + 1) * config.hidden_size
+    biases = config.hidden_size + 2 * config.num_key_value_heads * config.head_dim if config.attention_bias else 0
+    norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
+    return num_linear_parameters(config) + config.num_hidden_layers * biases + norms
 
 
 def num_linear_parameters(config: ModelConfig) -> int:

@@ -1,4 +1,4 @@
-"""The network itself: a pre-norm transformer without biases, dropout or time input, as iLLaDA released it.
+"""The network itself: a pre-norm transformer without dropout or time input, as iLLaDA released it.
 
 Module names are those of the released checkpoints. Shapes: B rows, T tokens a row, D width, H query heads,
 K key-value heads, V vocabulary, M selected tokens.
@@ -70,6 +70,8 @@ class Transformer(nn.Module):
                 ends_branch = name.endswith(("o_proj", "down_proj"))
                 std = s / math.sqrt(2 * self.config.num_hidden_layers) if ends_branch else s
                 module.weight.normal_(0.0, std, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
 
 
 def whole_row_logits(model: Transformer) -> Callable[[Tensor, Tensor], Tensor]:
@@ -100,6 +102,8 @@ class Backbone(nn.Module):
         rope = rotation(layout.position_ids, self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
             x = layer(x, rope, attention)
+        if self.config.predicts_next:
+            x = _from_the_position_before(x, layout)
         return self.norm(x if select is None else x[select])
 
 
@@ -125,9 +129,9 @@ class SelfAttention(nn.Module):
         super().__init__()
         width, self.head_dim = config.hidden_size, config.head_dim
         key_value_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, key_value_width, bias=False)
-        self.v_proj = nn.Linear(width, key_value_width, bias=False)
+        self.q_proj = nn.Linear(width, width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(width, key_value_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(width, key_value_width, bias=config.attention_bias)
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, rope: Rotation, attention: Attention) -> Tensor:
@@ -147,6 +151,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def _from_the_position_before(x_BTD: Tensor, layout: Layout) -> Tensor:
+    """Each position takes the hidden state of the one before it; the first of a segment keeps its own."""
+    return torch.where((layout.position_ids == 0)[..., None], x_BTD, x_BTD.roll(1, dims=1))
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

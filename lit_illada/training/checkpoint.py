@@ -92,12 +92,13 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU, tensors and plain values only (nothing in the file is executed).
 
+    Tensors are mapped from the file, so that those nobody uses (the optimizer's) cost no memory.
     Raises UserError for a missing or damaged file.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise UserError(f"{path}: not a readable checkpoint ({_cause(error)})") from error
 

@@ -1,0 +1,103 @@
+"""How are a few numbers trained instead of all? Low-rank adapters on the linear layers (LoRA, arXiv 2106.09685).
+
+    W·x + (alpha / rank) · B·(A·x), W frozen, B zero at first
+
+An adapted layer is the linear layer with two parameters more, so the names of its weights stay those of the base model,
+`….q_proj.weight`, and the adapter's stand beside them: `….q_proj.lora_a` (rank, inputs), `….q_proj.lora_b` (outputs,
+rank). They are parameters of the block like any other: what shards, compiles or recomputes blocks needs no change.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_illada.errors import UserError, unknown
+from lit_illada.model.transformer import Transformer
+
+L = TypeVar("L", bound=nn.Linear)
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """rank: of each update. alpha: the update is scaled by alpha / rank. targets: the linear layers of every block."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: list[str] = field(default_factory=lambda: list(TARGETS))
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"lora.rank is {self.rank}: it must be 1 or more")
+        if not self.alpha > 0:
+            raise UserError(f"lora.alpha is {self.alpha}: it must be above 0")
+        if not self.targets:
+            raise UserError(f"lora.targets is empty: name some of {', '.join(TARGETS)}")
+        for target in self.targets:
+            if target not in TARGETS:
+                raise unknown("lora.targets", target, TARGETS)
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with a low-rank update. The adapters are float32 whatever the base weight is."""
+
+    lora_a: nn.Parameter  # (rank, inputs)
+    lora_b: nn.Parameter  # (outputs, rank)
+    scale: float
+
+    @classmethod
+    def around(cls, base: nn.Linear, rank: int, scale: float) -> "LoraLinear":
+        """Takes over the base's own weight, frozen; the adapters are uninitialised memory."""
+        with torch.device("meta"):
+            layer = cls(base.in_features, base.out_features, bias=base.bias is not None)
+        layer.weight, layer.bias, layer.scale = base.weight, base.bias, scale
+        device = base.weight.device
+        layer.lora_a = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+        layer.lora_b = nn.Parameter(torch.empty(base.out_features, rank, device=device))
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        down = F.linear(x, self.lora_a.to(x.dtype))
+        return F.linear(x, self.weight, self.bias) + F.linear(down, self.lora_b.to(x.dtype)) * self.scale
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The plain layer of the same function; the sum is taken in float32 and rounded once."""
+        with torch.device("meta"):
+            layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        update = self.lora_b @ self.lora_a * self.scale
+        layer.weight = nn.Parameter((self.weight.float() + update).to(self.weight.dtype))
+        layer.bias = self.bias
+        return layer
+
+
+def add_lora(model: Transformer, config: LoraConfig, generator: torch.Generator | None = None) -> None:
+    """Freezes the model and adapts its target layers in place; its outputs stay the same until B is trained.
+
+    A ~ N(0, 1 / inputs), B = 0. Before sharding and compiling, after loading the base's weights.
+    """
+    model.requires_grad_(False)
+    for name, base in _layers(model, nn.Linear):
+        if name.rpartition(".")[2] not in config.targets:
+            continue
+        if config.rank > min(base.weight.shape):
+            raise UserError(f"lora.rank is {config.rank}: {name} is only {' × '.join(map(str, base.weight.shape))}")
+        layer = LoraLinear.around(base, config.rank, config.alpha / config.rank)
+        if not layer.lora_a.is_meta:
+            nn.init.normal_(layer.lora_a, std=base.in_features**-0.5, generator=generator)
+            nn.init.zeros_(layer.lora_b)
+        model.set_submodule(name, layer)
+
+
+def merge_lora(model: Transformer) -> None:
+    """Puts the updates into the weights, in place: a plain model with the same outputs, all of it trainable again."""
+    for name, layer in _layers(model, LoraLinear):
+        model.set_submodule(name, layer.merged())
+    model.requires_grad_(True)
+
+
+def _layers(model: Transformer, kind: type[L]) -> list[tuple[str, L]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
