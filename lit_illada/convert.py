@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from rich.console import Console
-from rich.table import Table
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
@@ -246,39 +245,42 @@ def _made_whole(destination: Path) -> Iterator[Path]:
 def _report(
     found: Source, layout: HfLayout | None, destination: Path, dtype: torch.dtype | None, console: Console
 ) -> None:
-    """One line for each kind of tensor: how it was called, how it is called now, how many, of which shape and dtype."""
+    """One line for each kind of tensor: how many, of which shape and dtype, what they were called and are called."""
     target = "lit" if layout is None else layout.model_type
-    title = f"{found.kind} → {target}: {num_parameters(found.model) / 1e6:,.1f} M parameters"
-    table = Table(title=title, title_justify="left")
-    for heading in (found.kind, target, "tensors", "shape", "dtype"):
-        table.add_column(heading, justify="right" if heading == "tensors" else "left", overflow="fold")
-    lines: Counter[tuple[str, ...]] = Counter()
+    lines: Counter[tuple[str, str, str]] = Counter()
     for ours, theirs in found.names.items():
         tensor = found.tensors[ours]
         now = ours if layout is None else layout.published_name(ours)
-        shape = "×".join(map(str, tensor.shape))
-        lines[(_pattern(theirs), _pattern(now), shape, _dtype_text(tensor.dtype, dtype))] += 1
+        before, after = _pattern(theirs), _pattern(now)
+        names = before if before == after else f"{before} → {after}"
+        lines[(_shape_text(tensor.shape), _dtype_text(tensor.dtype, dtype), names)] += 1
     for name, reason in found.unused.items():
-        lines[(_pattern(name), f"left out: {reason}", "", "")] += 1
-    for name, (width,) in (zero_biases(layout, found.model) if layout is not None else {}).items():
-        lines[("none: zeros", _pattern(name), str(width), "")] += 1
-    for (theirs, now, shape, dtypes), count in lines.items():
-        table.add_row(theirs, now, str(count), shape, dtypes)
-    console.print(table)
-    console.print(f"every tensor is accounted for; written to {destination}", highlight=False, soft_wrap=True)
+        lines[("", "", f"{_pattern(name)} left out: {reason}")] += 1
+    for name, shape in (zero_biases(layout, found.model) if layout is not None else {}).items():
+        lines[(_shape_text(shape), "", f"zeros → {_pattern(name)}")] += 1
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    said = [f"{found.kind} → {target}: {num_parameters(found.model) / 1e6:,.1f} M parameters"]
+    for (shape_text, dtype_text, names), count in lines.items():
+        said.append(f"{count:5d}  {shape_text:{widths[0]}}  {dtype_text:{widths[1]}}  {names}")
+    said.append(f"every tensor is accounted for; written to {destination}")
     if layout is None:
         tokenizer = RunFolder(destination).tokenizer
-        lines_after = [] if found.model.is_causal else [f"generate  lit-illada generate {destination} --prompt TEXT"]
-        lines_after += [
-            f"prepare   lit-illada data prepare data/tokenizer=load data.tokenizer.path={tokenizer} data.dir=DIR",
-            f"pretrain  lit-illada pretrain --init-from {destination} data=prepared data.dir=DIR",
-        ]
-        for line in lines_after:
-            console.print(line, highlight=False, soft_wrap=True)
+        if not found.model.is_causal:
+            said.append(f"generate  lit-illada generate {destination} --prompt TEXT")
+        said.append(
+            f"prepare   lit-illada data prepare data/tokenizer=load data.tokenizer.path={tokenizer} data.dir=DIR"
+        )
+        said.append(f"pretrain  lit-illada pretrain --init-from {destination} data=prepared data.dir=DIR")
+    for line in said:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _pattern(name: str) -> str:
     return re.sub(r"\.\d+\.", ".N.", name)
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _dtype_text(before: torch.dtype, after: torch.dtype | None) -> str:

@@ -192,7 +192,7 @@ def _unused(files: TensorFiles, layout: HfLayout, config: ModelConfig) -> dict[s
 
 
 def _nearest(name: str, others: list[str]) -> str:
-    close = difflib.get_close_matches(name, others, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, others, n=1, cutoff=0.9)  # most names share most of their letters
     return f" (nearest: {close[0]})" if close else ""
 
 

@@ -1,0 +1,37 @@
+"""Dream's way: the logits of a position are computed at the one before it, within its segment."""
+
+import pytest
+import torch
+
+from lit_illada.batch import Layout
+from lit_illada.errors import UserError
+from lit_illada.model.transformer import whole_row_logits
+
+
+def test_logits_are_the_plain_models_moved_one_to_the_right_within_every_document(make_model, packed):
+    ids, layout, documents = packed
+    plain, shifted = make_model(), make_model(predicts_next=True)
+    expected = []
+    for document in documents:
+        alone = plain(document[None], Layout.whole_rows(1, len(document)))[0]
+        expected.append(torch.cat((alone[:1], alone[:-1])))
+    torch.testing.assert_close(shifted(ids, layout).flatten(0, 1), torch.cat(expected), atol=5e-6, rtol=1e-5)
+
+
+def test_selected_rows_and_scores_are_moved_alike(make_model, packed):
+    ids, layout, _ = packed
+    model = make_model(predicts_next=True)
+    select = torch.rand(ids.shape, generator=torch.Generator().manual_seed(3)) < 0.4
+    logits = model(ids, layout)[select]
+    torch.testing.assert_close(model(ids, layout, select), logits)
+    torch.testing.assert_close(
+        model(ids, layout, select, ids[select]).nll,
+        torch.nn.functional.cross_entropy(logits, ids[select], reduction="none"),
+    )
+    whole = whole_row_logits(model)(ids, select)
+    torch.testing.assert_close(whole, model(ids, Layout.whole_rows(3, 12))[select])
+
+
+def test_a_causal_model_cannot_be_shifted_twice(make_model):
+    with pytest.raises(UserError, match=r"model\.predicts_next and model\.is_causal are both true"):
+        make_model(predicts_next=True, is_causal=True)
