@@ -110,7 +110,7 @@ Examples:
 def generate(
     checkpoint: Path, prompt: str | None, prompt_file: Path | None, live: bool | None, overrides: tuple[str, ...]
 ) -> None:
-    """Continue a text with the model of CHECKPOINT: a run folder (its newest checkpoint) or a .ckpt file.
+    """Continue a text with the model of CHECKPOINT: a run (its newest checkpoint), a converted folder, or its file.
 
     Blocks of [MASK] are appended and denoised until the model ends the text or the budget is spent.
     """

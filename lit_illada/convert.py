@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -85,6 +86,7 @@ def run(
         if layout is None:
             found.write_tokenizer(RunFolder(folder).tokenizer)
             write_weights(folder, found.model, found.tokenizer, found.tensors, wanted)
+            RunFolder(folder).write_provenance(datetime.now())
         else:
             found.write_tokenizer(folder)
             write_hf(

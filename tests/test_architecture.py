@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "scoring": {"batch", "choice", "errors", "generation", "objective"},
     "training": {"batch", "choice", "errors", "scoring", "generation", "objective"},
     "config": {"choice", "errors", "share", "data", "generation", "model", "objective", "scoring", "training"},
+    "checkpoints": {"config", "data", "errors", "model", "run_folder", "training"},
     "board": {"errors"},
     "run_folder": {"errors"},
 }

@@ -83,6 +83,7 @@ def published(tmp_path, trained):
 
 
 def edit(path, changes):
+    """Change fields of a JSON object; those that are null are left out."""
     content = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
@@ -145,6 +146,21 @@ def test_an_autoregressive_model_gets_a_mask_token_in_a_spare_row(published, tmp
     assert tokenizer.mask_token_id == 300
     assert tokenizer.vocab_size == 301
     assert Backend.from_file(str(folder / "tokenizer.json")).token_to_id("<mask>") is None
+
+
+def test_a_causal_checkpoint_comes_in_and_goes_out_again(published, tmp_path):
+    folder = published("llama")
+    result = lit_illada("convert", folder, tmp_path / "in")
+    assert result.exit_code == 0
+    assert "lit-illada generate" not in result.output  # the sampler is the diffusion models'
+    assert lit_illada("convert", tmp_path / "in", tmp_path / "out").exit_code == 0
+    edit(tmp_path / "out" / "config.json", {})
+    configs = [json.loads((each / "config.json").read_text()) for each in (folder, tmp_path / "out")]
+    assert configs[0] == configs[1]
+    before, after = ({n: t for f in d.glob("*.safetensors") for n, t in load_file(f).items()}
+                     for d in (folder, tmp_path / "out"))  # fmt: skip
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_without_a_spare_row_no_mask_token_is_added(published, tmp_path):

@@ -245,7 +245,7 @@ LAYOUTS: dict[str, HfLayout] = {
             "bias_for_layer_norm": Constant((False, None), None),
             "block_group_size": Constant((1,), 1),
             "block_type": Constant(("llama",), "sequential"),
-            "include_bias": Constant((False,), True),
+            "include_bias": Constant((False,), False),
             "input_emb_norm": Constant((False,), False),
             "layer_norm_type": Constant(("rms",), "default"),
             "layer_norm_with_affine": Constant((True,), True),

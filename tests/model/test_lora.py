@@ -1,9 +1,13 @@
 """Adapters change nothing at first, are all that is trained, and can be merged without a trace."""
 
 import copy
+import multiprocessing
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from lit_illada.errors import UserError
 from lit_illada.model.lora import LoraConfig, add_lora, merge_lora
@@ -106,6 +110,39 @@ def test_impossible_settings_are_refused(options, said):
 def test_a_rank_above_a_layers_own_is_refused(make_model):
     with pytest.raises(UserError, match=r"lora\.rank is 40: model\.layers\.0\.self_attn\.q_proj is only 32 × 32"):
         add_lora(make_model(), LoraConfig(rank=40))
+
+
+def _train_sharded(rank, folder, make_model, packed):
+    ids, layout, _ = packed
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    model = adapted(make_model())
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for _ in range(2):
+        train_a_step(model, ids, layout)
+    weights = {name: value.full_tensor() for name, value in model.state_dict().items()}
+    if rank == 0:
+        torch.save(weights, folder / "weights.pt")
+    dist.destroy_process_group()
+
+
+def test_sharded_over_two_processes_it_trains_the_same(make_model, packed, tmp_path):
+    ids, layout, _ = packed
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_train_sharded, args=(n, tmp_path, make_model, packed)) for n in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    model = adapted(make_model())
+    for _ in range(2):
+        train_a_step(model, ids, layout)
+    sharded = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(sharded[name], value, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
