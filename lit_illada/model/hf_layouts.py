@@ -138,7 +138,8 @@ def _filled(content: Json, layout: HfLayout, origin: str) -> dict[str, Any]:
     """The content with what it says in another way, or leaves for the published code to derive."""
     filled = dict(content)
     rope = filled.get("rope_parameters") or filled.get("rope_scaling") or {}  # the former since transformers 5
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    is_one = isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values())
+    kind = rope.get("rope_type", rope.get("type", "default")) if is_one else rope
     if kind != "default":
         raise UserError(f"{origin}: rotary positions are scaled ({kind!r}), and this model computes only 'default'")
     if "rope_theta" in rope:
