@@ -289,6 +289,8 @@ def test_what_is_missing_left_over_or_misshapen_is_named_tensor_by_tensor(tmp_pa
     [
         ({"model_type": "lada"}, "unknown model_type .*'lada'.*did you mean 'llada'"),
         ({"model_type": None}, "unknown model_type"),
+        ({"model_type": ["llada"]}, "unknown model_type"),
+        ({"mlp_hidden_size": None, "mlp_ratio": "x"}, "no field 'mlp_hidden_size'"),
         ({"d_model": None}, "no field 'd_model', which llada checkpoints have"),
         ({"n_layers": "many"}, "n_layers is 'many', not a whole number"),
         ({"rope_theta": "high"}, "rope_theta is 'high', not a number"),
