@@ -133,7 +133,7 @@ def _read_weights(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor]]:
     try:
         described = json.loads(files.metadata[_METADATA])
         return from_tree(ModelConfig, described["model"]), described["tokenizer_sha256"], files
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(
             f"{path}: not a checkpoint of lit-illada; convert its folder first: lit-illada convert {path.parent} FOLDER"
         ) from error

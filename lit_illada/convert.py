@@ -38,7 +38,7 @@ from lit_illada.run_folder import RunFolder
 # beside tokenizer.json, what other tools read of a tokenizer; never code
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
                     "vocab.json", "merges.txt", "generation_config.json")  # fmt: skip
-_DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+_DOWNLOADED = ["*.json", "model*.safetensors", "*.jinja", "merges.txt"]
 
 
 @dataclass(frozen=True, eq=False)

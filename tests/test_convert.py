@@ -298,6 +298,21 @@ def test_a_run_that_begins_with_imported_weights_has_their_model(published, tiny
     assert json.loads((tmp_path / "dream" / "config.json").read_text())["model_type"] == "Dream"
 
 
+def test_the_commands_that_convert_prints_work(published, tiny_corpus, tiny_run, tmp_path, monkeypatch):
+    """With a tokenizer that had no mask token before."""
+    monkeypatch.chdir(tmp_path)
+    result = lit_illada("convert", published("llama", names_mask=False), "in", "--mask-token", "<mask>")
+    lines = [line.split() for line in result.output.splitlines()]
+    prepare, pretrain = ([w.replace("DIR", "data") for w in line[2:]] for line in lines if line[1:2] == ["lit-illada"])
+    corpus = ["data=text", f"data.source.paths=[{tiny_corpus}]", "data.num_processes=1", "data.validation_fraction=0.2"]
+    assert lit_illada(*prepare, *corpus, "data.shard_tokens=1024").exit_code == 0
+    training = [line for line in tiny_run if not line.startswith("model.")]
+    dream = ["model.is_causal=false", "model.predicts_next=true", "run_dir=run", "trainer.max_steps=2"]
+    result = lit_illada(*pretrain, *training, *dream)
+    assert result.exit_code == 0, result.output
+    assert open_checkpoint(Path("run")).tokenizer.mask_token_id == 300
+
+
 def test_weights_that_do_not_fit_the_run_are_refused(published, tiny_overrides, tiny_dataset, trained, tmp_path):
     source, run = tmp_path / "in", f"run_dir={tmp_path / 'run'}"
     assert lit_illada("convert", published("illada"), source).exit_code == 0

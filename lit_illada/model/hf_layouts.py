@@ -79,7 +79,7 @@ def read_config(content: Json, origin: str) -> tuple[HfLayout, ModelConfig]:
     """The layout and our config of a config.json. Raises UserError for what is missing, or what we cannot compute."""
     model_type = content.get("model_type")
     known = {layout.model_type: layout for layout in LAYOUTS.values()}
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise unknown(f"model_type in {origin}:", model_type, known)
     layout = known[model_type]
     filled = _filled(content, layout, origin)
@@ -138,7 +138,8 @@ def _filled(content: Json, layout: HfLayout, origin: str) -> dict[str, Any]:
     """The content with what it says in another way, or leaves for the published code to derive."""
     filled = dict(content)
     rope = filled.get("rope_parameters") or filled.get("rope_scaling") or {}  # the former since transformers 5
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    is_one = isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values())
+    kind = rope.get("rope_type", rope.get("type", "default")) if is_one else rope
     if kind != "default":
         raise UserError(f"{origin}: rotary positions are scaled ({kind!r}), and this model computes only 'default'")
     if "rope_theta" in rope:
@@ -146,8 +147,9 @@ def _filled(content: Json, layout: HfLayout, origin: str) -> dict[str, Any]:
     if layout.model_type == "llada":
         if filled.get("embedding_size") is None:
             filled["embedding_size"] = filled.get("vocab_size")
-        if filled.get("mlp_hidden_size") is None and {"mlp_ratio", "d_model"} <= filled.keys():
-            filled["mlp_hidden_size"] = filled["mlp_ratio"] * filled["d_model"]
+        width, ratio = filled.get("d_model"), filled.get("mlp_ratio")
+        if filled.get("mlp_hidden_size") is None and isinstance(width, int) and isinstance(ratio, int):
+            filled["mlp_hidden_size"] = ratio * width
         if filled.get("n_kv_heads") is None:
             filled["n_kv_heads"] = 1 if filled.get("multi_query_attention") else filled.get("n_heads")
     elif filled.get("num_key_value_heads") is None:

@@ -19,6 +19,7 @@ from lit_illada.errors import UserError, unknown
 from lit_illada.model.transformer import Transformer
 
 L = TypeVar("L", bound=nn.Linear)
+_ADAPTERS = (".lora_a", ".lora_b")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -45,6 +46,10 @@ class LoraConfig:
         for target in self.targets:
             if target not in TARGETS:
                 raise unknown("adapter.targets", target, TARGETS)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 ADAPTERS: dict[str, type] = {"none": FullWeights, "lora": LoraConfig}
@@ -77,8 +82,7 @@ class LoraLinear(nn.Linear):
         """The plain layer of the same function; the sum is taken in float32 and rounded once."""
         with torch.device("meta"):
             layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        update = self.lora_b @ self.lora_a * self.scale
-        layer.weight = nn.Parameter((self.weight.float() + update).to(self.weight.dtype))
+        layer.weight = nn.Parameter(_merged_weight(self.weight, self.lora_a, self.lora_b, self.scale))
         layer.bias = self.bias
         return layer
 
@@ -94,7 +98,7 @@ def add_lora(model: Transformer, config: LoraConfig, generator: torch.Generator 
             continue
         if config.rank > min(base.weight.shape):
             raise UserError(f"adapter.rank is {config.rank}: {name} is only {' × '.join(map(str, base.weight.shape))}")
-        layer = LoraLinear.around(base, config.rank, config.alpha / config.rank)
+        layer = LoraLinear.around(base, config.rank, config.scale)
         if not layer.lora_a.is_meta:
             nn.init.normal_(layer.lora_a, std=base.in_features**-0.5, generator=generator)
             nn.init.zeros_(layer.lora_b)
@@ -109,24 +113,33 @@ def merge_lora(model: Transformer) -> None:
 
 
 class MergedTensors(Mapping[str, Tensor]):
-    """A checkpoint with adapters, under the names and values of the plain model; each tensor merged when asked for."""
+    """An adapted model's state dict as the plain model's: each weight is merged when it is asked for.
+
+    So a checkpoint with adapters loads, or is exported, as any other. Without adapters the tensors are as they were.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], scale: float) -> None:
-        self._tensors = tensors
-        self._scale = scale
+        self._tensors, self._scale = tensors, scale
+        self._names = [name for name in tensors if not name.endswith(_ADAPTERS)]
 
     def __getitem__(self, name: str) -> Tensor:
-        weight, (layer, _, kind) = self._tensors[name], name.rpartition(".")
-        if kind != "weight" or f"{layer}.lora_a" not in self._tensors:
-            return weight
-        update = self._tensors[f"{layer}.lora_b"] @ self._tensors[f"{layer}.lora_a"] * self._scale
-        return (weight.float() + update).to(weight.dtype)
+        if name.endswith(_ADAPTERS):
+            raise KeyError(name)
+        adapters = [name.removesuffix(".weight") + ending for ending in _ADAPTERS]
+        if not name.endswith(".weight") or adapters[0] not in self._tensors:
+            return self._tensors[name]
+        lora_a, lora_b = (self._tensors[adapter] for adapter in adapters)
+        return _merged_weight(self._tensors[name], lora_a, lora_b, self._scale)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._tensors if not name.endswith((".lora_a", ".lora_b")))
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._names)
+
+
+def _merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
+    return (weight.float() + lora_b @ lora_a * scale).to(weight.dtype)
 
 
 def _layers(model: Transformer, kind: type[L]) -> list[tuple[str, L]]:

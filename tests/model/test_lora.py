@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lit_illada.errors import UserError
-from lit_illada.model.lora import LoraConfig, add_lora, merge_lora
+from lit_illada.model.lora import LoraConfig, MergedTensors, add_lora, merge_lora
 from lit_illada.training.optim import AdamWConfig, build_optimizer
 
 CONFIG = LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "v_proj", "down_proj"])
@@ -75,6 +75,19 @@ def test_merged_weights_give_the_same_outputs_in_a_plain_model(make_model, packe
     error = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 0.3, "rtol": 0.1}}[dtype]
     torch.testing.assert_close(model(ids, layout), before, **error)
     assert not torch.allclose(model(ids, layout).float(), plain(ids, layout), atol=0.05)
+
+
+def test_a_checkpoint_with_adapters_reads_as_the_merged_one(make_model, packed):
+    ids, layout, _ = packed
+    model = adapted(make_model())
+    train_a_step(model, ids, layout)
+    read = MergedTensors(model.state_dict(), CONFIG.scale)
+    merge_lora(model)
+    expected = model.state_dict()
+    assert list(read) == list(expected)
+    assert len(read) == len(expected)
+    assert all(torch.equal(read[name], expected[name]) for name in expected)
+    assert "model.layers.0.self_attn.q_proj.lora_a" not in read
 
 
 def test_autocast_and_bfloat16_bases_train_float32_adapters(make_model, packed):

@@ -138,7 +138,9 @@ def test_parameter_names_are_those_of_the_released_checkpoint(make_model):
     assert set(make_model(tie_word_embeddings=False).state_dict()) == expected | {"lm_head.weight"}
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"num_key_value_heads": 4}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": False}, {"num_key_value_heads": 4}, {"attention_bias": True}]
+)
 def test_parameters_are_counted_right(make_model, changes):
     model = make_model(**changes)
     assert num_parameters(model.config) == sum(p.numel() for p in model.parameters())
