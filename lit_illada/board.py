@@ -1,4 +1,4 @@
-"""TensorBoard on the runs: how its charts are grouped, and how it is served."""
+"""How are the runs looked at? TensorBoard, served on their folder."""
 
 import socket
 import subprocess
@@ -6,29 +6,6 @@ import sys
 from pathlib import Path
 
 from lit_illada.errors import UserError
-
-_RATIO_BINS = [f"{low / 10:.1f}-{(low + 1) / 10:.1f}" for low in range(10)]
-
-LAYOUT = {
-    "Held-out text": {
-        "bound, nats a token": ["Multiline", ["val/nll_bound", "val/unigram_entropy"]],
-        "bits a byte": ["Multiline", ["val/bits_per_byte"]],
-    },
-    "Training": {
-        "loss (never compare arms by it)": ["Multiline", ["train/loss"]],
-        "cross-entropy of masked tokens": ["Multiline", ["train/nll"]],
-        "gradient norm": ["Multiline", ["train/gradient_norm"]],
-        "learning rate": ["Multiline", ["train/learning_rate"]],
-    },
-    "By mask ratio": {
-        "validation cross-entropy": ["Multiline", [f"val_nll_by_ratio/{name}" for name in _RATIO_BINS]],
-        "validation accuracy": ["Multiline", [f"val_accuracy_by_ratio/{name}" for name in _RATIO_BINS]],
-    },
-    "Speed": {
-        "tokens a second": ["Multiline", ["perf/tokens_per_s"]],
-        "share of the hardware's peak (MFU)": ["Multiline", ["perf/mfu"]],
-    },
-}
 
 
 def serve(runs: Path, host: str, port: int) -> None:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import math
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,10 +12,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import nn
-from torch.utils.tensorboard.summary import hparams
 
 from lit_illada.batch import TokenBatch
-from lit_illada.board import LAYOUT
 from lit_illada.config import PretrainConfig, from_tree, to_tree
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.tokenizer import Tokenizer
@@ -34,11 +30,12 @@ from lit_illada.objective import (
     DiffusionObjectiveConfig,
     Objective,
 )
-from lit_illada.run_folder import RunFolder, flatten
+from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
-from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, Throughput
+from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples
 from lit_illada.training.checkpoint import Checkpoints, latest_checkpoint, read_checkpoint
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.throughput import Throughput, matmul_flops_per_s
 from lit_illada.training.trainer import Precision, make_trainer
 
 log = logging.getLogger(__name__)
@@ -195,26 +192,3 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Toke
         {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
     )
     return model.to(device).eval(), tokenizer
-
-
-def start_board(trainer: Trainer, config: PretrainConfig) -> None:
-    """Give TensorBoard the charts' layout and the hyper-parameters, whose last metrics its HParams tab compares."""
-    logger = trainer.logger
-    if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
-        return
-    logger.experiment.add_custom_scalars(LAYOUT)
-    # not through the logger, which would begin every metric's curve with a value made up
-    metrics = dict.fromkeys(("val/nll_bound", "val/bits_per_byte"), math.nan)
-    for summary in hparams(flatten(to_tree(config)), metrics):
-        logger.experiment._get_file_writer().add_summary(summary)
-
-
-def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """What a square matrix product reaches on the device now: the best of a few, operations a second."""
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    best_s = math.inf
-    for _ in range(8):
-        started_at = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
-        best_s = min(best_s, time.perf_counter() - started_at)
-    return 2 * size**3 / best_s

@@ -1,25 +1,19 @@
-"""The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying, rows."""
+"""The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_illada.config import load
 from lit_illada.data.config import DataConfig, PreparedSource
 from lit_illada.data.inspection import inspect as inspect_dataset
 from lit_illada.data.inspection import verify as verify_dataset
 from lit_illada.data.manifest import Manifest, is_url
+from lit_illada.data.prepare import OnProgress
 from lit_illada.data.prepare import prepare as prepare_folder
-from lit_illada.data.preview import Span, spans
-from lit_illada.data.sft_datamodule import SFTDataModule
-from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.run_folder import RunFolder
 
 
 def prepare(overrides: Sequence[str], overwrite: bool) -> None:
@@ -49,38 +43,6 @@ def verify(folder: str) -> None:
     print(f"{folder}: every shard is whole")
 
 
-def examples(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
-    """Print the first training rows. folder: a run, or a folder with a tokenizer."""
-    of_run = RunFolder(folder).tokenizer
-    config = load("examples", overrides).sft_data
-    datamodule = SFTDataModule(
-        config,
-        Tokenizer.load(of_run if of_run.is_dir() else folder),
-        seed=0,
-        batch_rows=num_rows,
-        micro_batch_rows=1,
-        total_steps=1,
-        validation_rows=0,
-    )
-    console = Console(highlight=False)
-    for batch in datamodule.train_dataloader():
-        console.rule(f"row {int(batch.row_ids[0])}, {batch.input_ids.shape[1]} tokens", align="left")
-        console.print(*(_marked(span, console.is_terminal) for span in spans(batch, 0, datamodule.tokenizer)), sep="")
-    console.rule(align="left")
-    learnt = "green" if console.is_terminal else "in ⟦ ⟧"
-    print(f"what is masked and learnt is {learnt}; ‖ is where attention ends")
-    print(f"an epoch has {datamodule.rows_per_epoch:,} rows; {datamodule.left_out.bad:,} bad examples left out")
-    for message in datamodule.left_out.examples:
-        print(f"  {message}")
-
-
-def _marked(span: Span, has_colour: bool) -> Text:
-    border = "‖" if span.starts_segment else ""
-    if has_colour:
-        return Text.assemble(border, (span.text, "green" if span.is_maskable else "dim"))
-    return Text(f"{border}⟦{span.text}⟧" if span.is_maskable else f"{border}{span.text}")
-
-
 def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = False) -> Manifest | None:
     """Prepare, showing progress, what is not prepared yet. None where the config names no source."""
     if isinstance(config.source, PreparedSource) or is_url(config.dir):
@@ -90,24 +52,28 @@ def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = F
 
 
 @contextmanager
-def _progress(console: Console) -> Any:
-    columns = (
+def _progress(console: Console) -> Iterator[OnProgress]:
+    columns = [
+        TextColumn("[bold]{task.description}"),
         BarColumn(),
-        DownloadColumn(),
+        TextColumn("{task.fields[amount]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
-    )
-    tasks: dict[str, Any] = {}
-    with Progress(
-        TextColumn("[bold]{task.description}"), *columns, console=console, disable=not console.is_terminal
-    ) as bar:
+    ]
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
         def on_progress(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
+                for finished in tasks.values():
+                    bar.update(finished, total=1, completed=1)
+                tasks[stage] = bar.add_task(stage, total=total, amount="")
                 if not console.is_terminal:
                     console.print(f"{stage} …", highlight=False)
-            bar.update(tasks[stage], completed=done, total=total)
+            amount = f"{done / 1e6:,.1f} MB" if done else ""
+            bar.update(tasks[stage], completed=done, total=total, amount=amount)
 
         yield on_progress
+        for finished in tasks.values():
+            bar.update(finished, total=1, completed=1)

@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import signal
 import time
-import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.training.tensorboard import begin_board
 
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
 
@@ -76,18 +75,21 @@ def train(
     run early, if one did."""
     started_at = time.perf_counter()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    _quiet_lightning()
     module = build.build_module(config, datamodule)
     trainer, stop = build.build_trainer(config, folder, module, datamodule.tokenizer, console)
     if checkpoint is None:
-        build.start_board(trainer, config)
+        if trainer.is_global_zero:
+            begin_board(trainer.logger, to_tree(config))  # type: ignore[arg-type]
         trainer.validate(module, datamodule=datamodule, verbose=False)
         _append_summary(folder, "start", trainer)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    is_finished = trainer.global_step >= trainer.max_steps
+    if is_finished and trainer.global_step % config.trainer.val_every_steps:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
     _append_summary(folder, "end", trainer)
     if trainer.is_global_zero:
         _report(folder, trainer, time.perf_counter() - started_at, console)
-    return stop.signal if trainer.global_step < trainer.max_steps else None
+    return None if is_finished else stop.signal
 
 
 def _is_rank_zero() -> bool:
@@ -132,12 +134,3 @@ def _report(folder: RunFolder, trainer: pl.Trainer, elapsed_s: float, console: C
     console.print(f"generate     lit-illada generate {folder.path} --prompt 'import '", highlight=False)
     if trainer.global_step < trainer.max_steps:
         console.print(f"stopped      go on with: lit-illada pretrain --resume {folder.path}", highlight=False)
-
-
-def _quiet_lightning() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # advice for other ways of using Lightning than ours: the loader is resumed and sized by the data module
-    for message in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*ckpt_path.*",
-                    ".*Checkpoint directory .* exists and is not empty.*", ".*smaller than the logging interval.*",
-                    ".*isinstance.treespec, LeafSpec.*", ".*nccl.*"):  # fmt: skip
-        warnings.filterwarnings("ignore", message)

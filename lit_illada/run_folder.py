@@ -83,17 +83,6 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"hidden_size": 256}}` as `{"model.hidden_size": 256}`, for the hyper-parameter table."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str) else str(value)
-    return flat
-
-
 def _unused(path: Path) -> Path:
     """The path, or with a number behind it where another run of the same second has it."""
     return next(p for p in chain([path], (Path(f"{path}-{n}") for n in count(2))) if not p.exists())

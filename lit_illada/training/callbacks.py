@@ -1,4 +1,4 @@
-"""What happens beside training: throughput, samples, progress on screen, and stopping well."""
+"""What happens beside training? Samples, progress on screen, and stopping well."""
 
 import logging
 import math
@@ -9,57 +9,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lit_illada.batch import TokenBatch
 from lit_illada.errors import UserError
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.metrics import publish
+from lit_illada.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
-
-
-class Throughput(Callback):
-    """perf/tokens_per_s and perf/mfu, over the time spent training (validation and checkpoints not counted).
-
-    count_flops: floating-point operations of a training micro-batch, from its layout and the LM-head rows computed.
-    peak_flops_per_s: what one device's matrix multiplication reaches in the run's precision.
-    """
-
-    def __init__(
-        self, count_flops: Callable[[TokenBatch, int], float], peak_flops_per_s: float, every_steps: int
-    ) -> None:
-        self._count_flops = count_flops
-        self._peak = peak_flops_per_s
-        self._every_steps = every_steps
-        self._reset()
-        self.tokens_per_s = 0.0
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._step_before = trainer.global_step
-        self._started_at = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
-    ) -> None:
-        self._tokens += batch.input_ids.numel() * trainer.world_size
-        self._flops += self._count_flops(batch, outputs["head_rows"])
-        is_due = trainer.global_step != self._step_before and trainer.global_step % self._every_steps == 0
-        if is_due and batch.input_ids.is_cuda:
-            torch.cuda.synchronize()
-        self._elapsed_s += time.perf_counter() - self._started_at
-        if is_due:
-            self.tokens_per_s = self._tokens / self._elapsed_s
-            mfu = self._flops / self._elapsed_s / self._peak
-            publish(pl_module, {"perf/tokens_per_s": self.tokens_per_s, "perf/mfu": mfu})
-            self._reset()
-
-    def _reset(self) -> None:
-        self._tokens, self._flops, self._elapsed_s = 0, 0.0, 0.0
 
 
 class NonFiniteGuard(Callback):
@@ -117,9 +77,16 @@ class GracefulStop(Callback):
         if trainer.global_step == self._step_before:
             return
         # every rank must take the same way out
-        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+        if not trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            return
+        trainer.should_stop = True
+        if not self._checkpoints.is_validated(trainer.global_step):
             self._checkpoints.save_now(trainer)
-            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.should_stop:
+            self._checkpoints.save_now(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in getattr(self, "_before", {}).items():

@@ -57,13 +57,21 @@ class Checkpoints(ModelCheckpoint):
         self._every_steps = every_steps
         self._val_every_steps = val_every_steps
 
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._step_before = trainer.global_step
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if trainer.global_step % self._val_every_steps:
+        # between two steps only: what a step has accumulated so far is in no checkpoint
+        if trainer.global_step != self._step_before and not self.is_validated(trainer.global_step):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.training or trainer.state.fn == "fit":
+        if trainer.state.fn == "fit":
             self._save_if_due(trainer)
+
+    def is_validated(self, step: int) -> bool:
+        """Whether a validation follows this step."""
+        return step % self._val_every_steps == 0
 
     def save_now(self, trainer: Trainer) -> None:
         """Save at this step, due or not."""

@@ -52,6 +52,7 @@ class PretrainModule(pl.LightningModule):
         self.max_steps = max_steps
         self.log_every_steps = log_every_steps
         self.gradient_norm = math.nan
+        self.learning_rate = math.nan
         # no buffer: DDP would overwrite every rank's own count with rank 0's
         self._count: Tensor | float = 0.0
         # plain values only: a checkpoint with objects in it could not be read under weights_only
@@ -74,6 +75,7 @@ class PretrainModule(pl.LightningModule):
         Without gradients the optimizer leaves weights and moments alone: the step is skipped.
         """
         self.objective.end_step(self._sum_over_ranks)
+        self.learning_rate = optimizer.param_groups[0]["lr"]
         scale = self._global_scale()
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -100,7 +102,7 @@ class PretrainModule(pl.LightningModule):
                     **by_ratio("train_accuracy_by_ratio", values.pop("accuracy_by_ratio")),
                     **{f"train/{name}": value for name, value in values.items()},
                     "train/gradient_norm": self.gradient_norm,
-                    "train/learning_rate": self._schedule().get_last_lr()[0],
+                    "train/learning_rate": self.learning_rate,
                 },
             )
 

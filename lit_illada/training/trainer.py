@@ -1,6 +1,7 @@
 """How a run is driven: devices, precision, batch, length, and the Lightning trainer made of them."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -120,6 +121,7 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
     precision = config.precision.resolve(accelerator)
     if accelerator is Accelerator.gpu and config.devices > torch.cuda.device_count():
         raise UserError(f"trainer.devices={config.devices}, but torch sees {torch.cuda.device_count()} CUDA devices")
+    _quiet_lightning()
     log.info("trains on %s × %d, %s", accelerator, config.world_size, precision)
     return Trainer(
         accelerator=accelerator.value,
@@ -151,3 +153,16 @@ def _cpu_multiplies_bf16() -> bool:
     # private names, hence the default: a torch that renames them runs in float32, and the log says so
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def _quiet_lightning() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # advice for other ways of using Lightning than ours: the loader is resumed and sized by the data module
+    for advice in (
+        ".*does not have many workers.*",
+        ".*dataloader is not resumable.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*smaller than the logging interval.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", advice)

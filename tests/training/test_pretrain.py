@@ -88,6 +88,8 @@ def test_the_curves_have_their_tags_at_the_right_steps(reference):
     assert any(tag.startswith("val_nll_by_ratio/") for tag in scalars)
     assert all(event.value > 0 for event in scalars["perf/tokens_per_s"])
     assert 0 < scalars["perf/mfu"][-1].value < 1
+    # warm-up over 2 steps, then a cosine: the rate of step 2 is the full one
+    assert scalars["train/learning_rate"][0].value == pytest.approx(2e-4)
 
 
 def test_tensorboard_has_the_layout_the_samples_and_the_hyper_parameters(reference):
@@ -148,6 +150,19 @@ def test_a_run_stopped_at_a_checkpoint_and_resumed_equals_one_left_alone(name, t
     assert bounds[0] == bounds[1]
 
 
+def test_no_checkpoint_is_written_in_the_middle_of_an_accumulated_step(tiny_overrides, tmp_path):
+    """Also right after a resume, when the step of the first micro-batch is one that was saved before."""
+    run = tmp_path / "run"
+    rows = "trainer.micro_batch_rows=2"
+    assert pretrain(*tiny_overrides, f"run_dir={run}", rows, "trainer.max_steps=3").exit_code == 0
+    saved = (run / "checkpoints" / "step=00000003.ckpt").read_bytes()
+    assert pretrain("trainer.max_steps=4", resume=run).exit_code == 0
+    assert (run / "checkpoints" / "step=00000003.ckpt").read_bytes() == saved
+    for path in (run / "checkpoints").iterdir():
+        content = read_checkpoint(path)
+        assert content["PackedDataModule"]["rows_seen"] == 8 * content["global_step"]
+
+
 def test_a_longer_run_goes_on_from_a_finished_one(reference, tiny_overrides, tmp_path):
     """A schedule of constant rate: 8 steps and then 4 more are 12."""
     constant = ["optim/schedule=wsd", "optim.schedule.final_factor=1.0", "optim.schedule.warmup_steps=2"]
@@ -188,6 +203,36 @@ def test_a_signal_saves_stops_and_says_how_to_go_on(number, tiny_overrides, tmp_
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("stop_at", [6, 7])
+def test_a_run_stopped_by_a_signal_and_resumed_equals_one_left_alone(stop_at, tiny_overrides, tmp_path, monkeypatch):
+    """At a step that is validated, which moves the reactive schedule, and at one that is not."""
+    reactive = ["optim/schedule=reactive", "optim.schedule.patience=1", "optim.schedule.min_improvement=9"]
+    overrides = [*tiny_overrides, *reactive, "optim.schedule.warmup_steps=0", "trainer.val_every_steps=3"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert pretrain(*overrides, f"run_dir={whole}").exit_code == 0
+    honest = DiffusionObjective.corrupt
+
+    def interrupted(self, batch, progress=0.0):
+        if round(progress * 12) == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self, batch, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionObjective, "corrupt", interrupted)
+        assert pretrain(*overrides, f"run_dir={stopped}").exit_code == 128 + signal.SIGTERM
+    assert latest_checkpoint(stopped / "checkpoints").name == f"step={stop_at:08d}.ckpt"
+    assert pretrain(resume=stopped).exit_code == 0
+    assert_same_weights(whole, stopped)
+    bounds = [{e.step: e.value for e in curves(run).Scalars("val/nll_bound")} for run in (whole, stopped)]
+    assert bounds[0] == bounds[1]
+
+
+def test_a_run_whose_last_step_is_not_a_validated_one_is_measured_at_its_end(tiny_overrides, tmp_path):
+    run = tmp_path / "run"
+    assert pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=7").exit_code == 0
+    assert [event.step for event in curves(run).Scalars("val/nll_bound")] == [0, 6, 7]
+
+
 def test_a_step_with_a_non_finite_gradient_changes_nothing_and_is_told(tiny_overrides, tmp_path, monkeypatch, caplog):
     honest = DiffusionObjective.loss
     calls = []
@@ -223,12 +268,16 @@ def test_several_non_finite_steps_in_a_row_stop_the_run_with_a_checkpoint(tiny_o
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
-def test_accumulation_gives_the_weights_of_one_large_batch(reference, tiny_overrides, tmp_path):
-    run = tmp_path / "run"
-    assert pretrain(*tiny_overrides, f"run_dir={run}", "trainer.micro_batch_rows=2").exit_code == 0
-    one, other = weights(reference), weights(run)
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
+@pytest.mark.parametrize("normaliser", ["tokens", "masked", "sequences"])
+def test_accumulation_gives_the_weights_of_one_large_batch(normaliser, tiny_overrides, tmp_path):
+    """Also where micro-batches differ in what they count: the normaliser is that of the whole step."""
+    overrides = [*tiny_overrides, "objective=llada", f"objective.normaliser={normaliser}", "trainer.max_steps=4"]
+    one, four = tmp_path / "one", tmp_path / "four"
+    assert pretrain(*overrides, f"run_dir={one}").exit_code == 0
+    assert pretrain(*overrides, f"run_dir={four}", "trainer.micro_batch_rows=2").exit_code == 0
+    large, small = weights(one), weights(four)
+    for name in large:
+        torch.testing.assert_close(large[name], small[name], atol=1e-5, rtol=1e-3)
 
 
 def test_two_processes_give_the_weights_of_one(reference, tiny_overrides, tmp_path):

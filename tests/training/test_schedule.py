@@ -36,7 +36,7 @@ def test_every_schedule_warms_up_linearly_and_never_leaves_zero_to_one(cls):
     seen = rates(cls(warmup_steps=10))
     assert seen[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert all(0 <= rate <= 1 for rate in seen)
-    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(seen))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(seen[10:]))
 
 
 def test_cosine_follows_the_formula_from_the_end_of_the_warm_up():

@@ -1,0 +1,57 @@
+"""What does TensorBoard get beside the curves? The charts' grouping, and the hyper-parameters to compare runs by."""
+
+import math
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+
+_RATIO_BINS = [f"{low / 10:.1f}-{(low + 1) / 10:.1f}" for low in range(10)]
+
+# each entry is a regular expression over the tags
+_LAYOUT = {
+    "Held-out text": {
+        "bound, nats a token": ["Multiline", ["val/nll_bound$", "val/unigram_entropy$"]],
+        "bits a byte": ["Multiline", ["val/bits_per_byte$"]],
+    },
+    "Training": {
+        "loss (never compare arms by it)": ["Multiline", ["train/loss$"]],
+        "cross-entropy of masked tokens": ["Multiline", ["train/nll$"]],
+        "gradient norm": ["Multiline", ["train/gradient_norm$"]],
+        "learning rate": ["Multiline", ["train/learning_rate$"]],
+    },
+    "By mask ratio": {
+        "validation cross-entropy": ["Multiline", ["val_nll_by_ratio/"]],
+        "validation accuracy": ["Multiline", ["val_accuracy_by_ratio/"]],
+        "training cross-entropy": ["Multiline", ["train_nll_by_ratio/"]],
+        "training accuracy": ["Multiline", ["train_accuracy_by_ratio/"]],
+    },
+    "Speed": {
+        "tokens a second": ["Multiline", ["perf/tokens_per_s$"]],
+        "share of the hardware's peak (MFU)": ["Multiline", ["perf/mfu$"]],
+    },
+}
+# what runs differ in stands in the table's first columns
+_COMPARED = ("objective", "optim", "model", "seed", "trainer", "data")
+
+
+def begin_board(logger: TensorBoardLogger, config: dict[str, Any]) -> None:
+    """Write the layout and the config, whose runs the HParams tab compares by their last metrics."""
+    logger.experiment.add_custom_scalars(_LAYOUT)
+    # not through the logger, which would begin every metric's curve with a value made up
+    metrics = dict.fromkeys(("val/nll_bound", "val/bits_per_byte"), math.nan)
+    compared = {key: config[key] for key in _COMPARED if key in config}
+    for summary in hparams(_flatten(compared), metrics):
+        logger.experiment._get_file_writer().add_summary(summary)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"hidden_size": 256}}` as `{"model.hidden_size": 256}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            flat[f"{prefix}{key}"] = value if is_number else str(value)
+    return flat
