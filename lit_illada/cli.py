@@ -258,9 +258,9 @@ def data_examples(folder: Path, num_rows: int, overrides: tuple[str, ...]) -> No
 
     FOLDER is a run, whose tokenizer is used, or a folder with a tokenizer.
     """
-    from lit_illada import data_commands
+    from lit_illada import examples as command
 
-    data_commands.examples(folder, overrides, num_rows)
+    command.run(folder, overrides, num_rows)
 
 
 @main.command(epilog="\b\nExample:\n  lit-illada config pretrain experiment=demo model.num_hidden_layers=8\n")

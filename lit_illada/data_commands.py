@@ -1,12 +1,10 @@
-"""The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying, rows."""
+"""The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 
 from lit_illada.config import load
 from lit_illada.data.config import DataConfig, PreparedSource
@@ -15,11 +13,7 @@ from lit_illada.data.inspection import verify as verify_dataset
 from lit_illada.data.manifest import Manifest, is_url
 from lit_illada.data.prepare import OnProgress
 from lit_illada.data.prepare import prepare as prepare_folder
-from lit_illada.data.preview import Span, spans
-from lit_illada.data.sft_datamodule import SFTDataModule
-from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.run_folder import RunFolder
 
 
 def prepare(overrides: Sequence[str], overwrite: bool) -> None:
@@ -47,38 +41,6 @@ def verify(folder: str) -> None:
     if problems:
         raise UserError(f"{folder}: {len(problems)} problem{'s' * (len(problems) > 1)} found")
     print(f"{folder}: every shard is whole")
-
-
-def examples(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
-    """Print the first training rows. folder: a run, or a folder with a tokenizer."""
-    of_run = RunFolder(folder).tokenizer
-    config = load("examples", overrides).sft_data
-    datamodule = SFTDataModule(
-        config,
-        Tokenizer.load(of_run if of_run.is_dir() else folder),
-        seed=0,
-        batch_rows=num_rows,
-        micro_batch_rows=1,
-        total_steps=1,
-        validation_rows=0,
-    )
-    console = Console(highlight=False)
-    for batch in datamodule.train_dataloader():
-        console.rule(f"row {int(batch.row_ids[0])}, {batch.input_ids.shape[1]} tokens", align="left")
-        console.print(*(_marked(span, console.is_terminal) for span in spans(batch, 0, datamodule.tokenizer)), sep="")
-    console.rule(align="left")
-    learnt = "green" if console.is_terminal else "in ⟦ ⟧"
-    print(f"what is masked and learnt is {learnt}; ‖ is where attention ends")
-    print(f"an epoch has {datamodule.rows_per_epoch:,} rows; {datamodule.left_out.bad:,} bad examples left out")
-    for message in datamodule.left_out.examples:
-        print(f"  {message}")
-
-
-def _marked(span: Span, has_colour: bool) -> Text:
-    border = "‖" if span.starts_segment else ""
-    if has_colour:
-        return Text.assemble(border, (span.text, "green" if span.is_maskable else "dim"))
-    return Text(f"{border}⟦{span.text}⟧" if span.is_maskable else f"{border}{span.text}")
 
 
 def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = False) -> Manifest | None:
