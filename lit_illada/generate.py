@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -17,6 +18,7 @@ from lit_illada.generation.canvas import Commit
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.trace import Recorder, Trace, write_traces
 from lit_illada.run_folder import flatten
+from lit_illada.training.trainer import Precision
 
 
 def run(
@@ -36,7 +38,8 @@ def run(
     text = _prompt(prompt, prompt_file)
     if trace_file is not None and not trace_file.parent.is_dir():
         raise UserError(f"{trace_file}: no folder {trace_file.parent}")
-    device = config.accelerator.resolve().device
+    accelerator = config.accelerator.resolve()
+    device, precision = accelerator.device, config.precision.resolve(accelerator)
     model, tokenizer = build.load_checkpoint(checkpoint, device)
     console = Console(stderr=True)
     view = LiveView(tokenizer, console) if (console.is_terminal if live is None else live) else None
@@ -47,7 +50,8 @@ def run(
         for watcher in watchers:
             watcher(commit)
 
-    with view or nullcontext():
+    is_bf16 = precision is Precision.bf16_mixed
+    with view or nullcontext(), torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
         on_commit = tell if watchers else None
         generation = build.complete_batch(
             model, tokenizer, [tokenizer.encode(text)], config.generation, on_commit=on_commit
@@ -61,6 +65,7 @@ def run(
     if trace_file is not None:
         about = {
             "settings": to_tree(config.generation),
+            "precision": precision.value,
             "checkpoint": str(checkpoint),
             "prompt": text,
             "text": written,

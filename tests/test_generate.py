@@ -1,7 +1,5 @@
 """The generate command on a diffusion model and on a causal one."""
 
-import json
-
 import pytest
 from click.testing import CliRunner
 
@@ -59,7 +57,13 @@ def test_a_trace_and_its_picture_are_written_with_the_settings(kind, request, tm
     assert about["text"] == result.stdout.removesuffix("\n")
     assert len(about["tokens"]) == len(trace.token_ids)
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
-    json.loads((tmp_path / "t.jsonl").read_text())
+    assert about["precision"] == "32-true"
+
+
+def test_bfloat16_is_a_choice(trained, tmp_path):
+    trace = ["--trace", tmp_path / "t.jsonl", "precision=bf16-mixed"]
+    assert lit_illada("generate", trained, "--prompt", "alpha", *SHORT, *trace).exit_code == 0
+    assert next(read_traces(tmp_path / "t.jsonl"))[1]["precision"] == "bf16-mixed"
 
 
 @pytest.mark.parametrize("preset", ["llada", "llada_blocks", "fast"])

@@ -6,5 +6,5 @@ def test_every_figure_is_there():
     assert figures["threshold_dual_cache"].keys() == {
         "plain_accuracy", "fast_accuracy", "agreement", "fast_tokens_per_s", "plain_tokens_per_s", "ratio",
     }  # fmt: skip
-    assert figures["batch"]["agreement"] == 1
-    assert figures["batch"]["ratio"]["median"] > 0
+    assert figures["batch_float32"]["agreement"] == 1
+    assert figures["batch_bfloat16"]["ratio"]["median"] > 0
