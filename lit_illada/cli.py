@@ -131,24 +131,49 @@ Examples:
   lit-illada generate runs/demo-20260101-120000 --prompt 'def main():'
   lit-illada generate runs/demo-20260101-120000 --prompt-file prompt.txt generation.max_new_tokens=256
   echo 'import os' | lit-illada generate runs/demo-20260101-120000 generation.temperature=0.7 generation.seed=3
+  lit-illada generate runs/demo-20260101-120000 --prompt 'def f(' generation=fast --trace f.jsonl --trace-picture f.png
 """
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--prompt", help="The text to continue; without it, --prompt-file or standard input.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="A file whose text is continued.")
 @click.option("--live/--no-live", default=None, help="Show the text being unmasked (default: on a terminal).")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.jsonl",
+    help="Write when each token was committed, with what confidence and entropy, and the settings.",
+)
+@click.option(
+    "--trace-picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Draw that: position along the text, denoising steps downwards.",
+)
 @overrides_argument
 @_run
 def generate(
-    checkpoint: Path, prompt: str | None, prompt_file: Path | None, live: bool | None, overrides: tuple[str, ...]
+    checkpoint: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    live: bool | None,
+    trace: Path | None,
+    trace_picture: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Continue a text with the model of CHECKPOINT: a run (its newest checkpoint), a converted folder, or its file.
 
-    Blocks of [MASK] are appended and denoised until the model ends the text or the budget is spent.
+    Blocks of [MASK] are appended and denoised until the model ends the text or the budget is spent; a causal model
+    writes token by token. generation=llada denoises a fixed canvas, generation=fast several sure tokens a step.
     """
     from lit_illada import generate as command
 
-    command.run(checkpoint, prompt, prompt_file, live, overrides)
+    draw = None
+    if trace_picture is not None:
+        from lit_illada.generation.picture import draw_to
+
+        draw = draw_to(trace_picture)
+    command.run(checkpoint, prompt, prompt_file, live, overrides, trace, draw)
 
 
 @main.command(
@@ -291,7 +316,7 @@ def board(runs: Path, port: int, host: str) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 @_run
 def bench(names: tuple[str, ...], json_file: Path | None) -> None:
-    """Measure this machine: data preparation and reading, the loss's memory, the training loop's overhead.
+    """Measure this machine: data, the loss's memory, the training loop's overhead, generation.
 
     Without NAME, all of them. Every figure is a median with its spread; ratios come from alternating runs.
     """

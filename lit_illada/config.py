@@ -29,7 +29,7 @@ from lit_illada.model.lora import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
 from lit_illada.share import conf_dir
 from lit_illada.training.optim import OptimConfig
-from lit_illada.training.trainer import Accelerator, TrainerConfig
+from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
 
 T = TypeVar("T")
 
@@ -120,9 +120,10 @@ class SFTConfig(RunConfig):
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Generation from a checkpoint."""
+    """Generation from a checkpoint. precision: bf16-mixed is faster where the hardware multiplies it, and rounds."""
 
     accelerator: Accelerator = Accelerator.auto
+    precision: Precision = Precision.float32
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 

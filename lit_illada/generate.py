@@ -1,34 +1,87 @@
 """The `generate` command: a checkpoint and a prompt in, text out, shown while it is being unmasked."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from lit_illada import build
-from lit_illada.config import load
+from lit_illada.config import load, to_tree
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.generation.block import Commit
+from lit_illada.generation.canvas import Commit
+from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.trace import Recorder, Trace, write_traces
+from lit_illada.run_folder import flatten
+from lit_illada.training.trainer import Precision
 
 
 def run(
-    checkpoint: Path, prompt: str | None, prompt_file: Path | None, live: bool | None, overrides: Sequence[str]
+    checkpoint: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    live: bool | None,
+    overrides: Sequence[str],
+    trace_file: Path | None = None,
+    draw: Callable[[Trace, str, Sequence[str]], None] | None = None,
 ) -> None:
-    """Print the prompt's continuation on standard output; the live view goes to standard error."""
+    """Print the prompt's continuation on standard output; the live view goes to standard error.
+
+    trace_file: where the trace is written. draw: what draws it, from the trace, a title and the tokens' texts.
+    """
     config = load("generate", overrides)
     text = _prompt(prompt, prompt_file)
-    device = config.accelerator.resolve().device
+    if trace_file is not None and not trace_file.parent.is_dir():
+        raise UserError(f"{trace_file}: no folder {trace_file.parent}")
+    accelerator = config.accelerator.resolve()
+    device, precision = accelerator.device, config.precision.resolve(accelerator)
     model, tokenizer = build.load_checkpoint(checkpoint, device)
     console = Console(stderr=True)
     view = LiveView(tokenizer, console) if (console.is_terminal if live is None else live) else None
-    with view or nullcontext():
-        ids = build.complete(model, tokenizer, text, config.generation, on_commit=view)
-    print(tokenizer.decode(ids))
+    recorder = Recorder(num_rows=1) if trace_file is not None or draw is not None else None
+    watchers = [watcher for watcher in (view, recorder) if watcher is not None]
+
+    def tell(commit: Commit) -> None:
+        for watcher in watchers:
+            watcher(commit)
+
+    is_bf16 = precision is Precision.bf16_mixed
+    with view or nullcontext(), torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+        on_commit = tell if watchers else None
+        generation = build.complete_batch(
+            model, tokenizer, [tokenizer.encode(text)], config.generation, on_commit=on_commit
+        )
+    written = tokenizer.decode(generation.texts()[0])
+    print(written)
+    if recorder is None:
+        return
+    (trace,) = recorder.traces()
+    tokens = [tokenizer.decode([token_id]) for token_id in trace.token_ids]
+    if trace_file is not None:
+        about = {
+            "settings": to_tree(config.generation),
+            "precision": precision.value,
+            "checkpoint": str(checkpoint),
+            "prompt": text,
+            "text": written,
+            "is_stopped": bool(generation.is_stopped[0]),
+            "num_forwards": generation.num_forwards,
+            "tokens": tokens,
+        }
+        write_traces(trace_file, [(trace, about)])
+    if draw is not None:
+        draw(trace, f"{checkpoint}   {_brief(config.generation)}", tokens)
+
+
+def _brief(config: GenerationConfig) -> str:
+    """What of the settings is not the default, on one line."""
+    asked, usual = flatten(to_tree(config)), flatten(to_tree(GenerationConfig()))
+    return "  ".join(f"{key}={value}" for key, value in asked.items() if usual.get(key) != value) or "default settings"
 
 
 class LiveView:

@@ -10,10 +10,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.bench import data, loop, loss
+from lit_illada.bench import data, generation, loop, loss
 from lit_illada.errors import unknown
 
-BENCHES: dict[str, Callable[[], dict[str, Any]]] = {"data": data.measure, "loss": loss.measure, "loop": loop.measure}
+BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
+    "data": data.measure,
+    "loss": loss.measure,
+    "loop": loop.measure,
+    "generation": generation.measure,
+}
 
 
 def run(names: Sequence[str], json_file: Path | None) -> None:

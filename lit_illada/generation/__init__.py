@@ -1,1 +1,1 @@
-"""Writing text with a masked-diffusion model: the loop (block) and which tokens it commits (selection)."""
+"""Writing text: block by block (block) or token by token (autoregressive), and what may be chosen about it (config)."""

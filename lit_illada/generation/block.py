@@ -28,6 +28,7 @@ def generate(
     mask_token_id: int,
     stop_token_ids: Sequence[int],
     max_position_embeddings: int,
+    lookback: int = 0,
     controls: Sequence[LogitControl] = (),
     first_row: int = 0,
     on_commit: Callable[[Commit], None] | None = None,
@@ -35,8 +36,9 @@ def generate(
     """Continues every prompt, (length,) int64 each, until a finished block holds a stop token, or to the budget.
 
     The prompts' lengths may differ: a row's text is what it would be alone. Rows that have stopped, or whose block is
-    full, cost no more. A [M] inside a prompt stays as it is. controls: applied after our own, in order. first_row: the
-    number of the first prompt among those that share a seed. Raises UserError when a prompt and the budget together
+    full, cost no more. A [M] inside a prompt stays as it is. lookback: 1 for a model that predicts the next token from
+    the place before it, so that a cache leaves that place in. controls: applied after our own, in order. first_row:
+    the number of the first prompt among those that share a seed. Raises UserError when a prompt and the budget together
     exceed `max_position_embeddings`. Source: iLLaDA, arXiv 2606.25331; LLaDA, arXiv 2502.09992.
     """
     require_room(prompts, config.max_new_tokens, max_position_embeddings)
@@ -52,6 +54,7 @@ def generate(
             prompt_length=prompt_length,
             guidance_scale=config.guidance_scale,
             mask_token_id=mask_token_id,
+            lookback=lookback,
         ),
         Draws(config.seed, range(first_row, first_row + len(prompts)), device),
         [*own_controls(config, mask_token_id, stops), *controls],

@@ -17,37 +17,45 @@ from lit_illada.generation.draws import RowDraws
 class Proposals:
     """A token for every masked position of a block, and the measures of certainty that commit rules rank by.
 
-    token_ids: (B, L) int64. is_masked: (B, L) bool; every value elsewhere is without meaning. log_probs: (M, V)
-    float64, the model's, without temperature. The measures are made when first asked for: (B, L) float64, 0 at
-    positions that are not masked.
+    token_ids: (B, L) int64. is_masked: (B, L) bool; every value elsewhere is without meaning. logits: (M, V) float64,
+    the model's, without temperature. The measures are made when first asked for: (B, L) float64, 0 at positions that
+    are not masked.
     """
 
     token_ids: Tensor
     is_masked: Tensor
-    log_probs: Tensor
+    logits: Tensor
 
     @cached_property
     def confidence(self) -> Tensor:
         """The proposed token's probability."""
-        return self._spread(self._proposed_log_probs_M.exp())
+        return self._spread(self._probability_M)
 
     @cached_property
     def margin(self) -> Tensor:
         """How far the proposed token's probability lies above that of the most probable other one; may be below 0."""
-        others_MV = self.log_probs.scatter(1, self.token_ids[self.is_masked][:, None], -torch.inf)
-        return self._spread(self._proposed_log_probs_M.exp() - others_MV.amax(-1).exp())
+        others_MV = self.logits.scatter(1, self._proposed_M1, -torch.inf)
+        return self._spread(self._probability_M - (others_MV.amax(-1) - self._lse_M).exp())
 
     @cached_property
     def entropy(self) -> Tensor:
         """Of the model's distribution, nats; the most there can be where the proposed token has no confidence."""
-        probs_MV = self.log_probs.exp()
-        entropy_M = -torch.where(probs_MV > 0, probs_MV * self.log_probs, 0.0).sum(-1)
-        has_none_M = self._proposed_log_probs_M == -torch.inf
-        return self._spread(entropy_M.masked_fill(has_none_M, math.log(self.log_probs.shape[1])))
+        probs_MV = (self.logits - self._lse_M[:, None]).exp()
+        entropy_M = self._lse_M - torch.where(probs_MV > 0, probs_MV * self.logits, 0.0).sum(-1)
+        most = math.log(self.logits.shape[1])
+        return self._spread(entropy_M.clamp(0, most).masked_fill(self._probability_M == 0, most))
 
     @cached_property
-    def _proposed_log_probs_M(self) -> Tensor:
-        return self.log_probs.gather(1, self.token_ids[self.is_masked][:, None])[:, 0]
+    def _proposed_M1(self) -> Tensor:
+        return self.token_ids[self.is_masked][:, None]
+
+    @cached_property
+    def _lse_M(self) -> Tensor:
+        return self.logits.logsumexp(-1)
+
+    @cached_property
+    def _probability_M(self) -> Tensor:
+        return (self.logits.gather(1, self._proposed_M1)[:, 0] - self._lse_M).exp()
 
     def _spread(self, values_M: Tensor) -> Tensor:
         return values_M.new_zeros(self.is_masked.shape).masked_scatter(self.is_masked, values_M)
@@ -77,7 +85,7 @@ def propose(
     if len(uncertain_token_ids):
         logits_MV = logits_MV.index_fill(1, uncertain_token_ids, -torch.inf)
     token_ids_BL = torch.zeros_like(is_masked_BL, dtype=torch.int64).masked_scatter(is_masked_BL, token_ids_M)
-    return Proposals(token_ids_BL, is_masked_BL, logits_MV.log_softmax(-1))
+    return Proposals(token_ids_BL, is_masked_BL, logits_MV)
 
 
 def nucleus(logits_MV: Tensor, temperature: float, top_p: float) -> Tensor:

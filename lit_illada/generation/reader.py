@@ -29,7 +29,8 @@ class Reader:
     """Asks the model, and holds what it remembers from one step to the next.
 
     num_padding: columns before each row's first token. guidance_scale: 0, or the strength of classifier-free guidance
-    as LLaDA has it: logits + scale · (logits − those with the prompt masked) (arXiv 2502.09992, appendix A.2).
+    as LLaDA has it: logits + scale · (logits − those with the prompt masked) (arXiv 2502.09992). lookback: columns
+    before a token that its logits are computed from, beside attention: 1 for a model whose predictions are shifted.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class Reader:
         prompt_length: int,
         guidance_scale: float,
         mask_token_id: int,
+        lookback: int,
     ) -> None:
         self._prompt_length = prompt_length
         self._guidance_scale = guidance_scale
         self._mask_token_id = mask_token_id
-        self._conditional = _Pass(logits_fn, plan, num_padding)
-        self._unconditional = _Pass(logits_fn, plan, num_padding)
+        self._conditional = _Pass(logits_fn, plan, num_padding, lookback)
+        self._unconditional = _Pass(logits_fn, plan, num_padding, lookback)
 
     @property
     def num_forwards(self) -> int:
@@ -67,10 +69,11 @@ class Reader:
 class _Pass:
     """One kind of pass with its own cache."""
 
-    def __init__(self, logits_fn: LogitsFn, plan: CachePlan, num_padding: Sequence[int]) -> None:
+    def __init__(self, logits_fn: LogitsFn, plan: CachePlan, num_padding: Sequence[int], lookback: int) -> None:
         self._logits_fn = logits_fn
         self._plan = plan
         self._num_padding = num_padding
+        self._lookback = lookback
         self._cache: KeyValueCache | None = None
         self._rows: list[int] = []
         self.num_forwards = 0
@@ -83,6 +86,7 @@ class _Pass:
         elif rows != self._rows:
             assert self._cache is not None
             self._cache.keep([self._rows.index(row) for row in rows])
+        window = slice(max(0, window.start - self._lookback), window.stop)
         self._rows = rows
         layout = Layout.left_padded([self._num_padding[row] for row in rows], num_columns, token_ids_AT.device)
         is_selected = F.pad(is_masked_AL, (block.start - window.start, window.stop - block.stop))

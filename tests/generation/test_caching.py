@@ -44,6 +44,20 @@ def test_the_model_is_asked_for_the_uncached_columns_only(model, write, prompts,
     assert asked == expected
 
 
+def test_a_model_with_shifted_predictions_also_computes_the_place_before_the_block(model, write, prompts):
+    starts = []
+
+    def logits_fn(ids, layout, select, *, cache, start):
+        starts.append(start)
+        assert select.sum() == (ids[select] == 0).sum() > 0
+        return model(ids, layout, select, cache=cache, start=start)
+
+    plain = write(prompts, replace(CONFIG, cache=DualCache()))
+    shifted = write(prompts, replace(CONFIG, cache=DualCache()), logits_fn=logits_fn, lookback=1)
+    assert starts == [0, 4, 4, 4, 0, 10, 10, 10, 0, 16, 16, 16]
+    assert shifted.token_ids.shape == plain.token_ids.shape
+
+
 def slow_dual_cache(model, x, block, steps):
     """Fast-dLLM's loop for one row and one block: a full pass at first, then the block alone over the keys and values
     of that pass, which a hook holds fast: each layer sees its first pass's input outside the block."""

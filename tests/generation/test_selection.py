@@ -28,7 +28,7 @@ def random_proposals(is_masked, seed=0, sharpness=3.0):
     generator = torch.Generator().manual_seed(seed)
     logits = sharpness * torch.randn(int(is_masked.sum()), 7, dtype=torch.float64, generator=generator)
     token_ids = torch.zeros_like(is_masked, dtype=torch.long).masked_scatter(is_masked, logits.argmax(-1))
-    return Proposals(token_ids, is_masked, logits.log_softmax(-1))
+    return Proposals(token_ids, is_masked, logits)
 
 
 def with_confidence(*confidences, rest=3):
