@@ -35,7 +35,10 @@ from lit_illada.objective import (
     Objective,
 )
 from lit_illada.run_folder import RunFolder, flatten
+from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
+from lit_illada.scoring.model import ScoringModel
+from lit_illada.scoring.scorer import Scorer
 from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, Throughput
 from lit_illada.training.checkpoint import Checkpoints, latest_checkpoint, read_checkpoint
 from lit_illada.training.module import PretrainModule
@@ -147,6 +150,8 @@ def complete(
     on_commit: Callable[[Commit], None] | None = None,
 ) -> list[int]:
     """The ids that continue a prompt, without the stop token. Deterministic: the config carries the seed."""
+    if model.config.is_causal:
+        raise UserError("the model is causal; the block sampler generates with bidirectional ones only")
     device = model.lm_head_weight.device
     was_training = model.training
     model.eval()
@@ -185,8 +190,6 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Toke
         config = from_tree(PretrainConfig, hparams["config"])
     except KeyError as error:
         raise UserError(f"{path}: not a checkpoint of lit-illada (no {error})") from error
-    if config.model.is_causal:
-        raise UserError(f"{path}: the model is causal; the block sampler generates with bidirectional ones only")
     tokenizer = Tokenizer.load(folder.tokenizer)
     if tokenizer.sha256 != hparams["tokenizer_sha256"]:
         raise UserError(f"{folder.tokenizer}: not the tokenizer that {path.name} was trained with")
@@ -195,6 +198,20 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Toke
         {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
     )
     return model.to(device).eval(), tokenizer
+
+
+def build_scorer(model: Transformer, tokenizer: Tokenizer, config: ScoringConfig) -> Scorer:
+    """A model as scoring asks it: bidirectional ones by every rule of a diffusion model, causal ones exactly."""
+    asked = ScoringModel(
+        score=model,
+        logits=model,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        max_length=model.config.max_position_embeddings,
+        is_causal=model.config.is_causal,
+        device=model.lm_head_weight.device,
+    )
+    return Scorer(asked, tokenizer.encode, config)
 
 
 def start_board(trainer: Trainer, config: PretrainConfig) -> None:

@@ -25,6 +25,7 @@ from lit_illada.errors import UserError, unknown
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.objective import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
+from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir
 from lit_illada.training.optim import OptimConfig
 from lit_illada.training.trainer import Accelerator, TrainerConfig
@@ -79,13 +80,27 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
+class ScoreConfig:
+    """Scoring with a checkpoint. generation: how the answers of problems with a number are written."""
+
+    accelerator: Accelerator = Accelerator.auto
+    score: ScoringConfig = field(default_factory=ScoringConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+@dataclass(frozen=True)
 class PrepareConfig:
     """Preparation of a data set."""
 
     data: DataConfig = field(default_factory=DataConfig)
 
 
-SCHEMAS: dict[str, type] = {"pretrain": PretrainConfig, "generate": GenerateConfig, "data": PrepareConfig}
+SCHEMAS: dict[str, type] = {
+    "pretrain": PretrainConfig,
+    "generate": GenerateConfig,
+    "score": ScoreConfig,
+    "data": PrepareConfig,
+}
 
 
 def load(command: str, overrides: Sequence[str] = ()) -> Any:
