@@ -22,8 +22,18 @@ from lit_illada.errors import UserError
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.transformer import Transformer
 from lit_illada.run_folder import RunFolder
+from lit_illada.scoring.candidates import Candidate
 from lit_illada.scoring.config import ScoreRule
-from lit_illada.scoring.evaluation import Progress, Row, Write, check, score_choices, score_numbers, score_text
+from lit_illada.scoring.evaluation import (
+    Progress,
+    Row,
+    Write,
+    check,
+    score_choices,
+    score_numbers,
+    score_text,
+    windows_of,
+)
 from lit_illada.scoring.harness import evaluate, harness_table, require_harness
 from lit_illada.scoring.scorer import OnWork, Scorer
 from lit_illada.scoring.tasks import ChoiceItem, NumberItem, read_items
@@ -54,13 +64,14 @@ def run(
     scorer = build.build_scorer(model, tokenizer, config.score)
     for path, given in items.items():
         check(path, given, scorer, config.generation.max_new_tokens)
+    windows = {path: windows_of(path, content, scorer) for path, content in contents.items()}
     folder = _new_folder(out, checkpoint, now)
     folder.config.write_text(dump(config), encoding="utf-8")
     folder.write_provenance(now)
     with _progress() as progress:
         results = [
             *_score_tasks(items, scorer, _writer(model, tokenizer, config.generation), folder, progress),
-            *_score_texts(contents, scorer, progress),
+            *_score_texts(contents, windows, scorer, progress),
             *_score_harness(harness, include_path, scorer, _writer(model, tokenizer, config.generation), progress),
         ]
     folder.write_summary(
@@ -100,17 +111,20 @@ def _score_tasks(
         yield result
 
 
-def _score_texts(contents: dict[Path, str], scorer: Scorer, progress: Progress) -> Iterator[dict[str, Any]]:
+def _score_texts(
+    contents: dict[Path, str], windows: dict[Path, list[Candidate]], scorer: Scorer, progress: Progress
+) -> Iterator[dict[str, Any]]:
     for path, content in contents.items():
-        result = score_text(path, content, scorer, progress)
+        result = score_text(path, content, windows[path], scorer, progress)
+        is_bound = result["rule"] == ScoreRule.BOUND
         qualifier = {"bound": "at most ", "confidence": "no likelihood: "}.get(result["rule"], "")
-        draws = f" of {scorer.config.num_draws} draws" if result["rule"] == ScoreRule.BOUND else ""
+        stderr = f" ± {result['nats_per_token_stderr']:.4f}" if is_bound else ""
         print(
-            f"{path}: {qualifier}{result['nats_per_token']:.4f} ± {result['nats_per_token_stderr']:.4f} nats a token, "
-            f"{result['bits_per_byte']:.4f} bits a byte\n"
-            f"  {result['rule']}, {result['num_tokens']:,} tokens in {result['num_windows']:,} windows, "
-            f"± is one standard error{draws}"
+            f"{path}: {qualifier}{result['nats_per_token']:.4f}{stderr} nats a token, "
+            f"{result['bits_per_byte']:.4f} bits a byte"
         )
+        draws = f"; ± is the standard error of {scorer.config.num_draws} draws" if is_bound else ""
+        print(f"  by {result['rule']}: {result['num_tokens']:,} tokens, windows: {result['num_windows']:,}{draws}")
         yield result
 
 
@@ -165,11 +179,8 @@ def _print_choices(result: dict[str, Any]) -> None:
             agreement.add_row(rule, *(f"{100 * share:.1f} %" for share in row.values()))
         console.print(agreement)
     if bound := result["rules"].get(ScoreRule.BOUND):
-        console.print(
-            f"bound: standard error {bound['mean_stderr']:.3f} nats a choice on average; in {bound['num_undecided']} "
-            f"of {result['num_items']} items the lead is below two standard errors",
-            highlight=False,
-        )
+        print(f"bound: a choice's standard error is {bound['mean_stderr']:.3f} nats on average;")
+        print(f"in {bound['num_undecided']} of {result['num_items']} items the lead is below two standard errors")
 
 
 def _percent(figures: dict[str, Any]) -> str:

@@ -45,6 +45,14 @@ def check(path: Path, items: Sequence[ChoiceItem | NumberItem], scorer: Scorer, 
             raise UserError(f"{path}:{item.line}: {error}") from error
 
 
+def windows_of(path: Path, text: str, scorer: Scorer) -> list[Candidate]:
+    """The windows of a file's text; a UserError names the file."""
+    try:
+        return scorer.windows(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def score_choices(
     path: Path, items: Sequence[ChoiceItem], scorer: Scorer, progress: Progress
 ) -> tuple[list[Row], dict[str, Any]]:
@@ -101,12 +109,10 @@ def score_numbers(
     }
 
 
-def score_text(path: Path, text: str, scorer: Scorer, progress: Progress) -> dict[str, Any]:
+def score_text(
+    path: Path, text: str, windows: Sequence[Candidate], scorer: Scorer, progress: Progress
+) -> dict[str, Any]:
     """The likelihood of a text in nats a token and bits a byte, by the scorer's first rule."""
-    try:
-        windows = scorer.windows(text)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     rule, num_before = scorer.rules[0], scorer.num_forwards
     groups = [[window] for window in windows]
     scores = scorer.scores(groups, rule, progress(path.name, scorer.work(groups, rule)))
