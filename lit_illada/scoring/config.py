@@ -29,6 +29,7 @@ class ScoringConfig:
 
     num_draws: masks an answer in the bound. seed: of these masks.
     batch_tokens: tokens of one forward pass, padding included; the choices of one question are never split.
+        confidence_order holds the logits of all that are masked among them: lower it where memory is short.
     window_length: tokens of a long text seen at once, None: as many as the model has positions.
     context_length: how many of them are the end of the window before, visible and not scored again.
     limit: the first items of a task only, None: all.

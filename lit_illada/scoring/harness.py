@@ -44,7 +44,7 @@ def evaluate(
         )
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:  # what a bad description or data that cannot be had ends in
+    except (OSError, ValueError, KeyError, TypeError) as error:  # of a bad description, or data that is not there
         raise UserError(f"lm-eval on {', '.join(tasks)}: {' '.join(str(error).split())[:300]}") from error
 
 
