@@ -85,7 +85,7 @@ def _reveal(
 def _next_token(
     model: ScoringModel, part: TokenBatch, is_masked_BT: Tensor, rule: ScoreRule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each row reveals next, (B, 1), its true token's −log p there; (B,), and whether it is the argmax."""
+    """Where each row reveals next, (B, 1), its true token's −log p there, (B,), and whether it is the argmax."""
     noisy_BT = part.input_ids.masked_fill(is_masked_BT, model.mask_token_id)
     select_BT = is_masked_BT
     if rule is ScoreRule.LEFT_TO_RIGHT:

@@ -65,7 +65,7 @@ def test_exact_conditionals_give_the_exact_likelihood_in_every_order(ask, condit
         assert score.value == pytest.approx(want, abs=1e-9)
 
 
-def test_an_order_that_does_not_know_the_answer_makes_a_distribution_and_iilladas_does_not(ask, made_up, answers):
+def test_an_order_that_does_not_know_the_answer_makes_a_distribution_and_illadas_does_not(ask, made_up, answers):
     totals = {}
     for rule in RULES:
         (scores,) = chain_rule_scores(ask(made_up), [answers(PROMPT, 3)], rule, 4096, ignore)
