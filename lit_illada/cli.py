@@ -154,8 +154,9 @@ def score(
     """Score tasks or texts with the model of CHECKPOINT: a run folder (its newest checkpoint) or a .ckpt file.
 
     Multiple choice is answered by every scoring rule the model has (or score.rule=NAME), with a table of their
-    accuracies and agreement; a problem with a number by generation. A text is told its likelihood: a bound with its
-    standard error, exact for a causal model. Items, scores and settings are written to a folder.
+    accuracies and agreement; a problem with a number by generation. A text, and an lm-eval task, is scored by the
+    bound (its standard error is told), exactly for a causal model, or by score.rule=NAME. Items, scores and settings
+    are written to a folder.
     """
     from lit_illada import score as command
 

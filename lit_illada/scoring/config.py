@@ -9,7 +9,8 @@ from lit_illada.errors import UserError
 class ScoreRule(StrEnum):
     """What a score is. All are sums over the scored tokens in nats, higher is better.
 
-    The first four are a diffusion model's, `exact` is a causal model's. `all`: every rule that the model has.
+    The first four are a diffusion model's, `exact` is a causal model's. `all`: every rule that the model has;
+    for texts and lm-eval, which take one, its first: bound or exact.
     """
 
     ALL = "all"
