@@ -36,7 +36,10 @@ from lit_illada.objective import (
     Objective,
 )
 from lit_illada.run_folder import RunFolder
+from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
+from lit_illada.scoring.model import ScoringModel
+from lit_illada.scoring.scorer import Scorer
 from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.module import PretrainModule
@@ -260,3 +263,17 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Toke
     """The model and tokenizer of a run folder (its newest checkpoint), a converted folder or one checkpoint file."""
     checkpoint = open_checkpoint(path)
     return load_model(checkpoint.model, checkpoint.tensors, device).eval(), checkpoint.tokenizer
+
+
+def build_scorer(model: Transformer, tokenizer: Tokenizer, config: ScoringConfig) -> Scorer:
+    """A model as scoring asks it: bidirectional ones by every rule of a diffusion model, causal ones exactly."""
+    asked = ScoringModel(
+        score=model,
+        logits=model,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        max_length=model.config.max_position_embeddings,
+        is_causal=model.config.is_causal,
+        device=model.lm_head_weight.device,
+    )
+    return Scorer(asked, tokenizer.encode, config)

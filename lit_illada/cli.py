@@ -218,6 +218,61 @@ def convert(
     command.run(source, destination, to, mask_token, eos_token, dtype, max_shard_gb, revision)
 
 
+@main.command(
+    epilog="""\b
+Examples:
+  lit-illada score runs/demo-20260101-120000 --task items.jsonl
+  lit-illada score runs/demo-20260101-120000 --task items.jsonl score.rule=confidence score.limit=100
+  lit-illada score runs/demo-20260101-120000 --task gsm8k/test.jsonl generation=paper_base
+  lit-illada score runs/demo-20260101-120000 --text book.txt score.num_draws=256 score.context_length=64
+  lit-illada score runs/demo-20260101-120000 --harness arc_easy --harness tasks/mine.yaml score.rule=bound
+"""
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--task",
+    "tasks",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="JSON lines: question, choices, answer; or, as in GSM8K, question and an answer with a number.",
+)
+@click.option(
+    "--text", "texts", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="A text of any length."
+)
+@click.option(
+    "--harness",
+    multiple=True,
+    metavar="NAME|YAML",
+    help="A task of EleutherAI's lm-eval, or a file that describes one (needs the extra `eval`).",
+)
+@click.option(
+    "--include-path", type=click.Path(path_type=Path), metavar="FOLDER", help="A folder with lm-eval tasks of your own."
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: scores/ in the run's folder.")
+@overrides_argument
+@_run
+def score(
+    checkpoint: Path,
+    tasks: tuple[Path, ...],
+    texts: tuple[Path, ...],
+    harness: tuple[str, ...],
+    include_path: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Score tasks or texts with the model of CHECKPOINT: a run folder (its newest checkpoint) or a .ckpt file.
+
+    Multiple choice is answered by every scoring rule the model has (or score.rule=NAME), with a table of their
+    accuracies and agreement; a problem with a number by generation. A text, and an lm-eval task, is scored by the
+    bound (its standard error is told), exactly for a causal model, or by score.rule=NAME. Items, scores and settings
+    are written to a folder.
+    """
+    from lit_illada import score as command
+
+    command.run(checkpoint, tasks, texts, harness, include_path, out, overrides)
+
+
 @main.group()
 def data() -> None:
     """Prepare, inspect and verify data sets."""
@@ -289,7 +344,7 @@ def data_examples(folder: Path, num_rows: int, overrides: tuple[str, ...]) -> No
 
 
 @main.command(epilog="\b\nExample:\n  lit-illada config pretrain experiment=demo model.num_hidden_layers=8\n")
-@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "data", "examples"]))
+@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "score", "data", "examples"]))
 @overrides_argument
 @_run
 def config(command: str, overrides: tuple[str, ...]) -> None:

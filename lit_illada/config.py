@@ -27,6 +27,7 @@ from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
+from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir
 from lit_illada.training.optim import OptimConfig
 from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
@@ -128,6 +129,15 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
+class ScoreConfig:
+    """Scoring with a checkpoint. generation: how the answers of problems with a number are written."""
+
+    accelerator: Accelerator = Accelerator.auto
+    score: ScoringConfig = field(default_factory=ScoringConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+@dataclass(frozen=True)
 class PrepareConfig:
     """Preparation of a data set."""
 
@@ -145,6 +155,7 @@ SCHEMAS: dict[str, type] = {
     "sft": SFTConfig,
     "pretrain": PretrainConfig,
     "generate": GenerateConfig,
+    "score": ScoreConfig,
     "data": PrepareConfig,
     "examples": ExamplesConfig,
 }

@@ -87,6 +87,18 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
 
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"hidden_size": 256}}` as `{"model.hidden_size": 256}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            flat[f"{prefix}{key}"] = value if is_number else str(value)
+    return flat
+
+
 def _unused(path: Path) -> Path:
     """The path, or with a number behind it where another run of the same second has it."""
     return next(p for p in chain([path], (Path(f"{path}-{n}") for n in count(2))) if not p.exists())

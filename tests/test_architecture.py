@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "objective": {"batch", "choice", "errors"},
     "generation": {"batch", "cache", "choice", "errors"},
     "scoring": {"batch", "choice", "errors", "generation", "objective"},
-    "training": {"batch", "choice", "errors", "scoring", "generation", "objective"},
+    "training": {"run_folder", "batch", "choice", "errors", "scoring", "generation", "objective"},
     "config": {"choice", "errors", "share", "data", "generation", "model", "objective", "scoring", "training"},
     "checkpoints": {"config", "data", "errors", "model", "run_folder", "training"},
     "board": {"errors"},

@@ -44,6 +44,16 @@ class MaskGrid:
         noise_BT = uniform(self.seed, Purpose.YARDSTICK_MASK, ids * self.num_draws + draw, positions_T)
         return exactly_k(num_masked(u_B, batch.is_maskable.sum(1)), noise_BT, batch.is_maskable)
 
+    def masks_of_row(self, row_id: int, length: int) -> Tensor:
+        """(num_draws, length) bool: all the draws of one row of which every token is maskable."""
+        draws_D = torch.arange(self.num_draws)
+        ids_D = torch.full_like(draws_D, row_id)
+        offset_D = random_bits(self.seed, Purpose.YARDSTICK_RATIO, torch.zeros_like(draws_D))
+        u_D = (draws_D + golden_steps(offset_D, ids_D)) / self.num_draws
+        noise_DT = uniform(self.seed, Purpose.YARDSTICK_MASK, ids_D * self.num_draws + draws_D, torch.arange(length))
+        is_maskable_DT = torch.ones(self.num_draws, length, dtype=torch.bool)
+        return exactly_k(num_masked(u_D, is_maskable_DT.sum(1)), noise_DT, is_maskable_DT)
+
 
 @dataclass(frozen=True, eq=False)
 class RowScores:

@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from lit_illada.run_folder import flatten
+
 _RATIO_BINS = [f"{low / 10:.1f}-{(low + 1) / 10:.1f}" for low in range(10)]
 
 # each entry is a regular expression over the tags
@@ -41,17 +43,5 @@ def begin_board(logger: TensorBoardLogger, config: dict[str, Any]) -> None:
     # not through the logger, which would begin every metric's curve with a value made up
     metrics = dict.fromkeys(("val/nll_bound", "val/bits_per_byte"), math.nan)
     compared = {key: config[key] for key in _COMPARED if key in config}
-    for summary in hparams(_flatten(compared), metrics):
+    for summary in hparams(flatten(compared), metrics):
         logger.experiment._get_file_writer().add_summary(summary)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"hidden_size": 256}}` as `{"model.hidden_size": 256}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            flat[f"{prefix}{key}"] = value if is_number else str(value)
-    return flat

@@ -1,0 +1,237 @@
+"""The `score` command: a checkpoint and questions or texts in; accuracies, agreement and likelihoods out."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from lit_illada import build
+from lit_illada.config import ScoreConfig, dump, load, to_tree
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.errors import UserError
+from lit_illada.generation.config import GenerationConfig
+from lit_illada.model.transformer import Transformer
+from lit_illada.run_folder import RunFolder
+from lit_illada.scoring.candidates import Candidate
+from lit_illada.scoring.config import ScoreRule
+from lit_illada.scoring.evaluation import (
+    Progress,
+    Row,
+    Write,
+    check,
+    score_choices,
+    score_numbers,
+    score_text,
+    windows_of,
+)
+from lit_illada.scoring.harness import evaluate, harness_table, require_harness
+from lit_illada.scoring.scorer import OnWork, Scorer
+from lit_illada.scoring.tasks import ChoiceItem, NumberItem, read_items
+from lit_illada.training.checkpoint import latest_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    checkpoint: Path,
+    tasks: Sequence[Path],
+    texts: Sequence[Path],
+    harness: Sequence[str],
+    include_path: Path | None,
+    out: Path | None,
+    overrides: Sequence[str],
+) -> None:
+    """Score everything, print a table of each, and write items and summary to a folder."""
+    now = datetime.now()
+    config: ScoreConfig = load("score", overrides)
+    if not (tasks or texts or harness):
+        raise UserError("nothing to score: give --task FILE, --text FILE or --harness TASK")
+    if harness:
+        require_harness()
+    items = {path: read_items(path, config.score.limit) for path in tasks}
+    contents = {path: _read_text(path) for path in texts}
+    model, tokenizer = build.load_checkpoint(checkpoint, config.accelerator.resolve().device)
+    scorer = build.build_scorer(model, tokenizer, config.score)
+    for path, given in items.items():
+        check(path, given, scorer, config.generation.max_new_tokens)
+    windows = {path: windows_of(path, content, scorer) for path, content in contents.items()}
+    folder = _new_folder(out, checkpoint, now)
+    folder.config.write_text(dump(config), encoding="utf-8")
+    folder.write_provenance(now)
+    with _progress() as progress:
+        results = [
+            *_score_tasks(items, scorer, _writer(model, tokenizer, config.generation), folder, progress),
+            *_score_texts(contents, windows, scorer, progress),
+            *_score_harness(harness, include_path, scorer, _writer(model, tokenizer, config.generation), progress),
+        ]
+    folder.write_summary(
+        {
+            "checkpoint": str(checkpoint),
+            "checkpoint_file": _checkpoint_file(checkpoint),
+            "tokenizer_sha256": tokenizer.sha256,
+            "model": to_tree(model.config),
+            "config": to_tree(config),
+            "results": results,
+        }
+    )
+    print(f"written to {folder.path}")
+
+
+def _score_tasks(
+    items: dict[Path, list[ChoiceItem] | list[NumberItem]],
+    scorer: Scorer,
+    write: Write,
+    folder: RunFolder,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    for number, (path, given) in enumerate(items.items()):
+        choices = [item for item in given if isinstance(item, ChoiceItem)]
+        problems = [item for item in given if isinstance(item, NumberItem)]
+        if choices:
+            rows, result = score_choices(path, choices, scorer, progress)
+            _print_choices(result)
+        else:
+            rows, result = score_numbers(path, problems, scorer, write, progress)
+            print(
+                f"{path}: {result['num_correct']} of {result['num_items']} right, {_percent(result)}; "
+                f"{result['num_without_number']} without a number"
+            )
+        result["items"] = f"items-{number}-{path.stem}.jsonl"
+        _write_rows(folder.path / result["items"], rows)
+        yield result
+
+
+def _score_texts(
+    contents: dict[Path, str], windows: dict[Path, list[Candidate]], scorer: Scorer, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    for path, content in contents.items():
+        result = score_text(path, content, windows[path], scorer, progress)
+        is_bound = result["rule"] == ScoreRule.BOUND
+        qualifier = {"bound": "at most ", "confidence": "no likelihood: "}.get(result["rule"], "")
+        stderr = f" ± {result['nats_per_token_stderr']:.4f}" if is_bound else ""
+        print(
+            f"{path}: {qualifier}{result['nats_per_token']:.4f}{stderr} nats a token, "
+            f"{result['bits_per_byte']:.4f} bits a byte"
+        )
+        draws = f"; ± is the standard error of {scorer.config.num_draws} draws" if is_bound else ""
+        print(f"  by {result['rule']}: {result['num_tokens']:,} tokens, windows: {result['num_windows']:,}{draws}")
+        yield result
+
+
+def _score_harness(
+    tasks: Sequence[str], include_path: Path | None, scorer: Scorer, write: Write, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    if not tasks:
+        return
+
+    def write_what_fits(prompt: str, max_new_tokens: int | None, temperature: float | None) -> str:
+        room = scorer.room_behind(prompt)
+        if room == 0:
+            raise UserError(f"a prompt of the task fills all the model's {scorer.model.max_length} positions")
+        return write(prompt, room if max_new_tokens is None else min(room, max_new_tokens), temperature)
+
+    results = evaluate(scorer, write_what_fits, tasks, include_path, progress)
+    print(harness_table(results))
+    kept = ("results", "groups", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
+    lm_eval = json.loads(json.dumps({key: results[key] for key in kept if key in results}, default=str))
+    yield {"kind": "harness", "rule": scorer.rules[0].value, "lm_eval": lm_eval}
+
+
+def _writer(model: Transformer, tokenizer: Tokenizer, generation: GenerationConfig) -> Write:
+    def write(prompt: str, max_new_tokens: int | None, temperature: float | None) -> str:
+        config = generation
+        if max_new_tokens is not None:
+            length = min(config.block_length, max_new_tokens)
+            steps = None if config.num_steps is None else min(config.num_steps, length)
+            config = replace(config, max_new_tokens=max_new_tokens, block_length=length, num_steps=steps)
+        if temperature is not None:
+            config = replace(config, temperature=temperature)
+        return tokenizer.decode(build.complete(model, tokenizer, prompt, config))
+
+    return write
+
+
+def _print_choices(result: dict[str, Any]) -> None:
+    title = f"{result['file']}: {result['num_items']} items, by chance {100 * result['accuracy_by_chance']:.1f} %"
+    table = Table(title=title, title_justify="left")
+    for heading in ("rule", "accuracy, 95 % interval", "per byte", "passes", "seconds"):
+        table.add_column(heading, justify="left" if heading == "rule" else "right")
+    for rule, figures in result["rules"].items():
+        per_byte = f"{100 * figures['accuracy_per_byte']:.1f} %"
+        table.add_row(rule, _percent(figures), per_byte, f"{figures['num_forwards']:,}", f"{figures['elapsed_s']:.1f}")
+    console = Console()
+    console.print(table)
+    if len(result["rules"]) > 1:
+        agreement = Table(title="agreement: items with the same choice", title_justify="left")
+        for heading in ("", *result["agreement"]):
+            agreement.add_column(heading.replace("_", " "), justify="right")
+        for rule, row in result["agreement"].items():
+            agreement.add_row(rule, *(f"{100 * share:.1f} %" for share in row.values()))
+        console.print(agreement)
+    if bound := result["rules"].get(ScoreRule.BOUND):
+        print(f"bound: a choice's standard error is {bound['mean_stderr']:.3f} nats on average;")
+        print(f"in {bound['num_undecided']} of {result['num_items']} items the lead is below two standard errors")
+
+
+def _percent(figures: dict[str, Any]) -> str:
+    low, high = figures["wilson_95"]
+    return f"{100 * figures['accuracy']:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar with the time left for every part of the work, where there is a terminal to show it."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with ProgressBar(
+        TextColumn("[bold]{task.description}"), *columns, console=console, disable=not console.is_terminal
+    ) as bar:
+
+        def progress(what: str, amount: int) -> OnWork:
+            task = bar.add_task(what, total=amount)
+            return lambda done: bar.advance(task, done)
+
+        yield progress
+
+
+def _new_folder(out: Path | None, checkpoint: Path, now: datetime) -> RunFolder:
+    """The given folder, or a new one in scores/ of the run's. Raises UserError for one that holds scores already."""
+    if out is None:
+        run = checkpoint if checkpoint.is_dir() else RunFolder.of_checkpoint(checkpoint).path
+        name = run / "scores" / f"{now:%Y%m%d-%H%M%S}"
+        out = next(p for p in chain([name], (Path(f"{name}-{n}") for n in count(2))) if not p.exists())
+    elif (out / "config.yaml").exists():
+        raise UserError(f"{out} already holds a run or its scores: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    return RunFolder(out)
+
+
+def _checkpoint_file(checkpoint: Path) -> str | None:
+    """The very file that was scored, where a run folder was named."""
+    file = latest_checkpoint(checkpoint / "checkpoints") if checkpoint.is_dir() else checkpoint
+    return None if file is None else str(file)
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error

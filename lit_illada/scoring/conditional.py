@@ -1,0 +1,124 @@
+"""What is log p(answer | prompt)? For a diffusion model a Monte-Carlo bound, for a causal one the thing itself.
+
+The bound is E_k[(L/k)·S]: k uniform on 1…L, S the cross-entropy summed over k masked tokens of the answer, the prompt
+visible (LLaDA, arXiv 2502.09992, algorithm 3). The draws are LLaDA's: k systematic over 1…L, the places at random.
+Where the answer has no more masks than there are draws, every mask is taken, and nothing is left to chance.
+
+Shapes: B rows, T tokens a row, D draws, L tokens of the answer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_illada.objective.autoregressive import shift_right
+from lit_illada.scoring.candidates import Candidate, Score, batched_groups, padded_batch
+from lit_illada.scoring.likelihood import MaskGrid, mask_batch, score_rows
+from lit_illada.scoring.model import OnForward, ScoringModel
+
+
+@torch.no_grad()
+def bound_scores(
+    model: ScoringModel, candidates: Sequence[Candidate], grid: MaskGrid, batch_tokens: int, on_forward: OnForward
+) -> list[Score]:
+    """A lower bound of each log-likelihood."""
+    nats_D = [torch.zeros(num_masks(len(c.answer_ids), grid.num_draws), dtype=torch.float64) for c in candidates]
+    for pieces in _row_batches(candidates, grid, batch_tokens):
+        rows = [candidates[piece.number] for piece in pieces for _ in piece.is_masked]
+        batch = padded_batch(rows, model.mask_token_id)
+        is_masked_BT = torch.zeros_like(batch.is_maskable)
+        is_masked_BT[batch.is_maskable] = torch.cat([piece.is_masked.flatten() for piece in pieces])
+        noisy = mask_batch(batch.to(model.device), is_masked_BT.to(model.device), model.mask_token_id)
+        nats_B = score_rows(model.score, noisy).nll.cpu() * batch.is_maskable.sum(1)
+        for piece, nats in zip(pieces, nats_B.split([len(piece.is_masked) for piece in pieces]), strict=True):
+            nats_D[piece.number][piece.first : piece.first + len(nats)] = nats
+        on_forward(batch.input_ids.numel())
+    return [_summed(candidate, nats, grid) for candidate, nats in zip(candidates, nats_D, strict=True)]
+
+
+def num_masks(length: int, num_draws: int) -> int:
+    """How many masks an answer of `length` tokens is scored under."""
+    return 2**length - 1 if _is_enumerated(length, num_draws) else num_draws
+
+
+@torch.no_grad()
+def exact_scores(
+    model: ScoringModel, candidates: Sequence[Candidate], batch_tokens: int, on_forward: OnForward
+) -> tuple[list[Score], list[bool]]:
+    """Each log-likelihood under a causal model, and whether the answer is what the model would write greedily."""
+    scores: dict[int, Score] = {}
+    is_greedy: dict[int, bool] = {}
+    for numbers in batched_groups([[candidate] for candidate in candidates], batch_tokens):
+        batch = padded_batch([candidates[number] for number in numbers], model.eos_token_id)
+        shifted = shift_right(batch.to(model.device), model.eos_token_id)
+        told = model.score(shifted.noisy_ids, shifted.layout, shifted.is_masked, shifted.targets)
+        nats_B = shifted.spread(told.nll).double().sum(1).tolist()
+        num_correct_B = shifted.spread(told.is_correct).sum(1).tolist()
+        for number, nats, num_correct in zip(numbers, nats_B, num_correct_B, strict=True):
+            length = len(candidates[number].answer_ids)
+            scores[number] = Score(-nats, 0.0, length)
+            is_greedy[number] = num_correct == length
+        on_forward(batch.input_ids.numel())
+    order = range(len(candidates))
+    return [scores[number] for number in order], [is_greedy[number] for number in order]
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some of a candidate's draws: those from `first` on. is_masked: (D, L) bool."""
+
+    number: int
+    first: int
+    is_masked: Tensor
+
+
+def _row_batches(candidates: Sequence[Candidate], grid: MaskGrid, batch_tokens: int) -> Iterator[list[_Piece]]:
+    """All draws of all candidates in batches of at most `batch_tokens` padded tokens (but of one row at least)."""
+    batch: list[_Piece] = []
+    room = 0
+    for number in sorted(range(len(candidates)), key=lambda number: -len(candidates[number])):
+        is_masked_DL = _masks(candidates[number], grid)
+        first = 0
+        while first < len(is_masked_DL):
+            if room == 0:
+                if batch:
+                    yield batch
+                # its first row is its longest, to which the others are padded
+                batch, room = [], max(1, batch_tokens // len(candidates[number]))
+            batch.append(_Piece(number, first, is_masked_DL[first : first + room]))
+            taken = len(batch[-1].is_masked)
+            first, room = first + taken, room - taken
+    if batch:
+        yield batch
+
+
+def _is_enumerated(length: int, num_draws: int) -> bool:
+    return 2**length - 1 <= num_draws
+
+
+def _masks(candidate: Candidate, grid: MaskGrid) -> Tensor:
+    """(D, L) bool."""
+    length = len(candidate.answer_ids)
+    if _is_enumerated(length, grid.num_draws):
+        numbers_D = torch.arange(1, 2**length)
+        return (numbers_D[:, None] >> torch.arange(length)) & 1 == 1
+    return grid.masks_of_row(candidate.row_id, length)
+
+
+def _summed(candidate: Candidate, nats_D: Tensor, grid: MaskGrid) -> Score:
+    """The mean over the draws, (L/k)·S each, with its standard error.
+
+    The draws are stratified over k, and so is the error: from the differences of neighbouring draws, whose k is the
+    same or the next. The spread of all draws would count what the stratification has taken out.
+    """
+    length = len(candidate.answer_ids)
+    if not _is_enumerated(length, grid.num_draws):
+        variance = nats_D.diff().square().mean() / 2
+        return Score(-nats_D.mean().item(), (variance / len(nats_D)).sqrt().item(), length)
+    # each k weighs 1/L, shared by all masks of k tokens
+    k_D = _masks(candidate, grid).sum(1)
+    num_with_k_D = F.one_hot(k_D).sum(0)[k_D]
+    return Score(-(nats_D / (length * num_with_k_D)).sum().item(), 0.0, length)

@@ -1,0 +1,92 @@
+"""What is this answer worth to this model? One call for every rule, with the forward passes counted."""
+
+from collections.abc import Callable, Sequence
+
+from lit_illada.errors import UserError
+from lit_illada.scoring.candidates import Candidate, Encode, Score, encode_pair, rolling_windows
+from lit_illada.scoring.conditional import bound_scores, exact_scores, num_masks
+from lit_illada.scoring.confidence import chain_rule_scores, greedy_answers
+from lit_illada.scoring.config import ScoreRule, ScoringConfig
+from lit_illada.scoring.likelihood import MaskGrid
+from lit_illada.scoring.model import ScoringModel
+
+OnWork = Callable[[int], None]
+"""Told how much of `Scorer.work` has been done since it was last told."""
+
+
+class Scorer:
+    """Scores candidates by any rule of a model. num_forwards: the model's forward passes so far."""
+
+    def __init__(self, model: ScoringModel, encode: Encode, config: ScoringConfig) -> None:
+        """encode: the tokenizer's, text to ids."""
+        self.model = model
+        self.config = config
+        self.encode = encode
+        self.num_forwards = 0
+        self.rules = config.rules(model.is_causal)
+        self._grid = MaskGrid(config.num_draws, config.seed)
+
+    def answer(self, prompt: str, answer: str) -> Candidate:
+        """The candidate of two texts. Raises UserError for an answer without tokens and for one that is too long."""
+        candidate = Candidate.answering(*encode_pair(self.encode, prompt, answer))
+        if not candidate.answer_ids:
+            raise UserError("an answer has no text")
+        if len(candidate) > self.model.max_length:
+            raise UserError(
+                f"prompt and answer have {len(candidate)} tokens, more than the {self.model.max_length} positions of "
+                "the model: shorten them"
+            )
+        return candidate
+
+    def room_behind(self, prompt: str) -> int:
+        """How many tokens fit behind a prompt; 0 where it is too long itself."""
+        return max(0, self.model.max_length - len(self.encode(prompt)))
+
+    def windows(self, text: str) -> list[Candidate]:
+        """The windows of a text of any length. Raises UserError for an empty text and for windows that are too long."""
+        ids = self.encode(text)
+        if not ids:
+            raise UserError("the text is empty: nothing to score")
+        longest, asked = self.model.max_length, self.config.window_length
+        if asked is not None and asked > longest:
+            raise UserError(f"score.window_length is {asked}, more than the {longest} positions of the model")
+        return rolling_windows(ids, asked or longest, self.config.context_length)
+
+    def scores(
+        self, groups: Sequence[Sequence[Candidate]], rule: ScoreRule, on_work: OnWork = lambda amount: None
+    ) -> list[list[Score]]:
+        """The scores of each group's candidates. A group, such as a question's choices, shares its forward passes."""
+        flat = [candidate for group in groups for candidate in group]
+        batch_tokens, on_forward = self.config.batch_tokens, self._counting(on_work)
+        match rule:
+            case ScoreRule.BOUND:
+                scores = iter(bound_scores(self.model, flat, self._grid, batch_tokens, on_forward))
+            case ScoreRule.EXACT:
+                scores = iter(exact_scores(self.model, flat, batch_tokens, on_forward)[0])
+            case _:
+                return chain_rule_scores(self.model, groups, rule, batch_tokens, on_forward)
+        return [[next(scores) for _ in group] for group in groups]
+
+    def greedy(self, candidates: Sequence[Candidate]) -> list[bool]:
+        """Whether each answer is what the model would write by itself after the prompt."""
+        batch_tokens, on_forward = self.config.batch_tokens, self._counting(lambda amount: None)
+        if self.model.is_causal:
+            return exact_scores(self.model, candidates, batch_tokens, on_forward)[1]
+        return greedy_answers(self.model, candidates, batch_tokens, on_forward)
+
+    def work(self, groups: Sequence[Sequence[Candidate]], rule: ScoreRule) -> int:
+        """The tokens that `rule` will put through the model, nearly: padding comes on top."""
+        flat = [candidate for group in groups for candidate in group]
+        match rule:
+            case ScoreRule.EXACT:
+                return sum(map(len, flat))
+            case ScoreRule.BOUND:
+                return sum(len(one) * num_masks(len(one.answer_ids), self.config.num_draws) for one in flat)
+        return sum(len(one) * len(one.answer_ids) for one in flat)
+
+    def _counting(self, on_work: OnWork) -> OnWork:
+        def on_forward(num_tokens: int) -> None:
+            self.num_forwards += 1
+            on_work(num_tokens)
+
+        return on_forward

@@ -1,0 +1,41 @@
+"""The scoring config: its file, and its refusals."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from lit_illada.config import ScoreConfig, load
+from lit_illada.errors import UserError
+from lit_illada.scoring.config import DIFFUSION_RULES, ScoreRule, ScoringConfig
+from lit_illada.share import conf_dir
+
+
+def test_the_file_names_every_field_and_holds_the_defaults():
+    tree = yaml.safe_load((conf_dir() / "score.yaml").read_text(encoding="utf-8"))
+    assert list(tree["score"]) == [item.name for item in dataclasses.fields(ScoringConfig)]
+    assert load("score") == ScoreConfig()
+
+
+def test_all_is_every_rule_that_a_model_has():
+    assert ScoringConfig().rules(is_causal=False) == DIFFUSION_RULES
+    assert ScoringConfig().rules(is_causal=True) == (ScoreRule.EXACT,)
+    assert ScoringConfig(rule=ScoreRule.CONFIDENCE).rules(is_causal=False) == (ScoreRule.CONFIDENCE,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("num_draws", 1, "num_draws is 1: it must be 2 or more"),
+        ("batch_tokens", 0, "batch_tokens is 0"),
+        ("window_length", 0, "window_length is 0"),
+        ("context_length", -1, "context_length is -1"),
+        ("limit", 0, "limit is 0"),
+        ("prompt", "Question:", r"it must hold \{question\}"),
+        ("choice", "{}", r"it must hold \{choice\}"),
+        ("stop_texts", [""], "stop_texts holds an empty text"),
+    ],
+)
+def test_a_value_that_can_mean_nothing_is_refused(field, value, said):
+    with pytest.raises(UserError, match=said):
+        ScoringConfig(**{field: value})

@@ -1,0 +1,214 @@
+"""The `score` command as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+from lit_illada.data.tokenizer import Tokenizer
+
+ITEMS = [
+    {"question": "alpha beta gamma. alpha", "choices": ["beta", "beta gamma delta", "pi"], "answer": "A"},
+    {"question": "rho tau. rho", "choices": ["pi", "tau"], "answer": 1},
+    {"question": "mu nu. mu", "choices": ["nu", "xi omicron", "rho rho", "eta"], "answer": "nu"},
+]
+SHORT = ["generation.max_new_tokens=8", "generation.block_length=4", "generation.num_steps=2"]
+RULES = ["bound", "left_to_right", "confidence_order", "confidence"]
+
+
+def score(*arguments):
+    return CliRunner().invoke(main, ["score", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_overrides, tmp_path_factory):
+    def trained(name, *overrides):
+        run = tmp_path_factory.mktemp("scored") / name
+        result = CliRunner().invoke(main, ["pretrain", *tiny_overrides, f"run_dir={run}", *overrides])
+        assert result.exit_code == 0, result.output
+        return run
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return trained("run")
+
+
+@pytest.fixture(scope="module")
+def causal_run(trained):
+    return trained("causal", "objective=autoregressive", "model.is_causal=true")
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("items") / "items.jsonl", ITEMS)
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def summary(out):
+    return json.loads((out / "summary.json").read_text(encoding="utf-8"))
+
+
+def rows_of(out, result):
+    return [json.loads(line) for line in (out / result["items"]).read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_rule_answers_the_same_items_and_all_is_written(run, items, tmp_path):
+    out = tmp_path / "out"
+    told = score(run, "--task", items, "--out", out, "score.num_draws=16")
+    assert told.exit_code == 0, told.output
+    for word in (*RULES, "agreement", "95 % interval", "standard error", str(out)):
+        assert word in told.output
+    record = summary(out)
+    (result,) = record["results"]
+    assert list(result["rules"]) == RULES == list(result["agreement"])
+    rows = rows_of(out, result)
+    assert [row["answer"] for row in rows] == [0, 1, 0]
+    for rule, figures in result["rules"].items():
+        choices = [row["scores"][rule]["choice"] for row in rows]
+        assert figures["num_correct"] == sum(c == row["answer"] for c, row in zip(choices, rows, strict=True))
+        low, high = figures["wilson_95"]
+        assert low <= figures["accuracy"] <= high
+        for row in rows:
+            values = row["scores"][rule]["values"]
+            assert len(values) == len(row["choices"])
+            assert values.index(max(values)) == row["scores"][rule]["choice"]
+    longest = max(count for row in rows for count in row["scores"]["confidence"]["num_tokens"])
+    assert result["rules"]["confidence"]["num_forwards"] == longest
+    # what the numbers were made with stands beside them
+    assert record["config"]["score"]["num_draws"] == 16
+    assert record["checkpoint_file"].endswith("step=00000012.ckpt")
+    assert record["model"]["hidden_size"] == 32
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == record["config"]
+    assert "commit" in json.loads((out / "provenance.jsonl").read_text(encoding="utf-8"))
+
+
+def test_the_scores_are_the_same_again_and_alone(run, items, tmp_path):
+    def values(name, *more):
+        out = tmp_path / name
+        assert score(run, "--task", items, "--out", out, "score.num_draws=16", *more).exit_code == 0
+        return [row["scores"]["bound"]["values"] for row in rows_of(out, summary(out)["results"][0])]
+
+    whole = values("whole")
+    assert values("again") == whole
+    assert values("first", "score.limit=1", "score.rule=bound")[0] == pytest.approx(whole[0], rel=1e-5)
+    assert values("small", "score.batch_tokens=64", "score.rule=bound") == [pytest.approx(v, rel=1e-5) for v in whole]
+    assert values("other", "score.seed=1")[0] != whole[0]
+
+
+def test_a_causal_model_is_scored_exactly_by_the_same_command(causal_run, items, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("alpha beta gamma", encoding="utf-8")
+    told = score(causal_run, "--task", items, "--text", text, "--out", tmp_path / "out")
+    assert told.exit_code == 0, told.output
+    choices, whole = summary(tmp_path / "out")["results"]
+    assert list(choices["rules"]) == ["exact"]
+    assert choices["rules"]["exact"]["num_forwards"] == 1
+    assert (whole["rule"], whole["nats_stderr"]) == ("exact", 0)
+
+
+def test_a_text_of_any_length_is_scored_in_windows_with_its_standard_error(run, tiny_corpus, tmp_path):
+    text = max(Path(tiny_corpus).glob("*.txt"), key=lambda path: path.stat().st_size)
+    overrides = ["score.window_length=32", "score.context_length=8", "score.num_draws=16"]
+    told = score(run, "--text", text, "--out", tmp_path / "out", *overrides)
+    assert told.exit_code == 0, told.output
+    assert "standard error of 16 draws" in told.output
+    (result,) = summary(tmp_path / "out")["results"]
+    num_tokens = len(Tokenizer.load(run / "tokenizer").encode(text.read_text(encoding="utf-8")))
+    assert result["num_tokens"] == num_tokens
+    assert result["num_windows"] == 1 + -(-(num_tokens - 32) // 24)
+    assert 0 < result["nats_per_token_stderr"] < result["nats_per_token"] < 7
+
+
+def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
+    file = written(
+        tmp_path / "problems.jsonl",
+        [{"question": "Two and two?", "answer": "2+2=4\n#### 4"}, {"question": "Three?", "answer": "#### 3"}],
+    )
+    asked = []
+
+    def complete(model, tokenizer, prompt, config):
+        asked.append((prompt, config.max_new_tokens))
+        return tokenizer.encode(" it is 4.\nQuestion: 3")
+
+    monkeypatch.setattr("lit_illada.build.complete", complete)
+    told = score(run, "--task", file, "--out", tmp_path / "out", *SHORT)
+    assert told.exit_code == 0, told.output
+    assert "1 of 2 right" in told.output
+    assert asked == [("Question: Two and two?\nAnswer:", 8), ("Question: Three?\nAnswer:", 8)]
+    (result,) = summary(tmp_path / "out")["results"]
+    assert (result["num_correct"], result["num_without_number"]) == (1, 0)
+    rows = rows_of(tmp_path / "out", result)
+    assert [(row["text"], row["number"], row["is_correct"]) for row in rows] == [
+        (" it is 4.", "4", True),
+        (" it is 4.", "4", False),
+    ]
+
+
+def test_a_real_model_writes_its_solutions(run, tmp_path):
+    file = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
+    assert score(run, "--task", file, "--out", tmp_path / "out", *SHORT).exit_code == 0
+    assert rows_of(tmp_path / "out", summary(tmp_path / "out")["results"][0])[0]["text"]
+
+
+def test_without_out_the_scores_lie_in_the_runs_folder(run, items):
+    checkpoint = max((run / "checkpoints").iterdir())
+    for _ in range(2):
+        assert score(checkpoint, "--task", items, "score.rule=left_to_right").exit_code == 0
+    folders = list((run / "scores").iterdir())
+    assert len(folders) == 2
+    assert all(summary(folder)["checkpoint_file"] == str(checkpoint) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to score: give --task FILE, --text FILE or --harness TASK"),
+        (["--task", "missing.jsonl"], "missing.jsonl: No such file"),
+        (["--text", "missing.txt"], "missing.txt: No such file"),
+        (["--task", "ITEMS", "score.rule=exact"], "score.rule is exact, but the model is bidirectional"),
+        (["--task", "ITEMS", "score.rule=confidense"], "did you mean 'confidence'"),
+        (["--task", "ITEMS", "score.num_draws=1"], "score.num_draws is 1: it must be 2 or more"),
+        (["--task", "ITEMS", "score.prompt=Hello"], "it must hold {question}"),
+        (["--task", "LONG"], "long.jsonl:2: prompt and answer have"),
+        (["--task", "PROBLEM", "generation.max_new_tokens=2000"], "problem.jsonl:1: the prompt leaves"),
+        (["--text", "EMPTY"], "empty.txt: the text is empty"),
+        (["--text", "TEXT", "score.window_length=2000"], "more than the 1024 positions"),
+        (["--text", "TEXT", "score.context_length=2000"], "nothing would be left of it to score"),
+        (["--text", "BYTES"], "bytes.txt: not UTF-8 text at byte 1"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said, run, items, tmp_path):
+    long = written(tmp_path / "long.jsonl", [ITEMS[0], {**ITEMS[1], "question": "pi " * 2000}])
+    problem = written(tmp_path / "problem.jsonl", [{"question": "q", "answer": "1"}])
+    texts = {"EMPTY": b"", "TEXT": b"alpha", "BYTES": b"a\xff"}
+    for name, content in texts.items():
+        (tmp_path / f"{name.lower()}.txt").write_bytes(content)
+    files = {"ITEMS": items, "LONG": long, "PROBLEM": problem}
+    files |= {name: tmp_path / f"{name.lower()}.txt" for name in texts}
+    told = score(run, *[files.get(word, word) for word in arguments], "--out", tmp_path / "out")
+    assert told.exit_code == 1
+    assert told.output.splitlines()[-1].startswith("Error: ")
+    assert said in told.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rule_of_diffusion_models_is_refused_for_a_causal_one_and_scores_are_not_overwritten(
+    causal_run, items, tmp_path
+):
+    told = score(causal_run, "--task", items, "score.rule=bound")
+    assert told.exit_code == 1
+    assert "score.rule is bound, but the model is causal: use exact or all" in told.output
+    assert score(causal_run, "--task", items, "--out", tmp_path / "out").exit_code == 0
+    told = score(causal_run, "--task", items, "--out", tmp_path / "out")
+    assert told.exit_code == 1
+    assert "already holds" in told.output
