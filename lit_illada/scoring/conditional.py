@@ -76,18 +76,21 @@ class _Piece:
 
 
 def _row_batches(candidates: Sequence[Candidate], grid: MaskGrid, batch_tokens: int) -> Iterator[list[_Piece]]:
-    """All draws of all candidates in batches of at most `batch_tokens` padded tokens (but of one row at least)."""
+    """All draws of all candidates in batches of at most `batch_tokens` tokens (but of one row at least).
+
+    The rows of a batch are equally long: without padding no attention mask is needed, which costs SDPA much on a CPU.
+    """
     batch: list[_Piece] = []
-    room = 0
+    room = row_length = 0
     for number in sorted(range(len(candidates)), key=lambda number: -len(candidates[number])):
         is_masked_DL = _masks(candidates[number], grid)
         first = 0
         while first < len(is_masked_DL):
-            if room == 0:
+            if room == 0 or row_length != len(candidates[number]):
                 if batch:
                     yield batch
-                # its first row is its longest, to which the others are padded
-                batch, room = [], max(1, batch_tokens // len(candidates[number]))
+                row_length = len(candidates[number])
+                batch, room = [], max(1, batch_tokens // row_length)
             batch.append(_Piece(number, first, is_masked_DL[first : first + room]))
             taken = len(batch[-1].is_masked)
             first, room = first + taken, room - taken
