@@ -34,16 +34,17 @@ def told(rows):
 
 
 def reference_packed(pairs, epoch, is_prompt_maskable, isolate):
-    """(token, is_start, is_maskable) of every token of an epoch."""
+    """(token, is_start, is_maskable, is_response) of every token of an epoch."""
     flat = []
     for prompt, response in shuffled(pairs, epoch):
         for i, token in enumerate(prompt + response):
-            flat.append((token, isolate and i == 0, is_prompt_maskable or i >= len(prompt)))
+            is_response = i >= len(prompt)
+            flat.append((token, isolate and i == 0, is_prompt_maskable or is_response, is_response))
     first_pad = len(flat)
     while len(flat) % T:
-        flat.append((EOS, len(flat) == first_pad, False))
+        flat.append((EOS, len(flat) == first_pad, False, False))
     return [
-        [(token, s or t == 0, m) for t, (token, s, m) in enumerate(flat[i : i + T])] for i in range(0, len(flat), T)
+        [(token, s or t == 0, *rest) for t, (token, s, *rest) in enumerate(flat[i : i + T])] for i in range(0, len(flat), T)
     ]
 
 
@@ -72,9 +73,9 @@ def reference_padded(config, pairs, row_ids, batch_rows):
         width = T if config.pad_to is PadTo.ROW else width
         prompt, response = pair_of(g)
         counted = config.is_padding_maskable
-        row = [(token, i == 0, config.is_prompt_maskable) for i, token in enumerate(prompt)]
-        row += [(token, False, True) for token in response]
-        row += [(EOS, i == 0 and not counted, counted) for i in range(width - len(row))]
+        row = [(token, i == 0, config.is_prompt_maskable, False) for i, token in enumerate(prompt)]
+        row += [(token, False, True, True) for token in response]
+        row += [(EOS, i == 0 and not counted, counted, False) for i in range(width - len(row))]
         rows.append(row)
     return rows
 
