@@ -23,6 +23,7 @@ from lit_illada.generation.autoregressive import generate_autoregressive
 from lit_illada.generation.block import generate
 from lit_illada.generation.canvas import Commit, Generation
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.hf import fill, load_model
@@ -45,7 +46,7 @@ from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
 from lit_illada.training.throughput import Throughput, matmul_flops_per_s
-from lit_illada.training.trainer import Precision, make_trainer
+from lit_illada.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,13 @@ def build_model(config: ModelConfig, seed: int) -> Transformer:
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(seed))
     return model
+
+
+def check_hardware(config: RunConfig, row_length: int) -> None:
+    """Raises UserError where this machine lacks what the run asks for: devices, or the attention kernel."""
+    accelerator, precision = config.trainer.hardware()
+    is_short = row_length <= LONGEST_MATMUL_ROW
+    choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short)
 
 
 def build_objective(
@@ -146,11 +154,10 @@ def build_trainer(
     checkpoints = Checkpoints(
         folder.checkpoints, options.checkpoint_every_steps, options.keep_checkpoints, options.val_every_steps
     )
-    accelerator = options.accelerator.resolve()
-    is_bf16 = options.precision.resolve(accelerator) is Precision.bf16_mixed
+    accelerator, precision = options.hardware()
     throughput = Throughput(
         lambda batch, head_rows: training_flops(config.model, batch.layout, head_rows),
-        matmul_flops_per_s(accelerator.device, torch.bfloat16 if is_bf16 else torch.float32),
+        matmul_flops_per_s(accelerator.device, precision.dtype),
         options.log_every_steps,
     )
     stop = GracefulStop(checkpoints)

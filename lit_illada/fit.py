@@ -1,24 +1,27 @@
 """A training run on screen and on disk: its folder, its course, its summary. Pretraining and fine-tuning share it."""
 
 import json
-import math
 import os
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from lit_illada import build
-from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, dump, to_tree
+from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, dump, load_file, to_tree
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.checkpoint import read_checkpoint
+from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
+from lit_illada.training.module import PretrainModule
 from lit_illada.training.tensorboard import begin_board
 
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
@@ -36,10 +39,9 @@ def fit(
 
     Exits with 128 + its number when a signal ended the run early.
     """
-    now, started_at = datetime.now(), time.perf_counter()
-    if _is_rank_zero():
-        folder.config.write_text(dump(config), encoding="utf-8")
-        folder.write_provenance(now)
+    started_at = time.perf_counter()
+    if checkpoint is None:
+        _record(config, folder)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
     trainer, stop = build.build_trainer(config, folder, module, datamodule, console)
@@ -47,43 +49,96 @@ def fit(
         if trainer.is_global_zero:
             begin_board(trainer.logger, to_tree(config))  # type: ignore[arg-type]
         trainer.validate(module, datamodule=datamodule, verbose=False)
-        _append_summary(folder, "start", trainer)
+        _append_summary(folder, "start", trainer, module)
+    if checkpoint is not None:
+        # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder)))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     is_finished = trainer.global_step >= trainer.max_steps
     if is_finished and trainer.global_step % config.trainer.val_every_steps:
         trainer.validate(module, datamodule=datamodule, verbose=False)
-    _append_summary(folder, "end", trainer)
+    _append_summary(folder, "end", trainer, module)
     if trainer.is_global_zero:
         _report(folder, trainer, config, time.perf_counter() - started_at, console)
     if not is_finished and stop.signal is not None:
         raise SystemExit(128 + stop.signal)
 
 
+def _record(config: RunConfig, folder: RunFolder) -> None:
+    if _is_rank_zero():
+        folder.config.write_text(dump(config), encoding="utf-8")
+        folder.write_provenance(datetime.now())
+
+
 def new_folder(config: RunConfig, tokenizer: Tokenizer) -> RunFolder:
     """Made by rank 0; the processes it starts find its name in the environment."""
-    if not _is_rank_zero():
-        return RunFolder(Path(config.run_dir or os.environ[_RUN_DIR]))
-    folder = RunFolder.create(config.run_dir, config.name, datetime.now())
-    tokenizer.save(folder.tokenizer)
-    os.environ[_RUN_DIR] = str(folder.path)
-    return folder
+    if _is_rank_zero():
+        if config.run_dir is None and _is_launched_from_outside():
+            raise UserError("several processes were started at once: give them a common folder, run_dir=runs/NAME")
+        folder = RunFolder.create(config.run_dir, config.name, datetime.now())
+        tokenizer.save(folder.tokenizer)
+        os.environ[_RUN_DIR] = str(folder.path)
+        return folder
+    path = config.run_dir or os.environ.get(_RUN_DIR)
+    if path is None:
+        raise UserError("several processes were started at once: give them a common folder, run_dir=runs/NAME")
+    return RunFolder(Path(path))
 
 
-def check_same_model(config: RunConfig, checkpoint: Path) -> None:
-    """Raises UserError when a run's checkpoint, to be gone on with, is not of the config's model."""
-    saved = read_checkpoint(checkpoint)["hyper_parameters"]["config"]["model"]
-    asked = to_tree(config.model)
-    different = sorted(key for key in asked if saved.get(key) != asked[key])
+def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, RunFolder, Path | None]:
+    """A run to go on with: its config with the overrides, its folder, its newest checkpoint (None before the first).
+
+    Raises UserError for what would make it another run, and for a run that is finished.
+    """
+    folder = RunFolder.open(path)
+    config = load_file(command, folder.config, overrides)
+    checkpoint = latest_checkpoint(folder.checkpoints)
+    if any(override.startswith("run_dir=") for override in overrides):
+        raise UserError(f"run_dir cannot be given with --resume: the run goes on in {path}")
+    for partial in folder.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):
+        partial.unlink()  # what a kill left of a checkpoint
+    if checkpoint is not None:
+        _check_same_run(config, checkpoint)
+    return config, folder, checkpoint
+
+
+def _check_same_run(config: RunConfig, checkpoint: Path) -> None:
+    content = read_checkpoint(checkpoint)
+    saved, asked = content["hyper_parameters"]["config"], to_tree(config)
+    free = {"attention", "max_position_embeddings", "initializer_range", "vocab_size"}
+    different = [key for key in asked["model"] if key not in free and saved["model"].get(key) != asked["model"][key]]
     if different:
-        listed = ", ".join(f"{key}: {saved.get(key)} there, {asked[key]} asked" for key in different)
+        listed = ", ".join(f"{key}: {saved['model'].get(key)} there, {asked['model'][key]} asked" for key in different)
         raise UserError(f"{checkpoint} is a checkpoint of another model ({listed})")
+    for node, key in (("trainer", "batch_rows"), ("trainer", "ema_decay")):
+        if saved[node][key] != asked[node][key]:
+            raise UserError(
+                f"{node}.{key} is {saved[node][key]} in the run and {asked[node][key]} asked: that would be another "
+                f"run; begin it with init_from={checkpoint}"
+            )
+    optimizers = [tree["optim"]["optimizer"]["name"] for tree in (saved, asked)]
+    if optimizers[0] != optimizers[1]:
+        raise UserError(f"the run's optimizer is {optimizers[0]}; {optimizers[1]} cannot take over its moments")
+    if content["global_step"] >= config.trainer.max_steps:
+        raise UserError(
+            f"{checkpoint.parent.parent} is finished at step {content['global_step']}: to go on, raise "
+            f"trainer.max_steps above it (now {config.trainer.max_steps})"
+        )
 
 
-def _append_summary(folder: RunFolder, key: str, trainer: pl.Trainer) -> None:
+def _is_launched_from_outside() -> bool:
+    """Whether torchrun or srun started this process as one of several, rather than Lightning or a person."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1
+
+
+def _append_summary(folder: RunFolder, key: str, trainer: pl.Trainer, module: PretrainModule) -> None:
+    """The figures of this step; those of an earlier validation are left out."""
     if not trainer.is_global_zero:
         return
+    is_validated = module.validated_at == trainer.global_step
+    metrics = {name: value for name, value in trainer.callback_metrics.items() if is_validated or "val" not in name}
     figures = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
-    figures[key] = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    figures[key] = {name: float(value) for name, value in sorted(metrics.items())}
     figures[key]["step"] = trainer.global_step
     folder.write_summary(figures)
 
@@ -101,7 +156,7 @@ def _report(folder: RunFolder, trainer: pl.Trainer, config: RunConfig, elapsed_s
         "unigram entropy, nats a token": "val/unigram_entropy",
     }
     for label, name in rows.items():
-        table.add_row(label, *(f"{values.get(name, math.nan):.4f}" for values in (start, end)))
+        table.add_row(label, *(f"{values[name]:.4f}" if name in values else "–" for values in (start, end)))
     for level in (name.removeprefix(_EXACT) for name in end if name.startswith(_EXACT) and f"{name}_low" in end):
         table.add_row(
             f"exact match, {level} problems", *(_interval(values, f"{_EXACT}{level}") for values in (start, end))
@@ -122,7 +177,7 @@ def _report(folder: RunFolder, trainer: pl.Trainer, config: RunConfig, elapsed_s
 
 def _interval(values: dict[str, float], name: str) -> str:
     if name not in values:
-        return ""
+        return "–"
     return f"{values[name]:.1%} ({values[f'{name}_low']:.0%}–{values[f'{name}_high']:.0%})"
 
 

@@ -8,21 +8,19 @@ from rich.console import Console
 
 from lit_illada import build
 from lit_illada.checkpoints import open_checkpoint
-from lit_illada.config import SFTConfig, load, load_file, to_tree
+from lit_illada.config import SFTConfig, load, to_tree
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.fit import check_same_model, fit, new_folder
+from lit_illada.fit import fit, new_folder, open_run
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.checkpoint import latest_checkpoint
 
 
 def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:
     """Fine-tune the model of `base`, or go on with a fine-tuning."""
     folder: RunFolder | None
     if resume is not None:
-        folder = RunFolder.open(resume)
-        config: SFTConfig = load_file("sft", folder.config, overrides)
-        checkpoint = latest_checkpoint(folder.checkpoints)
+        config: SFTConfig
+        config, folder, checkpoint = open_run("sft", resume, overrides)
         tokenizer = Tokenizer.load(folder.tokenizer)
     elif base is not None:
         opened = open_checkpoint(base)
@@ -31,7 +29,7 @@ def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None)
         tokenizer = opened.tokenizer
     else:
         raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
-    config.trainer.accelerator.resolve()
+    build.check_hardware(config, config.sft_data.row_length)
     datamodule = build.build_sft_datamodule(config, tokenizer)
     if config.epochs is not None:
         trainer = dataclasses.replace(config.trainer, max_steps=datamodule.steps(config.epochs))
@@ -40,8 +38,6 @@ def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None)
     # what cannot be trained on is refused before a folder is made
     datamodule.train_dataloader()
     datamodule.val_dataloader()
-    if checkpoint is not None:
-        check_same_model(config, checkpoint)
     if folder is None:
         folder = new_folder(config, tokenizer)
     fit(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, checkpoint, Console(stderr=True))

@@ -66,8 +66,8 @@ def _bare(config: PretrainConfig) -> float:
     datamodule = build.build_datamodule(config)
     tokenizer = datamodule.tokenizer
     config = build.resolve(config, tokenizer)
-    device = config.trainer.accelerator.resolve().device
-    precision = config.trainer.precision.resolve(config.trainer.accelerator.resolve())
+    accelerator, precision = config.trainer.hardware()
+    device = accelerator.device
     model = build.build_model(config.model, config.seed).to(device)
     objective = build.build_objective(config.objective, tokenizer, config.seed, config.trainer.batch_rows)
     optimizer = build_optimizer(model, config.optim.optimizer)

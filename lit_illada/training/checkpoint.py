@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_illada.errors import UserError
 
 _SUFFIX = ".ckpt"
+PARTIAL_SUFFIX = ".partial"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -24,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
+        partial = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
         try:
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)

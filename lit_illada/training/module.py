@@ -53,6 +53,7 @@ class PretrainModule(pl.LightningModule):
         self.log_every_steps = log_every_steps
         self.gradient_norm = math.nan
         self.learning_rate = math.nan
+        self.validated_at: int | None = None
         # no buffer: DDP would overwrite every rank's own count with rank 0's
         self._count: Tensor | float = 0.0
         # plain values only: a checkpoint with objects in it could not be read under weights_only
@@ -111,12 +112,22 @@ class PretrainModule(pl.LightningModule):
             "train/learning_rate": self.learning_rate,
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts micro-batches; a step may be divided otherwise now than when they were counted."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        for counts in (progress["total"], progress["current"]):
+            # a checkpoint written within a hook has not completed the batch of that hook
+            pending = counts["processed"] - counts["completed"]
+            counts.update(ready=done, started=done, processed=done, completed=done - pending)
+
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         self.likelihood.update(self.score_rows(self.model, batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         values = self.likelihood.compute()
         self.likelihood.reset()
+        self.validated_at = self.global_step
         publish(
             self,
             {

@@ -101,6 +101,7 @@ class LearningRate(LRScheduler):
         self.plateau_at: int | None = None
         self.best_nll = math.inf
         self.validations_without_improvement = 0
+        self._options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
@@ -140,11 +141,17 @@ class LearningRate(LRScheduler):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("base_lrs", "last_epoch", "plateau_at", "best_nll", "validations_without_improvement", "_last_lr")
+        names = ("last_epoch", "plateau_at", "best_nll", "validations_without_improvement")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the position only. Rates, decays and the like stay the config's, so that a run can go on with others
+        than those its checkpoint was written under; the optimizer's state must be loaded before.
+        """
         self.__dict__.update(state_dict)
+        for group, options, base in zip(self.optimizer.param_groups, self._options, self.base_lrs, strict=True):
+            group.update(options, initial_lr=base, lr=base * self.factor(self.last_epoch))
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def _check(schedule: Cosine | WarmupStableDecay | Reactive) -> None:

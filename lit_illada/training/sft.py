@@ -4,7 +4,6 @@ Shapes: B rows, T tokens, M masked tokens.
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torchmetrics import Metric
 
 from lit_illada.batch import TokenBatch, TokenScores
 from lit_illada.objective import NoisyBatch
+from lit_illada.scoring.agreement import wilson
 from lit_illada.training.metrics import publish
 from lit_illada.training.module import PretrainModule
 
@@ -105,7 +105,8 @@ class ExactMatch(Callback):
         for difficulty, questions in self._questions.items():
             responses = self._answer([question.prompt_ids for question in questions])
             checked = [question.check(response) for question, response in zip(questions, responses, strict=True)]
-            share, low, high = wilson(sum(is_right for _, is_right in checked), len(checked))
+            num_right = sum(is_right for _, is_right in checked)
+            share, (low, high) = num_right / len(checked), wilson(num_right, len(checked))
             tag = f"val/exact_match_{difficulty}"
             publish(pl_module, {tag: share, f"{tag}_low": low, f"{tag}_high": high})
             with self._file.open("a", encoding="utf-8") as file:
@@ -119,11 +120,3 @@ class ExactMatch(Callback):
                         "is_right": is_right,
                     }
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def wilson(num_right: int, num: int, z: float = 1.959964) -> tuple[float, float, float]:
-    """The share and its 95 % interval (Wilson 1927), which stays within [0, 1] and is honest near its ends."""
-    share = num_right / num
-    centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
-    half = z / (1 + z**2 / num) * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    return share, max(0.0, centre - half), min(1.0, centre + half)

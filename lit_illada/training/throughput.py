@@ -13,7 +13,7 @@ from lit_illada.training.metrics import publish
 
 
 class Throughput(Callback):
-    """perf/tokens_per_s and perf/mfu, over the time spent training (validation and checkpoints not counted).
+    """perf/tokens_per_s and perf/mfu over wall-clock time, waiting for data included, validation not.
 
     count_flops: floating-point operations of a training micro-batch, from its layout and the LM-head rows computed.
     peak_flops_per_s: what one device's matrix multiplication reaches in the run's precision.
@@ -25,38 +25,64 @@ class Throughput(Callback):
         self._count_flops = count_flops
         self._peak = peak_flops_per_s
         self._every_steps = every_steps
-        self._reset()
         self.tokens_per_s = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin()
+        self._since = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self._step_before = trainer.global_step
-        self._started_at = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
     ) -> None:
         self._tokens += batch.input_ids.numel() * trainer.world_size
         self._flops += self._count_flops(batch, outputs["head_rows"])
-        is_due = trainer.global_step != self._step_before and trainer.global_step % self._every_steps == 0
-        if is_due and batch.input_ids.is_cuda:
+        if trainer.global_step == self._step_before or trainer.global_step % self._every_steps:
+            return
+        if batch.input_ids.is_cuda:
             torch.cuda.synchronize()
-        self._elapsed_s += time.perf_counter() - self._started_at
-        if is_due:
-            self.tokens_per_s = self._tokens / self._elapsed_s
-            mfu = self._flops / self._elapsed_s / self._peak
-            publish(pl_module, {"perf/tokens_per_s": self.tokens_per_s, "perf/mfu": mfu})
-            self._reset()
+        self._pause()
+        self.tokens_per_s = self._tokens / self._elapsed_s
+        publish(
+            pl_module,
+            {"perf/tokens_per_s": self.tokens_per_s, "perf/mfu": self._flops / self._elapsed_s / self._peak},
+        )
+        self._begin()
 
-    def _reset(self) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def _begin(self) -> None:
         self._tokens, self._flops, self._elapsed_s = 0, 0.0, 0.0
 
+    def _pause(self) -> None:
+        now = time.perf_counter()
+        self._elapsed_s += now - self._since
+        self._since = now
 
-def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """What a square matrix product reaches on the device now: the best of a few, operations a second."""
+
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """What square matrix products reach on the device now: the best of a few timings, operations a second."""
+    # large enough that a GPU's start-up of each product does not count
+    size, products = (8192, 8) if device.type == "cuda" else (1024, 2)
     a = torch.randn(size, size, device=device, dtype=dtype)
     best_s = math.inf
-    for _ in range(8):
+    for _ in range(6):
+        _wait(device)
         started_at = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
+        for _ in range(products):
+            a @ a
+        _wait(device)
         best_s = min(best_s, time.perf_counter() - started_at)
-    return 2 * size**3 / best_s
+    return products * 2 * size**3 / best_s
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -52,6 +52,12 @@ class Precision(StrEnum):
         has_bf16 = accelerator is Accelerator.gpu or _cpu_multiplies_bf16()
         return Precision.bf16_mixed if has_bf16 else Precision.float32
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrices are multiplied in; of a resolved precision."""
+        assert self is not Precision.auto
+        return torch.bfloat16 if self is Precision.bf16_mixed else torch.float32
+
 
 @dataclass(frozen=True)
 class TrainerConfig:
@@ -96,6 +102,8 @@ class TrainerConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name} must be 1 or more; got {getattr(self, name)}")
+        if self.val_rows < 2:
+            raise UserError(f"trainer.val_rows must be 2 or more, for a standard error; got {self.val_rows}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"trainer.ema_decay must lie in (0, 1), or be null for none; got {self.ema_decay}")
         at_once = self.micro_batch_rows * self.world_size
@@ -109,6 +117,13 @@ class TrainerConfig:
     def world_size(self) -> int:
         return self.devices * self.num_nodes
 
+    def hardware(self) -> tuple[Accelerator, Precision]:
+        """What will run. Raises UserError where the devices asked for are absent."""
+        accelerator = self.accelerator.resolve()
+        if accelerator is Accelerator.gpu and self.devices > torch.cuda.device_count():
+            raise UserError(f"trainer.devices={self.devices}, but torch sees {torch.cuda.device_count()} CUDA devices")
+        return accelerator, self.precision.resolve(accelerator)
+
     @property
     def accumulation(self) -> int:
         """Micro-batches of an optimizer step on one device."""
@@ -117,10 +132,7 @@ class TrainerConfig:
 
 def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callback], logger: Logger) -> Trainer:
     """Lightning's Trainer for this config. Raises UserError where the hardware asked for is absent."""
-    accelerator = config.accelerator.resolve()
-    precision = config.precision.resolve(accelerator)
-    if accelerator is Accelerator.gpu and config.devices > torch.cuda.device_count():
-        raise UserError(f"trainer.devices={config.devices}, but torch sees {torch.cuda.device_count()} CUDA devices")
+    accelerator, precision = config.hardware()
     _quiet_lightning()
     log.info("trains on %s × %d, %s", accelerator, config.world_size, precision)
     return Trainer(

@@ -150,6 +150,54 @@ def test_a_run_stopped_at_a_checkpoint_and_resumed_equals_one_left_alone(name, t
     assert bounds[0] == bounds[1]
 
 
+@pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8)])
+def test_a_resumed_run_may_divide_its_steps_otherwise(before, after, tiny_overrides, tmp_path):
+    """The same rows, validations and checkpoints; the weights are those of the run left alone, but for rounding."""
+    constant = ["optim/schedule=wsd", "optim.schedule.final_factor=1.0", "optim.schedule.warmup_steps=2"]
+    overrides = [*tiny_overrides, *constant, f"trainer.micro_batch_rows={before}"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert pretrain(*overrides, f"run_dir={whole}").exit_code == 0
+    assert pretrain(*overrides, f"run_dir={parts}", "trainer.max_steps=9").exit_code == 0
+    assert pretrain("trainer.max_steps=12", f"trainer.micro_batch_rows={after}", resume=parts).exit_code == 0
+    last = read_checkpoint(parts / "checkpoints" / "step=00000012.ckpt")
+    assert last["PackedDataModule"]["rows_seen"] == 96
+    assert [event.step for event in curves(parts).Scalars("val/nll_bound")] == [0, 6, 9, 12]
+    one, other = weights(whole), weights(parts)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-3)
+
+
+def test_a_resumed_run_takes_the_rates_it_is_given(tiny_overrides, tmp_path):
+    """The remedy for a run that diverged: from the last good checkpoint with a lower rate."""
+    run = tmp_path / "run"
+    assert pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=6").exit_code == 0
+    before = weights(run)
+    rates = ["optim.optimizer.learning_rate=1e-12", "optim.optimizer.weight_decay=0.0"]
+    assert pretrain("trainer.max_steps=12", *rates, resume=run).exit_code == 0
+    after = weights(run)
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
+    scalars = curves(run).Scalars("train/learning_rate")
+    assert scalars[-1].value < 2e-12
+    assert load_file("pretrain", run / "config.yaml").optim.optimizer.learning_rate == 1e-12
+
+
+def test_a_finished_run_keeps_its_summary(reference):
+    before = (reference / "summary.json").read_text()
+    assert pretrain(resume=reference).exit_code == 1
+    assert (reference / "summary.json").read_text() == before
+
+
+def test_samples_are_written_by_the_averaged_weights_that_are_measured_and_saved(tiny_overrides, tmp_path):
+    run = tmp_path / "run"
+    prompts = ["samples.prompts=['alpha ']", "samples.generation.max_new_tokens=32", "trainer.ema_decay=0.5"]
+    fast = ["optim.optimizer.learning_rate=0.02"]
+    assert pretrain(*tiny_overrides, *prompts, *fast, f"run_dir={run}").exit_code == 0
+    arguments = ["generate", str(run), "--prompt", "alpha ", "generation.max_new_tokens=32"]
+    written = CliRunner().invoke(main, arguments, catch_exceptions=False).stdout.removesuffix("\n")
+    last = (run / "samples.txt").read_text().split("=== step 12\n")[1]
+    assert last == f"alpha {written}\n\n"
+
+
 def test_no_checkpoint_is_written_in_the_middle_of_an_accumulated_step(tiny_overrides, tmp_path):
     """Also right after a resume, when the step of the first micro-batch is one that was saved before."""
     run = tmp_path / "run"
@@ -280,6 +328,13 @@ def test_accumulation_gives_the_weights_of_one_large_batch(normaliser, tiny_over
         torch.testing.assert_close(large[name], small[name], atol=1e-5, rtol=1e-3)
 
 
+def test_processes_started_from_outside_need_a_common_folder(tiny_overrides, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = pretrain(*tiny_overrides)
+    assert result.exit_code == 1
+    assert "run_dir=runs/NAME" in result.output
+
+
 def test_two_processes_give_the_weights_of_one(reference, tiny_overrides, tmp_path):
     run = tmp_path / "run"
     process = started(*tiny_overrides, f"run_dir={run}", "trainer.devices=2", "trainer.micro_batch_rows=4")
@@ -307,11 +362,13 @@ def test_a_causal_model_trains_by_the_same_command(tiny_overrides, tmp_path):
         (["trainer.accelerator=gpu"], "torch sees no CUDA device"),
         (["data.row_length=0"], "data.row_length is 0"),
         (["model.vocab_size=100"], "the tokenizer has 300 tokens"),
+        (["model.attention=varlen"], "needs a CUDA device"),
+        (["trainer.val_rows=1"], "2 or more"),
         (["data.row_length=100000", "model.max_position_embeddings=200000"], "row"),
     ],
 )
 def test_an_impossible_run_ends_in_one_line_and_leaves_no_folder(overrides, said, tiny_overrides, tmp_path):
-    if "trainer.accelerator=gpu" in overrides and torch.cuda.is_available():
+    if {"trainer.accelerator=gpu", "model.attention=varlen"} & set(overrides) and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     run = tmp_path / "run"
     result = pretrain(*tiny_overrides, f"run_dir={run}", *overrides)
@@ -331,7 +388,11 @@ def test_a_run_folder_is_never_overwritten(reference, tiny_overrides):
     ("overrides", "said"),
     [
         (["model.hidden_size=64"], "is a checkpoint of another model (hidden_size: 32 there, 64 asked)"),
-        (["seed=7"], "seed=0"),
+        (["seed=7", "trainer.max_steps=20"], "seed=0"),
+        (["trainer.batch_rows=16"], "trainer.batch_rows is 8 in the run and 16 asked"),
+        (["optim.optimizer.name=muon"], "optimizer is adamw"),
+        (["run_dir=elsewhere"], "goes on in"),
+        ([], "is finished at step 12: to go on, raise trainer.max_steps"),
         (["trainer.max_stepz=7"], "did you mean 'trainer.max_steps'"),
     ],
 )
