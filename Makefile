@@ -17,8 +17,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
-demo: $(READY)  ## Train a small iLLaDA on the standard library's text: curves, a bound, samples
-	$(BIN)/lit-illada pretrain experiment=demo
+demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+demo: $(READY)  ## Train a small iLLaDA, fine-tune it, let it write: curves, a bound, accuracy, samples, a trace
+	$(BIN)/lit-illada pretrain experiment=demo run_dir=$(RUN)
+	$(BIN)/lit-illada sft $(RUN) experiment=sft/demo run_dir=$(RUN)-sft
+	$(BIN)/lit-illada generate $(RUN)-sft --chat --no-live --prompt "$$(printf 'a=3+5\nb=x+2\nb mod 2?')" \
+	  generation.max_new_tokens=64 generation.block_length=16 generation.num_steps=16 \
+	  --trace $(RUN)-sft/trace.jsonl --trace-picture $(RUN)-sft/trace.png
+	@echo "trace        $(RUN)-sft/trace.jsonl, drawn in $(RUN)-sft/trace.png"
 
 test: $(READY)  ## The tests, without the slow ones
 	$(BIN)/pytest -q

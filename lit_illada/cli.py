@@ -132,6 +132,7 @@ Examples:
   lit-illada generate runs/demo-20260101-120000 --prompt-file prompt.txt generation.max_new_tokens=256
   echo 'import os' | lit-illada generate runs/demo-20260101-120000 generation.temperature=0.7 generation.seed=3
   lit-illada generate runs/demo-20260101-120000 --prompt 'def f(' generation=fast --trace f.jsonl --trace-picture f.png
+  lit-illada generate runs/sft-20260101-130000 --chat --prompt 'a=1+1; a mod 2?'
 """
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -150,6 +151,7 @@ Examples:
     metavar="FILE.png",
     help="Draw that: position along the text, denoising steps downwards.",
 )
+@click.option("--chat", "is_chat", is_flag=True, help="The prompt is a user's message; a fine-tuned model answers it.")
 @overrides_argument
 @_run
 def generate(
@@ -159,6 +161,7 @@ def generate(
     live: bool | None,
     trace: Path | None,
     trace_picture: Path | None,
+    is_chat: bool,
     overrides: tuple[str, ...],
 ) -> None:
     """Continue a text with the model of CHECKPOINT: a run (its newest checkpoint), a converted folder, or its file.
@@ -173,7 +176,7 @@ def generate(
         from lit_illada.generation.picture import draw_to
 
         draw = draw_to(trace_picture)
-    command.run(checkpoint, prompt, prompt_file, live, overrides, trace, draw)
+    command.run(checkpoint, prompt, prompt_file, live, overrides, trace, draw, is_chat)
 
 
 @main.command(

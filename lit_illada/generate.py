@@ -12,6 +12,8 @@ from rich.text import Text
 
 from lit_illada import build
 from lit_illada.config import load, to_tree
+from lit_illada.data.chat_template import ChatTemplate, Message, Role
+from lit_illada.data.sft_config import RoleTokens
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.canvas import Commit
@@ -29,9 +31,11 @@ def run(
     overrides: Sequence[str],
     trace_file: Path | None = None,
     draw: Callable[[Trace, str, Sequence[str]], None] | None = None,
+    is_chat: bool = False,
 ) -> None:
     """Print the prompt's continuation on standard output; the live view goes to standard error.
 
+    is_chat: the prompt is a user's message, and the continuation the assistant's.
     trace_file: where the trace is written. draw: what draws it, from the trace, a title and the tokens' texts.
     """
     config = load("generate", overrides)
@@ -41,6 +45,9 @@ def run(
     accelerator = config.accelerator.resolve()
     device, precision = accelerator.device, config.precision.resolve(accelerator)
     model, tokenizer = build.load_checkpoint(checkpoint, device)
+    prompt_ids = tokenizer.encode(text)
+    if is_chat:
+        prompt_ids = ChatTemplate(RoleTokens(), tokenizer).encode_prompt([Message(Role.USER, text)])
     console = Console(stderr=True)
     view = LiveView(tokenizer, console) if (console.is_terminal if live is None else live) else None
     recorder = Recorder(num_rows=1) if trace_file is not None or draw is not None else None
@@ -53,9 +60,7 @@ def run(
     is_bf16 = precision is Precision.bf16_mixed
     with view or nullcontext(), torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
         on_commit = tell if watchers else None
-        generation = build.complete_batch(
-            model, tokenizer, [tokenizer.encode(text)], config.generation, on_commit=on_commit
-        )
+        generation = build.complete_batch(model, tokenizer, [prompt_ids], config.generation, on_commit=on_commit)
     written = tokenizer.decode(generation.texts()[0])
     print(written)
     if recorder is None:
