@@ -46,7 +46,7 @@ from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
 from lit_illada.training.throughput import Throughput, matmul_flops_per_s
-from lit_illada.training.trainer import make_trainer
+from lit_illada.training.trainer import Precision, make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -182,19 +182,18 @@ def _texts(
     """What is generated at every validation: continuations after pretraining, answers after fine-tuning."""
     model, tokenizer = module.model, datamodule.tokenizer
     assert isinstance(model, Transformer)
+    accelerator, precision = config.trainer.hardware()
+    as_trained = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision is Precision.bf16_mixed)
     if isinstance(config, PretrainConfig):
         generation = config.samples.generation
-        return TextSamples(
-            config.samples.prompts,
-            lambda prompt: prompt + tokenizer.decode(complete(model, tokenizer, prompt, generation)),
-            folder.samples,
-        )
+        continue_prompt = as_trained(lambda prompt: tokenizer.decode(complete(model, tokenizer, prompt, generation)))
+        return TextSamples(config.samples.prompts, lambda prompt: prompt + continue_prompt(prompt), folder.samples)
     assert isinstance(datamodule, SFTDataModule)
     evaluation = config.evaluation
     levels = datamodule.difficulties if evaluation.num_examples else []
     return ExactMatch(
         {level.value: _questions(datamodule, level, evaluation.num_examples) for level in levels},
-        lambda prompts: answer(model, tokenizer, prompts, evaluation.generation),
+        as_trained(lambda prompts: complete_batch(model, tokenizer, prompts, evaluation.generation).texts()),
         folder.answers,
     )
 
@@ -212,13 +211,6 @@ def _questions(datamodule: SFTDataModule, difficulty: Difficulty, num: int) -> l
         )
         for example in datamodule.evaluation_examples(difficulty, num)
     ]
-
-
-def answer(
-    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], config: GenerationConfig
-) -> list[list[int]]:
-    """The response to each prompt, of ids, generated as one batch."""
-    return complete_batch(model, tokenizer, prompts, config).texts() if prompts else []
 
 
 def complete(

@@ -1,5 +1,6 @@
 """Everything the README tells a reader to type works, on a small corpus and a tiny model."""
 
+import json
 import os
 import re
 import shlex
@@ -38,6 +39,12 @@ def workplace(tiny_corpus, tmp_path_factory):
     """A folder with the reader's books in it."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(tiny_corpus, folder / "books")
+    shutil.copy(tiny_corpus / "000.txt", folder / "book.txt")
+    item = {"question": "alpha beta?", "choices": ["gamma", "delta"], "answer": 0}
+    folder.joinpath("items.jsonl").write_text(json.dumps(item) + "\n", encoding="utf-8")
+    turns = [{"role": "user", "content": "alpha"}, {"role": "assistant", "content": "beta"}]
+    chats = [{"messages": [{**turns[0], "content": f"alpha {n}"}, turns[1]]} for n in range(40)]
+    folder.joinpath("chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
     return folder
 
 
@@ -55,6 +62,16 @@ def shortened(words, tiny_dataset, tiny_run):
         return words
     if words[0] == "generate":
         return [*words, "generation.max_new_tokens=32"]
+    if "--resume" in words:
+        return [*words, "trainer.max_steps=6"]
+    if words[0] == "score":
+        return [*words, "score.num_draws=4"]
+    if words[0] == "sft":
+        run = [item for item in tiny_run if item.startswith(("trainer", "optim.schedule"))]
+        epochs = ["epochs=null"] if any(word.startswith("epochs=") for word in words) else []
+        return [*words, *run, *epochs, "trainer.max_steps=2", "sft_data.row_length=256", "evaluation.num_examples=0"]
+    if words[:2] == ["data", "examples"]:
+        return [*words, "sft_data.row_length=256"]
     if words[:2] == ["data", "prepare"]:
         return [*words, *SMALL_DATA]
     if words[0] == "pretrain" and "--resume" not in words:
@@ -77,7 +94,7 @@ def test_every_command_in_it_runs(workplace, tiny_dataset, tiny_run, monkeypatch
     # what makes runs and data comes first, so that the others have something to work on
     commands.sort(key=lambda words: words[0] != "pretrain" or "--resume" in words)
     for words in commands:
-        words = [RUN.sub(lambda _: str(max(Path("runs").glob("demo-*"))), word) for word in words]
+        words = [RUN.sub(lambda _: str(min(Path("runs").glob("demo-*"))), word) for word in words]
         if words[0] == "board":
             serve(words, workplace)
             continue
