@@ -44,7 +44,8 @@ def reference_packed(pairs, epoch, is_prompt_maskable, isolate):
     while len(flat) % T:
         flat.append((EOS, len(flat) == first_pad, False, False))
     return [
-        [(token, s or t == 0, *rest) for t, (token, s, *rest) in enumerate(flat[i : i + T])] for i in range(0, len(flat), T)
+        [(token, s or t == 0, *rest) for t, (token, s, *rest) in enumerate(flat[i : i + T])]
+        for i in range(0, len(flat), T)
     ]
 
 
