@@ -318,9 +318,9 @@ def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserEr
     """Hydra's refusal in one line: an unknown key or group with the nearest one that exists."""
     if not isinstance(error, HydraException | OmegaConfBaseException):  # of a group that is given no name
         for override in overrides:
-            key, _, value = override.partition("=")
-            if _is_group(key) and not (_group_folder(key) / f"{value}.yaml").is_file():
-                return UserError(f"{override!r} names no file: allowed are {', '.join(_files(_group_folder(key)))}")
+            group, _, value = override.partition("=")
+            if _is_group(group) and not (_group_folder(group) / f"{value}.yaml").is_file():
+                return UserError(f"{override!r} names no file: allowed are {', '.join(_files(_group_folder(group)))}")
     key = getattr(error.__cause__, "full_key", None)
     if key:
         # with the overrides that choose files, so that the keys are those of the chosen ones
