@@ -10,8 +10,7 @@ def choice(table: Mapping[str, type], default: str) -> Any:
 
     In YAML it reads `{name: <key of the table>, <the class's own fields>}`.
     """
-    factory = (lambda: table[default]()) if isinstance(default, str) else (lambda: default)
-    return field(default_factory=factory, metadata={"choices": table})
+    return field(default_factory=lambda: table[default](), metadata={"choices": table})
 
 
 def choice_name(table: Mapping[str, type], value: object) -> str:

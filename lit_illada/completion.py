@@ -1,7 +1,8 @@
 """What the shell completes: commands and options by click, config groups and keys from the YAML files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -19,29 +20,61 @@ def script(command: click.Command, shell: str) -> str:
 
 def complete_override(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Groups (`model=`), their files (`model=nano`) and keys (`model.hidden_size=`) that continue what was typed."""
-    group, has_value, typed = incomplete.partition("=")
-    folder = conf_dir() / group
+    key, has_value, typed = incomplete.partition("=")
+    folder = conf_dir() / key.partition("@")[0]
     if has_value and folder.is_dir():
-        return [CompletionItem(f"{group}={name}") for name in _files(folder) if name.startswith(typed)]
-    candidates = [f"{name}=" for name in [*_groups(), *sorted(set(_keys()))]]
+        return [CompletionItem(f"{key}={name}") for name in _files(folder) if name.startswith(typed)]
+    chosen = dict(word.split("=", 1) for word in ctx.params.get("overrides") or () if "=" in word)
+    groups, keys = _compose(conf_dir() / f"{_config_of(ctx)}.yaml", "", "", chosen)
+    candidates = [f"{name}=" for name in [*sorted(groups), *sorted(keys)]]
     return [CompletionItem(text) for text in candidates if text.startswith(incomplete)]
 
 
-def _groups() -> list[str]:
-    root = conf_dir()
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir())
+def _config_of(ctx: click.Context) -> str:
+    """The file at the top of conf/ that the command composes."""
+    if ctx.info_name == "config":
+        return str(ctx.params["command"])
+    return "data" if ctx.info_name == "prepare" else str(ctx.info_name)
 
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def _keys() -> Iterator[str]:
-    root = conf_dir()
-    for path in root.rglob("*.yaml"):
-        package = ".".join(path.parent.relative_to(root).parts)
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if package != "experiment" and isinstance(tree, dict):
-            for key in tree:
-                if key not in ("defaults", "name"):
-                    yield f"{package}.{key}" if package else key
+def _compose(file: Path, group: str, package: str, chosen: Mapping[str, str]) -> tuple[set[str], set[str]]:
+    """What Hydra would find, without its import: the groups to choose files of, and the keys, of this file and of those
+    in its defaults.
+
+    group: the folder of the file inside conf/. package: where its keys lie. chosen: group to file, before the defaults.
+    """
+    groups: set[str] = set()
+    if not file.is_file():
+        return groups, set()
+    tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    keys = set(_leaves({key: value for key, value in tree.items() if key != "defaults"}, package))
+    if package:
+        keys.discard(f"{package}.name")  # of a choice: its group says it
+    for entry in tree.get("defaults", ()):
+        if entry == "_self_":
+            continue
+        ((name, choice),) = entry.items()
+        name, _, inner = name.partition("@")
+        inner_group = f"{group}/{name}".lstrip("/")
+        inner_package = f"{package}.{inner or name.replace('/', '.')}".lstrip(".")
+        is_elsewhere = inner_package != inner_group.replace("/", ".")
+        key = f"{inner_group}@{inner_package}" if is_elsewhere else inner_group
+        groups.add(key)
+        if inner_group != "experiment":  # which holds no keys of its own
+            inner_file = conf_dir() / inner_group / f"{chosen.get(key, choice)}.yaml"
+            more_groups, more_keys = _compose(inner_file, inner_group, inner_package, chosen)
+            groups, keys = groups | more_groups, keys | more_keys
+    return groups, keys
+
+
+def _leaves(node: Mapping[str, Any], where: str) -> Iterator[str]:
+    for name, child in node.items():
+        path = f"{where}.{name}".lstrip(".")
+        if isinstance(child, dict) and child:
+            yield from _leaves(child, path)
+        else:
+            yield path

@@ -67,6 +67,24 @@ class RunConfig:
                 f"objective.name={choice_name(OBJECTIVES, self.objective)} needs "
                 f"model.is_causal={str(is_autoregressive).lower()}; got {str(self.model.is_causal).lower()}"
             )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1")
+
+    def _check_warmup(self) -> None:
+        steps = self.optim.schedule.warmup_steps
+        if steps >= self.trainer.max_steps:
+            raise UserError(
+                f"optim.schedule.warmup_steps is {steps}, not below trainer.max_steps={self.trainer.max_steps}: the "
+                "run would end before its learning rate is reached"
+            )
+
+    def _check_room(self, key: str, generation: GenerationConfig) -> None:
+        longest = self.model.max_position_embeddings
+        if generation.max_new_tokens > longest:
+            raise UserError(
+                f"{key}.max_new_tokens is {generation.max_new_tokens}, more than "
+                f"model.max_position_embeddings={longest}"
+            )
 
     def _check_row_length(self, key: str, row_length: int) -> None:
         longest = self.model.max_position_embeddings
@@ -84,7 +102,10 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_warmup()
         self._check_row_length("data.row_length", self.data.row_length)
+        if self.samples.prompts:
+            self._check_room("samples.generation", self.samples.generation)
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,10 @@ class SFTConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_row_length("sft_data.row_length", self.sft_data.row_length)
+        if self.evaluation.num_examples:
+            self._check_room("evaluation.generation", self.evaluation.generation)
+        if self.epochs is None:
+            self._check_warmup()
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"epochs is {self.epochs}; it must be above 0, or null for trainer.max_steps")
 
@@ -168,12 +193,13 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
     Raises UserError for an unknown key or choice (naming the nearest), a wrong type or an impossible combination.
     """
     for override in overrides:
-        _require_assignment(override)
+        key = _require_assignment(override)
+        if key.lstrip("+~").startswith("hydra"):
+            raise UserError(f"{override!r}: Hydra only composes the config here, and has no settings of its own")
     try:
-        composed = _compose(command, overrides)
-    except HydraException as error:
+        tree = OmegaConf.to_container(_compose(command, overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise _explain(error, command, overrides) from error
-    tree = OmegaConf.to_container(composed, resolve=True)
     return from_tree(SCHEMAS[command], {**tree, **(given or {})})  # type: ignore[dict-item]
 
 
@@ -225,7 +251,7 @@ def dump(config: Any) -> str:
 
 
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
-    """The config saved with a run, with `key=value` overrides on top."""
+    """The config saved with a run, with `key=value` overrides on top; they set values and choose no files."""
     try:
         tree = OmegaConf.create(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
@@ -238,6 +264,11 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
         raise UserError(f"{path}: {error}") from error
     for override in overrides:
         key = _require_assignment(override)
+        if _is_group(key):
+            raise UserError(
+                f"{override!r} would choose a file of the group {key}: on a saved config only values can be set, such "
+                "as trainer.max_steps=500"
+            )
         if key not in _keys(tree):
             raise _nearest_key(key, _keys(tree))
     merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
@@ -283,17 +314,38 @@ def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dic
     return table[child["name"]], {key: value for key, value in child.items() if key != "name"}
 
 
-def _explain(error: HydraException, command: str, overrides: Sequence[str]) -> UserError:
+def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserError:
     """Hydra's refusal in one line: an unknown key or group with the nearest one that exists."""
+    if not isinstance(error, HydraException | OmegaConfBaseException):  # of a group that is given no name
+        for override in overrides:
+            group, _, value = override.partition("=")
+            if _is_group(group) and not (_group_folder(group) / f"{value}.yaml").is_file():
+                return UserError(f"{override!r} names no file: allowed are {', '.join(_files(_group_folder(group)))}")
     key = getattr(error.__cause__, "full_key", None)
     if key:
         # with the overrides that choose files, so that the keys are those of the chosen ones
-        choosing = [override for override in overrides if (conf_dir() / override.partition("=")[0]).is_dir()]
+        choosing = [
+            override for override in overrides if _is_group(override.partition("=")[0]) and "={" not in override
+        ]
         return _nearest_key(str(key), _keys(_compose(command, choosing)))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return unknown(f"config {group or 'group'}", name, [path.stem for path in (conf_dir() / group).glob("*.yaml")])
+        return unknown(f"config {group or 'group'}", name, _files(conf_dir() / group))
     return UserError(" ".join(str(error).split()))
+
+
+def _is_group(key: str) -> bool:
+    """Whether a key chooses a file."""
+    return _group_folder(key).is_dir()
+
+
+def _group_folder(key: str) -> Path:
+    """The group's folder, if it is one, of a key as Hydra writes it: `generation@samples.generation`."""
+    return conf_dir() / key.lstrip("+").partition("@")[0]
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def _nearest_key(key: str, known: list[str]) -> UserError:

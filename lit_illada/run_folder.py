@@ -1,6 +1,7 @@
 """What lies in a run's folder, and how a run is made, found again and told apart from another."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from lit_illada.errors import UserError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, provenance.json, summary.json, samples.txt, tokenizer/, checkpoints/ and TensorBoard's events."""
+    """config.yaml, provenance.jsonl, summary.json, samples.txt, tokenizer/, checkpoints/ and TensorBoard's events."""
 
     path: Path
 
@@ -69,8 +70,11 @@ class RunFolder:
         """The run that a checkpoint file belongs to."""
         return cls(path.resolve().parent.parent)
 
+    def write_config(self, text: str) -> None:
+        _write_atomically(self.config, text)
+
     def write_summary(self, figures: dict[str, Any]) -> None:
-        self.summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        _write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
 
     def write_provenance(self, now: datetime) -> None:
         """With what the run was made: it stands beside every number taken from it."""
@@ -97,6 +101,19 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             flat[f"{prefix}{key}"] = value if is_number else str(value)
     return flat
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """A run that is killed meanwhile leaves the file of before, never half of one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _unused(path: Path) -> Path:

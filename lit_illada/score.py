@@ -66,7 +66,7 @@ def run(
         check(path, given, scorer, config.generation.max_new_tokens)
     windows = {path: windows_of(path, content, scorer) for path, content in contents.items()}
     folder = _new_folder(out, checkpoint, now)
-    folder.config.write_text(dump(config), encoding="utf-8")
+    folder.write_config(dump(config))
     folder.write_provenance(now)
     with _progress() as progress:
         results = [
@@ -151,9 +151,7 @@ def _writer(model: Transformer, tokenizer: Tokenizer, generation: GenerationConf
     def write(prompt: str, max_new_tokens: int | None, temperature: float | None) -> str:
         config = generation
         if max_new_tokens is not None:
-            length = min(config.block_length, max_new_tokens)
-            steps = None if config.num_steps is None else min(config.num_steps, length)
-            config = replace(config, max_new_tokens=max_new_tokens, block_length=length, num_steps=steps)
+            config = replace(config, max_new_tokens=max_new_tokens)
         if temperature is not None:
             config = replace(config, temperature=temperature)
         return tokenizer.decode(build.complete(model, tokenizer, prompt, config))

@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,6 +15,11 @@ from click.testing import CliRunner
 
 from lit_illada import __version__
 from lit_illada.cli import main
+from lit_illada.completion import complete_override
+from lit_illada.config import dump, load
+from lit_illada.errors import UserError
+from lit_illada.run_folder import flatten
+from lit_illada.share import conf_dir
 
 
 def lit_illada(*arguments, **options):
@@ -78,6 +84,11 @@ def test_completion_prints_a_script(shell):
         ("pretrain model=na", "model=nano"),
         ("pretrain objective/mask_ratio=cos", "objective/mask_ratio=cosine"),
         ("pretrain trainer.max_", "trainer.max_steps="),
+        ("pretrain samples.gen", "samples.generation.max_new_tokens="),
+        ("pretrain generation@", "generation@samples.generation="),
+        ("pretrain generation/cache@samples.generation.cache=", "generation/cache@samples.generation.cache=dual"),
+        ("config sft evaluation.generation.num", "evaluation.generation.num_steps="),
+        ("data prepare data=text data.source.pa", "data.source.paths="),
         ("pre", "pretrain"),
     ],
 )
@@ -88,6 +99,25 @@ def test_the_shell_completes_commands_groups_and_keys(typed, offered):
     script = "from lit_illada.cli import main; main(prog_name='lit-illada')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False)
     assert f"plain,{offered}" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "sft", "generate", "score", "data", "examples"])
+def test_every_key_and_group_that_the_shell_offers_is_one_of_the_command(command):
+    context = SimpleNamespace(info_name="config", params={"command": command, "overrides": ()})
+    offered = {item.value.removesuffix("=") for item in complete_override(context, None, "")}
+    keys = {key for key in offered if not (conf_dir() / key.partition("@")[0]).is_dir()}
+    known = {key for key in flatten(yaml.safe_load(dump(load(command)))) if not key.endswith(".name")}
+    if command == "sft":  # whose model is that of the checkpoint
+        known = {key for key in known if not key.startswith("model.")}
+    assert keys == known
+    for group in offered - keys - {"experiment"}:
+        with pytest.raises(UserError, match="unknown config .* 'missing': allowed are"):  # the group is one
+            load(command, [f"{group}=missing"])
+
+
+def test_completion_needs_neither_hydra_nor_torch():
+    script = "import sys; import lit_illada.cli; assert not {'torch', 'hydra', 'omegaconf'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_data_prepare_inspect_and_verify(tiny_corpus, tmp_path):

@@ -62,6 +62,17 @@ def test_overrides_reach_the_dataclasses():
         ("model.num_key_value_heads=3", "must divide model.num_attention_heads"),
         ("model.is_causal=true", "needs model.is_causal=false"),
         ("data.row_length=100000", "longer than model.max_position_embeddings"),
+        ("model=null", "'model=null' names no file: allowed are 100m, "),
+        ("trainer=5", "'trainer=5' names no file: allowed are default"),
+        ("trainer={max_step: 1}", "did you mean 'trainer.max_steps'"),
+        ("trainer.max_steps=${steps}", "steps"),
+        ("hydra.run.dir=x", "Hydra only composes the config here"),
+        ("+hydra.verbose=true", "Hydra only composes the config here"),
+        ("hydra/launcher=x", "Hydra only composes the config here"),
+        ("seed=-1", "seed is -1; it must lie between 0 and 2**32 - 1"),
+        ("seed=4294967296", "seed is 4294967296"),
+        ("trainer.max_steps=100", "optim.schedule.warmup_steps is 100, not below trainer.max_steps=100"),
+        ("optim.optimizer.eps=0", "optim.optimizer.eps must be above 0; got 0"),
         ("model", "model"),
         ("=3", "=3"),
     ],
@@ -71,6 +82,33 @@ def test_a_wrong_override_is_one_line_that_helps(override, said):
         load("pretrain", [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_cannot_fit_the_model_is_refused_only_where_one_is_written():
+    sizes = ["model.max_position_embeddings=256", "samples.generation.max_new_tokens=257"]
+    assert load("pretrain", sizes)
+    with pytest.raises(UserError, match=r"samples\.generation\.max_new_tokens is 257, more than model\.max_pos"):
+        load("pretrain", [*sizes, "samples.prompts=[a]"])
+    sizes = ["evaluation.generation.max_new_tokens=1025"]
+    with pytest.raises(UserError, match=r"evaluation\.generation\.max_new_tokens is 1025, more than model\.max_pos"):
+        load("sft", sizes)
+    assert load("sft", [*sizes, "evaluation.num_examples=0"])
+
+
+def test_a_warm_up_is_held_against_the_steps_only_where_they_count():
+    with pytest.raises(UserError, match=r"warmup_steps is 50, not below trainer\.max_steps=50"):
+        load("sft", ["trainer.max_steps=50"])
+    assert load("sft", ["trainer.max_steps=50", "epochs=1"])
+
+
+@pytest.mark.parametrize(
+    "override", ["optim=muon", "objective/mask_ratio=cosine", "generation@samples.generation=llada"]
+)
+def test_a_saved_config_takes_no_files_of_a_group(tmp_path, override):
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(load("pretrain")), encoding="utf-8")
+    with pytest.raises(UserError, match="on a saved config only values can be set"):
+        load_file("pretrain", file, [override])
 
 
 def test_a_choice_without_a_name_and_an_unknown_one_are_refused():
@@ -99,7 +137,7 @@ def test_a_saved_config_loads_with_overrides_and_refuses_unknown_keys(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(dump(load("pretrain", ["seed=5"])), encoding="utf-8")
     assert load_file("pretrain", file).seed == 5
-    assert load_file("pretrain", file, ["trainer.max_steps=7"]).trainer.max_steps == 7
+    assert load_file("pretrain", file, ["trainer.max_steps=700"]).trainer.max_steps == 700
     with pytest.raises(UserError, match=r"did you mean 'trainer\.max_steps'"):
         load_file("pretrain", file, ["trainer.max_stepz=7"])
     with pytest.raises(UserError, match="write key=value"):

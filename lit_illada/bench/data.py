@@ -7,11 +7,9 @@ library.
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,14 +18,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer as Backend
 
+from lit_illada.bench.figure import Figure, figure, seconds
 from lit_illada.data.config import DataConfig, LoadTokenizer, StdlibSource
 from lit_illada.data.corpora import read
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.manifest import TOKENIZER_FOLDER
 from lit_illada.data.prepare import prepare
 from lit_illada.errors import UserError
-
-Figure = dict[str, float]
 
 
 def measure(repeats: int = 5) -> dict[str, Any]:
@@ -49,18 +46,18 @@ def preparation(folder: Path, repeats: int) -> dict[str, Figure]:
     tokenizer_folder = folder / "stdlib" / TOKENIZER_FOLDER
     texts = [document.text for document in read(StdlibSource(), _raise)]
     backend = Backend.from_file(str(tokenizer_folder / "tokenizer.json"))
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the library at its best, on every core
     config = DataConfig(dir=str(folder / "again"), tokenizer=LoadTokenizer(str(tokenizer_folder)))
 
     def prepare_again() -> None:
         shutil.rmtree(config.dir, ignore_errors=True)
         prepare(config)
 
-    pairs = [(_seconds(prepare_again), _seconds(lambda: backend.encode_batch(texts))) for _ in range(repeats)]
+    with _parallel_library():
+        pairs = [(seconds(prepare_again), seconds(lambda: backend.encode_batch(texts))) for _ in range(repeats)]
     return {
-        "prepare_s": _figure([ours for ours, _ in pairs]),
-        "encode_batch_s": _figure([library for _, library in pairs]),
-        "ratio": _figure([library / ours for ours, library in pairs]),
+        "prepare_s": figure([ours for ours, _ in pairs]),
+        "encode_batch_s": figure([library for _, library in pairs]),
+        "ratio": figure([library / ours for ours, library in pairs]),
     }
 
 
@@ -83,7 +80,7 @@ def reading(folder: Path, repeats: int, *, row_length: int = 256, batch_rows: in
             pass
 
     with _one_core():
-        return {"tokens_per_s": _figure([tokens / _seconds(read_batches) for _ in range(repeats)])}
+        return {"tokens_per_s": figure([tokens / seconds(read_batches) for _ in range(repeats)])}
 
 
 def memory(folder: Path) -> dict[str, Figure]:
@@ -125,14 +122,18 @@ def _write_corpus(path: Path, times: int) -> None:
                 stream.write(json.dumps({"text": f"# copy {copy}\n{document.text}"}) + "\n")
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
-def _figure(values: list[float]) -> Figure:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+@contextmanager
+def _parallel_library() -> Iterator[None]:
+    """`tokenizers` at its best, on every core, also after this process has started others."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextmanager

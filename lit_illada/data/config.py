@@ -121,8 +121,8 @@ class DataConfig:
     num_processes: processes that tokenise; 0: one per core.
     row_length: tokens a packed row.
     isolate_documents: attention stays within a document; otherwise a row is one segment.
-    num_streams: rows are taken in turn from so many places of the shuffled shards. A loader keeps so many shards in
-        memory; with a multiple of the number of ranks every rank reads shards of its own.
+    num_streams: training rows are taken in turn from so many places of the shuffled shards. A loader keeps so many
+        shards in memory; with a multiple of the number of ranks every rank reads shards of its own.
     num_workers: loader processes a rank; 0: read in the training process.
     cache_dir: keeps the shards that come from a URL; None: fetch them again every epoch.
     """

@@ -14,6 +14,9 @@ from lit_illada.data.shortening import NoShortening, SplitRow, TruncateRow
 from lit_illada.data.stream import PackedRows
 from lit_illada.data.tokenizer import Tokenizer
 
+# Decides which validation rows come first, so it is no setting: every arm is ranked on the same rows.
+_VALIDATION_STREAMS = 8
+
 
 class PackedDataModule(RowDataModule):
     """Packed rows of a prepared data set; prepares it first when it is missing and has a source."""
@@ -47,11 +50,11 @@ class PackedDataModule(RowDataModule):
 
     @cached_property
     def train_rows(self) -> PackedRows:
-        return self._rows(TRAIN, self.config.shortening, self.seed)
+        return self._rows(TRAIN, self.config.shortening, self.config.num_streams, self.seed)
 
     @cached_property
     def val_rows(self) -> PackedRows:
-        return self._rows(VALIDATION, NoShortening(), VALIDATION_SEED)
+        return self._rows(VALIDATION, NoShortening(), _VALIDATION_STREAMS, VALIDATION_SEED)
 
     def unigram_entropy(self) -> float:
         """Of the validation split, nats a token: what a model that knows only the frequencies reaches."""
@@ -60,8 +63,10 @@ class PackedDataModule(RowDataModule):
             counts += np.bincount(self.dataset.load(record).tokens, minlength=len(counts))
         return entropy(counts)
 
-    def _rows(self, split: str, shortening: NoShortening | SplitRow | TruncateRow, seed: int) -> PackedRows:
+    def _rows(
+        self, split: str, shortening: NoShortening | SplitRow | TruncateRow, num_streams: int, seed: int
+    ) -> PackedRows:
         stream = PackedStream(
-            self.dataset, split, row_length=self.config.row_length, num_streams=self.config.num_streams, seed=seed
+            self.dataset, split, row_length=self.config.row_length, num_streams=num_streams, seed=seed
         )
         return PackedRows(stream, shortening, self.config.isolate_documents, seed)

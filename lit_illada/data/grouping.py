@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_illada.data.config import DataConfig, OnBadDocument
+from lit_illada.data.config import DataConfig, OnBadDocument, TextSource
 from lit_illada.data.corpora import Document, read
 from lit_illada.data.manifest import TRAIN, VALIDATION
 from lit_illada.errors import UserError
@@ -23,9 +23,10 @@ _BAD_EXAMPLES = 20
 
 @dataclass
 class Tally:
-    """What was left out, and why."""
+    """How many documents each split got, what was left out, and why."""
 
     policy: OnBadDocument
+    documents: dict[str, int] = field(default_factory=lambda: {TRAIN: 0, VALIDATION: 0})
     duplicates: int = 0
     empty: int = 0
     bad: int = 0
@@ -38,10 +39,27 @@ class Tally:
         if len(self.examples) < _BAD_EXAMPLES:
             self.examples.append(str(error))
 
-    def empty_corpus(self) -> UserError:
+    def empty_split(self, config: DataConfig) -> UserError | None:
+        """The error for a corpus that leaves a split without a document; None for one that fills both."""
+        num_documents = sum(self.documents.values())
+        if not num_documents:
+            return self._empty_corpus()
+        empty = next((split for split in (TRAIN, VALIDATION) if not self.documents[split]), None)
+        if empty is None:
+            return None
+        given = "1 document" if num_documents == 1 else f"{num_documents} documents"
+        ways = "give more files, or change data.validation_fraction"
+        if isinstance(config.source, TextSource) and config.source.document_separator is None:
+            ways = f"set data.source.document_separator (without it a file is one document), {ways}"
+        return UserError(
+            f"the corpus has {given} and the {empty} split got none of them "
+            f"(data.validation_fraction={config.validation_fraction}): {ways}"
+        )
+
+    def _empty_corpus(self) -> UserError:
         left_out = f"{self.empty} empty, {self.bad} unreadable documents left out"
         first = f"; the first: {self.examples[0]}" if self.examples else ""
-        return UserError(f"the corpus has no text to train on ({left_out}{first})")
+        return UserError(f"the corpus has no text ({left_out}{first})")
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ def group_documents(config: DataConfig, seen_file: Path, tally: Tally) -> Iterat
                 tally.duplicates += 1
                 continue
             split = split_of(digest, config.validation_fraction)
+            tally.documents[split] += 1
             texts[split].append(document.text)
             digests[split].append(digest)
             characters[split] += len(document.text)
@@ -100,6 +119,7 @@ def sample_documents(config: DataConfig, sample_bytes: int, on_scanned: Callable
     on_scanned: is told the bytes of text read so far.
     """
     kept: dict[bytes, str] = {}
+    held_out: set[bytes] = set()
     largest_first: list[tuple[int, bytes]] = []
     kept_bytes = scanned_bytes = 0
     tally = Tally(config.on_bad_document)
@@ -108,7 +128,10 @@ def sample_documents(config: DataConfig, sample_bytes: int, on_scanned: Callable
         scanned_bytes += len(raw)
         if scanned_bytes > _SCANNED_PER_SAMPLED * sample_bytes and kept:
             break
-        if digest in kept or split_of(digest, config.validation_fraction) == VALIDATION:
+        if digest in kept:
+            continue
+        if split_of(digest, config.validation_fraction) == VALIDATION:
+            held_out.add(digest)
             continue
         # the split takes the first bytes of the hash, the sample the last
         heapq.heappush(largest_first, (-int.from_bytes(digest[8:], "big"), digest))
@@ -118,7 +141,10 @@ def sample_documents(config: DataConfig, sample_bytes: int, on_scanned: Callable
             kept_bytes -= len(kept.pop(heapq.heappop(largest_first)[1]).encode())
         on_scanned(scanned_bytes)
     if not kept:
-        raise tally.empty_corpus()
+        tally.documents[VALIDATION] = len(held_out)
+        error = tally.empty_split(config)
+        assert error is not None
+        raise error
     return list(kept.values())
 
 

@@ -54,7 +54,7 @@ def prepare(
     """Prepare `config.dir` from `config.source`, or find it prepared already with the same settings.
 
     overwrite: replace a finished data set, which is left alone otherwise. Raises UserError for a bad source, other
-    settings, or a full disk; running it again after a kill goes on.
+    settings, a split without documents, or a full disk; running it again after a kill goes on.
     """
     if is_url(config.dir):
         raise UserError(f"data.dir is {config.dir}: a data set is prepared in a local folder, then copied")
@@ -114,11 +114,12 @@ def _prepare(config: DataConfig, folder: Path, on_progress: OnProgress) -> Manif
                 collect(wait(pending, return_when=FIRST_COMPLETED).done)
         collect(wait(pending).done)
 
+    if error := tally.empty_split(config):
+        shutil.rmtree(work)  # with more files the tokenizer is another one
+        raise error
     splits = {
         split: Split([records[key] for key in sorted(records) if key[0] == split]) for split in (TRAIN, VALIDATION)
     }
-    if not splits[TRAIN].shards:
-        raise tally.empty_corpus()
     manifest = Manifest(
         dtype=token_dtype(tokenizer.vocab_size).name,
         vocab_size=tokenizer.vocab_size,

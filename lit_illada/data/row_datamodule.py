@@ -152,7 +152,13 @@ class RowDataModule(L.LightningDataModule, ABC):
         if not available:
             raise UserError(f"the validation split has {rows_per_epoch} rows, fewer than {self._world_size} ranks")
         if available < self.validation_rows:
-            _log.warning("validating on %d rows instead of %d: no more there are", available, self.validation_rows)
+            _log.warning(
+                "validating on %d rows instead of %d: there are %d, and each of %d ranks takes as many",
+                available,
+                self.validation_rows,
+                rows_per_epoch,
+                self._world_size,
+            )
         return available
 
     @property

@@ -22,7 +22,7 @@ class Canvas(StrEnum):
 class GenerationConfig:
     """Block-by-block denoising; of a causal model, token by token.
 
-    max_new_tokens: the budget; a last block is cut to fit it.
+    max_new_tokens: the budget; a last block is cut to fit it, an only one too, and its steps with it.
     block_length: tokens denoised together; blocks follow each other left to right.
     num_steps: denoising steps a block, at most so many forward passes; block_length of them commit one token each.
         None: tokens_per_step says how many.
@@ -55,11 +55,6 @@ class GenerationConfig:
         for name in ("max_new_tokens", "block_length", "num_steps", "tokens_per_step"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"generation.{name} is {getattr(self, name)}: it must be 1 or more")
-        if self.block_length > self.max_new_tokens:
-            raise UserError(
-                f"generation.block_length is {self.block_length}: it must be at most generation.max_new_tokens, "
-                f"which is {self.max_new_tokens}"
-            )
         self._check_steps()
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"generation.temperature is {self.temperature}: it must be 0 or more")
@@ -96,9 +91,9 @@ class GenerationConfig:
             )
 
     def steps_for(self, block_length: int) -> int:
-        """Denoising steps of a block of this length."""
+        """Denoising steps of a block of this length; of a cut one at most its tokens, unless some are remasked."""
         if self.num_steps is not None:
-            return self.num_steps
+            return self.num_steps if self.remask.is_on else min(self.num_steps, block_length)
         assert self.tokens_per_step is not None
         return -(-block_length // self.tokens_per_step)
 

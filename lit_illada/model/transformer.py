@@ -5,7 +5,6 @@ K key-value heads, V vocabulary, M selected tokens.
 """
 
 import math
-from collections.abc import Callable
 from typing import overload
 
 import torch
@@ -92,17 +91,6 @@ class Transformer(nn.Module):
                 module.weight.normal_(0.0, std, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
-
-
-def whole_row_logits(model: Transformer) -> Callable[[Tensor, Tensor], Tensor]:
-    """The model as generation and scoring call it: (input_ids (B, T), is_selected (B, T)) -> logits (M, V), every row
-    one document."""
-
-    def logits_fn(input_ids_BT: Tensor, is_selected_BT: Tensor) -> Tensor:
-        num_rows, row_length = input_ids_BT.shape
-        return model(input_ids_BT, Layout.whole_rows(num_rows, row_length, input_ids_BT.device), is_selected_BT)
-
-    return logits_fn
 
 
 class Backbone(nn.Module):

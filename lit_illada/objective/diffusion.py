@@ -66,15 +66,18 @@ class DiffusionObjectiveConfig:
                 f"objective.joint_draw 'complementary' is biased with mask_draw {str(self.mask_draw)!r}, whose k is "
                 "never 0 while its complement may be: set mask_draw=bernoulli"
             )
-        if not has_symmetric_support(self.mask_ratio):
+        # A curriculum's centre moves one way, so one that is symmetric at both ends has stood still at 1/2.
+        ends = [self.mask_ratio.at(0.0), self.mask_ratio.at(1.0)]
+        if not all(map(has_symmetric_support, ends)):
             raise UserError(
                 f"objective.joint_draw 'complementary' draws t and 1 − t, but mask_ratio {name!r} draws from "
                 f"{list(self.mask_ratio.support)}: set epsilon=0, or a band [low, 1 − low]"
             )
-        if not self.importance_corrected and not is_symmetric(self.mask_ratio):
+        if not self.importance_corrected and not all(map(is_symmetric, ends)):
             raise UserError(
                 f"objective.joint_draw 'complementary' changes the objective, because mask_ratio {name!r} is not "
-                "symmetric about 1/2: set importance_corrected=true or choose a symmetric one"
+                "symmetric about 1/2 from the run's start to its end: set importance_corrected=true or choose a "
+                "symmetric one"
             )
 
 

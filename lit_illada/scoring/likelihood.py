@@ -106,7 +106,8 @@ class Likelihood(Metric):
     """Adds rows up, on any number of ranks.
 
     compute() gives, as float64 tensors: `nll_bound` (nats a token; exact for a causal model), `nll_bound_stderr` (its
-    standard error, with rows as sampling units), `bits_per_byte` (only with `bytes_per_token`), and by mask-ratio bin,
+    standard error; it treats rows as independent, though a long document spans several, so it is a lower estimate; of
+    a single row it is NaN), `bits_per_byte` (only with `bytes_per_token`), and by mask-ratio bin,
     (10,) and NaN where nothing fell: `cross_entropy_by_ratio`, `accuracy_by_ratio`.
 
     bytes_per_token: (V,) how many bytes of text each token stands for, 0 for special ones; None if unknown.

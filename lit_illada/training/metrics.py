@@ -14,7 +14,8 @@ class TrainingCurves(Metric):
     """The loss, and the plain cross-entropy and accuracy of the masked tokens: overall and by mask ratio.
 
     compute() gives `loss`, `nll` (nats a masked token), `accuracy`, and `nll_by_ratio`, `accuracy_by_ratio` ((10,), NaN
-    where no token fell). Every value is a ratio of two sums over all since the last reset, on all ranks.
+    where no token fell). Every value is a ratio of two sums over all since the last reset, on all ranks. Micro-batches
+    whose loss is not finite are left out: one of them would hide the others of its interval.
     """
 
     full_state_update = False
@@ -29,9 +30,11 @@ class TrainingCurves(Metric):
         self.add_state("bin_sums", torch.zeros(3, NUM_RATIO_BINS, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, loss: LossSum) -> None:
-        self.loss_sum += loss.sum.detach()
-        self.count += loss.count
-        self.bin_sums += torch.stack([loss.bins.nll, loss.bins.num_correct, loss.bins.num_masked])
+        is_finite = loss.sum.detach().isfinite()  # chosen by `where`: no synchronisation with the device
+        self.loss_sum += torch.where(is_finite, loss.sum.detach(), 0.0)
+        self.count += torch.where(is_finite, loss.count, 0)
+        bins = torch.stack([loss.bins.nll, loss.bins.num_correct, loss.bins.num_masked])
+        self.bin_sums += torch.where(is_finite, bins, 0.0)
 
     def compute(self) -> dict[str, Tensor]:
         nll, num_correct, num_masked = self.bin_sums

@@ -1,5 +1,6 @@
 """Which optimizer updates which parameter, with how much decay."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ class MuonConfig:
 
     def __post_init__(self) -> None:
         _check_rates(self)
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "lie in [0, 1)")
 
 
 OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "muon": MuonConfig}
@@ -57,8 +59,10 @@ class OptimConfig:
     gradient_clip_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.gradient_clip_norm is not None and self.gradient_clip_norm <= 0:
-            raise UserError(f"gradient_clip_norm must be above 0, or null for none; got {self.gradient_clip_norm}")
+        if self.gradient_clip_norm is not None and not self.gradient_clip_norm > 0:
+            raise UserError(
+                f"optim.gradient_clip_norm must be above 0, or null for none; got {self.gradient_clip_norm}"
+            )
 
 
 def build_optimizer(model: nn.Module, config: AdamWConfig | MuonConfig) -> torch.optim.Optimizer:
@@ -118,10 +122,13 @@ def _decay_groups(parameters: list[tuple[str, nn.Parameter]], weight_decay: floa
 
 
 def _check_rates(config: AdamWConfig | MuonConfig) -> None:
-    if config.learning_rate <= 0:
-        raise UserError(f"learning_rate must be above 0; got {config.learning_rate}")
-    if config.weight_decay < 0:
-        raise UserError(f"weight_decay must be 0 or more; got {config.weight_decay}")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(config, name) < 1:
-            raise UserError(f"{name} must lie in [0, 1); got {getattr(config, name)}")
+    _require(0 < config.learning_rate < math.inf, "learning_rate", config.learning_rate, "be above 0")
+    _require(0 <= config.weight_decay < math.inf, "weight_decay", config.weight_decay, "be 0 or more")
+    _require(0 <= config.beta1 < 1, "beta1", config.beta1, "lie in [0, 1)")
+    _require(0 <= config.beta2 < 1, "beta2", config.beta2, "lie in [0, 1)")
+    _require(0 < config.eps < math.inf, "eps", config.eps, "be above 0")
+
+
+def _require(is_valid: bool, field: str, seen: float, allowed: str) -> None:
+    if not is_valid:
+        raise UserError(f"optim.optimizer.{field} must {allowed}; got {seen}")

@@ -78,8 +78,8 @@ class Reactive:
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.patience < 1:
-            raise UserError(f"patience must be 1 validation or more; got {self.patience}")
+        _require(self.patience >= 1, "patience", self.patience, "be 1 validation or more")
+        _require(0 <= self.min_improvement < math.inf, "min_improvement", self.min_improvement, "be 0 or more")
 
     def decay_starts_at(self, max_steps: int) -> int:
         return max(self.warmup_steps, max_steps - round(self.decay_fraction * max_steps))
@@ -124,6 +124,9 @@ class LearningRate(LRScheduler):
             return False
         if self.last_epoch < self.schedule.warmup_steps:
             return False
+        if not math.isfinite(nll):
+            log.warning("learning rate: the validation's bound is %s, which tells of no plateau: left out", nll)
+            return False
         if nll <= self.best_nll - self.schedule.min_improvement:
             self.best_nll, self.validations_without_improvement = nll, 0
             return False
@@ -155,10 +158,12 @@ class LearningRate(LRScheduler):
 
 
 def _check(schedule: Cosine | WarmupStableDecay | Reactive) -> None:
-    if schedule.warmup_steps < 0:
-        raise UserError(f"warmup_steps must be 0 or more; got {schedule.warmup_steps}")
-    if not 0 <= schedule.final_factor <= 1:
-        raise UserError(f"final_factor must lie in [0, 1]; got {schedule.final_factor}")
-    fraction = getattr(schedule, "decay_fraction", 0.5)
-    if not 0 < fraction <= 1:
-        raise UserError(f"decay_fraction must lie in (0, 1]; got {fraction}")
+    _require(schedule.warmup_steps >= 0, "warmup_steps", schedule.warmup_steps, "be 0 or more")
+    _require(0 <= schedule.final_factor <= 1, "final_factor", schedule.final_factor, "lie in [0, 1]")
+    if not isinstance(schedule, Cosine):  # which decays over all the rest
+        _require(0 < schedule.decay_fraction <= 1, "decay_fraction", schedule.decay_fraction, "lie in (0, 1]")
+
+
+def _require(is_valid: bool, field: str, seen: float, allowed: str) -> None:
+    if not is_valid:
+        raise UserError(f"optim.schedule.{field} must {allowed}; got {seen}")

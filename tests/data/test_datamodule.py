@@ -273,7 +273,7 @@ def test_a_checkpoint_of_another_data_set_or_seed_is_refused(prepared, tmp_path,
 def test_validation_rows_are_the_same_for_every_seed_and_setting_and_dealt_to_the_ranks(prepared):
     expected = list(make(prepared).val_dataloader())
     assert row_ids(expected) == list(range(8))
-    again = make(replace(prepared, shortening=TruncateRow(1.0)), seed=99).val_dataloader()
+    again = make(replace(prepared, shortening=TruncateRow(1.0), num_streams=3), seed=99).val_dataloader()
     assert all(map(same, expected, again))
     for rank in range(2):
         dealt = list(make(prepared, world=(rank, 2)).val_dataloader())
@@ -287,7 +287,8 @@ def test_too_many_validation_rows_are_cut_to_what_there_is(prepared, caplog):
     rows = module.manifest.validation.tokens // 32
     num_batches = sum(len(batch.row_ids) for batch in loader)
     assert 4 * num_batches <= rows
-    assert f"validating on {4 * num_batches} rows instead of 1000000" in caplog.text
+    assert f"validating on {4 * num_batches} rows instead of 1000000: there are " in caplog.text
+    assert "each of 4 ranks takes as many" in caplog.text
     assert make(prepared, validation_rows=0).val_dataloader() == []
     with pytest.raises(UserError, match="fewer than 100000 ranks"):
         make(prepared, world=(0, 100_000)).val_dataloader()

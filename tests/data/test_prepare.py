@@ -238,7 +238,7 @@ def test_bad_documents_stop_or_are_counted_and_listed(tmp_path, make_config, mak
 
 
 def test_an_empty_corpus_is_refused(tmp_path, make_config):
-    with pytest.raises(UserError, match=r"the corpus has no text to train on \(2 empty"):
+    with pytest.raises(UserError, match=r"the corpus has no text \(2 empty"):
         prepare(make_config(tmp_path / "set", ["", "  "]))
     (tmp_path / "nul.txt").write_bytes(b"\0")
     config = make_config(
@@ -247,6 +247,37 @@ def test_an_empty_corpus_is_refused(tmp_path, make_config):
     with pytest.raises(UserError, match=r"1 unreadable documents left out; the first: .*nul\.txt: binary file"):
         prepare(config)
     assert not Path(config.dir, "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("fraction", "empty"), [(0.001, "validation"), (0.999, "train")])
+def test_one_text_file_is_refused_with_what_is_missing_and_the_ways_out(tmp_path, make_config, fraction, empty):
+    (tmp_path / "book.txt").write_text("alpha beta\n---\n" * 40)
+    source = TextSource([str(tmp_path / "book.txt")])
+    config = make_config(tmp_path / "set", [], source=source, validation_fraction=fraction)
+    with pytest.raises(UserError) as caught:
+        prepare(config)
+    assert f"the corpus has 1 document and the {empty} split got none of them" in str(caught.value)
+    for way in ("set data.source.document_separator", "give more files", "change data.validation_fraction"):
+        assert way in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not Path(config.dir, "manifest.json").exists()
+
+
+def test_only_what_the_source_knows_is_advised(tmp_path, make_config):
+    config = make_config(tmp_path / "set", ["alpha", "beta"], validation_fraction=0.001)
+    with pytest.raises(UserError, match=r"has 2 documents and the validation split got none of them .*: give more"):
+        prepare(config)
+
+
+def test_more_files_after_a_refusal_give_what_they_would_have_given_at_once(tmp_path, make_config, make_texts):
+    texts = make_texts(40)
+    config = make_config(tmp_path / "set", texts[:1])
+    with pytest.raises(UserError, match="split got none"):
+        prepare(config)
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    prepare(config)
+    other = make_config(tmp_path / "other", texts)
+    assert prepare(other).fingerprint == prepare(config).fingerprint
 
 
 def test_a_url_or_a_file_is_no_place_to_prepare(tmp_path, make_config):

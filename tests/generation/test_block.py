@@ -125,6 +125,12 @@ def test_without_a_stop_token_the_budget_ends_the_text_even_within_a_block(write
     assert generation.num_forwards == 4 + 2, "a cut block of 2 tokens needs no more than 2 steps"
 
 
+def test_a_budget_below_the_block_is_one_block_of_its_size(write, prompts):
+    short = write(prompts, replace(CONFIG, max_new_tokens=5))
+    assert torch.equal(short.token_ids, write(prompts, replace(CONFIG, max_new_tokens=5, block_length=5)).token_ids)
+    assert write(prompts, replace(CONFIG, max_new_tokens=2)).num_forwards == 2
+
+
 def test_the_callback_sees_every_token_committed_once_with_its_confidence_and_entropy(write, prompts):
     seen, states = [], []
 

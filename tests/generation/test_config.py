@@ -47,7 +47,6 @@ def test_every_choice_has_a_file_with_all_its_fields_and_its_source(group):
     [
         ({"block_length": 0}, "generation.block_length is 0: it must be 1 or more"),
         ({"max_new_tokens": -1}, "generation.max_new_tokens is -1"),
-        ({"max_new_tokens": 16}, "block_length is 32: it must be at most generation.max_new_tokens, which is 16"),
         ({"num_steps": 33}, "num_steps is 33: it must be at most generation.block_length, which is 32"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"num_steps": None}, "num_steps is null and generation.tokens_per_step is null: give one"),
@@ -68,6 +67,13 @@ def test_impossible_settings_are_refused_with_value_and_bound(changes, message):
 
 def test_more_steps_than_tokens_make_sense_where_tokens_are_remasked():
     assert replace(GenerationConfig(), num_steps=64, remask=ReMDMCap()).steps_for(32) == 64
+
+
+def test_a_budget_below_the_block_cuts_block_and_steps_to_fit():
+    assert load("generate", ["generation.max_new_tokens=8"]).generation.steps_for(8) == 8
+    assert GenerationConfig(max_new_tokens=8, num_steps=4).steps_for(8) == 4
+    assert GenerationConfig(max_new_tokens=8, num_steps=None, tokens_per_step=16).steps_for(8) == 1
+    assert GenerationConfig(max_new_tokens=8, remask=ReMDMCap()).steps_for(8) == 32
 
 
 def test_samples_of_a_run_take_any_preset_and_choice():

@@ -5,7 +5,6 @@ import torch
 
 from lit_illada.batch import Layout
 from lit_illada.errors import UserError
-from lit_illada.model.transformer import whole_row_logits
 
 
 def test_logits_are_the_plain_models_moved_one_to_the_right_within_every_document(make_model, packed):
@@ -28,8 +27,8 @@ def test_selected_rows_and_scores_are_moved_alike(make_model, packed):
         model(ids, layout, select, ids[select]).nll,
         torch.nn.functional.cross_entropy(logits, ids[select], reduction="none"),
     )
-    whole = whole_row_logits(model)(ids, select)
-    torch.testing.assert_close(whole, model(ids, Layout.whole_rows(3, 12))[select])
+    whole = Layout.whole_rows(3, 12)
+    torch.testing.assert_close(model(ids, whole, select), model(ids, whole)[select])
 
 
 def test_a_causal_model_cannot_be_shifted_twice(make_model):

@@ -5,7 +5,7 @@ import torch
 
 from lit_illada.batch import Layout
 from lit_illada.model.config import AttentionKernel, num_non_embedding_parameters, num_parameters
-from lit_illada.model.transformer import Transformer, whole_row_logits
+from lit_illada.model.transformer import Transformer
 
 HERE = [AttentionKernel.MATMUL, AttentionKernel.SDPA]
 
@@ -195,14 +195,6 @@ def test_autocast_computes_in_bfloat16_and_scores_in_float32(make_model, packed)
     assert scores.nll.dtype is torch.float32
     torch.testing.assert_close(scores.nll, exact, atol=0.15, rtol=0.05)
     assert all(p.grad.dtype is torch.float32 and p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_whole_row_logits_takes_every_row_for_one_document(make_model):
-    model, ids = make_model(), torch.arange(12).view(2, 6)
-    is_selected = ids % 3 == 0
-    torch.testing.assert_close(
-        whole_row_logits(model)(ids, is_selected), model(ids, Layout.whole_rows(2, 6))[is_selected]
-    )
 
 
 @pytest.mark.slow

@@ -344,6 +344,10 @@ def test_other_objectives_keep_no_state(world):
         ({"joint_draw": JointDraw.COMPLEMENTARY}, "epsilon=0"),
         ({"joint_draw": JointDraw.COMPLEMENTARY, "mask_ratio": Cosine(epsilon=0.0)}, "not symmetric"),
         (
+            {"joint_draw": JointDraw.COMPLEMENTARY, "mask_ratio": Curriculum(epsilon=0.0, start=0.5, end=0.9)},
+            "from the run's start to its end",
+        ),
+        (
             {"joint_draw": JointDraw.COMPLEMENTARY, "mask_ratio": Uniform(epsilon=0.0), "mask_draw": MaskDraw.EXACT_K},
             "mask_draw=bernoulli",
         ),
@@ -357,6 +361,8 @@ def test_combinations_that_train_something_else_are_refused(config, message):
 
 def test_symmetric_and_corrected_pairs_are_allowed():
     DiffusionObjectiveConfig(joint_draw=JointDraw.COMPLEMENTARY, mask_ratio=Band(low=0.2, high=0.8))
+    still = Curriculum(epsilon=0.0, start=0.5, end=0.5)
+    DiffusionObjectiveConfig(joint_draw=JointDraw.COMPLEMENTARY, mask_ratio=still)
     DiffusionObjectiveConfig(
         joint_draw=JointDraw.COMPLEMENTARY, mask_ratio=Cosine(epsilon=0.0), importance_corrected=True
     )

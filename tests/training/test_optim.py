@@ -1,11 +1,13 @@
 """Which parameter gets which update."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from lit_illada.errors import UserError
-from lit_illada.training.optim import OPTIMIZERS, AdamWConfig, MuonConfig, OptimConfig, build_optimizer
+from lit_illada.training.optim import OPTIMIZERS, MuonConfig, OptimConfig, build_optimizer
 
 
 class Tiny(nn.Module):
@@ -94,10 +96,27 @@ def test_without_gradients_a_step_changes_nothing(name):
         assert all(torch.equal(value, moments[id(p)][key]) for key, value in state.items())
 
 
-def test_impossible_values_are_refused():
-    with pytest.raises(UserError, match="learning_rate must be above 0; got -1"):
-        AdamWConfig(learning_rate=-1)
-    with pytest.raises(UserError, match="beta2"):
-        MuonConfig(beta2=1.0)
-    with pytest.raises(UserError, match="gradient_clip_norm"):
-        OptimConfig(gradient_clip_norm=0)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("learning_rate", (-1, 0, math.nan, math.inf)),
+        ("weight_decay", (-0.1, math.nan)),
+        ("beta1", (-0.1, 1.0, math.nan)),
+        ("beta2", (1.0, math.nan)),
+        ("eps", (0, -1e-8, math.nan)),
+    ],
+)
+def test_impossible_rates_are_refused_by_the_keys_full_path(name, field, values):
+    for value in values:
+        with pytest.raises(UserError, match=rf"optim\.optimizer\.{field} must .*; got {value}"):
+            OPTIMIZERS[name](**{field: value})
+
+
+def test_impossible_momenta_and_clip_norms_are_refused():
+    for momentum in (-0.1, 1.0, math.nan):
+        with pytest.raises(UserError, match=r"optim\.optimizer\.momentum must lie in \[0, 1\)"):
+            MuonConfig(momentum=momentum)
+    for norm in (0, -1, math.nan):
+        with pytest.raises(UserError, match=r"optim\.gradient_clip_norm must be above 0, or null"):
+            OptimConfig(gradient_clip_norm=norm)

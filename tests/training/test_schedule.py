@@ -77,6 +77,16 @@ def test_reactive_ignores_improvements_smaller_than_asked():
     assert learning_rate.observe(4.905)
 
 
+def test_reactive_takes_a_bound_that_is_not_finite_for_no_plateau(caplog):
+    _, learning_rate = make(Reactive(warmup_steps=0, patience=2, min_improvement=0.1))
+    assert not learning_rate.observe(5.0)
+    for bound in (math.nan, math.inf, -math.inf):
+        assert not learning_rate.observe(bound)
+    assert caplog.text.count("left out") == 3
+    assert not learning_rate.observe(5.0)
+    assert learning_rate.observe(5.0)
+
+
 @given(st.integers(1, MAX_STEPS - 1), st.sampled_from(sorted(SCHEDULES)))
 def test_a_resumed_schedule_goes_on_as_if_never_stopped(stop_at, name):
     schedule = SCHEDULES[name](warmup_steps=7)
@@ -101,7 +111,19 @@ def test_a_resumed_schedule_goes_on_as_if_never_stopped(stop_at, name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_impossible_values_are_refused(name):
-    with pytest.raises(UserError, match="warmup_steps"):
+    with pytest.raises(UserError, match=r"optim\.schedule\.warmup_steps must be 0 or more; got -1"):
         SCHEDULES[name](warmup_steps=-1)
-    with pytest.raises(UserError, match="final_factor"):
+    with pytest.raises(UserError, match=r"optim\.schedule\.final_factor"):
         SCHEDULES[name](final_factor=2.0)
+    with pytest.raises(UserError, match=r"optim\.schedule\.final_factor"):
+        SCHEDULES[name](final_factor=math.nan)
+
+
+def test_impossible_values_of_one_schedule_are_refused():
+    for cls in (WarmupStableDecay, Reactive):
+        with pytest.raises(UserError, match=r"optim\.schedule\.decay_fraction must lie in \(0, 1\]; got 0"):
+            cls(decay_fraction=0)
+    with pytest.raises(UserError, match=r"optim\.schedule\.patience"):
+        Reactive(patience=0)
+    with pytest.raises(UserError, match=r"optim\.schedule\.min_improvement"):
+        Reactive(min_improvement=math.nan)

@@ -1,0 +1,25 @@
+"""The files of a run's folder survive what interrupts their writing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_illada.run_folder import RunFolder
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.write_config("seed: 1\n")
+    folder.write_summary({"step": 1})
+
+    def interrupted(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    for write, content in ((folder.write_config, "seed: 2\n"), (folder.write_summary, {"step": 2})):
+        with pytest.raises(KeyboardInterrupt):
+            write(content)
+    assert folder.config.read_text(encoding="utf-8") == "seed: 1\n"
+    assert json.loads(folder.summary.read_text(encoding="utf-8")) == {"step": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "summary.json"]
