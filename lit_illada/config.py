@@ -70,7 +70,7 @@ class RunConfig:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1")
 
-    def _check_warmup(self) -> None:
+    def check_warmup(self) -> None:
         steps = self.optim.schedule.warmup_steps
         if steps >= self.trainer.max_steps:
             raise UserError(
@@ -102,7 +102,7 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_warmup()
+        self.check_warmup()
         self._check_row_length("data.row_length", self.data.row_length)
         if self.samples.prompts:
             self._check_room("samples.generation", self.samples.generation)
@@ -139,7 +139,7 @@ class SFTConfig(RunConfig):
         if self.evaluation.num_examples:
             self._check_room("evaluation.generation", self.evaluation.generation)
         if self.epochs is None:
-            self._check_warmup()
+            self.check_warmup()
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"epochs is {self.epochs}; it must be above 0, or null for trainer.max_steps")
 

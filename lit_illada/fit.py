@@ -66,7 +66,7 @@ def fit(
 
 def _record(config: RunConfig, folder: RunFolder) -> None:
     if _is_rank_zero():
-        folder.config.write_text(dump(config), encoding="utf-8")
+        folder.write_config(dump(config))
         folder.write_provenance(datetime.now())
 
 

@@ -34,6 +34,7 @@ def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None)
     if config.epochs is not None:
         trainer = dataclasses.replace(config.trainer, max_steps=datamodule.steps(config.epochs))
         config = dataclasses.replace(config, trainer=trainer)
+        config.check_warmup()
         datamodule = build.build_sft_datamodule(config, tokenizer)
     # what cannot be trained on is refused before a folder is made
     datamodule.train_dataloader()
