@@ -33,8 +33,8 @@ _LAYOUT = {
         "share of the hardware's peak (MFU)": ["Multiline", ["perf/mfu$"]],
     },
 }
-# what runs differ in stands in the table's first columns
-_COMPARED = ("objective", "optim", "model", "seed", "trainer", "data")
+# what arms of an ablation may differ in; names and folders would only fill the table
+_COMPARED = ("objective", "optim", "model", "seed", "trainer", "data", "sft_data", "adapter")
 
 
 def begin_board(logger: TensorBoardLogger, config: dict[str, Any]) -> None:

@@ -80,7 +80,9 @@ def test_a_run_leaves_its_config_curves_samples_summary_and_checkpoints(referenc
 
 
 def test_the_curves_have_their_tags_at_the_right_steps(reference):
-    scalars = {tag: curves(reference).Scalars(tag) for tag in curves(reference).Tags()["scalars"]}
+    # two writers of one process: their files may be read in either order
+    events = curves(reference)
+    scalars = {tag: sorted(events.Scalars(tag), key=lambda event: event.step) for tag in events.Tags()["scalars"]}
     for tag in ("train/loss", "train/nll", "train/accuracy", "train/gradient_norm", "train/learning_rate"):
         assert [event.step for event in scalars[tag]] == [2, 4, 6, 8, 10, 12], tag
     for tag in ("val/nll_bound", "val/nll_bound_stderr", "val/bits_per_byte", "val/unigram_entropy"):
@@ -88,7 +90,7 @@ def test_the_curves_have_their_tags_at_the_right_steps(reference):
     assert any(tag.startswith("val_nll_by_ratio/") for tag in scalars)
     assert all(event.value > 0 for event in scalars["perf/tokens_per_s"])
     assert 0 < scalars["perf/mfu"][-1].value < 1
-    # warm-up over 2 steps, then a cosine: the rate of step 2 is the full one
+    # the warm-up is over: the rate of step 2 is the full one
     assert scalars["train/learning_rate"][0].value == pytest.approx(2e-4)
 
 
@@ -161,7 +163,7 @@ def test_a_resumed_run_may_divide_its_steps_otherwise(before, after, tiny_overri
     assert pretrain("trainer.max_steps=12", f"trainer.micro_batch_rows={after}", resume=parts).exit_code == 0
     last = read_checkpoint(parts / "checkpoints" / "step=00000012.ckpt")
     assert last["PackedDataModule"]["rows_seen"] == 96
-    assert [event.step for event in curves(parts).Scalars("val/nll_bound")] == [0, 6, 9, 12]
+    assert sorted(event.step for event in curves(parts).Scalars("val/nll_bound")) == [0, 6, 9, 12]
     one, other = weights(whole), weights(parts)
     for name in one:
         torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-3)
@@ -278,7 +280,7 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_one_left_alone(stop_at, ti
 def test_a_run_whose_last_step_is_not_a_validated_one_is_measured_at_its_end(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     assert pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=7").exit_code == 0
-    assert [event.step for event in curves(run).Scalars("val/nll_bound")] == [0, 6, 7]
+    assert sorted(event.step for event in curves(run).Scalars("val/nll_bound")) == [0, 6, 7]
 
 
 def test_a_step_with_a_non_finite_gradient_changes_nothing_and_is_told(tiny_overrides, tmp_path, monkeypatch, caplog):
