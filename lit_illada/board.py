@@ -1,15 +1,16 @@
 """How are the runs looked at? TensorBoard, served on their folder."""
 
+import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from lit_illada.errors import UserError
 
 
-def serve(runs: Path, host: str, port: int) -> None:
-    """Serve until interrupted. Raises UserError for a folder without runs or a port that is taken."""
+def serve(runs: Path, host: str, port: int) -> NoReturn:
+    """Become the server, until interrupted. Raises UserError for a folder without runs or a port that is taken."""
     if not any(runs.rglob("events.out.tfevents.*")):
         raise UserError(f"{runs}: no curves there; `lit-illada pretrain` writes them to runs/")
     with socket.socket() as probe:
@@ -21,8 +22,6 @@ def serve(runs: Path, host: str, port: int) -> None:
                 f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port"
             ) from error
     print(f"TensorBoard on {runs}: http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs), "--host", host, "--port", str(port)]
-    try:
-        subprocess.run(command, check=False)
-    except KeyboardInterrupt:
-        print()
+    # in place of this process, so that whatever ends the command ends the server
+    options = ["--logdir", str(runs), "--host", host, "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *options])

@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -231,7 +232,7 @@ def test_board_serves_the_curves(tmp_path, tiny_overrides):
         assert taken.exit_code == 1
         assert "--port" in taken.output
     finally:
-        os.killpg(process.pid, 15)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

@@ -110,7 +110,7 @@ def serve(words, folder):
     try:
         assert "http://" in process.stdout.readline()
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # the server may not heed a gentler one while it starts
         process.communicate()
 
 
