@@ -28,6 +28,7 @@ def measure(repeats: int = 5, steps: int = 8) -> dict[str, Figure]:
     """Seconds a step of either loop, and their ratio in each of `repeats` alternations. The goal: at most 1.05."""
     with TemporaryDirectory() as scratch:
         overrides = ["experiment=demo", f"data.dir={scratch}/stdlib", "samples.prompts=[]"]
+        overrides += ["optim.schedule.warmup_steps=1"]
         overrides += [f"trainer.max_steps={_WARM_UP_STEPS + steps}", "trainer.log_every_steps=10"]
         overrides += ["trainer.val_every_steps=1000000", "trainer.checkpoint_every_steps=1000000"]
         config = load("pretrain", overrides)
