@@ -443,8 +443,8 @@ def test_loading_never_holds_two_copies(tmp_path):
     mapped = open_hf(tmp_path).tensors
     model_mb = num_parameters(config) * 4 / 2**20
     assert model_mb > 280
-    # no less than three quarters: memory the process had freed before may serve again
-    assert 0.75 * model_mb < grown_mb(mapped) < 1.1 * model_mb
+    # no lower bound: memory that earlier tests have freed may serve again
+    assert grown_mb(mapped) < 1.1 * model_mb
 
 
 def test_the_published_names_are_those_of_the_papers_checkpoints():
