@@ -1,0 +1,33 @@
+"""The command `lit-illada`, with all its commands in the order a user meets them."""
+
+import logging
+import sys
+
+import click
+
+from lit_illada import __version__
+from lit_illada.cli.data import data
+from lit_illada.cli.tools import bench, board, completion_command, config
+from lit_illada.cli.train import pretrain, sft
+from lit_illada.cli.use import convert, generate, score
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=_CONTEXT, epilog="Start with:  lit-illada pretrain experiment=demo")
+@click.version_option(__version__, prog_name="lit-illada")
+@click.option("--debug", is_flag=True, help="Show tracebacks of user errors and debug logs.")
+def main(debug: bool) -> None:
+    """Pretrain, ablate and understand masked-diffusion language models (iLLaDA, LLaDA).
+
+    Every command composes its config from the YAML files in conf/; write KEY=VALUE to override any value
+    (model.num_hidden_layers=8) or to choose another file of a group (model=100m, objective/mask_ratio=cosine).
+    """
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    # quiet the libraries, whose information is for their own developers
+    for name in ("fsspec", "torch", "filelock", "matplotlib", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+for _command in (pretrain, sft, generate, score, convert, data, config, board, bench, completion_command):
+    main.add_command(_command)

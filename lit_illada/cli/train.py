@@ -1,0 +1,78 @@
+"""`pretrain` and `sft`."""
+
+from pathlib import Path
+
+import click
+
+from lit_illada.cli.frame import guarded, overrides_argument
+from lit_illada.errors import UserError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  lit-illada pretrain experiment=demo
+  lit-illada pretrain data=text data.source.paths='[books/*.txt]' data.dir=data/books model=nano
+  lit-illada pretrain experiment=demo objective/mask_ratio=cosine objective/weighting=flat
+  lit-illada pretrain --resume runs/demo-20260101-120000 trainer.max_steps=2000
+  lit-illada pretrain --init-from converted/llada data=prepared data.dir=data/docs
+"""
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with this run folder from its last checkpoint.",
+)
+@click.option(
+    "--init-from",
+    type=click.Path(path_type=Path),
+    metavar="CHECKPOINT",
+    help="Begin with these weights, and their model: a run, a converted folder or a checkpoint file.",
+)
+@overrides_argument
+@guarded
+def pretrain(resume: Path | None, init_from: Path | None, overrides: tuple[str, ...]) -> None:
+    """Pretrain a model: prepares the data where needed, trains, validates, saves.
+
+    Curves, samples, checkpoints and the resolved config go to a new folder under runs/. Ctrl-C saves and stops.
+    """
+    from lit_illada import pretrain as command
+
+    if init_from is not None:
+        if resume is not None:
+            raise UserError("give --resume or --init-from, not both: a resumed run has its weights")
+        overrides = (*overrides, f"init_from='{init_from}'")
+    command.run(overrides, resume)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  lit-illada sft runs/demo-20260101-120000 experiment=sft/demo
+  lit-illada sft runs/demo-20260101-120000 sft_data=messages sft_data.source.paths='[chats.jsonl]' epochs=3
+  lit-illada sft converted/llada sft_data/rows=llada objective=llada_sft optim=llada_sft adapter=lora
+  lit-illada sft --resume runs/sft-20260101-130000
+"""
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with this run folder from its last checkpoint.",
+)
+@overrides_argument
+@guarded
+def sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]) -> None:
+    """Fine-tune the model of CHECKPOINT (a run, a converted folder or their file) on instructions.
+
+    Without files it learns chained arithmetic, made on the spot; answers to held-out problems, as easy as those of
+    training and harder ones, are checked at every validation.
+    """
+    from lit_illada import sft as command
+
+    if resume is not None and checkpoint is not None:
+        # click takes the first word for the checkpoint
+        checkpoint, overrides = None, (str(checkpoint), *overrides)
+    command.run(checkpoint, overrides, resume)

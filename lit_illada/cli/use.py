@@ -1,0 +1,158 @@
+"""What is done with a checkpoint: `generate`, `score`, `convert`."""
+
+from pathlib import Path
+
+import click
+
+from lit_illada.cli.frame import guarded, overrides_argument
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  lit-illada generate runs/demo-20260101-120000 --prompt 'def main():'
+  lit-illada generate runs/demo-20260101-120000 --prompt-file prompt.txt generation.max_new_tokens=256
+  echo 'import os' | lit-illada generate runs/demo-20260101-120000 generation.temperature=0.7 generation.seed=3
+  lit-illada generate runs/demo-20260101-120000 --prompt 'def f(' generation=fast --trace f.jsonl --trace-picture f.png
+  lit-illada generate runs/sft-20260101-130000 --chat --prompt 'a=1+1; a mod 2?'
+"""
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--prompt", help="The text to continue; without it, --prompt-file or standard input.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="A file whose text is continued.")
+@click.option("--live/--no-live", default=None, help="Show the text being unmasked (default: on a terminal).")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.jsonl",
+    help="Write when each token was committed, with what confidence and entropy, and the settings.",
+)
+@click.option(
+    "--trace-picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Draw that: position along the text, denoising steps downwards.",
+)
+@click.option("--chat", "is_chat", is_flag=True, help="The prompt is a user's message; a fine-tuned model answers it.")
+@overrides_argument
+@guarded
+def generate(
+    checkpoint: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    live: bool | None,
+    trace: Path | None,
+    trace_picture: Path | None,
+    is_chat: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Continue a text with the model of CHECKPOINT: a run (its newest checkpoint), a converted folder, or its file.
+
+    Blocks of [MASK] are appended and denoised until the model ends the text or the budget is spent; a causal model
+    writes token by token. generation=llada denoises a fixed canvas, generation=fast several sure tokens a step.
+    """
+    from lit_illada import generate as command
+
+    draw = None
+    if trace_picture is not None:
+        from lit_illada.generation.picture import draw_to
+
+        draw = draw_to(trace_picture)
+    command.run(checkpoint, prompt, prompt_file, live, overrides, trace, draw, is_chat)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  lit-illada score runs/demo-20260101-120000 --task items.jsonl
+  lit-illada score runs/demo-20260101-120000 --task items.jsonl score.rule=confidence score.limit=100
+  lit-illada score runs/demo-20260101-120000 --task gsm8k/test.jsonl generation=paper_base
+  lit-illada score runs/demo-20260101-120000 --text book.txt score.num_draws=256 score.context_length=64
+  lit-illada score runs/demo-20260101-120000 --harness arc_easy --harness tasks/mine.yaml score.rule=bound
+"""
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--task",
+    "tasks",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="JSON lines: question, choices, answer; or, as in GSM8K, question and an answer with a number.",
+)
+@click.option(
+    "--text", "texts", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="A text of any length."
+)
+@click.option(
+    "--harness",
+    multiple=True,
+    metavar="NAME|YAML",
+    help="A task of EleutherAI's lm-eval, or a file that describes one (needs the extra `eval`).",
+)
+@click.option(
+    "--include-path", type=click.Path(path_type=Path), metavar="FOLDER", help="A folder with lm-eval tasks of your own."
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: scores/ in the run's folder.")
+@overrides_argument
+@guarded
+def score(
+    checkpoint: Path,
+    tasks: tuple[Path, ...],
+    texts: tuple[Path, ...],
+    harness: tuple[str, ...],
+    include_path: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Score tasks or texts with the model of CHECKPOINT: a run folder (its newest checkpoint) or a .ckpt file.
+
+    Multiple choice is answered by every scoring rule the model has (or score.rule=NAME), with a table of their
+    accuracies and agreement; a problem with a number by generation. A text, and an lm-eval task, is scored by the
+    bound (its standard error is told), exactly for a causal model, or by score.rule=NAME. Items, scores and settings
+    are written to a folder.
+    """
+    from lit_illada import score as command
+
+    command.run(checkpoint, tasks, texts, harness, include_path, out, overrides)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  lit-illada convert GSAI-ML/LLaDA-8B-Base converted/llada --dtype bfloat16
+  lit-illada convert models/Qwen2.5-0.5B converted/qwen --mask-token '<|mask|>'
+  lit-illada convert runs/demo-20260101-120000 exported/demo
+  lit-illada convert runs/demo-20260101-120000 exported/demo-llada --to llada
+"""
+)
+@click.argument("source")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["illada", "llada", "dream", "llama", "qwen2", "lit"]),
+    help="The layout to write (default: ours, lit, from a Hugging Face checkpoint; else the first that fits).",
+)
+@click.option("--mask-token", metavar="TEXT", help="Which token is [MASK]; one the tokenizer lacks is added to it.")
+@click.option("--eos-token", metavar="TEXT", help="Which token ends a text, where the checkpoint does not say.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: as the weights are.")
+@click.option("--max-shard-gb", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True)
+@click.option("--revision", help="Of the hub repository: a branch, tag or commit.")
+@guarded
+def convert(
+    source: str,
+    destination: Path,
+    to: str | None,
+    mask_token: str | None,
+    eos_token: str | None,
+    dtype: str | None,
+    max_shard_gb: float,
+    revision: str | None,
+) -> None:
+    """Convert SOURCE, a Hugging Face folder or hub id or a run of ours, into the new folder DESTINATION.
+
+    Reads the layouts of iLLaDA, LLaDA, Dream, Llama and Qwen2 from safetensors, and writes them; no code of a
+    checkpoint runs. Shows what was mapped, and refuses a checkpoint with a tensor missing, left over or misshapen.
+    """
+    from lit_illada import convert as command
+
+    command.run(source, destination, to, mask_token, eos_token, dtype, max_shard_gb, revision)
