@@ -2,7 +2,7 @@
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.build import build_datamodule, build_model, build_module, build_objective, complete, load_checkpoint
-from lit_illada.config import GenerateConfig, PretrainConfig, dump, load, load_file
+from lit_illada.config import GenerateConfig, PretrainConfig, load, load_file
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.prepare import prepare
 from lit_illada.data.tokenizer import Tokenizer
@@ -14,6 +14,7 @@ from lit_illada.model.transformer import Transformer
 from lit_illada.objective import AutoregressiveObjective, DiffusionObjective, DiffusionObjectiveConfig
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, nll, nll_bound
 from lit_illada.training.module import PretrainModule
+from lit_illada.tree import dump
 
 __all__ = [
     "AutoregressiveObjective",

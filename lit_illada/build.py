@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lit_illada.batch import TokenBatch
 from lit_illada.checkpoints import open_checkpoint
-from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, to_tree
+from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.sft_datamodule import Difficulty, EvaluationExample, SFTDataModule
@@ -47,6 +47,7 @@ from lit_illada.training.module import PretrainModule
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
 from lit_illada.training.throughput import Throughput, matmul_flops_per_s
 from lit_illada.training.trainer import Precision, make_trainer
+from lit_illada.tree import to_tree
 
 log = logging.getLogger(__name__)
 

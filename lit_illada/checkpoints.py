@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_illada.config import from_tree, to_tree
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
@@ -21,6 +20,7 @@ from lit_illada.model.lora import MergedTensors
 from lit_illada.model.tensor_files import TensorFiles, write_file
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.tree import from_tree, to_tree
 
 WEIGHTS_FILE = "weights.safetensors"
 _METADATA = "lit_illada"

@@ -1,16 +1,12 @@
-"""What an experiment is: its dataclass tree, and how composed YAML becomes it and comes back.
+"""What an experiment is: its dataclass tree, and how composed YAML becomes it.
 
-The only importer of hydra and omegaconf; no DictConfig leaves this file.
+The only importer of hydra; no DictConfig leaves this file.
 """
 
-import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import EnumType, StrEnum
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -31,6 +27,7 @@ from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir
 from lit_illada.training.optim import OptimConfig
 from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
+from lit_illada.tree import from_tree, nearest_key
 
 T = TypeVar("T")
 
@@ -209,47 +206,6 @@ def _compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
         return compose(command, list(overrides))
 
 
-def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
-    """A frozen dataclass from plain dicts, lists and scalars, every choice resolved by its name."""
-    if not isinstance(tree, Mapping):
-        raise UserError(f"{where.rstrip('.') or 'a config'} must be a mapping of keys; got {tree!r}")
-    hints = get_type_hints(schema)
-    items = {item.name: item for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    values = {}
-    for key, child in tree.items():
-        path = f"{where}{key}"
-        if key not in items:
-            raise _nearest_key(path, [f"{where}{name}" for name in items])
-        cls = hints[key]
-        if table := items[key].metadata.get("choices"):
-            cls, child = _chosen(table, child, path)
-        is_node = dataclasses.is_dataclass(cls)
-        values[key] = from_tree(cls, child, f"{path}.") if is_node else _leaf(cls, child, path)  # type: ignore[arg-type]
-    return schema(**values)
-
-
-def to_tree(value: Any) -> Any:
-    """The inverse of `from_tree`: plain dicts, lists and scalars."""
-    if isinstance(value, StrEnum):
-        return value.value
-    if isinstance(value, list):
-        return [to_tree(item) for item in value]
-    if not dataclasses.is_dataclass(value):
-        return value
-    tree = {}
-    for item in dataclasses.fields(value):
-        child = getattr(value, item.name)
-        tree[item.name] = to_tree(child)
-        if table := item.metadata.get("choices"):
-            tree[item.name] = {"name": choice_name(table, child), **tree[item.name]}
-    return tree
-
-
-def dump(config: Any) -> str:
-    """The config as YAML."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=100)
-
-
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     """The config saved with a run, with `key=value` overrides on top; they set values and choose no files."""
     try:
@@ -270,30 +226,9 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
                 "as trainer.max_steps=500"
             )
         if key not in _keys(tree):
-            raise _nearest_key(key, _keys(tree))
+            raise nearest_key(key, _keys(tree))
     merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
     return from_tree(SCHEMAS[command], OmegaConf.to_container(merged))
-
-
-def _leaf(hint: Any, value: Any, path: str) -> Any:
-    """The value as the field's type; OmegaConf decides what converts."""
-    if isinstance(hint, EnumType):
-        allowed = list(map(str, hint.__members__.values()))
-        if value not in allowed:
-            raise unknown(path, value, allowed)
-        return hint(value)
-    schema = dataclasses.make_dataclass("Leaf", [("value", hint)])
-    try:
-        node = OmegaConf.merge(OmegaConf.structured(schema), {"value": value})
-        return OmegaConf.to_container(node)["value"]  # type: ignore[index, call-overload]
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {value!r} is not {_type_name(hint)}") from error
-
-
-def _type_name(hint: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
-    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return " or ".join(names.get(part, str(part)) for part in parts)
 
 
 def _require_assignment(override: str) -> str:
@@ -302,16 +237,6 @@ def _require_assignment(override: str) -> str:
     if not found or not key.strip():
         raise UserError(f"{override!r} is no override: write key=value, such as trainer.max_steps=500")
     return key
-
-
-def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dict[str, Any]]:
-    if isinstance(child, str):
-        child = {"name": child}
-    if not isinstance(child, Mapping) or "name" not in child:
-        raise UserError(f"{path} needs a name: one of {', '.join(table)}")
-    if child["name"] not in table:
-        raise unknown(path, child["name"], table)
-    return table[child["name"]], {key: value for key, value in child.items() if key != "name"}
 
 
 def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserError:
@@ -327,7 +252,7 @@ def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserEr
         choosing = [
             override for override in overrides if _is_group(override.partition("=")[0]) and "={" not in override
         ]
-        return _nearest_key(str(key), _keys(_compose(command, choosing)))
+        return nearest_key(str(key), _keys(_compose(command, choosing)))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return unknown(f"config {group or 'group'}", name, _files(conf_dir() / group))
@@ -346,15 +271,6 @@ def _group_folder(key: str) -> Path:
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def _nearest_key(key: str, known: list[str]) -> UserError:
-    # the last word counts most: `model.num_layers` is near `model.num_hidden_layers`
-    parent = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == parent] or known
-    close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5) or difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return UserError(f"unknown config key {key!r}: allowed there are {', '.join(siblings)}{hint}")
 
 
 def _keys(node: DictConfig) -> list[str]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_illada import build
-from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, dump, load_file, to_tree
+from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, load_file
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
@@ -23,6 +23,7 @@ from lit_illada.run_folder import RunFolder
 from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.tensorboard import begin_board
+from lit_illada.tree import dump, to_tree
 
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
 _EXACT = "val/exact_match_"

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lit_illada import build
-from lit_illada.config import load, to_tree
+from lit_illada.config import load
 from lit_illada.data.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.sft_config import RoleTokens
 from lit_illada.data.tokenizer import Tokenizer
@@ -21,6 +21,7 @@ from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.trace import Recorder, Trace, write_traces
 from lit_illada.run_folder import flatten
 from lit_illada.training.trainer import Precision
+from lit_illada.tree import to_tree
 
 
 def run(

@@ -16,7 +16,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from lit_illada import build
-from lit_illada.config import ScoreConfig, dump, load, to_tree
+from lit_illada.config import ScoreConfig, load
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.config import GenerationConfig
@@ -38,6 +38,7 @@ from lit_illada.scoring.harness import evaluate, harness_table, require_harness
 from lit_illada.scoring.scorer import OnWork, Scorer
 from lit_illada.scoring.tasks import ChoiceItem, NumberItem, read_items
 from lit_illada.training.checkpoint import latest_checkpoint
+from lit_illada.tree import dump, to_tree
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,12 @@ from rich.console import Console
 
 from lit_illada import build
 from lit_illada.checkpoints import open_checkpoint
-from lit_illada.config import SFTConfig, load, to_tree
+from lit_illada.config import SFTConfig, load
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.fit import fit, new_folder, open_run
 from lit_illada.run_folder import RunFolder
+from lit_illada.tree import to_tree
 
 
 def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:

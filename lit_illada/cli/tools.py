@@ -14,7 +14,8 @@ from lit_illada.cli.frame import guarded, overrides_argument
 @guarded
 def config(command: str, overrides: tuple[str, ...]) -> None:
     """Print the resolved config that COMMAND would run with."""
-    from lit_illada.config import dump, load
+    from lit_illada.config import load
+    from lit_illada.tree import dump
 
     click.echo(dump(load(command, overrides)), nl=False)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_illada.config import from_tree, load
+from lit_illada.config import load
 from lit_illada.data.sft_config import ROWS, SFT_SOURCES, TEMPLATES, SFTDataConfig
 from lit_illada.data.shortening import SHORTENINGS
 from lit_illada.share import conf_dir
+from lit_illada.tree import from_tree
 
 CONF = Path(conf_dir()) / "sft_data"
 TABLES = {"source": SFT_SOURCES, "template": TEMPLATES, "rows": ROWS, "rows/shortening": SHORTENINGS}

@@ -3,13 +3,14 @@ from dataclasses import fields, replace
 import pytest
 import yaml
 
-from lit_illada.config import from_tree, load
+from lit_illada.config import load
 from lit_illada.errors import UserError
 from lit_illada.generation.caching import CACHES
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.remasking import REMASK_RULES, ReMDMCap
 from lit_illada.generation.selection import COMMIT_RULES
 from lit_illada.share import conf_dir
+from lit_illada.tree import from_tree
 
 FOLDER = conf_dir() / "generation"
 TABLES = {"commit_rule": COMMIT_RULES, "remask": REMASK_RULES, "cache": CACHES}

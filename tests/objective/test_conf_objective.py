@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_illada.config import from_tree, load
+from lit_illada.config import load
 from lit_illada.objective import MASK_RATIOS, OBJECTIVES, TOKEN_WEIGHTS, WEIGHTINGS
 from lit_illada.share import conf_dir
+from lit_illada.tree import from_tree
 
 CONF = Path(conf_dir()) / "objective"
 TABLES = {"mask_ratio": MASK_RATIOS, "weighting": WEIGHTINGS, "token_weight": TOKEN_WEIGHTS}

@@ -1,0 +1,98 @@
+"""How a frozen dataclass becomes plain dicts, lists and scalars, and comes back, every value checked."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from enum import EnumType, StrEnum
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_illada.choice import choice_name
+from lit_illada.errors import UserError, unknown
+
+T = TypeVar("T")
+
+
+def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
+    """A frozen dataclass from plain dicts, lists and scalars, every choice resolved by its name."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where.rstrip('.') or 'a config'} must be a mapping of keys; got {tree!r}")
+    hints = get_type_hints(schema)
+    items = {item.name: item for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    values = {}
+    for key, child in tree.items():
+        path = f"{where}{key}"
+        if key not in items:
+            raise nearest_key(path, [f"{where}{name}" for name in items])
+        cls = hints[key]
+        if table := items[key].metadata.get("choices"):
+            cls, child = _chosen(table, child, path)
+        is_node = dataclasses.is_dataclass(cls)
+        values[key] = from_tree(cls, child, f"{path}.") if is_node else _leaf(cls, child, path)  # type: ignore[arg-type]
+    return schema(**values)
+
+
+def to_tree(value: Any) -> Any:
+    """The inverse of `from_tree`: plain dicts, lists and scalars."""
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, list):
+        return [to_tree(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    tree = {}
+    for item in dataclasses.fields(value):
+        child = getattr(value, item.name)
+        tree[item.name] = to_tree(child)
+        if table := item.metadata.get("choices"):
+            tree[item.name] = {"name": choice_name(table, child), **tree[item.name]}
+    return tree
+
+
+def dump(config: Any) -> str:
+    """The config as YAML."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _leaf(hint: Any, value: Any, path: str) -> Any:
+    """The value as the field's type; OmegaConf decides what converts."""
+    if isinstance(hint, EnumType):
+        allowed = list(map(str, hint.__members__.values()))
+        if value not in allowed:
+            raise unknown(path, value, allowed)
+        return hint(value)
+    schema = dataclasses.make_dataclass("Leaf", [("value", hint)])
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(schema), {"value": value})
+        return OmegaConf.to_container(node)["value"]  # type: ignore[index, call-overload]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {value!r} is not {_type_name(hint)}") from error
+
+
+def _type_name(hint: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return " or ".join(names.get(part, str(part)) for part in parts)
+
+
+def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dict[str, Any]]:
+    if isinstance(child, str):
+        child = {"name": child}
+    if not isinstance(child, Mapping) or "name" not in child:
+        raise UserError(f"{path} needs a name: one of {', '.join(table)}")
+    if child["name"] not in table:
+        raise unknown(path, child["name"], table)
+    return table[child["name"]], {key: value for key, value in child.items() if key != "name"}
+
+
+def nearest_key(key: str, known: list[str]) -> UserError:
+    # the last word counts most: `model.num_layers` is near `model.num_hidden_layers`
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == parent] or known
+    close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5) or difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return UserError(f"unknown config key {key!r}: allowed there are {', '.join(siblings)}{hint}")
