@@ -159,11 +159,10 @@ def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops
     for key in _SEEDS[stage.command]:
         set_in(config, key, own_seed)
         overrides = [*overrides, f"{key}={own_seed}"]
-    if stage.command is not Command.SCORE:
-        if config.get("epochs") is None:
-            num_steps = config["trainer"]["max_steps"]
-            tokens, cost = num_steps * _step_tokens(config), step_flops(config)
-            flops = None if cost is None else num_steps * cost
+    if stage.command is not Command.SCORE and config.get("epochs") is None:
+        num_steps = config["trainer"]["max_steps"]
+        tokens, cost = num_steps * _step_tokens(config), step_flops(config)
+        flops = None if cost is None else num_steps * cost
     fingerprint = fingerprint_of(stage.command, stage.arguments, config, parent.fingerprint if parent else None)
     return PlannedRun(
         id="",
