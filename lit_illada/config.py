@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.choice import choice, choice_name
 from lit_illada.data.config import DataConfig
-from lit_illada.data.sft_config import SFTDataConfig
+from lit_illada.data.sft_config import TEMPLATES, ReasoningTask, RoleTexts, RoleTokens, SFTDataConfig
 from lit_illada.errors import UserError, unknown
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import ModelConfig
@@ -143,19 +143,30 @@ class SFTConfig(RunConfig):
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Generation from a checkpoint. precision: bf16-mixed is faster where the hardware multiplies it, and rounds."""
+    """Generation from a checkpoint.
+
+    precision: bf16-mixed is faster where the hardware multiplies it, and rounds. template: how --chat writes roles.
+    """
 
     accelerator: Accelerator = Accelerator.auto
     precision: Precision = Precision.float32
+    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Scoring with a checkpoint. generation: how the answers of problems with a number are written."""
+    """Scoring with a checkpoint.
+
+    precision: of generation; likelihoods are computed in float32. template: how a chat's roles are written. reasoning:
+    the problems of --reasoning. generation: how answers are written.
+    """
 
     accelerator: Accelerator = Accelerator.auto
+    precision: Precision = Precision.float32
+    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")
     score: ScoringConfig = field(default_factory=ScoringConfig)
+    reasoning: ReasoningTask = field(default_factory=ReasoningTask)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 

@@ -4,8 +4,8 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from rich.table import Table
 
 from lit_illada import build
 from lit_illada.config import ScoreConfig, load
-from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.data.chat_template import ChatTemplate
+from lit_illada.data.instruction import Example
 from lit_illada.errors import UserError
-from lit_illada.generation.config import GenerationConfig
-from lit_illada.model.transformer import Transformer
 from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.candidates import Candidate
 from lit_illada.scoring.config import ScoreRule
@@ -37,8 +36,12 @@ from lit_illada.scoring.evaluation import (
 from lit_illada.scoring.harness import evaluate, harness_table, require_harness
 from lit_illada.scoring.scorer import OnWork, Scorer
 from lit_illada.scoring.tasks import ChoiceItem, NumberItem, read_items
+from lit_illada.scoring.wording import Chat
+from lit_illada.solve import numbers, problems, solve
 from lit_illada.training.checkpoint import latest_checkpoint
+from lit_illada.training.trainer import Precision
 from lit_illada.tree import dump, to_tree
+from lit_illada.writing import Writer
 
 log = logging.getLogger(__name__)
 
@@ -51,41 +54,95 @@ def run(
     include_path: Path | None,
     out: Path | None,
     overrides: Sequence[str],
+    is_reasoning: bool = False,
 ) -> None:
-    """Score everything, print a table of each, and write items and summary to a folder."""
+    """Score everything, print a table of each, and write items and summary to a folder.
+
+    is_reasoning: problems made on the spot are solved too.
+    """
     now = datetime.now()
     config: ScoreConfig = load("score", overrides)
-    if not (tasks or texts or harness):
-        raise UserError("nothing to score: give --task FILE, --text FILE or --harness TASK")
+    if not (tasks or texts or harness or is_reasoning):
+        raise UserError("nothing to score: give --task FILE, --text FILE, --harness TASK or --reasoning")
     if harness:
         require_harness()
     items = {path: read_items(path, config.score.limit) for path in tasks}
     contents = {path: _read_text(path) for path in texts}
-    model, tokenizer = build.load_checkpoint(checkpoint, config.accelerator.resolve().device)
-    scorer = build.build_scorer(model, tokenizer, config.score)
+    posed = problems(config.reasoning) if is_reasoning else {}
+    accelerator = config.accelerator.resolve()
+    model, tokenizer = build.load_checkpoint(checkpoint, accelerator.device)
+    template = ChatTemplate(config.template, tokenizer) if _is_chat(config) or posed else None
+    scorer = build.build_scorer(model, tokenizer, config.score, template)
+    is_bf16 = config.precision.resolve(accelerator) is Precision.bf16_mixed
+    writer = Writer(model, tokenizer, config.generation, config.score.batch_prompts, is_bf16)
+    write = partial(writer.text, scorer.encode_prompt)
     for path, given in items.items():
         check(path, given, scorer, config.generation.max_new_tokens)
     windows = {path: windows_of(path, content, scorer) for path, content in contents.items()}
     folder = _new_folder(out, checkpoint, now)
     folder.write_config(dump(config))
     folder.write_provenance(now)
+    summary = {
+        "checkpoint": str(checkpoint),
+        "checkpoint_file": _checkpoint_file(checkpoint),
+        "tokenizer_sha256": tokenizer.sha256,
+        "model": to_tree(model.config),
+        "config": to_tree(config),
+        "results": [],
+    }
     with _progress() as progress:
-        results = [
-            *_score_tasks(items, scorer, _writer(model, tokenizer, config.generation), folder, progress),
-            *_score_texts(contents, windows, scorer, progress),
-            *_score_harness(harness, include_path, scorer, _writer(model, tokenizer, config.generation), progress),
-        ]
-    folder.write_summary(
-        {
-            "checkpoint": str(checkpoint),
-            "checkpoint_file": _checkpoint_file(checkpoint),
-            "tokenizer_sha256": tokenizer.sha256,
-            "model": to_tree(model.config),
-            "config": to_tree(config),
-            "results": results,
-        }
-    )
+        for result in chain(
+            _solve(posed, writer, template, folder, progress),
+            _score_tasks(items, scorer, write, folder, progress),
+            _score_texts(contents, windows, scorer, progress),
+            _score_harness(harness, include_path, scorer, write, progress),
+        ):
+            # what is finished is kept, whatever happens to the rest
+            summary["results"].append(result)
+            folder.write_summary(summary)
+    folder.write_summary({**summary, "end": dict(_end(summary["results"]))})
     print(f"written to {folder.path}")
+
+
+def _is_chat(config: ScoreConfig) -> bool:
+    return isinstance(config.score.wording, Chat)
+
+
+def _end(results: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float]]:
+    """The figures of all results, flat, as a sweep compares them."""
+    for result in results:
+        stem = Path(result["file"]).stem if "file" in result else ""
+        match result["kind"]:
+            case "reasoning":
+                yield from ((f"score/{name}", value) for name, value in numbers(result))
+            case "number":
+                yield f"score/{stem}_accuracy", result["accuracy"]
+            case "multiple_choice":
+                yield from ((f"score/{stem}_accuracy_{rule}", one["accuracy"]) for rule, one in result["rules"].items())
+            case "text":
+                yield f"score/{stem}_nats_per_token", result["nats_per_token"]
+
+
+def _solve(
+    posed: dict[int, list[Example]],
+    writer: Writer,
+    template: ChatTemplate | None,
+    folder: RunFolder,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    if not posed:
+        return
+    assert template is not None
+    name = "generations-reasoning.jsonl"
+    result = solve(posed, writer, template, folder.path / name, progress)
+    table = Table(title=f"chained arithmetic: {result['num_items']} problems", title_justify="left")
+    for heading in ("depth", "right, 95 % interval", "never ended", "tokens, mean"):
+        table.add_column(heading, justify="right")
+    for depth, figures in {**result["depths"], "all": result}.items():
+        never = f"{100 * figures['unfinished']:.1f} %"
+        table.add_row(depth, _percent(figures), never, f"{figures['mean_tokens']:.0f}")
+    Console().print(table)
+    yield {**result, "items": name}
 
 
 def _score_tasks(
@@ -135,29 +192,17 @@ def _score_harness(
     if not tasks:
         return
 
-    def write_what_fits(prompt: str, max_new_tokens: int | None, temperature: float | None) -> str:
-        room = scorer.room_behind(prompt)
+    def write_what_fits(prompts: Sequence[str], max_new_tokens: int | None, temperature: float | None) -> Iterator[str]:
+        room = min(map(scorer.room_behind, prompts))
         if room == 0:
             raise UserError(f"a prompt of the task fills all the model's {scorer.model.max_length} positions")
-        return write(prompt, room if max_new_tokens is None else min(room, max_new_tokens), temperature)
+        return write(prompts, room if max_new_tokens is None else min(room, max_new_tokens), temperature)
 
     results = evaluate(scorer, write_what_fits, tasks, include_path, progress)
     print(harness_table(results))
     kept = ("results", "groups", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
     lm_eval = json.loads(json.dumps({key: results[key] for key in kept if key in results}, default=str))
     yield {"kind": "harness", "rule": scorer.rules[0].value, "lm_eval": lm_eval}
-
-
-def _writer(model: Transformer, tokenizer: Tokenizer, generation: GenerationConfig) -> Write:
-    def write(prompt: str, max_new_tokens: int | None, temperature: float | None) -> str:
-        config = generation
-        if max_new_tokens is not None:
-            config = replace(config, max_new_tokens=max_new_tokens)
-        if temperature is not None:
-            config = replace(config, temperature=temperature)
-        return tokenizer.decode(build.complete(model, tokenizer, prompt, config))
-
-    return write
 
 
 def _print_choices(result: dict[str, Any]) -> None:

@@ -167,7 +167,7 @@ def _problem(draws: Sequence[float], operations: str, difficulty: ProblemRange) 
     for index in range(depth):
         num_operations = difficulty.operands - 1
         ops = tuple(operations[below(len(operations))] for _ in range(num_operations))
-        numbers = tuple(below(10**difficulty.digits) for _ in range(num_operations + (index == 0)))
+        numbers = tuple(below(difficulty.num_numbers) for _ in range(num_operations + (index == 0)))
         steps.append(Step(ops, numbers))
     return Problem(first_label, modulus, tuple(steps))
 

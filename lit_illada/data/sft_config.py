@@ -17,7 +17,8 @@ class ProblemRange:
 
     moduli: one of them a problem; named twice, it comes twice as often.
     min_depth, max_depth: steps of the chain. operands: numbers a step combines, the result before it among them.
-    digits: of every number.
+    digits: of every number. max_number: the largest, where it is less than the digits allow; None: as they allow. A sum
+        modulo m of numbers below m is learnt much sooner than one of any numbers.
     """
 
     moduli: list[int] = field(default_factory=lambda: [2])
@@ -25,6 +26,12 @@ class ProblemRange:
     max_depth: int = 4
     operands: int = 2
     digits: int = 1
+    max_number: int | None = None
+
+    @property
+    def num_numbers(self) -> int:
+        """How many different numbers there are, from 0."""
+        return 10**self.digits if self.max_number is None else self.max_number + 1
 
     def __post_init__(self) -> None:
         if not self.moduli or min(self.moduli) < 2:
@@ -37,6 +44,11 @@ class ProblemRange:
             raise UserError(f"operands is {self.operands}; it must lie in 2 … 6")
         if not 1 <= self.digits <= 6:
             raise UserError(f"digits is {self.digits}; it must lie in 1 … 6")
+        if self.max_number is not None and not 1 <= self.max_number < 10**self.digits:
+            raise UserError(
+                f"max_number is {self.max_number}; it must lie in 1 … {10**self.digits - 1}, as digits={self.digits} "
+                "allows, or be null"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,41 @@ class ReasoningSource:
         for name in ("recheck_fraction", "slip_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"sft_data.source.{name} is {getattr(self, name)}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ReasoningTask:
+    """Chained arithmetic to be solved: problems of the test portion, so of no training with the same fraction.
+
+    depths: steps of the chain, the difficulty. num_problems: of each depth; the same ones for every model and every
+    setting. seed: of the problems. The rest as in `ReasoningSource` and `ProblemRange`.
+    """
+
+    seed: int = 0
+    depths: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 8])
+    num_problems: int = 32
+    operations: str = "+"
+    moduli: list[int] = field(default_factory=lambda: [2])
+    operands: int = 2
+    digits: int = 1
+    max_number: int | None = None
+    held_out_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.depths:
+            raise UserError("reasoning.depths is empty; name the depths of the chains, such as [2,4,8]")
+        if self.num_problems < 1:
+            raise UserError(f"reasoning.num_problems is {self.num_problems}; it must be at least 1")
+        if not 0 < self.held_out_fraction < 0.5:
+            raise UserError(f"reasoning.held_out_fraction is {self.held_out_fraction}; it must lie between 0 and 0.5")
+        for depth in self.depths:
+            self.range(depth)
+
+    def source(self) -> ReasoningSource:
+        return ReasoningSource(seed=self.seed, operations=self.operations, recheck_fraction=0.0)
+
+    def range(self, depth: int) -> ProblemRange:
+        return ProblemRange(self.moduli, depth, depth, self.operands, self.digits, self.max_number)
 
 
 @dataclass(frozen=True)

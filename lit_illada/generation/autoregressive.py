@@ -35,7 +35,7 @@ def generate_autoregressive(
     stop_token_ids: Sequence[int],
     max_position_embeddings: int,
     controls: Sequence[LogitControl] = (),
-    first_row: int = 0,
+    row_numbers: Sequence[int] | None = None,
     on_commit: Callable[[Commit], None] | None = None,
 ) -> Generation:
     """Continues every prompt, (length,) int64 each, until its stop token or to the budget; no blocks.
@@ -50,7 +50,7 @@ def generate_autoregressive(
     token_ids_BT, num_padding = left_padded([torch.cat((bos, prompt)) for prompt in prompts], bos_token_id)
     num_inputs = token_ids_BT.shape[1]
     stops = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=device)
-    draws = Draws(config.seed, range(first_row, first_row + len(prompts)), device)
+    draws = Draws(config.seed, range(len(prompts)) if row_numbers is None else row_numbers, device)
     controls = [*own_controls(config, mask_token_id, stops), *controls]
     cache, start = KeyValueCache(), 0
     rows = list(range(len(prompts)))

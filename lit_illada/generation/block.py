@@ -30,15 +30,15 @@ def generate(
     max_position_embeddings: int,
     lookback: int = 0,
     controls: Sequence[LogitControl] = (),
-    first_row: int = 0,
+    row_numbers: Sequence[int] | None = None,
     on_commit: Callable[[Commit], None] | None = None,
 ) -> Generation:
     """Continues every prompt, (length,) int64 each, until a finished block holds a stop token, or to the budget.
 
     The prompts' lengths may differ: a row's text is what it would be alone. Rows that have stopped, or whose block is
     full, cost no more. A [M] inside a prompt stays as it is. lookback: 1 for a model that predicts the next token from
-    the place before it, so that a cache leaves that place in. controls: applied after our own, in order. first_row:
-    the number of the first prompt among those that share a seed. Raises UserError when a prompt and the budget together
+    the place before it, so that a cache leaves that place in. controls: applied after our own, in order. row_numbers:
+    of the prompts among those that share a seed; None: from 0. Raises UserError when a prompt and the budget together
     exceed `max_position_embeddings`. Source: iLLaDA, arXiv 2606.25331; LLaDA, arXiv 2502.09992.
     """
     require_room(prompts, config.max_new_tokens, max_position_embeddings)
@@ -56,7 +56,7 @@ def generate(
             mask_token_id=mask_token_id,
             lookback=lookback,
         ),
-        Draws(config.seed, range(first_row, first_row + len(prompts)), device),
+        Draws(config.seed, range(len(prompts)) if row_numbers is None else row_numbers, device),
         [*own_controls(config, mask_token_id, stops), *controls],
         prompt_length,
         mask_token_id,

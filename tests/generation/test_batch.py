@@ -30,7 +30,7 @@ def test_a_row_of_a_batch_is_what_it_is_alone(write, ragged, name):
     config = replace(CONFIG, **KINDS[name])
     together = write(ragged, config, stop_token_ids=[1, 2])
     for row, prompt in enumerate(ragged):
-        alone = write([prompt], config, stop_token_ids=[1, 2], first_row=row)
+        alone = write([prompt], config, stop_token_ids=[1, 2], row_numbers=[row])
         assert alone.texts()[0] == together.texts()[row]
         assert alone.is_stopped[0] == together.is_stopped[row]
 
