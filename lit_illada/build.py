@@ -245,6 +245,8 @@ def complete_batch(
     write = generate
     if model.config.is_causal:
         write = partial(generate_autoregressive, bos_token_id=tokenizer.eos_token_id)
+    elif model.config.predicts_next:
+        write = partial(generate, lookback=1)
     was_training = model.training
     model.eval()
     generation = write(
