@@ -124,7 +124,7 @@ def _end(results: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float]]:
 
 
 def _solve(
-    posed: dict[int, list[Example]],
+    posed: dict[str, list[Example]],
     writer: Writer,
     template: ChatTemplate | None,
     folder: RunFolder,
@@ -136,11 +136,11 @@ def _solve(
     name = "generations-reasoning.jsonl"
     result = solve(posed, writer, template, folder.path / name, progress)
     table = Table(title=f"chained arithmetic: {result['num_items']} problems", title_justify="left")
-    for heading in ("depth", "right, 95 % interval", "never ended", "tokens, mean"):
+    for heading in ("level", "right, 95 % interval", "never ended", "tokens, mean"):
         table.add_column(heading, justify="right")
-    for depth, figures in {**result["depths"], "all": result}.items():
+    for level, figures in {**result["levels"], "all": result}.items():
         never = f"{100 * figures['unfinished']:.1f} %"
-        table.add_row(depth, _percent(figures), never, f"{figures['mean_tokens']:.0f}")
+        table.add_row(level.replace("_", " "), _percent(figures), never, f"{figures['mean_tokens']:.0f}")
     Console().print(table)
     yield {**result, "items": name}
 

@@ -18,22 +18,22 @@ from lit_illada.scoring.evaluation import Progress
 from lit_illada.writing import Writer, Written
 
 
-def problems(task: ReasoningTask) -> dict[int, list[Example]]:
-    """The task's problems by depth. Raises UserError where a depth has too few."""
+def problems(task: ReasoningTask) -> dict[str, list[Example]]:
+    """The task's problems by level. Raises UserError where a level has too few."""
     return {
-        depth: make_examples(task.source(), task.range(depth), Portion.TEST, task.num_problems, task.held_out_fraction)
-        for depth in task.depths
+        level: make_examples(task.source(), range_, Portion.TEST, task.num_problems, task.held_out_fraction)
+        for level, range_ in task.levels().items()
     }
 
 
 def solve(
-    by_depth: dict[int, list[Example]], writer: Writer, template: ChatTemplate, file: Path, progress: Progress
+    by_level: dict[str, list[Example]], writer: Writer, template: ChatTemplate, file: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Answers to all, a line of `file` each as soon as its batch is written, with its trace; the figures by depth.
+    """Answers to all, a line of `file` each as soon as its batch is written, with its trace; the figures by level.
 
     Raises UserError, before anything is written, for a problem and a budget that exceed the model's positions.
     """
-    examples = [(depth, example) for depth, group in by_depth.items() for example in group]
+    examples = [(level, example) for level, group in by_level.items() for example in group]
     pairs = template.encode_batch([example.messages for _, example in examples])
     longest = max(len(prompt) for prompt, _ in pairs)
     room = writer.model.config.max_position_embeddings - longest
@@ -46,8 +46,8 @@ def solve(
     rows = []
     with file.open("w", encoding="utf-8") as stream:
         written = writer.write([prompt for prompt, _ in pairs], is_traced=True)
-        for (depth, example), (_, response), one in zip(examples, pairs, written, strict=True):
-            row = _row(depth, example, len(response), one, writer, template)
+        for (level, example), (_, response), one in zip(examples, pairs, written, strict=True):
+            row = _row(level, example, len(response), one, writer, template)
             stream.write(json.dumps({**row, **_trace(one, writer)}, ensure_ascii=False) + "\n")
             stream.flush()
             rows.append(row)
@@ -56,18 +56,18 @@ def solve(
         "kind": "reasoning",
         "num_items": len(rows),
         **_figures(rows),
-        "depths": {str(depth): _figures([row for row in rows if row["depth"] == depth]) for depth in by_depth},
+        "levels": {level: _figures([row for row in rows if row["level"] == level]) for level in by_level},
     }
 
 
 def _row(
-    depth: int, example: Example, gold_tokens: int, written: Written, writer: Writer, template: ChatTemplate
+    level: str, example: Example, gold_tokens: int, written: Written, writer: Writer, template: ChatTemplate
 ) -> dict[str, Any]:
     """gold_tokens: the length of the answer in the data, its EOS included."""
     assert example.truth is not None
     response = template.read(written.token_ids)
     return {
-        "depth": depth,
+        "level": level,
         "prompt": example.messages[0].content,
         "text": writer.tokenizer.decode(written.token_ids),
         "truth": example.truth,
@@ -103,7 +103,7 @@ def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def numbers(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """What is told of a result in one number each, by name."""
-    for depth, figures in {"": result, **result["depths"]}.items():
-        level = f"_depth_{depth}" if depth else ""
-        yield f"exact_match{level}", figures["accuracy"]
-        yield f"unfinished{level}", figures["unfinished"]
+    for level, figures in {"": result, **result["levels"]}.items():
+        suffix = f"_{level}" if level else ""
+        yield f"exact_match{suffix}", figures["accuracy"]
+        yield f"unfinished{suffix}", figures["unfinished"]

@@ -173,7 +173,7 @@ def test_problems_made_on_the_spot_are_solved_alike_in_batches_of_any_size(run, 
             folder,
             "reasoning.depths=[1,3]",
             "reasoning.num_problems=4",
-            "reasoning.max_number=5",
+            "reasoning.max_numbers=[5]",
             f"score.batch_prompts={size}",
             "generation.max_new_tokens=16",
             "generation.block_length=8",
@@ -183,11 +183,11 @@ def test_problems_made_on_the_spot_are_solved_alike_in_batches_of_any_size(run, 
         assert "chained arithmetic: 8 problems" in told.output
         (result,) = summary(folder)["results"]
         rows = rows_of(folder, result)
-        assert [row["depth"] for row in rows] == [1] * 4 + [3] * 4
+        assert [row["level"] for row in rows] == ["depth_1"] * 4 + ["depth_3"] * 4
         assert len({row["prompt"] for row in rows}) == 8
         for row in rows:
             steps = row["prompt"].splitlines()[:-1]
-            assert len(steps) == row["depth"]
+            assert row["level"] == f"depth_{len(steps)}"
             assert int(row["truth"]) == sum(int(n) for line in steps for n in re.findall(r"\d+", line)) % 2
             assert row["is_right"] == (row["answer"] == row["truth"])
             assert len(row["steps"]) == len(row["confidence"]) == len(row["token_ids"]) == len(row["tokens"])

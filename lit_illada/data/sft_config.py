@@ -17,8 +17,9 @@ class ProblemRange:
 
     moduli: one of them a problem; named twice, it comes twice as often.
     min_depth, max_depth: steps of the chain. operands: numbers a step combines, the result before it among them.
-    digits: of every number. max_number: the largest, where it is less than the digits allow; None: as they allow. A sum
-        modulo m of numbers below m is learnt much sooner than one of any numbers.
+    digits: of every number. max_numbers: the largest number, one of these a problem; None: what the digits allow. A sum
+        modulo 10 of numbers up to 3 is learnt in minutes, one of any digits is not: knowing one of the two numbers
+        tells something of the sum in the first, nothing in the second.
     """
 
     moduli: list[int] = field(default_factory=lambda: [2])
@@ -26,12 +27,12 @@ class ProblemRange:
     max_depth: int = 4
     operands: int = 2
     digits: int = 1
-    max_number: int | None = None
+    max_numbers: list[int] | None = None
 
     @property
-    def num_numbers(self) -> int:
-        """How many different numbers there are, from 0."""
-        return 10**self.digits if self.max_number is None else self.max_number + 1
+    def largest(self) -> list[int]:
+        """The largest numbers, as problems are drawn."""
+        return self.max_numbers or [10**self.digits - 1]
 
     def __post_init__(self) -> None:
         if not self.moduli or min(self.moduli) < 2:
@@ -44,10 +45,10 @@ class ProblemRange:
             raise UserError(f"operands is {self.operands}; it must lie in 2 … 6")
         if not 1 <= self.digits <= 6:
             raise UserError(f"digits is {self.digits}; it must lie in 1 … 6")
-        if self.max_number is not None and not 1 <= self.max_number < 10**self.digits:
+        if self.max_numbers is not None and not all(1 <= largest < 10**self.digits for largest in self.max_numbers):
             raise UserError(
-                f"max_number is {self.max_number}; it must lie in 1 … {10**self.digits - 1}, as digits={self.digits} "
-                "allows, or be null"
+                f"max_numbers is {self.max_numbers}; each must lie in 1 … {10**self.digits - 1}, as "
+                f"digits={self.digits} allows"
             )
 
 
@@ -87,8 +88,9 @@ class ReasoningSource:
 class ReasoningTask:
     """Chained arithmetic to be solved: problems of the test portion, so of no training with the same fraction.
 
-    depths: steps of the chain, the difficulty. num_problems: of each depth; the same ones for every model and every
-    setting. seed: of the problems. The rest as in `ReasoningSource` and `ProblemRange`.
+    depths: steps of the chain; max_numbers: the largest number; both make the difficulty, and every pair is a level.
+    num_problems: of each level; the same ones for every model and every setting. seed: of the problems. The rest as in
+    `ReasoningSource` and `ProblemRange`.
     """
 
     seed: int = 0
@@ -98,7 +100,7 @@ class ReasoningTask:
     moduli: list[int] = field(default_factory=lambda: [2])
     operands: int = 2
     digits: int = 1
-    max_number: int | None = None
+    max_numbers: list[int] | None = None
     held_out_fraction: float = 0.1
 
     def __post_init__(self) -> None:
@@ -108,14 +110,21 @@ class ReasoningTask:
             raise UserError(f"reasoning.num_problems is {self.num_problems}; it must be at least 1")
         if not 0 < self.held_out_fraction < 0.5:
             raise UserError(f"reasoning.held_out_fraction is {self.held_out_fraction}; it must lie between 0 and 0.5")
-        for depth in self.depths:
-            self.range(depth)
+        self.levels()
 
     def source(self) -> ReasoningSource:
         return ReasoningSource(seed=self.seed, operations=self.operations, recheck_fraction=0.0)
 
-    def range(self, depth: int) -> ProblemRange:
-        return ProblemRange(self.moduli, depth, depth, self.operands, self.digits, self.max_number)
+    def levels(self) -> dict[str, ProblemRange]:
+        """By name: `depth_4`, or `max_3_depth_4` where there are several largest numbers."""
+        largest = self.max_numbers or [10**self.digits - 1]
+        return {
+            (f"max_{most}_" if len(largest) > 1 else "") + f"depth_{depth}": ProblemRange(
+                self.moduli, depth, depth, self.operands, self.digits, [most]
+            )
+            for most in largest
+            for depth in self.depths
+        }
 
 
 @dataclass(frozen=True)

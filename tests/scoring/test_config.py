@@ -68,7 +68,7 @@ def test_every_wording_has_a_file_with_its_defaults(name):
         ("depths", [0], "min_depth is 0"),
         ("num_problems", 0, "num_problems is 0"),
         ("held_out_fraction", 0.5, "held_out_fraction is 0.5"),
-        ("max_number", 10, "max_number is 10; it must lie in 1 … 9"),
+        ("max_numbers", [3, 10], r"max_numbers is \[10\]; each must lie in 1 … 9"),
     ],
 )
 def test_problems_that_cannot_be_posed_are_refused(field, value, said):
