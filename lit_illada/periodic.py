@@ -1,4 +1,4 @@
-"""Where does a sequence repeat itself exactly? A run is a stretch in which every element equals the one a period before.
+"""Where does a sequence repeat itself exactly? In a run, where every element equals the one a period before it.
 
 Nothing here needs torch: generation asks it of the tokens so far, reports of finished texts.
 """
