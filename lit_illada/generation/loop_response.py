@@ -20,10 +20,6 @@ from lit_illada.periodic import Run, periodic_runs
 class NoResponse:
     """Loops are not looked for."""
 
-    @property
-    def is_on(self) -> bool:
-        return False
-
 
 @dataclass(frozen=True)
 class _Response:
@@ -39,10 +35,6 @@ class _Response:
         _require(self.max_period >= self.min_period, "max_period", self.max_period, "at least min_period")
         _require(self.min_cycles >= 2, "min_cycles", self.min_cycles, "2 or more")
         _require(self.min_length >= 1, "min_length", self.min_length, "1 or more")
-
-    @property
-    def is_on(self) -> bool:
-        return True
 
     def runs(self, new_ids_N: Tensor) -> list[Run]:
         ids = new_ids_N.cpu().numpy()

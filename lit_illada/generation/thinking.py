@@ -63,8 +63,8 @@ class Thinking:
 
     def __call__(self, logits_MV: Tensor, place: Place) -> Tensor:
         self._raised = {}
-        is_first_M = F.pad(place.rows[1:] != place.rows[:-1], (1, 0), value=True)
-        first_R = is_first_M.nonzero()[:, 0]
+        before_M = F.pad(place.rows, (1, 0), value=-1)[:-1]
+        first_R = (place.rows != before_M).nonzero()[:, 0]
         is_open_R = self.is_open(place.token_ids[place.rows[first_R]], place.columns[first_R])
         first_R = first_R[is_open_R]
         columns_R = place.columns[first_R]
