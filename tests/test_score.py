@@ -154,9 +154,10 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
     ]
 
 
-def test_a_real_model_writes_its_solutions(run, tmp_path):
+@pytest.mark.parametrize("choice", [[], ["generation/repetition=dry", "generation/on_loop=temperature_kick"]])
+def test_a_real_model_writes_its_solutions(choice, run, tmp_path):
     file = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
-    assert score(run, "--task", file, "--out", tmp_path / "out", *SHORT).exit_code == 0
+    assert score(run, "--task", file, "--out", tmp_path / "out", *SHORT, *choice).exit_code == 0
     assert rows_of(tmp_path / "out", summary(tmp_path / "out")["results"][0])[0]["text"]
 
 

@@ -94,3 +94,9 @@ def test_samples_of_a_run_take_any_preset_and_choice():
     generation = load("pretrain", overrides).samples.generation
     assert generation.canvas == "fixed"
     assert isinstance(generation.cache, CACHES["dual"])
+
+
+def test_answers_and_problems_take_any_mitigation():
+    overrides = ["generation/thinking_stop@evaluation.generation.thinking_stop=hard"]
+    assert load("sft", overrides).evaluation.generation.thinking_stop == THINKING_STOPS["hard"]()
+    assert load("score", ["generation/on_loop=remask_span"]).generation.on_loop == LOOP_RESPONSES["remask_span"]()
