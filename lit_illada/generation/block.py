@@ -208,7 +208,7 @@ class _Sampler:
             steps_left, draws = num_steps - step, self.draws.of(rows)
             index = torch.tensor(rows, device=token_ids_BT.device)
             is_masked_AL = is_masked_BL[index]
-            proposals = self._propose(token_ids_BT[index], is_masked_AL, rows, block, step)
+            proposals = self._propose(token_ids_BT[index], is_masked_AL, rows, index, block, step)
             is_committed_AL = config.commit_rule(proposals, steps_left, draws)
             is_written_AL = is_due_BL[index] & ~is_masked_AL
             is_remasked_AL = config.remask(written_confidence_BL[index], is_written_AL, steps_left, num_steps, draws)
@@ -229,12 +229,11 @@ class _Sampler:
             yield _Step(step, index, proposals, is_committed_AL, is_remasked_AL, closed)
 
     def _propose(
-        self, token_ids_AT: Tensor, is_masked_AL: Tensor, rows: list[int], block: slice, step: int
+        self, token_ids_AT: Tensor, is_masked_AL: Tensor, rows: list[int], index: Tensor, block: slice, step: int
     ) -> Proposals:
         logits_MV = self.reader.read(token_ids_AT, is_masked_AL, rows, block, step).to(torch.float64, copy=True)
         row_M, column_M = is_masked_AL.nonzero(as_tuple=True)
-        batch_rows = torch.tensor(rows, device=token_ids_AT.device)
-        place = Place(token_ids_AT, row_M, column_M + block.start, self.prompt_length, batch_rows)
+        place = Place(token_ids_AT, row_M, column_M + block.start, self.prompt_length, index)
         for control in self.controls:
             logits_MV = control(logits_MV, place)
         proposals = propose(
