@@ -24,6 +24,7 @@ from lit_illada.generation.autoregressive import generate_autoregressive
 from lit_illada.generation.block import generate
 from lit_illada.generation.canvas import Commit, Generation
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.control import TokenKinds
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
@@ -256,11 +257,20 @@ def complete_batch(
         mask_token_id=tokenizer.mask_token_id,
         stop_token_ids=[tokenizer.eos_token_id],
         max_position_embeddings=model.config.max_position_embeddings,
+        kinds=_token_kinds(tokenizer, config),
         row_numbers=row_numbers,
         on_commit=on_commit,
     )
     model.train(was_training)
     return generation
+
+
+def _token_kinds(tokenizer: Tokenizer, config: GenerationConfig) -> TokenKinds:
+    return TokenKinds(
+        tokenizer.think_open_token_id,
+        tokenizer.think_close_token_id,
+        tokenizer.wordless_ids if config.repetition.is_on else (),
+    )
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Tokenizer]:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -76,6 +77,7 @@ def run(
             "text": written,
             "is_stopped": bool(generation.is_stopped[0]),
             "num_forwards": generation.num_forwards,
+            **asdict(generation.events[0]),
             "tokens": tokens,
         }
         write_traces(trace_file, [(trace, about)])

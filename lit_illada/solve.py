@@ -77,6 +77,7 @@ def _row(
         "is_reasoning_closed": response.reasoning is not None,
         "num_tokens": len(written.token_ids),
         "gold_tokens": gold_tokens,
+        **asdict(written.events),
     }
 
 

@@ -7,6 +7,7 @@ import torch
 
 from lit_illada import build
 from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.generation.canvas import RowEvents
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.trace import Recorder, Trace
 from lit_illada.model.transformer import Transformer
@@ -14,11 +15,12 @@ from lit_illada.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Written:
-    """token_ids: without the stop token. is_stopped: the model ended the text within its budget. trace: where asked
-    for."""
+    """token_ids: without the stop token. is_stopped: the model ended the text within its budget. events: what the
+    mitigations did. trace: where asked for."""
 
     token_ids: list[int]
     is_stopped: bool
+    events: RowEvents
     trace: Trace | None = None
 
 
@@ -69,8 +71,9 @@ class Writer:
                 self.model, self.tokenizer, prompts, self.generation, row_numbers=places, on_commit=recorder
             )
         traces: Sequence[Trace | None] = recorder.traces() if recorder else [None] * len(prompts)
-        for ids, is_stopped, trace in zip(generation.texts(), generation.is_stopped.tolist(), traces, strict=True):
-            yield Written(ids, is_stopped, trace)
+        texts, are_stopped = generation.texts(), generation.is_stopped.tolist()
+        for ids, is_stopped, events, trace in zip(texts, are_stopped, generation.events, traces, strict=True):
+            yield Written(ids, is_stopped, events, trace)
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from lit_illada.cli import main
 from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.generation.canvas import RowEvents
 from lit_illada.writing import Writer, Written
 
 ITEMS = [
@@ -140,7 +141,7 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
 
     def write(writer, prompts, is_traced=False):
         asked.extend((writer.tokenizer.decode(prompt), writer.generation.max_new_tokens) for prompt in prompts)
-        return (Written(writer.tokenizer.encode(" it is 4.\nQuestion: 3"), True) for _ in prompts)
+        return (Written(writer.tokenizer.encode(" it is 4.\nQuestion: 3"), True, RowEvents()) for _ in prompts)
 
     monkeypatch.setattr(Writer, "write", write)
     told = score(run, "--task", file, "--out", tmp_path / "out", *SHORT)
@@ -156,9 +157,10 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
     ]
 
 
-def test_a_real_model_writes_its_solutions(run, tmp_path):
+@pytest.mark.parametrize("choice", [[], ["generation/repetition=dry", "generation/on_loop=temperature_kick"]])
+def test_a_real_model_writes_its_solutions(choice, run, tmp_path):
     file = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
-    assert score(run, "--task", file, "--out", tmp_path / "out", *SHORT).exit_code == 0
+    assert score(run, "--task", file, "--out", tmp_path / "out", *SHORT, *choice).exit_code == 0
     assert rows_of(tmp_path / "out", summary(tmp_path / "out")["results"][0])[0]["text"]
 
 
