@@ -1,7 +1,6 @@
 """What lies in a run's folder, and how a run is made, found again and told apart from another."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,11 +13,14 @@ from typing import Any
 
 from lit_illada import __version__
 from lit_illada.errors import UserError
+from lit_illada.files import write_atomically
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, provenance.jsonl, summary.json, samples.txt, tokenizer/, checkpoints/ and TensorBoard's events."""
+    """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, tokenizer/, checkpoints/, and
+    TensorBoard's events.
+    """
 
     path: Path
 
@@ -46,6 +48,10 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
+
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
         """A new folder; without a path runs/<name>-<time>. Raises UserError when the path already holds a run."""
@@ -71,10 +77,10 @@ class RunFolder:
         return cls(path.resolve().parent.parent)
 
     def write_config(self, text: str) -> None:
-        _write_atomically(self.config, text)
+        write_atomically(self.config, text)
 
     def write_summary(self, figures: dict[str, Any]) -> None:
-        _write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
+        write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
 
     def write_provenance(self, now: datetime) -> None:
         """With what the run was made: it stands beside every number taken from it."""
@@ -101,19 +107,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             flat[f"{prefix}{key}"] = value if is_number else str(value)
     return flat
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """A run that is killed meanwhile leaves the file of before, never half of one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _unused(path: Path) -> Path:

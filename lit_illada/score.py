@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import chain, count
@@ -16,10 +17,11 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from lit_illada import build
-from lit_illada.config import ScoreConfig, load
+from lit_illada.config import PretrainConfig, ScoreConfig, SFTConfig, load
 from lit_illada.data.chat_template import ChatTemplate
 from lit_illada.data.instruction import Example
 from lit_illada.errors import UserError
+from lit_illada.held_out import config_of, continuations, score_problems
 from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.candidates import Candidate
 from lit_illada.scoring.config import ScoreRule
@@ -36,7 +38,7 @@ from lit_illada.scoring.evaluation import (
 from lit_illada.scoring.harness import evaluate, harness_table, require_harness
 from lit_illada.scoring.scorer import OnWork, Scorer
 from lit_illada.scoring.tasks import ChoiceItem, NumberItem, read_items
-from lit_illada.scoring.wording import Chat
+from lit_illada.scoring.wording import Chat, Plain
 from lit_illada.solve import numbers, problems, solve
 from lit_illada.training.checkpoint import latest_checkpoint
 from lit_illada.training.trainer import Precision
@@ -55,15 +57,20 @@ def run(
     out: Path | None,
     overrides: Sequence[str],
     is_reasoning: bool = False,
+    num_held_out: int | None = None,
 ) -> None:
     """Score everything, print a table of each, and write items and summary to a folder.
 
-    is_reasoning: problems made on the spot are solved too.
+    is_reasoning: problems made on the spot are solved too. num_held_out: so many questions made of what the run itself
+    has held out.
     """
     now = datetime.now()
     config: ScoreConfig = load("score", overrides)
-    if not (tasks or texts or harness or is_reasoning):
-        raise UserError("nothing to score: give --task FILE, --text FILE, --harness TASK or --reasoning")
+    if not (tasks or texts or harness or is_reasoning or num_held_out):
+        raise UserError(
+            "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"
+        )
+    asked = config_of(_run_of(checkpoint)) if num_held_out else None
     if harness:
         require_harness()
     items = {path: read_items(path, config.score.limit) for path in tasks}
@@ -95,32 +102,18 @@ def run(
             _solve(posed, writer, template, folder, progress),
             _score_tasks(items, scorer, write, folder, progress),
             _score_texts(contents, windows, scorer, progress),
+            _score_held_out(asked, num_held_out or 0, writer, config, folder, progress),
             _score_harness(harness, include_path, scorer, write, progress),
         ):
             # what is finished is kept, whatever happens to the rest
             summary["results"].append(result)
             folder.write_summary(summary)
-    folder.write_summary({**summary, "end": dict(_end(summary["results"]))})
+    folder.write_summary({**summary, "end": _figures(summary["results"])})
     print(f"written to {folder.path}")
 
 
 def _is_chat(config: ScoreConfig) -> bool:
     return isinstance(config.score.wording, Chat)
-
-
-def _end(results: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float]]:
-    """The figures of all results, flat, as a sweep compares them."""
-    for result in results:
-        stem = Path(result["file"]).stem if "file" in result else ""
-        match result["kind"]:
-            case "reasoning":
-                yield from ((f"score/{name}", value) for name, value in numbers(result))
-            case "number":
-                yield f"score/{stem}_accuracy", result["accuracy"]
-            case "multiple_choice":
-                yield from ((f"score/{stem}_accuracy_{rule}", one["accuracy"]) for rule, one in result["rules"].items())
-            case "text":
-                yield f"score/{stem}_nats_per_token", result["nats_per_token"]
 
 
 def _solve(
@@ -205,6 +198,49 @@ def _score_harness(
     yield {"kind": "harness", "rule": scorer.rules[0].value, "lm_eval": lm_eval}
 
 
+def _score_held_out(
+    asked: PretrainConfig | SFTConfig | None,
+    num: int,
+    writer: Writer,
+    config: ScoreConfig,
+    folder: RunFolder,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    if asked is None:
+        return
+    if isinstance(asked, SFTConfig):
+        rows, result = score_problems(asked, num, writer, progress)
+        for level in ("easy", "harder"):
+            if f"num_{level}" in result:
+                low, high = result[f"wilson_95_{level}"]
+                share = result[f"exact_match_{level}"]
+                print(f"{level} problems: {share:.1%} ({low:.0%}–{high:.0%}) of {result[f'num_{level}']} right")
+    else:
+        # the text itself, without the wording of a task
+        wording = Plain(prompt="{question}", choice="{choice}")
+        scorer = build.build_scorer(writer.model, writer.tokenizer, replace(config.score, wording=wording))
+        rows, result = score_choices(Path("continuations"), continuations(asked, num), scorer, progress)
+        _print_choices(result)
+    result["items"] = "items-held-out.jsonl"
+    _write_rows(folder.path / result["items"], rows)
+    yield result
+
+
+def _figures(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Every number under a name of its own: `accuracy`, `bound/accuracy`, or `<file>/bound/accuracy` where several
+    rules or files are scored.
+    """
+    figures: dict[str, float] = {}
+    for result in results:
+        file = f"{Path(result.get('file', result['kind'])).stem}/" if len(results) > 1 else ""
+        rules = result.get("rules") or {"": dict(numbers(result)) if result["kind"] == "reasoning" else result}
+        for rule, told in rules.items():
+            prefix = f"{file}{rule}/" if len(rules) > 1 else file
+            named = {name: value for name, value in told.items() if isinstance(value, int | float)}
+            figures |= {f"{prefix}{name}": float(value) for name, value in named.items()}
+    return figures
+
+
 def _print_choices(result: dict[str, Any]) -> None:
     title = f"{result['file']}: {result['num_items']} items, by chance {100 * result['accuracy_by_chance']:.1f} %"
     table = Table(title=title, title_justify="left")
@@ -251,13 +287,16 @@ def _progress() -> Iterator[Progress]:
 def _new_folder(out: Path | None, checkpoint: Path, now: datetime) -> RunFolder:
     """The given folder, or a new one in scores/ of the run's. Raises UserError for one that holds scores already."""
     if out is None:
-        run = checkpoint if checkpoint.is_dir() else RunFolder.of_checkpoint(checkpoint).path
-        name = run / "scores" / f"{now:%Y%m%d-%H%M%S}"
+        name = _run_of(checkpoint).path / "scores" / f"{now:%Y%m%d-%H%M%S}"
         out = next(p for p in chain([name], (Path(f"{name}-{n}") for n in count(2))) if not p.exists())
     elif (out / "config.yaml").exists():
         raise UserError(f"{out} already holds a run or its scores: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     return RunFolder(out)
+
+
+def _run_of(checkpoint: Path) -> RunFolder:
+    return RunFolder(checkpoint) if checkpoint.is_dir() else RunFolder.of_checkpoint(checkpoint)
 
 
 def _checkpoint_file(checkpoint: Path) -> str | None:

@@ -77,6 +77,7 @@ def _row(
         "is_reasoning_closed": response.reasoning is not None,
         "num_tokens": len(written.token_ids),
         "gold_tokens": gold_tokens,
+        "num_forwards": written.num_forwards,
         **asdict(written.events),
     }
 
@@ -99,6 +100,7 @@ def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "num_unfinished": num_unfinished,
         "unfinished": num_unfinished / len(rows),
         "mean_tokens": sum(row["num_tokens"] for row in rows) / len(rows),
+        "num_forwards": sum(row["num_forwards"] for row in rows),
     }
 
 
@@ -108,3 +110,5 @@ def numbers(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
         suffix = f"_{level}" if level else ""
         yield f"exact_match{suffix}", figures["accuracy"]
         yield f"unfinished{suffix}", figures["unfinished"]
+        yield f"mean_tokens{suffix}", figures["mean_tokens"]
+        yield f"num_forwards{suffix}", figures["num_forwards"]

@@ -16,11 +16,12 @@ from lit_illada.model.transformer import Transformer
 @dataclass(frozen=True)
 class Written:
     """token_ids: without the stop token. is_stopped: the model ended the text within its budget. events: what the
-    mitigations did. trace: where asked for."""
+    mitigations did. num_forwards: its share of the forward passes of its batch. trace: where asked for."""
 
     token_ids: list[int]
     is_stopped: bool
     events: RowEvents
+    num_forwards: float
     trace: Trace | None = None
 
 
@@ -73,7 +74,7 @@ class Writer:
         traces: Sequence[Trace | None] = recorder.traces() if recorder else [None] * len(prompts)
         texts, are_stopped = generation.texts(), generation.is_stopped.tolist()
         for ids, is_stopped, events, trace in zip(texts, are_stopped, generation.events, traces, strict=True):
-            yield Written(ids, is_stopped, events, trace)
+            yield Written(ids, is_stopped, events, generation.num_forwards / len(prompts), trace)
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

@@ -141,7 +141,7 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
 
     def write(writer, prompts, is_traced=False):
         asked.extend((writer.tokenizer.decode(prompt), writer.generation.max_new_tokens) for prompt in prompts)
-        return (Written(writer.tokenizer.encode(" it is 4.\nQuestion: 3"), True, RowEvents()) for _ in prompts)
+        return (Written(writer.tokenizer.encode(" it is 4.\nQuestion: 3"), True, RowEvents(), 1.0) for _ in prompts)
 
     monkeypatch.setattr(Writer, "write", write)
     told = score(run, "--task", file, "--out", tmp_path / "out", *SHORT)
@@ -194,8 +194,8 @@ def test_problems_made_on_the_spot_are_solved_alike_in_batches_of_any_size(run, 
             assert row["is_right"] == (row["answer"] == row["truth"])
             assert len(row["steps"]) == len(row["confidence"]) == len(row["token_ids"]) == len(row["tokens"])
         end = summary(folder)["end"]
-        assert end["score/exact_match"] == sum(row["is_right"] for row in rows) / 8
-        assert end["score/unfinished_depth_3"] == sum(not row["is_finished"] for row in rows[4:]) / 4
+        assert end["exact_match"] == sum(row["is_right"] for row in rows) / 8
+        assert end["unfinished_depth_3"] == sum(not row["is_finished"] for row in rows[4:]) / 4
         tables.append([{key: row[key] for key in ("text", "steps", "is_finished")} for row in rows])
     assert tables[0] == tables[1]
 
@@ -213,7 +213,7 @@ def test_a_chat_model_is_asked_in_its_template(run, items, tmp_path, monkeypatch
     told = score(run, "--task", file, "--task", items, "--out", tmp_path / "out", "score/wording=chat", *SHORT)
     assert told.exit_code == 0, told.output
     assert asked == ["<|user|>Two and two?<|assistant|>"]
-    assert summary(tmp_path / "out")["end"]["score/problems_accuracy"] in (0, 1)
+    assert summary(tmp_path / "out")["end"]["problems/accuracy"] in (0, 1)
 
 
 def test_what_was_scored_before_an_interruption_is_kept(run, items, tmp_path, monkeypatch):
@@ -240,7 +240,7 @@ def test_without_out_the_scores_lie_in_the_runs_folder(run, items):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "nothing to score: give --task FILE, --text FILE, --harness TASK or --reasoning"),
+        ([], "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"),
         (["--task", "missing.jsonl"], "missing.jsonl: No such file"),
         (["--text", "missing.txt"], "missing.txt: No such file"),
         (["--task", "ITEMS", "score.rule=exact"], "score.rule is exact, but the model is bidirectional"),
