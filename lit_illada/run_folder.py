@@ -76,13 +76,14 @@ class RunFolder:
     def write_summary(self, figures: dict[str, Any]) -> None:
         _write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
 
-    def write_provenance(self, now: datetime) -> None:
-        """With what the run was made: it stands beside every number taken from it."""
+    def write_provenance(self, now: datetime, data_sha256: str | None = None) -> None:
+        """With what the run was made: it stands beside every number taken from it. data_sha256: what it read."""
         packages = ("torch", "lightning", "torchmetrics", "webdataset", "tokenizers", "numpy")
         record = {
             "started_at": now.isoformat(timespec="seconds"),
             "command": sys.argv,
             "commit": _commit(),
+            "data_sha256": data_sha256,
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": {"lit-illada": __version__, **{package: version(package) for package in packages}},

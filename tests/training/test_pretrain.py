@@ -75,7 +75,12 @@ def test_a_run_leaves_its_config_curves_samples_summary_and_checkpoints(referenc
     summary = json.loads((reference / "summary.json").read_text())
     assert summary["end"]["step"] == 12
     assert summary["end"]["val/nll_bound"] < summary["start"]["val/nll_bound"]
+    assert summary["end"]["perf/tokens"] == 12 * 8 * 32
+    assert summary["end"]["perf/flops"] > 0
+    assert summary["end"]["perf/elapsed_s"] > 0
+    assert summary["end"]["perf/peak_memory_bytes"] > 1e6
     provenance = json.loads((reference / "provenance.jsonl").read_text())
+    assert len(provenance["data_sha256"]) == 64
     assert provenance["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
