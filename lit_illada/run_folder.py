@@ -1,7 +1,6 @@
 """What lies in a run's folder, and how a run is made, found again and told apart from another."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from lit_illada import __version__
 from lit_illada.errors import UserError
+from lit_illada.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class RunFolder:
         return cls(path.resolve().parent.parent)
 
     def write_config(self, text: str) -> None:
-        _write_atomically(self.config, text)
+        write_atomically(self.config, text)
 
     def write_summary(self, figures: dict[str, Any]) -> None:
-        _write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
+        write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
 
     def write_provenance(self, now: datetime, data_sha256: str | None = None) -> None:
         """With what the run was made: it stands beside every number taken from it. data_sha256: what it read."""
@@ -102,19 +102,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             flat[f"{prefix}{key}"] = value if is_number else str(value)
     return flat
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """A run that is killed meanwhile leaves the file of before, never half of one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _unused(path: Path) -> Path:

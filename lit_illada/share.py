@@ -1,4 +1,4 @@
-"""Where the configs lie: inside an installed wheel, or at the top of a checkout."""
+"""Where the configs and sweeps lie: inside an installed wheel, or at the top of a checkout."""
 
 from pathlib import Path
 
@@ -6,5 +6,13 @@ _PACKAGE = Path(__file__).parent
 
 
 def conf_dir() -> Path:
+    return _share() / "conf"
+
+
+def sweeps_dir() -> Path:
+    return _share() / "sweeps"
+
+
+def _share() -> Path:
     installed = _PACKAGE / "_share"
-    return (installed if installed.is_dir() else _PACKAGE.parent) / "conf"
+    return installed if installed.is_dir() else _PACKAGE.parent

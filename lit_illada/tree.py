@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from enum import EnumType, StrEnum
+from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -31,8 +32,10 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
         cls = hints[key]
         if table := items[key].metadata.get("choices"):
             cls, child = _chosen(table, child, path)
-        is_node = dataclasses.is_dataclass(cls)
-        values[key] = from_tree(cls, child, f"{path}.") if is_node else _leaf(cls, child, path)  # type: ignore[arg-type]
+        values[key] = _read(cls, child, path)
+    required = (name for name, item in items.items() if _is_required(item))
+    if missing := [f"{where}{name}" for name in required if name not in values]:
+        raise UserError(f"{where.rstrip('.') or 'a config'} lacks {', '.join(missing)}")
     return schema(**values)
 
 
@@ -42,6 +45,8 @@ def to_tree(value: Any) -> Any:
         return value.value
     if isinstance(value, list):
         return [to_tree(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_tree(item) for key, item in value.items()}
     if not dataclasses.is_dataclass(value):
         return value
     tree = {}
@@ -56,6 +61,44 @@ def to_tree(value: Any) -> Any:
 def dump(config: Any) -> str:
     """The config as YAML."""
     return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file's mapping. Raises UserError for a file that is missing, no YAML, or no mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable config ({error})") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of keys; found {type(tree).__name__}")
+    return tree
+
+
+def _read(hint: Any, value: Any, path: str) -> Any:
+    """The value as its hint says, down through lists and mappings that hold dataclasses."""
+    parts = get_args(hint)
+    if isinstance(hint, UnionType) and any(_holds_nodes(part) for part in parts):
+        (hint,) = (part for part in parts if part is not type(None))
+        return None if value is None else _read(hint, value, path)
+    if dataclasses.is_dataclass(hint):
+        return from_tree(hint, value, f"{path}.")  # type: ignore[arg-type]
+    if not _holds_nodes(hint):
+        return _leaf(hint, value, path)
+    if get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{path} must be a list; got {value!r}")
+        return [_read(parts[0], item, f"{path}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} must be a mapping of names; got {value!r}")
+    return {str(key): _read(parts[1], item, f"{path}.{key}") for key, item in value.items()}
+
+
+def _holds_nodes(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or any(map(_holds_nodes, get_args(hint)))
+
+
+def _is_required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
 def _leaf(hint: Any, value: Any, path: str) -> Any:

@@ -5,7 +5,6 @@ manifest.json is written last and at once, so a folder with a manifest is a fini
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -138,16 +137,3 @@ def require_same_settings(folder: str | Path, seen: dict[str, Any], asked: dict[
 def is_url(location: str) -> bool:
     """Whether webdataset would fetch it rather than open it: `https://...`, `pipe:cat ...`."""
     return location.startswith("pipe:") or "://" in location
-
-
-def write_atomically(path: Path, content: str) -> None:
-    """The file appears whole or not at all, even when the machine loses power."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

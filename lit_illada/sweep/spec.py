@@ -1,0 +1,294 @@
+"""What is a sweep: a question, its arms, and what they share. YAML in sweeps/ becomes these dataclasses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_illada.errors import UserError, unknown
+from lit_illada.share import sweeps_dir
+from lit_illada.tree import from_tree, read_yaml, to_tree
+
+PAPER = "paper"
+
+
+class Command(StrEnum):
+    """What a stage runs: the first one pretrains, the others begin with the checkpoint of the stage before."""
+
+    PRETRAIN = "pretrain"
+    SFT = "sft"
+    SCORE = "score"
+
+
+class Measure(StrEnum):
+    """What arms have equal amounts of: training tokens, training floating-point operations, or seconds of training."""
+
+    TOKENS = "tokens"
+    FLOPS = "flops"
+    SECONDS = "seconds"
+
+
+class Goal(StrEnum):
+    LOWER = "lower"
+    HIGHER = "higher"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What arms share. stage: where it is spent; None: the first.
+
+    tokens and flops set the number of steps. seconds end a run wherever it is then: a schedule that decays by steps has
+    not come to its end unless trainer.max_steps is reached before.
+    """
+
+    measure: Measure = Measure.TOKENS
+    amount: float = 5.0e9
+    stage: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.amount > 0:
+            raise UserError(f"budget.amount is {self.amount}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a stage's summary. goal: which direction is better."""
+
+    name: str
+    stage: str
+    goal: Goal = Goal.LOWER
+
+
+@dataclass(frozen=True)
+class Stage:
+    """arguments: words of the command before its overrides. seed: the same in every repetition, which then share it."""
+
+    name: str
+    command: Command
+    overrides: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one arm, or one value of an axis, changes in each stage. source: the paper or code it is from."""
+
+    name: str
+    source: str = ""
+    overrides: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a sweep has otherwise at a scale; None: as at the others. overrides, arguments: by stage, appended."""
+
+    seeds: list[int] | None = None
+    budget: Budget | None = None
+    validations: int | None = None
+    baseline: str | None = None
+    arms: list[Arm] | None = None
+    axes: dict[str, list[Arm]] | None = None
+    metrics: list[Metric] | None = None
+    overrides: dict[str, list[str]] = field(default_factory=dict)
+    arguments: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CommonScale:
+    """sweeps/scale/<name>.yaml: what all sweeps share at a scale. overrides: by command, before a stage's own."""
+
+    seeds: list[int]
+    budget: Budget
+    validations: int
+    overrides: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """A sweep. With its scale applied, `scales` is empty and all else is final.
+
+    baseline: the arm that others are compared with. metrics: the first is what arms are ranked by.
+    seeds, budget, validations: those of sweeps/scale/<scale>.yaml where the file names none.
+    no_budget: why arms share none, where the budget is what they differ in.
+    validations: so many, evenly over a training run. warmup_fraction: of a run's steps; None: the schedule's own.
+    axes: a grid, every value of one with every value of the others. arms: named ones, beside the grid if there is one.
+    overrides: by stage, for every arm, before the arm's own.
+    """
+
+    question: str
+    baseline: str
+    metrics: list[Metric]
+    stages: list[Stage]
+    name: str = ""
+    paper: str = ""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    budget: Budget | None = None
+    no_budget: str = ""
+    validations: int = 10
+    warmup_fraction: float | None = None
+    arms: list[Arm] = field(default_factory=list)
+    axes: dict[str, list[Arm]] = field(default_factory=dict)
+    overrides: dict[str, list[str]] = field(default_factory=dict)
+    scale: str | None = PAPER
+    scales: dict[str, Scale] = field(default_factory=dict)
+
+    def all_arms(self) -> list[Arm]:
+        """The grid's, then the named ones."""
+        grid = [_joined(values) for values in product(*self.axes.values())] if self.axes else []
+        return [*grid, *self.arms]
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def budget_stage(self) -> str | None:
+        """Where the budget is spent."""
+        return None if self.budget is None else self.budget.stage or self.stages[0].name
+
+
+def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
+    """The sweep of that name in the library, or of a YAML file, at the scale that `scale=` names."""
+    path = spec_file(name)
+    tree = read_yaml(path)
+    settings = [_assignment(override) for override in overrides]
+    for keys, value in settings:
+        if keys == ["scale"]:
+            tree["scale"] = value
+    try:
+        tree = to_tree(_at_scale({"name": path.stem, **tree}))
+        for keys, value in settings:
+            if keys != ["scale"]:
+                _set(tree, keys, value)
+        spec = from_tree(SweepSpec, tree)
+        check(spec)
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from error
+    return spec
+
+
+def spec_file(name: str) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        return path
+    if name not in library():
+        raise unknown("sweep", name, library())
+    return sweeps_dir() / f"{name}.yaml"
+
+
+def library() -> list[str]:
+    """The names of the sweeps that come with the package."""
+    return sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
+
+
+def check(spec: SweepSpec) -> None:
+    """Raises UserError for what no plan could be made of."""
+    for axis, values in spec.axes.items():
+        if not values:
+            raise UserError(f"axes.{axis} is empty: name at least one value, or leave the axis out")
+    arms = [arm.name for arm in spec.all_arms()]
+    if not arms:
+        raise UserError("no arms: name some under arms, or a grid under axes")
+    named = {"arms": arms, "stages": [stage.name for stage in spec.stages], "seeds": list(map(str, spec.seeds))}
+    for what, names in named.items():
+        if not names:
+            raise UserError(f"{what} is empty")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"{what} names {', '.join(twice)} twice")
+    if spec.baseline not in arms:
+        raise unknown("baseline", spec.baseline, arms)
+    if spec.stages[0].command is not Command.PRETRAIN:
+        raise UserError(f"the first stage runs {spec.stages[0].command}; it must run pretrain")
+    for stage, previous in zip(spec.stages[1:], spec.stages, strict=False):
+        if previous.command is Command.SCORE:
+            raise UserError(f"stage {stage.name!r} follows {previous.name!r}, which makes no checkpoint")
+    _check_stage_names(spec)
+    if not spec.metrics:
+        raise UserError("metrics is empty: the first is what arms are ranked by")
+    if spec.validations < 1:
+        raise UserError(f"validations is {spec.validations}; it must be 1 or more")
+    if spec.warmup_fraction is not None and not 0 <= spec.warmup_fraction < 1:
+        raise UserError(f"warmup_fraction is {spec.warmup_fraction}; it must lie in [0, 1), or be null")
+
+
+def _check_stage_names(spec: SweepSpec) -> None:
+    stages = [stage.name for stage in spec.stages]
+    used = [(f"metrics {metric.name}: stage", metric.stage) for metric in spec.metrics]
+    used += [("overrides: stage", name) for name in spec.overrides]
+    used += [(f"arm {arm.name!r}: stage", name) for arm in spec.all_arms() for name in arm.overrides]
+    if spec.budget_stage is not None:
+        used.append(("budget.stage", spec.budget_stage))
+    for what, name in used:
+        if name not in stages:
+            raise unknown(what, name, stages)
+    if spec.budget_stage is not None and spec.stage(spec.budget_stage).command is Command.SCORE:
+        raise UserError(f"budget.stage is {spec.budget_stage!r}, where nothing is trained")
+
+
+def _at_scale(tree: dict[str, Any]) -> SweepSpec:
+    """What all sweeps share at the scale under what the file says, its own scale on top; `scales` is then used up."""
+    spec = from_tree(SweepSpec, tree)
+    if spec.scale is None:
+        return replace(spec, scales={})
+    common_file = sweeps_dir() / "scale" / f"{spec.scale}.yaml"
+    if not common_file.is_file() and spec.scale not in spec.scales:
+        raise unknown("scale", spec.scale, {*spec.scales, *(p.stem for p in common_file.parent.glob("*.yaml"))})
+    own = spec.scales.get(spec.scale, Scale())
+    stages = [stage.name for stage in spec.stages]
+    for name in (*own.overrides, *own.arguments):
+        if name not in stages:
+            raise unknown(f"scales.{spec.scale}: stage", name, stages)
+    shared: dict[str, list[str]] = {}
+    if common_file.is_file():
+        common = from_tree(CommonScale, read_yaml(common_file))
+        shared = common.overrides
+        filled = {name: getattr(common, name) for name in ("seeds", "validations") if name not in tree}
+        budget = common.budget if spec.budget is None and not spec.no_budget else spec.budget
+        spec = replace(spec, budget=budget, **filled)
+    named = ("seeds", "budget", "validations", "baseline", "arms", "axes", "metrics")
+    given = {key: value for key in named if (value := getattr(own, key)) is not None}
+    scaled = [
+        replace(
+            stage,
+            overrides=[*shared.get(stage.command, []), *stage.overrides, *own.overrides.get(stage.name, [])],
+            arguments=[*stage.arguments, *own.arguments.get(stage.name, [])],
+        )
+        for stage in spec.stages
+    ]
+    return replace(spec, stages=scaled, scales={}, **given)
+
+
+def _joined(values: Sequence[Arm]) -> Arm:
+    overrides: dict[str, list[str]] = {}
+    for value in values:
+        for stage, given in value.overrides.items():
+            overrides[stage] = [*overrides.get(stage, []), *given]
+    sources = [value.source for value in values if value.source]
+    return Arm("+".join(value.name for value in values), "; ".join(sources), overrides)
+
+
+def _assignment(override: str) -> tuple[list[str], Any]:
+    key, found, value = override.partition("=")
+    key = key.lstrip("+").strip()
+    if not found or not key:
+        raise UserError(f"{override!r} is no override: write key=value, such as seeds=[0,1] or +scale=nano")
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: {value!r} is not readable as YAML") from error
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if tree.get(key) is None:
+            tree[key] = {}
+        tree = tree[key]
+        if not isinstance(tree, dict):
+            raise UserError(f"{'.'.join(keys)} cannot be set: {key} is a list; edit a copy of the file instead")
+    tree[keys[-1]] = value
