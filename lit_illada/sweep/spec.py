@@ -62,6 +62,13 @@ class Metric:
     stage: str
     goal: Goal = Goal.LOWER
 
+    def __post_init__(self) -> None:
+        if self.name.startswith("train"):
+            raise UserError(
+                f"metrics names {self.name!r}: arms with different objectives have training losses that mean different "
+                "things; rank by what is measured alike, such as val/nll_bound"
+            )
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -118,6 +125,8 @@ class SweepSpec:
     validations: so many, evenly over a training run. warmup_fraction: of a run's steps; None: the schedule's own.
     axes: a grid, every value of one with every value of the others. arms: named ones, beside the grid if there is one.
     overrides: by stage, for every arm, before the arm's own.
+    equal_in_expectation: pairs of arms with one expected objective; cannot_learn: arms that learn no context. The
+    report checks both.
     """
 
     question: str
@@ -134,6 +143,8 @@ class SweepSpec:
     arms: list[Arm] = field(default_factory=list)
     axes: dict[str, list[Arm]] = field(default_factory=dict)
     overrides: dict[str, list[str]] = field(default_factory=dict)
+    equal_in_expectation: list[list[str]] = field(default_factory=list)
+    cannot_learn: list[str] = field(default_factory=list)
     scale: str | None = PAPER
     scales: dict[str, Scale] = field(default_factory=dict)
 
@@ -203,6 +214,12 @@ def check(spec: SweepSpec) -> None:
             raise UserError(f"{what} names {', '.join(twice)} twice")
     if spec.baseline not in arms:
         raise unknown("baseline", spec.baseline, arms)
+    for pair in spec.equal_in_expectation:
+        if len(pair) != 2:
+            raise UserError(f"equal_in_expectation holds pairs of arms; got {pair}")
+    for arm in (*spec.cannot_learn, *(arm for pair in spec.equal_in_expectation for arm in pair)):
+        if arm not in arms:
+            raise unknown("arm", arm, arms)
     if spec.stages[0].command is not Command.PRETRAIN:
         raise UserError(f"the first stage runs {spec.stages[0].command}; it must run pretrain")
     for stage, previous in zip(spec.stages[1:], spec.stages, strict=False):

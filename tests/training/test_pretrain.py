@@ -155,6 +155,9 @@ def test_a_run_stopped_at_a_checkpoint_and_resumed_equals_one_left_alone(name, t
         assert_same_weights(whole, parts)
     bounds = [{e.step: e.value for e in curves(run).Scalars("val/nll_bound")} for run in (whole, parts)]
     assert bounds[0] == bounds[1]
+    costs = [json.loads((run / "summary.json").read_text())["end"] for run in (whole, parts)]
+    for name in ("perf/tokens", "perf/flops"):
+        assert costs[0][name] == costs[1][name], name
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8)])
