@@ -14,18 +14,13 @@ from math import isfinite, sqrt
 
 from scipy.special import nctdtr, stdtr, stdtrit
 
+from lit_illada.sweep.spec import Goal
+
 LEVEL = 0.05
 POWER = 0.8
 _MOST_SEEDS = 10_000
 # differences equal to so many digits are one number rounded, not a sample of noise
 _RELATIVE_NOISE = 1e-9
-
-
-class Goal(StrEnum):
-    """Which way a metric is better."""
-
-    lower = "lower"
-    higher = "higher"
 
 
 class Finding(StrEnum):
@@ -34,11 +29,14 @@ class Finding(StrEnum):
     unpaired: fewer than two seeds in common.
     """
 
-    better = "better"
-    worse = "worse"
-    not_separable = "not separable"
-    constant = "constant"
-    unpaired = "unpaired"
+    BETTER = "better"
+    WORSE = "worse"
+    NOT_SEPARABLE = "not separable"
+    CONSTANT = "constant"
+    UNPAIRED = "unpaired"
+
+
+Seed = int | None  # None: one run that stands for every seed
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Comparison:
     comparison is tested at when it is the most significant of all.
     """
 
-    seeds: tuple[int, ...]
+    seeds: tuple[Seed, ...]
     difference: Estimate | None
     p: float | None
     p_holm: float | None
@@ -93,7 +91,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def compare(
-    values: Mapping[str, Mapping[int, float]], baseline: str, goal: Goal, num_comparisons: int
+    values: Mapping[str, Mapping[Seed, float]], baseline: str, goal: Goal, num_comparisons: int
 ) -> dict[str, Comparison]:
     """Every arm but the baseline against it. values: arm -> seed -> metric; what is not finite is left out.
 
@@ -109,12 +107,12 @@ def compare(
     return {arm: _comparison(pairs[arm], p.get(arm), corrected.get(arm), goal, level) for arm in arms}
 
 
-Pairs = Mapping[int, tuple[float, float]]
+Pairs = Mapping[Seed, tuple[float, float]]
 
 
-def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> Pairs:
+def paired(values: Mapping[Seed, float], reference: Mapping[Seed, float]) -> Pairs:
     """(value, reference value) of every seed that has both, finite."""
-    common = sorted(values.keys() & reference.keys())
+    common = sorted(values.keys() & reference.keys(), key=lambda seed: (seed is None, seed))
     return {s: (values[s], reference[s]) for s in common if isfinite(values[s]) and isfinite(reference[s])}
 
 
@@ -169,13 +167,13 @@ def smallest_visible(sd: float, n: int, level: float) -> float:
 def _comparison(pairs: Pairs, p: float | None, p_holm: float | None, goal: Goal, level: float) -> Comparison:
     found = difference(pairs)
     if found is None or found.sd is None:
-        finding = Finding.unpaired
+        finding = Finding.UNPAIRED
     elif p is None or p_holm is None:
-        finding = Finding.constant
+        finding = Finding.CONSTANT
     elif p_holm > LEVEL:
-        finding = Finding.not_separable
+        finding = Finding.NOT_SEPARABLE
     else:
-        finding = Finding.better if (found.mean < 0) == (goal is Goal.lower) else Finding.worse
+        finding = Finding.BETTER if (found.mean < 0) == (goal is Goal.LOWER) else Finding.WORSE
     return Comparison(tuple(pairs), found, p, p_holm, finding, level)
 
 

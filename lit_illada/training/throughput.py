@@ -73,7 +73,10 @@ class Throughput(Callback):
         self.tokens_per_s = self._tokens / self._elapsed_s
         publish(
             pl_module,
-            {"perf/tokens_per_s": self.tokens_per_s, "perf/mfu": self._flops / self._elapsed_s / self._peak / trainer.world_size},
+            {
+                "perf/tokens_per_s": self.tokens_per_s,
+                "perf/mfu": self._flops / self._elapsed_s / self._peak / trainer.world_size,
+            },
         )
         self._total = self.cost()
         self._begin()

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from lit_illada.sweep.spec import Goal
 from lit_illada.sweep.statistics import (
     LEVEL,
     POWER,
     Finding,
-    Goal,
     compare,
     difference,
     estimate,
@@ -71,8 +71,8 @@ def test_sweeps_without_a_difference_give_false_verdicts_no_more_often_than_stat
     false = 0
     for _ in range(2000):
         table = sweep_of(rng, num_arms, num_seeds)
-        found = compare(table, "arm0", Goal.lower, num_arms - 1)
-        false += any(c.finding in (Finding.better, Finding.worse) for c in found.values())
+        found = compare(table, "arm0", Goal.LOWER, num_arms - 1)
+        false += any(c.finding in (Finding.BETTER, Finding.WORSE) for c in found.values())
     # five standard errors of 2 000 draws above the level
     assert false / 2000 <= LEVEL + 5 * sqrt(LEVEL * (1 - LEVEL) / 2000)
     if num_arms == 2:
@@ -81,8 +81,8 @@ def test_sweeps_without_a_difference_give_false_verdicts_no_more_often_than_stat
 
 def test_looking_before_every_arm_is_there_makes_no_verdict_easier():
     table = sweep_of(np.random.default_rng(0), 2, 3, shift=0.4)
-    alone = compare(table, "arm0", Goal.lower, 1)["arm1"]
-    planned = compare(table, "arm0", Goal.lower, 8)["arm1"]
+    alone = compare(table, "arm0", Goal.LOWER, 1)["arm1"]
+    planned = compare(table, "arm0", Goal.LOWER, 8)["arm1"]
     assert planned.p == alone.p
     assert planned.p_holm == pytest.approx(8 * alone.p_holm)
 
@@ -91,7 +91,7 @@ def test_the_power_is_what_simulated_sweeps_show():
     rng = np.random.default_rng(1)
     num_seeds, true = 4, 0.35
     hits = sum(
-        compare(sweep_of(rng, 4, num_seeds, true), "arm0", Goal.lower, 3)["arm3"].p <= LEVEL / 3 for _ in range(3000)
+        compare(sweep_of(rng, 4, num_seeds, true), "arm0", Goal.LOWER, 3)["arm3"].p <= LEVEL / 3 for _ in range(3000)
     )
     expected = power(true, 0.1 * sqrt(2), num_seeds, LEVEL / 3)
     assert 0.3 < expected < 0.9
@@ -119,27 +119,27 @@ def test_the_smallest_visible_difference_is_seen_with_just_the_stated_power(n):
 
 def test_better_follows_the_goal():
     table = {"base": {0: 1.0, 1: 2.0, 2: 3.0}, "arm": {0: 0.5, 1: 1.51, 2: 2.49}}
-    assert compare(table, "base", Goal.lower, 1)["arm"].finding is Finding.better
-    assert compare(table, "base", Goal.higher, 1)["arm"].finding is Finding.worse
+    assert compare(table, "base", Goal.LOWER, 1)["arm"].finding is Finding.BETTER
+    assert compare(table, "base", Goal.HIGHER, 1)["arm"].finding is Finding.WORSE
 
 
 def test_only_seeds_that_both_have_are_compared():
     table = {"base": {0: 1.0, 1: 2.0, 3: float("nan")}, "arm": {1: 5.0, 2: 9.0, 3: 1.0}}
-    found = compare(table, "base", Goal.lower, 1)["arm"]
-    assert (found.seeds, found.finding, found.p, found.difference.mean) == ((1,), Finding.unpaired, None, 3.0)
+    found = compare(table, "base", Goal.LOWER, 1)["arm"]
+    assert (found.seeds, found.finding, found.p, found.difference.mean) == ((1,), Finding.UNPAIRED, None, 3.0)
     assert found.difference.low is None
 
 
 def test_an_arm_without_results_or_a_baseline_without_any_gives_no_verdict():
-    assert compare({"base": {0: 1.0}, "arm": {}}, "base", Goal.lower, 1)["arm"].difference is None
-    assert compare({"arm": {0: 1.0}}, "base", Goal.lower, 1)["arm"].finding is Finding.unpaired
+    assert compare({"base": {0: 1.0}, "arm": {}}, "base", Goal.LOWER, 1)["arm"].difference is None
+    assert compare({"arm": {0: 1.0}}, "base", Goal.LOWER, 1)["arm"].finding is Finding.UNPAIRED
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.25])
 def test_differences_that_do_not_vary_are_no_evidence_about_noise(shift):
     base = {seed: 0.1 * seed + 1 / 3 for seed in range(3)}
-    found = compare({"base": base, "arm": {s: v + shift for s, v in base.items()}}, "base", Goal.lower, 1)["arm"]
-    assert (found.finding, found.p) == (Finding.constant, None)
+    found = compare({"base": base, "arm": {s: v + shift for s, v in base.items()}}, "base", Goal.LOWER, 1)["arm"]
+    assert (found.finding, found.p) == (Finding.CONSTANT, None)
     assert found.difference.mean == pytest.approx(shift)
 
 
