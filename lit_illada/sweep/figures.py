@@ -67,8 +67,9 @@ def course_figure(sweep: Sweep, tag: str, stage: str, unit: str, looks: Looks) -
             for arm, course in of_arm.items()
             for trace in _course_traces(arm, course, 1.0 if axis == "steps" else course.per_step[axis], looks[arm])
         ]
-        layout = {"xaxis": {"title": {"text": f"{axis} of training"}, "rangemode": "tozero", "autorange": True}}
-        variants.append(Variant(axis, [trace["x"] for trace in data], [trace["y"] for trace in data], layout))
+        x_axis = {"title": {"text": f"{axis} of training"}, "rangemode": "tozero", "autorange": True}
+        places = [trace["x"] for trace in data], [trace["y"] for trace in data]
+        variants.append(Variant(axis, *places, {"xaxis": x_axis}))
     if not data:
         return None
     data = [{**trace, "x": x, "y": y} for trace, x, y in zip(data, variants[0].x, variants[0].y, strict=True)]
@@ -94,14 +95,15 @@ def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
     tables = [("cross-entropy", absolute, "nats a masked token")]
     if relative:
         tables.append(("less the baseline", relative, f"nats a masked token, less {sweep.spec.baseline}"))
-    variants, data = [], []
+    variants: list[Variant] = []
+    data: list[Trace] = []
     for label, table, title in tables:
         empty = Band([], [], [], [])
         traces = [trace for arm in absolute for trace in _band_traces(arm, table.get(arm, empty), looks[arm])]
-        layout = {"xaxis": x, "yaxis": {"title": {"text": title}, "autorange": True}}
-        variants.append(Variant(label, [trace["x"] for trace in traces], [trace["y"] for trace in traces], layout))
+        axes = {"xaxis": x, "yaxis": {"title": {"text": title}, "autorange": True}}
+        variants.append(Variant(label, [trace["x"] for trace in traces], [trace["y"] for trace in traces], axes))
         data = data or traces
-    layout = {"height": _CURVE_HEIGHT, **variants[0].layout}
+    layout: dict[str, Any] = {"height": _CURVE_HEIGHT, **variants[0].layout}
     caption = (
         "Cross-entropy of masked validation tokens at the end of training, by the share of the text that is masked: "
         "means over seeds, bands their range."
@@ -134,7 +136,10 @@ def gradient_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None
         }
         for arm, spread in reversed(found.items())
     ]
-    layout = {**_rows(list(reversed(found))), "xaxis": {"type": "log", "title": {"text": "gradient norm before clipping"}}}
+    layout = {
+        **_rows(list(reversed(found))),
+        "xaxis": {"type": "log", "title": {"text": "gradient norm before clipping"}},
+    }
     caption = "Median over the steps of all seeds after the first tenth, and the range of the middle 90 %."
     return PlotFigure(f"gradients-{_slug(stage)}", f"Gradient norm, {stage}", caption, data, layout)
 
@@ -238,7 +243,7 @@ def _row_traces(
     }
     if found is None:
         return [dots]
-    mean = {
+    mean: Trace = {
         "type": "scatter",
         "mode": "markers",
         "x": [factor * found.mean],

@@ -4,7 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # told apart by people with any common colour vision, of middling lightness
-_COLOURS = ("#4269d0", "#e0a100", "#ff725c", "#3ca951", "#a463f2", "#2ab7b0", "#ff8ab7", "#9c6b4e", "#6f9bea", "#97a800")
+_COLOURS = (
+    "#4269d0",
+    "#e0a100",
+    "#ff725c",
+    "#3ca951",
+    "#a463f2",
+    "#2ab7b0",
+    "#ff8ab7",
+    "#9c6b4e",
+    "#6f9bea",
+    "#97a800",
+)
 _NEUTRAL = "#8a8f98"
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up")

@@ -23,10 +23,10 @@ class Unit:
     decimals: int
 
     def value(self, value: float | None) -> str:
-        return MISSING if value is None else _signless_zero(f"{self.factor * value:.{self.decimals}f}")
+        return MISSING if value is None else _typeset(f"{self.factor * value:.{self.decimals}f}")
 
     def difference(self, value: float | None) -> str:
-        return MISSING if value is None else _signless_zero(f"{self.factor * value:+.{self.decimals}f}")
+        return MISSING if value is None else _typeset(f"{self.factor * value:+.{self.decimals}f}")
 
     def size(self, value: float) -> str:
         """The size of a difference, in words."""
@@ -124,8 +124,9 @@ def _sizes(difference: Estimate, unit: Unit) -> str:
     assert difference.high is not None
     ends = sorted((difference.low, difference.high), key=abs)
     sign = 1 if difference.mean > 0 else -1
-    return " to ".join(f"{sign * unit.factor * end:.{unit.decimals}f}" for end in ends)
+    return " to ".join(unit.value(sign * end) for end in ends)
 
 
-def _signless_zero(text: str) -> str:
-    return text.lstrip("+-") if not text.strip("+-0.") else text
+def _typeset(text: str) -> str:
+    """With a real minus sign, and none before a zero."""
+    return (text if text.strip("+-0.") else text.lstrip("+-")).replace("-", "−")
