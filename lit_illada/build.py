@@ -41,9 +41,10 @@ from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
-from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples
+from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, TimeLimit
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.progress import ProgressFile
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
 from lit_illada.training.throughput import Throughput, matmul_flops_per_s
 from lit_illada.training.trainer import Precision, make_trainer
@@ -149,8 +150,8 @@ def build_trainer(
     module: PretrainModule,
     datamodule: RowDataModule,
     console: Console,
-) -> tuple[Trainer, GracefulStop]:
-    """The trainer with its callbacks, and the callback that knows whether the run was asked to stop."""
+) -> tuple[Trainer, GracefulStop, TimeLimit | None]:
+    """The trainer with its callbacks, and those that know whether the run was asked to stop, or its time is over."""
     options = config.trainer
     checkpoints = Checkpoints(
         folder.checkpoints, options.checkpoint_every_steps, options.keep_checkpoints, options.val_every_steps
@@ -162,19 +163,22 @@ def build_trainer(
         options.log_every_steps,
     )
     stop = GracefulStop(checkpoints)
+    time_limit = None if options.max_time_s is None else TimeLimit(options.max_time_s)
     callbacks = [
         throughput,
         ProgressBar(throughput, console),
         _texts(config, folder, module, datamodule),
         NonFiniteGuard(options.max_nonfinite_steps, checkpoints),
         stop,
+        *([] if time_limit is None else [time_limit]),
         checkpoints,
+        ProgressFile(folder.progress, throughput),
     ]
     if options.ema_decay is not None:
         # last, so that what looks at the model after a validation sees the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
     logger = TensorBoardLogger(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)
-    return make_trainer(options, folder.path, callbacks, logger), stop
+    return make_trainer(options, folder.path, callbacks, logger), stop, time_limit
 
 
 def _texts(

@@ -189,15 +189,19 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
     given: top-level values that no file holds, such as the model of a checkpoint.
     Raises UserError for an unknown key or choice (naming the nearest), a wrong type or an impossible combination.
     """
+    return from_tree(SCHEMAS[command], {**compose_tree(command, overrides), **(given or {})})
+
+
+def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What the files and overrides say, as a tree whose values nobody has checked yet."""
     for override in overrides:
         key = _require_assignment(override)
         if key.lstrip("+~").startswith("hydra"):
             raise UserError(f"{override!r}: Hydra only composes the config here, and has no settings of its own")
     try:
-        tree = OmegaConf.to_container(_compose(command, overrides), resolve=True)
+        return OmegaConf.to_container(_compose(command, overrides), resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise _explain(error, command, overrides) from error
-    return from_tree(SCHEMAS[command], {**tree, **(given or {})})  # type: ignore[dict-item]
 
 
 def _compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:

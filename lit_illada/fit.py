@@ -46,7 +46,7 @@ def fit(
         _record(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
-    trainer, stop = build.build_trainer(config, folder, module, datamodule, console)
+    trainer, stop, time_limit = build.build_trainer(config, folder, module, datamodule, console)
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
     if checkpoint is None:
         if trainer.is_global_zero:
@@ -57,12 +57,12 @@ def fit(
         # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
         trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-    is_finished = trainer.global_step >= trainer.max_steps
-    if is_finished and trainer.global_step % config.trainer.val_every_steps:
+    is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
+    if is_finished and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=datamodule, verbose=False)
     _append_summary(folder, "end", trainer, module, throughput.cost())
     if trainer.is_global_zero:
-        _report(folder, trainer, config, time.perf_counter() - started_at, console)
+        _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
     if not is_finished and stop.signal is not None:
         raise SystemExit(128 + stop.signal)
 
@@ -149,7 +149,9 @@ def _append_summary(
     folder.write_summary(figures)
 
 
-def _report(folder: RunFolder, trainer: pl.Trainer, config: RunConfig, elapsed_s: float, console: Console) -> None:
+def _report(
+    folder: RunFolder, trainer: pl.Trainer, config: RunConfig, elapsed_s: float, is_finished: bool, console: Console
+) -> None:
     figures = json.loads(folder.summary.read_text(encoding="utf-8"))
     start, end = figures.get("start", {}), figures["end"]
     table = Table(title=f"{folder.path}, step {trainer.global_step}, {elapsed_s:.0f} s", title_justify="left")
@@ -175,7 +177,7 @@ def _report(folder: RunFolder, trainer: pl.Trainer, config: RunConfig, elapsed_s
     else:
         command = "pretrain"
         told |= {"samples": str(folder.samples), "generate": f"lit-illada generate {folder.path} --prompt 'import '"}
-    if trainer.global_step < trainer.max_steps:
+    if not is_finished:
         told["stopped"] = f"go on with: lit-illada {command} --resume {folder.path}"
     for what, text in told.items():
         console.print(f"{what:<12} {text}", highlight=False, soft_wrap=True)

@@ -18,7 +18,9 @@ from lit_illada.files import write_atomically
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, provenance.jsonl, summary.json, samples.txt, tokenizer/, checkpoints/ and TensorBoard's events."""
+    """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, tokenizer/, checkpoints/, and
+    TensorBoard's events.
+    """
 
     path: Path
 
@@ -45,6 +47,10 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
 
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":

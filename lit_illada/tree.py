@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from enum import EnumType, StrEnum
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -108,12 +109,16 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
         if value not in allowed:
             raise unknown(path, value, allowed)
         return hint(value)
-    schema = dataclasses.make_dataclass("Leaf", [("value", hint)])
     try:
-        node = OmegaConf.merge(OmegaConf.structured(schema), {"value": value})
+        node = OmegaConf.merge(OmegaConf.structured(_leaf_schema(hint)), {"value": value})
         return OmegaConf.to_container(node)["value"]  # type: ignore[index, call-overload]
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {value!r} is not {_type_name(hint)}") from error
+
+
+@cache
+def _leaf_schema(hint: Any) -> type:
+    return dataclasses.make_dataclass("Leaf", [("value", hint)])
 
 
 def _type_name(hint: Any) -> str:

@@ -55,7 +55,7 @@ def _with_lightning(config: PretrainConfig, scratch: Path, index: int) -> float:
     config = build.resolve(config, datamodule.tokenizer)
     module = build.build_module(config, datamodule)
     folder = RunFolder(scratch / f"run-{index}")
-    trainer, _ = build.build_trainer(config, folder, module, datamodule, Console(quiet=True))
+    trainer, *_ = build.build_trainer(config, folder, module, datamodule, Console(quiet=True))
     stopwatch = _Stopwatch()
     trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0

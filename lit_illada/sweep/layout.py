@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +13,7 @@ from typing import Any
 
 from lit_illada.errors import UserError
 from lit_illada.files import write_atomically
-from lit_illada.sweep.spec import SweepSpec
+from lit_illada.sweep.spec import RESOLVED_FILE, SweepSpec
 from lit_illada.tree import dump, from_tree, read_yaml
 
 
@@ -126,7 +127,7 @@ class SweepFolder:
 
     @property
     def spec(self) -> Path:
-        return self.path / "sweep.yaml"
+        return self.path / RESOLVED_FILE
 
     @property
     def plan(self) -> Path:
@@ -177,12 +178,15 @@ def locked(folder: SweepRunFolder) -> Iterator[bool]:
     """Hold a run's lock; False where another process has it."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        for wait_s in (0.05, 0.1, 0.2, 0.4, 0.0):  # whoever only looks holds it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(wait_s)
+            else:
+                yield True
+                return
+        yield False
 
 
 def read_record(file: Path) -> dict[str, Any] | None:

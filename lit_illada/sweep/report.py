@@ -49,8 +49,11 @@ class Section:
     strips: dict[str, Markup]
 
 
-def write_report(path: Path, out: Path | None = None, now: datetime | None = None) -> Path:
-    """The page's file. out: a folder; None: `report` in the sweep's. Raises UserError where there is no sweep."""
+def write_report(path: Path, out: Path | None = None, now: datetime | None = None) -> tuple[Path, list[str]]:
+    """The page's file, and the findings in plain lines. out: a folder; None: `report` in the sweep's.
+
+    Raises UserError where there is no sweep.
+    """
     sweep = collect(path)
     out = out or sweep.folder.report
     out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +94,17 @@ def write_report(path: Path, out: Path | None = None, now: datetime | None = Non
             version=__version__,
         ),
     )
-    return file
+    return file, [_state_text(sweep), *(line for section in sections for line in _plain(section.found))]
+
+
+def _plain(found: MetricFinding) -> list[str]:
+    """A line an arm, and one a check."""
+    lines = [f"{found.metric.name} after {found.metric.stage}, {found.metric.goal} is better:"]
+    width = max(len(arm.arm) for arm in found.arms)
+    for arm in found.arms:
+        mean = found.unit.value(arm.estimate.mean if arm.estimate else None)
+        lines.append(f"  {arm.arm:<{width}}  {mean:>8}  {arm.verdict}")
+    return [*lines, *(f"  check: {check.text}" for check in found.checks)]
 
 
 def _section(sweep: Sweep, found: MetricFinding, looks: dict[str, Look]) -> Section:

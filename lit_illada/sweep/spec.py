@@ -14,6 +14,7 @@ from lit_illada.share import sweeps_dir
 from lit_illada.tree import from_tree, read_yaml, to_tree
 
 PAPER = "paper"
+RESOLVED_FILE = "sweep.yaml"
 
 
 class Command(StrEnum):
@@ -163,15 +164,19 @@ class SweepSpec:
 
 
 def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
-    """The sweep of that name in the library, or of a YAML file, at the scale that `scale=` names."""
-    path = spec_file(name)
+    """The sweep of that name in the library, of a YAML file, or of a sweep's folder; at the scale `scale=` names."""
+    resolved_file = Path(name) / RESOLVED_FILE
+    path = resolved_file if resolved_file.is_file() else spec_file(name)
     tree = read_yaml(path)
     settings = [_assignment(override) for override in overrides]
     for keys, value in settings:
         if keys == ["scale"]:
+            if path == resolved_file:
+                raise UserError(f"{path}: a sweep that is begun has its scale, {tree['scale']}")
             tree["scale"] = value
     try:
-        tree = to_tree(_at_scale({"name": path.stem, **tree}))
+        if path != resolved_file:
+            tree = to_tree(_at_scale({"name": path.stem, **tree}))
         for keys, value in settings:
             if keys != ["scale"]:
                 _set(tree, keys, value)

@@ -99,6 +99,41 @@ class GracefulStop(Callback):
         log.warning("%s: saving after this step; once more to stop at once", self.signal.name)
 
 
+class TimeLimit(Callback):
+    """Ends the run, validated and saved, after so many seconds of training; validations and pauses do not count."""
+
+    def __init__(self, max_time_s: float) -> None:
+        self._max_time_s = max_time_s
+        self._trained_s = 0.0
+        self.is_reached = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"trained_s": self._trained_s}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._trained_s = state_dict["trained_s"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        now = time.perf_counter()
+        self._trained_s += now - self._since
+        self._since = now
+        if trainer.global_step == self._step_before:
+            return
+        # every rank must take the same way out
+        is_over = self._trained_s >= self._max_time_s
+        if trainer.strategy.reduce_boolean_decision(is_over, all=False):
+            self.is_reached = trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+
 class TextSamples(Callback):
     """Generates from each prompt at every validation: into TensorBoard and `samples.txt` of the run folder.
 

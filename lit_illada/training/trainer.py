@@ -64,7 +64,9 @@ class TrainerConfig:
     """How long, how large, how often.
 
     batch_rows: rows of an optimizer step, over all devices. micro_batch_rows: rows a device takes at once; what is
-    left of batch_rows is accumulated. Intervals are in optimizer steps.
+    left of batch_rows is accumulated. Intervals are in optimizer steps. max_time_s: seconds of training, without its
+    validations, after which the run is finished wherever it is; the learning rate goes by max_steps all the same, so
+    that a decay may not have come to its end.
     """
 
     accelerator: Accelerator = Accelerator.auto
@@ -73,6 +75,7 @@ class TrainerConfig:
     precision: Precision = Precision.auto
     compile: bool = False
     max_steps: int = 1000
+    max_time_s: float | None = None
     batch_rows: int = 32
     micro_batch_rows: int = 32
     ema_decay: float | None = None
@@ -106,6 +109,8 @@ class TrainerConfig:
             raise UserError(f"trainer.val_rows must be 2 or more, for a standard error; got {self.val_rows}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"trainer.ema_decay must lie in (0, 1), or be null for none; got {self.ema_decay}")
+        if self.max_time_s is not None and not self.max_time_s > 0:
+            raise UserError(f"trainer.max_time_s must be above 0, or null for no limit; got {self.max_time_s}")
         at_once = self.micro_batch_rows * self.world_size
         if self.batch_rows % at_once:
             raise UserError(

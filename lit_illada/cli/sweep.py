@@ -1,0 +1,132 @@
+"""`sweep list`, `plan`, `run` and `report`."""
+
+from pathlib import Path
+
+import click
+
+from lit_illada.cli.frame import guarded
+
+_overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_folder = click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where the sweep is kept (default: runs/sweeps/NAME)."
+)
+_workers = click.option(
+    "--workers", type=click.IntRange(min=1), help="Runs at a time (default: as many as cores, memory or GPUs allow)."
+)
+_threads = click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores a run.")
+
+
+@click.group()
+def sweep() -> None:
+    """Compare arms: many runs that differ in one thing, at several seeds, with one budget and one yardstick."""
+
+
+@sweep.command("list")
+@guarded
+def sweep_list() -> None:
+    """Show the sweeps that come with the package, and the question each answers."""
+    from lit_illada import sweep_commands
+
+    sweep_commands.show_library()
+
+
+@sweep.command(
+    "plan",
+    epilog="""\b
+Examples:
+  lit-illada sweep plan mask_ratio
+  lit-illada sweep plan mask_ratio +scale=nano seeds=[0,1] budget.amount=2e5
+""",
+)
+@click.argument("name")
+@_folder
+@_workers
+@_threads
+@_overrides
+@guarded
+def sweep_plan(name: str, folder: Path | None, workers: int | None, threads: int, overrides: tuple[str, ...]) -> None:
+    """Print the runs of the sweep NAME, what they share, and the time and disk they will take. Nothing is run."""
+    from lit_illada import sweep_commands
+
+    sweep_commands.plan(name, overrides, folder, workers, threads)
+
+
+@sweep.command(
+    "run",
+    epilog="""\b
+Examples:
+  lit-illada sweep run mask_ratio +scale=nano
+  lit-illada sweep run mine.yaml seeds=[0,1] --workers 4
+  lit-illada sweep run runs/sweeps/mask_ratio --resume
+""",
+)
+@click.argument("name")
+@_folder
+@click.option(
+    "--resume", "is_resumed", is_flag=True, help="Go on with runs that were killed, and try failed ones again."
+)
+@_workers
+@_threads
+@_overrides
+@guarded
+def sweep_run(
+    name: str, folder: Path | None, is_resumed: bool, workers: int | None, threads: int, overrides: tuple[str, ...]
+) -> None:
+    """Run the sweep NAME: one of `sweep list`, a YAML file, or the folder of a sweep that is begun.
+
+    What is finished is never run again. Ctrl-C lets every run save and stop.
+    """
+    from lit_illada import sweep_commands
+
+    sweep_commands.run(name, overrides, folder, is_resumed, workers, threads)
+
+
+@sweep.command(
+    "report",
+    epilog="""\b
+Examples:
+  lit-illada sweep report mask_ratio
+  lit-illada sweep report runs/sweeps/mask_ratio --out report --open
+""",
+)
+@click.argument("sweep")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for it (default: report in the sweep's).")
+@click.option("--open", "is_opened", is_flag=True, help="Show the page in the browser.")
+@guarded
+def sweep_report(sweep: str, out: Path | None, is_opened: bool) -> None:
+    """Write what SWEEP (its folder, or the name of one in runs/sweeps) has found: a page, tables and pictures.
+
+    Reads files alone, so it can be asked at any time, and of a copy on another machine.
+    """
+    from lit_illada import sweep_report as command
+
+    page = command.run(sweep, out)
+    if is_opened:
+        click.launch(str(page))
+
+
+@sweep.command("one", hidden=True)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("run_id")
+@click.pass_context
+@guarded
+def sweep_one(context: click.Context, folder: Path, run_id: str) -> None:
+    """Do one run of a planned sweep in this process; the pool and cluster jobs call it."""
+    from lit_illada.sweep.attempt import attempt
+    from lit_illada.sweep.layout import SweepFolder
+
+    main = context.find_root().command
+
+    def call(words: list[str]) -> int:
+        try:
+            main.main(words, prog_name="lit-illada", standalone_mode=False)
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            return 130
+        return 0
+
+    raise SystemExit(attempt(SweepFolder(folder), run_id, call))

@@ -1,0 +1,159 @@
+"""One attempt at one run, in the process that does it: take its lock, begin or go on, record how it ended."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from lit_illada.errors import UserError
+from lit_illada.files import write_atomically
+from lit_illada.sweep.layout import PlannedRun, SweepFolder, SweepRunFolder, locked, read_record
+from lit_illada.sweep.spec import Command
+
+# exit statuses beside the run's own: nothing was done, for another process has the run or has finished it
+NOT_MINE = 75
+_STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}
+_WORDS = "LIT_ILLADA_SWEEP_WORDS"
+_KEPT = {"run.lock", "log.txt", "attempts.jsonl"}
+_LAST_LINES = 12
+
+
+def attempt(folder: SweepFolder, run_id: str, call: Callable[[list[str]], int]) -> int:
+    """Do the run, printing to its log, and return its exit status. call: the command line's words -> status."""
+    if _WORDS in os.environ:  # a further process of the run, started by the first one
+        return call(json.loads(os.environ[_WORDS]))
+    runs = {run.id: run for run in folder.read_plan()}
+    if run_id not in runs:
+        raise UserError(f"{folder.plan} plans no run {run_id!r}")
+    run, place = runs[run_id], folder.run_folder(runs[run_id])
+    with locked(place) as is_mine:
+        if not is_mine or place.done.exists():
+            return NOT_MINE
+        return _do(folder, run, place, call)
+
+
+def record_failure(place: SweepRunFolder, exit_status: int) -> None:
+    """failed.json: how it ended and what it said last."""
+    lines = place.log.read_text(encoding="utf-8", errors="replace").splitlines() if place.log.exists() else []
+    record = {
+        "failed_at": datetime.now().isoformat(timespec="seconds"),
+        "exit_status": exit_status,
+        "last_lines": [line.rsplit("\r", 1)[-1] for line in lines if line.strip()][-_LAST_LINES:],
+        "attempts": len(place.read_attempts()),
+    }
+    write_atomically(place.failed, json.dumps(record, indent=1) + "\n")
+
+
+def was_stopped(exit_status: int) -> bool:
+    """Whether a signal that asks to stop ended it, rather than its own doing; negative: before it could heed one."""
+    return exit_status in _STOPPED or exit_status in {-signal.SIGINT, -signal.SIGTERM}
+
+
+def _do(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder, call: Callable[[list[str]], int]) -> int:
+    before_s = _earlier_s(place)
+    words = _words(folder, run, place)
+    place.failed.unlink(missing_ok=True)
+    started_at, since = datetime.now(), time.monotonic()
+    record = {"started_at": started_at.isoformat(), "fingerprint": run.fingerprint, "before_s": round(before_s, 3)}
+    with place.attempts.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    _print_to(place.log)
+    print(f"=== {started_at:%Y-%m-%d %H:%M:%S} lit-illada {' '.join(words)}", flush=True)
+    if words:
+        os.environ[_WORDS] = json.dumps(words)
+        try:
+            status = call(words)
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        finally:
+            del os.environ[_WORDS]
+    else:
+        status = 0  # it had ended, and was killed before this was recorded
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 0:
+        _record_end(place, before_s + time.monotonic() - since)
+    elif not was_stopped(status):
+        record_failure(place, status)
+    return status
+
+
+def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[str]:
+    """The command line: to go on from the newest checkpoint, or to begin; none where it is at its end already."""
+    if run.command != Command.SCORE and (place.path / "config.yaml").is_file():
+        summary = (read_record(place.summary) or {}).get("end", {})
+        for checkpoint in sorted(place.path.glob("checkpoints/*.ckpt"), reverse=True):
+            if _step_of(checkpoint) != run_length(place, run):
+                return [run.command, "--resume", str(place.path)]
+            if summary.get("step") == _step_of(checkpoint):
+                return []
+            checkpoint.unlink()  # the last step was done, its figures were not written: go on from the one before
+    _clear(place)
+    parent = [str(folder.runs / run.parent)] if run.parent else []
+    if run.command == Command.SCORE:
+        return [run.command, *parent, "--out", str(place.path), *run.arguments, *run.overrides]
+    return [run.command, *run.arguments, *parent, *run.overrides, f"run_dir='{place.path}'"]
+
+
+def run_length(place: SweepRunFolder, run: PlannedRun) -> int | None:
+    """Steps of the whole run; None while only the data tell."""
+    if run.num_steps is not None:
+        return run.num_steps
+    return (read_record(place.progress) or {}).get("max_steps")
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(re.findall(r"\d+", checkpoint.stem)[-1])
+
+
+def _clear(place: SweepRunFolder) -> None:
+    """Remove what an attempt left that had no checkpoint yet."""
+    for path in place.path.iterdir():
+        if path.name in _KEPT:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _earlier_s(place: SweepRunFolder) -> float:
+    """Seconds of the attempts before; a killed one lasted until its last sign of life."""
+    attempts = place.read_attempts()
+    if not attempts:
+        return 0.0
+    signs = [file.stat().st_mtime for file in (place.progress, place.log, place.failed) if file.exists()]
+    began_at = datetime.fromisoformat(attempts[-1]["started_at"]).timestamp()
+    return attempts[-1]["before_s"] + max(0.0, max(signs, default=began_at) - began_at)
+
+
+def _record_end(place: SweepRunFolder, elapsed_s: float) -> None:
+    # kilobytes on Linux, bytes on macOS
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    record = {
+        "finished_at": datetime.now().isoformat(timespec="seconds"),
+        "elapsed_s": round(elapsed_s, 3),
+        "max_rss_bytes": max(peaks) * unit,
+        "attempts": len(place.read_attempts()),
+    }
+    write_atomically(place.done, json.dumps(record) + "\n")
+
+
+def _print_to(log: Path) -> None:
+    """From here on this process, and those it starts, print to the log."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)

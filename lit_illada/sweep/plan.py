@@ -1,0 +1,192 @@
+"""Which runs does a sweep need? Every arm's stages at every seed, each resolved, and no two of them alike."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count
+from typing import Any, Protocol
+
+from lit_illada.errors import UserError
+from lit_illada.sweep.layout import PlannedRun
+from lit_illada.sweep.spec import Arm, Command, Measure, Stage, SweepSpec
+
+Tree = dict[str, Any]
+# what names a run or says where its files lie, and changes nothing of what it does
+_NAMING = ("run_dir", "name", "init_from")
+
+
+class Resolve(Protocol):
+    """A command's resolved config, as a tree.
+
+    parent: the config of the stage before, whose model it takes over. settle: sees the composed tree and gives the
+    values that depend on it, by dotted key. Raises UserError for a config that could not run.
+    """
+
+    def __call__(
+        self, command: str, overrides: Sequence[str], parent: Tree | None, settle: Callable[[Tree], Tree]
+    ) -> Tree: ...
+
+
+# of an optimizer step of a composed config; None where it is not known yet
+CountFlops = Callable[[Tree], float | None]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A stage of an arm, whatever the seed."""
+
+    stage: Stage
+    overrides: list[str]
+    config: Tree
+
+
+def expand(
+    spec: SweepSpec, resolve: Resolve, step_flops: CountFlops, begun: Mapping[str, str] | None = None
+) -> list[PlannedRun]:
+    """Every run once, parents before children. begun: ids of runs that exist already, by fingerprint; they keep them.
+
+    Raises UserError where two arms resolve to the same runs, or a run would take the id of another that has begun.
+    """
+    resolved: dict[tuple[str, ...], _Step] = {}
+    paths = {arm.name: _steps(spec, arm, resolve, step_flops, resolved) for arm in spec.all_arms()}
+    runs: dict[str, PlannedRun] = {}
+    for seed in spec.seeds:
+        ends: dict[str, str] = {}
+        for arm, steps in paths.items():
+            parent: PlannedRun | None = None
+            for step in steps:
+                run = _run(step, arm, seed, parent, step_flops)
+                known = runs.get(run.fingerprint)
+                run = run if known is None else replace(known, arms=list(dict.fromkeys([*known.arms, arm])))
+                runs[run.fingerprint] = parent = run
+            assert parent is not None
+            if (other := ends.setdefault(parent.fingerprint, arm)) != arm:
+                raise UserError(f"arms {other!r} and {arm!r} are the same: their resolved configs are equal")
+    return _named(list(runs.values()), spec, begun or {})
+
+
+def fingerprint_of(command: str, arguments: Sequence[str], config: Tree, parent: str | None) -> str:
+    """Equal for two runs that would do the same."""
+    # a parent brings its model, of a vocabulary that is known for certain only then
+    dropped = _NAMING if parent is None else (*_NAMING, "model")
+    content = {key: value for key, value in config.items() if key not in dropped}
+    text = json.dumps([command, list(arguments), content, parent], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _steps(
+    spec: SweepSpec, arm: Arm, resolve: Resolve, step_flops: CountFlops, resolved: dict[tuple[str, ...], _Step]
+) -> list[_Step]:
+    steps: list[_Step] = []
+    key: tuple[str, ...] = ()
+    for stage in spec.stages:
+        overrides = [*stage.overrides, *spec.overrides.get(stage.name, []), *arm.overrides.get(stage.name, [])]
+        key = (*key, stage.name, *overrides)
+        if key not in resolved:
+            resolved[key] = _resolved(spec, stage, overrides, steps, resolve, step_flops, arm)
+        steps.append(resolved[key])
+    return steps
+
+
+def _resolved(
+    spec: SweepSpec,
+    stage: Stage,
+    overrides: list[str],
+    before: Sequence[_Step],
+    resolve: Resolve,
+    step_flops: CountFlops,
+    arm: Arm,
+) -> _Step:
+    settings: Tree = {}
+
+    def settle(tree: Tree) -> Tree:
+        if stage.command is not Command.SCORE:
+            settings.update(_settings(spec, stage, tree, step_flops))
+        return settings
+
+    try:
+        config = resolve(stage.command, overrides, before[-1].config if before else None, settle)
+    except UserError as error:
+        raise UserError(f"arm {arm.name!r}, stage {stage.name!r}: {error}") from error
+    return _Step(stage, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in settings.items())], config)
+
+
+def _settings(spec: SweepSpec, stage: Stage, tree: Tree, step_flops: CountFlops) -> Tree:
+    """The length of the training, by the budget, and what is placed along it."""
+    settings: Tree = {}
+    steps = tree["trainer"]["max_steps"] if tree.get("epochs") is None else None
+    if spec.budget is not None and stage.name == spec.budget_stage:
+        if spec.budget.measure is Measure.SECONDS:
+            settings["trainer.max_time_s"] = spec.budget.amount
+        else:
+            cost = _step_tokens(tree) if spec.budget.measure is Measure.TOKENS else step_flops(tree)
+            if cost is None:
+                raise UserError("a budget in FLOPs needs the vocabulary's size: prepare the data first")
+            steps = settings["trainer.max_steps"] = math.ceil(spec.budget.amount / cost)
+            if tree.get("epochs") is not None:
+                settings["epochs"] = None
+    if steps is not None:
+        settings["trainer.val_every_steps"] = math.ceil(steps / spec.validations)
+        if spec.warmup_fraction is not None:
+            settings["optim.schedule.warmup_steps"] = round(spec.warmup_fraction * steps)
+    return settings
+
+
+def _step_tokens(tree: Tree) -> int:
+    return tree["trainer"]["batch_rows"] * (tree.get("data") or tree["sft_data"])["row_length"]
+
+
+def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops: CountFlops) -> PlannedRun:
+    stage, config, overrides = step.stage, step.config, step.overrides
+    num_steps = tokens = flops = None
+    if stage.command is not Command.SCORE:
+        seed = seed if stage.seed is None else stage.seed
+        config, overrides = {**config, "seed": seed}, [*overrides, f"seed={seed}"]
+        if config.get("epochs") is None:
+            num_steps = config["trainer"]["max_steps"]
+            tokens, cost = num_steps * _step_tokens(config), step_flops(config)
+            flops = None if cost is None else num_steps * cost
+    fingerprint = fingerprint_of(stage.command, stage.arguments, config, parent.fingerprint if parent else None)
+    return PlannedRun(
+        id="",
+        stage=stage.name,
+        command=stage.command.value,
+        arguments=stage.arguments,
+        overrides=overrides,
+        seed=seed if stage.seed is None else None,
+        arms=[arm],
+        parent=parent.fingerprint if parent else None,
+        fingerprint=fingerprint,
+        config=config,
+        num_steps=num_steps,
+        tokens=tokens,
+        flops=flops,
+    )
+
+
+def _named(runs: Sequence[PlannedRun], spec: SweepSpec, begun: Mapping[str, str]) -> list[PlannedRun]:
+    """Every run with its id, and its parent's in the place of the parent's fingerprint."""
+    ids: dict[str, str] = {}
+    for run in runs:
+        id = begun.get(run.fingerprint) or _id(run, spec)
+        if id in begun.values() and run.fingerprint not in begun:
+            raise UserError(f"the folder holds another run {id!r}, of other settings: choose another --folder")
+        numbered = chain([id], (f"{id}-{n}" for n in count(2)))
+        ids[run.fingerprint] = next(id for id in numbered if id not in ids.values())
+    return [replace(r, id=ids[r.fingerprint], parent=ids[r.parent] if r.parent else None) for r in runs]
+
+
+def _id(run: PlannedRun, spec: SweepSpec) -> str:
+    """The stage, what its arms have in common that others have not, the seed."""
+    parts = [run.stage]
+    if len(run.arms) == 1:
+        parts += run.arms
+    elif len(run.arms) < len(spec.all_arms()):
+        shared = set.intersection(*(set(arm.split("+")) for arm in run.arms))
+        parts += [word for word in run.arms[0].split("+") if word in shared] or run.arms[:1]
+    if run.seed is not None:
+        parts.append(f"s{run.seed}")
+    return "-".join(re.sub(r"[^\w.+=]+", "-", part).strip("-.") for part in parts)

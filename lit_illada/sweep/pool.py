@@ -1,0 +1,168 @@
+"""Runs of a sweep on one machine: so many processes at a time, each on cores or GPUs of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from lit_illada.sweep.attempt import NOT_MINE, record_failure, was_stopped
+from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
+from lit_illada.sweep.progress import Overview, RunStatus
+
+_TICK_S = 0.05
+_LOOK_S = 1.0
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one run at a time has its place. gpus: None leaves the environment's as they are."""
+
+    cpus: tuple[int, ...]
+    gpus: tuple[str, ...] | None = None
+
+
+class Pool:
+    """Works through a plan. A run that fails leaves the others alone; one that another process has is waited for.
+
+    Runs that had failed before are tried once more. show: is given every run's status about once a second.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        runs: Sequence[PlannedRun],
+        slots: Sequence[Slot],
+        show: Callable[[list[RunStatus]], None],
+        metric: str,
+    ) -> None:
+        self._folder = folder
+        self._overview = Overview(folder, runs, metric)
+        self._free = list(slots)
+        self._show = show
+        self._working: dict[str, tuple[subprocess.Popen[bytes], Slot]] = {}
+        self._tried: set[str] = set()
+        self._asked_to_stop: set[str] = set()
+        self._failed_before = {s.run.id for s in self._overview.look() if s.state is RunState.FAILED}
+        self._signals = 0
+
+    def run(self) -> list[RunStatus]:
+        """Every run's status at the end: when nothing is left to do, or after a signal when all runs have stopped."""
+        looked_at = -_LOOK_S
+        statuses = self._overview.look()
+        with self._heeding_signals():
+            while True:
+                if self._reap() or time.monotonic() - looked_at >= _LOOK_S:
+                    looked_at = time.monotonic()
+                    statuses = self._overview.look()
+                    self._show(statuses)
+                    if not self._signals:
+                        self._start(statuses)
+                if self._signals:
+                    self._stop()
+                if not self._working and (self._signals or not self._is_more_to_do(statuses)):
+                    break
+                time.sleep(_TICK_S)
+        statuses = self._overview.look()
+        self._show(statuses)
+        return statuses
+
+    @property
+    def was_stopped(self) -> bool:
+        return self._signals > 0
+
+    def _start(self, statuses: Sequence[RunStatus]) -> None:
+        finished = {status.run.id for status in statuses if status.state is RunState.FINISHED}
+        for status in statuses:
+            run = status.run
+            if not self._free or not self._can_try(status):
+                continue
+            if run.parent is None or run.parent in finished:
+                self._tried.add(run.id)
+                slot = self._free.pop(0)
+                self._working[run.id] = (self._spawn(run, slot), slot)
+
+    def _can_try(self, status: RunStatus) -> bool:
+        is_open = status.state in (RunState.PENDING, RunState.INTERRUPTED)
+        return status.run.id not in self._tried and (is_open or status.run.id in self._failed_before)
+
+    def _is_more_to_do(self, statuses: Sequence[RunStatus]) -> bool:
+        """Whether a run may still begin, or lives in another process."""
+        may_end: set[str] = set()
+        for status in statuses:  # parents come first
+            is_open = status.state is RunState.RUNNING or self._can_try(status)
+            if status.state is RunState.FINISHED or (is_open and status.run.parent in {None, *may_end}):
+                may_end.add(status.run.id)
+        return any(status.run.id in may_end and status.state is not RunState.FINISHED for status in statuses)
+
+    def _spawn(self, run: PlannedRun, slot: Slot) -> subprocess.Popen[bytes]:
+        place = self._folder.run_folder(run)
+        place.path.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(len(slot.cpus)))}
+        environment["TOKENIZERS_PARALLELISM"] = "false"
+        if slot.gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        with place.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lit_illada.cli", "sweep", "one", str(self._folder.path), run.id],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # a terminal's Ctrl-C is the pool's to pass on
+            )
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, slot.cpus)
+        return process
+
+    def _reap(self) -> bool:
+        """Take leave of the runs that have ended; whether there were any."""
+        ended = [id for id, (process, _) in self._working.items() if process.poll() is not None]
+        for id in ended:
+            process, slot = self._working.pop(id)
+            self._free.append(slot)
+            place = self._folder.run_folder(next(run for run in self._overview.runs if run.id == id))
+            status = process.returncode
+            if status == NOT_MINE:
+                self._tried.discard(id)  # should the process that has it die, it is ours to try
+            elif place.state in (RunState.PENDING, RunState.INTERRUPTED) and not was_stopped(status):
+                record_failure(place, status)  # it could not say so itself: killed, or out of memory
+        return bool(ended)
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _stop(self) -> None:
+        """The first signal lets every run save and stop; one more ends them at once."""
+        for id, (process, _) in self._working.items():
+            if self._signals > 1:
+                process.kill()
+            elif id not in self._asked_to_stop:
+                self._asked_to_stop.add(id)
+                process.terminate()
+
+
+def cpu_slots(workers: int, threads: int) -> list[Slot]:
+    """Cores of this process, so many to a slot; where there are too few, slots share them."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return [Slot(tuple(cores[(n * threads + i) % len(cores)] for i in range(threads))) for n in range(workers)]
+
+
+def gpu_slots(gpus: Sequence[str], gpus_per_run: int, threads: int) -> list[Slot]:
+    groups = [tuple(gpus[i : i + gpus_per_run]) for i in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)]
+    return [Slot(slot.cpus, group) for slot, group in zip(cpu_slots(len(groups), threads), groups, strict=True)]

@@ -1,0 +1,91 @@
+"""Where does a sweep stand? Every run's state, how far it is and when it may end, from the files alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
+
+# a run that has not said anything for so long may be stuck, or its machine gone
+_SILENT_S = 120.0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """share_done: 0 to 1. metric: the newest value of the metric asked for. left_s: None where nothing tells yet.
+
+    waits_for: the failed run without which it cannot begin.
+    """
+
+    run: PlannedRun
+    state: RunState
+    share_done: float = 0.0
+    metric: float | None = None
+    tokens_per_s: float | None = None
+    elapsed_s: float | None = None
+    left_s: float | None = None
+    is_silent: bool = False
+    last_lines: tuple[str, ...] = ()
+    waits_for: str | None = None
+
+
+class Overview:
+    """Looks at a sweep's runs again and again; what is finished is read once."""
+
+    def __init__(self, folder: SweepFolder, runs: Sequence[PlannedRun], metric: str) -> None:
+        self.folder = folder
+        self.runs = list(runs)
+        self._metric = metric
+        self._finished: dict[str, RunStatus] = {}
+
+    def look(self) -> list[RunStatus]:
+        statuses: dict[str, RunStatus] = {}
+        for run in self.runs:  # parents come first
+            parent = statuses.get(run.parent) if run.parent else None
+            statuses[run.id] = self._look_at(run, parent)
+        return list(statuses.values())
+
+    def _look_at(self, run: PlannedRun, parent: RunStatus | None) -> RunStatus:
+        if run.id in self._finished:
+            return self._finished[run.id]
+        place = self.folder.run_folder(run)
+        match place.state:
+            case RunState.FINISHED:
+                self._finished[run.id] = self._of_finished(run, place)
+                return self._finished[run.id]
+            case RunState.RUNNING:
+                return self._of_running(run, place)
+            case RunState.FAILED:
+                failed = read_record(place.failed) or {}
+                return RunStatus(run, RunState.FAILED, last_lines=tuple(failed.get("last_lines", ())))
+            case state:
+                broken = None
+                if parent is not None:
+                    broken = parent.run.id if parent.state is RunState.FAILED else parent.waits_for
+                return RunStatus(run, state, waits_for=broken)
+
+    def _of_finished(self, run: PlannedRun, place: SweepRunFolder) -> RunStatus:
+        done = read_record(place.done) or {}
+        end = (read_record(place.summary) or {}).get("end", {})
+        return RunStatus(
+            run, RunState.FINISHED, 1.0, end.get(self._metric), elapsed_s=done.get("elapsed_s"), left_s=0.0
+        )
+
+    def _of_running(self, run: PlannedRun, place: SweepRunFolder) -> RunStatus:
+        progress = read_record(place.progress)
+        attempts = place.read_attempts()
+        if progress is None or not attempts or progress["updated_at"] < attempts[-1]["started_at"][:19]:
+            return RunStatus(run, RunState.RUNNING)  # still starting
+        done = progress["step"] - progress["begun_at_step"]
+        left = progress["max_steps"] - progress["step"]
+        silent_s = (datetime.now() - datetime.fromisoformat(progress["updated_at"])).total_seconds()
+        return RunStatus(
+            run,
+            RunState.RUNNING,
+            progress["step"] / progress["max_steps"],
+            progress["metrics"].get(self._metric),
+            progress["tokens_per_s"] or None,
+            progress["elapsed_s"],
+            progress["elapsed_s"] / done * left if done else None,
+            silent_s > _SILENT_S,
+        )
