@@ -17,7 +17,9 @@ def run(sweep: str, out: Path | None) -> Path:
     if folder is None:
         begun = [plan.parent.name for plan in _SWEEPS.glob("*/plan.json")]
         if not begun:
-            raise UserError(f"{sweep}: no sweep there, and none in {_SWEEPS}; begin one with: lit-illada sweep run NAME")
+            raise UserError(
+                f"{sweep}: no sweep there, and none in {_SWEEPS}; begin one with: lit-illada sweep run NAME"
+            )
         raise unknown("sweep", sweep, begun)
     page, findings = write_report(folder, out)
     console = Console()

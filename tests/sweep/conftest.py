@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_illada.sweep.layout import PlannedRun, SweepFolder
+from lit_illada.sweep.report import write_report
 from lit_illada.sweep.spec import SweepSpec, check
 from lit_illada.tree import from_tree
 
@@ -132,11 +134,57 @@ VALUES = {
 }
 
 
-@pytest.fixture
-def finished_sweep(tmp_path):
+def write_four_arms(path):
     """Four arms at three seeds: one like the baseline, one truly better, one that learns nothing."""
     spec = spec_of(list(VALUES), SEEDS, equal_in_expectation=[["uniform", "cosine"]], cannot_learn=["fixed 1.0"])
-    return write_sweep(tmp_path / "made_up", spec, VALUES)
+    return write_sweep(path, spec, VALUES)
+
+
+@pytest.fixture
+def finished_sweep(tmp_path):
+    return write_four_arms(tmp_path / "made_up")
+
+
+@pytest.fixture(scope="session")
+def reported_sweep(tmp_path_factory):
+    """The same with its report, to be read only."""
+    folder = write_four_arms(tmp_path_factory.mktemp("reported") / "made_up")
+    write_report(folder.path)
+    return folder
+
+
+@pytest.fixture
+def make_spec():
+    return spec_of
+
+
+@pytest.fixture
+def make_sweep(tmp_path):
+    """values: arm -> seed -> bound, the first arm being the baseline. shared: all arms use the first one's runs."""
+
+    def make(values, *, shared=False, **more):
+        spec = spec_of(list(values), (0, 1), **more)
+        folder = write_sweep(tmp_path / "sweep", spec, values)
+        if shared:
+            runs = [replace(run, arms=list(values)) for run in folder.read_plan() if run.arms == [spec.baseline]]
+            folder.write(spec, runs)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_grid(tmp_path):
+    """Two axes, every pair a little different."""
+
+    def make():
+        axes = {"ratio": [{"name": "u"}, {"name": "v"}], "weight": [{"name": "x"}, {"name": "y"}, {"name": "z"}]}
+        spec = spec_of([], (0, 1), baseline="u+x", axes=axes)
+        names = [arm.name for arm in spec.all_arms()]
+        values = {name: {0: 4 + index / 10, 1: 4.2 + index / 9} for index, name in enumerate(names)}
+        return write_sweep(tmp_path / "grid", spec, values)
+
+    return make
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 class Browser:
     """One tab. messages: what the page wrote to the console, and its uncaught errors."""
 
-    def __init__(self, profile, width=1200, height=900, *, is_dark=False):
+    def __init__(self, profile):
         commands_out, commands_in = os.pipe()
         answers_out, answers_in = os.pipe()
         ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (commands_out, answers_in)]
@@ -46,11 +46,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.requested = []
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
-        theme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[theme])
+        self.look(1200, 900)
 
     def __enter__(self):
         return self
@@ -74,8 +70,20 @@ class Browser:
                 return message["result"]
             self._keep(message)
 
-    def open(self, url):
+    def look(self, width, height, *, is_dark=False):
+        """Through a window of that size; a narrow one is a phone's."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+        theme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[theme])
+
+    def show(self, url, ready):
+        """Open a page, in a wide light window, and wait until the expression holds there."""
+        self.look(1200, 900)
+        self.run("document.documentElement.remove()")
+        self.messages, self.requested = [], []
         self.send("Page.navigate", url=url)
+        self.wait_for(ready)
 
     def run(self, expression):
         """The value of a JavaScript expression; promises are awaited."""
