@@ -50,7 +50,7 @@ def fit(
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
     if checkpoint is None:
         if trainer.is_global_zero:
-            begin_board(trainer.logger, to_tree(config))  # type: ignore[arg-type]
+            begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
         trainer.validate(module, datamodule=datamodule, verbose=False)
         _append_summary(folder, "start", trainer, module, {})
     if checkpoint is not None:

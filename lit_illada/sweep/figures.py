@@ -138,7 +138,7 @@ def gradient_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None
     ]
     layout = {
         **_rows(list(reversed(found))),
-        "xaxis": {"type": "log", "title": {"text": "gradient norm before clipping"}},
+        "xaxis": {"type": "log", "dtick": "D2", "title": {"text": "gradient norm before clipping"}},
     }
     caption = "Median over the steps of all seeds after the first tenth, and the range of the middle 90 %."
     return PlotFigure(f"gradients-{_slug(stage)}", f"Gradient norm, {stage}", caption, data, layout)

@@ -140,8 +140,14 @@ def _cost(arm: str, stage: str, records: Sequence[RunRecord]) -> Cost:
         stage=stage,
         num_runs=len(records),
         elapsed_s=mean([record.elapsed_s for record in records]),
-        tokens_per_s=mean([record.figures.get("perf/tokens_per_s") for record in records]),
+        tokens_per_s=mean([_tokens_per_s(record) for record in records]),
         tokens=mean([record.tokens for record in records]),
         flops=mean([record.flops for record in records]),
         memory_bytes=max((r.memory_bytes for r in records if r.memory_bytes is not None), default=None),
     )
+
+
+def _tokens_per_s(record: RunRecord) -> float | None:
+    """Over all of training; validation does not count."""
+    tokens, elapsed_s = record.figures.get("perf/tokens"), record.figures.get("perf/elapsed_s")
+    return tokens / elapsed_s if tokens and elapsed_s else None
