@@ -17,10 +17,11 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from lit_illada import build
-from lit_illada.config import ScoreConfig, load
+from lit_illada.config import PretrainConfig, ScoreConfig, SFTConfig, load
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.held_out import config_of, continuations, score_problems
 from lit_illada.model.transformer import Transformer
 from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.candidates import Candidate
@@ -52,12 +53,17 @@ def run(
     include_path: Path | None,
     out: Path | None,
     overrides: Sequence[str],
+    num_held_out: int | None = None,
 ) -> None:
-    """Score everything, print a table of each, and write items and summary to a folder."""
+    """Score everything, print a table of each, and write items and summary to a folder.
+
+    num_held_out: so many questions made of what the run itself has held out.
+    """
     now = datetime.now()
     config: ScoreConfig = load("score", overrides)
-    if not (tasks or texts or harness):
-        raise UserError("nothing to score: give --task FILE, --text FILE or --harness TASK")
+    if not (tasks or texts or harness or num_held_out):
+        raise UserError("nothing to score: give --task FILE, --text FILE, --held-out NUMBER or --harness TASK")
+    asked = config_of(_run_of(checkpoint)) if num_held_out else None
     if harness:
         require_harness()
     items = {path: read_items(path, config.score.limit) for path in tasks}
@@ -74,6 +80,7 @@ def run(
         results = [
             *_score_tasks(items, scorer, _writer(model, tokenizer, config.generation), folder, progress),
             *_score_texts(contents, windows, scorer, progress),
+            *_score_held_out(asked, num_held_out or 0, model, tokenizer, config, folder, progress),
             *_score_harness(harness, include_path, scorer, _writer(model, tokenizer, config.generation), progress),
         ]
     folder.write_summary(
@@ -84,6 +91,7 @@ def run(
             "model": to_tree(model.config),
             "config": to_tree(config),
             "results": results,
+            "end": _figures(results),
         }
     )
     print(f"written to {folder.path}")
@@ -149,6 +157,49 @@ def _score_harness(
     yield {"kind": "harness", "rule": scorer.rules[0].value, "lm_eval": lm_eval}
 
 
+def _score_held_out(
+    asked: PretrainConfig | SFTConfig | None,
+    num: int,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    config: ScoreConfig,
+    folder: RunFolder,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    if asked is None:
+        return
+    if isinstance(asked, SFTConfig):
+        rows, result = score_problems(asked, num, model, tokenizer, config.generation, progress)
+        for level in ("easy", "harder"):
+            if f"num_{level}" in result:
+                low, high = result[f"wilson_95_{level}"]
+                share = result[f"exact_match_{level}"]
+                print(f"{level} problems: {share:.1%} ({low:.0%}–{high:.0%}) of {result[f'num_{level}']} right")
+    else:
+        # the text itself, without the wording of a task
+        scorer = build.build_scorer(model, tokenizer, replace(config.score, prompt="{question}", choice="{choice}"))
+        rows, result = score_choices(Path("continuations"), continuations(asked, num), scorer, progress)
+        _print_choices(result)
+    result["items"] = "items-held-out.jsonl"
+    _write_rows(folder.path / result["items"], rows)
+    yield result
+
+
+def _figures(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Every number under a name of its own: `accuracy`, `bound/accuracy`, or `<file>/bound/accuracy` where several
+    rules or files are scored.
+    """
+    figures: dict[str, float] = {}
+    for result in results:
+        file = f"{Path(result.get('file', result['kind'])).stem}/" if len(results) > 1 else ""
+        rules = result.get("rules") or {"": result}
+        for rule, numbers in rules.items():
+            prefix = f"{file}{rule}/" if len(rules) > 1 else file
+            named = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+            figures |= {f"{prefix}{name}": float(value) for name, value in named.items()}
+    return figures
+
+
 def _writer(model: Transformer, tokenizer: Tokenizer, generation: GenerationConfig) -> Write:
     def write(prompt: str, max_new_tokens: int | None, temperature: float | None) -> str:
         config = generation
@@ -207,13 +258,16 @@ def _progress() -> Iterator[Progress]:
 def _new_folder(out: Path | None, checkpoint: Path, now: datetime) -> RunFolder:
     """The given folder, or a new one in scores/ of the run's. Raises UserError for one that holds scores already."""
     if out is None:
-        run = checkpoint if checkpoint.is_dir() else RunFolder.of_checkpoint(checkpoint).path
-        name = run / "scores" / f"{now:%Y%m%d-%H%M%S}"
+        name = _run_of(checkpoint).path / "scores" / f"{now:%Y%m%d-%H%M%S}"
         out = next(p for p in chain([name], (Path(f"{name}-{n}") for n in count(2))) if not p.exists())
     elif (out / "config.yaml").exists():
         raise UserError(f"{out} already holds a run or its scores: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     return RunFolder(out)
+
+
+def _run_of(checkpoint: Path) -> RunFolder:
+    return RunFolder(checkpoint) if checkpoint.is_dir() else RunFolder.of_checkpoint(checkpoint)
 
 
 def _checkpoint_file(checkpoint: Path) -> str | None:

@@ -13,7 +13,7 @@ from lit_illada.data.config import DataConfig
 from lit_illada.data_commands import prepare_dataset
 from lit_illada.errors import UserError
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
-from lit_illada.sweep.plan import Tree, expand
+from lit_illada.sweep.plan import Tree, expand, set_in
 from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.progress import Overview, RunStatus
 from lit_illada.sweep.spec import Command, Measure, SweepSpec, library, read_spec
@@ -113,11 +113,7 @@ def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle:
             model["vocab_size"] = expected_vocab_size(parent["data"])
         tree = {**tree, "model": model}
     for key, value in settle(tree).items():
-        node = tree
-        *parents, last = key.split(".")
-        for name in parents:
-            node = node[name]
-        node[last] = value
+        set_in(tree, key, value)
     return to_tree(from_tree(SCHEMAS[command], tree))
 
 

@@ -68,6 +68,7 @@ Examples:
   lit-illada score runs/demo-20260101-120000 --task items.jsonl score.rule=confidence score.limit=100
   lit-illada score runs/demo-20260101-120000 --task gsm8k/test.jsonl generation=paper_base
   lit-illada score runs/demo-20260101-120000 --text book.txt score.num_draws=256 score.context_length=64
+  lit-illada score runs/sft-20260101-130000 --held-out 64 generation=fast
   lit-illada score runs/demo-20260101-120000 --harness arc_easy --harness tasks/mine.yaml score.rule=bound
 """
 )
@@ -92,6 +93,12 @@ Examples:
 @click.option(
     "--include-path", type=click.Path(path_type=Path), metavar="FOLDER", help="A folder with lm-eval tasks of your own."
 )
+@click.option(
+    "--held-out",
+    type=click.IntRange(min=1),
+    metavar="NUMBER",
+    help="So many questions of what the run has held out: its problems, or continuations of its text.",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: scores/ in the run's folder.")
 @overrides_argument
 @guarded
@@ -101,6 +108,7 @@ def score(
     texts: tuple[Path, ...],
     harness: tuple[str, ...],
     include_path: Path | None,
+    held_out: int | None,
     out: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
@@ -113,7 +121,7 @@ def score(
     """
     from lit_illada import score as command
 
-    command.run(checkpoint, tasks, texts, harness, include_path, out, overrides)
+    command.run(checkpoint, tasks, texts, harness, include_path, out, overrides, held_out)
 
 
 @click.command(

@@ -102,7 +102,7 @@ def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[
     parent = [str(folder.runs / run.parent)] if run.parent else []
     if run.command == Command.SCORE:
         return [run.command, *parent, "--out", str(place.path), *run.arguments, *run.overrides]
-    return [run.command, *run.arguments, *parent, *run.overrides, f"run_dir='{place.path}'"]
+    return [run.command, *run.arguments, *parent, *run.overrides, f"name='{run.id}'", f"run_dir='{place.path}'"]
 
 
 def run_length(place: SweepRunFolder, run: PlannedRun) -> int | None:

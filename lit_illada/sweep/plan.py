@@ -1,5 +1,6 @@
 """Which runs does a sweep need? Every arm's stages at every seed, each resolved, and no two of them alike."""
 
+import copy
 import hashlib
 import json
 import math
@@ -29,6 +30,9 @@ class Resolve(Protocol):
         self, command: str, overrides: Sequence[str], parent: Tree | None, settle: Callable[[Tree], Tree]
     ) -> Tree: ...
 
+
+# what repetitions differ in
+_SEEDS = {Command.PRETRAIN: ["seed"], Command.SFT: ["seed"], Command.SCORE: ["score.seed", "generation.seed"]}
 
 # of an optimizer step of a composed config; None where it is not known yet
 CountFlops = Callable[[Tree], float | None]
@@ -66,6 +70,14 @@ def expand(
             if (other := ends.setdefault(parent.fingerprint, arm)) != arm:
                 raise UserError(f"arms {other!r} and {arm!r} are the same: their resolved configs are equal")
     return _named(list(runs.values()), spec, begun or {})
+
+
+def set_in(tree: Tree, key: str, value: Any) -> None:
+    """Set a value by its dotted key."""
+    *parents, last = key.split(".")
+    for name in parents:
+        tree = tree[name]
+    tree[last] = value
 
 
 def fingerprint_of(command: str, arguments: Sequence[str], config: Tree, parent: str | None) -> str:
@@ -142,13 +154,15 @@ def _step_tokens(tree: Tree) -> int:
 def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops: CountFlops) -> PlannedRun:
     stage, config, overrides = step.stage, step.config, step.overrides
     num_steps = tokens = flops = None
-    if stage.command is not Command.SCORE:
-        seed = seed if stage.seed is None else stage.seed
-        config, overrides = {**config, "seed": seed}, [*overrides, f"seed={seed}"]
-        if config.get("epochs") is None:
-            num_steps = config["trainer"]["max_steps"]
-            tokens, cost = num_steps * _step_tokens(config), step_flops(config)
-            flops = None if cost is None else num_steps * cost
+    own_seed = seed if stage.seed is None else stage.seed
+    config = copy.deepcopy(config)
+    for key in _SEEDS[stage.command]:
+        set_in(config, key, own_seed)
+        overrides = [*overrides, f"{key}={own_seed}"]
+    if stage.command is not Command.SCORE and config.get("epochs") is None:
+        num_steps = config["trainer"]["max_steps"]
+        tokens, cost = num_steps * _step_tokens(config), step_flops(config)
+        flops = None if cost is None else num_steps * cost
     fingerprint = fingerprint_of(stage.command, stage.arguments, config, parent.fingerprint if parent else None)
     return PlannedRun(
         id="",
