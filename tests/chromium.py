@@ -79,8 +79,9 @@ class Browser:
 
     def show(self, url, ready):
         """Open a page, in a wide light window, and wait until the expression holds there."""
+        self.send("Page.navigate", url="about:blank")  # the page before says nothing more
+        self.wait_for("location.href === 'about:blank'")
         self.look(1200, 900)
-        self.run("document.documentElement.remove()")
         self.messages, self.requested = [], []
         self.send("Page.navigate", url=url)
         self.wait_for(ready)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_illada.sweep.events import Curve, read_curves
+from lit_illada.sweep.events import Curve, read_all
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, read_record
 from lit_illada.sweep.spec import SweepSpec
 
@@ -83,10 +83,11 @@ def collect(path: Path) -> Sweep:
     """Raises UserError for a folder that holds no sweep."""
     folder = SweepFolder(path)
     spec, runs = folder.read_spec(), folder.read_plan()
-    return Sweep(folder, spec, [_record(folder, run) for run in runs])
+    curves = read_all([folder.run_folder(run).path for run in runs])
+    return Sweep(folder, spec, [_record(folder, run, of_run) for run, of_run in zip(runs, curves, strict=True)])
 
 
-def _record(sweep: SweepFolder, run: PlannedRun) -> RunRecord:
+def _record(sweep: SweepFolder, run: PlannedRun, curves: dict[str, Curve]) -> RunRecord:
     folder = sweep.run_folder(run)
     state = folder.state
     done = read_record(folder.done) or {}
@@ -97,7 +98,7 @@ def _record(sweep: SweepFolder, run: PlannedRun) -> RunRecord:
         state=state,
         folder=folder.path,
         figures=figures,
-        curves=read_curves(folder.path),
+        curves=curves,
         provenance=_provenance(folder.path, summary),
         progress=read_record(folder.progress) or {},
         failure=(read_record(folder.failed) or {}) if state is RunState.FAILED else {},

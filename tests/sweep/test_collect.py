@@ -9,8 +9,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_illada.errors import UserError
+from lit_illada.sweep import events
 from lit_illada.sweep.collect import collect
-from lit_illada.sweep.events import read_curves
+from lit_illada.sweep.events import read_all, read_curves
 from lit_illada.sweep.layout import RunState
 
 
@@ -39,6 +40,18 @@ def test_a_step_that_a_resumed_run_wrote_again_counts_once_as_written_last(tmp_p
     write(tmp_path, [(2, 20.0), (3, 30.0), (4, float("nan"))], wall_time=100)
     curve = read_curves(tmp_path)["val/x"]
     assert (list(curve.steps), list(curve.values)) == ([1, 2, 3], [1.0, 20.0, 30.0])
+
+
+def test_a_curve_of_nothing_but_nan_is_none(tmp_path):
+    write(tmp_path, [(0, float("nan")), (1, float("nan"))], wall_time=0)
+    assert read_curves(tmp_path) == {}
+
+
+def test_many_processes_read_what_one_does(finished_sweep, monkeypatch):
+    folders = sorted(finished_sweep.runs.iterdir())
+    alone = read_all(folders)
+    monkeypatch.setattr(events, "_WORTH_A_POOL", 0)
+    assert read_all(folders) == alone == [read_curves(folder) for folder in folders]
 
 
 def test_a_record_that_is_being_written_ends_the_curve_before_it(tmp_path):
@@ -82,6 +95,12 @@ def test_a_run_resumed_from_another_commit_names_both(finished_sweep):
     file = finished_sweep.runs / "pretrain-uniform-s0" / "provenance.jsonl"
     file.write_text(file.read_text() + '{"commit": "deadbeef", "data_sha256": null}\n')
     assert collect(finished_sweep.path).records[0].provenance.commits == ["c0ffee" * 6 + "beef", "deadbeef"]
+
+
+def test_a_run_is_labelled_by_its_arms_its_place_on_the_axes_and_its_seed(make_grid):
+    spec = make_grid().read_spec()
+    assert spec.labels(["u+y"], 1) == {"arm": "u+y", "ratio": "u", "weight": "y", "seed": 1}
+    assert spec.labels(["u+y", "v+y"], None) == {"arm": "u+y, v+y", "ratio": "u, v", "weight": "y"}
 
 
 def test_runs_that_never_wrote_anything_are_read_all_the_same(finished_sweep):
