@@ -42,11 +42,11 @@ def attempt(folder: SweepFolder, run_id: str, call: Callable[[list[str]], int]) 
 
 def record_failure(place: SweepRunFolder, exit_status: int) -> None:
     """failed.json: how it ended and what it said last."""
-    lines = place.log.read_text(encoding="utf-8", errors="replace").splitlines() if place.log.exists() else []
+    text = place.log.read_bytes().decode(errors="replace") if place.log.exists() else ""
     record = {
         "failed_at": datetime.now().isoformat(timespec="seconds"),
         "exit_status": exit_status,
-        "last_lines": [line.rsplit("\r", 1)[-1] for line in lines if line.strip()][-_LAST_LINES:],
+        "last_lines": [line.rsplit("\r", 1)[-1] for line in text.split("\n") if line.strip()][-_LAST_LINES:],
         "attempts": len(place.read_attempts()),
     }
     write_atomically(place.failed, json.dumps(record, indent=1) + "\n")

@@ -16,7 +16,7 @@ from lit_illada.sweep.spec import Arm, Command, Measure, Stage, SweepSpec
 
 Tree = dict[str, Any]
 # what names a run or says where its files lie, and changes nothing of what it does
-_NAMING = ("run_dir", "name", "init_from")
+_NAMING = ("run_dir", "name")
 
 
 class Resolve(Protocol):

@@ -40,7 +40,10 @@ class Pool:
         slots: Sequence[Slot],
         show: Callable[[list[RunStatus]], None],
         metric: str,
+        command: Sequence[str] = (sys.executable, "-m", "lit_illada.cli", "sweep", "one"),
     ) -> None:
+        """command: does one run, given the folder and the run's id."""
+        self._command = command
         self._folder = folder
         self._overview = Overview(folder, runs, metric)
         self._free = list(slots)
@@ -109,7 +112,7 @@ class Pool:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
         with place.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lit_illada.cli", "sweep", "one", str(self._folder.path), run.id],
+                [*self._command, str(self._folder.path), run.id],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

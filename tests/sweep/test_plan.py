@@ -1,0 +1,191 @@
+"""Which runs a sweep needs: what is shared, how runs are named, how the budget sets their length."""
+
+import copy
+import math
+
+import pytest
+
+from lit_illada import sweep_commands
+from lit_illada.errors import UserError
+from lit_illada.sweep.plan import expand, set_in
+from lit_illada.sweep.spec import Arm, Budget, Command, Measure, Stage, SweepSpec, library, read_spec
+from lit_illada.sweep_costs import step_flops
+
+TREES = {
+    "pretrain": {
+        "name": "x", "run_dir": None, "seed": 0, "p": 0, "model": {"width": 8}, "data": {"row_length": 32},
+        "optim": {"schedule": {"warmup_steps": 1}},
+        "trainer": {"max_steps": 100, "batch_rows": 4, "val_every_steps": 1, "max_time_s": None},
+    },
+    "sft": {
+        "name": "y", "seed": 0, "q": 0, "epochs": None, "sft_data": {"row_length": 16},
+        "optim": {"schedule": {"warmup_steps": 1}},
+        "trainer": {"max_steps": 50, "batch_rows": 2, "val_every_steps": 1, "max_time_s": None},
+    },
+    "score": {"score": {"seed": 0}, "generation": {"seed": 0}, "r": 0},
+}  # fmt: skip
+
+
+def resolve(command, overrides, parent, settle):
+    """The config system in small: flat keys, numbers only."""
+    tree = copy.deepcopy(TREES[command])
+    if command == "sft":
+        tree["model"] = parent["model"]
+    for key, _, value in (override.partition("=") for override in overrides):
+        set_in(tree, key, float(value))
+    for key, value in settle(tree).items():
+        set_in(tree, key, value)
+    return tree
+
+
+def flops(tree):
+    return 10.0 * tree["model"]["width"]
+
+
+def stages(*commands, **changes):
+    return [Stage(command, Command(command), **changes.get(command, {})) for command in commands]
+
+
+def spec(arms, stages, **changes):
+    values = {"question": "?", "baseline": "a", "metrics": [], "stages": stages, "seeds": [0], "arms": arms}
+    return SweepSpec(**{**values, **changes})
+
+
+def arm(name, **overrides):
+    return Arm(name, "", overrides)
+
+
+def plan(*arguments, **changes):
+    begun = changes.pop("begun", None)
+    return {run.id: run for run in expand(spec(*arguments, **changes), resolve, flops, begun)}
+
+
+def test_arms_that_differ_late_share_what_comes_before():
+    arms = [arm("a", sft=["q=1"]), arm("b", sft=["q=2"]), arm("c", sft=["q=2"], score=["r=1"])]
+    runs = plan(arms, stages("pretrain", "sft", "score"), seeds=[0, 1])
+    assert list(runs) == [
+        f"{name}-s{seed}" for seed in (0, 1) for name in ("pretrain", "sft-a", "score-a", "sft-b", "score-b", "score-c")
+    ]
+    assert runs["pretrain-s1"].arms == ["a", "b", "c"]
+    assert runs["sft-b-s0"].arms == ["b", "c"]
+    assert [runs[id].parent for id in ("pretrain-s1", "sft-a-s1", "score-c-s1")] == [None, "pretrain-s1", "sft-b-s1"]
+    assert len({run.fingerprint for run in runs.values()}) == len(runs)
+
+
+def test_a_stage_with_a_seed_of_its_own_is_shared_by_all_repetitions():
+    runs = plan([arm("a"), arm("b", sft=["q=1"])], stages("pretrain", "sft", pretrain={"seed": 3}), seeds=[0, 1])
+    assert list(runs) == ["pretrain", "sft-a-s0", "sft-b-s0", "sft-a-s1", "sft-b-s1"]
+    assert "seed=3" in runs["pretrain"].overrides
+    assert runs["pretrain"].seed is None
+    assert runs["pretrain"].config["seed"] == 3
+
+
+def test_what_only_some_arms_share_is_named_after_what_they_have_in_common():
+    axes = {
+        "p": [arm("even", pretrain=["p=2"]), arm("odd", pretrain=["p=3"])],
+        "q": [arm("low", sft=["q=1"]), arm("high", sft=["q=2"])],
+    }
+    runs = plan([], stages("pretrain", "sft"), axes=axes, baseline="even+low")
+    assert list(runs)[:3] == ["pretrain-even-s0", "sft-even+low-s0", "sft-even+high-s0"]
+
+
+def test_names_hold_nothing_a_file_system_minds():
+    runs = plan([arm("a/b: c*"), arm("ü 0.15", pretrain=["p=1"])], stages("pretrain"))
+    assert list(runs) == ["pretrain-a-b-c-s0", "pretrain-ü-0.15-s0"]
+
+
+def test_two_arms_that_are_equal_are_refused():
+    with pytest.raises(UserError, match="arms 'a' and 'b' are the same"):
+        plan([arm("a", pretrain=["p=1"]), arm("b", pretrain=["p=1.0"])], stages("pretrain"))
+
+
+def test_names_and_folders_make_no_run_another():
+    runs = [plan([arm("a", pretrain=[f"name={n}"])], stages("pretrain")) for n in (1, 2)]
+    assert runs[0]["pretrain-a-s0"].fingerprint == runs[1]["pretrain-a-s0"].fingerprint
+
+
+def test_what_has_begun_keeps_its_name_and_lends_it_to_nobody():
+    stage = stages("pretrain")
+    (old,) = plan([arm("a", pretrain=["p=1"])], stage).values()
+    runs = plan([arm("a", pretrain=["p=1"]), arm("b", pretrain=["p=2"])], stage, begun={old.fingerprint: "older"})
+    assert list(runs) == ["older", "pretrain-b-s0"]
+    with pytest.raises(UserError, match=r"holds another run 'pretrain-a-s0'.*--folder"):
+        plan([arm("a", pretrain=["p=9"])], stage, begun={old.fingerprint: "pretrain-a-s0"})
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_a_budget_of_tokens_gives_every_arm_as_many_whatever_its_batch(rows):
+    arms = [arm("a"), arm("b", pretrain=[f"trainer.batch_rows={rows}", "p=1"])]
+    for run in plan(arms, stages("pretrain"), budget=Budget(Measure.TOKENS, 10_000)).values():
+        batch = run.config["trainer"]["batch_rows"] * 32
+        assert 0 <= run.tokens - 10_000 < batch
+        assert f"trainer.max_steps={run.num_steps}" in run.overrides
+        assert run.config["trainer"]["val_every_steps"] == math.ceil(run.num_steps / 10)
+
+
+def test_a_budget_of_flops_gives_the_larger_model_fewer_steps():
+    runs = plan(
+        [arm("a"), arm("b", pretrain=["model.width=16"])], stages("pretrain"), budget=Budget(Measure.FLOPS, 8000)
+    )
+    assert [run.num_steps for run in runs.values()] == [100, 50]
+    assert [run.flops for run in runs.values()] == [8000, 8000]
+
+
+def test_a_budget_of_seconds_is_a_time_limit():
+    (run,) = plan([arm("a")], stages("pretrain"), budget=Budget(Measure.SECONDS, 90)).values()
+    assert run.config["trainer"]["max_time_s"] == 90
+    assert "trainer.max_time_s=90" in run.overrides
+
+
+def test_the_budget_is_spent_in_the_stage_it_names():
+    budget = Budget(Measure.TOKENS, 3200, "sft")
+    runs = plan([arm("a")], stages("pretrain", "sft"), budget=budget)
+    assert [run.num_steps for run in runs.values()] == [100, 100]
+    assert runs["sft-a-s0"].tokens == 3200
+
+
+def test_warmup_follows_the_length_where_the_spec_says_so():
+    (run,) = plan([arm("a")], stages("pretrain"), budget=Budget(Measure.TOKENS, 128_000), warmup_fraction=0.1).values()
+    assert run.config["optim"]["schedule"]["warmup_steps"] == 100
+
+
+def test_the_length_of_epochs_is_not_known_before_the_data_is():
+    runs = plan([arm("a", sft=["epochs=3"])], stages("pretrain", "sft"))
+    assert (runs["sft-a-s0"].num_steps, runs["sft-a-s0"].tokens, runs["sft-a-s0"].flops) == (None, None, None)
+
+
+def test_an_arm_that_cannot_be_configured_is_named():
+    broken = Stage("pretrain", Command.PRETRAIN, ["objective/mask_ratio=uniformm"])
+    with pytest.raises(UserError, match=r"arm 'a', stage 'pretrain': .*uniformm"):
+        expand(spec([arm("a")], [broken]), sweep_commands.resolve, step_flops)
+
+
+def check_library(name, scale, keep):
+    spec = read_spec(name, [f"scale={scale}"])
+    if keep is not None and not spec.axes:
+        kept = [spec.arms[place] for place in keep]
+        object.__setattr__(spec, "arms", kept)
+    elif keep is not None:
+        object.__setattr__(spec, "axes", {axis: [values[-1]] for axis, values in spec.axes.items()})
+    runs = expand(spec, sweep_commands.resolve, step_flops)
+    assert {arm for run in runs for arm in run.arms} == {arm.name for arm in spec.all_arms()}
+    ids = [run.id for run in runs]
+    assert len(set(ids)) == len(ids)
+    for run in runs:
+        assert run.parent is None or run.parent in ids[: ids.index(run.id)]
+    if spec.budget is not None:
+        spent = [run for run in runs if run.stage == spec.budget_stage]
+        amounts = [run.tokens if spec.budget.measure is Measure.TOKENS else run.flops for run in spent]
+        assert all(0.97 < amount / spec.budget.amount < 1.03 for amount in amounts)
+
+
+@pytest.mark.parametrize("name", library())
+def test_the_last_arm_of_every_sweep_of_the_library_can_be_planned(name):
+    check_library(name, "nano", keep=[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["nano", "paper"])
+@pytest.mark.parametrize("name", library())
+def test_every_sweep_of_the_library_can_be_planned(name, scale):
+    check_library(name, scale, keep=None)

@@ -1,0 +1,172 @@
+"""The pool: everything runs once, whatever is killed; a failure stays alone; every run has cores of its own."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
+
+POOL = """
+import sys
+from pathlib import Path
+from lit_illada.sweep.layout import SweepFolder
+from lit_illada.sweep.pool import Pool, cpu_slots
+
+folder = SweepFolder(Path(sys.argv[1]))
+pool = Pool(folder, folder.read_plan(), cpu_slots(2, 1), lambda statuses: None, "score", sys.argv[2:])
+pool.run()
+raise SystemExit(130 if pool.was_stopped else 0)
+"""
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Start a pool over a folder in a process of its own."""
+    script = tmp_path / "pool.py"
+    script.write_text(textwrap.dedent(POOL), encoding="utf-8")
+    return lambda folder, command: subprocess.Popen([sys.executable, str(script), str(folder.path), *command])
+
+
+def run_here(folder, command, slots=None):
+    runs = folder.read_plan()
+    return Pool(folder, runs, slots or cpu_slots(2, 1), lambda statuses: None, "score", command).run()
+
+
+def steps_of(folder, run):
+    """Every step that was done, in the order in which it was done."""
+    lines = (folder.run_folder(run).path / "steps.txt").read_text().splitlines()
+    return [int(line.split()[0]) for line in lines]
+
+
+def wait_for(condition, limit_s=30):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def test_every_run_is_done_once_children_after_their_parents(written, planned, worker):
+    runs = [planned("a"), planned("b", "a"), planned("c", "b"), planned("d")]
+    folder = written(*runs)
+    statuses = run_here(folder, worker())
+    assert [status.state for status in statuses] == [RunState.FINISHED] * 4
+    assert [status.metric for status in statuses] == [1.0] * 4
+    assert all(steps_of(folder, run) == [1, 2, 3] for run in runs)
+    order = [folder.run_folder(run).done.stat().st_mtime_ns for run in runs[:3]]
+    assert order == sorted(order)
+    run_here(folder, worker())
+    assert all(steps_of(folder, run) == [1, 2, 3] for run in runs), "a second call did something again"
+
+
+def test_a_failure_stops_its_descendants_alone(written, planned, worker):
+    runs = [planned("fail"), planned("child", "fail"), planned("grandchild", "child"), planned("other")]
+    folder = written(*runs)
+    states = {status.run.id: status for status in run_here(folder, worker())}
+    assert states["fail"].state is RunState.FAILED
+    assert states["fail"].last_lines[-1] == "what went wrong"
+    assert states["other"].state is RunState.FINISHED
+    assert (states["child"].state, states["child"].waits_for) == (RunState.PENDING, "fail")
+    assert states["grandchild"].waits_for == "fail"
+    assert len(folder.run_folder(runs[0]).read_attempts()) == 1
+    run_here(folder, worker())  # a further call tries it once more, and once only
+    assert len(folder.run_folder(runs[0]).read_attempts()) == 2
+
+
+def test_each_run_has_cores_and_threads_of_its_own(written, planned, worker):
+    cores = sorted(os.sched_getaffinity(0))
+    runs = [planned(f"r{n}") for n in range(4)]
+    folder = written(*runs)
+    run_here(folder, worker(), cpu_slots(min(2, len(cores)), 1))
+    for run in runs:
+        line = (folder.run_folder(run).path / "steps.txt").read_text().splitlines()[0]
+        assert line.split(maxsplit=2)[2] in {f"[{core}] 1" for core in cores[:2]}
+
+
+def test_a_run_killed_beside_the_pool_is_marked_and_the_others_go_on(written, planned, worker):
+    runs = [planned("a", num_steps=200), planned("b", num_steps=200)]
+    folder = written(*runs)
+    killed = []
+
+    def show(statuses):
+        if not killed and all((folder.run_folder(run).path / "steps.txt").exists() for run in runs):
+            killed.append(int((folder.run_folder(runs[0]).path / "steps.txt").read_text().split()[1]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    states = Pool(folder, runs, cpu_slots(2, 1), show, "score", worker(steps=200)).run()
+    assert [status.state for status in states] == [RunState.FAILED, RunState.FINISHED]
+    assert '"exit_status": -9' in folder.run_folder(runs[0]).failed.read_text()
+
+
+def test_the_sweep_and_half_its_runs_killed_at_random_come_to_the_same_end(written, planned, worker, pool):
+    rng = random.Random(1)
+    runs = [planned(f"p{n}", num_steps=12) for n in range(3)]
+    runs += [planned(f"c{n}", f"p{n % 3}", num_steps=12) for n in range(5)]
+    folder = written(*runs)
+    command = worker(steps=12, seconds=0.02)
+    for _ in range(4):
+        process = pool(folder, command)
+        time.sleep(rng.uniform(0.4, 0.9))
+        process.kill()
+        process.wait()
+        alive = [run for run in runs if folder.state_of(run) is RunState.RUNNING]
+        for run in alive[::2]:  # the others live on without a pool, and are waited for
+            steps = folder.run_folder(run).path / "steps.txt"
+            if steps.exists():
+                os.kill(int(steps.read_text().splitlines()[-1].split()[1]), signal.SIGKILL)
+    statuses = run_here(folder, command)
+    assert [status.state for status in statuses] == [RunState.FINISHED] * len(runs)
+    # a step may be done twice where a kill fell between doing it and keeping it, here never
+    assert all(steps_of(folder, run) == list(range(1, 13)) for run in runs)
+
+
+def test_two_pools_on_one_folder_share_its_runs(written, planned, worker, pool):
+    runs = [planned(f"r{n}") for n in range(8)]
+    folder = written(*runs)
+    command = worker(steps=3, seconds=0.05)
+    pools = [pool(folder, command) for _ in range(2)]
+    assert [process.wait(60) for process in pools] == [0, 0]
+    assert all(folder.state_of(run) is RunState.FINISHED for run in runs)
+    assert all(steps_of(folder, run) == [1, 2, 3] for run in runs)
+    assert all(len(folder.run_folder(run).read_attempts()) == 1 for run in runs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_runs_and_then_the_pool(written, planned, worker, pool, number):
+    runs = [planned(f"r{n}", num_steps=1000) for n in range(3)]
+    folder = written(*runs)
+    process = pool(folder, worker(steps=1000))
+    wait_for(lambda: sum(folder.state_of(run) is RunState.RUNNING for run in runs) == 2)
+    process.send_signal(number)
+    assert process.wait(30) == 130
+    states = [folder.state_of(run) for run in runs]
+    assert sorted(states) == sorted([RunState.INTERRUPTED, RunState.INTERRUPTED, RunState.PENDING])
+
+
+@pytest.mark.slow
+def test_equal_runs_keep_two_cores_busy(written, planned, worker):
+    runs = [planned(f"r{n}", num_steps=10) for n in range(8)]
+    folder = written(*runs)
+    run_here(folder, worker(steps=10, seconds=1.0))
+    spans = []
+    for run in runs:
+        (attempt,) = folder.run_folder(run).read_attempts()
+        started_at = time.mktime(time.strptime(attempt["started_at"][:19], "%Y-%m-%dT%H:%M:%S"))
+        started_at += float(f"0{attempt['started_at'][19:]}")
+        spans.append((started_at, folder.run_folder(run).done.stat().st_mtime))
+    whole = max(end for _, end in spans) - min(start for start, _ in spans)
+    busy = sum(end - start for start, end in spans) / (2 * whole)
+    assert busy >= 0.95, busy
+
+
+def test_slots_take_cores_in_turn_and_gpus_in_groups():
+    cores = sorted(os.sched_getaffinity(0))
+    assert [slot.cpus for slot in cpu_slots(2, 1)] == [(cores[0],), (cores[1 % len(cores)],)]
+    assert [slot.gpus for slot in gpu_slots(["0", "1", "2", "3", "4"], 2, 1)] == [("0", "1"), ("2", "3")]
+    assert Slot((0,)).gpus is None

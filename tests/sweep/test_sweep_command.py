@@ -1,0 +1,137 @@
+"""`sweep plan` and `sweep run` as a user meets them, on tiny models."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+from lit_illada.sweep.layout import RunState, SweepFolder
+from lit_illada.sweep.spec import library
+
+
+def sweep(*arguments):
+    result = CliRunner().invoke(main, ["sweep", *map(str, arguments)], catch_exceptions=False)
+    return result.exit_code, re.sub(r"\s+", " ", result.output)
+
+
+def started(*arguments):
+    command = [sys.executable, "-m", "lit_illada.cli", "sweep", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ))
+
+
+def ends(folder):
+    """Every run's final figures, and how often it was begun."""
+    runs = folder.read_plan()
+    assert [folder.state_of(run) for run in runs] == [RunState.FINISHED] * len(runs)
+    return {run.id: json.loads(folder.run_folder(run).summary.read_text())["end"] for run in runs}
+
+
+def test_list_names_every_sweep_with_its_question():
+    status, told = sweep("list")
+    assert status == 0
+    assert all(name in told for name in library())
+    assert "Which density of mask ratios" in told
+
+
+def test_plan_tells_what_is_shared_and_what_it_costs_and_runs_nothing(tiny_sweep, tiny_overrides, tmp_path):
+    stages = [
+        {"name": "pretrain", "command": "pretrain", "overrides": tiny_overrides},
+        {"name": "score", "command": "score", "arguments": ["--held-out", "4"]},
+    ]
+    arms = [{"name": "slow"}, {"name": "eager", "overrides": {"score": ["score.num_draws=2"]}}]
+    file = tiny_sweep(stages=stages, arms=arms, seeds=[0, 1])
+    status, told = sweep("plan", file, "budget.amount=2560", "--folder", tmp_path / "kept")
+    assert status == 0
+    assert "all arms" in told
+    assert "runs 6, 2 shared by several arms, 0 finished already" in told
+    assert re.search(r"pretrain │ 2 │ all arms │ 10 │ 2.56e\+03", told)
+    assert "time about" in told
+    assert "disk about" in told
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["plan", "mask_ration"], "did you mean 'mask_ratio'"),
+        (["plan", "mask_ratio", "+scale=nano", "sedes=[0]"], "did you mean 'seeds'"),
+        (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["plan", "mask_ratio", "+scale=nano", "overrides.pretrain=[model.num_layers=3]"], "num_hidden_layers"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments, told):
+    status, output = sweep(*arguments)
+    assert status == 1
+    assert told in output
+    assert "Traceback" not in output
+
+
+def test_a_failed_run_is_shown_and_the_others_go_on(tiny_sweep, tmp_path):
+    arms = [{"name": "slow"}, {"name": "lost", "overrides": {"pretrain": ["init_from=nowhere/at/all"]}}]
+    file, folder = tiny_sweep(arms=arms), tmp_path / "kept"
+    status, told = sweep("run", file, "--folder", folder, "--workers", 2)
+    assert status == 1
+    assert "1 of 2 finished, 1 failed" in told
+    assert "nowhere/at/all" in told
+    assert f"sweep run {folder} --resume" in told
+    states = {run.id: SweepFolder(folder).state_of(run) for run in SweepFolder(folder).read_plan()}
+    assert states == {"pretrain-slow-s0": RunState.FINISHED, "pretrain-lost-s0": RunState.FAILED}
+
+    status, told = sweep("run", file, "--folder", folder)
+    assert status == 1
+    assert "1 run that did not end (pretrain-lost-s0): go on with --resume" in told
+    run = SweepFolder(folder).run_folder(SweepFolder(folder).read_plan()[0])
+    before = run.done.stat().st_mtime_ns
+    sweep("run", folder, "--resume")
+    assert run.done.stat().st_mtime_ns == before, "a finished run was done again"
+
+    status, told = sweep("run", file, "--folder", folder, "budget.amount=2560", "--resume")
+    assert status == 1
+    assert "holds another run 'pretrain-slow-s0'" in told
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_at_random_ends_as_an_undisturbed_one(tiny_sweep, tiny_overrides, tmp_path):
+    stages = [
+        {"name": "pretrain", "command": "pretrain", "overrides": [*tiny_overrides, "trainer.max_steps=120"]},
+        {"name": "score", "command": "score", "arguments": ["--held-out", "8"], "overrides": ["score.num_draws=4"]},
+    ]
+    file = tiny_sweep(stages=stages, seeds=[0, 1])
+    assert sweep("run", file, "--folder", tmp_path / "calm")[0] == 0
+    rng = random.Random(0)
+    stormy = SweepFolder(tmp_path / "stormy")
+    for _ in range(3):
+        process = started("run", file, "--folder", stormy.path, "--resume")
+        time.sleep(rng.uniform(10, 16))
+        process.kill()
+        process.wait()
+        for run in stormy.read_plan():
+            if stormy.state_of(run) is RunState.RUNNING and rng.random() < 0.5:
+                kill_holder(stormy.run_folder(run).lock)
+    assert sweep("run", stormy.path, "--resume")[0] == 0
+    calm, stormed = ends(SweepFolder(tmp_path / "calm")), ends(stormy)
+    assert calm.keys() == stormed.keys()
+    for run, figures in calm.items():
+        for name, value in figures.items():
+            if name.startswith("val/") or name == "accuracy":
+                assert stormed[run][name] == value, (run, name)
+    assert sweep("run", file, "--folder", stormy.path)[0] == 0
+    assert ends(stormy) == stormed, "a second call did something again"
+
+
+def kill_holder(lock):
+    """Whoever has the file open and locked."""
+    inode = lock.stat().st_ino
+    for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        if fields[1] == "FLOCK" and int(fields[5].rsplit(":", 1)[1]) == inode:
+            os.kill(int(fields[4]), signal.SIGKILL)
