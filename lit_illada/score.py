@@ -1,5 +1,6 @@
 """The `score` command: a checkpoint and questions or texts in; accuracies, agreement and likelihoods out."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -88,7 +89,7 @@ def run(
     windows = {path: windows_of(path, content, scorer) for path, content in contents.items()}
     folder = _new_folder(out, checkpoint, now)
     folder.write_config(dump(config))
-    folder.write_provenance(now)
+    folder.write_provenance(now, _sha256([*tasks, *texts]))
     summary = {
         "checkpoint": str(checkpoint),
         "checkpoint_file": _checkpoint_file(checkpoint),
@@ -303,6 +304,11 @@ def _checkpoint_file(checkpoint: Path) -> str | None:
     """The very file that was scored, where a run folder was named."""
     file = latest_checkpoint(checkpoint / "checkpoints") if checkpoint.is_dir() else checkpoint
     return None if file is None else str(file)
+
+
+def _sha256(files: Sequence[Path]) -> str | None:
+    """Of what is scored; None for tasks that lm-eval brings."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else None
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:
