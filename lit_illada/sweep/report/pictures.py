@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lit_illada.sweep.figures import PlotFigure
+from lit_illada.sweep.report.figures import PlotFigure
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _SYMBOLS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "line-ns": "|"}

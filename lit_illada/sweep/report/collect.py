@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_illada.sweep.events import Curve, read_all
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, read_record
+from lit_illada.sweep.report.events import Curve, read_all
 from lit_illada.sweep.spec import SweepSpec
 
 _STEP = re.compile(r"step=(\d+)\.ckpt$")

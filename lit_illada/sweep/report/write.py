@@ -19,23 +19,23 @@ from plotly.offline import get_plotlyjs
 
 from lit_illada import __version__
 from lit_illada.files import write_atomically
-from lit_illada.sweep.collect import RunRecord, Sweep, collect
-from lit_illada.sweep.figures import (
+from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.report.collect import RunRecord, Sweep, collect
+from lit_illada.sweep.report.figures import (
     PlotFigure,
     course_figure,
     gradient_figure,
     metric_figures,
     ratio_figure,
 )
-from lit_illada.sweep.findings import MetricFinding, find
-from lit_illada.sweep.layout import RunState
-from lit_illada.sweep.looks import Look, looks_of
-from lit_illada.sweep.pictures import draw
+from lit_illada.sweep.report.findings import MetricFinding, find
+from lit_illada.sweep.report.looks import Look, looks_of
+from lit_illada.sweep.report.pictures import draw
+from lit_illada.sweep.report.statistics import Finding
+from lit_illada.sweep.report.strip import strips
+from lit_illada.sweep.report.tables import costs, write_tables
+from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of
 from lit_illada.sweep.spec import Command, SweepSpec
-from lit_illada.sweep.statistics import Finding
-from lit_illada.sweep.strip import strips
-from lit_illada.sweep.tables import costs, write_tables
-from lit_illada.sweep.wording import amount, duration, p_value, unit_of
 
 _PAGE = Path(__file__).parent / "page"
 _BOUND = "val/nll_bound"

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 
 from lit_illada.cli import main
 from lit_illada.errors import UserError
-from lit_illada.sweep.collect import collect
-from lit_illada.sweep.findings import find, grid
 from lit_illada.sweep.report import write_report
+from lit_illada.sweep.report.collect import collect
+from lit_illada.sweep.report.findings import find, grid
+from lit_illada.sweep.report.statistics import Finding
 from lit_illada.sweep.spec import Metric, check
-from lit_illada.sweep.statistics import Finding
 
 
 class Page(HTMLParser):

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from lit_illada.sweep.collect import RunRecord, Sweep
-from lit_illada.sweep.findings import MetricFinding
+from lit_illada.sweep.report.collect import RunRecord, Sweep
+from lit_illada.sweep.report.findings import MetricFinding
 
 Row = dict[str, Any]
 

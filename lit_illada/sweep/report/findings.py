@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from itertools import product
 from math import isfinite
 
-from lit_illada.sweep.collect import RunRecord, Sweep
 from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.report.collect import RunRecord, Sweep
+from lit_illada.sweep.report.statistics import (
+    LEVEL,
+    Comparison,
+    Estimate,
+    compare,
+    difference,
+    estimate,
+    paired,
+    paired_p,
+)
+from lit_illada.sweep.report.wording import Unit, p_value, unit_of, verdict
 from lit_illada.sweep.spec import Goal, Metric, SweepSpec
-from lit_illada.sweep.statistics import LEVEL, Comparison, Estimate, compare, difference, estimate, paired, paired_p
-from lit_illada.sweep.wording import Unit, p_value, unit_of, verdict
 
 
 @dataclass(frozen=True)

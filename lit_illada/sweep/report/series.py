@@ -6,9 +6,9 @@ from math import isfinite, nan
 
 import numpy as np
 
-from lit_illada.sweep.collect import RunRecord, Sweep
-from lit_illada.sweep.events import Curve
 from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.report.collect import RunRecord, Sweep
+from lit_illada.sweep.report.events import Curve
 
 RATIO_BINS = [f"{low / 10:.1f}-{(low + 1) / 10:.1f}" for low in range(10)]
 RATIO_CENTRES = [0.05 + low / 10 for low in range(10)]

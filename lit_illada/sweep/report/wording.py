@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import floor, log10
 from statistics import median
 
-from lit_illada.sweep.statistics import Comparison, Estimate, Finding
+from lit_illada.sweep.report.statistics import Comparison, Estimate, Finding
 
 MISSING = "–"
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lit_illada.sweep.spec import Goal
-from lit_illada.sweep.statistics import (
+from lit_illada.sweep.report.statistics import (
     LEVEL,
     POWER,
     Finding,
@@ -23,6 +22,7 @@ from lit_illada.sweep.statistics import (
     seeds_needed,
     smallest_visible,
 )
+from lit_illada.sweep.spec import Goal
 
 numbers = st.floats(-50, 50).map(lambda value: round(value, 3))
 
