@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "training": {"run_folder", "batch", "choice", "errors", "intervals", "scoring", "generation", "objective"},
     "loops": {"choice", "errors", "share", "intervals", "numbers", "tree", "data", "generation"},
     "tree": {"choice", "errors"},
-    "config": {"choice", "tree", "errors", "share", "data", "generation", "loops", "model", "objective", "scoring", "training"},
+    "config": {"choice", "tree", "errors", "share", "scoring", "training"}
+    | {"data", "generation", "loops", "model", "objective"},
     "checkpoints": {"tree", "config", "data", "errors", "model", "run_folder", "training"},
     "board": {"errors"},
     "run_folder": {"errors"},

@@ -7,6 +7,7 @@ import click
 
 from lit_illada import __version__
 from lit_illada.cli.data import data
+from lit_illada.cli.loops import loops
 from lit_illada.cli.tools import bench, board, completion_command, config
 from lit_illada.cli.train import pretrain, sft
 from lit_illada.cli.use import convert, generate, score
@@ -29,5 +30,5 @@ def main(debug: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-for _command in (pretrain, sft, generate, score, convert, data, config, board, bench, completion_command):
+for _command in (pretrain, sft, generate, score, loops, convert, data, config, board, bench, completion_command):
     main.add_command(_command)

@@ -10,7 +10,8 @@ from lit_illada.errors import UserError
 
 
 class Unit(StrEnum):
-    """words: a regular expression's, which compare across models. tokens: the model's, where a file holds them."""
+    """words: a regular expression's, which compare across models. tokens: the model's, where a file holds them with
+    their texts, and words elsewhere."""
 
     words = "words"
     tokens = "tokens"
@@ -35,7 +36,8 @@ class ExactRule:
 
 @dataclass(frozen=True)
 class NearExactRule:
-    """As exact, with some units exchanged. mismatch: which share at most. max_gap: how many in a row at most."""
+    """As exact, with some units exchanged. mismatch: which share at most. max_gap: how many in a row at most. What
+    changes a number in every copy, as a running sum does, is a template and no loop."""
 
     mismatch: float = 0.1
     max_gap: int = 2
@@ -95,7 +97,7 @@ class WarningRule:
 class LoopConfig:
     """All rules. max_period: the longest period that is looked for. stop_texts: what ends a text."""
 
-    unit: Unit = Unit.words
+    unit: Unit = Unit.tokens
     max_period: int = 256
     flood: FloodRule = field(default_factory=FloodRule)
     exact: ExactRule = field(default_factory=ExactRule)

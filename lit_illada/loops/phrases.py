@@ -12,8 +12,10 @@ PHRASES = (
     r"\b(?:double|re)-?check",
     r"\breconsider",
     r"\bstart(?:ing)? over\b",
-    r"\b(?:that|this)(?:'s|’s| is)(?: not| still not| also not)? (?:right|correct|wrong|incorrect|too \w+)\b",
-    r"\b(?:that|this) (?:doesn't|does not|didn't|did not|isn't|is not)\b",
+    r"\b(?:that|this|it)(?:'s|’s| is) (?:right|correct|wrong|incorrect|too \w+)\b",
+    r"\b(?:that|this|it|which) (?:is(?: still| also)? not|isn't|does(?:n't| not)|did(?:n't| not))\b",
+    r"\bnot (?:close|equal) to\b",
+    r"\bnone of (?:these|those|them|the)\b",
     r"\b(?:i|we) (?:made|have made) (?:a|an) (?:mistake|error)\b",
     r"\bactually\b",
 )

@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CELLS = 2**22  # comparisons held at once
-_PIECE, _PARTS = 2**14, 8  # a long stretch is searched in such pieces, for so many parts each: bounded, whatever the text
+_PIECE, _PARTS = (
+    2**14,
+    8,
+)  # a long stretch is searched in such pieces, for so many parts each: bounded, whatever the text
 _COVERED = 0.9  # a run of which so much lies in runs of shorter periods says nothing new
 
 
@@ -76,6 +79,21 @@ def near_runs(
                 if run.cycles >= min_cycles and run.length >= min_length:
                     runs.append(run)
     return new_ones(runs)
+
+
+def without_templates(runs: list[Run], ids: NDArray[np.int32], template_ids: NDArray[np.int32] | None) -> list[Run]:
+    """Those that come round to where they were: in a running sum or a drill every copy differs in some number."""
+    if template_ids is None:
+        return runs
+    kept = []
+    for run in runs:
+        here, before = slice(run.onset, run.end), slice(run.start, run.end - run.period)
+        is_new_number = (ids[here] != ids[before]) & (template_ids[here] == template_ids[before])
+        copies = np.arange(run.length - run.period) // run.period
+        num_whole = max(1, (run.length - run.period) // run.period)
+        if len(np.unique(copies[is_new_number])) < num_whole:
+            kept.append(run)
+    return kept
 
 
 def new_ones(runs: list[Run]) -> list[Run]:

@@ -72,7 +72,7 @@ def _nearest(said: Sequence[Sentence], index: int, earlier: list[int], rule: Sta
 
 def _streak(said: Sequence[Sentence], found: list[int | None], first: int, last: int, rule: StatementRule) -> Streak:
     again = [index for index in range(first, last) if found[index] is not None]
-    origins = {}  # the first sentence of each chain of revisits
+    origins: dict[int, int] = {}  # the first sentence of each chain of revisits
     for index in again:
         origin = found[index]
         assert origin is not None

@@ -8,7 +8,6 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,27 +23,37 @@ _LONGEST_SENTENCE = 64  # units; what runs on without a full stop is cut, so tha
 
 
 @dataclass(frozen=True)
+class Written:
+    """Where units lie in their text. is_code: inside a code fence; None: there is no fence."""
+
+    text: str
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    is_code: NDArray[np.bool_] | None
+
+    def between(self, start: int, end: int) -> str:
+        """The text of the units start to end."""
+        return self.text[self.starts[start] : self.ends[end - 1]] if end > start else ""
+
+    def behind(self, unit: int) -> str:
+        """The text from the end of the units before `unit` on."""
+        return self.text[self.ends[unit - 1] :] if unit else self.text
+
+
+@dataclass(frozen=True)
 class Units:
     """A sequence in which loops are looked for.
 
-    ids: equal where the units are. template_ids: the same with every number made alike, or None. starts, ends: where
-    each unit lies in `text`; None, with the text, where only ids are known. is_code: inside a code fence.
+    ids: equal where the units are. template_ids: the same with all numbers made alike, or None where there are none to
+    make alike. written: None where only ids are known.
     """
 
     ids: NDArray[np.int32]
-    template_ids: NDArray[np.int32] | None
-    starts: NDArray[np.int64] | None
-    ends: NDArray[np.int64] | None
-    text: str | None
-    is_code: NDArray[np.bool_] | None
+    template_ids: NDArray[np.int32] | None = None
+    written: Written | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def text_from(self, unit: int) -> str:
-        """The text behind a unit."""
-        assert self.text is not None and self.ends is not None
-        return self.text[self.ends[unit - 1] :] if unit else self.text
 
 
 def units_of_text(text: str) -> Units:
@@ -55,27 +64,28 @@ def units_of_text(text: str) -> Units:
         ids.append(table.setdefault(found[0], len(table)))
         starts.append(found.start())
         ends.append(found.end())
-    return _units(np.array(ids, np.int32), list(table), np.array(starts, np.int64), np.array(ends, np.int64), text)
+    places = np.array(starts, np.int64), np.array(ends, np.int64)
+    return _units(np.array(ids, np.int32), list(table), text, *places)
 
 
 def units_of_tokens(token_ids: Sequence[int], tokens: Sequence[str] | None = None) -> Units:
     """A model's tokens, with their texts where those are known."""
-    values, ids = np.unique(np.asarray(token_ids, np.int64), return_inverse=True)
-    ids = ids.astype(np.int32)
+    values, inverse = np.unique(np.asarray(token_ids, np.int64), return_inverse=True)
+    ids = inverse.astype(np.int32)
     if tokens is None:
-        return Units(ids, None, None, None, None, None)
+        return Units(ids)
     words = [""] * len(values)
     for index, token in zip(ids.tolist(), tokens, strict=True):
         words[index] = token
-    ends = np.array(list(accumulate(map(len, tokens))), np.int64)
-    starts = ends - np.array(list(map(len, tokens)), np.int64)
-    return _units(ids, words, starts, ends, "".join(tokens))
+    sizes = np.array([len(token) for token in tokens], np.int64)
+    ends = np.cumsum(sizes)
+    return _units(ids, words, "".join(tokens), ends - sizes, ends)
 
 
 def _units(
-    ids: NDArray[np.int32], words: list[str], starts: NDArray[np.int64], ends: NDArray[np.int64], text: str
+    ids: NDArray[np.int32], words: list[str], text: str, starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> Units:
-    return Units(ids, _alike_but_numbers(ids, words), starts, ends, text, _inside_fences(text, starts))
+    return Units(ids, _alike_but_numbers(ids, words), Written(text, starts, ends, _inside_fences(text, starts)))
 
 
 def _alike_but_numbers(ids: NDArray[np.int32], words: list[str]) -> NDArray[np.int32] | None:
@@ -102,15 +112,15 @@ class Sentence:
 
 def sentences(units: Units, min_length: int) -> Iterator[Sentence]:
     """Those of at least min_length units, in order; a line end ends a sentence."""
-    assert units.text is not None and units.starts is not None and units.ends is not None
-    starts = units.starts.tolist()
-    text, unit = units.text, 0
+    assert units.written is not None
+    written, unit = units.written, 0
+    starts, text = written.starts.tolist(), written.text
     cuts = [found.end() for found in _SENTENCE_END.finditer(text)]
     for cut in [*cuts, len(text)]:
         following = bisect_left(starts, cut, unit)
         for start in range(unit, following, _LONGEST_SENTENCE):
             end = min(start + _LONGEST_SENTENCE, following)
             if end - start >= min_length:
-                said = " ".join(text[starts[start] : units.ends[end - 1]].split())
+                said = " ".join(written.between(start, end).split())
                 yield Sentence(start, end, said, tuple(_NUMBER.findall(said)))
         unit = following
