@@ -22,7 +22,6 @@ class Summary:
     seed_interval: of `loop` with seeds as clusters, where there are several. wasted: units in copies, of all units."""
 
     name: str
-    groups: dict[str, str]
     num_texts: int
     loop: Rate
     exact_run: Rate
@@ -94,12 +93,17 @@ def by_group(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[tuple[str
 def summaries(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Summary]:
     """One a cell."""
     if not keys:
-        return [summary("all", {}, outcomes)]
+        return [summary("all", outcomes)]
     cells = by_group(outcomes, keys)
-    return [summary(" · ".join(cell), dict(zip(keys, cell, strict=True)), items) for cell, items in cells.items()]
+    return [summary(cell_name(keys, cell), items) for cell, items in cells.items()]
 
 
-def summary(name: str, groups: dict[str, str], outcomes: Sequence[Outcome]) -> Summary:
+def cell_name(keys: Sequence[str], cell: Sequence[str]) -> str:
+    """A number alone would say little."""
+    return f"{keys[0]} {cell[0]}" if len(cell) == 1 and cell[0].isdecimal() else " · ".join(cell)
+
+
+def summary(name: str, outcomes: Sequence[Outcome]) -> Summary:
     """What is counted of a group."""
     looped = [item for item in outcomes if item.is_loop]
     others = [item for item in outcomes if not item.is_loop]
@@ -108,7 +112,6 @@ def summary(name: str, groups: dict[str, str], outcomes: Sequence[Outcome]) -> S
     num_units = sum(item.findings.length for item in outcomes)
     return Summary(
         name=name,
-        groups=groups,
         num_texts=len(outcomes),
         loop=_rate(outcomes, lambda item: item.is_loop),
         exact_run=_rate(outcomes, has_exact_run),

@@ -15,6 +15,7 @@ from lit_illada.loops.outcome import Outcome, as_record, outcome
 from lit_illada.loops.records import Fields, read_generations
 from lit_illada.loops.report import write_report
 from lit_illada.loops.spans import Kind
+from lit_illada.loops.statistics import Rate
 from lit_illada.share import conf_dir
 from lit_illada.tree import read_file
 
@@ -63,37 +64,31 @@ def look(
 
 
 def tables(groups: Sequence[Summary], keys: Sequence[str]) -> list[Table]:
-    """How often, and what it costs."""
+    """How often, of which kind, and how many are right; each fits a terminal of 80 columns."""
     first = " · ".join(keys) or "group"
-    often = Table(title="Loops, with Wilson's 95 % intervals", title_justify="left")
-    for heading in (first, "texts", "any loop", "exact run"):
-        often.add_column(heading, justify="left" if heading == first else "right")
-    others = (Kind.near_exact, Kind.statement, Kind.circling, Kind.overflow, Kind.runaway, Kind.budget)
-    for kind in others:
-        often.add_column(kind.replace("_", "\n"), justify="right")
-    cost = Table(title="What they cost", title_justify="left")
-    for heading in (
-        first,
-        "right, looped",
-        "right, others",
-        "right, exact run",
-        "right, no such",
-        "right before",
-        "wasted",
-        "steps",
-    ):
-        cost.add_column(heading, justify="left" if heading == first else "right")
+    seen = [kind for kind in Kind if any(group.kinds[kind].hits for group in groups)]
+    names = [first, *(group.name for group in groups)]
+    often = _table("Loops, with Wilson's 95 % intervals", names, ["texts", "any loop", "exact run", "wasted"])
+    kinds = _table("By kind; a text may be of several", names, [kind.replace("_", "\n") for kind in seen])
+    right = _table("How many are right", names, ["looped", "others", "exact run", "no exact run"])
     for group in groups:
-        shares = [f"{100 * group.kinds[kind].share:.1f}%" for kind in others]
-        often.add_row(group.name, f"{group.num_texts:,}", str(group.loop), str(group.exact_run), *shares)
-        rates = (
-            group.looped_right,
-            group.other_right,
-            group.exact_right,
-            group.exact_other_right,
-            group.right_before,
-        )
-        shown = [f"{rate.hits}/{rate.tries}  {100 * rate.share:.1f}%" if rate.tries else "–" for rate in rates]
-        forwards = f"{group.wasted_forwards:,.0f}" if group.wasted_forwards is not None else "–"
-        cost.add_row(group.name, *shown, f"{100 * group.wasted:.1f}%", forwards)
-    return [often, cost]
+        wasted = f"{100 * group.wasted:.1f}%"
+        often.add_row(group.name, f"{group.num_texts:,}", str(group.loop), str(group.exact_run), wasted)
+        kinds.add_row(group.name, *(f"{100 * group.kinds[kind].share:.1f}%" for kind in seen))
+        accuracies = (group.looped_right, group.other_right, group.exact_right, group.exact_other_right)
+        right.add_row(group.name, *map(_share_of, accuracies))
+    is_judged = any(group.looped_right.tries + group.other_right.tries for group in groups)
+    return [often, *([kinds] if seen else []), *([right] if is_judged else [])]
+
+
+def _table(title: str, names: Sequence[str], others: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    longest = max(len(word) for name in names for word in name.split())
+    table.add_column(names[0], overflow="fold", min_width=min(longest, 24))
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _share_of(rate: Rate) -> str:
+    return f"{100 * rate.share:.1f}% of {rate.tries:,}" if rate.tries else "–"

@@ -75,11 +75,10 @@ def curves(
     y_limits: tuple[float, float] | None = None,
     mark_x: float | None = None,
 ) -> str:
-    """Lines with bands. mark_x: where a vertical line stands."""
-    series = {name: curve for name, curve in series.items() if len(curve.x)}
-    if not series:
-        return _empty(x_label)
+    """Lines with bands; one without points only takes its colour. mark_x: where a vertical line stands."""
     xs = [value for curve in series.values() for value in curve.x]
+    if not xs:
+        return _empty(x_label)
     ys = [value for curve in series.values() for line in (curve.y, curve.low, curve.high) for value in line or ()]
     y_low, y_high = y_limits or (min(0.0, min(ys)), _ceiling(max(ys)))
     frame = _Frame(min(xs), max(xs), y_low, y_high)
@@ -89,6 +88,8 @@ def curves(
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
     for index, (name, curve) in enumerate(series.items()):
         colour = f"s{index % NUM_COLOURS}"
+        if not curve.x:
+            continue
         if curve.low is not None and curve.high is not None:
             above = _points(frame, curve.x, curve.high, is_stepped)
             below = _points(frame, curve.x, curve.low, is_stepped)[::-1]

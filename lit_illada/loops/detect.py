@@ -68,20 +68,31 @@ class Findings:
         return [[span for span in self.spans if span.kind is kind] for kind in self.kinds]
 
 
-def detect(text: str, config: LoopConfig | None = None, **about: bool | int | None) -> Findings:
-    """Findings in a text, stop texts and all. about: see `_findings`."""
+@dataclass(frozen=True)
+class Known:
+    """What is known of a text beside itself. is_finished: whether the model ended it; None: told by a stop text, else
+    unknown. has_answer: None: told by the text. num_canvas: the places the model could write; None: content and stop
+    texts are all."""
+
+    is_finished: bool | None = None
+    has_answer: bool | None = None
+    num_canvas: int | None = None
+
+
+def detect(text: str, config: LoopConfig | None = None, known: Known | None = None) -> Findings:
+    """Findings in a text, stop texts and all."""
     config = config or LoopConfig()
     end = ending(text, config.stop_texts)
-    return _findings(units_of_text(end.content), end, config, None, **about)  # type: ignore[arg-type]
+    return _findings(units_of_text(end.content), end, config, known or Known())
 
 
 def detect_tokens(
     token_ids: Sequence[int],
     tokens: Sequence[str] | None = None,
     config: LoopConfig | None = None,
+    known: Known | None = None,
     *,
     steps: Sequence[int] | None = None,
-    **about: bool | int | None,
 ) -> Findings:
     """Findings in a model's tokens; without their texts only what ids can tell. steps: the denoising step of each."""
     config = config or LoopConfig()
@@ -90,32 +101,21 @@ def detect_tokens(
         end = ending("".join(tokens), config.stop_texts)
         first_stop = next((i for i, token in enumerate(tokens) if token.strip() in config.stop_texts), len(tokens))
         token_ids, tokens = token_ids[:first_stop], tokens[:first_stop]
-    return _findings(units_of_tokens(token_ids, tokens), end, config, steps, **about)  # type: ignore[arg-type]
+    findings = _findings(units_of_tokens(token_ids, tokens), end, config, known or Known())
+    return findings if steps is None else _in_time(findings, steps)
 
 
-def _findings(
-    units: Units,
-    end: Ending,
-    config: LoopConfig,
-    steps: Sequence[int] | None,
-    *,
-    is_finished: bool | None = None,
-    has_answer: bool | None = None,
-    num_canvas: int | None = None,
-) -> Findings:
-    """is_finished: whether the model ended the text itself; None: told by a stop text, else unknown. has_answer: None:
-    told by the text. num_canvas: the places the model could write; None: the content and the stop texts behind it."""
-    finished = is_finished if is_finished is not None else (True if end.num_stops else None)
-    answered = end.has_answer if has_answer is None else has_answer
+def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Findings:
+    finished = known.is_finished if known.is_finished is not None else (True if end.num_stops else None)
+    answered = end.has_answer if known.has_answer is None else known.has_answer
     spans = loop_spans(units, config)
-    reached = max((span.end for span in spans), default=0)
     closure = _is_forced_closure(units, end, spans, config)
-    is_escaped = bool(spans) and not closure and len(units) - reached >= config.ending.escaped_share * len(units)
-    comes_to_an_end = is_escaped or (finished is True and not closure)
-    if comes_to_an_end:
+    rest = len(units) - max((span.end for span in spans), default=len(units))
+    is_escaped = bool(spans) and not closure and rest >= config.ending.escaped_share * len(units)
+    if is_escaped or (finished is True and not closure):  # it came to an end, so sentences only went in circles
         spans = [replace(span, kind=Kind.circling) if span.kind is Kind.statement else span for span in spans]
     kinds = {span.kind for span in spans}
-    num_canvas = num_canvas or len(units) + end.num_stops
+    num_canvas = known.num_canvas or len(units) + end.num_stops
     if not answered and end.num_stops >= config.ending.overflow_share * num_canvas > 0:
         kinds.add(Kind.overflow)
     if end.answer_end is not None and num_units_after(end.content, end.answer_end) >= config.ending.runaway_length:
@@ -124,17 +124,15 @@ def _findings(
         kinds.add(Kind.budget)
     told = [span for span in spans if span.kind in LOOPS]
     wasted = union_length([copy for span in told for copy in span.copies])
-    ordered = tuple(kind for kind in Kind if kind in kinds)
-    loop_end = max((span.end for span in told), default=0)
-    findings = Findings(
-        kinds=ordered,
+    return Findings(
+        kinds=tuple(kind for kind in Kind if kind in kinds),
         length=len(units),
         num_stops=end.num_stops,
         spans=tuple(spans),
         coverage=wasted / max(1, len(units)),
         wasted=wasted,
-        is_escaped=is_escaped,
-        is_terminal=bool(told) and len(units) - loop_end <= config.ending.terminal_slack,
+        is_escaped=bool(told) and is_escaped,
+        is_terminal=bool(told) and rest <= config.ending.terminal_slack,
         is_forced_closure=bool(told) and closure,
         is_template=is_template(units, spans, config),
         is_self_correction=_is_self_correction(units, spans),
@@ -147,7 +145,6 @@ def _findings(
         secondary=secondary(units.ids[:MAX_LENGTH], _first_part(units)),
         units=units,
     )
-    return _in_time(findings, steps) if steps is not None else findings
 
 
 def _is_self_correction(units: Units, spans: list[Span]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_illada.loops.answers import is_right, states_answer
 from lit_illada.loops.config import LoopConfig, Unit
-from lit_illada.loops.detect import Findings, detect, detect_tokens
+from lit_illada.loops.detect import Findings, Known, detect, detect_tokens
 from lit_illada.loops.records import Generation
 from lit_illada.loops.spans import Kind
 from lit_illada.loops.statements import revisits
@@ -113,16 +113,15 @@ def as_record(found: Outcome) -> dict[str, Any]:
 
 
 def _look(generation: Generation, config: LoopConfig) -> tuple[Findings, Findings | None]:
-    has_answer = True if generation.is_right else None
-    about = {
-        "is_finished": generation.is_finished,
-        "has_answer": has_answer,
-        "num_canvas": generation.num_canvas if generation.token_ids is not None else None,
-    }
+    known = Known(
+        is_finished=generation.is_finished,
+        has_answer=True if generation.is_right else None,
+        num_canvas=generation.num_canvas if generation.token_ids is not None else None,
+    )
     traced = None
     if generation.token_ids is not None:
-        traced = detect_tokens(generation.token_ids, generation.tokens, config, steps=generation.steps, **about)
+        traced = detect_tokens(generation.token_ids, generation.tokens, config, known, steps=generation.steps)
         if generation.text is None or (generation.tokens is not None and config.unit is Unit.tokens):
             return traced, traced if generation.steps is not None else None
     assert generation.text is not None
-    return detect(generation.text, config, **about), traced if generation.steps is not None else None
+    return detect(generation.text, config, known), traced if generation.steps is not None else None

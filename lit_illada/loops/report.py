@@ -12,6 +12,7 @@ from markupsafe import Markup
 from lit_illada import __version__
 from lit_illada.loops.analysis import (
     by_group,
+    cell_name,
     comparisons,
     onset_survival,
     same_prompts,
@@ -61,7 +62,7 @@ def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfi
         "version": __version__,
         "files": list(dict.fromkeys(item.generation.file for item in outcomes)),
         "keys": keys,
-        "whole": summary("all", {}, outcomes),
+        "whole": summary("all", outcomes),
         "groups": groups,
         "margins": {key: summaries(outcomes, [key]) for key in keys} if len(keys) > 1 else {},
         "kinds": KIND_NAMES,
@@ -95,7 +96,7 @@ def _charts(cells: dict[str, list[Outcome]]) -> list[tuple[str, str]]:
         }
 
     survival = {name: onset_survival(items) for name, items in cells.items()}
-    not_yet = {name: Curve(s.times, s.survival, s.low, s.high) for name, s in survival.items() if len(s.times) > 1}
+    not_yet = {name: Curve(s.times, s.survival, s.low, s.high) for name, s in survival.items()}
     stops = {
         name: [item.findings.length / max(1, item.findings.length + item.findings.num_stops) for item in items]
         for name, items in cells.items()
@@ -111,7 +112,7 @@ def _charts(cells: dict[str, list[Outcome]]) -> list[tuple[str, str]]:
             curves(not_yet, "units (Kaplan–Meier, finished: censored)", "share", is_stepped=True, y_limits=(0, 1)),
         ),
         ("Period", histogram(of_loops(lambda item, main: main.period), "units a copy")),
-        ("Cycles", histogram(of_loops(lambda item, main: main.cycles), "copies")),
+        ("Cycles", histogram(of_loops(lambda item, main: min(int(main.cycles), 24)), "copies (24: that many or more)")),
         ("Waste", histogram(coverage, "share of the text in copies", limits=(0, 1))),
     ]
     if any(item.findings.num_stops for items in cells.values() for item in items):
@@ -154,14 +155,16 @@ def _few(cells: dict[str, list[Outcome]]) -> dict[str, list[Outcome]]:
 
 
 def _texts(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """What the browser shows: what loops or ends badly, of every group some where there are too many."""
+    """What the browser shows, loops first: what loops or ends badly, of every group some where there are too many."""
     cells = by_group([item for item in outcomes if item.findings.kinds], keys)
-    share = max(1, _MOST_TEXTS // max(1, len(cells)))
-    return [
-        shown(item, " · ".join(cell))
+    num_found = sum(map(len, cells.values()))
+    share = num_found if num_found <= _MOST_TEXTS else max(1, _MOST_TEXTS // len(cells))
+    chosen = [
+        (item, cell_name(keys, cell))
         for cell, items in cells.items()
         for item in sorted(items, key=lambda one: (not one.is_loop, -one.findings.coverage))[:share]
     ]
+    return [shown(item, name) for item, name in sorted(chosen, key=lambda pair: not pair[0].is_loop)]
 
 
 def _as_script(texts: list[dict[str, Any]]) -> Markup:

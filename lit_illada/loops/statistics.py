@@ -88,8 +88,8 @@ def kaplan_meier(times: Sequence[float], is_event: Sequence[bool]) -> Survival:
     """times: of the onset, or where a text that does not loop ended (censored)."""
     when, happened = np.asarray(times, float), np.asarray(is_event, bool)
     survival, greenwood = 1.0, 0.0
-    result = Survival([0.0], [1.0], [1.0], [1.0], [len(when)])
-    for time in np.unique(when[happened]):
+    rows = [(0.0, 1.0, 1.0, 1.0, len(when))]
+    for time in np.unique(when[happened]).tolist():
         at_risk, events = int((when >= time).sum()), int((happened & (when == time)).sum())
         survival *= 1 - events / at_risk
         low = high = survival
@@ -97,8 +97,9 @@ def kaplan_meier(times: Sequence[float], is_event: Sequence[bool]) -> Survival:
             greenwood += events / (at_risk * (at_risk - events))
             spread = Z_95 * np.sqrt(greenwood) / abs(np.log(survival))
             low, high = survival ** np.exp(spread), survival ** np.exp(-spread)
-        values = (float(time), survival, float(low), float(high), at_risk)
-        columns = (result.times, result.survival, result.low, result.high, result.at_risk)
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)  # type: ignore[attr-defined]
-    return result
+        rows.append((time, survival, float(low), float(high), at_risk))
+    if len(when) and when.max() > rows[-1][0]:  # the curve goes on to where the last text ends
+        last = float(when.max())
+        rows.append((last, *rows[-1][1:4], int((when >= last).sum())))
+    times, shares, lows, highs, numbers = zip(*rows, strict=True)
+    return Survival(list(times), list(shares), list(lows), list(highs), list(numbers))

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from lit_illada.loops.config import WarningRule
 
+_LEAST_DEVIATION = 1e-3  # of a signal that never stirs in texts that do not loop
+
 
 @dataclass(frozen=True)
 class Signal:
@@ -100,7 +102,7 @@ def is_repeated(ids: NDArray[np.int32], n: int) -> NDArray[np.bool_]:
 
 def _warning(name: str, calm: list[Watched], looping: list[Watched], rule: WarningRule) -> Warning:
     values = np.concatenate([item.signals[name].values for item in calm])
-    mean, deviation = values.mean(), max(values.std(), 1e-6)
+    mean, deviation = values.mean(), max(values.std(), _LEAST_DEVIATION)
 
     def path(item: Watched) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         signal = item.signals[name]
@@ -109,7 +111,7 @@ def _warning(name: str, calm: list[Watched], looping: list[Watched], rule: Warni
 
     peaks = np.sort([path(item)[0].max(initial=0) for item in calm])
     num_allowed = int(rule.false_alarms * len(peaks))
-    threshold = float(np.nextafter(peaks[len(peaks) - 1 - num_allowed], np.inf))
+    threshold = max(1.0, float(np.nextafter(peaks[len(peaks) - 1 - num_allowed], np.inf)))
     leads = []
     for item in looping:
         sums, seen_at = path(item)
