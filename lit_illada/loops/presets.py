@@ -17,11 +17,14 @@ def repeated_ngram(ids: NDArray[np.int32], n: int = 30, k: int = 20) -> bool:
 def repeated_tail(ids: NDArray[np.int32], max_unit: int = 90, min_repeats: int = 2) -> bool:
     """The text ends in a unit of at most max_unit that stands there min_repeats times or more; where it is of one or
     two tokens, more than 50 times (Holtzman et al., arXiv 1904.09751, as measured in their code)."""
-    repeats = [_tail_repeats(ids, unit) for unit in range(1, min(max_unit, len(ids)) + 1)]
+    # a unit stands there again only if it ends in the text's last token
+    units = [unit for unit in range(1, min(max_unit, len(ids) - 1) + 1) if ids[-1 - unit] == ids[-1]]
+    repeats = [_tail_repeats(ids, unit) for unit in units]
     if not repeats:
         return False
-    unit = int(np.argmax(repeats)) + 1
-    return repeats[unit - 1] >= min_repeats and (unit >= 3 or repeats[unit - 1] > 50)
+    most = max(repeats)
+    unit = units[repeats.index(most)]
+    return most >= min_repeats and (unit >= 3 or most > 50)
 
 
 PRESETS: dict[str, Callable[[NDArray[np.int32]], bool]] = {

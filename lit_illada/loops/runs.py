@@ -51,7 +51,8 @@ def exact_runs(
         for period, firsts, lasts, _ in _stretches(ids, min_period, max_period, 0, min_cycles, min_length)
         for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
     ]
-    return new_ones([run for run in runs if run.cycles >= min_cycles and run.length >= min_length])
+    found = [run for run in runs if run.cycles >= min_cycles and run.length >= min_length]
+    return new_ones(found, np.zeros(len(ids), bool))
 
 
 def near_runs(
@@ -78,7 +79,7 @@ def near_runs(
                 run = Run(begin - period, period, end - begin + 1 + period, end - begin + 1 - matches)
                 if run.cycles >= min_cycles and run.length >= min_length:
                     runs.append(run)
-    return new_ones(runs)
+    return new_ones(runs, np.zeros(len(ids), bool))
 
 
 def without_templates(runs: list[Run], ids: NDArray[np.int32], template_ids: NDArray[np.int32] | None) -> list[Run]:
@@ -96,13 +97,17 @@ def without_templates(runs: list[Run], ids: NDArray[np.int32], template_ids: NDA
     return kept
 
 
-def new_ones(runs: list[Run]) -> list[Run]:
-    """Those not yet told by others of a shorter period; by start."""
-    kept: list[Run] = []
+def new_ones(runs: list[Run], is_told: NDArray[np.bool_]) -> list[Run]:
+    """Those that tell something new, by start: whose units are not told yet, by others of a shorter period first.
+
+    is_told: for each unit, whether it lies in a run already; the new ones are added.
+    """
+    kept = []
     for run in sorted(runs, key=lambda run: (run.period, -run.length, run.start)):
-        spans = ((max(run.start, other.start), min(run.end, other.end)) for other in kept)
-        if union_length([span for span in spans if span[0] < span[1]]) < _COVERED * run.length:
+        told = is_told[run.start : run.end]
+        if np.count_nonzero(told) < _COVERED * run.length:
             kept.append(run)
+            told[:] = True
     return sorted(kept, key=lambda run: (run.start, run.period))
 
 

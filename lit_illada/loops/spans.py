@@ -4,16 +4,22 @@ What a stricter kind tells is not told again. Of a text above MAX_LENGTH units, 
 everywhere, the other kinds in its first MAX_LENGTH units.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lit_illada.loops.config import LoopConfig
-from lit_illada.loops.runs import Run, bounds, exact_runs, near_runs, union_length, without_templates
+from lit_illada.loops.runs import Run, bounds, exact_runs, near_runs, new_ones, without_templates
 from lit_illada.loops.statements import Streak, streaks
 from lit_illada.loops.words import Units, sentences
 
 MAX_LENGTH = 2**18
+
+T = TypeVar("T", Run, Streak)
 
 
 class Kind(StrEnum):
@@ -48,58 +54,71 @@ class Span:
 
 
 def loop_spans(units: Units, config: LoopConfig) -> list[Span]:
-    """Floods, exact and near-exact runs and statement streaks; what a stricter kind tells is not told again."""
-    flood, exact, near, said = config.flood, config.exact, config.near_exact, config.statement
-    head = units.ids[:MAX_LENGTH]
-    floods = exact_runs(units.ids, min_period=1, max_period=flood.max_period, min_cycles=flood.min_cycles, min_length=1)
-    found = [_span(Kind.flood, run) for run in floods]
-    exacts = exact_runs(
-        units.ids,
-        min_period=flood.max_period + 1,
-        max_period=config.max_period,
-        min_cycles=exact.min_cycles,
-        min_length=exact.min_length,
-    )
-    found += _new(found, exacts, Kind.exact, _counts_in_code(units, exact.min_cycles_in_code))
-    nears = near_runs(
-        head,
-        min_period=flood.max_period + 1,
-        max_period=config.max_period,
-        min_cycles=near.min_cycles,
-        min_length=near.min_length,
-        mismatch=near.mismatch,
-        max_gap=near.max_gap,
-    )
-    nears = without_templates(nears, units.ids, units.template_ids)
-    found += _new(found, nears, Kind.near_exact, _counts_in_code(units, near.min_cycles_in_code))
+    """Floods, exact and near-exact runs, by start; then statement streaks."""
+    is_told = np.zeros(len(units), bool)
+    runs = {
+        Kind.flood: _floods(units, config),
+        Kind.exact: _counting(_exact(units, config), units, config.exact.min_cycles_in_code),
+        Kind.near_exact: _counting(_near(units, config), units, config.near_exact.min_cycles_in_code),
+    }
+    spans = [_span(kind, run) for kind, found in runs.items() for run in new_ones(found, is_told)]
     if units.written is not None:
-        heard = [sentence for sentence in sentences(units, said.min_length) if sentence.end <= MAX_LENGTH]
-        counts = _counts_in_code(units, said.min_cycles_in_code)
-        found += [_statement_span(streak) for streak in streaks(heard, said) if counts(streak)]
-    return found
+        rule = config.statement
+        said = [sentence for sentence in sentences(units, rule.min_length) if sentence.end <= MAX_LENGTH]
+        found = _counting(streaks(said, rule), units, rule.min_cycles_in_code)
+        spans += [_statement_span(streak) for streak in found]
+    return spans
 
 
-def _counts_in_code(units: Units, min_cycles: float) -> Callable[[Run | Streak], bool]:
-    """Whether a run or streak counts: code repeats itself, so in fences it must do so more often."""
-
-    def counts(loop: Run | Streak) -> bool:
-        is_code = units.written.is_code if units.written is not None else None
-        if is_code is None or loop.cycles >= min_cycles:
-            return True
-        return bool(is_code[loop.start : loop.end].mean() <= 0.5)
-
-    return counts
-
-
-def _new(told: list[Span], runs: list[Run], kind: Kind, counts: Callable[[Run | Streak], bool]) -> list[Span]:
-    """The runs that lie not mostly in told spans."""
-    spans = [(span.start, span.end) for span in told]
-    return [_span(kind, run) for run in runs if counts(run) and _inside(run, spans) < 0.9 * run.length]
+def is_template(units: Units, spans: list[Span], config: LoopConfig) -> bool:
+    """Whether something repeats but for its numbers: running sums, tables."""
+    if units.template_ids is None:
+        return False
+    is_told = np.zeros(len(units), bool)
+    for span in spans:
+        is_told[span.start : span.end] = True
+    runs = _near_runs(units.template_ids, config)
+    return any(np.count_nonzero(is_told[run.start : run.end]) < 0.5 * run.length for run in runs)
 
 
-def _inside(run: Run, spans: list[tuple[int, int]]) -> int:
-    cut = ((max(run.start, start), min(run.end, end)) for start, end in spans)
-    return union_length([(start, end) for start, end in cut if start < end])
+def _floods(units: Units, config: LoopConfig) -> list[Run]:
+    rule = config.flood
+    return exact_runs(units.ids, min_period=1, max_period=rule.max_period, min_cycles=rule.min_cycles, min_length=1)
+
+
+def _exact(units: Units, config: LoopConfig) -> list[Run]:
+    return exact_runs(
+        units.ids,
+        min_period=config.flood.max_period + 1,
+        max_period=config.max_period,
+        min_cycles=config.exact.min_cycles,
+        min_length=config.exact.min_length,
+    )
+
+
+def _near(units: Units, config: LoopConfig) -> list[Run]:
+    return without_templates(_near_runs(units.ids, config), units.ids, units.template_ids)
+
+
+def _near_runs(ids: NDArray[np.int32], config: LoopConfig) -> list[Run]:
+    rule = config.near_exact
+    return near_runs(
+        ids[:MAX_LENGTH],
+        min_period=config.flood.max_period + 1,
+        max_period=config.max_period,
+        min_cycles=rule.min_cycles,
+        min_length=rule.min_length,
+        mismatch=rule.mismatch,
+        max_gap=rule.max_gap,
+    )
+
+
+def _counting(loops: Sequence[T], units: Units, min_cycles: float) -> list[T]:
+    """Those that count: code repeats itself, so what lies in fences must do so more often."""
+    is_code = units.written.is_code if units.written is not None else None
+    if is_code is None:
+        return list(loops)
+    return [loop for loop in loops if loop.cycles >= min_cycles or is_code[loop.start : loop.end].mean() <= 0.5]
 
 
 def _span(kind: Kind, run: Run) -> Span:
@@ -108,32 +127,5 @@ def _span(kind: Kind, run: Run) -> Span:
 
 
 def _statement_span(streak: Streak) -> Span:
-    return Span(
-        Kind.statement,
-        streak.start,
-        streak.end,
-        streak.period,
-        streak.cycles,
-        streak.onset,
-        0,
-        streak.originals,
-        streak.copies,
-    )
-
-
-def is_template(units: Units, spans: list[Span], config: LoopConfig) -> bool:
-    """Whether something repeats but for its numbers: running sums, tables."""
-    if units.template_ids is None:
-        return False
-    rule = config.near_exact
-    runs = near_runs(
-        units.template_ids[:MAX_LENGTH],
-        min_period=config.flood.max_period + 1,
-        max_period=config.max_period,
-        min_cycles=rule.min_cycles,
-        min_length=rule.min_length,
-        mismatch=rule.mismatch,
-        max_gap=rule.max_gap,
-    )
-    told = [(span.start, span.end) for span in spans]
-    return any(_inside(run, told) < 0.5 * run.length for run in runs)
+    about = (streak.start, streak.end, streak.period, streak.cycles, streak.onset)
+    return Span(Kind.statement, *about, 0, streak.originals, streak.copies)
