@@ -13,7 +13,7 @@ from lit_illada.data.reasoning import Portion, make_examples
 from lit_illada.data.sft_config import ReasoningTask
 from lit_illada.errors import UserError
 from lit_illada.generation.trace import rounded
-from lit_illada.scoring.agreement import wilson
+from lit_illada.intervals import wilson
 from lit_illada.scoring.evaluation import Progress
 from lit_illada.writing import Writer, Written
 

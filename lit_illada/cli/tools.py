@@ -9,7 +9,7 @@ from lit_illada.cli.frame import guarded, overrides_argument
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada config pretrain experiment=demo model.num_hidden_layers=8\n")
-@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "score", "data", "examples"]))
+@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "score", "data", "examples", "loops"]))
 @overrides_argument
 @guarded
 def config(command: str, overrides: tuple[str, ...]) -> None:
