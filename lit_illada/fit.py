@@ -23,6 +23,7 @@ from lit_illada.run_folder import RunFolder
 from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.tensorboard import begin_board
+from lit_illada.training.throughput import Throughput
 from lit_illada.tree import dump, to_tree
 
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
@@ -42,33 +43,34 @@ def fit(
     """
     started_at = time.perf_counter()
     if checkpoint is None:
-        _record(config, folder)
+        _record(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
     trainer, stop, time_limit = build.build_trainer(config, folder, module, datamodule, console)
+    throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
     if checkpoint is None:
         if trainer.is_global_zero:
-            begin_board(trainer.logger, to_tree(config))  # type: ignore[arg-type]
+            begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
         trainer.validate(module, datamodule=datamodule, verbose=False)
-        _append_summary(folder, "start", trainer, module)
+        _append_summary(folder, "start", trainer, module, {})
     if checkpoint is not None:
         # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
-        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder)))  # type: ignore[attr-defined]
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
     if is_finished and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=datamodule, verbose=False)
-    _append_summary(folder, "end", trainer, module)
+    _append_summary(folder, "end", trainer, module, throughput.cost())
     if trainer.is_global_zero:
         _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
     if not is_finished and stop.signal is not None:
         raise SystemExit(128 + stop.signal)
 
 
-def _record(config: RunConfig, folder: RunFolder) -> None:
+def _record(config: RunConfig, folder: RunFolder, datamodule: RowDataModule) -> None:
     if _is_rank_zero():
         folder.write_config(dump(config))
-        folder.write_provenance(datetime.now())
+        folder.write_provenance(datetime.now(), datamodule.fingerprint)
 
 
 def new_folder(config: RunConfig, tokenizer: Tokenizer) -> RunFolder:
@@ -132,14 +134,17 @@ def _is_launched_from_outside() -> bool:
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1
 
 
-def _append_summary(folder: RunFolder, key: str, trainer: pl.Trainer, module: PretrainModule) -> None:
-    """The figures of this step; those of an earlier validation are left out."""
+def _append_summary(
+    folder: RunFolder, key: str, trainer: pl.Trainer, module: PretrainModule, cost: dict[str, float]
+) -> None:
+    """The figures of this step, and what the run has cost; those of an earlier validation are left out."""
     if not trainer.is_global_zero:
         return
     is_validated = module.validated_at == trainer.global_step
     metrics = {name: value for name, value in trainer.callback_metrics.items() if is_validated or "val" not in name}
     figures = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
     figures[key] = {name: float(value) for name, value in sorted(metrics.items())}
+    figures[key] |= {f"perf/{name}": value for name, value in cost.items()}
     figures[key]["step"] = trainer.global_step
     folder.write_summary(figures)
 

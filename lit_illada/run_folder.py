@@ -52,6 +52,10 @@ class RunFolder:
     def progress(self) -> Path:
         return self.path / "progress.json"
 
+    @property
+    def labels(self) -> Path:
+        return self.path / "labels.json"
+
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
         """A new folder; without a path runs/<name>-<time>. Raises UserError when the path already holds a run."""
@@ -82,13 +86,18 @@ class RunFolder:
     def write_summary(self, figures: dict[str, Any]) -> None:
         write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
 
-    def write_provenance(self, now: datetime) -> None:
-        """With what the run was made: it stands beside every number taken from it."""
+    def read_labels(self) -> dict[str, Any] | None:
+        """What tells the run from the others of its sweep, such as its arm; None outside a sweep."""
+        return json.loads(self.labels.read_text(encoding="utf-8")) if self.labels.is_file() else None
+
+    def write_provenance(self, now: datetime, data_sha256: str | None = None) -> None:
+        """With what the run was made: it stands beside every number taken from it. data_sha256: what it read."""
         packages = ("torch", "lightning", "torchmetrics", "webdataset", "tokenizers", "numpy")
         record = {
             "started_at": now.isoformat(timespec="seconds"),
             "command": sys.argv,
             "commit": _commit(),
+            "data_sha256": data_sha256,
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": {"lit-illada": __version__, **{package: version(package) for package in packages}},

@@ -1,4 +1,4 @@
-"""`sweep list`, `plan` and `run`."""
+"""`sweep list`, `plan`, `run` and `report`."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def sweep() -> None:
     """Compare arms: many runs that differ in one thing, at several seeds, with one budget and one yardstick."""
 
 
-@sweep.command("list")
+@sweep.command("list", epilog="\b\nExample:\n  lit-illada sweep list\n")
 @guarded
 def sweep_list() -> None:
     """Show the sweeps that come with the package, and the question each answers."""
@@ -79,6 +79,30 @@ def sweep_run(
     from lit_illada import sweep_commands
 
     sweep_commands.run(name, overrides, folder, is_resumed, workers, threads)
+
+
+@sweep.command(
+    "report",
+    epilog="""\b
+Examples:
+  lit-illada sweep report mask_ratio
+  lit-illada sweep report runs/sweeps/mask_ratio --out report --open
+""",
+)
+@click.argument("sweep")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for it (default: report in the sweep's).")
+@click.option("--open", "is_opened", is_flag=True, help="Show the page in the browser.")
+@guarded
+def sweep_report(sweep: str, out: Path | None, is_opened: bool) -> None:
+    """Write what SWEEP (its folder, or the name of one in runs/sweeps) has found: a page, tables and pictures.
+
+    Reads files alone, so it can be asked at any time, and of a copy on another machine.
+    """
+    from lit_illada import sweep_report as command
+
+    page = command.run(sweep, out)
+    if is_opened:
+        click.launch(str(page))
 
 
 @sweep.command("one", hidden=True)

@@ -65,6 +65,7 @@ def _do(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder, call: Calla
     record = {"started_at": started_at.isoformat(), "fingerprint": run.fingerprint, "before_s": round(before_s, 3)}
     with place.attempts.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+    write_atomically(place.labels, json.dumps(folder.read_spec().labels(run.arms, run.seed)) + "\n")
     _print_to(place.log)
     print(f"=== {started_at:%Y-%m-%d %H:%M:%S} lit-illada {' '.join(words)}", flush=True)
     if words:

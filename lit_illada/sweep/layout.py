@@ -87,6 +87,11 @@ class SweepRunFolder:
         return self.path / "run.lock"
 
     @property
+    def labels(self) -> Path:
+        """What the run's curves are labelled with: its arm, its values of the axes, its seed."""
+        return self.path / "labels.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 

@@ -154,6 +154,16 @@ class SweepSpec:
         grid = [_joined(values) for values in product(*self.axes.values())] if self.axes else []
         return [*grid, *self.arms]
 
+    def labels(self, arms: Sequence[str], seed: int | None) -> dict[str, Any]:
+        """What tells a run of these arms from others: their names, the value of each axis, the seed."""
+        of_axes: dict[str, list[str]] = {axis: [] for axis in self.axes}
+        for values in product(*self.axes.values()):
+            if _joined(values).name in arms:
+                for axis, value in zip(self.axes, values, strict=True):
+                    of_axes[axis] = list(dict.fromkeys([*of_axes[axis], value.name]))
+        labels = {"arm": ", ".join(arms), **{axis: ", ".join(names) for axis, names in of_axes.items() if names}}
+        return labels if seed is None else {**labels, "seed": seed}
+
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
 

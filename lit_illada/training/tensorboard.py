@@ -33,15 +33,20 @@ _LAYOUT = {
         "share of the hardware's peak (MFU)": ["Multiline", ["perf/mfu$"]],
     },
 }
+_METRICS = ("val/nll_bound", "val/bits_per_byte")
+_SFT_METRICS = ("val/exact_match_easy", "val/exact_match_harder")
 # what arms of an ablation may differ in; names and folders would only fill the table
 _COMPARED = ("objective", "optim", "model", "seed", "trainer", "data", "sft_data", "adapter")
 
 
-def begin_board(logger: TensorBoardLogger, config: dict[str, Any]) -> None:
-    """Write the layout and the config, whose runs the HParams tab compares by their last metrics."""
+def begin_board(logger: TensorBoardLogger, config: dict[str, Any], labels: dict[str, Any] | None = None) -> None:
+    """Write the layout and what the HParams tab compares runs by, their last metrics beside it.
+
+    labels: what tells the run from the others of its sweep; None: it is in none, and its settings are written.
+    """
     logger.experiment.add_custom_scalars(_LAYOUT)
     # not through the logger, which would begin every metric's curve with a value made up
-    metrics = dict.fromkeys(("val/nll_bound", "val/bits_per_byte"), math.nan)
-    compared = {key: config[key] for key in _COMPARED if key in config}
-    for summary in hparams(flatten(compared), metrics):
+    names = _METRICS + (_SFT_METRICS if "sft_data" in config else ())
+    compared = labels or {key: config[key] for key in _COMPARED if key in config}
+    for summary in hparams(flatten(compared), dict.fromkeys(names, math.nan)):
         logger.experiment._get_file_writer().add_summary(summary)

@@ -1,6 +1,8 @@
 """How fast does a run train, and which share of the hardware's speed is that?"""
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,8 @@ from lit_illada.training.metrics import publish
 class Throughput(Callback):
     """perf/tokens_per_s and perf/mfu over wall-clock time, waiting for data included, validation not.
 
+    Its totals, the run's cost, go on where a resumed run's checkpoint left them.
+
     count_flops: floating-point operations of a training micro-batch, from its layout and the LM-head rows computed.
     peak_flops_per_s: what one device's matrix multiplication reaches in the run's precision.
     """
@@ -26,6 +30,28 @@ class Throughput(Callback):
         self._peak = peak_flops_per_s
         self._every_steps = every_steps
         self.tokens_per_s = 0.0
+        self._total = {"tokens": 0, "flops": 0.0, "elapsed_s": 0.0, "peak_memory_bytes": 0}
+        self._since = time.perf_counter()
+        self._begin()
+
+    def state_dict(self) -> dict[str, Any]:
+        self._pause()
+        return {"total": self.cost()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._total = dict(state_dict["total"])
+
+    def cost(self) -> dict[str, float]:
+        """tokens, flops and elapsed_s of training so far, over all devices; peak_memory_bytes of this process.
+
+        The memory is the GPU's where there is one (of rank 0), else what the process held of the machine's.
+        """
+        return {
+            "tokens": self._total["tokens"] + self._tokens,
+            "flops": self._total["flops"] + self._flops,
+            "elapsed_s": self._total["elapsed_s"] + self._elapsed_s,
+            "peak_memory_bytes": max(self._total["peak_memory_bytes"], _peak_memory_bytes()),
+        }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin()
@@ -38,7 +64,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
     ) -> None:
         self._tokens += batch.input_ids.numel() * trainer.world_size
-        self._flops += self._count_flops(batch, outputs["head_rows"])
+        self._flops += self._count_flops(batch, outputs["head_rows"]) * trainer.world_size
         if trainer.global_step == self._step_before or trainer.global_step % self._every_steps:
             return
         if batch.input_ids.is_cuda:
@@ -47,8 +73,12 @@ class Throughput(Callback):
         self.tokens_per_s = self._tokens / self._elapsed_s
         publish(
             pl_module,
-            {"perf/tokens_per_s": self.tokens_per_s, "perf/mfu": self._flops / self._elapsed_s / self._peak},
+            {
+                "perf/tokens_per_s": self.tokens_per_s,
+                "perf/mfu": self._flops / self._elapsed_s / self._peak / trainer.world_size,
+            },
         )
+        self._total = self.cost()
         self._begin()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,6 +87,9 @@ class Throughput(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause()
 
     def _begin(self) -> None:
         self._tokens, self._flops, self._elapsed_s = 0, 0.0, 0.0
@@ -81,6 +114,13 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
         _wait(device)
         best_s = min(best_s, time.perf_counter() - started_at)
     return products * 2 * size**3 / best_s
+
+
+def _peak_memory_bytes() -> int:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _wait(device: torch.device) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lit_illada.cli import main
 from lit_illada.config import load_file
 from lit_illada.objective import DiffusionObjective
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.training.tensorboard import begin_board
 
 
 def pretrain(*overrides, resume=None):
@@ -75,7 +78,12 @@ def test_a_run_leaves_its_config_curves_samples_summary_and_checkpoints(referenc
     summary = json.loads((reference / "summary.json").read_text())
     assert summary["end"]["step"] == 12
     assert summary["end"]["val/nll_bound"] < summary["start"]["val/nll_bound"]
+    assert summary["end"]["perf/tokens"] == 12 * 8 * 32
+    assert summary["end"]["perf/flops"] > 0
+    assert summary["end"]["perf/elapsed_s"] > 0
+    assert summary["end"]["perf/peak_memory_bytes"] > 1e6
     provenance = json.loads((reference / "provenance.jsonl").read_text())
+    assert len(provenance["data_sha256"]) == 64
     assert provenance["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
@@ -99,6 +107,15 @@ def test_tensorboard_has_the_layout_the_samples_and_the_hyper_parameters(referen
     assert "custom_scalars__config__" in tags["tensors"]
     assert "samples/prompt_0/text_summary" in tags["tensors"]
     assert any("hparams" in str(plugin) for plugin in curves(reference).summary_metadata.values())
+
+
+def test_a_run_of_a_sweep_is_compared_by_its_labels_alone(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="run", version="")
+    begin_board(logger, {"seed": 3}, {"arm": "cosine", "seed": 3})
+    logger.finalize("success")
+    metadata = curves(tmp_path / "run").summary_metadata["_hparams_/session_start_info"]
+    content = HParamsPluginData.FromString(metadata.plugin_data.content)
+    assert set(content.session_start_info.hparams) == {"arm", "seed"}
 
 
 def test_the_same_seed_gives_the_same_weights_and_figures_to_the_last_bit(reference, tiny_overrides, tmp_path):

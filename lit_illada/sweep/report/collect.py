@@ -1,0 +1,135 @@
+"""What is known of each run of a sweep by now: its figures, curves, cost, and where they come from."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, read_record
+from lit_illada.sweep.report.events import Curve, read_all
+from lit_illada.sweep.spec import SweepSpec
+
+_STEP = re.compile(r"step=(\d+)\.ckpt$")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a run's numbers come from. Several commits or data hashes: the run was resumed with another.
+
+    checkpoint: the newest one, or the one that was scored. checkpoint_step: None where its name does not tell.
+    """
+
+    config: Path
+    commits: list[str]
+    data_sha256: list[str]
+    checkpoint: Path | None
+    checkpoint_step: int | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A planned run and what its files say.
+
+    figures: the final ones, of finished runs alone: a number of an unfinished run belongs to another step.
+    progress, failure: progress.json and failed.json. elapsed_s: of all attempts.
+    """
+
+    run: PlannedRun
+    state: RunState
+    folder: Path
+    figures: dict[str, float]
+    curves: dict[str, Curve]
+    provenance: Provenance
+    progress: dict[str, Any] = field(default_factory=dict)
+    failure: dict[str, Any] = field(default_factory=dict)
+    elapsed_s: float | None = None
+    memory_bytes: float | None = None
+
+    @property
+    def tokens(self) -> float | None:
+        """Trained on, by the end of the run."""
+        return self.figures.get("perf/tokens", self.run.tokens)
+
+    @property
+    def flops(self) -> float | None:
+        """Of training, by the end of the run: measured, or as planned."""
+        return self.figures.get("perf/flops", self.run.flops)
+
+    @property
+    def num_steps(self) -> float | None:
+        return self.figures.get("step", self.run.num_steps)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's folder, read once."""
+
+    folder: SweepFolder
+    spec: SweepSpec
+    records: list[RunRecord]
+
+    def of_arm(self, arm: str, stage: str) -> dict[int | None, RunRecord]:
+        """By seed; None: the one run that all seeds share."""
+        found = (record for record in self.records if record.run.stage == stage and arm in record.run.arms)
+        return {record.run.seed: record for record in found}
+
+    @property
+    def num_finished(self) -> int:
+        return sum(record.state is RunState.FINISHED for record in self.records)
+
+
+def collect(path: Path) -> Sweep:
+    """Raises UserError for a folder that holds no sweep."""
+    folder = SweepFolder(path)
+    spec, runs = folder.read_spec(), folder.read_plan()
+    curves = read_all([folder.run_folder(run).path for run in runs])
+    return Sweep(folder, spec, [_record(folder, run, of_run) for run, of_run in zip(runs, curves, strict=True)])
+
+
+def _record(sweep: SweepFolder, run: PlannedRun, curves: dict[str, Curve]) -> RunRecord:
+    folder = sweep.run_folder(run)
+    state = folder.state
+    done = read_record(folder.done) or {}
+    summary = read_record(folder.summary) or {}
+    figures = _numbers(summary.get("end", {})) if state is RunState.FINISHED else {}
+    return RunRecord(
+        run=run,
+        state=state,
+        folder=folder.path,
+        figures=figures,
+        curves=curves,
+        provenance=_provenance(folder.path, summary),
+        progress=read_record(folder.progress) or {},
+        failure=(read_record(folder.failed) or {}) if state is RunState.FAILED else {},
+        elapsed_s=done.get("elapsed_s", figures.get("perf/elapsed_s")),
+        # the run's own figure first: on a GPU it is the GPU's memory, which limits
+        memory_bytes=figures.get("perf/peak_memory_bytes", done.get("max_rss_bytes")),
+    )
+
+
+def _provenance(folder: Path, summary: dict[str, Any]) -> Provenance:
+    file = folder / "provenance.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    begins = [json.loads(line) for line in lines]
+    scored = summary.get("checkpoint_file")
+    newest = max((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.name, default=None)
+    checkpoint = Path(scored) if scored else newest
+    step = _STEP.search(checkpoint.name) if checkpoint else None
+    return Provenance(
+        config=folder / "config.yaml",
+        commits=_distinct(begins, "commit"),
+        data_sha256=_distinct(begins, "data_sha256"),
+        checkpoint=checkpoint,
+        checkpoint_step=int(step[1]) if step else None,
+    )
+
+
+def _distinct(begins: list[dict[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(begin[key] for begin in begins if begin.get(key)))
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: value for name, value in figures.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -1,0 +1,357 @@
+"""Which plots does a report page draw? Plotly's data and layouts, as plain dicts; the page brings colours of text.
+
+Every trace carries its arm in `meta`, by which the page hides and shows it everywhere at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import Any
+
+from lit_illada.sweep.report.collect import Sweep
+from lit_illada.sweep.report.findings import ArmFinding, MetricFinding, grid
+from lit_illada.sweep.report.looks import Look
+from lit_illada.sweep.report.series import Band, Course, by_ratio, by_ratio_to_baseline, courses, gradient_norms
+from lit_illada.sweep.report.statistics import Estimate
+from lit_illada.sweep.spec import Goal
+
+_ROW_HEIGHT, _FRAME_HEIGHT, _CURVE_HEIGHT = 34, 96, 420
+# curves begin at chance: the axis at first shows what comes after this share of the course
+_BEGINNING = 0.12
+
+Trace = dict[str, Any]
+Looks = Mapping[str, Look]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another look at the same traces: their x and y, and the layout that goes with them."""
+
+    label: str
+    x: list[Any]
+    y: list[Any]
+    layout: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlotFigure:
+    """caption: what is seen and how to read it. variants: to switch between; empty for a single one."""
+
+    id: str
+    title: str
+    caption: str
+    data: list[Trace]
+    layout: dict[str, Any]
+    variants: list[Variant] = field(default_factory=list)
+
+    def to_tree(self) -> dict[str, Any]:
+        return _rounded(asdict(self))
+
+
+def metric_figures(sweep: Sweep, found: MetricFinding, looks: Looks) -> list[PlotFigure]:
+    """Of those with anything to draw: seeds, differences to the baseline, the grid."""
+    figures = [_seeds(sweep, found, looks), _differences(sweep, found, looks), _heat_map(sweep, found)]
+    return [figure for figure in figures if figure is not None]
+
+
+def course_figure(sweep: Sweep, tag: str, stage: str, unit: str, looks: Looks) -> PlotFigure | None:
+    """Learning curves against tokens, FLOPs and steps."""
+    of_arm = courses(sweep, tag, stage)
+    axes = ["tokens", "FLOPs"] if of_arm else []
+    axes = [*(axis for axis in axes if all(axis in course.per_step for course in of_arm.values())), "steps"]
+    variants = []
+    data: list[Trace] = []
+    for axis in axes:
+        data = [
+            trace
+            for arm, course in of_arm.items()
+            for trace in _course_traces(arm, course, 1.0 if axis == "steps" else course.per_step[axis], looks[arm])
+        ]
+        x_axis = {"title": {"text": f"{axis} of training"}, "rangemode": "tozero", "autorange": True}
+        places = [trace["x"] for trace in data], [trace["y"] for trace in data]
+        variants.append(Variant(axis, *places, {"xaxis": x_axis}))
+    if not data:
+        return None
+    data = [{**trace, "x": x, "y": y} for trace, x, y in zip(data, variants[0].x, variants[0].y, strict=True)]
+    layout = {
+        "height": _CURVE_HEIGHT,
+        "xaxis": variants[0].layout["xaxis"],
+        "yaxis": {"title": {"text": f"{tag}, {unit}" if unit else tag}, **_after_the_beginning(of_arm)},
+        "hovermode": "closest",
+    }
+    caption = (
+        "Lines are means over the finished seeds, bands their range; dotted lines are runs that have not finished. "
+        "The first stretch may lie above the frame: a double click shows all."
+    )
+    return PlotFigure(f"course-{_slug(stage, tag)}", f"Learning curves: {tag}", caption, data, layout, variants)
+
+
+def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
+    """Where along the mask ratio an arm is better: absolute, and less the baseline of the same seed."""
+    absolute, relative = by_ratio(sweep, stage), by_ratio_to_baseline(sweep, stage)
+    if not absolute:
+        return None
+    x = {"title": {"text": "mask ratio t"}, "range": [0, 1], "dtick": 0.2}
+    tables = [("cross-entropy", absolute, "nats a masked token")]
+    if relative:
+        tables.append(("less the baseline", relative, f"nats a masked token, less {sweep.spec.baseline}"))
+    variants: list[Variant] = []
+    data: list[Trace] = []
+    for label, table, title in tables:
+        empty = Band([], [], [], [])
+        traces = [trace for arm in absolute for trace in _band_traces(arm, table.get(arm, empty), looks[arm])]
+        axes = {"xaxis": x, "yaxis": {"title": {"text": title}, "autorange": True}}
+        variants.append(Variant(label, [trace["x"] for trace in traces], [trace["y"] for trace in traces], axes))
+        data = data or traces
+    layout: dict[str, Any] = {"height": _CURVE_HEIGHT, **variants[0].layout}
+    caption = (
+        "Cross-entropy of masked validation tokens at the end of training, by the share of the text that is masked: "
+        "means over seeds, bands their range."
+    )
+    return PlotFigure(f"ratio-{_slug(stage)}", f"By mask ratio, after {stage}", caption, data, layout, variants)
+
+
+def gradient_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
+    """How much the gradient's norm varies within an arm."""
+    found = gradient_norms(sweep, stage)
+    if not found:
+        return None
+    data = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [spread.median],
+            "y": [arm],
+            "marker": {"color": looks[arm].colour, "size": 10, "symbol": looks[arm].symbol},
+            "error_x": {
+                "type": "data",
+                "symmetric": False,
+                "array": [spread.high - spread.median],
+                "arrayminus": [spread.median - spread.low],
+                "color": looks[arm].colour,
+            },
+            "hovertemplate": f"median %{{x:.3g}}, 5 to 95 %: {spread.low:.3g} to {spread.high:.3g}",
+            "name": arm,
+            "meta": {"arm": arm},
+        }
+        for arm, spread in reversed(found.items())
+    ]
+    layout = {
+        **_rows(list(reversed(found))),
+        "xaxis": {"type": "log", "dtick": "D2", "title": {"text": "gradient norm before clipping"}},
+    }
+    caption = "Median over the steps of all seeds after the first tenth, and the range of the middle 90 %."
+    return PlotFigure(f"gradients-{_slug(stage)}", f"Gradient norm, {stage}", caption, data, layout)
+
+
+def _seeds(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | None:
+    shown = [arm for arm in reversed(found.arms) if arm.values]
+    if not shown:
+        return None
+    factor, unit = found.unit.factor, found.unit
+    data: list[Trace] = []
+    for arm in shown:
+        values = {seed: factor * value for seed, value in arm.values.items()}
+        data += _row_traces(arm, looks[arm.arm], values, arm.estimate, factor, unit.name)
+    named = found.metric.name
+    layout = {
+        **_rows([arm.arm for arm in shown]),
+        "xaxis": {"title": {"text": f"{named}, {unit.name}" if unit.name else named}, **_without_outliers(sweep, data)},
+    }
+    better = "left" if found.metric.goal is Goal.LOWER else "right"
+    caption = (
+        f"Every dot is a seed; better is {better}. The bar is the mean with its 95 % interval over seeds, which holds "
+        "the luck of the seed too: compare arms by their paired differences."
+    )
+    return PlotFigure(f"seeds-{_slug(found.metric.stage, named)}", "Every seed", caption, data, layout)
+
+
+def _differences(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | None:
+    reference = found.of(sweep.spec.baseline).values
+    shown = [arm for arm in reversed(found.arms) if arm.comparison is not None and arm.comparison.difference]
+    if not shown:
+        return None
+    factor, unit = found.unit.factor, found.unit
+    data: list[Trace] = []
+    for arm in shown:
+        assert arm.comparison is not None
+        values = {seed: factor * (arm.values[seed] - reference[seed]) for seed in arm.comparison.seeds}
+        data += _row_traces(arm, looks[arm.arm], values, arm.comparison.difference, factor, unit.of_difference)
+    layout = {
+        **_rows([arm.arm for arm in shown]),
+        "xaxis": {
+            "title": {"text": f"less {sweep.spec.baseline}, {unit.of_difference}".rstrip(", ")},
+            "zeroline": True,
+            **_without_outliers(sweep, data),
+        },
+    }
+    caption = (
+        f"Every dot is a seed: the arm less {sweep.spec.baseline} of the same seed. The bar is the mean with its 95 % "
+        "interval, each by itself: the verdicts count that there are several."
+    )
+    return PlotFigure(
+        f"differences-{_slug(found.metric.stage, found.metric.name)}", "Paired differences", caption, data, layout
+    )
+
+
+def _heat_map(sweep: Sweep, found: MetricFinding) -> PlotFigure | None:
+    table = grid(sweep.spec, found)
+    if table is None or not any(value is not None for row in table[2] for value in row):
+        return None
+    rows, columns, means = table
+    first, second = sweep.spec.axes
+    scaled = [[None if value is None else found.unit.factor * value for value in row] for row in means]
+    data = [
+        {
+            "type": "heatmap",
+            "x": columns,
+            "y": rows,
+            "z": scaled,
+            "text": [[found.unit.value(value) for value in row] for row in means],
+            "texttemplate": "%{text}",
+            "hovertemplate": f"{first} %{{y}}<br>{second} %{{x}}<br>%{{text}} {found.unit.name}<extra></extra>",
+            "colorscale": "Viridis",
+            "reversescale": found.metric.goal is Goal.LOWER,
+            "xgap": 2,
+            "ygap": 2,
+        }
+    ]
+    layout = {
+        "height": _FRAME_HEIGHT + 60 + 48 * len(rows),
+        "xaxis": {"title": {"text": second}, "type": "category"},
+        "yaxis": {"title": {"text": first}, "type": "category", "autorange": "reversed"},
+    }
+    caption = f"Means over seeds of {found.metric.name}; bright is better. How sure they are, the table says."
+    identity = f"grid-{_slug(found.metric.stage, found.metric.name)}"
+    return PlotFigure(identity, f"{first} × {second}", caption, data, layout)
+
+
+def _row_traces(
+    arm: ArmFinding, look: Look, values: dict[int | None, float], found: Estimate | None, factor: float, unit: str
+) -> list[Trace]:
+    """An arm's row: a dot a seed, and the mean with its interval."""
+    dots = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": list(values.values()),
+        "y": [arm.arm] * len(values),
+        "customdata": [[seed, arm.records[seed].run.id] for seed in values],
+        "hovertemplate": f"seed %{{customdata[0]}}: %{{x:.5g}} {unit}<br>%{{customdata[1]}}",
+        "marker": {"color": look.colour, "size": 9, "opacity": 0.55, "symbol": look.symbol},
+        "name": arm.arm,
+        "meta": {"arm": arm.arm},
+    }
+    if found is None:
+        return [dots]
+    mean: Trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [factor * found.mean],
+        "y": [arm.arm],
+        "marker": {"color": look.colour, "size": 16, "symbol": "line-ns", "line": {"width": 3, "color": look.colour}},
+        "hovertemplate": f"mean %{{x:.5g}} {unit}",
+        "name": arm.arm,
+        "meta": {"arm": arm.arm},
+    }
+    if found.low is not None and found.high is not None:
+        half = abs(factor) * (found.high - found.low) / 2
+        mean["error_x"] = {"type": "data", "array": [half], "color": look.colour, "thickness": 1.5, "width": 5}
+        mean["hovertemplate"] += f"<br>95 % interval {factor * found.low:.5g} to {factor * found.high:.5g}"
+    return [dots, mean]
+
+
+def _course_traces(arm: str, course: Course, per_step: float, look: Look) -> list[Trace]:
+    band = course.band or Band([], [], [], [])
+    traces = _band_traces(arm, Band([per_step * x for x in band.x], band.mean, band.low, band.high), look)
+    for steps, values in course.unfinished:
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": [per_step * step for step in steps],
+                "y": values,
+                "line": {"color": look.colour, "width": 1, "dash": "dot"},
+                "hovertemplate": "%{y:.4f}, not finished",
+                "name": arm,
+                "meta": {"arm": arm},
+            }
+        )
+    return traces
+
+
+def _band_traces(arm: str, band: Band, look: Look) -> list[Trace]:
+    area = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [*band.x, *reversed(band.x)],
+        "y": [*band.high, *reversed(band.low)],
+        "fill": "toself",
+        "fillcolor": look.faded(0.16),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "name": arm,
+        "meta": {"arm": arm},
+    }
+    line = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": band.x,
+        "y": band.mean,
+        "line": {"color": look.colour, "width": 2, "dash": look.dash},
+        "marker": {"size": 4, "symbol": look.symbol},
+        "hovertemplate": "%{y:.4f} at %{x:.4s}",
+        "name": arm,
+        "meta": {"arm": arm},
+    }
+    return [area, line]
+
+
+def _rows(arms: list[str]) -> dict[str, Any]:
+    return {
+        "height": _FRAME_HEIGHT + _ROW_HEIGHT * len(arms),
+        "yaxis": {"type": "category", "categoryorder": "array", "categoryarray": arms, "automargin": True},
+    }
+
+
+def _without_outliers(sweep: Sweep, data: list[Trace]) -> dict[str, Any]:
+    """The axis' first range leaves out the arms that cannot learn: they would squeeze all others into a point."""
+    left_out = set(sweep.spec.cannot_learn)
+    ends = [end for trace in data if trace["meta"]["arm"] not in left_out for end in _extent(trace)]
+    if not ends or not left_out & {trace["meta"]["arm"] for trace in data}:
+        return {}
+    margin = 0.06 * (max(ends) - min(ends))
+    return {"range": [min(ends) - margin, max(ends) + margin]}
+
+
+def _extent(trace: Trace) -> list[float]:
+    halves = trace.get("error_x", {"array": [0.0]})["array"]
+    return [x + sign * half for x in trace["x"] for half in halves for sign in (-1, 1)]
+
+
+def _after_the_beginning(of_arm: Mapping[str, Course]) -> dict[str, Any]:
+    """The y range without the steep first stretch."""
+    bands = [course.band for course in of_arm.values() if course.band and len(course.band.x) > 3]
+    late = [
+        value
+        for band in bands
+        for x, low, high in zip(band.x, band.low, band.high, strict=True)
+        if x >= _BEGINNING * band.x[-1]
+        for value in (low, high)
+    ]
+    if not late:
+        return {}
+    margin = 0.05 * (max(late) - min(late))
+    return {"range": [min(late) - margin, max(late) + margin]}
+
+
+def _slug(*names: str) -> str:
+    return "-".join("".join(c if c.isalnum() else "-" for c in name) for name in names).lower()
+
+
+def _rounded(tree: Any) -> Any:
+    """Six digits are more than a plot shows, and what is not finite is no JSON."""
+    if isinstance(tree, float):
+        return float(f"{tree:.6g}") if isfinite(tree) else None
+    if isinstance(tree, dict):
+        return {key: _rounded(value) for key, value in tree.items()}
+    return [_rounded(item) for item in tree] if isinstance(tree, list) else tree

@@ -1,0 +1,118 @@
+"use strict";
+const figures = JSON.parse(document.getElementById("figures").textContent);
+const hidden = new Set();
+/* on a touch screen a finger scrolls the page, and does not zoom a plot */
+const hasPointer = matchMedia("(hover: hover)").matches;
+
+/* tables: every heading sorts, missing values stay last */
+for (const table of document.querySelectorAll("table.sortable")) {
+  const headings = [...table.tHead.rows[0].cells];
+  headings.forEach((heading, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = heading.textContent;
+    heading.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const rising = heading.getAttribute("aria-sort") !== "ascending";
+      headings.forEach((other) => other.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", rising ? "ascending" : "descending");
+      const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
+      const rows = [...table.tBodies[0].rows].sort((a, b) => order(key(a), key(b), rising));
+      table.tBodies[0].append(...rows);
+    });
+  });
+}
+
+function order(a, b, rising) {
+  if (a === "" || b === "") return (a === "") - (b === "");
+  const numeric = !isNaN(a) && !isNaN(b);
+  return (numeric ? a - b : a.localeCompare(b, undefined, { numeric: true })) * (rising ? 1 : -1);
+}
+
+/* plots: the colours of text and grid are the page's own */
+function themed(layout) {
+  const style = getComputedStyle(document.documentElement);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const axis = (given = {}) => ({
+    gridcolor: colour("--grid"), zerolinecolor: given.zeroline ? colour("--dim") : colour("--grid"),
+    linecolor: colour("--line"), automargin: true, ...given,
+  });
+  return {
+    ...layout,
+    dragmode: hasPointer ? "zoom" : false,
+    xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis), showlegend: false,
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: style.fontFamily, size: 12.5, color: colour("--ink") },
+    hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--ink") }, namelength: -1 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--dim"), activecolor: colour("--ink") },
+    margin: { l: 60, r: 12, t: 14, b: 48 },
+  };
+}
+
+const shown = (figure) => figure.data.map((trace) => !hidden.has(trace.meta?.arm));
+const changed = (figure) => ({ ...figure.layout, ...figure.variants[figure.variant ?? 0]?.layout });
+
+function draw(figure) {
+  const data = figure.data.map((trace, index) => ({ ...trace, visible: shown(figure)[index] }));
+  const variant = figure.variants[figure.variant ?? 0];
+  if (variant) data.forEach((trace, index) => { trace.x = variant.x[index]; trace.y = variant.y[index]; });
+  const options = { responsive: true, displaylogo: false, displayModeBar: hasPointer ? "hover" : false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  return Plotly.react(figure.id, data, themed(changed(figure)), options);
+}
+
+function drawAll() { return Promise.all(figures.map(draw)); }
+
+async function start() {
+  const packed = Uint8Array.from(atob(document.getElementById("library").textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const code = document.createElement("script");
+  code.textContent = await new Response(stream).text();
+  document.head.append(code);
+  await drawAll();
+  for (const figure of figures) {
+    document.getElementById(figure.id).on("plotly_click", (event) => {
+      const run = event.points[0].customdata?.[1];
+      if (run) goTo(run);
+    });
+  }
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  document.documentElement.dataset.drawn = figures.length;
+}
+
+/* a dot leads to its run */
+function goTo(run) {
+  const row = document.getElementById(`run-${run}`);
+  row.closest("details").open = true;
+  location.hash = row.id;
+}
+
+/* arms are hidden and shown in every plot at once */
+const chips = [...document.querySelectorAll("[data-arm]")];
+for (const chip of chips) {
+  chip.addEventListener("click", () => {
+    hidden.has(chip.dataset.arm) ? hidden.delete(chip.dataset.arm) : hidden.add(chip.dataset.arm);
+    refresh();
+  });
+  chip.addEventListener("dblclick", () => {
+    hidden.clear();
+    chips.filter((other) => other !== chip).forEach((other) => hidden.add(other.dataset.arm));
+    refresh();
+  });
+}
+document.querySelector("[data-all]").addEventListener("click", () => { hidden.clear(); refresh(); });
+
+function refresh() {
+  chips.forEach((chip) => chip.setAttribute("aria-pressed", String(!hidden.has(chip.dataset.arm))));
+  for (const figure of figures) Plotly.restyle(figure.id, { visible: shown(figure) });
+}
+
+for (const button of document.querySelectorAll("[data-variant]")) {
+  button.addEventListener("click", () => {
+    const figure = figures.find((other) => other.id === button.dataset.plot);
+    figure.variant = Number(button.dataset.variant);
+    for (const other of button.parentNode.children) other.setAttribute("aria-pressed", String(other === button));
+    draw(figure);
+  });
+}
+
+start();

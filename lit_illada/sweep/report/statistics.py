@@ -1,0 +1,181 @@
+"""Which arms differ, how sure is that, and what could so few seeds have seen at all?
+
+Arms are paired by seed: two runs of one seed see the same data in the same order from the same initial weights, so
+their difference varies less than either. Each arm is tested against the baseline by a two-sided paired t test (n − 1
+degrees of freedom for n common seeds), and Holm's correction over all planned comparisons keeps the chance of *any*
+false verdict in a sweep at LEVEL, whatever the dependence that a shared baseline makes.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import isfinite, sqrt
+
+from scipy.special import nctdtr, stdtr, stdtrit
+
+from lit_illada.sweep.spec import Goal
+
+LEVEL = 0.05
+POWER = 0.8
+_MOST_SEEDS = 10_000
+# differences equal to so many digits are one number rounded, not a sample of noise
+_RELATIVE_NOISE = 1e-9
+
+
+class Finding(StrEnum):
+    """What the seeds say of a difference. constant: the same at every seed, so that there is no noise to test against.
+
+    unpaired: fewer than two seeds in common.
+    """
+
+    BETTER = "better"
+    WORSE = "worse"
+    NOT_SEPARABLE = "not separable"
+    CONSTANT = "constant"
+    UNPAIRED = "unpaired"
+
+
+Seed = int | None  # None: one run that stands for every seed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds. low, high: its 95 % t interval; they and sd are None for a single seed."""
+
+    n: int
+    mean: float
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against a baseline on their common seeds.
+
+    difference: arm − baseline. p: None where there is nothing to test. p_holm: corrected. level: what a single
+    comparison is tested at when it is the most significant of all.
+    """
+
+    seeds: tuple[Seed, ...]
+    difference: Estimate | None
+    p: float | None
+    p_holm: float | None
+    finding: Finding
+    level: float
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """To see a true difference as large as the observed one with 80 % power; None: too many, or unknown."""
+        if self.p is None or self.difference is None or self.difference.sd is None:
+            return None
+        return seeds_needed(self.difference.mean, self.difference.sd, self.level)
+
+    @property
+    def smallest_visible(self) -> float | None:
+        """The true difference that these seeds would have shown with 80 % power."""
+        if self.p is None or self.difference is None or self.difference.sd is None:
+            return None
+        return smallest_visible(self.difference.sd, self.difference.n, self.level)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return Estimate(n, mean)
+    sd = sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * sd / sqrt(n)
+    return Estimate(n, mean, sd, mean - half, mean + half)
+
+
+def compare(
+    values: Mapping[str, Mapping[Seed, float]], baseline: str, goal: Goal, num_comparisons: int
+) -> dict[str, Comparison]:
+    """Every arm but the baseline against it. values: arm -> seed -> metric; what is not finite is left out.
+
+    num_comparisons: all that are planned, so that a verdict does not become easier while arms are missing.
+    """
+    reference = values.get(baseline, {})
+    arms = [arm for arm in values if arm != baseline]
+    assert len(arms) <= num_comparisons
+    pairs = {arm: paired(values[arm], reference) for arm in arms}
+    p = {arm: value for arm in arms if (value := paired_p(pairs[arm])) is not None}
+    corrected = holm(p, num_comparisons)
+    level = LEVEL / num_comparisons
+    return {arm: _comparison(pairs[arm], p.get(arm), corrected.get(arm), goal, level) for arm in arms}
+
+
+Pairs = Mapping[Seed, tuple[float, float]]
+
+
+def paired(values: Mapping[Seed, float], reference: Mapping[Seed, float]) -> Pairs:
+    """(value, reference value) of every seed that has both, finite."""
+    common = sorted(values.keys() & reference.keys(), key=lambda seed: (seed is None, seed))
+    return {s: (values[s], reference[s]) for s in common if isfinite(values[s]) and isfinite(reference[s])}
+
+
+def difference(pairs: Pairs) -> Estimate | None:
+    return estimate([value - reference for value, reference in pairs.values()]) if pairs else None
+
+
+def paired_p(pairs: Pairs) -> float | None:
+    """Two-sided p of the paired t test; None below two pairs and where the differences do not vary."""
+    found = difference(pairs)
+    if found is None or found.sd is None or _is_constant(pairs, found.sd):
+        return None
+    return 2 * float(stdtr(found.n - 1, -abs(found.mean) * sqrt(found.n) / found.sd))
+
+
+def holm(p: Mapping[str, float], num_comparisons: int) -> dict[str, float]:
+    """Holm's step-down corrected p values; comparisons that are planned and not given count as p = 1."""
+    corrected, so_far = {}, 0.0
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        so_far = max(so_far, min(1.0, (num_comparisons - rank) * p[name]))
+        corrected[name] = so_far
+    return corrected
+
+
+def power(difference: float, sd: float, n: int, level: float) -> float:
+    """The chance that n pairs show a true difference at this level; sd: of the paired differences.
+
+    By the noncentral t; the chance of a verdict the wrong way round is left out.
+    """
+    critical = float(stdtrit(n - 1, 1 - level / 2))
+    return 1 - float(nctdtr(n - 1, abs(difference) / sd * sqrt(n), critical))
+
+
+def seeds_needed(difference: float, sd: float, level: float) -> int | None:
+    """The fewest seeds with 80 % power; None for more than 10 000."""
+    candidates = range(2, _MOST_SEEDS + 1)
+    index = bisect_left(candidates, True, key=lambda n: power(difference, sd, n, level) >= POWER)
+    return candidates[index] if index < len(candidates) else None
+
+
+def smallest_visible(sd: float, n: int, level: float) -> float:
+    """The true difference that n seeds show with 80 % power."""
+    low, high = 0.0, sd
+    while power(high, sd, n, level) < POWER:
+        low, high = high, 2 * high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle, sd, n, level) >= POWER else (middle, high)
+    return high
+
+
+def _comparison(pairs: Pairs, p: float | None, p_holm: float | None, goal: Goal, level: float) -> Comparison:
+    found = difference(pairs)
+    if found is None or found.sd is None:
+        finding = Finding.UNPAIRED
+    elif p is None or p_holm is None:
+        finding = Finding.CONSTANT
+    elif p_holm > LEVEL:
+        finding = Finding.NOT_SEPARABLE
+    else:
+        finding = Finding.BETTER if (found.mean < 0) == (goal is Goal.LOWER) else Finding.WORSE
+    return Comparison(tuple(pairs), found, p, p_holm, finding, level)
+
+
+def _is_constant(pairs: Pairs, sd: float) -> bool:
+    return sd <= _RELATIVE_NOISE * max(abs(number) for pair in pairs.values() for number in pair)

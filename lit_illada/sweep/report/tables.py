@@ -1,0 +1,153 @@
+"""Which tables does a report leave for other programs? CSV and Parquet, a row an arm, a run, a point of a curve."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from lit_illada.sweep.report.collect import RunRecord, Sweep
+from lit_illada.sweep.report.findings import MetricFinding
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of an arm in a stage: means over its finished runs, and the largest memory."""
+
+    arm: str
+    stage: str
+    num_runs: int
+    elapsed_s: float | None
+    tokens_per_s: float | None
+    tokens: float | None
+    flops: float | None
+    memory_bytes: float | None
+
+
+def costs(sweep: Sweep) -> list[Cost]:
+    """A row for every arm and stage with a finished run."""
+    rows = []
+    for arm in sweep.spec.all_arms():
+        for stage in sweep.spec.stages:
+            records = [r for r in sweep.of_arm(arm.name, stage.name).values() if r.figures]
+            if records:
+                rows.append(_cost(arm.name, stage.name, records))
+    return rows
+
+
+def write_tables(folder: Path, sweep: Sweep, found: Sequence[MetricFinding]) -> None:
+    """arms.csv, runs.csv, runs.parquet, curves.parquet."""
+    runs = _table([_run_row(record) for record in sweep.records])
+    pa.csv.write_csv(_table([row for finding in found for row in _arm_rows(finding)]), folder / "arms.csv")
+    pa.csv.write_csv(runs, folder / "runs.csv")
+    pa.parquet.write_table(runs, folder / "runs.parquet")
+    pa.parquet.write_table(_curves(sweep), folder / "curves.parquet")
+
+
+def _arm_rows(found: MetricFinding) -> list[Row]:
+    rows = []
+    for arm in found.arms:
+        mean, comparison = arm.estimate, arm.comparison
+        difference = comparison.difference if comparison else None
+        rows.append(
+            {
+                "metric": found.metric.name,
+                "stage": found.metric.stage,
+                "goal": found.metric.goal.value,
+                "arm": arm.arm,
+                "is_baseline": arm.is_baseline,
+                "num_seeds": len(arm.values),
+                "mean": mean.mean if mean else None,
+                "sd": mean.sd if mean else None,
+                "low_95": mean.low if mean else None,
+                "high_95": mean.high if mean else None,
+                "num_pairs": len(comparison.seeds) if comparison else None,
+                "difference": difference.mean if difference else None,
+                "difference_low_95": difference.low if difference else None,
+                "difference_high_95": difference.high if difference else None,
+                "p": comparison.p if comparison else None,
+                "p_holm": comparison.p_holm if comparison else None,
+                "finding": comparison.finding.value if comparison else "baseline",
+                "seeds_needed": comparison.seeds_needed if comparison else None,
+                "smallest_visible": comparison.smallest_visible if comparison else None,
+                "verdict": arm.verdict,
+                "is_preliminary": found.is_preliminary,
+                "source": arm.source,
+                "runs": " ".join(record.run.id for record in arm.records.values()),
+            }
+        )
+    return rows
+
+
+def _run_row(record: RunRecord) -> Row:
+    run, origin = record.run, record.provenance
+    return {
+        "run": run.id,
+        "stage": run.stage,
+        "arms": "; ".join(run.arms),
+        "seed": run.seed,
+        "state": record.state.value,
+        "parent": run.parent,
+        "config": str(origin.config),
+        "commit": " ".join(origin.commits),
+        "data_sha256": " ".join(origin.data_sha256),
+        "checkpoint": str(origin.checkpoint) if origin.checkpoint else None,
+        "checkpoint_step": origin.checkpoint_step,
+        "elapsed_s": record.elapsed_s,
+        "memory_bytes": record.memory_bytes,
+        "tokens": record.tokens,
+        "flops": record.flops,
+        **{name: float(value) for name, value in sorted(record.figures.items())},
+    }
+
+
+def _table(rows: list[Row]) -> pa.Table:
+    """Columns of all rows, in the order they are met; what a row lacks is null."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _curves(sweep: Sweep) -> pa.Table:
+    """Long: a row for every point of every curve."""
+    parts = [
+        pa.table(
+            {
+                "run": pa.array([record.run.id] * len(curve)).dictionary_encode(),
+                "tag": pa.array([tag] * len(curve)).dictionary_encode(),
+                "seed": pa.array([record.run.seed] * len(curve), pa.int64()),
+                "step": pa.array(curve.steps, pa.int64()),
+                "value": pa.array(curve.values, pa.float64()),
+            }
+        )
+        for record in sweep.records
+        for tag, curve in record.curves.items()
+    ]
+    return pa.concat_tables(parts).unify_dictionaries() if parts else pa.table({"run": pa.array([], pa.string())})
+
+
+def _cost(arm: str, stage: str, records: Sequence[RunRecord]) -> Cost:
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    return Cost(
+        arm=arm,
+        stage=stage,
+        num_runs=len(records),
+        elapsed_s=mean([record.elapsed_s for record in records]),
+        tokens_per_s=mean([_tokens_per_s(record) for record in records]),
+        tokens=mean([record.tokens for record in records]),
+        flops=mean([record.flops for record in records]),
+        memory_bytes=max((r.memory_bytes for r in records if r.memory_bytes is not None), default=None),
+    )
+
+
+def _tokens_per_s(record: RunRecord) -> float | None:
+    """Over all of training; validation does not count."""
+    tokens, elapsed_s = record.figures.get("perf/tokens"), record.figures.get("perf/elapsed_s")
+    return tokens / elapsed_s if tokens and elapsed_s else None

@@ -1,0 +1,132 @@
+"""How are numbers and verdicts said, so that nobody reads more into them than the seeds carry?"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import floor, log10
+from statistics import median
+
+from lit_illada.sweep.report.statistics import Comparison, Estimate, Finding
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How values of a metric are written: times `factor`, with so many decimals, `name` behind them.
+
+    of_difference: what a difference is counted in.
+    """
+
+    name: str
+    of_difference: str
+    factor: float
+    decimals: int
+
+    def value(self, value: float | None) -> str:
+        return MISSING if value is None else _typeset(f"{self.factor * value:.{self.decimals}f}")
+
+    def difference(self, value: float | None) -> str:
+        return MISSING if value is None else _typeset(f"{self.factor * value:+.{self.decimals}f}")
+
+    def size(self, value: float) -> str:
+        """The size of a difference, in words."""
+        return f"{abs(self.factor * value):.{self.decimals}f} {self.of_difference}".strip()
+
+    def interval(self, found: Estimate | None, *, is_difference: bool = False) -> str:
+        if found is None or found.low is None or found.high is None:
+            return MISSING
+        write = self.difference if is_difference else self.value
+        return f"{write(found.low)} to {write(found.high)}"
+
+
+def unit_of(metric: str, estimates: Iterable[Estimate]) -> Unit:
+    """How the metric is written, with two digits of the typical uncertainty: half the width of an interval."""
+    name, of_difference, factor = next(
+        (words for ending, words in _UNITS.items() if ending in metric.rpartition("/")[2]), ("", "", 1.0)
+    )
+    halves = [factor * (found.high - found.low) / 2 for found in estimates if found.low is not None and found.high]
+    typical = median(halves) if halves else 0.0
+    decimals = 1 - floor(log10(typical)) if typical > 0 else 3
+    return Unit(name, of_difference, factor, min(6, max(1 if factor > 1 else 2, decimals)))
+
+
+_UNITS = {
+    "nll_bound": ("nats a token", "nats a token", 1.0),
+    "nats_per_token": ("nats a token", "nats a token", 1.0),
+    "bits_per_byte": ("bits a byte", "bits a byte", 1.0),
+    "exact_match": ("%", "points", 100.0),
+    "accuracy": ("%", "points", 100.0),
+    "rate": ("%", "points", 100.0),
+    "share": ("%", "points", 100.0),
+    "nll": ("nats a token", "nats a token", 1.0),
+}
+
+
+def verdict(found: Comparison | None, baseline: str, unit: Unit, *, is_same_run: bool = False) -> str:
+    """One plain sentence about an arm against the baseline."""
+    if is_same_run:
+        return f"the same runs as {baseline}: at this stage the two do not differ"
+    if found is None or found.difference is None:
+        return f"no seed finished in common with {baseline} yet"
+    difference, n = found.difference, len(found.seeds)
+    if found.finding is Finding.UNPAIRED:
+        return f"one seed in common with {baseline}: no interval, no test"
+    if found.finding is Finding.CONSTANT:
+        if abs(difference.mean) * 10**unit.decimals * unit.factor < 0.5:
+            return f"equal to {baseline} at every one of {n} seeds"
+        return (
+            f"differs by {unit.size(difference.mean)} from {baseline} at every one of {n} seeds alike: nothing varies, "
+            "so there is no noise to test against"
+        )
+    if found.finding is not Finding.NOT_SEPARABLE:
+        return (
+            f"{found.finding} than {baseline} by {unit.size(difference.mean)} "
+            f"(95 % interval {_sizes(difference, unit)}, Holm {p_value(found.p_holm)})"
+        )
+    needed = "more than 10 000" if found.seeds_needed is None else f"about {found.seeds_needed}"
+    if found.seeds_needed is not None and found.seeds_needed <= n:
+        return (
+            f"not separable at {n} seeds (Holm {p_value(found.p_holm)}), though {n} would mostly suffice for a true "
+            "difference of this size"
+        )
+    return f"not separable at {n} seeds; {needed} would be needed to see a difference of this size"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return "p unknown"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def amount(value: float | None) -> str:
+    """A large count, readable: 4.92 M."""
+    if value is None:
+        return MISSING
+    for limit, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return MISSING
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 86_400:.1f} d"
+
+
+def _sizes(difference: Estimate, unit: Unit) -> str:
+    """The interval of a difference that is told as a size: `0.05 to 0.19`, a negative end where it crosses zero."""
+    assert difference.low is not None
+    assert difference.high is not None
+    ends = sorted((difference.low, difference.high), key=abs)
+    sign = 1 if difference.mean > 0 else -1
+    return " to ".join(unit.value(sign * end) for end in ends)
+
+
+def _typeset(text: str) -> str:
+    """With a real minus sign, and none before a zero."""
+    return (text if text.strip("+-0.") else text.lstrip("+-")).replace("-", "−")

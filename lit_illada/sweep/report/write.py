@@ -1,0 +1,222 @@
+"""What did the sweep find? One page that needs nothing else, and tables and pictures beside it.
+
+Made from the files alone, while the sweep runs or after it, and without torch.
+"""
+
+import base64
+import gzip
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from lit_illada import __version__
+from lit_illada.files import write_atomically
+from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.report.collect import RunRecord, Sweep, collect
+from lit_illada.sweep.report.figures import (
+    PlotFigure,
+    course_figure,
+    gradient_figure,
+    metric_figures,
+    ratio_figure,
+)
+from lit_illada.sweep.report.findings import MetricFinding, find
+from lit_illada.sweep.report.looks import Look, looks_of
+from lit_illada.sweep.report.pictures import draw
+from lit_illada.sweep.report.statistics import Finding
+from lit_illada.sweep.report.strip import strips
+from lit_illada.sweep.report.tables import costs, write_tables
+from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of
+from lit_illada.sweep.spec import Command, SweepSpec
+
+_PAGE = Path(__file__).parent / "page"
+_BOUND = "val/nll_bound"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Of the page: a metric with its plots, and the dots of every arm."""
+
+    found: MetricFinding
+    figures: list[PlotFigure]
+    strips: dict[str, Markup]
+
+
+def write_report(path: Path, out: Path | None = None, now: datetime | None = None) -> tuple[Path, list[str]]:
+    """The page's file, and the findings in plain lines. out: a folder; None: `report` in the sweep's.
+
+    Raises UserError where there is no sweep.
+    """
+    sweep = collect(path)
+    out = out or sweep.folder.report
+    out.mkdir(parents=True, exist_ok=True)
+    arms = [arm.name for arm in sweep.spec.all_arms()]
+    looks = looks_of(arms, sweep.spec.baseline)
+    sections = [_section(sweep, find(sweep, metric), looks) for metric in sweep.spec.metrics]
+    curves, others = _course_figures(sweep, looks), _other_figures(sweep, looks)
+    figures = [*(figure for section in sections for figure in section.figures), *curves, *others]
+    write_tables(out, sweep, [section.found for section in sections])
+    for figure in figures:
+        draw(figure, out / f"{figure.id}.png")
+    page = _environment(sweep, out).get_template("report.html.j2")
+    file = out / "index.html"
+    write_atomically(
+        file,
+        page.render(
+            sweep=sweep,
+            spec=sweep.spec,
+            looks=looks,
+            arm_numbers={arm: number for number, arm in enumerate(arms)},
+            metrics=sections,
+            curves=curves,
+            others=others,
+            costs=costs(sweep),
+            absent=[record for record in sweep.records if record.state is not RunState.FINISHED],
+            states=Counter(record.state.value for record in sorted(sweep.records, key=_by_progress)),
+            state_text=_state_text(sweep),
+            budget=_budget_text(sweep.spec),
+            warnings=_warnings(sweep),
+            leading=_leading(sections[0].found, sweep.spec),
+            checks=[check for section in sections[:1] for check in section.found.checks],
+            pictures=[f"{figure.id}.png" for figure in figures],
+            figures_json=_script_safe(json.dumps([figure.to_tree() for figure in figures], separators=(",", ":"))),
+            library=_plotting_library(),
+            style=Markup((_PAGE / "style.css").read_text(encoding="utf-8")),
+            script=Markup((_PAGE / "script.js").read_text(encoding="utf-8")),
+            made_at=f"{now or datetime.now():%Y-%m-%d %H:%M}",
+            version=__version__,
+        ),
+    )
+    return file, [_state_text(sweep), *(line for section in sections for line in _plain(section.found))]
+
+
+def _plain(found: MetricFinding) -> list[str]:
+    """A line an arm, and one a check."""
+    lines = [f"{found.metric.name} after {found.metric.stage}, {found.metric.goal} is better:"]
+    width = max(len(arm.arm) for arm in found.arms)
+    for arm in found.arms:
+        mean = found.unit.value(arm.estimate.mean if arm.estimate else None)
+        lines.append(f"  {arm.arm:<{width}}  {mean:>8}  {arm.verdict}")
+    return [*lines, *(f"  check: {check.text}" for check in found.checks)]
+
+
+@cache
+def _plotting_library() -> str:
+    """Plotly's code, packed: the browser unpacks it, and the page is a third of the size."""
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()
+
+
+def _section(sweep: Sweep, found: MetricFinding, looks: dict[str, Look]) -> Section:
+    return Section(found, metric_figures(sweep, found, looks), strips(found, looks, sweep.spec.cannot_learn))
+
+
+def _course_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
+    """Of every metric with a curve, and of the bound in any case."""
+    trained = [stage.name for stage in sweep.spec.stages if stage.command is not Command.SCORE]
+    asked = [(metric.name, metric.stage) for metric in sweep.spec.metrics] + [(_BOUND, stage) for stage in trained]
+    figures = [course_figure(sweep, tag, stage, unit_of(tag, []).name, looks) for tag, stage in dict.fromkeys(asked)]
+    return [figure for figure in figures if figure is not None]
+
+
+def _other_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
+    stages = [stage.name for stage in sweep.spec.stages]
+    figures = [make(sweep, stage, looks) for stage in stages for make in (ratio_figure, gradient_figure)]
+    return [figure for figure in figures if figure is not None]
+
+
+def _environment(sweep: Sweep, out: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "amount": amount,
+        "duration": duration,
+        "p": lambda p: p_value(p).removeprefix("p ").removeprefix("= "),
+        "short": lambda digest: digest[:8] + ("-dirty" if digest.endswith("-dirty") else ""),
+        "config_link": lambda record: _link(record.provenance.config, out),
+        "absence": _absence,
+    }
+    return environment
+
+
+def _link(file: Path, out: Path) -> str:
+    """Relative where the page lies inside the sweep's folder, so that the folder can move."""
+    return Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()
+
+
+def _absence(record: RunRecord) -> str:
+    """Why a run's numbers are not there."""
+    progress = record.progress
+    at = f" at step {progress['step']} of {progress['max_steps']}" if "step" in progress else ""
+    match record.state:
+        case RunState.FAILED:
+            return f"failed with exit status {record.failure.get('exit_status', '?')}{at}"
+        case RunState.RUNNING:
+            return f"is running{at}"
+        case RunState.INTERRUPTED:
+            return f"was interrupted{at}"
+        case _:
+            return "has not begun"
+
+
+def _by_progress(record: RunRecord) -> int:
+    order = [RunState.FINISHED, RunState.RUNNING, RunState.INTERRUPTED, RunState.FAILED, RunState.PENDING]
+    return order.index(record.state)
+
+
+def _state_text(sweep: Sweep) -> str:
+    states = Counter(record.state for record in sweep.records)
+    finished = states.pop(RunState.FINISHED, 0)
+    words = {RunState.PENDING: "not begun"}
+    rest = [f"{count} {words.get(state, state.value)}" for state, count in states.items()]
+    return ", ".join([f"{finished} of {len(sweep.records)} runs finished", *rest])
+
+
+def _budget_text(spec: SweepSpec) -> str:
+    if spec.budget is None:
+        return f"Arms share no budget: {spec.no_budget}" if spec.no_budget else ""
+    unit = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}[spec.budget.measure]
+    return f"All arms have the same budget: {amount(spec.budget.amount)} {unit} of {spec.budget_stage}."
+
+
+def _warnings(sweep: Sweep) -> list[str]:
+    """What would make arms differ that the spec does not name."""
+    warnings = []
+    commits = {commit for record in sweep.records for commit in record.provenance.commits}
+    if len(commits) > 1:
+        warnings.append(f"The runs come from {len(commits)} commits: {', '.join(sorted(c[:8] for c in commits))}.")
+    elif any(commit.endswith("-dirty") for commit in commits):
+        warnings.append("The code had changes that no commit holds.")
+    for stage in sweep.spec.stages:
+        hashes = {h for r in sweep.records if r.run.stage == stage.name for h in r.provenance.data_sha256}
+        if len(hashes) > 1:
+            listed = ", ".join(sorted(digest[:8] for digest in hashes))
+            warnings.append(f"The runs of {stage.name} read different data ({listed}): arms differ in that too.")
+    return warnings
+
+
+def _leading(found: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
+    """The answer, as far as there is one: what was found, and of which arms."""
+    relations = {
+        Finding.BETTER: f"better than {spec.baseline}",
+        Finding.WORSE: f"worse than {spec.baseline}",
+        Finding.NOT_SEPARABLE: f"not separable from {spec.baseline}",
+    }
+    said = {}
+    for finding, words in relations.items():
+        if arms := [arm.arm for arm in found.arms if arm.comparison and arm.comparison.finding is finding]:
+            said[words] = arms
+    return said
+
+
+def _script_safe(text: str) -> Markup:
+    """JSON that no arm's name can end the script element from."""
+    return Markup(text.replace("<", "\\u003c"))

@@ -1,0 +1,86 @@
+"""The page in a browser: it draws without a complaint, sorts, hides arms, changes axes and leads to sources."""
+
+import pytest
+from chromium import EXECUTABLE, Browser
+
+pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on the path")
+DRAWN = "document.documentElement?.dataset.drawn"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, reported_sweep):
+    """The page, drawn, as it comes."""
+    browser.show((reported_sweep.report / "index.html").as_uri(), DRAWN)
+    return browser
+
+
+def arms(page):
+    return page.run(
+        "[...document.querySelectorAll('table')[0].tBodies[0].rows].map(r => r.cells[0].textContent.trim())"
+    )
+
+
+def test_every_plot_is_drawn_and_nothing_is_complained_of_or_fetched(page):
+    drawn = page.run(
+        "[...document.querySelectorAll('.plot')].map(p => [p.id, p.querySelectorAll('svg .plot, svg .trace').length])"
+    )
+    assert len(drawn) == 5
+    assert all(count for _, count in drawn), drawn
+    assert page.messages == []
+    assert [url for url in page.requested if not url.startswith(("file:", "data:"))] == []
+
+
+def test_headings_sort_both_ways_and_say_so(page):
+    press = "document.querySelectorAll('table')[0].tHead.rows[0].cells[2].querySelector('button').click()"
+    page.run(press)
+    assert arms(page) == ["band", "uniform", "cosine", "fixed 1.0"]
+    assert (
+        page.run("document.querySelectorAll('table')[0].tHead.rows[0].cells[2].getAttribute('aria-sort')")
+        == "ascending"
+    )
+    page.run(press)
+    assert arms(page) == ["fixed 1.0", "cosine", "uniform", "band"]
+    page.run("document.querySelectorAll('table')[0].tHead.rows[0].cells[4].querySelector('button').click()")
+    assert arms(page)[-1] == "uniform"  # without a difference: last
+
+
+def test_a_hidden_arm_is_gone_from_every_plot_and_comes_back(page):
+    traces = "[...document.querySelectorAll('.plot')].flatMap(p => p.data).filter(t => t.meta.arm === 'cosine')"
+    visible = f"{traces}.every(t => t.visible)"
+    assert page.run(visible) is True
+    page.run("document.querySelector('[data-arm=cosine]').click()")
+    assert page.run("document.querySelector('[data-arm=cosine]').getAttribute('aria-pressed')") == "false"
+    assert page.run(visible) is False
+    page.run("document.querySelector('[data-all]').click()")
+    assert page.run(visible) is True
+
+
+def test_the_axis_of_the_curves_can_be_changed(page):
+    title = "document.querySelector('[id^=course]').layout.xaxis.title.text"
+    assert page.run(title) == "tokens of training"
+    page.run("document.querySelectorAll('[data-plot^=course]')[1].click()")
+    page.wait_for(f"{title} === 'FLOPs of training'")
+    assert page.run("Math.max(...document.querySelector('[id^=course]').data[1].x)") == pytest.approx(3e12)
+
+
+def test_a_number_shows_where_it_comes_from(page):
+    page.run("document.querySelector('tbody .number').click()")
+    shown = page.wait_for("document.querySelector('.source:popover-open')?.innerText")
+    for words in ("pretrain-band-s0", "c0ffeec0", "abababab", "step=00000060.ckpt"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(("width", "is_dark"), [(390, False), (390, True), (1200, True)])
+def test_the_page_fits_a_phone_and_follows_the_dark(width, is_dark, page):
+    page.look(width, 844, is_dark=is_dark)
+    page.wait_for(f"document.documentElement.scrollWidth <= {width}")
+    paper = page.run("getComputedStyle(document.documentElement).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (not is_dark)
+    page.wait_for(f"document.querySelector('.plot').layout.font.color === '{'#e6e8ec' if is_dark else '#1b1e24'}'")
+    assert page.messages == []

@@ -1,0 +1,223 @@
+"""The report says what the runs carry and no more, in files that other programs read, and without torch."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import plotly.graph_objects as go
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+from lit_illada.errors import UserError
+from lit_illada.sweep.report import write_report
+from lit_illada.sweep.report.collect import collect
+from lit_illada.sweep.report.findings import find, grid
+from lit_illada.sweep.report.statistics import Finding
+from lit_illada.sweep.spec import Metric, check
+
+
+class Page(HTMLParser):
+    """The text outside scripts, and the JSON of the figures."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.figures, self.links, self._within = [], [], [], None
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("script", "style"):
+            self._within = dict(attrs).get("id", tag)
+        self.links += [value for name, value in attrs if name in ("href", "src") and value]
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self._within = None
+
+    def handle_data(self, data):
+        if self._within == "figures":
+            self.figures = json.loads(data)
+        elif self._within is None:
+            self.words.append(data)
+
+
+def report(folder):
+    page, _ = write_report(folder.path)
+    return Page(page.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(reported_sweep):
+    return Page((reported_sweep.report / "index.html").read_text(encoding="utf-8"))
+
+
+def findings(folder):
+    sweep = collect(folder.path)
+    return find(sweep, sweep.spec.metrics[0])
+
+
+def test_the_verdicts_of_a_sweep_with_one_better_one_alike_and_one_hopeless_arm(reported_sweep):
+    found = findings(reported_sweep)
+    assert [arm.arm for arm in found.arms] == ["band", "uniform", "cosine", "fixed 1.0"]
+    kinds = {arm.arm: arm.comparison.finding for arm in found.arms if arm.comparison}
+    assert kinds == {"band": Finding.BETTER, "cosine": Finding.NOT_SEPARABLE, "fixed 1.0": Finding.WORSE}
+    assert found.of("band").verdict.startswith("better than uniform by 0.199 nats a token (95 % interval 0.19")
+    assert found.of("cosine").verdict.startswith("not separable at 3 seeds; about ")
+    assert [check.is_passed for check in found.checks] == [True, True]
+
+
+def test_a_pair_that_should_agree_and_does_not_is_shouted_out(make_sweep):
+    values = {"a": {0: 4.0, 1: 4.1, 2: 4.3}, "b": {0: 4.5, 1: 4.61, 2: 4.79}}
+    folder = make_sweep(values, equal_in_expectation=[["a", "b"]], cannot_learn=["b"])
+    agree, learnt = findings(folder).checks
+    assert (agree.is_passed, learnt.is_passed) == (False, False)
+    assert "yet they are separated" in report(folder).text
+
+
+def test_one_seed_gives_a_mean_and_no_verdict(make_sweep):
+    found = findings(make_sweep({"a": {0: 4.0}, "b": {0: 3.0}}))
+    assert found.of("b").verdict == "one seed in common with a: no interval, no test"
+    assert (found.of("b").estimate.mean, found.of("b").estimate.low) == (3.0, None)
+
+
+def test_a_metric_taken_from_the_runs_that_arms_share_says_so(make_sweep):
+    folder = make_sweep({"a": {0: 4.0, 1: 4.1}, "b": {}}, shared=True)
+    assert findings(folder).of("b").verdict == "the same runs as a: at this stage the two do not differ"
+
+
+def test_a_sweep_at_work_is_reported_as_far_as_it_is(half_finished_sweep):
+    page = report(half_finished_sweep)
+    assert "8 of 12 runs finished" in page.text
+    assert "Preliminary" in page.text
+    for words in (
+        "pretrain-cosine-s2 failed with exit status 1",
+        "ValueError: <boom>",
+        "pretrain-band-s1 was interrupted at step 30 of 60",
+        "pretrain-fixed-1.0-s0 has not begun",
+    ):
+        assert words in page.text
+
+
+def test_a_sweep_of_which_nothing_ran_yet_has_a_page(make_sweep):
+    page = report(make_sweep({"a": {}, "b": {}}))
+    assert "0 of 4 runs finished" in page.text
+    assert "No verdict yet" in page.text
+
+
+def test_every_number_leads_to_a_config_a_commit_the_data_and_a_checkpoint(page, reported_sweep):
+    for words in ("c0ffeec0", "abababab", "step=00000060.ckpt", "table of band"):
+        assert words in page.text
+    linked = [link for link in page.links if link.endswith("config.yaml")]
+    assert len(linked) >= 24
+    assert all((reported_sweep.report / link).resolve().is_file() for link in linked)
+
+
+def test_the_page_needs_nothing_from_elsewhere(page, reported_sweep):
+    assert not [link for link in page.links if "//" in link]
+    for name in (link for link in page.links if "." in link and not link.startswith(("data:", "..", "#"))):
+        assert (reported_sweep.report / name).is_file(), name
+
+
+def test_names_with_markup_in_them_are_text(make_sweep):
+    arm = "</script><b>x</b>"
+    page = report(make_sweep({"a": {0: 1.0, 1: 2.0}, arm: {0: 1.5, 1: 2.6}}))
+    assert arm in page.text
+    assert any(trace["name"] == arm for figure in page.figures for trace in figure["data"])
+
+
+def test_plotly_accepts_every_figure(page, half_finished_sweep, make_grid):
+    figures = page.figures + report(half_finished_sweep).figures + report(make_grid()).figures
+    assert {figure["id"].split("-")[0] for figure in figures} == {
+        "seeds", "differences", "grid", "course", "ratio", "gradients"
+    }  # fmt: skip
+    for figure in figures:
+        go.Figure(data=figure["data"], layout=figure["layout"])
+        for variant in figure["variants"]:
+            assert len(variant["x"]) == len(variant["y"]) == len(figure["data"])
+            go.Figure(layout={**figure["layout"], **variant["layout"]})
+
+
+def test_the_learning_curve_is_the_mean_with_the_range_of_the_seeds(page, reported_sweep):
+    course = next(figure for figure in page.figures if figure["id"].startswith("course"))
+    line = next(t for t in course["data"] if t["name"] == "band" and t["mode"] == "lines+markers")
+    records = collect(reported_sweep.path).of_arm("band", "pretrain").values()
+    ends = [record.curves["val/nll_bound"].values[-1] for record in records]
+    assert line["y"][-1] == pytest.approx(sum(ends) / 3, rel=1e-5)
+    assert [variant["label"] for variant in course["variants"]] == ["tokens", "FLOPs", "steps"]
+    assert [variant["x"][1][-1] for variant in course["variants"]] == pytest.approx([60 * 4096, 3.0e12, 60])
+
+
+def test_a_grid_shows_the_mean_of_every_pair(make_grid):
+    folder = make_grid()
+    sweep = collect(folder.path)
+    found = find(sweep, sweep.spec.metrics[0])
+    rows, columns, means = grid(sweep.spec, found)
+    assert (rows, columns) == (["u", "v"], ["x", "y", "z"])
+    assert means[1][2] == found.of("v+z").estimate.mean
+
+
+def test_the_tables_hold_every_arm_run_and_point(reported_sweep):
+    out = reported_sweep.report
+    arms = pyarrow.csv.read_csv(out / "arms.csv").to_pylist()
+    assert (arms[0]["arm"], arms[0]["finding"]) == ("band", "better")
+    assert arms[0]["mean"] == pytest.approx((4.101 + 4.322 + 4.209) / 3)
+    runs = pyarrow.parquet.read_table(out / "runs.parquet").to_pylist()
+    assert len(runs) == pyarrow.csv.read_csv(out / "runs.csv").num_rows == 12
+    assert {row["commit"] for row in runs} == {"c0ffee" * 6 + "beef"}
+    curves = pyarrow.parquet.read_table(out / "curves.parquet")
+    assert curves.num_rows == 12 * 7 * 12  # runs, validations, tags
+    assert len(list(out.glob("*.png"))) == 5
+
+
+def test_the_same_runs_give_the_same_tables(reported_sweep, tmp_path):
+    write_report(reported_sweep.path, tmp_path)
+    for file in ("arms.csv", "runs.csv", "curves.parquet"):
+        assert (tmp_path / file).read_bytes() == (reported_sweep.report / file).read_bytes()
+
+
+def test_runs_of_different_commits_or_data_are_warned_of(finished_sweep):
+    record = {"commit": "0123456789", "data_sha256": "cd" * 32}
+    (finished_sweep.runs / "pretrain-band-s0" / "provenance.jsonl").write_text(json.dumps(record) + "\n")
+    page = report(finished_sweep)
+    assert "The runs come from 2 commits: 01234567, c0ffeec0" in page.text
+    assert "read different data (abababab, cdcdcdcd)" in page.text
+
+
+def test_training_losses_cannot_rank_arms():
+    with pytest.raises(UserError, match="rank by what is measured alike"):
+        Metric("train/loss", "pretrain")
+
+
+def test_a_check_of_an_arm_that_is_not_there_is_refused(make_spec):
+    with pytest.raises(UserError, match=r"unknown arm 'unifrom'.*did you mean 'uniform'"):
+        check(make_spec(["uniform", "cosine"], [0], equal_in_expectation=[["unifrom", "cosine"]]))
+
+
+def test_the_command_takes_a_name_or_a_folder_and_writes_where_it_is_told(finished_sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "sweeps").mkdir(parents=True)
+    (tmp_path / "runs" / "sweeps" / "mine").symlink_to(finished_sweep.path)
+    by_name = CliRunner().invoke(main, ["sweep", "report", "mine"])
+    assert by_name.exit_code == 0, by_name.output
+    assert "better than uniform by 0.199 nats a token" in by_name.output
+    assert (finished_sweep.report / "index.html").is_file()
+    by_folder = CliRunner().invoke(main, ["sweep", "report", str(finished_sweep.path), "--out", "elsewhere"])
+    assert by_folder.exit_code == 0
+    assert (tmp_path / "elsewhere" / "index.html").is_file()
+    refused = CliRunner().invoke(main, ["sweep", "report", "nime"])
+    assert refused.exit_code == 1
+    assert "unknown sweep 'nime': allowed are mine; did you mean 'mine'?" in refused.output
+
+
+def test_a_report_is_made_where_there_is_no_torch(finished_sweep):
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'lightning', 'torchmetrics')))\n"
+        f"from lit_illada.cli import main; main(['sweep', 'report', {str(finished_sweep.path)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "page " in done.stdout
