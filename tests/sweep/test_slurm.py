@@ -132,7 +132,7 @@ def test_a_job_cancelled_by_hand_is_marked(written, planned, worker):
 def test_the_sweep_killed_leaves_its_jobs_which_the_next_one_finds(written, planned, worker, tmp_path):
     runs = [planned(f"r{n}", num_steps=20) for n in range(6)]
     folder = written(*runs)
-    script = tmp_path / "queue.py"
+    script = tmp_path / "cluster.py"
     script.write_text(textwrap.dedent(QUEUE), encoding="utf-8")
     command = worker(steps=20, seconds=0.2)
     first = subprocess.Popen([sys.executable, str(script), str(folder.path), *command])
@@ -147,7 +147,7 @@ def test_the_sweep_killed_leaves_its_jobs_which_the_next_one_finds(written, plan
 def test_ctrl_c_cancels_the_jobs(written, planned, worker, tmp_path):
     runs = [planned(f"r{n}", num_steps=1000) for n in range(2)]
     folder = written(*runs)
-    script = tmp_path / "queue.py"
+    script = tmp_path / "cluster.py"
     script.write_text(textwrap.dedent(QUEUE), encoding="utf-8")
     process = subprocess.Popen([sys.executable, str(script), str(folder.path), *worker(steps=1000, seconds=0.1)])
     wait_for(lambda: all(has_steps(folder, run) for run in runs))
