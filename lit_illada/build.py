@@ -15,6 +15,7 @@ from rich.console import Console
 from lit_illada.batch import TokenBatch
 from lit_illada.checkpoints import open_checkpoint
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
+from lit_illada.data.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.sft_datamodule import Difficulty, EvaluationExample, SFTDataModule
@@ -23,6 +24,7 @@ from lit_illada.generation.autoregressive import generate_autoregressive
 from lit_illada.generation.block import generate
 from lit_illada.generation.canvas import Commit, Generation
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.control import TokenKinds
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
@@ -41,6 +43,7 @@ from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
+from lit_illada.scoring.wording import Chat
 from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, TimeLimit
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.module import PretrainModule
@@ -235,18 +238,20 @@ def complete_batch(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     *,
-    first_row: int = 0,
+    row_numbers: Sequence[int] | None = None,
     on_commit: Callable[[Commit], None] | None = None,
 ) -> Generation:
     """What continues each prompt, of ids; a causal model writes token by token, any other block by block.
 
-    A row's text depends on its prompt, the config and its number, counted from `first_row`, not on its neighbours.
+    A row's text depends on its prompt, the config and its number (from 0 where `row_numbers` is None), on no other row.
     """
     device = model.lm_head_weight.device
     ids = [torch.tensor(prompt, dtype=torch.int64, device=device) for prompt in prompts]
     write = generate
     if model.config.is_causal:
         write = partial(generate_autoregressive, bos_token_id=tokenizer.eos_token_id)
+    elif model.config.predicts_next:
+        write = partial(generate, lookback=1)
     was_training = model.training
     model.eval()
     generation = write(
@@ -256,11 +261,20 @@ def complete_batch(
         mask_token_id=tokenizer.mask_token_id,
         stop_token_ids=[tokenizer.eos_token_id],
         max_position_embeddings=model.config.max_position_embeddings,
-        first_row=first_row,
+        kinds=_token_kinds(tokenizer, config),
+        row_numbers=row_numbers,
         on_commit=on_commit,
     )
     model.train(was_training)
     return generation
+
+
+def _token_kinds(tokenizer: Tokenizer, config: GenerationConfig) -> TokenKinds:
+    return TokenKinds(
+        tokenizer.think_open_token_id,
+        tokenizer.think_close_token_id,
+        tokenizer.wordless_ids if config.repetition.is_on else (),
+    )
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Tokenizer]:
@@ -269,8 +283,18 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Toke
     return load_model(checkpoint.model, checkpoint.tensors, device).eval(), checkpoint.tokenizer
 
 
-def build_scorer(model: Transformer, tokenizer: Tokenizer, config: ScoringConfig) -> Scorer:
-    """A model as scoring asks it: bidirectional ones by every rule of a diffusion model, causal ones exactly."""
+def build_scorer(
+    model: Transformer, tokenizer: Tokenizer, config: ScoringConfig, template: ChatTemplate | None = None
+) -> Scorer:
+    """A model as scoring asks it: bidirectional ones by every rule of a diffusion model, causal ones exactly.
+
+    template: of the messages, where the wording is a chat.
+    """
+
+    def message(text: str) -> list[int]:
+        assert template is not None
+        return template.encode_prompt([Message(Role.USER, text)])
+
     asked = ScoringModel(
         score=model,
         logits=model,
@@ -280,4 +304,4 @@ def build_scorer(model: Transformer, tokenizer: Tokenizer, config: ScoringConfig
         is_causal=model.config.is_causal,
         device=model.lm_head_weight.device,
     )
-    return Scorer(asked, tokenizer.encode, config)
+    return Scorer(asked, tokenizer.encode, config, message if isinstance(config.wording, Chat) else None)

@@ -3,7 +3,7 @@
 The only importer of hydra; no DictConfig leaves this file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.choice import choice, choice_name
 from lit_illada.data.config import DataConfig
-from lit_illada.data.sft_config import SFTDataConfig
+from lit_illada.data.sft_config import TEMPLATES, ReasoningTask, RoleTexts, RoleTokens, SFTDataConfig
 from lit_illada.errors import UserError, unknown
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
@@ -27,7 +28,7 @@ from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir
 from lit_illada.training.optim import OptimConfig
 from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
-from lit_illada.tree import from_tree, nearest_key
+from lit_illada.tree import from_tree, keys_of, nearest_key, require_assignment
 
 T = TypeVar("T")
 
@@ -143,19 +144,30 @@ class SFTConfig(RunConfig):
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Generation from a checkpoint. precision: bf16-mixed is faster where the hardware multiplies it, and rounds."""
+    """Generation from a checkpoint.
+
+    precision: bf16-mixed is faster where the hardware multiplies it, and rounds. template: how --chat writes roles.
+    """
 
     accelerator: Accelerator = Accelerator.auto
     precision: Precision = Precision.float32
+    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Scoring with a checkpoint. generation: how the answers of problems with a number are written."""
+    """Scoring with a checkpoint.
+
+    precision: of generation; likelihoods are computed in float32. template: how a chat's roles are written. reasoning:
+    the problems of --reasoning. generation: how answers are written.
+    """
 
     accelerator: Accelerator = Accelerator.auto
+    precision: Precision = Precision.float32
+    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")
     score: ScoringConfig = field(default_factory=ScoringConfig)
+    reasoning: ReasoningTask = field(default_factory=ReasoningTask)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
@@ -180,6 +192,7 @@ SCHEMAS: dict[str, type] = {
     "score": ScoreConfig,
     "data": PrepareConfig,
     "examples": ExamplesConfig,
+    "loops": LoopsConfig,
 }
 
 
@@ -195,7 +208,7 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
 def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What the files and overrides say, as a tree whose values nobody has checked yet."""
     for override in overrides:
-        key = _require_assignment(override)
+        key = require_assignment(override)
         if key.lstrip("+~").startswith("hydra"):
             raise UserError(f"{override!r}: Hydra only composes the config here, and has no settings of its own")
     try:
@@ -223,24 +236,16 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     for override in overrides:
-        key = _require_assignment(override)
+        key = require_assignment(override)
         if _is_group(key):
             raise UserError(
                 f"{override!r} would choose a file of the group {key}: on a saved config only values can be set, such "
                 "as trainer.max_steps=500"
             )
-        if key not in _keys(tree):
-            raise nearest_key(key, _keys(tree))
+        if key not in keys_of(tree):
+            raise nearest_key(key, keys_of(tree))
     merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
     return from_tree(SCHEMAS[command], OmegaConf.to_container(merged))
-
-
-def _require_assignment(override: str) -> str:
-    """The key of a `key=value`."""
-    key, found, _ = override.partition("=")
-    if not found or not key.strip():
-        raise UserError(f"{override!r} is no override: write key=value, such as trainer.max_steps=500")
-    return key
 
 
 def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserError:
@@ -256,7 +261,7 @@ def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserEr
         choosing = [
             override for override in overrides if _is_group(override.partition("=")[0]) and "={" not in override
         ]
-        return nearest_key(str(key), _keys(_compose(command, choosing)))
+        return nearest_key(str(key), keys_of(_compose(command, choosing)))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return unknown(f"config {group or 'group'}", name, _files(conf_dir() / group))
@@ -275,15 +280,3 @@ def _group_folder(key: str) -> Path:
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def _keys(node: DictConfig) -> list[str]:
-    return list(_walk(node, ""))
-
-
-def _walk(node: DictConfig, where: str) -> Iterator[str]:
-    for key in map(str, node):
-        yield f"{where}{key}"
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            yield from _walk(child, f"{where}{key}.")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +14,6 @@ from rich.text import Text
 from lit_illada import build
 from lit_illada.config import load
 from lit_illada.data.chat_template import ChatTemplate, Message, Role
-from lit_illada.data.sft_config import RoleTokens
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.canvas import Commit
@@ -48,7 +48,7 @@ def run(
     model, tokenizer = build.load_checkpoint(checkpoint, device)
     prompt_ids = tokenizer.encode(text)
     if is_chat:
-        prompt_ids = ChatTemplate(RoleTokens(), tokenizer).encode_prompt([Message(Role.USER, text)])
+        prompt_ids = ChatTemplate(config.template, tokenizer).encode_prompt([Message(Role.USER, text)])
     console = Console(stderr=True)
     view = LiveView(tokenizer, console) if (console.is_terminal if live is None else live) else None
     recorder = Recorder(num_rows=1) if trace_file is not None or draw is not None else None
@@ -77,6 +77,7 @@ def run(
             "text": written,
             "is_stopped": bool(generation.is_stopped[0]),
             "num_forwards": generation.num_forwards,
+            **asdict(generation.events[0]),
             "tokens": tokens,
         }
         write_traces(trace_file, [(trace, about)])

@@ -15,18 +15,16 @@ from lit_illada.config import PretrainConfig, SFTConfig, load_file
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.generation.config import GenerationConfig
-from lit_illada.model.transformer import Transformer
+from lit_illada.intervals import wilson
 from lit_illada.run_folder import RunFolder
-from lit_illada.scoring.agreement import wilson
 from lit_illada.scoring.evaluation import Progress, Row
 from lit_illada.scoring.tasks import ChoiceItem
 from lit_illada.tree import read_yaml
+from lit_illada.writing import Writer
 
 _CONTEXT_TOKENS = 32
 _CHOICE_TOKENS = 8
 _CHOICES = 4
-_BATCH = 16
 
 
 def config_of(run: RunFolder) -> PretrainConfig | SFTConfig:
@@ -58,31 +56,27 @@ def continuations(config: PretrainConfig, num: int) -> list[ChoiceItem]:
 def score_problems(
     config: SFTConfig,
     num: int,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    generation: GenerationConfig,
+    writer: Writer,
     progress: Progress,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Exact match on the first `num` problems of each difficulty, and what generating the answers took."""
-    datamodule = build.build_sft_datamodule(config, tokenizer)
+    datamodule = build.build_sft_datamodule(config, writer.tokenizer)
     if not datamodule.difficulties:
         raise UserError("the run's conversations have no truth to compare answers with")
     rows: list[Row] = []
     result: dict[str, Any] = {"kind": "held_out_problems"}
-    num_forwards, since = 0, time.perf_counter()
+    num_forwards, since = 0.0, time.perf_counter()
     for level in datamodule.difficulties:
         examples = datamodule.evaluation_examples(level, num)
         on_work = progress(f"{level} problems", len(examples))
         are_right: list[bool] = []
-        for first in range(0, len(examples), _BATCH):
-            batch = examples[first : first + _BATCH]
-            prompts = [example.prompt_ids for example in batch]
-            written = build.complete_batch(model, tokenizer, prompts, generation, first_row=first)
+        answers = writer.write([example.prompt_ids for example in examples])
+        for example, written in zip(examples, answers, strict=True):
+            ids = written.token_ids
             num_forwards += written.num_forwards
-            for example, ids in zip(batch, written.texts(), strict=True):
-                are_right.append(datamodule.is_right(example, ids))
-                rows.append(_row(level.value, tokenizer, example.prompt_ids, ids, example.truth, are_right[-1]))
-            on_work(len(batch))
+            are_right.append(datamodule.is_right(example, ids))
+            rows.append(_row(level.value, writer.tokenizer, example.prompt_ids, ids, example.truth, are_right[-1]))
+            on_work(1)
         result[f"exact_match_{level.value}"] = sum(are_right) / len(are_right)
         result[f"wilson_95_{level.value}"] = list(wilson(sum(are_right), len(are_right)))
         result[f"num_{level.value}"] = len(are_right)

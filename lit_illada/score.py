@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ from rich.table import Table
 
 from lit_illada import build
 from lit_illada.config import PretrainConfig, ScoreConfig, SFTConfig, load
-from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.data.chat_template import ChatTemplate
+from lit_illada.data.instruction import Example
 from lit_illada.errors import UserError
-from lit_illada.generation.config import GenerationConfig
 from lit_illada.held_out import config_of, continuations, score_problems
-from lit_illada.model.transformer import Transformer
 from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.candidates import Candidate
 from lit_illada.scoring.config import ScoreRule
 from lit_illada.scoring.evaluation import (
+    Answer,
     Progress,
     Row,
     Write,
@@ -39,8 +40,12 @@ from lit_illada.scoring.evaluation import (
 from lit_illada.scoring.harness import evaluate, harness_table, require_harness
 from lit_illada.scoring.scorer import OnWork, Scorer
 from lit_illada.scoring.tasks import ChoiceItem, NumberItem, read_items
+from lit_illada.scoring.wording import Chat, Plain
+from lit_illada.solve import numbers, problems, solve
 from lit_illada.training.checkpoint import latest_checkpoint
+from lit_illada.training.trainer import Precision
 from lit_illada.tree import dump, to_tree
+from lit_illada.writing import Writer
 
 log = logging.getLogger(__name__)
 
@@ -53,48 +58,86 @@ def run(
     include_path: Path | None,
     out: Path | None,
     overrides: Sequence[str],
+    is_reasoning: bool = False,
     num_held_out: int | None = None,
 ) -> None:
     """Score everything, print a table of each, and write items and summary to a folder.
 
-    num_held_out: so many questions made of what the run itself has held out.
+    is_reasoning: problems made on the spot are solved too. num_held_out: so many questions made of what the run itself
+    has held out.
     """
     now = datetime.now()
     config: ScoreConfig = load("score", overrides)
-    if not (tasks or texts or harness or num_held_out):
-        raise UserError("nothing to score: give --task FILE, --text FILE, --held-out NUMBER or --harness TASK")
+    if not (tasks or texts or harness or is_reasoning or num_held_out):
+        raise UserError(
+            "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"
+        )
     asked = config_of(_run_of(checkpoint)) if num_held_out else None
     if harness:
         require_harness()
     items = {path: read_items(path, config.score.limit) for path in tasks}
     contents = {path: _read_text(path) for path in texts}
-    model, tokenizer = build.load_checkpoint(checkpoint, config.accelerator.resolve().device)
-    scorer = build.build_scorer(model, tokenizer, config.score)
+    posed = problems(config.reasoning) if is_reasoning else {}
+    accelerator = config.accelerator.resolve()
+    model, tokenizer = build.load_checkpoint(checkpoint, accelerator.device)
+    template = ChatTemplate(config.template, tokenizer) if _is_chat(config) or posed else None
+    scorer = build.build_scorer(model, tokenizer, config.score, template)
+    is_bf16 = config.precision.resolve(accelerator) is Precision.bf16_mixed
+    writer = Writer(model, tokenizer, config.generation, config.score.batch_prompts, is_bf16)
+    write = partial(writer.answers, scorer.encode_prompt)
     for path, given in items.items():
         check(path, given, scorer, config.generation.max_new_tokens)
     windows = {path: windows_of(path, content, scorer) for path, content in contents.items()}
     folder = _new_folder(out, checkpoint, now)
     folder.write_config(dump(config))
     folder.write_provenance(now, _sha256([*tasks, *texts]))
+    summary = {
+        "checkpoint": str(checkpoint),
+        "checkpoint_file": _checkpoint_file(checkpoint),
+        "tokenizer_sha256": tokenizer.sha256,
+        "model": to_tree(model.config),
+        "config": to_tree(config),
+        "results": [],
+    }
     with _progress() as progress:
-        results = [
-            *_score_tasks(items, scorer, _writer(model, tokenizer, config.generation), folder, progress),
-            *_score_texts(contents, windows, scorer, progress),
-            *_score_held_out(asked, num_held_out or 0, model, tokenizer, config, folder, progress),
-            *_score_harness(harness, include_path, scorer, _writer(model, tokenizer, config.generation), progress),
-        ]
-    folder.write_summary(
-        {
-            "checkpoint": str(checkpoint),
-            "checkpoint_file": _checkpoint_file(checkpoint),
-            "tokenizer_sha256": tokenizer.sha256,
-            "model": to_tree(model.config),
-            "config": to_tree(config),
-            "results": results,
-            "end": _figures(results),
-        }
-    )
+        for result in chain(
+            _solve(posed, writer, template, folder, progress),
+            _score_tasks(items, scorer, write, folder, progress),
+            _score_texts(contents, windows, scorer, progress),
+            _score_held_out(asked, num_held_out or 0, writer, config, folder, progress),
+            _score_harness(harness, include_path, scorer, write, progress),
+        ):
+            # what is finished is kept, whatever happens to the rest
+            summary["results"].append(result)
+            folder.write_summary(summary)
+    folder.write_summary({**summary, "end": _figures(summary["results"])})
     print(f"written to {folder.path}")
+
+
+def _is_chat(config: ScoreConfig) -> bool:
+    return isinstance(config.score.wording, Chat)
+
+
+def _solve(
+    posed: dict[str, list[Example]],
+    writer: Writer,
+    template: ChatTemplate | None,
+    folder: RunFolder,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    if not posed:
+        return
+    assert template is not None
+    name = "generations-reasoning.jsonl"
+    result = solve(posed, writer, template, folder.path / name, progress)
+    table = Table(title=f"chained arithmetic: {result['num_items']} problems", title_justify="left")
+    for heading in ("level", "right, 95 % interval", "never ended", "looped", "tokens, mean"):
+        table.add_column(heading, justify="right")
+    for level, figures in {**result["levels"], "all": result}.items():
+        shares = (f"{100 * figures[name]:.1f} %" for name in ("unfinished", "looped"))
+        table.add_row(level.replace("_", " "), _percent(figures), *shares, f"{figures['mean_tokens']:.0f}")
+    Console().print(table)
+    yield {**result, "items": name}
 
 
 def _score_tasks(
@@ -144,11 +187,13 @@ def _score_harness(
     if not tasks:
         return
 
-    def write_what_fits(prompt: str, max_new_tokens: int | None, temperature: float | None) -> str:
-        room = scorer.room_behind(prompt)
+    def write_what_fits(
+        prompts: Sequence[str], max_new_tokens: int | None, temperature: float | None
+    ) -> Iterator[Answer]:
+        room = min(map(scorer.room_behind, prompts))
         if room == 0:
             raise UserError(f"a prompt of the task fills all the model's {scorer.model.max_length} positions")
-        return write(prompt, room if max_new_tokens is None else min(room, max_new_tokens), temperature)
+        return write(prompts, room if max_new_tokens is None else min(room, max_new_tokens), temperature)
 
     results = evaluate(scorer, write_what_fits, tasks, include_path, progress)
     print(harness_table(results))
@@ -160,8 +205,7 @@ def _score_harness(
 def _score_held_out(
     asked: PretrainConfig | SFTConfig | None,
     num: int,
-    model: Transformer,
-    tokenizer: Tokenizer,
+    writer: Writer,
     config: ScoreConfig,
     folder: RunFolder,
     progress: Progress,
@@ -169,7 +213,7 @@ def _score_held_out(
     if asked is None:
         return
     if isinstance(asked, SFTConfig):
-        rows, result = score_problems(asked, num, model, tokenizer, config.generation, progress)
+        rows, result = score_problems(asked, num, writer, progress)
         for level in ("easy", "harder"):
             if f"num_{level}" in result:
                 low, high = result[f"wilson_95_{level}"]
@@ -177,7 +221,8 @@ def _score_held_out(
                 print(f"{level} problems: {share:.1%} ({low:.0%}–{high:.0%}) of {result[f'num_{level}']} right")
     else:
         # the text itself, without the wording of a task
-        scorer = build.build_scorer(model, tokenizer, replace(config.score, prompt="{question}", choice="{choice}"))
+        wording = Plain(prompt="{question}", choice="{choice}")
+        scorer = build.build_scorer(writer.model, writer.tokenizer, replace(config.score, wording=wording))
         rows, result = score_choices(Path("continuations"), continuations(asked, num), scorer, progress)
         _print_choices(result)
     result["items"] = "items-held-out.jsonl"
@@ -192,24 +237,12 @@ def _figures(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for result in results:
         file = f"{Path(result.get('file', result['kind'])).stem}/" if len(results) > 1 else ""
-        rules = result.get("rules") or {"": result}
-        for rule, numbers in rules.items():
+        rules = result.get("rules") or {"": dict(numbers(result)) if result["kind"] == "reasoning" else result}
+        for rule, told in rules.items():
             prefix = f"{file}{rule}/" if len(rules) > 1 else file
-            named = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+            named = {name: value for name, value in told.items() if isinstance(value, int | float)}
             figures |= {f"{prefix}{name}": float(value) for name, value in named.items()}
     return figures
-
-
-def _writer(model: Transformer, tokenizer: Tokenizer, generation: GenerationConfig) -> Write:
-    def write(prompt: str, max_new_tokens: int | None, temperature: float | None) -> str:
-        config = generation
-        if max_new_tokens is not None:
-            config = replace(config, max_new_tokens=max_new_tokens)
-        if temperature is not None:
-            config = replace(config, temperature=temperature)
-        return tokenizer.decode(build.complete(model, tokenizer, prompt, config))
-
-    return write
 
 
 def _print_choices(result: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import EnumType, StrEnum
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.choice import choice_name
@@ -144,3 +144,34 @@ def nearest_key(key: str, known: list[str]) -> UserError:
     close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5) or difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return UserError(f"unknown config key {key!r}: allowed there are {', '.join(siblings)}{hint}")
+
+
+def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """The config of a file that composes no others, with `key=value` overrides on top."""
+    tree = OmegaConf.create(path.read_text(encoding="utf-8"))
+    assert isinstance(tree, DictConfig)
+    for override in overrides:
+        if (key := require_assignment(override)) not in keys_of(tree):
+            raise nearest_key(key, keys_of(tree))
+    merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+    return from_tree(schema, OmegaConf.to_container(merged))
+
+
+def require_assignment(override: str) -> str:
+    """The key of a `key=value`."""
+    key, found, _ = override.partition("=")
+    if not found or not key.strip():
+        raise UserError(f"{override!r} is no override: write key=value, such as trainer.max_steps=500")
+    return key
+
+
+def keys_of(node: DictConfig) -> list[str]:
+    return list(_walk(node, ""))
+
+
+def _walk(node: DictConfig, where: str) -> Iterator[str]:
+    for key in map(str, node):
+        yield f"{where}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _walk(child, f"{where}{key}.")

@@ -30,6 +30,8 @@ def lit_illada(*arguments, **options):
 
 def commands(group=main, prefix=()):
     for name, command in group.commands.items():
+        if command.hidden:
+            continue
         yield (*prefix, name)
         if hasattr(command, "commands"):
             yield from commands(command, (*prefix, name))
@@ -51,7 +53,7 @@ def test_help_answers_without_importing_anything_heavy():
 def test_the_help_of_every_command_says_what_it_does_and_shows_an_example(path):
     result = lit_illada(*path, "--help")
     assert result.exit_code == 0
-    if path != ("data",):
+    if path not in (("data",), ("sweep",), ("loops",)):
         assert f"lit-illada {' '.join(path)}" in result.output.split("Example")[1]
 
 

@@ -1,5 +1,7 @@
 """The generate command on a diffusion model and on a causal one."""
 
+import json
+
 import pytest
 from click.testing import CliRunner
 
@@ -90,3 +92,92 @@ def test_a_wrong_command_is_one_line(trained, arguments, said):
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith("Error: ")
     assert said in result.output
+
+
+@pytest.fixture(scope="module")
+def renamed(trained, tmp_path_factory):
+    """The model in a folder whose tokenizer names these tokens, beside [MASK] and EOS, and no others."""
+
+    def renamed(**names):
+        folder = tmp_path_factory.mktemp("converted")
+        assert lit_illada("convert", trained, folder / "out").exit_code == 0
+        path = folder / "out" / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "extra_special_tokens": names}))
+        assert lit_illada("convert", folder / "out", folder / "back").exit_code == 0
+        return folder / "back"
+
+    return renamed
+
+
+@pytest.fixture(scope="module")
+def thinker(renamed):
+    """It thinks from the beginning: a token closes thoughts, and none opens them."""
+    return renamed(think_close_token="<|/think|>")
+
+
+LONGER = ["generation.max_new_tokens=24", "generation.block_length=8", "generation.num_steps=8"]
+ROOM = ["generation.thinking_stop.thinking_tokens=10", "generation.thinking_stop.answer_tokens=4"]
+EARLY = "generation.thinking_stop.start_tokens=4"
+
+
+@pytest.mark.parametrize(
+    ("choice", "most"),
+    [
+        (["generation/thinking_stop=hard", *ROOM], 10),
+        (["generation/thinking_stop=linear", *ROOM, EARLY, "generation.thinking_stop.scale=60"], 16),
+        (["generation/thinking_stop=mixture", *ROOM, EARLY, "generation.thinking_stop.max_share=0.99"], 16),
+        (["generation/thinking_stop=exponential", EARLY, "generation.thinking_stop.factor=9"], 16),
+    ],
+    ids=["hard", "linear", "mixture", "exponential"],
+)
+def test_a_thought_is_closed_and_the_trace_says_by_whom(thinker, tmp_path, choice, most):
+    command = ["generate", thinker, "--prompt", "alpha", *LONGER, "--trace", tmp_path / "t.jsonl"]
+    assert "<|/think|>" not in lit_illada(*command).stdout
+    ((_, about),) = read_traces(tmp_path / "t.jsonl")
+    assert (about["thinking_stop"], about["alarms"]) == ("none", [])
+    result = lit_illada(*command, *choice)
+    assert result.exit_code == 0, result.output
+    ((_, about),) = read_traces(tmp_path / "t.jsonl")
+    assert about["thinking_stop"] == "forced"
+    assert result.stdout.count("<|/think|>") == 1
+    at = about["tokens"].index("<|/think|>")
+    assert at == 10 if most == 10 else 4 < at < most
+    assert about["settings"]["thinking_stop"]["name"] == choice[0].split("=")[1]
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("trained", "penalty"), ("causal", "penalty"), ("causal", "dry")])
+def test_a_penalty_changes_a_repeating_text(kind, rule, request):
+    command = ["generate", request.getfixturevalue(kind), "--prompt", "alpha", *LONGER, "generation.temperature=0.5"]
+    strong = {
+        "penalty": ["generation.repetition.penalty=9"],
+        "dry": ["generation.repetition.multiplier=9", "generation.repetition.allowed_length=1"],
+    }[rule]
+    penalised = lit_illada(*command, f"generation/repetition={rule}", *strong)
+    assert penalised.exit_code == 0
+    assert penalised.stdout != lit_illada(*command).stdout
+
+
+@pytest.mark.parametrize("response", ["remask_span", "temperature_kick"])
+def test_alarms_are_in_the_trace(trained, tmp_path, response):
+    eager = [f"generation.on_loop.{key}" for key in ("min_period=1", "min_cycles=2", "min_length=2")]
+    choice = [f"generation/on_loop={response}", *eager, "--trace", tmp_path / "t.jsonl"]
+    assert lit_illada("generate", trained, "--prompt", "alpha", *LONGER, *choice).exit_code == 0
+    ((trace, about),) = read_traces(tmp_path / "t.jsonl")
+    assert set(about["alarms"][0]) == {"start", "period", "length", "step", "num_remasked"}
+    is_remasked = sum(alarm["num_remasked"] for alarm in about["alarms"]) > 0
+    assert is_remasked == (max(trace.num_commits) > 1) == (response == "remask_span")
+
+
+def test_an_early_exit_asks_for_trials(thinker, tmp_path):
+    rule = ["generation.early_exit.threshold=100", "generation.early_exit.min_trials=2"]
+    command = ["generate", thinker, "--prompt", "alpha", *LONGER, "--trace", tmp_path / "t.jsonl"]
+    assert lit_illada(*command, "generation/early_exit=settled", *rule).exit_code == 0
+    ((_, about),) = read_traces(tmp_path / "t.jsonl")
+    assert about["thinking_stop"] == "early_exit"
+    assert about["tokens"].index("<|/think|>") == 16
+
+
+def test_a_tokenizer_that_closes_no_thought_is_told_in_one_line(renamed):
+    result = lit_illada("generate", renamed(), "--prompt", "a", *LONGER, "generation/thinking_stop=hard", *ROOM)
+    assert result.exit_code == 1
+    assert "the tokenizer names no think_close_token" in result.output.splitlines()[-1]

@@ -22,7 +22,7 @@ from lit_illada.objective.mask_ratio import MaskRatio
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUN = re.compile(r"runs/demo-\d{8}-\d{6}")
+RUN = re.compile(r"runs/demo-\d{8}-\d{6}(-sft)?")
 
 
 def blocks(language):
@@ -65,7 +65,8 @@ def shortened(words, tiny_dataset, tiny_run):
     if "--resume" in words:
         return [*words, "trainer.max_steps=6"]
     if words[0] == "score":
-        return [*words, "score.num_draws=4"]
+        problems = ["reasoning.num_problems=2", "generation.max_new_tokens=32"] if "--reasoning" in words else []
+        return [*words, "score.num_draws=4", *problems]
     if words[0] == "sft":
         run = [item for item in tiny_run if item.startswith(("trainer", "optim.schedule"))]
         epochs = ["epochs=null"] if any(word.startswith("epochs=") for word in words) else []

@@ -1,6 +1,7 @@
 """The `score` command as a user meets it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from click.testing import CliRunner
 
 from lit_illada.cli import main
 from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.generation.canvas import RowEvents
+from lit_illada.writing import Writer, Written
 
 ITEMS = [
     {"question": "alpha beta gamma. alpha", "choices": ["beta", "beta gamma delta", "pi"], "answer": "A"},
@@ -136,11 +139,11 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
     )
     asked = []
 
-    def complete(model, tokenizer, prompt, config):
-        asked.append((prompt, config.max_new_tokens))
-        return tokenizer.encode(" it is 4.\nQuestion: 3")
+    def write(writer, prompts, is_traced=False):
+        asked.extend((writer.tokenizer.decode(prompt), writer.generation.max_new_tokens) for prompt in prompts)
+        return (Written(writer.tokenizer.encode(" it is 4.\nQuestion: 3"), True, RowEvents(), 1.0) for _ in prompts)
 
-    monkeypatch.setattr("lit_illada.build.complete", complete)
+    monkeypatch.setattr(Writer, "write", write)
     told = score(run, "--task", file, "--out", tmp_path / "out", *SHORT)
     assert told.exit_code == 0, told.output
     assert "1 of 2 right" in told.output
@@ -154,10 +157,75 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
     ]
 
 
-def test_a_real_model_writes_its_solutions(run, tmp_path):
+@pytest.mark.parametrize("choice", [[], ["generation/repetition=dry", "generation/on_loop=temperature_kick"]])
+def test_a_real_model_writes_its_solutions(choice, run, tmp_path):
     file = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
-    assert score(run, "--task", file, "--out", tmp_path / "out", *SHORT).exit_code == 0
+    assert score(run, "--task", file, "--out", tmp_path / "out", *SHORT, *choice).exit_code == 0
     assert rows_of(tmp_path / "out", summary(tmp_path / "out")["results"][0])[0]["text"]
+
+
+def test_problems_made_on_the_spot_are_solved_alike_in_batches_of_any_size(run, tmp_path):
+    tables = []
+    for size in (3, 32):
+        folder = tmp_path / f"out{size}"
+        told = score(
+            run,
+            "--reasoning",
+            "--out",
+            folder,
+            "reasoning.depths=[1,3]",
+            "reasoning.num_problems=4",
+            "reasoning.max_numbers=[5]",
+            f"score.batch_prompts={size}",
+            "generation.max_new_tokens=16",
+            "generation.block_length=8",
+            "generation.num_steps=4",
+        )
+        assert told.exit_code == 0, told.output
+        assert "chained arithmetic: 8 problems" in told.output
+        (result,) = summary(folder)["results"]
+        rows = rows_of(folder, result)
+        assert [row["level"] for row in rows] == ["depth_1"] * 4 + ["depth_3"] * 4
+        assert len({row["prompt"] for row in rows}) == 8
+        for row in rows:
+            steps = row["prompt"].splitlines()[:-1]
+            assert row["level"] == f"depth_{len(steps)}"
+            assert int(row["truth"]) == sum(int(n) for line in steps for n in re.findall(r"\d+", line)) % 2
+            assert row["is_right"] == (row["answer"] == row["truth"])
+            assert len(row["steps"]) == len(row["confidence"]) == len(row["token_ids"]) == len(row["tokens"])
+        end = summary(folder)["end"]
+        assert end["exact_match"] == sum(row["is_right"] for row in rows) / 8
+        assert end["unfinished_depth_3"] == sum(not row["is_finished"] for row in rows[4:]) / 4
+        tables.append([{key: row[key] for key in ("text", "steps", "is_finished")} for row in rows])
+    assert tables[0] == tables[1]
+
+
+def test_a_chat_model_is_asked_in_its_template(run, items, tmp_path, monkeypatch):
+    asked = []
+    write = Writer.write
+
+    def overheard(writer, prompts, is_traced=False):
+        asked.extend(map(writer.tokenizer.decode, prompts))
+        return write(writer, prompts, is_traced)
+
+    monkeypatch.setattr(Writer, "write", overheard)
+    file = written(tmp_path / "problems.jsonl", [{"question": "Two and two?", "answer": "4"}])
+    told = score(run, "--task", file, "--task", items, "--out", tmp_path / "out", "score/wording=chat", *SHORT)
+    assert told.exit_code == 0, told.output
+    assert asked == ["<|user|>Two and two?<|assistant|>"]
+    assert summary(tmp_path / "out")["end"]["problems/accuracy"] in (0, 1)
+
+
+def test_what_was_scored_before_an_interruption_is_kept(run, items, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_illada.score.score_text", interrupt)
+    text = tmp_path / "text.txt"
+    text.write_text("alpha beta")
+    score(run, "--task", items, "--text", text, "--out", tmp_path / "out")
+    assert [result["kind"] for result in summary(tmp_path / "out")["results"]] == ["multiple_choice"]
+    assert "end" not in summary(tmp_path / "out")
 
 
 def test_without_out_the_scores_lie_in_the_runs_folder(run, items):
@@ -172,13 +240,13 @@ def test_without_out_the_scores_lie_in_the_runs_folder(run, items):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "nothing to score: give --task FILE, --text FILE or --harness TASK"),
+        ([], "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"),
         (["--task", "missing.jsonl"], "missing.jsonl: No such file"),
         (["--text", "missing.txt"], "missing.txt: No such file"),
         (["--task", "ITEMS", "score.rule=exact"], "score.rule is exact, but the model is bidirectional"),
         (["--task", "ITEMS", "score.rule=confidense"], "did you mean 'confidence'"),
         (["--task", "ITEMS", "score.num_draws=1"], "score.num_draws is 1: it must be 2 or more"),
-        (["--task", "ITEMS", "score.prompt=Hello"], "it must hold {question}"),
+        (["--task", "ITEMS", "score.wording.prompt=Hello"], "it must hold {question}"),
         (["--task", "LONG"], "long.jsonl:2: prompt and answer have"),
         (["--task", "PROBLEM", "generation.max_new_tokens=2000"], "problem.jsonl:1: the prompt leaves"),
         (["--text", "EMPTY"], "empty.txt: the text is empty"),

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.bench import data, generation, loop, loss
-from lit_illada.errors import unknown
+from lit_illada.bench import answers, data, generation, loop, loss
+from lit_illada.errors import UserError, unknown
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "data": data.measure,
@@ -21,11 +22,16 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def run(names: Sequence[str], json_file: Path | None) -> None:
-    """Measure and print; without names, everything."""
+def run(names: Sequence[str], json_file: Path | None, checkpoint: Path | None = None) -> None:
+    """Measure and print; without names, everything. checkpoint: a fine-tuned run, whose answers are measured too."""
+    benches = dict(BENCHES)
+    if checkpoint is not None:
+        benches["answers"] = partial(answers.measure, checkpoint)
+    elif "answers" in names:
+        raise UserError("the benchmark 'answers' needs a fine-tuned run: --checkpoint RUN")
     for name in names:
-        if name not in BENCHES:
-            raise unknown("benchmark", name, BENCHES)
+        if name not in benches:
+            raise unknown("benchmark", name, benches)
     results: dict[str, Any] = {"machine": _machine()}
     table = Table(
         title=f"{results['machine']['processor']}, {results['machine']['cores']} threads", title_justify="left"
@@ -33,9 +39,9 @@ def run(names: Sequence[str], json_file: Path | None) -> None:
     for heading in ("figure", "median", "min", "max"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     console = Console()
-    for name in names or BENCHES:
+    for name in names or benches:
         with console.status(f"measuring: {name}"):
-            results[name] = BENCHES[name]()
+            results[name] = benches[name]()
         for path, leaf in _figures(results[name], name):
             table.add_row(path, *(f"{leaf[key]:,.4g}" if key in leaf else "" for key in ("median", "min", "max")))
         if json_file is not None:

@@ -7,6 +7,7 @@ import click
 
 from lit_illada import __version__
 from lit_illada.cli.data import data
+from lit_illada.cli.loops import loops
 from lit_illada.cli.sweep import sweep
 from lit_illada.cli.tools import bench, board, completion_command, config
 from lit_illada.cli.train import pretrain, sft
@@ -30,5 +31,7 @@ def main(debug: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-for _command in (pretrain, sft, generate, score, sweep, convert, data, config, board, bench, completion_command):
+for _command in (
+    pretrain, sft, generate, score, sweep, loops, convert, data, config, board, bench, completion_command,
+):  # fmt: skip
     main.add_command(_command)

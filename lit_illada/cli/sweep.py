@@ -21,7 +21,7 @@ def sweep() -> None:
     """Compare arms: many runs that differ in one thing, at several seeds, with one budget and one yardstick."""
 
 
-@sweep.command("list")
+@sweep.command("list", epilog="\b\nExample:\n  lit-illada sweep list\n")
 @guarded
 def sweep_list() -> None:
     """Show the sweeps that come with the package, and the question each answers."""

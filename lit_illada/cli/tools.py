@@ -9,7 +9,7 @@ from lit_illada.cli.frame import guarded, overrides_argument
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada config pretrain experiment=demo model.num_hidden_layers=8\n")
-@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "score", "data", "examples"]))
+@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "score", "data", "examples", "loops"]))
 @overrides_argument
 @guarded
 def config(command: str, overrides: tuple[str, ...]) -> None:
@@ -32,18 +32,30 @@ def board(runs: Path, port: int, host: str) -> None:
     command.serve(runs, host, port)
 
 
-@click.command(epilog="\b\nExample:\n  lit-illada bench data loop --json bench.json\n")
+@click.command(
+    epilog="""\b
+Examples:
+  lit-illada bench data loop --json bench.json
+  lit-illada bench answers --checkpoint runs/sft-20260101-130000
+"""
+)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="A fine-tuned run: `answers` measures how fast it answers its held-out problems, and how rightly.",
+)
 @guarded
-def bench(names: tuple[str, ...], json_file: Path | None) -> None:
+def bench(names: tuple[str, ...], json_file: Path | None, checkpoint: Path | None) -> None:
     """Measure this machine: data, the loss's memory, the training loop's overhead, generation.
 
     Without NAME, all of them. Every figure is a median with its spread; ratios come from alternating runs.
     """
     from lit_illada.bench.run import run
 
-    run(names, json_file)
+    run(names, json_file, checkpoint)
 
 
 @click.command("completion", epilog="\b\nExample:\n  lit-illada completion bash >> ~/.bashrc\n")

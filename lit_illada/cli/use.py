@@ -67,6 +67,8 @@ Examples:
   lit-illada score runs/demo-20260101-120000 --task items.jsonl
   lit-illada score runs/demo-20260101-120000 --task items.jsonl score.rule=confidence score.limit=100
   lit-illada score runs/demo-20260101-120000 --task gsm8k/test.jsonl generation=paper_base
+  lit-illada score runs/sft-20260101-130000 --task gsm8k/test.jsonl score/wording=chat
+  lit-illada score runs/sft-20260101-130000 --reasoning reasoning.depths=[2,4,8] generation=fast
   lit-illada score runs/demo-20260101-120000 --text book.txt score.num_draws=256 score.context_length=64
   lit-illada score runs/sft-20260101-130000 --held-out 64 generation=fast
   lit-illada score runs/demo-20260101-120000 --harness arc_easy --harness tasks/mine.yaml score.rule=bound
@@ -94,6 +96,9 @@ Examples:
     "--include-path", type=click.Path(path_type=Path), metavar="FOLDER", help="A folder with lm-eval tasks of your own."
 )
 @click.option(
+    "--reasoning", "is_reasoning", is_flag=True, help="Chained arithmetic, made on the spot, for a fine-tuned model."
+)
+@click.option(
     "--held-out",
     type=click.IntRange(min=1),
     metavar="NUMBER",
@@ -108,6 +113,7 @@ def score(
     texts: tuple[Path, ...],
     harness: tuple[str, ...],
     include_path: Path | None,
+    is_reasoning: bool,
     held_out: int | None,
     out: Path | None,
     overrides: tuple[str, ...],
@@ -121,7 +127,7 @@ def score(
     """
     from lit_illada import score as command
 
-    command.run(checkpoint, tasks, texts, harness, include_path, out, overrides, held_out)
+    command.run(checkpoint, tasks, texts, harness, include_path, out, overrides, is_reasoning, held_out)
 
 
 @click.command(

@@ -147,7 +147,7 @@ def make_examples(
 
 
 def _problems(source: ReasoningSource, difficulty: ProblemRange) -> Iterator[tuple[int, Problem]]:
-    width = 3 + 2 * difficulty.max_depth * difficulty.operands
+    width = 3 + (len(difficulty.largest) > 1) + 2 * difficulty.max_depth * difficulty.operands
     for chunk in count():
         indices = range(chunk * _CHUNK, (chunk + 1) * _CHUNK)
         for index, draws in zip(indices, _uniforms(indices, width, source.seed, _PROBLEM), strict=True):
@@ -162,12 +162,14 @@ def _problem(draws: Sequence[float], operations: str, difficulty: ProblemRange) 
 
     modulus = difficulty.moduli[below(len(difficulty.moduli))]
     depth = difficulty.min_depth + below(difficulty.max_depth - difficulty.min_depth + 1)
+    largest = difficulty.largest
+    num_numbers = 1 + (largest[0] if len(largest) == 1 else largest[below(len(largest))])
     first_label = _ALPHABET[below(len(_ALPHABET) - depth + 1)]
     steps = []
     for index in range(depth):
         num_operations = difficulty.operands - 1
         ops = tuple(operations[below(len(operations))] for _ in range(num_operations))
-        numbers = tuple(below(10**difficulty.digits) for _ in range(num_operations + (index == 0)))
+        numbers = tuple(below(num_numbers) for _ in range(num_operations + (index == 0)))
         steps.append(Step(ops, numbers))
     return Problem(first_label, modulus, tuple(steps))
 

@@ -17,7 +17,9 @@ class ProblemRange:
 
     moduli: one of them a problem; named twice, it comes twice as often.
     min_depth, max_depth: steps of the chain. operands: numbers a step combines, the result before it among them.
-    digits: of every number.
+    digits: of every number. max_numbers: the largest number, one of these a problem; None: what the digits allow. A sum
+        modulo 10 of numbers up to 3 is learnt in minutes, one of any digits is not: knowing one of the two numbers
+        tells something of the sum in the first, nothing in the second.
     """
 
     moduli: list[int] = field(default_factory=lambda: [2])
@@ -25,6 +27,12 @@ class ProblemRange:
     max_depth: int = 4
     operands: int = 2
     digits: int = 1
+    max_numbers: list[int] | None = None
+
+    @property
+    def largest(self) -> list[int]:
+        """The largest numbers, as problems are drawn."""
+        return self.max_numbers or [10**self.digits - 1]
 
     def __post_init__(self) -> None:
         if not self.moduli or min(self.moduli) < 2:
@@ -37,6 +45,11 @@ class ProblemRange:
             raise UserError(f"operands is {self.operands}; it must lie in 2 … 6")
         if not 1 <= self.digits <= 6:
             raise UserError(f"digits is {self.digits}; it must lie in 1 … 6")
+        if self.max_numbers is not None and not all(1 <= largest < 10**self.digits for largest in self.max_numbers):
+            raise UserError(
+                f"max_numbers is {self.max_numbers}; each must lie in 1 … {10**self.digits - 1}, as "
+                f"digits={self.digits} allows"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,49 @@ class ReasoningSource:
         for name in ("recheck_fraction", "slip_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"sft_data.source.{name} is {getattr(self, name)}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ReasoningTask:
+    """Chained arithmetic to be solved: problems of the test portion, so of no training with the same fraction.
+
+    depths: steps of the chain; max_numbers: the largest number; both make the difficulty, and every pair is a level.
+    num_problems: of each level; the same ones for every model and every setting. seed: of the problems. The rest as in
+    `ReasoningSource` and `ProblemRange`.
+    """
+
+    seed: int = 0
+    depths: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 8])
+    num_problems: int = 32
+    operations: str = "+"
+    moduli: list[int] = field(default_factory=lambda: [2])
+    operands: int = 2
+    digits: int = 1
+    max_numbers: list[int] | None = None
+    held_out_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.depths:
+            raise UserError("reasoning.depths is empty; name the depths of the chains, such as [2,4,8]")
+        if self.num_problems < 1:
+            raise UserError(f"reasoning.num_problems is {self.num_problems}; it must be at least 1")
+        if not 0 < self.held_out_fraction < 0.5:
+            raise UserError(f"reasoning.held_out_fraction is {self.held_out_fraction}; it must lie between 0 and 0.5")
+        self.levels()
+
+    def source(self) -> ReasoningSource:
+        return ReasoningSource(seed=self.seed, operations=self.operations, recheck_fraction=0.0)
+
+    def levels(self) -> dict[str, ProblemRange]:
+        """By name: `depth_4`, or `max_3_depth_4` where there are several largest numbers."""
+        largest = self.max_numbers or [10**self.digits - 1]
+        return {
+            (f"max_{most}_" if len(largest) > 1 else "") + f"depth_{depth}": ProblemRange(
+                self.moduli, depth, depth, self.operands, self.digits, [most]
+            )
+            for most in largest
+            for depth in self.depths
+        }
 
 
 @dataclass(frozen=True)

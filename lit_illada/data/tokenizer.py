@@ -7,8 +7,10 @@ PreTrainedTokenizerFast loads them too. No id is written in code: they all come 
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -166,6 +168,12 @@ class Tokenizer:
             sizes[index] = 0 if added.special else len(added.content.encode())
         return sizes
 
+    @cached_property
+    def wordless_ids(self) -> list[int]:
+        """Ids of tokens without a letter: digits, punctuation, white space, and the special ones."""
+        texts = self._backend.decode_batch([[index] for index in range(self.vocab_size)], skip_special_tokens=True)
+        return [index for index, text in enumerate(texts) if not any(map(_is_letter, text))]
+
     def _special_id(self, name: str, token: str | None, origin: str) -> int | None:
         if token is None:
             return None
@@ -180,6 +188,11 @@ class Tokenizer:
 def _token_text(entry: object) -> str:
     """A token in tokenizer_config.json is a text, or an object with the text under `content`."""
     return str(entry["content"]) if isinstance(entry, dict) else str(entry)
+
+
+def _is_letter(character: str) -> bool:
+    """Marks belong to letters; U+FFFD stands for a part of a character, most likely of a letter."""
+    return unicodedata.category(character)[0] in "LM" or character == "\ufffd"
 
 
 def _utf8_size(token: str) -> int:

@@ -15,13 +15,23 @@ from lit_illada.errors import UserError
 from lit_illada.generation.block import own_controls
 from lit_illada.generation.canvas import Commit, Generation, left_padded, require_room
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.control import LogitControl, Place
+from lit_illada.generation.control import NO_KINDS, LogitControl, Place, TokenKinds
 from lit_illada.generation.draws import Draws
+from lit_illada.generation.mitigation import Mitigations
 from lit_illada.generation.proposal import Proposals, propose
 from lit_illada.generation.reader import LogitsFn
 
 # what a causal model has no use for: it writes one token a step, always from a cache, and its prompt cannot be masked
-_DIFFUSION_ONLY = ("canvas", "commit_rule", "remask", "cache", "guidance_scale", "zero_stop_confidence")
+_DIFFUSION_ONLY = (
+    "canvas",
+    "commit_rule",
+    "remask",
+    "cache",
+    "guidance_scale",
+    "zero_stop_confidence",
+    "on_loop",
+    "early_exit",
+)
 
 
 @torch.no_grad()
@@ -34,8 +44,9 @@ def generate_autoregressive(
     mask_token_id: int,
     stop_token_ids: Sequence[int],
     max_position_embeddings: int,
+    kinds: TokenKinds = NO_KINDS,
     controls: Sequence[LogitControl] = (),
-    first_row: int = 0,
+    row_numbers: Sequence[int] | None = None,
     on_commit: Callable[[Commit], None] | None = None,
 ) -> Generation:
     """Continues every prompt, (length,) int64 each, until its stop token or to the budget; no blocks.
@@ -50,8 +61,16 @@ def generate_autoregressive(
     token_ids_BT, num_padding = left_padded([torch.cat((bos, prompt)) for prompt in prompts], bos_token_id)
     num_inputs = token_ids_BT.shape[1]
     stops = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=device)
-    draws = Draws(config.seed, range(first_row, first_row + len(prompts)), device)
-    controls = [*own_controls(config, mask_token_id, stops), *controls]
+    draws = Draws(config.seed, range(len(prompts)) if row_numbers is None else row_numbers, device)
+    mitigations = Mitigations(
+        config,
+        kinds,
+        mask_token_id=mask_token_id,
+        stop_token_ids=stops,
+        num_rows=len(prompts),
+        prompt_length=num_inputs - 1,
+    )
+    controls = [*own_controls(config, mask_token_id, stops), *mitigations.controls, *controls]
     cache, start = KeyValueCache(), 0
     rows = list(range(len(prompts)))
     for step in range(config.max_new_tokens):
@@ -64,7 +83,8 @@ def generate_autoregressive(
         logits_AV = logits_AV.to(torch.float64, copy=True)
         start = num_inputs + step
         columns_A = torch.full_like(index, start - 1)
-        place = Place(token_ids_BT[index, 1:], torch.arange(len(rows), device=device), columns_A, num_inputs - 1)
+        number_A = torch.arange(len(rows), device=device)
+        place = Place(token_ids_BT[index, 1:], number_A, columns_A, num_inputs - 1, index)
         for control in controls:
             logits_AV = control(logits_AV, place)
         proposals = propose(
@@ -77,6 +97,7 @@ def generate_autoregressive(
         )
         token_ids_BT = F.pad(token_ids_BT, (0, 1), value=stops[0].item() if len(stops) else bos_token_id)
         token_ids_BT[index, -1] = proposals.token_ids[:, 0]
+        mitigations.committed(rows, slice(start - 1, start), proposals.token_ids, proposals.is_masked)
         if on_commit is not None:
             on_commit(_told(step, num_inputs - 1, token_ids_BT[:, 1:], index, proposals))
         is_stopped_A = torch.isin(proposals.token_ids[:, 0], stops)
@@ -86,7 +107,7 @@ def generate_autoregressive(
             if not rows:
                 break
             cache.keep(going_on)
-    return Generation.of(token_ids_BT[:, num_inputs:], stops, step + 1)
+    return Generation.of(token_ids_BT[:, num_inputs:], stops, step + 1, mitigations.events_of)
 
 
 def _told(step: int, prompt_length: int, token_ids_BT: Tensor, index: Tensor, proposals: Proposals) -> Commit:
@@ -114,5 +135,5 @@ def _refuse_diffusion_settings(config: GenerationConfig) -> None:
         if getattr(config, name) != getattr(usual, name):
             raise UserError(
                 f"generation.{name} is set, but the model is causal: it writes token by token, and only "
-                "max_new_tokens, min_new_tokens, temperature, top_p and seed say how"
+                "max_new_tokens, min_new_tokens, temperature, top_p, seed, thinking_stop and repetition say how"
             )

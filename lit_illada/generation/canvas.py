@@ -3,8 +3,9 @@
 Shapes: B rows, P columns before the first new token, T tokens so far, N new tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -32,28 +33,76 @@ class Commit:
     entropy: Tensor
 
 
+class ThinkingEnd(StrEnum):
+    """Who ended a row's thought: nobody, the model, a rule that raised the closing token, or an early exit. It is the
+    model where that token was the most probable one even without the rule."""
+
+    none = "none"
+    natural = "natural"
+    forced = "forced"
+    early_exit = "early_exit"
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A loop that was seen while the row was written: a run of copies, by the place of its first new token.
+
+    start: of the first copy. period, length: of the run, in tokens. step: the row's denoising steps until then.
+    num_remasked: tokens that were masked again because of it.
+    """
+
+    start: int
+    period: int
+    length: int
+    step: int
+    num_remasked: int = 0
+
+
+@dataclass(frozen=True)
+class RowEvents:
+    """What was done to a row's text, beside denoising. alarms: in the order of their steps."""
+
+    thinking_stop: ThinkingEnd = ThinkingEnd.none
+    alarms: tuple[Alarm, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Generation:
     """What was written after the prompts.
 
     token_ids: (B, N) int64; a row's text is its first num_tokens, then comes its stop token, if it has one, and nothing
     of meaning after it. num_tokens: (B,) int64. is_stopped: (B,) bool, false where the budget ended the row.
-    num_forwards: calls of the model.
+    num_forwards: calls of the model. events: of each row.
     """
 
     token_ids: Tensor
     num_tokens: Tensor
     is_stopped: Tensor
     num_forwards: int
+    events: Sequence[RowEvents]
 
     @classmethod
-    def of(cls, new_ids_BN: Tensor, stop_token_ids: Tensor, num_forwards: int) -> "Generation":
+    def of(
+        cls,
+        new_ids_BN: Tensor,
+        stop_token_ids: Tensor,
+        num_forwards: int,
+        events_of: Callable[[int, list[int]], RowEvents],
+    ) -> "Generation":
+        """events_of: asked with each row's number and text."""
         is_stop_BN = torch.isin(new_ids_BN, stop_token_ids)
-        return cls(new_ids_BN, is_stop_BN.cumsum(-1).eq(0).sum(-1), is_stop_BN.any(-1), num_forwards)
+        num_tokens_B = is_stop_BN.cumsum(-1).eq(0).sum(-1)
+        texts = _cut(new_ids_BN, num_tokens_B)
+        events = [events_of(row, text) for row, text in enumerate(texts)]
+        return cls(new_ids_BN, num_tokens_B, is_stop_BN.any(-1), num_forwards, events)
 
     def texts(self) -> list[list[int]]:
         """Each row's tokens, without prompt and stop token."""
-        return [row[:length] for row, length in zip(self.token_ids.tolist(), self.num_tokens.tolist(), strict=True)]
+        return _cut(self.token_ids, self.num_tokens)
+
+
+def _cut(token_ids_BN: Tensor, num_tokens_B: Tensor) -> list[list[int]]:
+    return [row[:length] for row, length in zip(token_ids_BN.tolist(), num_tokens_B.tolist(), strict=True)]
 
 
 def left_padded(prompts: Sequence[Tensor], padding_token_id: int) -> tuple[Tensor, list[int]]:

@@ -1,4 +1,4 @@
-"""How text is generated: the sizes of the loop, the randomness, and the rules that commit, remask and cache."""
+"""How text is generated: the sizes of the loop, the randomness, the rules, and what is done against endless thought."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,8 +6,12 @@ from enum import StrEnum
 from lit_illada.choice import choice
 from lit_illada.errors import UserError
 from lit_illada.generation.caching import CACHES, CachePlan
+from lit_illada.generation.early_exit import EARLY_EXITS, EarlyExit
+from lit_illada.generation.loop_response import LOOP_RESPONSES, LoopResponse
 from lit_illada.generation.remasking import REMASK_RULES, RemaskRule
+from lit_illada.generation.repetition import REPETITIONS, Repetition
 from lit_illada.generation.selection import COMMIT_RULES, CommitRule
+from lit_illada.generation.thinking_stop import THINKING_STOPS, ThinkingStop
 
 
 class Canvas(StrEnum):
@@ -50,6 +54,10 @@ class GenerationConfig:
     commit_rule: CommitRule = choice(COMMIT_RULES, "low_confidence")
     remask: RemaskRule = choice(REMASK_RULES, "none")
     cache: CachePlan = choice(CACHES, "none")
+    thinking_stop: ThinkingStop = choice(THINKING_STOPS, "none")
+    repetition: Repetition = choice(REPETITIONS, "none")
+    on_loop: LoopResponse = choice(LOOP_RESPONSES, "none")
+    early_exit: EarlyExit = choice(EARLY_EXITS, "none")
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "block_length", "num_steps", "tokens_per_step"):
@@ -72,6 +80,7 @@ class GenerationConfig:
                 f"generation.min_new_tokens is {self.min_new_tokens}: it must be 0 or more and at most "
                 f"generation.max_new_tokens, which is {self.max_new_tokens}"
             )
+        self.thinking_stop.check(self.max_new_tokens)
 
     def _check_steps(self) -> None:
         if (self.num_steps is None) == (self.tokens_per_step is None):

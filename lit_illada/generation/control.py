@@ -4,6 +4,7 @@ A control is applied after guidance and before temperature, so that the argmax a
 Shapes: B rows, T tokens, M masked tokens in row-major order, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,13 +17,31 @@ class Place:
     """Where the logits stand.
 
     token_ids: (B, T) int64, the rows of this step as they are, [M] and padding on the left included. rows, columns:
-    (M,) int64, each logit row's place in them. prompt_length: columns before the first new token.
+    (M,) int64, each logit row's place in them. prompt_length: columns before the first new token. batch_rows: (B,)
+    int64, which of the generation's rows these are; some have stopped before.
     """
 
     token_ids: Tensor
     rows: Tensor
     columns: Tensor
     prompt_length: int
+    batch_rows: Tensor
+
+
+@dataclass(frozen=True)
+class TokenKinds:
+    """What only the tokenizer knows of the tokens.
+
+    think_open_id, think_close_id: what stands before and behind a thought; None: it has none. unpenalised_ids: digits,
+    punctuation and special tokens, which may always be repeated.
+    """
+
+    think_open_id: int | None = None
+    think_close_id: int | None = None
+    unpenalised_ids: Sequence[int] = ()
+
+
+NO_KINDS = TokenKinds()
 
 
 class LogitControl(Protocol):

@@ -62,11 +62,15 @@ def write_traces(path: Path, traces: Iterable[tuple[Trace, dict[str, Any]]]) -> 
     """A line for each text: what goes with it (its settings first of all), then the trace's own lists."""
     with path.open("w", encoding="utf-8") as file:
         for trace, about in traces:
-            rounded = {
-                name: [round(x, 6) for x in values] if name in ("confidence", "entropy") else values
-                for name, values in asdict(trace).items()
-            }
-            file.write(json.dumps({**about, **rounded}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**about, **rounded(asdict(trace))}, ensure_ascii=False) + "\n")
+
+
+def rounded(trace: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """A trace's lists with no more digits than are worth their place."""
+    return {
+        name: [round(x, 6) for x in values] if name in ("confidence", "entropy") else values
+        for name, values in trace.items()
+    }
 
 
 def read_traces(path: Path) -> Iterator[tuple[Trace, dict[str, Any]]]:

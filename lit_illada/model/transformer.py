@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lit_illada.batch import Layout, TokenScores
 from lit_illada.cache import KeyValueCache, LayerWindow
-from lit_illada.errors import UserError
 from lit_illada.model.attention import Attention
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lm_head import token_scores
@@ -123,12 +122,7 @@ class Backbone(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, attention, None if cache is None else cache.window(index, start, num_columns))
         if self.config.predicts_next:
-            if window is not None:
-                raise UserError(
-                    "the model predicts each token at the position before it, which a cached window leaves out: set "
-                    "generation.cache=none"
-                )
-            x = _from_the_position_before(x, layout)
+            x = _from_the_position_before(x, layout.position_ids[:, columns])
         return self.norm(x if select is None else x[select])
 
 
@@ -181,9 +175,12 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def _from_the_position_before(x_BTD: Tensor, layout: Layout) -> Tensor:
-    """Each position takes the hidden state of the one before it; the first of a segment keeps its own."""
-    return torch.where((layout.position_ids == 0)[..., None], x_BTD, x_BTD.roll(1, dims=1))
+def _from_the_position_before(x_BTD: Tensor, position_ids_BT: Tensor) -> Tensor:
+    """Each position takes the hidden state of the one before it; the first of a segment keeps its own.
+
+    The first column of a window takes the last's, which means nothing: a window begins a column before what it selects.
+    """
+    return torch.where((position_ids_BT == 0)[..., None], x_BTD, x_BTD.roll(1, dims=1))
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

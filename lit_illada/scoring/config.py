@@ -1,9 +1,11 @@
 """How texts are scored: the rule, its draws, the windows of a long text, and the wording of a task's items."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
+from lit_illada.choice import choice
 from lit_illada.errors import UserError
+from lit_illada.scoring.wording import WORDINGS, Chat, Plain
 
 
 class ScoreRule(StrEnum):
@@ -34,8 +36,7 @@ class ScoringConfig:
     window_length: tokens of a long text seen at once, None: as many as the model has positions.
     context_length: how many of them are the end of the window before, visible and not scored again.
     limit: the first items of a task only, None: all.
-    prompt, choice: how an item is worded; `{question}` and `{choice}` stand for its fields.
-    stop_texts: where a generated answer ends, besides the end-of-text token.
+    batch_prompts: how many answers are generated together.
     """
 
     rule: ScoreRule = ScoreRule.ALL
@@ -45,21 +46,16 @@ class ScoringConfig:
     window_length: int | None = None
     context_length: int = 1
     limit: int | None = None
-    prompt: str = "Question: {question}\nAnswer:"
-    choice: str = " {choice}"
-    stop_texts: list[str] = field(default_factory=lambda: ["\nQuestion:"])
+    batch_prompts: int = 32
+    wording: Plain | Chat = choice(WORDINGS, "plain")
 
     def __post_init__(self) -> None:
-        least = {"num_draws": 2, "batch_tokens": 1, "window_length": 1, "context_length": 0, "limit": 1}
+        least = {"num_draws": 2, "batch_tokens": 1, "window_length": 1, "context_length": 0}
+        least |= {"limit": 1, "batch_prompts": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise UserError(f"score.{name} is {value}: it must be {lowest} or more")
-        for name, field_name in (("prompt", "{question}"), ("choice", "{choice}")):
-            if field_name not in getattr(self, name):
-                raise UserError(f"score.{name} is {getattr(self, name)!r}: it must hold {field_name}")
-        if "" in self.stop_texts:
-            raise UserError("score.stop_texts holds an empty text, which would end every answer at once")
 
     def rules(self, is_causal: bool) -> tuple[ScoreRule, ...]:
         """The rules to score by. Raises UserError for a rule that a model of this kind does not have."""

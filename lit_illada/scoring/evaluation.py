@@ -7,23 +7,34 @@ choices of unequal length (lm-eval's acc_norm).
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_illada.errors import UserError
-from lit_illada.scoring.agreement import agreement, wilson
+from lit_illada.intervals import wilson
+from lit_illada.numbers import final_number
+from lit_illada.scoring.agreement import agreement
 from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.config import ScoreRule
-from lit_illada.scoring.numbers import final_number
 from lit_illada.scoring.scorer import OnWork, Scorer
 from lit_illada.scoring.tasks import ChoiceItem, NumberItem
 
 Progress = Callable[[str, int], OnWork]
 """(what is done, how much work it is) -> told of its progress."""
 
-Write = Callable[[str, int | None, float | None], str]
-"""(prompt, tokens at most or None for the configured budget, temperature or None for the configured one) -> text."""
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model wrote. about: how, to be kept with it."""
+
+    text: str
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Write = Callable[[Sequence[str], int | None, float | None], Iterator[Answer]]
+"""(prompts, tokens at most or None for the configured budget, temperature or None for the configured one) -> what is
+written for each, in their order, a batch after the other."""
 
 Row = dict[str, Any]
 
@@ -86,8 +97,9 @@ def score_numbers(
     """Generated solutions, right where their number is the answer's."""
     on_work = progress(path.stem, len(items))
     rows: list[Row] = []
-    for item in items:
-        text = cut_at(write(_prompt(item, scorer), None, None), scorer.config.stop_texts)
+    written = write([_prompt(item, scorer) for item in items], None, None)
+    for item, answer in zip(items, written, strict=True):
+        text = cut_at(answer.text, scorer.config.wording.stop_texts)
         number = final_number(text)
         rows.append(
             {
@@ -97,6 +109,7 @@ def score_numbers(
                 "number": None if number is None else str(number),
                 "answer": str(item.answer),
                 "is_correct": number == item.answer,
+                **answer.about,
             }
         )
         on_work(1)
@@ -140,12 +153,13 @@ def cut_at(text: str, stop_texts: Sequence[str]) -> str:
 
 def _candidates(item: ChoiceItem, scorer: Scorer) -> list[Candidate]:
     return [
-        scorer.answer(_prompt(item, scorer), scorer.config.choice.replace("{choice}", text)) for text in item.choices
+        scorer.answer(_prompt(item, scorer), scorer.config.wording.choice.replace("{choice}", text))
+        for text in item.choices
     ]
 
 
 def _prompt(item: ChoiceItem | NumberItem, scorer: Scorer) -> str:
-    return scorer.config.prompt.replace("{question}", item.question)
+    return scorer.config.wording.prompt.replace("{question}", item.question)
 
 
 def _chosen(choices: Sequence[str], scores: Sequence[Score]) -> dict[str, Any]:

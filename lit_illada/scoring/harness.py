@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_illada.errors import UserError
-from lit_illada.scoring.candidates import Candidate, Score, encode_pair
+from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.evaluation import Progress, Write, cut_at
 from lit_illada.scoring.scorer import Scorer
 
@@ -83,13 +83,19 @@ def harness_model(scorer: Scorer, write: Write, progress: Progress = lambda what
 
         def generate_until(self, requests: list[Any]) -> list[str]:
             on_work = progress("generate_until", len(requests))
-            texts = []
-            for request in requests:
-                prompt, options = request.args
-                text = write(prompt, options.get("max_gen_toks"), options.get("temperature"))
-                stops = options.get("until") or []
-                texts.append(cut_at(text, [stops] if isinstance(stops, str) else stops))
-                on_work(1)
+            # those of the same settings are written together
+            groups: dict[Any, list[int]] = {}
+            for place, request in enumerate(requests):
+                options = request.args[1]
+                groups.setdefault((options.get("max_gen_toks"), options.get("temperature")), []).append(place)
+            texts = [""] * len(requests)
+            for (max_new_tokens, temperature), places in groups.items():
+                prompts = [requests[place].args[0] for place in places]
+                written = write(prompts, max_new_tokens, temperature)
+                for place, one in zip(places, written, strict=True):
+                    stops = requests[place].args[1].get("until") or []
+                    texts[place] = cut_at(one.text, [stops] if isinstance(stops, str) else stops)
+                    on_work(1)
             return texts
 
     def scored(candidates: list[Candidate], what: str) -> list[Score]:
@@ -100,7 +106,7 @@ def harness_model(scorer: Scorer, write: Write, progress: Progress = lambda what
 
 
 def _fitting(scorer: Scorer, prompt: str, answer: str) -> Candidate:
-    prompt_ids, answer_ids = encode_pair(scorer.encode, prompt, answer)
+    prompt_ids, answer_ids = scorer.encode_pair(prompt, answer)
     room = scorer.model.max_length - len(answer_ids)
     if not answer_ids or room < 0:
         raise UserError(

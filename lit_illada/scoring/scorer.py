@@ -17,18 +17,20 @@ OnWork = Callable[[int], None]
 class Scorer:
     """Scores candidates by any rule of a model. num_forwards: the model's forward passes so far."""
 
-    def __init__(self, model: ScoringModel, encode: Encode, config: ScoringConfig) -> None:
-        """encode: the tokenizer's, text to ids."""
+    def __init__(self, model: ScoringModel, encode: Encode, config: ScoringConfig, chat: Encode | None = None) -> None:
+        """encode: the tokenizer's, text to ids. chat: a user's message to the ids that the model continues; None where
+        prompts are plain text."""
         self.model = model
         self.config = config
         self.encode = encode
+        self._chat = chat
         self.num_forwards = 0
         self.rules = config.rules(model.is_causal)
         self._grid = MaskGrid(config.num_draws, config.seed)
 
     def answer(self, prompt: str, answer: str) -> Candidate:
         """The candidate of two texts. Raises UserError for an answer without tokens and for one that is too long."""
-        candidate = Candidate.answering(*encode_pair(self.encode, prompt, answer))
+        candidate = Candidate.answering(*self.encode_pair(prompt, answer))
         if not candidate.answer_ids:
             raise UserError("an answer has no text")
         if len(candidate) > self.model.max_length:
@@ -38,9 +40,19 @@ class Scorer:
             )
         return candidate
 
+    def encode_pair(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """The ids of a prompt and of an answer to it; as plain text they are tokenised together."""
+        if self._chat is None:
+            return encode_pair(self.encode, prompt, answer)
+        return self._chat(prompt), self.encode(answer)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """What the model continues."""
+        return self.encode(prompt) if self._chat is None else self._chat(prompt)
+
     def room_behind(self, prompt: str) -> int:
         """How many tokens fit behind a prompt; 0 where it is too long itself."""
-        return max(0, self.model.max_length - len(self.encode(prompt)))
+        return max(0, self.model.max_length - len(self.encode_prompt(prompt)))
 
     def windows(self, text: str) -> list[Candidate]:
         """The windows of a text of any length. Raises UserError for an empty text and for windows that are too long."""

@@ -14,7 +14,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from lit_illada.errors import UserError
-from lit_illada.scoring.numbers import final_number
+from lit_illada.numbers import final_number
 
 
 @dataclass(frozen=True)

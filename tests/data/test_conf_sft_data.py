@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lit_illada.config import load
-from lit_illada.data.sft_config import ROWS, SFT_SOURCES, TEMPLATES, SFTDataConfig
+from lit_illada.data.sft_config import ROWS, SFT_SOURCES, TEMPLATES, ProblemRange, SFTDataConfig
 from lit_illada.data.shortening import SHORTENINGS
 from lit_illada.share import conf_dir
 from lit_illada.tree import from_tree
@@ -39,7 +39,7 @@ def test_a_choice_names_every_field_and_loads(group, path):
 
 def test_the_ranges_of_the_reasoning_name_every_field():
     tree = yaml.safe_load((CONF / "source" / "reasoning.yaml").read_text())
-    assert set(tree["easy"]) == set(tree["harder"]) == {"moduli", "min_depth", "max_depth", "operands", "digits"}
+    assert set(tree["easy"]) == set(tree["harder"]) == {item.name for item in dataclasses.fields(ProblemRange)}
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

@@ -218,3 +218,14 @@ def test_impossible_ranges_are_refused(fields):
 def test_impossible_sources_are_refused(fields):
     with pytest.raises(UserError, match=r"sft_data\.source\."):
         ReasoningSource(**fields)
+
+
+def test_the_largest_numbers_are_drawn_alike_and_bound_every_number_of_a_problem():
+    source, mixed = ReasoningSource(), ProblemRange([10], 2, 4, max_numbers=[3, 9])
+    largest = [
+        max(int(number) for line in example.messages[0].content.splitlines()[:-1] for number in re.findall(r"\d", line))
+        for example in make_examples(source, mixed, Portion.TRAIN, 600, 0.1)
+    ]
+    assert 0.4 < sum(most <= 3 for most in largest) / 600 < 0.6
+    alone = make_examples(source, ProblemRange([10], 2, 4, max_numbers=[9]), Portion.TRAIN, 50, 0.1)
+    assert alone == make_examples(source, ProblemRange([10], 2, 4), Portion.TRAIN, 50, 0.1)

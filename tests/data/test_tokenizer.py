@@ -41,6 +41,14 @@ def test_special_tokens_have_ids_of_their_own_and_no_bytes():
     assert TRAINED.decode([TRAINED.mask_token_id, *TRAINED.encode("a")], skip_special_tokens=True) == "a"
 
 
+def test_wordless_tokens_have_no_letter():
+    wordless = set(TRAINED.wordless_ids)
+    for text in ("7", ".", ",", "\n", " ", "=", "+"):
+        assert wordless.issuperset(TRAINED.encode(text))
+    assert wordless.issuperset({TRAINED.mask_token_id, TRAINED.eos_token_id, TRAINED.think_close_token_id})
+    assert wordless.isdisjoint(TRAINED.encode("thecatü"))
+
+
 @pytest.mark.parametrize("token", vars(OUR_TOKENS).values())
 def test_the_text_of_a_special_token_stays_text(token: str):
     ids = TRAINED.encode(f"a{token}b")

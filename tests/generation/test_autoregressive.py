@@ -79,7 +79,7 @@ def test_sampling_draws_from_the_cooled_distribution_of_whole_passes(causal, wri
 def test_a_row_of_a_batch_is_what_it_is_alone_when_sampled(write, ragged):
     config = replace(CONFIG, temperature=1.0)
     together = write(ragged, config).texts()
-    assert [write([p], config, first_row=row).texts()[0] for row, p in enumerate(ragged)] == together
+    assert [write([p], config, row_numbers=[row]).texts()[0] for row, p in enumerate(ragged)] == together
 
 
 def test_no_stop_before_the_least_number_of_tokens_and_none_after_the_stop(write, ragged):

@@ -8,8 +8,13 @@ import torch
 from lit_illada.batch import Layout
 from lit_illada.generation.caching import DualCache, PrefixCache
 from lit_illada.generation.config import Canvas, GenerationConfig
+from lit_illada.generation.control import TokenKinds
+from lit_illada.generation.early_exit import NoExit, Settled
+from lit_illada.generation.loop_response import NoResponse, RemaskSpan, TemperatureKick
 from lit_illada.generation.remasking import ReMDMConfidence
+from lit_illada.generation.repetition import DRY, NoPenalty, Penalty
 from lit_illada.generation.selection import Random, Threshold
+from lit_illada.generation.thinking_stop import ExponentialRamp, HardStop, LinearRamp, MixtureRamp, NoThinkingStop
 
 CONFIG = GenerationConfig(max_new_tokens=12, block_length=6, num_steps=4)
 KINDS = {
@@ -23,6 +28,32 @@ KINDS = {
     "prefix": {"cache": PrefixCache(), "canvas": Canvas.fixed},
     "dual": {"cache": DualCache(), "commit_rule": Threshold(0.3), "num_steps": 6, "guidance_scale": 0.5},
 }
+EAGER = {"min_period": 1, "min_cycles": 2, "min_length": 2}
+MITIGATIONS = {
+    "linear": {"thinking_stop": LinearRamp(answer_tokens=3, start_tokens=1)},
+    "exponential": {"thinking_stop": ExponentialRamp(start_tokens=1, factor=3.0)},
+    "mixture": {"thinking_stop": MixtureRamp(answer_tokens=3, start_tokens=1)},
+    "hard": {"thinking_stop": HardStop(answer_tokens=4)},
+    "penalty": {"repetition": Penalty(5.0)},
+    "dry": {"repetition": DRY(9.0, allowed_length=1)},
+    "remask_span": {"on_loop": RemaskSpan(**EAGER)},
+    "temperature_kick": {"on_loop": TemperatureKick(**EAGER, increase=3.0)},
+    "settled": {"early_exit": Settled(threshold=1e9, min_trials=2, answer_tokens=1), "block_length": 3, "num_steps": 3},
+}
+MITIGATIONS["all"] = {
+    **MITIGATIONS["settled"],
+    "thinking_stop": MixtureRamp(answer_tokens=3, start_tokens=4, power=3.0),
+    "repetition": DRY(0.5),
+    "on_loop": RemaskSpan(**EAGER),
+}
+WAYS = {
+    "append": {},
+    "fixed": {"canvas": Canvas.fixed},
+    "hot": {"temperature": 1.0},
+    "cached": {"cache": PrefixCache(), "commit_rule": Threshold(0.3)},
+    "remasking": {"remask": ReMDMConfidence(), "num_steps": 8, "temperature": 0.5},
+}
+TOKENS = TokenKinds(think_close_id=3, unpenalised_ids=[4, 5])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -30,9 +61,26 @@ def test_a_row_of_a_batch_is_what_it_is_alone(write, ragged, name):
     config = replace(CONFIG, **KINDS[name])
     together = write(ragged, config, stop_token_ids=[1, 2])
     for row, prompt in enumerate(ragged):
-        alone = write([prompt], config, stop_token_ids=[1, 2], first_row=row)
+        alone = write([prompt], config, stop_token_ids=[1, 2], row_numbers=[row])
         assert alone.texts()[0] == together.texts()[row]
         assert alone.is_stopped[0] == together.is_stopped[row]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", MITIGATIONS)
+def test_a_row_of_a_batch_is_what_it_is_alone_under_every_mitigation(write, ragged, name, way):
+    config = replace(CONFIG, **{**MITIGATIONS[name], **WAYS[way]})
+    options = {"stop_token_ids": [1, 2], "kinds": TOKENS}
+    ragged = [prompt for prompt in ragged if len(prompt)]  # with none, all places tie, and rounding decides
+    together = write(ragged, config, **options)
+    for row, prompt in enumerate(ragged):
+        alone = write([prompt], config, **options, row_numbers=[row])
+        assert alone.texts()[0] == together.texts()[row]
+        assert alone.events[0] == together.events[row]
+    if way == "append":
+        off = {"thinking_stop": NoThinkingStop(), "repetition": NoPenalty(), "on_loop": NoResponse()}
+        plain = replace(config, **off, early_exit=NoExit())
+        assert write(ragged, plain, **options).texts() != together.texts(), "it changes something here"
 
 
 def test_equal_prompts_in_a_batch_are_drawn_differently(write, prompts):

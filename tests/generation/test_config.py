@@ -7,13 +7,25 @@ from lit_illada.config import load
 from lit_illada.errors import UserError
 from lit_illada.generation.caching import CACHES
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.early_exit import EARLY_EXITS
+from lit_illada.generation.loop_response import LOOP_RESPONSES
 from lit_illada.generation.remasking import REMASK_RULES, ReMDMCap
+from lit_illada.generation.repetition import REPETITIONS
 from lit_illada.generation.selection import COMMIT_RULES
+from lit_illada.generation.thinking_stop import THINKING_STOPS
 from lit_illada.share import conf_dir
 from lit_illada.tree import from_tree
 
 FOLDER = conf_dir() / "generation"
-TABLES = {"commit_rule": COMMIT_RULES, "remask": REMASK_RULES, "cache": CACHES}
+TABLES = {
+    "commit_rule": COMMIT_RULES,
+    "remask": REMASK_RULES,
+    "cache": CACHES,
+    "thinking_stop": THINKING_STOPS,
+    "repetition": REPETITIONS,
+    "on_loop": LOOP_RESPONSES,
+    "early_exit": EARLY_EXITS,
+}
 PRESETS = sorted(FOLDER.glob("*.yaml"))
 
 
@@ -82,3 +94,9 @@ def test_samples_of_a_run_take_any_preset_and_choice():
     generation = load("pretrain", overrides).samples.generation
     assert generation.canvas == "fixed"
     assert isinstance(generation.cache, CACHES["dual"])
+
+
+def test_answers_and_problems_take_any_mitigation():
+    overrides = ["generation/thinking_stop@evaluation.generation.thinking_stop=hard"]
+    assert load("sft", overrides).evaluation.generation.thinking_stop == THINKING_STOPS["hard"]()
+    assert load("score", ["generation/on_loop=remask_span"]).generation.on_loop == LOOP_RESPONSES["remask_span"]()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lit_illada.batch import Layout
+from lit_illada.cache import KeyValueCache
 from lit_illada.errors import UserError
 
 
@@ -34,3 +35,12 @@ def test_selected_rows_and_scores_are_moved_alike(make_model, packed):
 def test_a_causal_model_cannot_be_shifted_twice(make_model):
     with pytest.raises(UserError, match=r"model\.predicts_next and model\.is_causal are both true"):
         make_model(predicts_next=True, is_causal=True)
+
+
+@torch.no_grad()
+def test_a_window_over_a_fresh_cache_gives_the_whole_pass_behind_its_first_column(make_model):
+    model, layout = make_model(predicts_next=True), Layout.whole_rows(2, 12)
+    ids = torch.randint(1, 9, (2, 12), generator=torch.Generator().manual_seed(4))
+    cache = KeyValueCache()
+    whole = model(ids, layout, cache=cache, start=0)
+    torch.testing.assert_close(model(ids[:, 5:9], layout, cache=cache, start=5)[:, 1:], whole[:, 6:9])

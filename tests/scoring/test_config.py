@@ -6,14 +6,17 @@ import pytest
 import yaml
 
 from lit_illada.config import ScoreConfig, load
+from lit_illada.data.sft_config import ReasoningTask
 from lit_illada.errors import UserError
 from lit_illada.scoring.config import DIFFUSION_RULES, ScoreRule, ScoringConfig
+from lit_illada.scoring.wording import WORDINGS
 from lit_illada.share import conf_dir
 
 
 def test_the_file_names_every_field_and_holds_the_defaults():
     tree = yaml.safe_load((conf_dir() / "score.yaml").read_text(encoding="utf-8"))
-    assert list(tree["score"]) == [item.name for item in dataclasses.fields(ScoringConfig)]
+    assert [*tree["score"], "wording"] == [item.name for item in dataclasses.fields(ScoringConfig)]
+    assert list(tree["reasoning"]) == [item.name for item in dataclasses.fields(ReasoningTask)]
     assert load("score") == ScoreConfig()
 
 
@@ -31,11 +34,43 @@ def test_all_is_every_rule_that_a_model_has():
         ("window_length", 0, "window_length is 0"),
         ("context_length", -1, "context_length is -1"),
         ("limit", 0, "limit is 0"),
-        ("prompt", "Question:", r"it must hold \{question\}"),
-        ("choice", "{}", r"it must hold \{choice\}"),
-        ("stop_texts", [""], "stop_texts holds an empty text"),
+        ("batch_prompts", 0, "batch_prompts is 0"),
     ],
 )
 def test_a_value_that_can_mean_nothing_is_refused(field, value, said):
     with pytest.raises(UserError, match=said):
         ScoringConfig(**{field: value})
+
+
+@pytest.mark.parametrize("wording", WORDINGS.values())
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("prompt", "Question:", r"it must hold \{question\}"),
+        ("choice", "{}", r"it must hold \{choice\}"),
+        ("stop_texts", [""], "stop_texts holds an empty text"),
+    ],
+)
+def test_a_wording_that_says_nothing_is_refused(wording, field, value, said):
+    with pytest.raises(UserError, match=said):
+        wording(**{field: value})
+
+
+@pytest.mark.parametrize("name", WORDINGS)
+def test_every_wording_has_a_file_with_its_defaults(name):
+    assert load("score", [f"score/wording={name}"]).score.wording == WORDINGS[name]()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("depths", [], "reasoning.depths is empty"),
+        ("depths", [0], "min_depth is 0"),
+        ("num_problems", 0, "num_problems is 0"),
+        ("held_out_fraction", 0.5, "held_out_fraction is 0.5"),
+        ("max_numbers", [3, 10], r"max_numbers is \[10\]; each must lie in 1 … 9"),
+    ],
+)
+def test_problems_that_cannot_be_posed_are_refused(field, value, said):
+    with pytest.raises(UserError, match=said):
+        ReasoningTask(**{field: value})

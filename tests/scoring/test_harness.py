@@ -16,6 +16,7 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
 from lit_illada.scoring.config import ScoringConfig
+from lit_illada.scoring.evaluation import Answer
 from lit_illada.scoring.harness import harness_model
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
@@ -101,15 +102,15 @@ def test_a_rolling_score_is_the_sum_of_the_windows(base_class, scorer):
 def test_generation_gets_the_tasks_options_and_ends_at_its_stops(base_class, scorer):
     seen = []
 
-    def write(prompt, max_new_tokens, temperature):
-        seen.append((prompt, max_new_tokens, temperature))
-        return "so 42.\nQuestion: more"
+    def write(prompts, max_new_tokens, temperature):
+        seen.append((prompts, max_new_tokens, temperature))
+        return [Answer("so 42.\nQuestion: more") for _ in prompts]
 
     model = harness_model(scorer(), write)
     options = [{"until": ["\n", "Question"], "max_gen_toks": 9, "temperature": 0.5}, {"until": "42"}, {}]
     told = model.generate_until(requests(*(("q", one) for one in options)))
     assert told == ["so 42.", "so ", "so 42.\nQuestion: more"]
-    assert seen == [("q", 9, 0.5), ("q", None, None), ("q", None, None)]
+    assert seen == [(["q"], 9, 0.5), (["q", "q"], None, None)]  # those of the same settings together
 
 
 def test_without_the_package_one_line_names_the_extra(monkeypatch, tmp_path):

@@ -9,7 +9,9 @@ from lit_illada.sweep.spec import Arm, Command, Metric, Stage, SweepSpec
 
 # does a run without a model: writes a step a line, so that a test sees every step that was done, and by whom
 WORKER = """
-import json, os, sys, time
+import time
+began_at = time.time()
+import json, os, sys
 from pathlib import Path
 from lit_illada.sweep.attempt import attempt
 from lit_illada.sweep.layout import SweepFolder
@@ -24,6 +26,7 @@ def call(words):
         return 3
     (place / "checkpoints").mkdir(exist_ok=True)
     (place / "config.yaml").write_text("{{}}")
+    (place / "began.txt").write_text(str(began_at))
     done = max((int(path.stem) for path in place.glob("checkpoints/*.ckpt")), default=0)
     for step in range(done + 1, steps + 1):
         time.sleep(seconds)

@@ -100,9 +100,14 @@ def test_a_failed_run_is_shown_and_the_others_go_on(tiny_sweep, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_sweep_killed_at_random_ends_as_an_undisturbed_one(tiny_sweep, tiny_overrides, tmp_path):
     stages = [
-        {"name": "pretrain", "command": "pretrain", "overrides": [*tiny_overrides, "trainer.max_steps=120"]},
+        {
+            "name": "pretrain",
+            "command": "pretrain",
+            "overrides": [*tiny_overrides, "data.row_length=64", "trainer.max_steps=120"],
+        },
         {"name": "score", "command": "score", "arguments": ["--held-out", "8"], "overrides": ["score.num_draws=4"]},
     ]
     file = tiny_sweep(stages=stages, seeds=[0, 1])

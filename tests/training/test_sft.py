@@ -196,3 +196,17 @@ def test_response_curves_are_those_of_a_loop_over_the_tokens():
     assert float(values["response_nll"]) == pytest.approx(sum(response) / len(response))
     assert float(values["response_accuracy"]) == pytest.approx(sum(correct) / len(correct))
     assert float(values["eos_nll"]) == pytest.approx(sum(ends) / len(ends))
+
+
+def test_the_answers_of_a_run_are_timed_and_checked_by_the_bench(tuned, tmp_path):
+    told = lit_illada("bench", "answers", "--checkpoint", str(tuned), "--json", str(tmp_path / "bench.json"))
+    assert told.exit_code == 0, told.output
+    figures = json.loads((tmp_path / "bench.json").read_text())["answers"]
+    for name in ("plain", "threshold_dual_cache", "plain_together", "threshold_dual_cache_together"):
+        assert 0 <= figures[name]["accuracy"] <= 1
+    for name in ("fast_over_plain", "together_over_one_by_one", "fast_together_over_one_by_one"):
+        assert figures[name]["min"] > 0
+    told = lit_illada("bench", "answers")
+    assert (told.exit_code, told.output) == (
+        1, "Error: the benchmark 'answers' needs a fine-tuned run: --checkpoint RUN\n",
+    )  # fmt: skip

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.scoring.numbers import final_number, first_number
+from lit_illada.numbers import final_number, first_number
 
-GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""How fast does a fine-tuned run answer its own held-out problems: plain against threshold and double cache, 32 prompts
+together against one by one; and how often is it right?"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_illada import build
+from lit_illada.bench.figure import figure, seconds
+from lit_illada.checkpoints import open_checkpoint
+from lit_illada.config import SFTConfig, load_file
+from lit_illada.data.sft_datamodule import Difficulty
+from lit_illada.errors import UserError
+from lit_illada.generation.caching import DualCache
+from lit_illada.generation.selection import Threshold
+from lit_illada.model.hf import load_model
+from lit_illada.run_folder import RunFolder
+from lit_illada.training.trainer import Precision
+from lit_illada.writing import Writer, Written
+
+
+def measure(run: Path, num_prompts: int = 32, repeats: int = 5) -> dict[str, Any]:
+    """Tokens a second, accuracy and the ratios of the alternations, in the run's own precision and blocks.
+
+    Plain decoding commits a token a step. The goals: threshold decoding over the double cache at least 5 times plain
+    decoding, both one by one, with at most a point of accuracy less; the prompts together at least 4 times one by one.
+    Raises UserError for a folder that holds no fine-tuned run with problems to check.
+    """
+    config: SFTConfig = load_file("sft", RunFolder.open(run).config)
+    accelerator, precision = config.trainer.hardware()
+    checkpoint = open_checkpoint(run)
+    model = load_model(checkpoint.model, checkpoint.tensors, accelerator.device).eval()
+    datamodule = build.build_sft_datamodule(config, checkpoint.tokenizer)
+    if Difficulty.EASY not in datamodule.difficulties:
+        raise UserError(f"{run} was not fine-tuned on problems whose answers can be checked")
+    examples = datamodule.evaluation_examples(Difficulty.EASY, num_prompts)
+    prompts = [example.prompt_ids for example in examples]
+    plain = replace(config.evaluation.generation, num_steps=None, tokens_per_step=1)
+    writer = Writer(model, checkpoint.tokenizer, plain, num_prompts, precision is Precision.bf16_mixed)
+    alone = replace(writer, batch_prompts=1)
+    fast = replace(plain, commit_rule=Threshold(0.9), cache=DualCache())
+    ways = {
+        "plain": alone,
+        "threshold_dual_cache": replace(alone, generation=fast),
+        "plain_together": writer,
+        "threshold_dual_cache_together": replace(writer, generation=fast),
+    }
+    answers = {name: list(way.write(prompts)) for name, way in ways.items()}
+
+    def accuracy(written: list[Written]) -> float:
+        right = [datamodule.is_right(one, text.token_ids) for one, text in zip(examples, written, strict=True)]
+        return sum(right) / len(right)
+
+    def rate(name: str) -> Callable[[], Any]:
+        return lambda: list(ways[name].write(prompts))
+
+    runs = [{name: seconds(rate(name)) for name in ways} for _ in range(repeats)]
+    num_tokens = {name: sum(len(one.token_ids) + one.is_stopped for one in answers[name]) for name in ways}
+    speeds = {
+        name: {
+            "tokens_per_s": figure([num_tokens[name] / run[name] for run in runs]),
+            "accuracy": accuracy(answers[name]),
+        }
+        for name in ways
+    }
+
+    def ratio(first: str, second: str) -> dict[str, float]:
+        return figure([num_tokens[first] / run[first] / (num_tokens[second] / run[second]) for run in runs])
+
+    return {
+        "threads": torch.get_num_threads(),
+        **speeds,
+        "fast_over_plain": ratio("threshold_dual_cache", "plain"),
+        "together_over_one_by_one": ratio("plain_together", "plain"),
+        "fast_together_over_one_by_one": ratio("threshold_dual_cache_together", "threshold_dual_cache"),
+    }

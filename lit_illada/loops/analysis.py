@@ -1,0 +1,206 @@
+"""What do many generations say together: how often, where, how long, and what does it cost?"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from lit_illada.loops.outcome import Outcome
+from lit_illada.loops.records import FILE
+from lit_illada.loops.spans import Kind
+from lit_illada.loops.statistics import Paired, Rate, Survival, cluster_bootstrap, kaplan_meier, mcnemar
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of one group. loop: any kind of loop; exact_run: the narrow definition, exact runs of any period, by which
+    groups of other reports compare. kinds: texts in which each kind holds. looped_right, other_right: accuracy where a
+    text loops and where not; exact_right, exact_other_right: the same by exact runs.
+    seed_interval: of `loop` with seeds as clusters, where there are several. wasted: units in copies, of all units."""
+
+    name: str
+    num_texts: int
+    loop: Rate
+    exact_run: Rate
+    kinds: dict[Kind, Rate]
+    presets: dict[str, Rate]
+    self_correction: Rate
+    escaped: Rate
+    terminal: Rate
+    forced_closure: Rate
+    template: Rate
+    looped_right: Rate
+    other_right: Rate
+    exact_right: Rate
+    exact_other_right: Rate
+    right_before: Rate
+    seed_interval: tuple[float, float] | None
+    wasted: float
+    wasted_units: int
+    wasted_forwards: float | None
+    median_length: float
+    secondary: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SamePrompts:
+    """Prompts of a task that looped in some of their generations and not in others, and how often each was right: the
+    difficulty is the same, where over all texts it is not."""
+
+    num_prompts: int
+    looped_right: float
+    other_right: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Loops under two values of a group, on the same prompts."""
+
+    key: str
+    first: str
+    second: str
+    loops: Paired
+
+
+def has_exact_run(item: Outcome) -> bool:
+    """An exact run of any period: the narrow definition of a loop."""
+    return not item.kinds.isdisjoint((Kind.flood, Kind.exact))
+
+
+def group_keys(outcomes: Sequence[Outcome], asked: Sequence[str] = ()) -> list[str]:
+    """What the texts are counted by: what is asked for; else all that varies, but for seeds; else the file."""
+    if asked:
+        return list(asked)
+    values: dict[str, dict[str, None]] = defaultdict(dict)
+    for item in outcomes:
+        for key, value in item.generation.groups.items():
+            values[key][value] = None
+    varied = [key for key, seen in values.items() if len(seen) > 1 and key not in (SEED, FILE)]
+    return varied or [next((key for key in values if key not in (SEED, FILE)), FILE)]
+
+
+def by_group(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[tuple[str, ...], list[Outcome]]:
+    """The cells of the crossed keys, in a natural order: numbers by size."""
+    cells: dict[tuple[str, ...], list[Outcome]] = defaultdict(list)
+    for item in outcomes:
+        cells[tuple(item.generation.groups.get(key, "–") for key in keys)].append(item)
+    return dict(sorted(cells.items(), key=lambda cell: [_natural(value) for value in cell[0]]))
+
+
+def summaries(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Summary]:
+    """One a cell."""
+    if not keys:
+        return [summary("all", outcomes)]
+    cells = by_group(outcomes, keys)
+    return [summary(cell_name(keys, cell), items) for cell, items in cells.items()]
+
+
+def cell_name(keys: Sequence[str], cell: Sequence[str]) -> str:
+    """A number alone would say little."""
+    return f"{keys[0]} {cell[0]}" if len(cell) == 1 and cell[0].isdecimal() else " · ".join(cell)
+
+
+def summary(name: str, outcomes: Sequence[Outcome]) -> Summary:
+    """What is counted of a group."""
+    looped = [item for item in outcomes if item.is_loop]
+    others = [item for item in outcomes if not item.is_loop]
+    forwards = [item.wasted_forwards for item in outcomes]
+    seeds = [item.generation.groups.get(SEED) for item in outcomes]
+    num_units = sum(item.findings.length for item in outcomes)
+    return Summary(
+        name=name,
+        num_texts=len(outcomes),
+        loop=_rate(outcomes, lambda item: item.is_loop),
+        exact_run=_rate(outcomes, has_exact_run),
+        kinds={kind: _rate(outcomes, lambda item, kind=kind: kind in item.kinds) for kind in Kind},  # type: ignore[misc]
+        presets={
+            preset: _rate(outcomes, lambda item, preset=preset: item.findings.presets[preset])  # type: ignore[misc]
+            for preset in (outcomes[0].findings.presets if outcomes else ())
+        },
+        self_correction=_rate(looped, lambda item: item.findings.is_self_correction),
+        escaped=_rate(looped, lambda item: item.findings.is_escaped),
+        terminal=_rate(looped, lambda item: item.findings.is_terminal),
+        forced_closure=_rate(looped, lambda item: item.findings.is_forced_closure),
+        template=_rate(outcomes, lambda item: item.findings.is_template),
+        looped_right=_rate(looped, lambda item: item.is_right),
+        other_right=_rate(others, lambda item: item.is_right),
+        exact_right=_rate([item for item in outcomes if has_exact_run(item)], lambda item: item.is_right),
+        exact_other_right=_rate([item for item in outcomes if not has_exact_run(item)], lambda item: item.is_right),
+        right_before=_rate(looped, lambda item: item.was_right_before),
+        seed_interval=cluster_bootstrap([item.is_loop for item in outcomes], seeds) if len(set(seeds)) > 1 else None,
+        wasted=sum(item.findings.wasted for item in outcomes) / max(1, num_units),
+        wasted_units=sum(item.findings.wasted for item in outcomes),
+        wasted_forwards=sum(x for x in forwards if x is not None) if any(x is not None for x in forwards) else None,
+        median_length=statistics.median(item.findings.length for item in outcomes) if outcomes else 0,
+        secondary=_secondary(outcomes),
+    )
+
+
+def same_prompts(outcomes: Sequence[Outcome]) -> SamePrompts | None:
+    """None where no prompt has both."""
+    by_prompt: dict[tuple[str | None, str], list[Outcome]] = defaultdict(list)
+    for item in outcomes:
+        if item.generation.prompt is not None and item.is_right is not None:
+            by_prompt[item.generation.groups.get("task"), item.generation.prompt].append(item)
+    looped, others = [], []
+    for items in by_prompt.values():
+        right_looped = [bool(item.is_right) for item in items if item.is_loop]
+        right_others = [bool(item.is_right) for item in items if not item.is_loop]
+        if right_looped and right_others:
+            looped.append(statistics.mean(right_looped))
+            others.append(statistics.mean(right_others))
+    return SamePrompts(len(looped), statistics.mean(looped), statistics.mean(others)) if looped else None
+
+
+def comparisons(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Comparison]:
+    """Of every two values of each key, prompts equal and all other keys equal too; a prompt's first text counts."""
+    found = []
+    for key in keys:
+        rest = [other for other in keys if other != key]
+        cells: dict[str, dict[tuple[str | None, ...], bool]] = defaultdict(dict)
+        for item in outcomes:
+            groups = item.generation.groups
+            where = (item.generation.prompt, groups.get(SEED), *(groups.get(other) for other in rest))
+            if item.generation.prompt is not None:
+                cells[groups.get(key, "–")].setdefault(where, item.is_loop)
+        for first, second in combinations(sorted(cells, key=_natural), 2):
+            shared = cells[first].keys() & cells[second].keys()
+            if shared:
+                pairs = [(cells[first][where], cells[second][where]) for where in shared]
+                found.append(Comparison(key, first, second, mcnemar(pairs)))
+    return found
+
+
+def onset_survival(outcomes: Sequence[Outcome]) -> Survival:
+    """In units; a text that does not loop is censored where it ends."""
+    times, is_event = [], []
+    for item in outcomes:
+        main = item.findings.main if item.is_loop else None
+        times.append(main.onset if main else item.findings.length)
+        is_event.append(main is not None)
+    return kaplan_meier(times, is_event)
+
+
+def _rate(outcomes: Sequence[Outcome], is_hit: Callable[[Outcome], bool | None]) -> Rate:
+    """Of those for which it is known."""
+    known = [hit for item in outcomes if (hit := is_hit(item)) is not None]
+    return Rate(sum(known), len(known))
+
+
+def _secondary(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    columns: Mapping[str, list[float]] = defaultdict(list)
+    for item in outcomes:
+        for name, value in item.findings.secondary.rounded().items():
+            if value is not None:
+                columns[name].append(value)
+    return {name: statistics.mean(values) for name, values in columns.items()}
+
+
+def _natural(value: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(value), value
+    except ValueError:
+        return 1, 0.0, value

@@ -1,0 +1,94 @@
+"""The command `loops analyze`: files in; a table, a file of records and a page out."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lit_illada.errors import UserError
+from lit_illada.loops.analysis import Summary, group_keys, summaries
+from lit_illada.loops.config import LoopConfig, LoopsConfig
+from lit_illada.loops.outcome import Outcome, as_record, outcome
+from lit_illada.loops.records import Fields, read_generations
+from lit_illada.loops.report import write_report
+from lit_illada.loops.spans import Kind
+from lit_illada.loops.statistics import Rate
+from lit_illada.share import conf_dir
+from lit_illada.tree import read_file
+
+REPORT, RECORDS = "report.html", "records.jsonl"
+
+
+def run(words: Sequence[str], out: Path, fields: Fields, encoding: str | None) -> None:
+    """Look at every generation of the files."""
+    files, overrides = tell_apart(words)
+    config = read_file(LoopsConfig, conf_dir() / "loops.yaml", overrides).loops
+    console = Console()
+    outcomes = look(files, fields, encoding, config, console)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / RECORDS).open("w", encoding="utf-8") as file:
+        for found in outcomes:
+            file.write(json.dumps(as_record(found), ensure_ascii=False) + "\n")
+    keys = group_keys(outcomes, fields.groups)
+    write_report(out / REPORT, outcomes, keys, config)
+    for table in tables(summaries(outcomes, keys), keys):
+        console.print(table)
+    if "length" in keys:
+        console.print("Rates at different lengths do not compare: a longer text has more room to loop.", style="dim")
+    console.print(f"records      {out / RECORDS}\npage         {out / REPORT}", highlight=False, soft_wrap=True)
+
+
+def tell_apart(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files and overrides: what exists, or holds no '=', is a file."""
+    is_file = [Path(word).exists() or "=" not in word for word in words]
+    files = [Path(word) for word, yes in zip(words, is_file, strict=True) if yes]
+    if not files:
+        raise UserError("no file is named: give files or folders of generations before KEY=VALUE")
+    return files, [word for word, yes in zip(words, is_file, strict=True) if not yes]
+
+
+def look(
+    files: Sequence[Path], fields: Fields, encoding: str | None, config: LoopConfig, console: Console
+) -> list[Outcome]:
+    """Every generation's outcome, with a progress bar on a terminal."""
+    found = []
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("looking for loops", total=None)
+        for generation in read_generations(files, fields, encoding):
+            found.append(outcome(generation, config))
+            progress.update(task, advance=1, description=f"looking for loops: {len(found):,} texts")
+    return found
+
+
+def tables(groups: Sequence[Summary], keys: Sequence[str]) -> list[Table]:
+    """How often, of which kind, and how many are right; each fits a terminal of 80 columns."""
+    first = " · ".join(keys) or "group"
+    seen = [kind for kind in Kind if any(group.kinds[kind].hits for group in groups)]
+    names = [first, *(group.name for group in groups)]
+    often = _table("Loops, with Wilson's 95 % intervals", names, ["texts", "any loop", "exact run", "wasted"])
+    kinds = _table("By kind; a text may be of several", names, [kind.replace("_", "\n") for kind in seen])
+    right = _table("How many are right", names, ["looped", "others", "exact run", "no exact run"])
+    for group in groups:
+        wasted = f"{100 * group.wasted:.1f}%"
+        often.add_row(group.name, f"{group.num_texts:,}", str(group.loop), str(group.exact_run), wasted)
+        kinds.add_row(group.name, *(f"{100 * group.kinds[kind].share:.1f}%" for kind in seen))
+        accuracies = (group.looped_right, group.other_right, group.exact_right, group.exact_other_right)
+        right.add_row(group.name, *map(_share_of, accuracies))
+    is_judged = any(group.looped_right.tries + group.other_right.tries for group in groups)
+    return [often, *([kinds] if seen else []), *([right] if is_judged else [])]
+
+
+def _table(title: str, names: Sequence[str], others: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    longest = max(len(word) for name in names for word in name.split())
+    table.add_column(names[0], overflow="fold", min_width=min(longest, 24))
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _share_of(rate: Rate) -> str:
+    return f"{100 * rate.share:.1f}% of {rate.tries:,}" if rate.tries else "–"

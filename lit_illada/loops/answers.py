@@ -1,0 +1,92 @@
+r"""Is a generation right, where its file does not say, and did the answer stand there before the loop began?
+
+A truth is a number, a text that gives one, or, for Countdown, [the numbers, the target]: then the answer is an
+expression that uses each number once and has the target as its value. The expression is looked for in the last
+\boxed{}, else in <answer>, else in the whole text, and read before an equals sign where there is one.
+"""
+
+import ast
+import operator
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from lit_illada.numbers import final_number, first_number
+
+_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_LEFT_SIDE = re.compile(r"([0-9+\-*/() ]+)=\s*[-0-9. ]+")
+_STATED = re.compile(r"=|\bis\b|:")
+_OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def is_right(content: str, truth: Any) -> bool | None:
+    """None where the truth is of no known kind."""
+    if (problem := _countdown(truth)) is not None:
+        return _solves(_expression(content), *problem)
+    wanted = _number(truth)
+    return None if wanted is None else final_number(content) == wanted
+
+
+def states_answer(content: str, truth: Any) -> bool | None:
+    """Whether the right answer stands anywhere in a text: behind an equals sign, a colon or "is"."""
+    if (problem := _countdown(truth)) is not None:
+        return any(_solves(left, *problem) for left in _LEFT_SIDE.findall(_plain(content)))
+    wanted = _number(truth)
+    if wanted is None:
+        return None
+    return any(first_number(content[found.end() : found.end() + 40]) == wanted for found in _STATED.finditer(content))
+
+
+def _countdown(truth: Any) -> tuple[list[int], int] | None:
+    if not (isinstance(truth, list) and len(truth) == 2 and isinstance(truth[0], list)):
+        return None
+    numbers, target = truth
+    return (numbers, target) if all(isinstance(number, int) for number in [*numbers, target]) else None
+
+
+def _number(truth: Any) -> Fraction | None:
+    if isinstance(truth, bool) or truth is None:
+        return None
+    if isinstance(truth, int | float):
+        return Fraction(str(truth)) if truth == truth and abs(truth) != float("inf") else None
+    return final_number(truth) if isinstance(truth, str) else None
+
+
+def _expression(content: str) -> str:
+    boxed, tagged = _BOXED.findall(content), _TAGGED.search(content)
+    written = boxed[-1] if boxed else tagged[1].strip() if tagged else content
+    left = _LEFT_SIDE.search(written := _plain(written))
+    return left[1] if left else written
+
+
+def _plain(text: str) -> str:
+    for latex, sign in ((r"\div", "/"), (r"\times", "*"), (r"\cdot", "*"), ("×", "*"), ("÷", "/"), ("−", "-")):
+        text = text.replace(latex, sign)
+    return text
+
+
+def _solves(expression: str, numbers: list[int], target: int) -> bool:
+    if sorted(map(int, re.findall(r"\d+", expression))) != sorted(numbers) or len(expression) > 200:
+        return False
+    try:
+        return _value(ast.parse(expression.strip(), mode="eval").body) == target
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return False
+
+
+def _value(node: ast.AST) -> Fraction:
+    """Of +, −, ·, / and whole numbers; anything else is a ValueError."""
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_value(node.left), _value(node.right))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return Fraction(node.value)
+    raise ValueError(f"no arithmetic: {ast.dump(node)}")

@@ -1,0 +1,191 @@
+"""Does a generated text loop, how, from where on, and how much of it is waste?
+
+    findings = detect(text)                                  any text
+    findings = detect_tokens(token_ids, tokens, steps=steps) a model's own tokens, with when each was committed
+
+Looked for anywhere in the text, since on a fixed canvas a loop lies in its middle. Linear in the text. Of a text above
+MAX_LENGTH units exact runs are looked for everywhere, the rest in its first MAX_LENGTH units.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+
+from lit_illada.loops.config import LoopConfig
+from lit_illada.loops.ending import ANSWER_SECTION, Ending, ending, num_units_after
+from lit_illada.loops.phrases import holds_phrase
+from lit_illada.loops.presets import PRESETS
+from lit_illada.loops.runs import union_length
+from lit_illada.loops.secondary import Secondary, secondary
+from lit_illada.loops.spans import LOOPS, MAX_LENGTH, Kind, Span, is_template, loop_spans
+from lit_illada.loops.words import Units, sentences, units_of_text, units_of_tokens
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in one text.
+
+    kinds: all that hold, the headline first; empty: nothing. length: units of the content, before the first stop text.
+    spans: the looped stretches; main: the headline's longest. coverage: the share of the content in loops, first
+    copies left out; wasted: that in units. is_escaped, is_terminal, is_forced_closure: what follows the last loop.
+    is_template: alike but for its numbers, which is no loop. temporal_onset: the median denoising step that committed
+    the main loop's second copy; temporal_lead: by how many steps it came after the first copy (below 0: before it).
+    wasted_forwards: denoising steps that committed nothing but waste. answer_length: units behind the answer.
+    """
+
+    kinds: tuple[Kind, ...]
+    length: int
+    num_stops: int
+    spans: tuple[Span, ...]
+    coverage: float
+    wasted: int
+    is_escaped: bool
+    is_terminal: bool
+    is_forced_closure: bool
+    is_template: bool
+    is_self_correction: bool
+    is_finished: bool | None
+    has_answer: bool
+    temporal_onset: float | None
+    temporal_lead: float | None
+    wasted_forwards: int | None
+    presets: dict[str, bool]
+    secondary: Secondary
+    units: Units
+
+    @property
+    def is_loop(self) -> bool:
+        return any(kind in LOOPS for kind in self.kinds)
+
+    @property
+    def main(self) -> Span | None:
+        """The longest span of the headline kind."""
+        return next((max(found, key=lambda span: span.end - span.start) for found in self._by_kind() if found), None)
+
+    def _by_kind(self) -> list[list[Span]]:
+        return [[span for span in self.spans if span.kind is kind] for kind in self.kinds]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a text beside itself. is_finished: whether the model ended it; None: told by a stop text, else
+    unknown. has_answer: None: told by the text. num_canvas: the places the model could write; None: content and stop
+    texts are all."""
+
+    is_finished: bool | None = None
+    has_answer: bool | None = None
+    num_canvas: int | None = None
+
+
+def detect(text: str, config: LoopConfig | None = None, known: Known | None = None) -> Findings:
+    """Findings in a text, stop texts and all."""
+    config = config or LoopConfig()
+    end = ending(text, config.stop_texts)
+    return _findings(units_of_text(end.content), end, config, known or Known())
+
+
+def detect_tokens(
+    token_ids: Sequence[int],
+    tokens: Sequence[str] | None = None,
+    config: LoopConfig | None = None,
+    known: Known | None = None,
+    *,
+    steps: Sequence[int] | None = None,
+) -> Findings:
+    """Findings in a model's tokens; without their texts only what ids can tell. steps: the denoising step of each."""
+    config = config or LoopConfig()
+    end = Ending("", 0, False, None)
+    if tokens is not None:
+        end = ending("".join(tokens), config.stop_texts)
+        first_stop = next((i for i, token in enumerate(tokens) if token.strip() in config.stop_texts), len(tokens))
+        token_ids, tokens = token_ids[:first_stop], tokens[:first_stop]
+    findings = _findings(units_of_tokens(token_ids, tokens), end, config, known or Known())
+    return findings if steps is None else _in_time(findings, steps)
+
+
+def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Findings:
+    finished = known.is_finished if known.is_finished is not None else (True if end.num_stops else None)
+    answered = end.has_answer if known.has_answer is None else known.has_answer
+    spans = loop_spans(units, config)
+    closure = _is_forced_closure(units, end, spans, config)
+    rest = len(units) - max((span.end for span in spans), default=len(units))
+    is_escaped = bool(spans) and not closure and rest >= config.ending.escaped_share * len(units)
+    if is_escaped or (finished is True and not closure):  # it came to an end, so sentences only went in circles
+        spans = [replace(span, kind=Kind.circling) if span.kind is Kind.statement else span for span in spans]
+    kinds = {span.kind for span in spans}
+    num_canvas = known.num_canvas or len(units) + end.num_stops
+    if not answered and end.num_stops >= config.ending.overflow_share * num_canvas > 0:
+        kinds.add(Kind.overflow)
+    if end.answer_end is not None and num_units_after(end.content, end.answer_end) >= config.ending.runaway_length:
+        kinds.add(Kind.runaway)
+    if finished is False and not kinds:
+        kinds.add(Kind.budget)
+    told = [span for span in spans if span.kind in LOOPS]
+    wasted = union_length([copy for span in told for copy in span.copies])
+    return Findings(
+        kinds=tuple(kind for kind in Kind if kind in kinds),
+        length=len(units),
+        num_stops=end.num_stops,
+        spans=tuple(spans),
+        coverage=wasted / max(1, len(units)),
+        wasted=wasted,
+        is_escaped=bool(told) and is_escaped,
+        is_terminal=bool(told) and rest <= config.ending.terminal_slack,
+        is_forced_closure=bool(told) and closure,
+        is_template=is_template(units, spans, config),
+        is_self_correction=_is_self_correction(units, spans),
+        is_finished=finished,
+        has_answer=answered,
+        temporal_onset=None,
+        temporal_lead=None,
+        wasted_forwards=None,
+        presets={name: preset(units.ids) for name, preset in PRESETS.items()},
+        secondary=secondary(units.ids[:MAX_LENGTH], _first_part(units)),
+        units=units,
+    )
+
+
+def _is_self_correction(units: Units, spans: list[Span]) -> bool:
+    """Whether the looped text is doubt: half of its sentences, first copies and later ones, hold such a phrase."""
+    if units.written is None or not spans:
+        return False
+    main = max(spans, key=lambda span: span.end - span.start)
+    said = list(sentences(units_of_text(units.written.between(main.start, main.end)), 3))
+    return sum(holds_phrase(sentence.text) for sentence in said) >= 0.5 * max(1, len(said))
+
+
+def _is_forced_closure(units: Units, end: Ending, spans: list[Span], config: LoopConfig) -> bool:
+    """Whether behind the loops comes nothing but an answer section, where the canvas ends."""
+    reached = max((span.end for span in spans), default=len(units))
+    room = config.ending.closure_blocks * config.ending.block_length
+    if units.written is None or not 0 < len(units) - reached <= room or end.num_stops > room:
+        return False
+    after = units.written.behind(reached)
+    answer = ANSWER_SECTION.search(after)
+    # a further copy that was cut short may stand before it
+    least = max(8, *(span.period for span in spans))
+    return answer is not None and len(units_of_text(after[: answer.start()])) < least
+
+
+def _in_time(findings: Findings, steps: Sequence[int]) -> Findings:
+    when = np.asarray(steps[: findings.length])
+    is_wasted = np.zeros(findings.length, bool)
+    for span in findings.spans:
+        for start, end in span.copies if span.kind in LOOPS else ():
+            is_wasted[start:end] = True
+    wasted_forwards = len(set(when[is_wasted].tolist()) - set(when[~is_wasted].tolist()))
+    main = findings.main
+    if main is None or not main.copies:
+        return replace(findings, wasted_forwards=wasted_forwards)
+    (first, *_), (second, *_) = main.originals, main.copies
+    onset = median(when[second[0] : second[1]].tolist())
+    lead = onset - median(when[first[0] : first[1]].tolist())
+    return replace(findings, wasted_forwards=wasted_forwards, temporal_onset=onset, temporal_lead=lead)
+
+
+def _first_part(units: Units) -> str | None:
+    if units.written is None or len(units) <= MAX_LENGTH:
+        return units.written.text if units.written is not None else None
+    return units.written.between(0, MAX_LENGTH)

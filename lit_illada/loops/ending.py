@@ -1,0 +1,66 @@
+"""How does a text end: by itself, with an answer, or because its budget was spent?"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lit_illada.loops.words import units_of_text
+
+_THINK_END = re.compile(r"</think>|<\|/think\|>|</reasoning>")
+_ANSWER_END = re.compile(r"</answer>|####[^\S\n]*[^\n]*")
+_BOXED = re.compile(r"\\boxed\s*\{")
+# also what only begins an answer, or announces one
+_ANSWER = re.compile(
+    r"<answer>|\\boxed\s*\{|####|\banswers?\b[^.\n]{0,40}(?:\bis\b|\bare\b|[:=])|(?:</think>|<\|/think\|>)\s*\S",
+    re.IGNORECASE,
+)
+ANSWER_SECTION = re.compile(
+    r"<+answer>|\\boxed\s*\{|####|</think>|<\|/think\|>|</reasoning>|\b(?:final )?answer\b", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """content: the text up to its first stop text. num_stops: stop texts behind it, those that fill a canvas too.
+    answer_end: where in the content the answer ends, or None."""
+
+    content: str
+    num_stops: int
+    has_answer: bool
+    answer_end: int | None
+
+
+def ending(text: str, stop_texts: Sequence[str]) -> Ending:
+    """Cut at the first stop text, and look for an answer."""
+    content, num_stops = text, 0
+    if stop_texts:
+        stop = re.compile("|".join(map(re.escape, sorted(stop_texts, key=len, reverse=True))))
+        if first := stop.search(text):
+            content = text[: first.start()]
+            num_stops = sum(1 for _ in stop.finditer(text, first.start()))
+    return Ending(content, num_stops, _ANSWER.search(content) is not None, _answer_end(content))
+
+
+def num_units_after(content: str, position: int) -> int:
+    """Words and signs behind a position, closing tags not counted."""
+    rest = re.sub(r"</?\w+>", " ", content[position:])
+    return len(units_of_text(rest))
+
+
+def _answer_end(content: str) -> int | None:
+    """The end of the first marked answer behind the thinking; else of the last boxed one."""
+    thought = list(_THINK_END.finditer(content))
+    start = thought[-1].end() if thought else 0
+    if marked := _ANSWER_END.search(content, start):
+        return marked.end()
+    boxes = list(_BOXED.finditer(content, start))
+    return _closing_brace(content, boxes[-1].end()) if boxes else None
+
+
+def _closing_brace(text: str, start: int) -> int:
+    depth = 1
+    for found in re.compile("[{}]").finditer(text, start):
+        depth += 1 if found[0] == "{" else -1
+        if depth == 0:
+            return found.end()
+    return len(text)

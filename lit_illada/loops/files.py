@@ -1,0 +1,121 @@
+"""Which objects does a file of generations hold, and what does its name say of them?
+
+JSON lines; a JSON file with a list, or d1's layout; any other file is one text. Plain, .gz or .zst.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_illada.data.text_files import raw_lines
+from lit_illada.errors import UserError
+
+_D1 = re.compile(r"(?P<task>[^_]+)_(?P<model>.+?)_(?P<length>\d+)_(?P<steps>\d+)_\d+_generations")
+_LM_EVAL = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT.*)?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a file. number: of its line, or in its list. groups: what the file's name says it counts under.
+    num_canvas, num_steps: what the name says of the sampler."""
+
+    value: dict[str, Any]
+    number: int
+    where: str
+    groups: dict[str, str] = field(default_factory=dict)
+    num_canvas: int | None = None
+    num_steps: int | None = None
+
+
+def read_entries(path: Path, encoding: str | None) -> Iterator[Entry]:
+    """All of a file's. Raises UserError, with the line, for what is none."""
+    name = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
+    if name.suffix == ".jsonl":
+        yield from _of_lines(path, name.stem, encoding)
+    elif name.suffix == ".json":
+        yield from _of_json(path, name.stem, encoding)
+    elif text := _decoded(path, encoding):
+        yield Entry({"text": text}, 1, str(path), {"kind": name.suffix.lstrip(".") or "text"})
+
+
+def brief(value: Any) -> str:
+    """A value for a message."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _of_lines(path: Path, stem: str, encoding: str | None) -> Iterator[Entry]:
+    from_name = _LM_EVAL.fullmatch(stem)
+    groups = {"task": from_name["task"]} if from_name else {}
+    first_filter = None
+    for number, line in enumerate(_lines(path, encoding), start=1):
+        if not line.strip():
+            continue
+        entry = _entry(_json(line, f"{path}, line {number}"), number, f"{path}, line {number}", groups)
+        if from_name and "filter" in entry.value:  # lm-eval writes a generation again for each of its filters
+            first_filter = first_filter or entry.value["filter"]
+            if entry.value["filter"] != first_filter:
+                continue
+        yield entry
+
+
+def _of_json(path: Path, stem: str, encoding: str | None) -> Iterator[Entry]:
+    text = _decoded(path, encoding)
+    if not text.strip():
+        return
+    tree = _json(text, str(path))
+    values = tree.get("generations") if isinstance(tree, dict) else tree
+    if not isinstance(values, list):
+        seen = ", ".join(tree) if isinstance(tree, dict) else type(tree).__name__
+        raise UserError(f"{path}: neither a list of generations nor an object with one under 'generations'; has {seen}")
+    from_name = _D1.fullmatch(stem)
+    groups = {name: from_name[name] for name in ("task", "model", "length")} if from_name else {}
+    sizes = (int(from_name["length"]), int(from_name["steps"])) if from_name else (None, None)
+    for number, value in enumerate(values, start=1):
+        yield _entry(value, number, f"{path}, generation {number}", groups, *sizes)
+
+
+def _entry(value: Any, number: int, where: str, groups: dict[str, str], *sizes: int | None) -> Entry:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: not an object but {brief(value)}")
+    return Entry(value, number, where, groups, *sizes)
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: no JSON ({error})") from error
+
+
+def _lines(path: Path, encoding: str | None) -> Iterator[str]:
+    if _sniffed(path, encoding).startswith("utf-16"):
+        yield from _decoded(path, encoding).split("\n")
+        return
+    for offset, line in raw_lines(path):
+        yield _decode(line, path, encoding, offset)
+
+
+def _decoded(path: Path, encoding: str | None) -> str:
+    return _decode(b"".join(line for _, line in raw_lines(path)), path, _sniffed(path, encoding), 0)
+
+
+def _sniffed(path: Path, encoding: str | None) -> str:
+    first = next((line for _, line in raw_lines(path)), b"")
+    is_utf_16 = first.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return encoding or ("utf-16" if is_utf_16 else "utf-8-sig")
+
+
+def _decode(raw: bytes, path: Path, encoding: str | None, offset: int) -> str:
+    try:
+        return raw.decode(encoding or "utf-8-sig")
+    except LookupError as error:
+        raise UserError(f"unknown encoding {encoding!r}; try utf-8, utf-16, latin-1 or cp1252") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not {encoding or 'UTF-8'} at byte {offset + error.start} ({error.reason}); --encoding names "
+            "another, such as latin-1"
+        ) from error

@@ -1,0 +1,127 @@
+"""What is known of one generation once it was looked at: what it was, what was found, whether it was right."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lit_illada.loops.answers import is_right, states_answer
+from lit_illada.loops.config import LoopConfig, Unit
+from lit_illada.loops.detect import Findings, Known, detect, detect_tokens
+from lit_illada.loops.records import Generation
+from lit_illada.loops.spans import Kind
+from lit_illada.loops.statements import revisits
+from lit_illada.loops.warning import Watched, watch
+from lit_illada.loops.words import sentences
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """findings: in the unit asked for. traced: findings in the trace's tokens, or None. was_right_before: whether the
+    right answer stood in the text before the onset; None where nothing loops or no truth is known."""
+
+    generation: Generation
+    findings: Findings
+    traced: Findings | None
+    is_right: bool | None
+    was_right_before: bool | None
+
+    @property
+    def is_loop(self) -> bool:
+        return self.findings.is_loop
+
+    @cached_property
+    def kinds(self) -> frozenset[Kind]:
+        return frozenset(self.findings.kinds)
+
+    @property
+    def wasted_forwards(self) -> float | None:
+        """Denoising steps spent on copies alone; without a trace, their share of the canvas of all steps."""
+        if self.traced is not None:
+            return self.traced.wasted_forwards
+        generation = self.generation
+        if generation.num_canvas is None or generation.num_steps is None:
+            return None
+        return self.findings.wasted * generation.num_steps / generation.num_canvas
+
+
+def outcome(generation: Generation, config: LoopConfig) -> Outcome:
+    """Look at a generation. Its own verdict counts; else its truth is compared."""
+    findings, traced = _look(generation, config)
+    written = findings.units.written
+    right = generation.is_right
+    if right is None and written is not None and generation.truth is not None:
+        right = is_right(written.text, generation.truth)
+    before = None
+    main = findings.main
+    if findings.is_loop and main is not None and written is not None:
+        before = states_answer(written.between(0, main.onset), generation.truth)
+    return Outcome(generation, findings, traced, right, before)
+
+
+def watched(found: Outcome, config: LoopConfig) -> Watched | None:
+    """The generation as an early warning sees it; None without a trace."""
+    if found.traced is None or found.generation.steps is None or not len(found.traced.units):
+        return None
+    units, said = found.traced.units, []
+    if units.written is not None:
+        spoken = list(sentences(units, config.statement.min_length))
+        again = revisits(spoken, config.statement)
+        said = [(item.start, item.end, other is not None) for item, other in zip(spoken, again, strict=True)]
+    onset = found.traced.temporal_onset if found.traced.is_loop else None
+    return watch(units.ids, found.generation.steps, found.generation.entropy, said, onset, config.warning)
+
+
+def as_record(found: Outcome) -> dict[str, Any]:
+    """A line of the records file."""
+    generation, findings, main = found.generation, found.findings, found.findings.main
+    timed = found.traced or findings
+    return {
+        "file": generation.file,
+        "number": generation.number,
+        **generation.groups,
+        "kinds": [str(kind) for kind in findings.kinds],
+        "is_loop": findings.is_loop,
+        "is_right": found.is_right,
+        "length": findings.length,
+        "num_stops": findings.num_stops,
+        "is_finished": findings.is_finished,
+        "has_answer": findings.has_answer,
+        "start": main.start if main else None,
+        "onset": main.onset if main else None,
+        "onset_fraction": round(main.onset / findings.length, 4) if main else None,
+        "period": main.period if main else None,
+        "cycles": round(main.cycles, 3) if main else None,
+        "mismatches": main.num_mismatches if main else None,
+        "coverage": round(findings.coverage, 4),
+        "wasted": findings.wasted,
+        "wasted_forwards": found.wasted_forwards,
+        "is_escaped": findings.is_escaped,
+        "is_terminal": findings.is_terminal,
+        "is_forced_closure": findings.is_forced_closure,
+        "is_self_correction": findings.is_self_correction,
+        "is_template": findings.is_template,
+        "was_right_before": found.was_right_before,
+        "temporal_onset": timed.temporal_onset,
+        "temporal_lead": timed.temporal_lead,
+        "presets": findings.presets,
+        **findings.secondary.rounded(),
+        "spans": [
+            {"kind": str(span.kind), "start": span.start, "end": span.end, "period": span.period}
+            for span in findings.spans
+        ],
+    }
+
+
+def _look(generation: Generation, config: LoopConfig) -> tuple[Findings, Findings | None]:
+    known = Known(
+        is_finished=generation.is_finished,
+        has_answer=True if generation.is_right else None,
+        num_canvas=generation.num_canvas if generation.token_ids is not None else None,
+    )
+    traced = None
+    if generation.token_ids is not None:
+        traced = detect_tokens(generation.token_ids, generation.tokens, config, known, steps=generation.steps)
+        if generation.text is None or (generation.tokens is not None and config.unit is Unit.tokens):
+            return traced, traced if generation.steps is not None else None
+    assert generation.text is not None
+    return detect(generation.text, config, known), traced if generation.steps is not None else None

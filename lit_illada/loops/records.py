@@ -1,0 +1,166 @@
+"""What is a generation, whoever wrote it: its text, its trace, its truth, and the groups it counts under?
+
+Our own traces and scored problems, lm-eval's samples and d1's files are known; of any other record, which field holds
+what is known by convention, or named.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_illada.data.text_files import find_files
+from lit_illada.errors import UserError, unknown
+from lit_illada.loops.files import Entry, brief, read_entries
+
+FILE = "file"  # the group of what lies in one file
+_TEXT_FIELDS = ("text", "generation", "generations", "completion", "response", "output", "resps")
+_PROMPT_FIELDS = ("prompt", "question", "problem", "input")
+_CORRECT_FIELDS = ("is_right", "is_correct", "correct", "exact_match", "acc")
+_TRUTH_FIELDS = ("truth", "ground_truth", "target")
+_FINISHED_FIELDS = ("is_finished", "is_stopped", "finish_reason")
+_GROUP_FIELDS = ("task", "length", "level", "difficulty", "arm", "model", "seed")
+_TRACE_FIELDS = ("token_ids", "tokens", "steps", "confidence", "entropy")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generated text. text: with its stop texts, or None where only token ids are known. groups: by what it may
+    be counted. is_right: None where its file does not say. num_canvas: places the model could write; num_steps: its
+    denoising steps. token_ids, tokens, steps, confidence, entropy: a trace's lists, where there is one."""
+
+    file: str
+    number: int
+    text: str | None
+    prompt: str | None = None
+    truth: Any = None
+    is_right: bool | None = None
+    is_finished: bool | None = None
+    num_canvas: int | None = None
+    num_steps: int | None = None
+    groups: dict[str, str] = field(default_factory=dict)
+    token_ids: list[int] | None = None
+    tokens: list[str] | None = None
+    steps: list[int] | None = None
+    confidence: list[float] | None = None
+    entropy: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a record hold what; None: known by convention. groups: fields to count by, beside those."""
+
+    text: str | None = None
+    prompt: str | None = None
+    correct: str | None = None
+    truth: str | None = None
+    groups: tuple[str, ...] = ()
+
+
+def read_generations(
+    paths: Sequence[Path], fields: Fields | None = None, encoding: str | None = None
+) -> Iterator[Generation]:
+    """All of all files; of a folder its .json and .jsonl files. Raises UserError, with the line, for what is none."""
+    for path in find_files([str(path) for path in paths], (".json", ".jsonl")):
+        is_empty = True
+        for entry in read_entries(path, encoding):
+            is_empty = False
+            yield from _generations(entry, str(path), fields or Fields())
+        if is_empty:
+            raise UserError(f"{path}: no generations in it, the file is empty")
+
+
+def _generations(entry: Entry, file: str, fields: Fields) -> Iterator[Generation]:
+    record, where = entry.value, entry.where
+    name, texts = _texts(record, fields.text, where)
+    others = {key: value for key, value in record.items() if key != name}
+    settings = record["settings"] if isinstance(record.get("settings"), dict) else {}
+    said = _value(others, fields.correct, _CORRECT_FIELDS, where)
+    trace = {key: record[key] for key in _TRACE_FIELDS if isinstance(record.get(key), list)} if len(texts) == 1 else {}
+    _check_lengths(trace, where)
+    for text in texts:
+        yield Generation(
+            file=file,
+            number=entry.number,
+            text=text,
+            prompt=_prompt(others, fields.prompt, where),
+            truth=_value(others, fields.truth, _TRUTH_FIELDS, where),
+            is_right=None if said is None else _verdict(said, where),
+            is_finished=_finished(record),
+            num_canvas=_count(entry.num_canvas, record.get("max_new_tokens"), settings.get("max_new_tokens")),
+            num_steps=_count(entry.num_steps, record.get("num_forwards")),
+            groups={FILE: _label(file), **entry.groups, **_groups(record, fields.groups, where)},
+            **trace,
+        )
+
+
+def _texts(record: Mapping[str, Any], named: str | None, where: str) -> tuple[str | None, Sequence[str | None]]:
+    """The field and the texts of a record: one, or lm-eval's several; [None] where there are only token ids."""
+    name = named or next((name for name in _TEXT_FIELDS if name in record), None)
+    if name is None and isinstance(record.get("token_ids"), list):
+        return None, [None]
+    if name is None or name not in record:
+        wanted = f"field {named!r}" if named else f"text under any of {', '.join(_TEXT_FIELDS)}"
+        raise UserError(f"{where}: no {wanted}; its fields are {', '.join(record) or 'none'} (--text-field names one)")
+    value = record[name]
+    while isinstance(value, list) and value and isinstance(value[0], list):
+        value = value[0]
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(item, str) for item in values):
+        raise UserError(f"{where}: field {name!r} holds no generated text but {brief(record[name])}")
+    return name, values
+
+
+def _prompt(record: Mapping[str, Any], named: str | None, where: str) -> str | None:
+    value = _value(record, named, _PROMPT_FIELDS, where)
+    if value is None and "arguments" in record:  # lm-eval's
+        value = record["arguments"]
+        while isinstance(value, list | dict) and value:
+            value = next(iter(value.values())) if isinstance(value, dict) else value[0]
+    return value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _value(record: Mapping[str, Any], named: str | None, usual: Sequence[str], where: str) -> Any:
+    if named is not None:
+        if named not in record:
+            raise unknown(f"field in {where}:", named, record)
+        return record[named]
+    return next((record[name] for name in usual if record.get(name) is not None), None)
+
+
+def _verdict(value: Any, where: str) -> bool:
+    if value in (0, 1):
+        return bool(value)
+    raise UserError(f"{where}: whether it is right is said by true, false, 1 or 0; got {brief(value)}")
+
+
+def _finished(record: Mapping[str, Any]) -> bool | None:
+    value = next((record[name] for name in _FINISHED_FIELDS if record.get(name) is not None), None)
+    if isinstance(value, str):
+        return {"stop": True, "eos": True, "length": False}.get(value)
+    return value if isinstance(value, bool) else None
+
+
+def _groups(record: Mapping[str, Any], named: Sequence[str], where: str) -> dict[str, str]:
+    named = [name for name in named if name != FILE]
+    for name in named:
+        if name not in record:
+            raise unknown(f"field in {where}:", name, record)
+    usual = [name for name in _GROUP_FIELDS if isinstance(record.get(name), str | int | float)]
+    return {name: str(record[name]) for name in [*usual, *named]}
+
+
+def _label(file: str) -> str:
+    return "/".join(Path(file).parts[-2:])
+
+
+def _check_lengths(trace: Mapping[str, list[Any]], where: str) -> None:
+    lengths = {name: len(values) for name, values in trace.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise UserError(f"{where}: the lists of a trace must be equally long; {told}")
+
+
+def _count(*values: Any) -> int | None:
+    return next((value for value in values if isinstance(value, int) and value > 0), None)

@@ -1,0 +1,190 @@
+"""What does a reader see of the loops in many generations? One page that loads nothing from anywhere."""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lit_illada import __version__
+from lit_illada.loops.analysis import (
+    by_group,
+    cell_name,
+    comparisons,
+    onset_survival,
+    same_prompts,
+    summaries,
+    summary,
+)
+from lit_illada.loops.around import around_onset
+from lit_illada.loops.charts import NUM_COLOURS, Curve, curves, histogram
+from lit_illada.loops.config import LoopConfig, LoopsConfig
+from lit_illada.loops.marking import shown
+from lit_illada.loops.outcome import Outcome, watched
+from lit_illada.loops.spans import Kind, Span
+from lit_illada.loops.statistics import Rate
+from lit_illada.loops.warning import Warning, warnings
+from lit_illada.tree import dump
+
+_FOLDER = Path(__file__).parent / "page"
+_MOST_TEXTS = 400  # in the browser
+
+KIND_NAMES = {
+    Kind.flood: ("flood", "one or two units, 16 times or more"),
+    Kind.exact: ("token-exact", "the same 3 units or more, 3 times or more"),
+    Kind.near_exact: ("near-exact", "the same with at most 10 % exchanged"),
+    Kind.statement: ("statement", "8 of 10 sentences say what was said before"),
+    Kind.circling: ("circling", "as statement, but the text comes to an end by itself; no loop"),
+    Kind.overflow: ("EOS overflow", "half of the canvas is end-of-text, and no answer"),
+    Kind.runaway: ("runaway", "20 units or more after the answer"),
+    Kind.budget: ("budget", "no end within the budget, and none of the others"),
+}
+
+
+def write_report(path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig) -> None:
+    """Write the page."""
+    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(percent=_percent, place=_place)
+    page = environment.get_template("report.html").render(**_content(outcomes, keys, config))
+    path.write_text(page, encoding="utf-8")
+
+
+def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig) -> dict[str, Any]:
+    groups = summaries(outcomes, keys)
+    cells = _few({group.name: items for group, items in zip(groups, by_group(outcomes, keys).values(), strict=True)})
+    texts = _texts(outcomes, keys)
+    found = [item for item in (watched(one, config) for one in outcomes) if item is not None]
+    return {
+        "made_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": __version__,
+        "files": list(dict.fromkeys(item.generation.file for item in outcomes)),
+        "keys": keys,
+        "whole": summary("all", outcomes),
+        "groups": groups,
+        "margins": {key: summaries(outcomes, [key]) for key in keys} if len(keys) > 1 else {},
+        "kinds": KIND_NAMES,
+        "kind_rows": [kind for kind in KIND_NAMES if any(group.kinds[kind].hits for group in groups)],
+        "comparisons": comparisons(outcomes, keys),
+        "same": same_prompts(outcomes),
+        "charts": _charts(cells),
+        "cells": list(cells),
+        "timed": _timed(outcomes),
+        "warnings": warnings(found, config.warning),
+        "min_texts": config.warning.min_texts,
+        "leads": _leads,
+        "unit": config.unit if any(item.generation.tokens is not None for item in outcomes) else "words",
+        "settings": dump(LoopsConfig(config)),
+        "texts": _as_script(texts),
+        "num_texts": len(texts),
+        "num_found": sum(bool(item.findings.kinds) for item in outcomes),
+        "num_colours": NUM_COLOURS,
+        "style": Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        "script": Markup((_FOLDER / "report.js").read_text(encoding="utf-8")),
+    }
+
+
+def _charts(cells: dict[str, list[Outcome]]) -> list[tuple[str, str]]:
+    """(title, drawing) of how the loops lie in the texts."""
+
+    def of_loops(value: Callable[[Outcome, Span], float]) -> dict[str, list[float]]:
+        return {
+            name: [value(item, main) for item in items if item.is_loop and (main := item.findings.main) is not None]
+            for name, items in cells.items()
+        }
+
+    survival = {name: onset_survival(items) for name, items in cells.items()}
+    not_yet = {name: Curve(s.times, s.survival, s.low, s.high) for name, s in survival.items()}
+    stops = {
+        name: [item.findings.length / max(1, item.findings.length + item.findings.num_stops) for item in items]
+        for name, items in cells.items()
+    }
+    onsets = of_loops(lambda item, main: main.onset)
+    fractions = of_loops(lambda item, main: main.onset / item.findings.length)
+    coverage = of_loops(lambda item, main: item.findings.coverage)
+    charts = [
+        ("Onset", histogram(onsets, "unit where the second copy begins")),
+        ("Onset in the text", histogram(fractions, "share of the text", limits=(0, 1))),
+        (
+            "Texts that have not looped yet",
+            curves(not_yet, "units (Kaplan–Meier, finished: censored)", "share", is_stepped=True, y_limits=(0, 1)),
+        ),
+        ("Period", histogram(of_loops(lambda item, main: main.period), "units a copy")),
+        ("Cycles", histogram(of_loops(lambda item, main: min(int(main.cycles), 24)), "copies (24: that many or more)")),
+        ("Waste", histogram(coverage, "share of the text in copies", limits=(0, 1))),
+    ]
+    if any(item.findings.num_stops for items in cells.values() for item in items):
+        charts.append(("Where the content stops", histogram(stops, "share of the canvas", limits=(0, 1))))
+    return charts
+
+
+def _timed(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """What only traces tell: entropy and confidence around the onset, and whether copies come in order."""
+    found = []
+    for name, label in (("entropy", "nats"), ("confidence", "probability")):
+        around = around_onset(outcomes, name)
+        if around:
+            found.append(
+                (
+                    f"{name.capitalize()} around the onset",
+                    curves(around, "tokens from the onset (median, quartiles)", label, mark_x=0),
+                )
+            )
+    leads = [item.traced.temporal_lead for item in outcomes if item.is_loop and item.traced is not None]
+    told = [lead for lead in leads if lead is not None]
+    if told:
+        low, high = min(0.0, *told), max(1.0, *told)
+        found.append(
+            (
+                "The second copy after the first",
+                histogram({"looping": told}, "denoising steps (below 0: written before it)", limits=(low, high)),
+            )
+        )
+    return found
+
+
+def _few(cells: dict[str, list[Outcome]]) -> dict[str, list[Outcome]]:
+    """At most as many groups as there are colours, the rest together."""
+    if len(cells) <= NUM_COLOURS:
+        return cells
+    names = list(cells)
+    kept = {name: cells[name] for name in names[: NUM_COLOURS - 1]}
+    return {**kept, "others": [item for name in names[NUM_COLOURS - 1 :] for item in cells[name]]}
+
+
+def _texts(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """What the browser shows, loops first: what loops or ends badly, of every group some where there are too many."""
+    cells = by_group([item for item in outcomes if item.findings.kinds], keys)
+    num_found = sum(map(len, cells.values()))
+    share = num_found if num_found <= _MOST_TEXTS else max(1, _MOST_TEXTS // len(cells))
+    chosen = [
+        (item, cell_name(keys, cell))
+        for cell, items in cells.items()
+        for item in sorted(items, key=lambda one: (not one.is_loop, -one.findings.coverage))[:share]
+    ]
+    return [shown(item, name) for item, name in sorted(chosen, key=lambda pair: not pair[0].is_loop)]
+
+
+def _as_script(texts: list[dict[str, Any]]) -> Markup:
+    """JSON that cannot close the script it stands in."""
+    text = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return "–" if share != share else f"{100 * share:.{digits}f}%"
+
+
+def _place(rate: Rate) -> dict[str, float]:
+    """Where a rate's mark and its interval stand, in percent of the axis."""
+    low, high = rate.interval
+    return {"low": 100 * low, "width": 100 * (high - low), "share": 100 * rate.share if rate.tries else 0.0}
+
+
+def _leads(warning: Warning) -> str:
+    if not warning.leads:
+        return "–"
+    ordered = sorted(warning.leads)
+    return f"{ordered[len(ordered) // 2]:+.0f} ({ordered[0]:+.0f} to {ordered[-1]:+.0f})"

@@ -1,0 +1,189 @@
+"""Where does a sequence repeat with a period: x[i] = x[i−p] over a span?
+
+Every period up to max_period is looked at, at every position: O(n · max_period) comparisons in numpy. Periods are taken
+so many at a time that the table of comparisons stays small, so a text of ten megabytes needs time, and little memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CELLS = 2**22  # comparisons held at once
+_PIECE, _PARTS = (
+    2**14,
+    8,
+)  # a long stretch is searched in such pieces, for so many parts each: bounded, whatever the text
+_COVERED = 0.9  # a run of which so much lies in runs of shorter periods says nothing new
+
+
+@dataclass(frozen=True)
+class Run:
+    """x[i] = x[i−period] for start + period ≤ i < start + length, but for num_mismatches."""
+
+    start: int
+    period: int
+    length: int
+    num_mismatches: int = 0
+
+    @property
+    def cycles(self) -> float:
+        return self.length / self.period
+
+    @property
+    def onset(self) -> int:
+        """Where the second copy begins."""
+        return self.start + self.period
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+def exact_runs(
+    ids: NDArray[np.int32], *, min_period: int, max_period: int, min_cycles: float, min_length: int
+) -> list[Run]:
+    """Maximal runs, those of a multiple of another's period left out; by start."""
+    runs = [
+        Run(first - period, period, last - first + 1 + period)
+        for period, firsts, lasts, _ in _stretches(ids, min_period, max_period, 0, min_cycles, min_length)
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
+    ]
+    found = [run for run in runs if run.cycles >= min_cycles and run.length >= min_length]
+    return new_ones(found, np.zeros(len(ids), bool))
+
+
+def near_runs(
+    ids: NDArray[np.int32],
+    *,
+    min_period: int,
+    max_period: int,
+    min_cycles: float,
+    min_length: int,
+    mismatch: float,
+    max_gap: int,
+) -> list[Run]:
+    """Runs with at most that share of mismatches among their comparisons, and at most max_gap of them together.
+
+    Of a stretch with more mismatches the longest part with few enough counts, and then of what remains beside it.
+    """
+    runs = []
+    for period, firsts, lasts, places in _stretches(ids, min_period, max_period, max_gap, min_cycles, min_length):
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            left, right = np.searchsorted(places, [first, last + 1])
+            least = max((min_cycles - 1) * period, min_length - period)
+            for begin, end in _dense_parts(places[left:right], mismatch, least):
+                matches = int(np.searchsorted(places, end + 1) - np.searchsorted(places, begin))
+                run = Run(begin - period, period, end - begin + 1 + period, end - begin + 1 - matches)
+                if run.cycles >= min_cycles and run.length >= min_length:
+                    runs.append(run)
+    return new_ones(runs, np.zeros(len(ids), bool))
+
+
+def without_templates(runs: list[Run], ids: NDArray[np.int32], template_ids: NDArray[np.int32] | None) -> list[Run]:
+    """Those that come round to where they were: in a running sum or a drill every copy differs in some number."""
+    if template_ids is None:
+        return runs
+    kept = []
+    for run in runs:
+        here, before = slice(run.onset, run.end), slice(run.start, run.end - run.period)
+        is_new_number = (ids[here] != ids[before]) & (template_ids[here] == template_ids[before])
+        copies = np.arange(run.length - run.period) // run.period
+        num_whole = max(1, (run.length - run.period) // run.period)
+        if len(np.unique(copies[is_new_number])) < num_whole:
+            kept.append(run)
+    return kept
+
+
+def new_ones(runs: list[Run], is_told: NDArray[np.bool_]) -> list[Run]:
+    """Those that tell something new, by start: whose units are not told yet, by others of a shorter period first.
+
+    is_told: for each unit, whether it lies in a run already; the new ones are added.
+    """
+    kept = []
+    for run in sorted(runs, key=lambda run: (run.period, -run.length, run.start)):
+        told = is_told[run.start : run.end]
+        if np.count_nonzero(told) < _COVERED * run.length:
+            kept.append(run)
+            told[:] = True
+    return sorted(kept, key=lambda run: (run.start, run.period))
+
+
+def union_length(spans: list[tuple[int, int]]) -> int:
+    """How many units lie in any of the spans (start, end)."""
+    total = reached = 0
+    for start, end in sorted(spans):
+        if end > (start := max(start, reached)):
+            total, reached = total + end - start, end
+    return total
+
+
+def _stretches(
+    ids: NDArray[np.int32], min_period: int, max_period: int, max_gap: int, min_cycles: float, min_length: int
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """(period, first, last, places): stretches of places i with x[i] = x[i−p], bridged over gaps, that may be runs."""
+    n = len(ids)
+    longest = min(max_period, int(n / min_cycles))
+    width = n + max_gap + 1  # no stretch goes on into the next period's row
+    at_once = max(1, _CELLS // width)
+    padded = np.concatenate([np.full(longest, -1, ids.dtype), ids])
+    step = padded.strides[0]
+    for low in range(min_period, longest + 1, at_once):
+        periods = np.arange(low, min(low + at_once, longest + 1))
+        least = np.maximum((min_cycles - 1) * periods, min_length - periods)
+        is_equal = np.zeros((len(periods), width), bool)
+        earlier = np.lib.stride_tricks.as_strided(
+            padded[longest - low :], (len(periods), n), (-step, step), writeable=False
+        )
+        np.equal(earlier, ids, out=is_equal[:, :n])
+        places = np.flatnonzero(is_equal)
+        if len(places) < least.min():
+            continue
+        breaks = np.flatnonzero(np.diff(places) > max_gap + 1)
+        firsts = places[np.concatenate([[0], breaks + 1])]
+        lasts = places[np.concatenate([breaks, [len(places) - 1]])]
+        is_long = lasts - firsts + 1 >= least.min()
+        firsts, lasts = firsts[is_long], lasts[is_long]
+        rows = firsts // width
+        is_long = lasts - firsts + 1 >= least[rows]
+        for row in np.unique(rows[is_long]).tolist():
+            chosen = is_long & (rows == row)
+            left, right = np.searchsorted(places, [row * width, (row + 1) * width])
+            offset = row * width
+            yield int(periods[row]), firsts[chosen] - offset, lasts[chosen] - offset, places[left:right] - offset
+
+
+def _dense_parts(places: NDArray[np.int64], mismatch: float, least: float) -> Iterator[tuple[int, int]]:
+    """(first, last) of disjoint parts, the longest first, of which at most a share `mismatch` are no places."""
+    if len(places) >= (1 - mismatch) * (places[-1] - places[0] + 1):
+        yield int(places[0]), int(places[-1])
+        return
+    for begin in range(0, len(places), _PIECE):
+        waiting = [places[begin : begin + _PIECE]]
+        for _ in range(_PARTS):
+            piece = waiting.pop() if waiting else places[:0]
+            if len(piece) < (1 - mismatch) * least:
+                continue
+            left, right = _longest_dense(piece, mismatch)
+            first, last = int(piece[left]), int(piece[right])
+            if last - first + 1 >= least:
+                yield first, last
+                waiting += [piece[:left], piece[right + 1 :]]
+
+
+def _longest_dense(places: NDArray[np.int64], mismatch: float) -> tuple[int, int]:
+    # places j..k are dense when k − j + 1 ≥ (1 − mismatch) · (places[k] − places[j] + 1): when score[k] + mismatch ≥
+    # score[j] with the score below; for each k the first such j is found in the falling minimum of the scores
+    score = np.arange(len(places)) - (1 - mismatch) * places
+    minimum = np.minimum.accumulate(score)
+    lefts = np.searchsorted(-minimum, -(score + mismatch + 1e-9), side="left")
+    right = int(np.argmax(places - places[lefts]))
+    return int(lefts[right]), right
+
+
+def bounds(run: Run) -> list[tuple[int, int]]:
+    """(start, end) of each copy, the last one perhaps cut."""
+    cuts = [*range(run.start, run.end, run.period), run.end]
+    return list(pairwise(cuts))

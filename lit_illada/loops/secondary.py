@@ -1,0 +1,91 @@
+"""How repetitive is a text by the usual measures? Columns beside the kinds of loops; none of them is an alarm.
+
+Each misfires on finished texts of reasoning models, which is why.
+"""
+
+import zlib
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_illada.loops.phrases import count_phrases
+
+_ZLIB_WINDOW = 1500  # bytes
+
+
+@dataclass(frozen=True)
+class Secondary:
+    """rep_4: the share of 4-grams that occur more than once. distinct_2: distinct 2-grams, of all. seq_rep_4: 1 −
+    distinct 4-grams, of all (Welleck et al., arXiv 1908.04319). longest_repeat: units of the longest stretch that
+    stands in the text twice, overlaps allowed. zlib_ratio: of the most compressible window of 1 500 bytes.
+    phrases_per_1000: phrases of self-correction on a thousand units."""
+
+    rep_4: float
+    distinct_2: float
+    seq_rep_4: float
+    longest_repeat: int
+    zlib_ratio: float | None
+    phrases_per_1000: float | None
+
+    def rounded(self) -> dict[str, float | None]:
+        return {name: round(value, 4) if value is not None else None for name, value in asdict(self).items()}
+
+
+def secondary(ids: NDArray[np.int32], text: str | None) -> Secondary:
+    """All of them; those of the text only where there is one."""
+    counts_2, counts_4 = _ngram_counts(ids, 2), _ngram_counts(ids, 4)
+    distinct_4 = len(counts_4) / max(1, counts_4.sum())
+    return Secondary(
+        rep_4=float(counts_4[counts_4 > 1].sum() / max(1, counts_4.sum())),
+        distinct_2=len(counts_2) / counts_2.sum() if len(counts_2) else 1.0,
+        seq_rep_4=1 - distinct_4 if len(counts_4) else 0.0,
+        longest_repeat=longest_repeat(ids),
+        zlib_ratio=windowed_zlib(text) if text is not None else None,
+        phrases_per_1000=1000 * count_phrases(text) / max(1, len(ids)) if text is not None else None,
+    )
+
+
+def longest_repeat(ids: NDArray[np.int32]) -> int:
+    """The length of the longest stretch that occurs twice, exactly: classes of 2^j-grams, then a bisection."""
+    levels = [np.unique(ids, return_inverse=True)[1].astype(np.int64)]
+    while _holds_twice(levels[-1]):
+        levels.append(_joined(levels[-1], 2 ** (len(levels) - 1)))
+    if len(levels) == 1:
+        return 0
+    low, high = 2 ** (len(levels) - 2), 2 ** (len(levels) - 1)  # a repeat of `low` exists, none of `high`
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _holds_twice(_joined(levels[-2], middle - 2 ** (len(levels) - 2))):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def windowed_zlib(text: str) -> float:
+    """The highest ratio of compression of windows of 1 500 bytes, half overlapping; above 6 is rare in good text."""
+    data = text.encode("utf-8", "replace")
+    starts = range(0, max(1, len(data) - _ZLIB_WINDOW // 2), _ZLIB_WINDOW // 2)
+    windows = [data[start : start + _ZLIB_WINDOW] for start in starts]
+    return max(len(window) / len(zlib.compress(window)) for window in windows)
+
+
+def _ngram_counts(ids: NDArray[np.int32], n: int) -> NDArray[np.int64]:
+    classes, length = ids.astype(np.int64), 1
+    while length < n and len(classes):
+        classes = _joined(classes, length)
+        length *= 2
+    return np.bincount(classes) if len(classes) else np.zeros(0, np.int64)
+
+
+def _joined(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
+    """Classes of the pairs (i, i + shift)."""
+    if len(classes) <= shift:
+        return classes[:0]
+    pairs = classes[: len(classes) - shift] * (classes.max() + 1) + classes[shift:]
+    return np.unique(pairs, return_inverse=True)[1]
+
+
+def _holds_twice(classes: NDArray[np.int64]) -> bool:
+    return len(classes) > 1 and int(np.bincount(classes).max()) > 1

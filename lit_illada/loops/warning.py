@@ -1,0 +1,130 @@
+"""How early could a monitor have told that a loop begins? A CUSUM on what it sees while the text is denoised.
+
+    S_t = max(0, S_{t−1} + z_t − κ),  an alarm at the first S_t ≥ h
+
+z: a signal standardised on the generations that do not loop; h: so high that it alarms in 1 % of those. t runs through
+the tokens in the order they were committed; what needs its neighbours (an n-gram) is seen when the last of them is.
+(CUSUM for loops: arXiv 2601.05693.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_illada.loops.config import WarningRule
+
+_LEAST_DEVIATION = 1e-3  # of a signal that never stirs in texts that do not loop
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A value for each unit, high where a loop is near, and the denoising step from which it can be known."""
+
+    values: NDArray[np.float64]
+    seen_at: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One generation as a monitor sees it. onset: the median step that committed the second copy of its loop, or None
+    where it does not loop."""
+
+    signals: dict[str, Signal]
+    onset: float | None
+
+
+@dataclass(frozen=True)
+class Warning:
+    """How well one signal warns. threshold: h. num_watched: looping generations. num_warned: alarms in them at all;
+    num_early: before the onset. leads: onset less alarm in denoising steps, of each alarm; above 0: early."""
+
+    signal: str
+    threshold: float
+    false_alarms: float
+    num_watched: int
+    num_warned: int
+    num_early: int
+    leads: list[float]
+
+
+def watch(
+    ids: NDArray[np.int32],
+    steps: Sequence[int],
+    entropy: Sequence[float] | None,
+    said: Sequence[tuple[int, int, bool]],
+    onset: float | None,
+    rule: WarningRule,
+) -> Watched:
+    """said: (start, end, whether it was said before) of each sentence."""
+    when = np.asarray(steps[: len(ids)], np.int64)
+    by_ngram = when.copy()
+    for back in range(1, min(rule.ngram, len(when))):
+        by_ngram[back:] = np.maximum(by_ngram[back:], when[:-back])
+    is_said, by_sentence = np.zeros(len(ids)), when.copy()
+    for start, end, is_revisit in said:
+        is_said[start:end], by_sentence[start:end] = is_revisit, when[start:end].max()
+    signals = {
+        "n-gram novelty deficit": Signal(is_repeated(ids, rule.ngram).astype(float), by_ngram),
+        "sentences said before": Signal(is_said, by_sentence),
+    }
+    if entropy is not None:
+        signals["commit entropy, sign flipped"] = Signal(-np.asarray(entropy[: len(ids)], float), when)
+    return Watched(signals, onset)
+
+
+def warnings(watched: Sequence[Watched], rule: WarningRule) -> list[Warning]:
+    """One a signal that all have; none where too few generations do not loop."""
+    calm = [item for item in watched if item.onset is None]
+    looping = [item for item in watched if item.onset is not None]
+    if len(calm) < rule.min_texts or not looping:
+        return []
+    names = [name for name in calm[0].signals if all(name in item.signals for item in watched)]
+    return [_warning(name, calm, looping, rule) for name in names]
+
+
+def cusum(z: NDArray[np.float64], kappa: float) -> NDArray[np.float64]:
+    """S_t for all t: the walk of z − κ above its lowest point so far, 0 counted."""
+    walk = np.cumsum(z - kappa)
+    return walk - np.minimum(np.minimum.accumulate(walk), 0)
+
+
+def is_repeated(ids: NDArray[np.int32], n: int) -> NDArray[np.bool_]:
+    """Whether the n-gram that ends at each unit stands in the text before."""
+    repeated = np.zeros(len(ids), bool)
+    if len(ids) >= n:
+        grams = np.lib.stride_tricks.sliding_window_view(ids, n)
+        _, first, inverse = np.unique(grams, axis=0, return_index=True, return_inverse=True)
+        repeated[n - 1 :] = first[inverse.reshape(-1)] < np.arange(len(grams))
+    return repeated
+
+
+def _warning(name: str, calm: list[Watched], looping: list[Watched], rule: WarningRule) -> Warning:
+    values = np.concatenate([item.signals[name].values for item in calm])
+    mean, deviation = values.mean(), max(values.std(), _LEAST_DEVIATION)
+
+    def path(item: Watched) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        signal = item.signals[name]
+        order = np.argsort(signal.seen_at, kind="stable")
+        return cusum((signal.values[order] - mean) / deviation, rule.kappa), signal.seen_at[order]
+
+    peaks = np.sort([path(item)[0].max(initial=0) for item in calm])
+    num_allowed = int(rule.false_alarms * len(peaks))
+    threshold = max(1.0, float(np.nextafter(peaks[len(peaks) - 1 - num_allowed], np.inf)))
+    leads = []
+    for item in looping:
+        sums, seen_at = path(item)
+        alarms = np.flatnonzero(sums >= threshold)
+        if len(alarms):
+            assert item.onset is not None
+            leads.append(item.onset - float(seen_at[alarms[0]]))
+    return Warning(
+        signal=name,
+        threshold=threshold,
+        false_alarms=float(np.mean(peaks >= threshold)),
+        num_watched=len(looping),
+        num_warned=len(leads),
+        num_early=sum(lead > 0 for lead in leads),
+        leads=leads,
+    )

@@ -1,0 +1,101 @@
+"""How are many answers written with one model? In batches, a row's text being what it would be alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from lit_illada import build
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.generation.canvas import RowEvents
+from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.trace import Recorder, Trace, rounded
+from lit_illada.model.transformer import Transformer
+from lit_illada.scoring.evaluation import Answer
+
+
+@dataclass(frozen=True)
+class Written:
+    """token_ids: without the stop token. is_stopped: the model ended the text within its budget. events: what the
+    mitigations did. num_forwards: its share of the forward passes of its batch. trace: where asked for."""
+
+    token_ids: list[int]
+    is_stopped: bool
+    events: RowEvents
+    num_forwards: float
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """precision: bfloat16 where it is true, as a run of `bf16-mixed` trains."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    generation: GenerationConfig
+    batch_prompts: int
+    is_bf16: bool = False
+
+    def write(self, prompts: Sequence[Sequence[int]], is_traced: bool = False) -> Iterator[Written]:
+        """What continues each prompt, in the order of the prompts, a batch after the other.
+
+        Prompts of like length share a batch, so that little is padded.
+        """
+        done: dict[int, Written] = {}
+        given = 0
+        for batch in _batches(prompts, self.batch_prompts):
+            done |= zip(batch, self._together([prompts[place] for place in batch], batch, is_traced), strict=True)
+            while given in done:
+                yield done.pop(given)
+                given += 1
+
+    def answers(
+        self,
+        encode: Callable[[str], list[int]],
+        prompts: Sequence[str],
+        max_new_tokens: int | None,
+        temperature: float | None,
+    ) -> Iterator[Answer]:
+        """Texts for texts with their traces, under other settings where they are given."""
+        config = self.generation
+        if max_new_tokens is not None:
+            config = replace(config, max_new_tokens=max_new_tokens)
+        if temperature is not None:
+            config = replace(config, temperature=temperature)
+        for written in replace(self, generation=config).write([encode(prompt) for prompt in prompts], is_traced=True):
+            yield Answer(self.tokenizer.decode(written.token_ids), self.about(written))
+
+    def about(self, written: Written) -> dict[str, Any]:
+        """How a text was written, as it is kept with it."""
+        told = {
+            "is_finished": written.is_stopped,
+            "num_tokens": len(written.token_ids),
+            "num_forwards": written.num_forwards,
+            **asdict(written.events),
+        }
+        if written.trace is not None:
+            told["tokens"] = [self.tokenizer.decode([token_id]) for token_id in written.trace.token_ids]
+            told |= rounded(asdict(written.trace))
+        return told
+
+    def _together(self, prompts: Sequence[Sequence[int]], places: Sequence[int], is_traced: bool) -> Iterator[Written]:
+        recorder = Recorder(len(prompts)) if is_traced else None
+        device = self.model.lm_head_weight.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.is_bf16):
+            generation = build.complete_batch(
+                self.model, self.tokenizer, prompts, self.generation, row_numbers=places, on_commit=recorder
+            )
+        traces: Sequence[Trace | None] = recorder.traces() if recorder else [None] * len(prompts)
+        texts, are_stopped = generation.texts(), generation.is_stopped.tolist()
+        for ids, is_stopped, events, trace in zip(texts, are_stopped, generation.events, traces, strict=True):
+            yield Written(ids, is_stopped, events, generation.num_forwards / len(prompts), trace)
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Places of the prompts: windows of the given order, sorted by length within a few batches."""
+    span = 8 * size
+    for start in range(0, len(prompts), span):
+        window = sorted(range(start, min(start + span, len(prompts))), key=lambda place: len(prompts[place]))
+        for first in range(0, len(window), size):
+            yield window[first : first + size]

@@ -1,0 +1,57 @@
+"""`score --held-out`: a run is asked about what it has not seen."""
+
+import json
+
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [*map(str, arguments)], catch_exceptions=False)
+
+
+def summary(out):
+    return json.loads((out / "summary.json").read_text(encoding="utf-8"))
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "items-held-out.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_pretrained_run_tells_how_its_held_out_text_goes_on_and_a_tuned_one_solves_its_problems(
+    tiny_overrides, tiny_run, tmp_path
+):
+    run, tuned = tmp_path / "run", tmp_path / "tuned"
+    few = ["data.row_length=64", "trainer.max_steps=4", "trainer.val_every_steps=4"]
+    assert invoke("pretrain", *tiny_overrides, *few, f"run_dir={run}").exit_code == 0
+    out = tmp_path / "out"
+    assert invoke("score", run, "--held-out", 6, "--out", out, "score.num_draws=2").exit_code == 0
+    items = rows(out)
+    assert 4 <= len(items) <= 6
+    for item in items:
+        assert len(set(item["choices"])) == len(item["choices"]) == 4
+        assert item["question"].strip()
+    end = summary(out)["end"]
+    for rule in ("bound", "left_to_right", "confidence_order", "confidence"):
+        right = sum(item["scores"][rule]["choice"] == item["answer"] for item in items)
+        assert end[f"{rule}/accuracy"] == right / len(items)
+    assert invoke("score", run, "--held-out", 6, "--out", tmp_path / "one", "score.rule=confidence").exit_code == 0
+    assert summary(tmp_path / "one")["end"]["accuracy"] == end["confidence/accuracy"]
+
+    shape = [item for item in tiny_run if item.startswith(("trainer", "optim.schedule"))]
+    shape += ["trainer.max_steps=2", "sft_data.row_length=256", "evaluation.num_examples=0", f"run_dir={tuned}"]
+    shape += [f"sft_data.source.{name}=40" for name in ("num_train", "num_validation", "num_harder")]
+    assert invoke("sft", run, *shape).exit_code == 0
+    generation = ["generation.max_new_tokens=8", "generation.block_length=4", "generation.num_steps=2"]
+    assert invoke("score", tuned, "--held-out", 3, "--out", tmp_path / "solved", *generation).exit_code == 0
+    solved, end = rows(tmp_path / "solved"), summary(tmp_path / "solved")["end"]
+    assert [row["difficulty"] for row in solved] == ["easy"] * 3 + ["harder"] * 3
+    assert end["exact_match_easy"] == sum(row["is_right"] for row in solved[:3]) / 3
+    assert end["num_forwards"] > 0
+
+
+def test_a_checkpoint_that_is_of_no_run_has_nothing_held_out(tmp_path):
+    result = invoke("score", tmp_path, "--held-out", 3)
+    assert result.exit_code == 1
+    assert "no run there, so that nothing is known to be held out" in result.output
