@@ -162,8 +162,8 @@ def _seeds(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | Non
     }
     better = "left" if found.metric.goal is Goal.LOWER else "right"
     caption = (
-        f"Every dot is a seed; better is {better}. The bar is the mean with its 95\u00a0% interval over seeds, which holds "
-        "the luck of the seed too: compare arms by their paired differences."
+        f"Every dot is a seed; better is {better}. The bar is the mean with its 95\u00a0% interval over seeds, which "
+        "holds the luck of the seed too: compare arms by their paired differences."
     )
     return PlotFigure(f"seeds-{_slug(found.metric.stage, named)}", "Every seed", caption, data, layout)
 

@@ -95,7 +95,7 @@ def verdict(found: Comparison | None, baseline: str, unit: Unit, *, is_same_run:
 def p_value(p: float | None) -> str:
     if p is None:
         return "p unknown"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def amount(value: float | None) -> str:
