@@ -186,7 +186,7 @@ def _budget_text(spec: SweepSpec) -> str:
     if spec.budget is None:
         return f"Arms share no budget: {spec.no_budget}" if spec.no_budget else ""
     unit = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}[spec.budget.measure]
-    return f"All arms have the same budget: {amount(spec.budget.amount)} {unit} of {spec.budget_stage}."
+    return f"Every run has {amount(spec.budget.amount)} {unit} of training (stage {spec.budget_stage})."
 
 
 def _warnings(sweep: Sweep) -> list[str]:

@@ -218,6 +218,6 @@ def test_a_report_is_made_where_there_is_no_torch(finished_sweep):
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'lightning', 'torchmetrics')))\n"
         f"from lit_illada.cli import main; main(['sweep', 'report', {str(finished_sweep.path)!r}])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "page " in done.stdout
