@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint types bench board clean
+.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu lint types bench board clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -26,11 +26,18 @@ demo: $(READY)  ## Train a small iLLaDA, fine-tune it, let it write: curves, a b
 	  --trace $(RUN)-sft/trace.jsonl --trace-picture $(RUN)-sft/trace.png
 	@echo "trace        $(RUN)-sft/trace.jsonl, drawn in $(RUN)-sft/trace.png"
 
+sweep-demo: $(READY)  ## Compare five objectives at three seeds in minutes on two CPU cores, and report
+	$(BIN)/lit-illada sweep run demo --resume
+	$(BIN)/lit-illada sweep report demo
+
 test: $(READY)  ## The tests, without the slow ones
 	$(BIN)/pytest -q
 
 test-slow: $(READY)  ## The tests that take minutes
 	$(BIN)/pytest -q -m slow
+
+test-slurm: $(READY)  ## The tests that need a Slurm; .ci/install-slurm starts one
+	$(BIN)/pytest -q -m slurm
 
 test-gpu: $(READY)  ## The tests that need a CUDA device
 	$(BIN)/pytest -q -m gpu

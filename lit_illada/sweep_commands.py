@@ -16,6 +16,7 @@ from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.plan import Tree, expand, set_in
 from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.progress import Overview, RunStatus
+from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
 from lit_illada.sweep.spec import Command, Measure, SweepSpec, library, read_spec
 from lit_illada.sweep.table import SweepTable, duration, summary
 from lit_illada.sweep_costs import disk_bytes, expected_vocab_size, memory_bytes, step_flops
@@ -45,23 +46,36 @@ def plan(name: str, overrides: Sequence[str], folder: Path | None, workers: int 
 
 
 def run(
-    name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: int | None, threads: int
+    name: str,
+    overrides: Sequence[str],
+    folder: Path | None,
+    is_resumed: bool,
+    workers: int | None,
+    threads: int,
+    slurm: SlurmOptions | None = None,
 ) -> None:
-    """Work off a sweep on this machine, showing where it stands; exits with 1 where a run failed."""
+    """Work off a sweep, showing where it stands, here or by Slurm; exits with 1 where a run failed."""
     console = Console()
     spec, place, runs = planned(name, overrides, folder)
+    if slurm is not None:
+        require_slurm()
     refuse_broken_off(place, runs, is_resumed)
     for config in data_configs(runs):
         prepare_dataset(config, Console(stderr=True))
     if spec.budget is not None and spec.budget.measure is Measure.FLOPS:
         spec, place, runs = planned(name, overrides, folder)  # the size of the vocabulary is certain only now
     place.write(spec, runs)
-    slots = _slots(runs, workers, threads)
     metric = spec.metrics[0].name
-    with SweepTable(f"{spec.name}: {spec.question}", metric, len(slots), console) as table:
-        pool = Pool(place, runs, slots, table.show, metric)
+    slots = [] if slurm is not None else _slots(runs, workers, threads)
+    at_once = len(slots) if slurm is None else min(slurm.at_once, len(runs))
+    with SweepTable(f"{spec.name}: {spec.question}", metric, at_once, console) as table:
+        pool: Pool | SlurmQueue = (
+            Pool(place, runs, slots, table.show, metric)
+            if slurm is None
+            else SlurmQueue(place, runs, slurm, table.show, metric)
+        )
         statuses = pool.run()
-    end(place, statuses, len(slots), console, was_stopped=pool.was_stopped)
+    end(place, statuses, at_once, console, was_stopped=pool.was_stopped)
 
 
 def refuse_broken_off(place: SweepFolder, runs: Sequence[PlannedRun], is_resumed: bool) -> None:

@@ -6,6 +6,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import random
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -20,7 +22,15 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, max_exa
 settings.load_profile("repeatable")
 
 
+def _slurm_answers():
+    return bool(shutil.which("sinfo")) and not subprocess.run(["sinfo"], capture_output=True, check=False).returncode
+
+
 def pytest_collection_modifyitems(items):
+    if any(item.get_closest_marker("slurm") for item in items) and not _slurm_answers():
+        for item in items:
+            if item.get_closest_marker("slurm"):
+                item.add_marker(pytest.mark.skip(reason="no Slurm answers here: .ci/install-slurm starts one"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

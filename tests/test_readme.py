@@ -60,6 +60,11 @@ def shortened(words, tiny_dataset, tiny_run):
     """The command on a small scale: what it names stays, the corpus and the model become small."""
     if words[0] == "config" or "--help" in words:
         return words
+    if words[:2] == ["sweep", "run"] and "--resume" not in words:
+        tiny = json.dumps([*tiny_dataset, *tiny_run, "data.row_length=32"])
+        return [*words, "seeds=[0]", "budget.amount=1024", f"overrides.pretrain={tiny}"]
+    if words[0] == "sweep":
+        return words
     if words[0] == "generate":
         return [*words, "generation.max_new_tokens=32"]
     if "--resume" in words:

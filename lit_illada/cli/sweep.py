@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from lit_illada.cli.frame import guarded
+from lit_illada.errors import UserError
 
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _folder = click.option(
@@ -58,6 +59,7 @@ Examples:
   lit-illada sweep run mask_ratio +scale=nano
   lit-illada sweep run mine.yaml seeds=[0,1] --workers 4
   lit-illada sweep run runs/sweeps/mask_ratio --resume
+  lit-illada sweep run mask_ratio --slurm --partition gpu --sbatch account=me
 """,
 )
 @click.argument("name")
@@ -67,18 +69,43 @@ Examples:
 )
 @_workers
 @_threads
+@click.option(
+    "--slurm", "is_slurm", is_flag=True, help="Submit the runs as Slurm job arrays (needs the extra `slurm`)."
+)
+@click.option("--partition", help="Of Slurm (default: the cluster's).")
+@click.option("--time-min", type=click.IntRange(min=1), default=1440, show_default=True, help="A Slurm job's limit.")
+@click.option("--gpus", type=click.IntRange(min=0), help="GPUs a Slurm node (default: the run's trainer.devices).")
+@click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="A further parameter of sbatch: account=me.")
 @_overrides
 @guarded
 def sweep_run(
-    name: str, folder: Path | None, is_resumed: bool, workers: int | None, threads: int, overrides: tuple[str, ...]
+    name: str,
+    folder: Path | None,
+    is_resumed: bool,
+    workers: int | None,
+    threads: int,
+    is_slurm: bool,
+    partition: str | None,
+    time_min: int,
+    gpus: int | None,
+    sbatch: tuple[str, ...],
+    overrides: tuple[str, ...],
 ) -> None:
     """Run the sweep NAME: one of `sweep list`, a YAML file, or the folder of a sweep that is begun.
 
-    What is finished is never run again. Ctrl-C lets every run save and stop.
+    What is finished is never run again. Ctrl-C lets every run save and stop. With --slurm, a run takes the nodes and
+    devices that its trainer names, is requeued when it is preempted or out of time, and goes on from its checkpoint.
     """
     from lit_illada import sweep_commands
+    from lit_illada.sweep.slurm import SlurmOptions
 
-    sweep_commands.run(name, overrides, folder, is_resumed, workers, threads)
+    slurm = None
+    if is_slurm:
+        if wrong := next((text for text in sbatch if "=" not in text), None):
+            raise UserError(f"--sbatch {wrong}: write KEY=VALUE, such as account=me")
+        other = dict(text.split("=", 1) for text in sbatch)
+        slurm = SlurmOptions(partition, time_min, gpus, threads, workers or 256, other)
+    sweep_commands.run(name, overrides, folder, is_resumed, workers, threads, slurm)
 
 
 @sweep.command(

@@ -22,7 +22,8 @@ from lit_illada.sweep.spec import Command
 NOT_MINE = 75
 _STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}
 _WORDS = "LIT_ILLADA_SWEEP_WORDS"
-_KEPT = {"run.lock", "log.txt", "attempts.jsonl"}
+_WORDS_FILE = "words.json"
+_KEPT = {"run.lock", "log.txt", "attempts.jsonl", "job.json", _WORDS_FILE}
 _LAST_LINES = 12
 
 
@@ -30,12 +31,16 @@ def attempt(folder: SweepFolder, run_id: str, call: Callable[[list[str]], int]) 
     """Do the run, printing to its log, and return its exit status. call: the command line's words -> status."""
     if _WORDS in os.environ:  # a further process of the run, started by the first one
         return call(json.loads(os.environ[_WORDS]))
+    rank = int(os.environ.get("SLURM_PROCID", "0")) if int(os.environ.get("SLURM_NTASKS", "1")) > 1 else 0
     runs = {run.id: run for run in folder.read_plan()}
     if run_id not in runs:
         raise UserError(f"{folder.plan} plans no run {run_id!r}")
     run, place = runs[run_id], folder.run_folder(runs[run_id])
+    if rank > 0:
+        return _follow(place, call)
     with locked(place) as is_mine:
         if not is_mine or place.done.exists():
+            _lead(place, [])
             return NOT_MINE
         return _do(folder, run, place, call)
 
@@ -68,6 +73,7 @@ def _do(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder, call: Calla
     write_atomically(place.labels, json.dumps(folder.read_spec().labels(run.arms, run.seed)) + "\n")
     _print_to(place.log)
     print(f"=== {started_at:%Y-%m-%d %H:%M:%S} lit-illada {' '.join(words)}", flush=True)
+    _lead(place, words)
     if words:
         os.environ[_WORDS] = json.dumps(words)
         try:
@@ -86,6 +92,27 @@ def _do(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder, call: Calla
     elif not was_stopped(status):
         record_failure(place, status)
     return status
+
+
+def _lead(place: SweepRunFolder, words: list[str]) -> None:
+    """Tell the run's other processes, where Slurm has started several, what to do; none: nothing."""
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        write_atomically(place.path / _WORDS_FILE, json.dumps({"job": _slurm_job(), "words": words}) + "\n")
+
+
+def _follow(place: SweepRunFolder, call: Callable[[list[str]], int]) -> int:
+    """Do as the first process of the job has decided."""
+    while (told := read_record(place.path / _WORDS_FILE)) is None or told["job"] != _slurm_job():
+        time.sleep(0.2)
+    if not told["words"]:
+        return NOT_MINE
+    _print_to(place.log)
+    return call(told["words"])
+
+
+def _slurm_job() -> str:
+    """Another one at each requeue."""
+    return f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[str]:

@@ -14,6 +14,7 @@ from lit_illada.sweep.attempt import NOT_MINE, record_failure, was_stopped
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.progress import Overview, RunStatus
 
+ONE = (sys.executable, "-m", "lit_illada.cli", "sweep", "one")
 _TICK_S = 0.05
 _LOOK_S = 1.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -40,9 +41,9 @@ class Pool:
         slots: Sequence[Slot],
         show: Callable[[list[RunStatus]], None],
         metric: str,
-        command: Sequence[str] = (sys.executable, "-m", "lit_illada.cli", "sweep", "one"),
+        command: Sequence[str] = ONE,
     ) -> None:
-        """command: does one run, given the folder and the run's id."""
+        """command: does one run, followed by the folder and the run's id."""
         self._command = command
         self._folder = folder
         self._overview = Overview(folder, runs, metric)
@@ -92,7 +93,8 @@ class Pool:
 
     def _can_try(self, status: RunStatus) -> bool:
         is_open = status.state in (RunState.PENDING, RunState.INTERRUPTED)
-        return status.run.id not in self._tried and (is_open or status.run.id in self._failed_before)
+        is_open = is_open or (status.state is RunState.FAILED and status.run.id in self._failed_before)
+        return is_open and status.run.id not in self._tried
 
     def _is_more_to_do(self, statuses: Sequence[RunStatus]) -> bool:
         """Whether a run may still begin, or lives in another process."""
@@ -106,8 +108,7 @@ class Pool:
     def _spawn(self, run: PlannedRun, slot: Slot) -> subprocess.Popen[bytes]:
         place = self._folder.run_folder(run)
         place.path.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(len(slot.cpus)))}
-        environment["TOKENIZERS_PARALLELISM"] = "false"
+        environment = {**os.environ, **thread_variables(len(slot.cpus))}
         if slot.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
         with place.log.open("ab") as log:
@@ -158,6 +159,11 @@ class Pool:
             elif id not in self._asked_to_stop:
                 self._asked_to_stop.add(id)
                 process.terminate()
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment of a process that may use so many cores."""
+    return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def cpu_slots(workers: int, threads: int) -> list[Slot]:

@@ -1,0 +1,248 @@
+"""Runs of a sweep on a cluster: Slurm job arrays through submitit, one job a run, however many nodes it takes.
+
+submitit owns requeueing: at a time limit or a preemption that is announced, the run saves and its job goes back into
+the queue. A job that Slurm itself puts back is the same job again. Either way the run goes on from its checkpoint.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lit_illada.errors import UserError
+from lit_illada.files import write_atomically
+from lit_illada.sweep.attempt import record_failure, was_stopped
+from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
+from lit_illada.sweep.pool import ONE, thread_variables
+from lit_illada.sweep.progress import Overview, RunStatus
+
+_LOOK_S = 2.0
+# Slurm ends what it has asked to stop after its KillWait; who is still there later was asked by somebody else
+_KILL_WAIT_S = 120.0
+# limits of time that a run may meet; each costs no more than what follows its last checkpoint
+_TIMEOUTS = 1000
+_JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """partition: None is the cluster's default. gpus: a node; None: as many as the run has devices, if it names GPUs.
+
+    other: further parameters of sbatch, such as account or qos.
+    """
+
+    partition: str | None = None
+    time_min: int = 24 * 60
+    gpus: int | None = None
+    cpus: int = 1
+    at_once: int = 256
+    other: dict[str, Any] = field(default_factory=dict)
+
+
+class RunJob:
+    """What a job does: a run, in a process of its own, as submitit pickles it."""
+
+    def __init__(self, command: Sequence[str], folder: str, run_id: str) -> None:
+        self.command = [*command, folder, run_id]
+        self.place = SweepRunFolder(SweepFolder(Path(folder)).runs / run_id)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        threads = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        self.place.path.mkdir(parents=True, exist_ok=True)
+        with self.place.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **thread_variables(threads)},
+                preexec_fn=_ignore_announcements,
+            )
+        status = self._process.wait()
+        if was_stopped(status):
+            # Slurm has asked every process of the job to stop, and is about to end the job or to put it back itself;
+            # a job that were over by then would not come back
+            time.sleep(_KILL_WAIT_S)
+        return status
+
+    def checkpoint(self) -> Any:
+        """submitit's question at a time limit or preemption: what to do when the job comes back."""
+        import submitit
+
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
+            # this is called within a signal's handler, in the middle of waiting: asking the process would be a deadlock
+            while self.place.is_locked():
+                time.sleep(0.2)
+        return submitit.helpers.DelayedSubmission(RunJob(self.command[:-2], *self.command[-2:]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_process": None}
+
+
+class SlurmQueue:
+    """Works through a plan by submitting what can begin; the pool's counterpart. Leaving it cancels its jobs."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        runs: Sequence[PlannedRun],
+        options: SlurmOptions,
+        show: Callable[[list[RunStatus]], None],
+        metric: str,
+        command: Sequence[str] = ONE,
+        look_s: float = _LOOK_S,
+    ) -> None:
+        require_slurm()
+        self._folder = SweepFolder(folder.path.resolve())
+        self._overview = Overview(self._folder, runs, metric)
+        self._options = options
+        self._show = show
+        self._command = command
+        self._look_s = look_s
+        self._tried: set[str] = set()
+        self._gone_once: set[str] = set()
+        self._failed_before = {s.run.id for s in self._overview.look() if s.state is RunState.FAILED}
+        self._signals = 0
+
+    @property
+    def was_stopped(self) -> bool:
+        return self._signals > 0
+
+    def run(self) -> list[RunStatus]:
+        with self._heeding_signals():
+            while True:
+                queued = _queued_jobs()
+                statuses = self._overview.look()
+                mine = {status.run.id for status in statuses if self._job_of(status.run) in queued}
+                self._mark_lost(statuses, mine)
+                self._show(statuses)
+                if self._signals:
+                    self._cancel(statuses, mine)
+                    break
+                ready = self._ready(statuses, mine)
+                self._submit(ready)
+                if not (mine or ready or any(s.state is RunState.RUNNING for s in statuses)):
+                    break
+                time.sleep(self._look_s)
+        statuses = self._overview.look()
+        self._show(statuses)
+        return statuses
+
+    def _ready(self, statuses: Sequence[RunStatus], queued: set[str]) -> list[PlannedRun]:
+        finished = {status.run.id for status in statuses if status.state is RunState.FINISHED}
+        ready = []
+        for status in statuses:
+            run = status.run
+            is_open = status.state in (RunState.PENDING, RunState.INTERRUPTED)
+            is_open = is_open or (status.state is RunState.FAILED and run.id in self._failed_before)
+            is_free = run.id not in self._tried and run.id not in queued and run.id not in finished
+            if is_open and is_free and (run.parent is None or run.parent in finished):
+                ready.append(run)
+        return ready
+
+    def _submit(self, runs: Sequence[PlannedRun]) -> None:
+        """One array for all runs that need the same machines."""
+        import submitit
+
+        arrays: dict[tuple[tuple[str, Any], ...], list[PlannedRun]] = {}
+        for run in runs:
+            arrays.setdefault(tuple(sorted(_machines(run, self._options).items())), []).append(run)
+        for machines, members in arrays.items():
+            executor = submitit.AutoExecutor(
+                self._folder.path / "slurm", cluster="slurm", slurm_max_num_timeout=_TIMEOUTS
+            )
+            executor.update_parameters(
+                name=self._folder.path.name,
+                timeout_min=self._options.time_min,
+                slurm_array_parallelism=self._options.at_once,
+                slurm_additional_parameters=self._options.other,
+                **({"slurm_partition": self._options.partition} if self._options.partition else {}),
+                **dict(machines),
+            )
+            with executor.batch():
+                jobs = [executor.submit(RunJob(self._command, str(self._folder.path), run.id)) for run in members]
+            for run, job in zip(members, jobs, strict=True):
+                self._tried.add(run.id)
+                place = self._folder.run_folder(run)
+                place.path.mkdir(parents=True, exist_ok=True)
+                write_atomically(place.path / _JOB_FILE, json.dumps({"job_id": job.job_id}) + "\n")
+
+    def _mark_lost(self, statuses: Sequence[RunStatus], queued: set[str]) -> None:
+        """A run whose job has left the queue without a record: out of memory, a dead node, cancelled by hand."""
+        for status in statuses:
+            run, place = status.run, self._folder.run_folder(status.run)
+            is_lost = run.id in self._tried and run.id not in queued
+            if not is_lost or status.state not in (RunState.PENDING, RunState.INTERRUPTED):
+                continue
+            if run.id in self._gone_once:  # a shared file system may show the record late
+                record_failure(place, -1)
+            self._gone_once.add(run.id)
+
+    def _cancel(self, statuses: Sequence[RunStatus], queued: set[str]) -> None:
+        jobs = [self._job_of(status.run) for status in statuses if status.run.id in queued]
+        if jobs:
+            subprocess.run(["scancel", *map(str, jobs)], check=False)
+        while jobs and _queued_jobs() & set(jobs):
+            time.sleep(min(1.0, self._look_s))
+
+    def _job_of(self, run: PlannedRun) -> str | None:
+        return (read_record(self._folder.run_folder(run).path / _JOB_FILE) or {}).get("job_id")
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+
+def require_slurm() -> None:
+    """Raises UserError where no Slurm answers, or submitit is missing."""
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise UserError("--slurm needs submitit: pip install 'lit-illada[slurm]'") from error
+    _queued_jobs()
+
+
+def _queued_jobs() -> set[str]:
+    """The user's jobs that wait or run, array tasks one by one: `12_3`."""
+    try:
+        found = subprocess.run(
+            ["squeue", "--me", "--array", "--noheader", "--format", "%i"], capture_output=True, text=True, check=True
+        )
+    except FileNotFoundError as error:
+        raise UserError("--slurm: there is no squeue here; run this on a machine of the cluster") from error
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"--slurm: squeue says: {' '.join(error.stderr.split())}") from error
+    return set(found.stdout.split())
+
+
+def _machines(run: PlannedRun, options: SlurmOptions) -> dict[str, Any]:
+    """What a run needs: a task a device, as Lightning expects of Slurm."""
+    trainer = run.config.get("trainer", {})
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    wanted: dict[str, Any] = {"nodes": nodes, "tasks_per_node": devices, "cpus_per_task": options.cpus}
+    accelerator = trainer.get("accelerator", run.config.get("accelerator"))
+    gpus = options.gpus if options.gpus is not None else devices if accelerator == "gpu" else 0
+    return {**wanted, "gpus_per_node": gpus} if gpus else wanted
+
+
+def _ignore_announcements() -> None:
+    # the signal that announces a limit goes to every process of the job, and would end one that does not know it
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
