@@ -26,7 +26,7 @@ demo: $(READY)  ## Train a small iLLaDA, fine-tune it, let it write: curves, a b
 	  --trace $(RUN)-sft/trace.jsonl --trace-picture $(RUN)-sft/trace.png
 	@echo "trace        $(RUN)-sft/trace.jsonl, drawn in $(RUN)-sft/trace.png"
 
-sweep-demo: $(READY)  ## Compare five objectives at three seeds in minutes on two CPU cores, and report
+sweep-demo: $(READY)  ## Compare five objectives at five seeds in minutes on two CPU cores, and report
 	$(BIN)/lit-illada sweep run demo --resume
 	$(BIN)/lit-illada sweep report demo
 
