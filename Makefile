@@ -21,12 +21,12 @@ demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(READY)  ## Train a small iLLaDA, fine-tune it, let it write: curves, a bound, accuracy, samples, a trace
 	$(BIN)/lit-illada pretrain experiment=demo run_dir=$(RUN)
 	$(BIN)/lit-illada sft $(RUN) experiment=sft/demo run_dir=$(RUN)-sft
-	$(BIN)/lit-illada generate $(RUN)-sft --chat --no-live --prompt "$$(printf 'a=3+5\nb=x+2\nx mod 2?')" \
+	$(BIN)/lit-illada generate $(RUN)-sft --chat --no-live --prompt "$$(printf 'a=3+2\nb=x+1\nc=x+3\nx mod 10?')" \
 	  generation.max_new_tokens=64 generation.block_length=16 generation.num_steps=16 \
 	  --trace $(RUN)-sft/trace.jsonl --trace-picture $(RUN)-sft/trace.png
 	@echo "trace        $(RUN)-sft/trace.jsonl, drawn in $(RUN)-sft/trace.png"
 
-sweep-demo: $(READY)  ## Compare five objectives at three seeds in minutes on two CPU cores, and report
+sweep-demo: $(READY)  ## Compare five objectives at five seeds in minutes on two CPU cores, and report
 	$(BIN)/lit-illada sweep run demo --resume
 	$(BIN)/lit-illada sweep report demo
 

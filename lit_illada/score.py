@@ -27,6 +27,7 @@ from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.candidates import Candidate
 from lit_illada.scoring.config import ScoreRule
 from lit_illada.scoring.evaluation import (
+    Answer,
     Progress,
     Row,
     Write,
@@ -83,7 +84,7 @@ def run(
     scorer = build.build_scorer(model, tokenizer, config.score, template)
     is_bf16 = config.precision.resolve(accelerator) is Precision.bf16_mixed
     writer = Writer(model, tokenizer, config.generation, config.score.batch_prompts, is_bf16)
-    write = partial(writer.text, scorer.encode_prompt)
+    write = partial(writer.answers, scorer.encode_prompt)
     for path, given in items.items():
         check(path, given, scorer, config.generation.max_new_tokens)
     windows = {path: windows_of(path, content, scorer) for path, content in contents.items()}
@@ -130,11 +131,11 @@ def _solve(
     name = "generations-reasoning.jsonl"
     result = solve(posed, writer, template, folder.path / name, progress)
     table = Table(title=f"chained arithmetic: {result['num_items']} problems", title_justify="left")
-    for heading in ("level", "right, 95 % interval", "never ended", "tokens, mean"):
+    for heading in ("level", "right, 95 % interval", "never ended", "looped", "tokens, mean"):
         table.add_column(heading, justify="right")
     for level, figures in {**result["levels"], "all": result}.items():
-        never = f"{100 * figures['unfinished']:.1f} %"
-        table.add_row(level.replace("_", " "), _percent(figures), never, f"{figures['mean_tokens']:.0f}")
+        shares = (f"{100 * figures[name]:.1f} %" for name in ("unfinished", "looped"))
+        table.add_row(level.replace("_", " "), _percent(figures), *shares, f"{figures['mean_tokens']:.0f}")
     Console().print(table)
     yield {**result, "items": name}
 
@@ -186,7 +187,9 @@ def _score_harness(
     if not tasks:
         return
 
-    def write_what_fits(prompts: Sequence[str], max_new_tokens: int | None, temperature: float | None) -> Iterator[str]:
+    def write_what_fits(
+        prompts: Sequence[str], max_new_tokens: int | None, temperature: float | None
+    ) -> Iterator[Answer]:
         room = min(map(scorer.room_behind, prompts))
         if room == 0:
             raise UserError(f"a prompt of the task fills all the model's {scorer.model.max_length} positions")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from lit_illada.data.instruction import Example
 from lit_illada.data.reasoning import Portion, make_examples
 from lit_illada.data.sft_config import ReasoningTask
 from lit_illada.errors import UserError
-from lit_illada.generation.trace import rounded
 from lit_illada.intervals import wilson
+from lit_illada.loops.detect import Known, detect_tokens
 from lit_illada.scoring.evaluation import Progress
 from lit_illada.writing import Writer, Written
 
@@ -48,7 +47,8 @@ def solve(
         written = writer.write([prompt for prompt, _ in pairs], is_traced=True)
         for (level, example), (_, response), one in zip(examples, pairs, written, strict=True):
             row = _row(level, example, len(response), one, writer, template)
-            stream.write(json.dumps({**row, **_trace(one, writer)}, ensure_ascii=False) + "\n")
+            row |= _loop(row)
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             stream.flush()
             rows.append(row)
             on_work(1)
@@ -73,20 +73,22 @@ def _row(
         "truth": example.truth,
         "answer": response.answer,
         "is_right": is_right(example.truth, response.answer),
-        "is_finished": written.is_stopped,
         "is_reasoning_closed": response.reasoning is not None,
-        "num_tokens": len(written.token_ids),
         "gold_tokens": gold_tokens,
-        "num_forwards": written.num_forwards,
-        **asdict(written.events),
+        "max_new_tokens": writer.generation.max_new_tokens,
+        **writer.about(written),
     }
 
 
-def _trace(written: Written, writer: Writer) -> dict[str, Any]:
-    assert written.trace is not None
+def _loop(row: dict[str, Any]) -> dict[str, Any]:
+    """How it loops: detected on the model's own tokens."""
+    known = Known(row["is_finished"], has_answer=bool(row["answer"]), num_canvas=len(row["token_ids"]))
+    found = detect_tokens(row["token_ids"], row["tokens"], known=known, steps=row["steps"])
     return {
-        "tokens": [writer.tokenizer.decode([token_id]) for token_id in written.trace.token_ids],
-        **rounded(asdict(written.trace)),
+        "loop_kinds": [kind.value for kind in found.kinds],
+        "is_loop": found.is_loop,
+        "onset": found.main.onset if found.main is not None else None,
+        "wasted": found.wasted,
     }
 
 
@@ -99,6 +101,9 @@ def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "wilson_95": list(wilson(num_right, len(rows))),
         "num_unfinished": num_unfinished,
         "unfinished": num_unfinished / len(rows),
+        "looped": sum(row["is_loop"] for row in rows) / len(rows),
+        "endless": sum(row["is_loop"] or not row["is_finished"] for row in rows) / len(rows),
+        "wasted": sum(row["wasted"] for row in rows) / max(1, sum(row["num_tokens"] for row in rows)),
         "mean_tokens": sum(row["num_tokens"] for row in rows) / len(rows),
         "num_forwards": sum(row["num_forwards"] for row in rows),
     }
@@ -109,6 +114,5 @@ def numbers(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for level, figures in {"": result, **result["levels"]}.items():
         suffix = f"_{level}" if level else ""
         yield f"exact_match{suffix}", figures["accuracy"]
-        yield f"unfinished{suffix}", figures["unfinished"]
-        yield f"mean_tokens{suffix}", figures["mean_tokens"]
-        yield f"num_forwards{suffix}", figures["num_forwards"]
+        for name in ("unfinished", "looped", "endless", "wasted", "mean_tokens", "num_forwards"):
+            yield f"{name}{suffix}", figures[name]

@@ -35,7 +35,7 @@ def show_library() -> None:
 
 def plan(name: str, overrides: Sequence[str], folder: Path | None, workers: int | None, threads: int) -> None:
     """Print the runs of a sweep, what they share, and what they will cost."""
-    spec, place, runs = _planned(name, overrides, folder)
+    spec, place, runs = planned(name, overrides, folder)
     statuses = Overview(place, runs, spec.metrics[0].name).look()
     console = Console()
     _print_head(spec, place, console)
@@ -56,14 +56,14 @@ def run(
 ) -> None:
     """Work off a sweep, showing where it stands, here or by Slurm; exits with 1 where a run failed."""
     console = Console()
-    spec, place, runs = _planned(name, overrides, folder)
+    spec, place, runs = planned(name, overrides, folder)
     if slurm is not None:
         require_slurm()
     refuse_broken_off(place, runs, is_resumed)
     for config in data_configs(runs):
         prepare_dataset(config, Console(stderr=True))
     if spec.budget is not None and spec.budget.measure is Measure.FLOPS:
-        spec, place, runs = _planned(name, overrides, folder)  # the size of the vocabulary is certain only now
+        spec, place, runs = planned(name, overrides, folder)  # the size of the vocabulary is certain only now
     place.write(spec, runs)
     metric = spec.metrics[0].name
     slots = [] if slurm is not None else _slots(runs, workers, threads)
@@ -131,9 +131,10 @@ def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle:
     return to_tree(from_tree(SCHEMAS[command], tree))
 
 
-def _planned(
+def planned(
     name: str, overrides: Sequence[str], folder: Path | None
 ) -> tuple[SweepSpec, SweepFolder, list[PlannedRun]]:
+    """What a sweep is, where it lies, and its runs: as it was begun, or as it would be."""
     begun_folder = SweepFolder(Path(name))
     if begun_folder.plan.is_file() and not overrides and folder in (None, begun_folder.path):
         # as it was planned, whatever has become of the config files since

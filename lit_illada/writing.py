@@ -1,7 +1,8 @@
 """How are many answers written with one model? In batches, a row's text being what it would be alone."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -9,8 +10,9 @@ from lit_illada import build
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.generation.canvas import RowEvents
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.trace import Recorder, Trace
+from lit_illada.generation.trace import Recorder, Trace, rounded
 from lit_illada.model.transformer import Transformer
+from lit_illada.scoring.evaluation import Answer
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,34 @@ class Writer:
                 yield done.pop(given)
                 given += 1
 
-    def text(
+    def answers(
         self,
         encode: Callable[[str], list[int]],
         prompts: Sequence[str],
         max_new_tokens: int | None,
         temperature: float | None,
-    ) -> Iterator[str]:
-        """Texts for texts, under other settings where they are given."""
+    ) -> Iterator[Answer]:
+        """Texts for texts with their traces, under other settings where they are given."""
         config = self.generation
         if max_new_tokens is not None:
             config = replace(config, max_new_tokens=max_new_tokens)
         if temperature is not None:
             config = replace(config, temperature=temperature)
-        for written in replace(self, generation=config).write([encode(prompt) for prompt in prompts]):
-            yield self.tokenizer.decode(written.token_ids)
+        for written in replace(self, generation=config).write([encode(prompt) for prompt in prompts], is_traced=True):
+            yield Answer(self.tokenizer.decode(written.token_ids), self.about(written))
+
+    def about(self, written: Written) -> dict[str, Any]:
+        """How a text was written, as it is kept with it."""
+        told = {
+            "is_finished": written.is_stopped,
+            "num_tokens": len(written.token_ids),
+            "num_forwards": written.num_forwards,
+            **asdict(written.events),
+        }
+        if written.trace is not None:
+            told["tokens"] = [self.tokenizer.decode([token_id]) for token_id in written.trace.token_ids]
+            told |= rounded(asdict(written.trace))
+        return told
 
     def _together(self, prompts: Sequence[Sequence[int]], places: Sequence[int], is_traced: bool) -> Iterator[Written]:
         recorder = Recorder(len(prompts)) if is_traced else None

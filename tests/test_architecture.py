@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "board": {"errors"},
     "run_folder": {"errors", "files"},
     "sweep": {"errors", "files", "share", "tree"},
+    "sweep_report": {"errors", "sweep"},
 }
 OPTIONAL = {"flash_attn", "datasets", "submitit", "lm_eval"}
 

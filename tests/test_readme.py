@@ -69,6 +69,8 @@ def shortened(words, tiny_dataset, tiny_run):
         return [*words, "generation.max_new_tokens=32"]
     if "--resume" in words:
         return [*words, "trainer.max_steps=6"]
+    if words[:2] == ["loops", "run"]:
+        return [*words, "reasoning.num_problems=2", "reasoning.depths=[1]", "generation.max_new_tokens=32"]
     if words[0] == "score":
         problems = ["reasoning.num_problems=2", "generation.max_new_tokens=32"] if "--reasoning" in words else []
         return [*words, "score.num_draws=4", *problems]

@@ -228,6 +228,16 @@ def test_what_was_scored_before_an_interruption_is_kept(run, items, tmp_path, mo
     assert "end" not in summary(tmp_path / "out")
 
 
+def test_a_causal_model_writes_its_solutions_by_the_same_command(causal_run, tmp_path):
+    file = written(
+        tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}, {"question": "pi", "answer": "2"}]
+    )
+    told = score(causal_run, "--task", file, "--out", tmp_path / "out", *SHORT)
+    assert told.exit_code == 0, told.output
+    rows = rows_of(tmp_path / "out", summary(tmp_path / "out")["results"][0])
+    assert all(len(row["token_ids"]) == len(row["steps"]) > 0 for row in rows)
+
+
 def test_without_out_the_scores_lie_in_the_runs_folder(run, items):
     checkpoint = max((run / "checkpoints").iterdir())
     for _ in range(2):

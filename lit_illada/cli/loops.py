@@ -1,4 +1,4 @@
-"""Reasoning loops: `loops analyze`."""
+"""Reasoning loops: `loops analyze`, `reproduce` and `run`."""
 
 from pathlib import Path
 
@@ -54,3 +54,71 @@ def analyze(
 
     fields = Fields(text_field, prompt_field, correct_field, truth_field, group_fields)
     run(words, out, fields, encoding)
+
+
+@loops.command(
+    epilog="""\b
+Examples:
+  lit-illada loops reproduce
+  lit-illada loops reproduce --sweep loop_mitigation seeds=[0,1]
+  lit-illada loops reproduce --resume
+"""
+)
+@click.option(
+    "--sweep", "name", default="loop_reproduce", show_default=True,
+    help="Which arms: also loop_causes, loop_mitigation, or a YAML file.",
+)  # fmt: skip
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where all of it is kept (default: runs/sweeps/<the sweep's name>).",
+)
+@click.option(
+    "--resume", "is_resumed", is_flag=True, help="Go on with runs that were killed, and try failed ones again."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Runs at a time (default: as many as cores, memory or GPUs allow)."
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores a run.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@guarded
+def reproduce(
+    name: str,
+    folder: Path | None,
+    is_resumed: bool,
+    workers: int | None,
+    threads: int,
+    overrides: tuple[str, ...],
+) -> None:
+    """Re-create the failure from nothing: corpora, training, generation with traces, analysis, report.
+
+    No corpus may itself hold a loop. Arms are compared on the same problems, over seeds. Without options it takes
+    about a quarter of an hour on two cores.
+    """
+    from lit_illada import loops_commands
+
+    loops_commands.reproduce(name, overrides, folder, is_resumed, workers, threads)
+
+
+@loops.command(
+    "run",
+    epilog="""\b
+Examples:
+  lit-illada loops run --checkpoint GSAI-ML/iLLaDA-8B-Instruct --tasks gsm8k/test.jsonl generation=paper_instruct
+  lit-illada loops run --checkpoint runs/sft-20260101-130000 --tasks reasoning generation.max_new_tokens=256
+""",
+)
+@click.option("--checkpoint", required=True, help="A run, a converted or published folder, or a hub id.")
+@click.option(
+    "--tasks", multiple=True, required=True, metavar="FILE",
+    help="Problems with a number for an answer, as GSM8K's files; or the word reasoning. Repeatable.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("loops"), show_default=True,
+              metavar="FOLDER", help="Where the generations and the analysis go.")  # fmt: skip
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@guarded
+def run_model(checkpoint: str, tasks: tuple[str, ...], out: Path, overrides: tuple[str, ...]) -> None:
+    """Let a model solve problems, with traces, and look for loops in what it writes."""
+    from lit_illada import loops_commands
+
+    loops_commands.run(checkpoint, tasks, out, overrides)

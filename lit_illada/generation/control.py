@@ -46,7 +46,7 @@ NO_KINDS = TokenKinds()
 
 class LogitControl(Protocol):
     def __call__(self, logits_MV: Tensor, place: Place) -> Tensor:
-        """The logits to go on with; it may change them in place. float64."""
+        """The logits to go on with; it may change them in place."""
         ...
 
 

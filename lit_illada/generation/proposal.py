@@ -17,9 +17,9 @@ from lit_illada.generation.draws import RowDraws
 class Proposals:
     """A token for every masked position of a block, and the measures of certainty that commit rules rank by.
 
-    token_ids: (B, L) int64. is_masked: (B, L) bool; every value elsewhere is without meaning. logits: (M, V) float64,
-    the model's, without temperature. The measures are made when first asked for: (B, L) float64, 0 at positions that
-    are not masked.
+    token_ids: (B, L) int64. is_masked: (B, L) bool; every value elsewhere is without meaning. logits: (M, V) float32 or
+    float64, the model's, without temperature. The measures are made when first asked for: (B, L) float64, 0 at
+    positions that are not masked.
     """
 
     token_ids: Tensor
@@ -34,14 +34,15 @@ class Proposals:
     @cached_property
     def margin(self) -> Tensor:
         """How far the proposed token's probability lies above that of the most probable other one; may be below 0."""
-        others_MV = self.logits.scatter(1, self._proposed_M1, -torch.inf)
-        return self._spread(self._probability_M - (others_MV.amax(-1) - self._lse_M).exp())
+        runner_up_M = self._others_MV.amax(-1).double()
+        return self._spread(self._probability_M - (runner_up_M - self._exact_MV.logsumexp(-1)).exp())
 
     @cached_property
     def entropy(self) -> Tensor:
         """Of the model's distribution, nats; the most there can be where the proposed token has no confidence."""
-        probs_MV = (self.logits - self._lse_M[:, None]).exp()
-        entropy_M = self._lse_M - torch.where(probs_MV > 0, probs_MV * self.logits, 0.0).sum(-1)
+        lse_M = self._exact_MV.logsumexp(-1)
+        probs_MV = (self._exact_MV - lse_M[:, None]).exp()
+        entropy_M = lse_M - torch.where(probs_MV > 0, probs_MV * self._exact_MV, 0.0).sum(-1)
         most = math.log(self.logits.shape[1])
         return self._spread(entropy_M.clamp(0, most).masked_fill(self._probability_M == 0, most))
 
@@ -50,12 +51,18 @@ class Proposals:
         return self.token_ids[self.is_masked][:, None]
 
     @cached_property
-    def _lse_M(self) -> Tensor:
-        return self.logits.logsumexp(-1)
+    def _exact_MV(self) -> Tensor:
+        return self.logits.double()
+
+    @cached_property
+    def _others_MV(self) -> Tensor:
+        return self.logits.scatter(1, self._proposed_M1, -torch.inf)
 
     @cached_property
     def _probability_M(self) -> Tensor:
-        return (self.logits.gather(1, self._proposed_M1)[:, 0] - self._lse_M).exp()
+        """1 / (1 + the others' weight against its own): what tells two probabilities near 1 apart outlives float32."""
+        proposed_M = self.logits.gather(1, self._proposed_M1)[:, 0]
+        return 1 / (1 + (self._others_MV.logsumexp(-1) - proposed_M).double().exp())
 
     def _spread(self, values_M: Tensor) -> Tensor:
         return values_M.new_zeros(self.is_masked.shape).masked_scatter(self.is_masked, values_M)
@@ -70,7 +77,7 @@ def propose(
     top_p: float,
     uncertain_token_ids: Tensor,
 ) -> Proposals:
-    """Proposals from float64 logits.
+    """Proposals from logits, float64 where there is a temperature.
 
     With a temperature the token is argmax(logit + temperature · Gumbel noise) over the nucleus of the cooled
     distribution, in float64 because float32 noise is too coarse in its tail (arXiv 2409.02908); certainty is measured

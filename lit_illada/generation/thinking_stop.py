@@ -212,7 +212,9 @@ def certain(logits_RV: Tensor, token_id: int) -> Tensor:
 
 
 def _with(logits_RV: Tensor, token_id: int, logit_R: Tensor) -> Tensor:
-    return logits_RV.index_copy(1, torch.tensor([token_id], device=logits_RV.device), logit_R[:, None])
+    return logits_RV.index_copy(
+        1, torch.tensor([token_id], device=logits_RV.device), logit_R[:, None].to(logits_RV.dtype)
+    )
 
 
 def _require(is_right: bool, name: str, value: float, allowed: str) -> None:

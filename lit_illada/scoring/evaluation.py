@@ -23,7 +23,16 @@ from lit_illada.scoring.tasks import ChoiceItem, NumberItem
 Progress = Callable[[str, int], OnWork]
 """(what is done, how much work it is) -> told of its progress."""
 
-Write = Callable[[Sequence[str], int | None, float | None], Iterator[str]]
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model wrote. about: how, to be kept with it."""
+
+    text: str
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Write = Callable[[Sequence[str], int | None, float | None], Iterator[Answer]]
 """(prompts, tokens at most or None for the configured budget, temperature or None for the configured one) -> what is
 written for each, in their order, a batch after the other."""
 
@@ -89,8 +98,8 @@ def score_numbers(
     on_work = progress(path.stem, len(items))
     rows: list[Row] = []
     written = write([_prompt(item, scorer) for item in items], None, None)
-    for item, whole in zip(items, written, strict=True):
-        text = cut_at(whole, scorer.config.wording.stop_texts)
+    for item, answer in zip(items, written, strict=True):
+        text = cut_at(answer.text, scorer.config.wording.stop_texts)
         number = final_number(text)
         rows.append(
             {
@@ -100,6 +109,7 @@ def score_numbers(
                 "number": None if number is None else str(number),
                 "answer": str(item.answer),
                 "is_correct": number == item.answer,
+                **answer.about,
             }
         )
         on_work(1)

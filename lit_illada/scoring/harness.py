@@ -94,7 +94,7 @@ def harness_model(scorer: Scorer, write: Write, progress: Progress = lambda what
                 written = write(prompts, max_new_tokens, temperature)
                 for place, one in zip(places, written, strict=True):
                     stops = requests[place].args[1].get("until") or []
-                    texts[place] = cut_at(one, [stops] if isinstance(stops, str) else stops)
+                    texts[place] = cut_at(one.text, [stops] if isinstance(stops, str) else stops)
                     on_work(1)
             return texts
 

@@ -181,5 +181,6 @@ def _quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*smaller than the logging interval.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*`srun` command is available on your system but is not used.*",
     ):
         warnings.filterwarnings("ignore", advice)

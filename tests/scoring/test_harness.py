@@ -16,6 +16,7 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
 from lit_illada.scoring.config import ScoringConfig
+from lit_illada.scoring.evaluation import Answer
 from lit_illada.scoring.harness import harness_model
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
@@ -103,7 +104,7 @@ def test_generation_gets_the_tasks_options_and_ends_at_its_stops(base_class, sco
 
     def write(prompts, max_new_tokens, temperature):
         seen.append((prompts, max_new_tokens, temperature))
-        return ["so 42.\nQuestion: more" for _ in prompts]
+        return [Answer("so 42.\nQuestion: more") for _ in prompts]
 
     model = harness_model(scorer(), write)
     options = [{"until": ["\n", "Question"], "max_gen_toks": 9, "temperature": 0.5}, {"until": "42"}, {}]

@@ -74,6 +74,19 @@ class Sweep:
         found = (record for record in self.records if record.run.stage == stage and arm in record.run.arms)
         return {record.run.seed: record for record in found}
 
+    def sharing(self, stage: str) -> list[list[str]]:
+        """The arms, those together that have the same runs in a stage."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for arm in self.spec.all_arms():
+            runs = tuple(record.run.id for record in self.of_arm(arm.name, stage).values())
+            groups.setdefault(runs, []).append(arm.name)
+        return list(groups.values())
+
+    def differing_stages(self) -> list[str]:
+        """Those in which arms have runs of their own; all, where there is one arm only."""
+        num_arms = len(self.spec.all_arms())
+        return [stage.name for stage in self.spec.stages if len(self.sharing(stage.name)) > 1 or num_arms == 1]
+
     @property
     def num_finished(self) -> int:
         return sum(record.state is RunState.FINISHED for record in self.records)

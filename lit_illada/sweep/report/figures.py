@@ -83,7 +83,9 @@ def course_figure(sweep: Sweep, tag: str, stage: str, unit: str, looks: Looks) -
         "Lines are means over the finished seeds, bands their range; dotted lines are runs that have not finished. "
         "The first stretch may lie above the frame: a double click shows all."
     )
-    return PlotFigure(f"course-{_slug(stage, tag)}", f"Learning curves: {tag}", caption, data, layout, variants)
+    return PlotFigure(
+        f"course-{_slug(stage, tag)}", f"Learning curves: {tag}, {stage}", caption, data, layout, variants
+    )
 
 
 def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
@@ -160,8 +162,8 @@ def _seeds(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | Non
     }
     better = "left" if found.metric.goal is Goal.LOWER else "right"
     caption = (
-        f"Every dot is a seed; better is {better}. The bar is the mean with its 95 % interval over seeds, which holds "
-        "the luck of the seed too: compare arms by their paired differences."
+        f"Every dot is a seed; better is {better}. The bar is the mean with its 95\u00a0% interval over seeds, which "
+        "holds the luck of the seed too: compare arms by their paired differences."
     )
     return PlotFigure(f"seeds-{_slug(found.metric.stage, named)}", "Every seed", caption, data, layout)
 
@@ -256,7 +258,7 @@ def _row_traces(
     if found.low is not None and found.high is not None:
         half = abs(factor) * (found.high - found.low) / 2
         mean["error_x"] = {"type": "data", "array": [half], "color": look.colour, "thickness": 1.5, "width": 5}
-        mean["hovertemplate"] += f"<br>95 % interval {factor * found.low:.5g} to {factor * found.high:.5g}"
+        mean["hovertemplate"] += f"<br>95\u00a0% interval {factor * found.low:.5g} to {factor * found.high:.5g}"
     return [dots, mean]
 
 

@@ -17,9 +17,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """Of an arm in a stage: means over its finished runs, and the largest memory."""
+    """Of the arms that share the runs of a stage: means over the finished ones, and the largest memory."""
 
-    arm: str
+    arms: list[str]
     stage: str
     num_runs: int
     elapsed_s: float | None
@@ -30,13 +30,13 @@ class Cost:
 
 
 def costs(sweep: Sweep) -> list[Cost]:
-    """A row for every arm and stage with a finished run."""
+    """By stage; arms that share their runs there share a row."""
     rows = []
-    for arm in sweep.spec.all_arms():
-        for stage in sweep.spec.stages:
-            records = [r for r in sweep.of_arm(arm.name, stage.name).values() if r.figures]
+    for stage in sweep.spec.stages:
+        for arms in sweep.sharing(stage.name):
+            records = [record for record in sweep.of_arm(arms[0], stage.name).values() if record.figures]
             if records:
-                rows.append(_cost(arm.name, stage.name, records))
+                rows.append(_cost(arms, stage.name, records))
     return rows
 
 
@@ -130,13 +130,13 @@ def _curves(sweep: Sweep) -> pa.Table:
     return pa.concat_tables(parts).unify_dictionaries() if parts else pa.table({"run": pa.array([], pa.string())})
 
 
-def _cost(arm: str, stage: str, records: Sequence[RunRecord]) -> Cost:
+def _cost(arms: list[str], stage: str, records: Sequence[RunRecord]) -> Cost:
     def mean(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
 
     return Cost(
-        arm=arm,
+        arms=arms,
         stage=stage,
         num_runs=len(records),
         elapsed_s=mean([record.elapsed_s for record in records]),

@@ -81,7 +81,7 @@ def verdict(found: Comparison | None, baseline: str, unit: Unit, *, is_same_run:
     if found.finding is not Finding.NOT_SEPARABLE:
         return (
             f"{found.finding} than {baseline} by {unit.size(difference.mean)} "
-            f"(95 % interval {_sizes(difference, unit)}, Holm {p_value(found.p_holm)})"
+            f"(95\u00a0% interval {_sizes(difference, unit)}, Holm {p_value(found.p_holm)})"
         )
     needed = "more than 10 000" if found.seeds_needed is None else f"about {found.seeds_needed}"
     if found.seeds_needed is not None and found.seeds_needed <= n:
@@ -95,7 +95,7 @@ def verdict(found: Comparison | None, baseline: str, unit: Unit, *, is_same_run:
 def p_value(p: float | None) -> str:
     if p is None:
         return "p unknown"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def amount(value: float | None) -> str:

@@ -35,7 +35,7 @@ from lit_illada.sweep.report.statistics import Finding
 from lit_illada.sweep.report.strip import strips
 from lit_illada.sweep.report.tables import costs, write_tables
 from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of
-from lit_illada.sweep.spec import Command, SweepSpec
+from lit_illada.sweep.spec import SweepSpec
 
 _PAGE = Path(__file__).parent / "page"
 _BOUND = "val/nll_bound"
@@ -120,15 +120,17 @@ def _section(sweep: Sweep, found: MetricFinding, looks: dict[str, Look]) -> Sect
 
 def _course_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
     """Of every metric with a curve, and of the bound in any case."""
-    trained = [stage.name for stage in sweep.spec.stages if stage.command is not Command.SCORE]
-    asked = [(metric.name, metric.stage) for metric in sweep.spec.metrics] + [(_BOUND, stage) for stage in trained]
+    stages = sweep.differing_stages()
+    asked = [(metric.name, metric.stage) for metric in sweep.spec.metrics if metric.stage in stages]
+    asked += [(_BOUND, stage) for stage in stages]
     figures = [course_figure(sweep, tag, stage, unit_of(tag, []).name, looks) for tag, stage in dict.fromkeys(asked)]
     return [figure for figure in figures if figure is not None]
 
 
 def _other_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
-    stages = [stage.name for stage in sweep.spec.stages]
-    figures = [make(sweep, stage, looks) for stage in stages for make in (ratio_figure, gradient_figure)]
+    figures = [
+        make(sweep, stage, looks) for stage in sweep.differing_stages() for make in (ratio_figure, gradient_figure)
+    ]
     return [figure for figure in figures if figure is not None]
 
 
@@ -184,7 +186,7 @@ def _budget_text(spec: SweepSpec) -> str:
     if spec.budget is None:
         return f"Arms share no budget: {spec.no_budget}" if spec.no_budget else ""
     unit = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}[spec.budget.measure]
-    return f"All arms have the same budget: {amount(spec.budget.amount)} {unit} of {spec.budget_stage}."
+    return f"Every run has {amount(spec.budget.amount)} {unit} of training (stage {spec.budget_stage})."
 
 
 def _warnings(sweep: Sweep) -> list[str]:

@@ -65,7 +65,7 @@ def test_the_verdicts_of_a_sweep_with_one_better_one_alike_and_one_hopeless_arm(
     assert [arm.arm for arm in found.arms] == ["band", "uniform", "cosine", "fixed 1.0"]
     kinds = {arm.arm: arm.comparison.finding for arm in found.arms if arm.comparison}
     assert kinds == {"band": Finding.BETTER, "cosine": Finding.NOT_SEPARABLE, "fixed 1.0": Finding.WORSE}
-    assert found.of("band").verdict.startswith("better than uniform by 0.199 nats a token (95 % interval 0.19")
+    assert found.of("band").verdict.startswith("better than uniform by 0.199 nats a token (95\u00a0% interval 0.19")
     assert found.of("cosine").verdict.startswith("not separable at 3 seeds; about ")
     assert [check.is_passed for check in found.checks] == [True, True]
 
@@ -218,6 +218,6 @@ def test_a_report_is_made_where_there_is_no_torch(finished_sweep):
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'lightning', 'torchmetrics')))\n"
         f"from lit_illada.cli import main; main(['sweep', 'report', {str(finished_sweep.path)!r}])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "page " in done.stdout

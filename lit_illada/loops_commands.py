@@ -1,0 +1,121 @@
+"""The `loops reproduce` and `loops run` commands: generations made, looked at, and reported on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_illada import convert, score, sweep_commands, sweep_report
+from lit_illada.config import SFTConfig
+from lit_illada.data.reasoning import Portion, make_examples
+from lit_illada.data.sft_config import ReasoningSource
+from lit_illada.errors import UserError
+from lit_illada.loops import analyze
+from lit_illada.loops.detect import detect
+from lit_illada.loops.records import Fields
+from lit_illada.run_folder import RunFolder
+from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
+from lit_illada.sweep.spec import Command
+from lit_illada.tree import from_tree
+
+SMALL = "loop_reproduce"
+GENERATIONS = "generations.jsonl"
+_GATE_TEXTS = 2000
+
+
+def reproduce(
+    name: str,
+    overrides: Sequence[str],
+    folder: Path | None,
+    is_resumed: bool,
+    workers: int | None,
+    threads: int,
+) -> None:
+    """The experiment: corpora (gate), training and generation by the sweep engine, then both reports."""
+    _, place, runs = sweep_commands.planned(name, overrides, folder)
+    gate(corpora(runs), Console())
+    sweep_commands.run(name, overrides, folder, is_resumed, workers, threads)
+    gather(place)
+    analyze.run([str(place.path / GENERATIONS)], place.path / "loops", Fields(groups=("arm", "level")), None)
+    sweep_report.run(str(place.path), None)
+    print("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
+
+
+def run(checkpoint: str, tasks: Sequence[str], folder: Path, overrides: Sequence[str]) -> None:
+    """Ask a published model, or one of ours, and look at what it writes.
+
+    tasks: files of problems with a number for an answer, or `reasoning` for chained arithmetic. A checkpoint in a
+    published layout, on the hub or in a folder, is converted first, once.
+    """
+    if (folder / "loops").exists():
+        raise UserError(f"{folder} already holds an analysis: give another --out")
+    files = [Path(task) for task in tasks if task != "reasoning"]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"{missing[0]}: no such file of problems; give JSON lines, or the word reasoning")
+    place = _ours(checkpoint, folder)
+    asked = ["score/wording=chat", *overrides]
+    score.run(place, files, [], [], None, folder / "scores", asked, is_reasoning="reasoning" in tasks)
+    results = json.loads(RunFolder(folder / "scores").summary.read_text(encoding="utf-8"))["results"]
+    written = [str(folder / "scores" / result["items"]) for result in results]
+    analyze.run(written, folder / "loops", Fields(), None)
+
+
+def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float], SFTConfig]:
+    """The fine-tuning data of a sweep by (share of traces that re-check, share of re-checks that correct a slip)."""
+    found: dict[tuple[float, float], SFTConfig] = {}
+    for run in runs:
+        if run.command == Command.SFT:
+            config = from_tree(SFTConfig, run.config)
+            source = config.sft_data.source
+            if isinstance(source, ReasoningSource):
+                found.setdefault((source.recheck_fraction, source.slip_fraction), config)
+    return found
+
+
+def gate(sources: dict[tuple[float, float], SFTConfig], console: Console) -> None:
+    """No corpus may loop: what a model then repeats, it was not shown. Raises UserError for one that does."""
+    table = Table(title=f"the gate: loops in {_GATE_TEXTS:,} traces of each corpus", title_justify="left")
+    for heading in ("ρ, traces that re-check", "of these, correct a slip", "tokens of a trace, mean", "loops"):
+        table.add_column(heading, justify="right")
+    for (rechecks, slips), config in sorted(sources.items()):
+        source, fraction = config.sft_data.source, config.sft_data.validation_fraction
+        assert isinstance(source, ReasoningSource)
+        examples = make_examples(source, source.easy, Portion.TRAIN, _GATE_TEXTS, fraction)
+        findings = [detect(f"{m.reasoning}\n{m.content}") for m in (example.messages[-1] for example in examples)]
+        looped = [example for example, found in zip(examples, findings, strict=True) if found.is_loop]
+        if looped:
+            raise UserError(
+                f"the corpus with recheck_fraction={rechecks} itself loops in {len(looped)} of {_GATE_TEXTS} traces, "
+                f"such as {looped[0].origin}; a model would copy that"
+            )
+        mean = sum(found.length for found in findings) / len(findings)
+        table.add_row(f"{rechecks:g}", f"{slips:g}" if rechecks else "–", f"{mean:.0f}", "0")
+    console.print(table)
+
+
+def gather(sweep: SweepFolder) -> Path:
+    """The generations of all finished runs in one file, each with its arm and seed."""
+    path = sweep.path / GENERATIONS
+    with path.open("w", encoding="utf-8") as file:
+        for planned in sweep.read_plan():
+            if planned.command != Command.SCORE or sweep.state_of(planned) is not RunState.FINISHED:
+                continue
+            for source in sorted(sweep.run_folder(planned).path.glob("generations-*.jsonl")):
+                for line in source.open(encoding="utf-8"):
+                    row = json.loads(line)
+                    for arm in planned.arms:
+                        file.write(json.dumps({"arm": arm, "seed": planned.seed, **row}, ensure_ascii=False) + "\n")
+    return path
+
+
+def _ours(checkpoint: str, folder: Path) -> Path:
+    """The checkpoint in our layout."""
+    path = Path(checkpoint)
+    if path.is_file() or (path / "checkpoints").is_dir():
+        return path
+    converted = folder / "checkpoint"
+    if not (converted / "checkpoints").is_dir():
+        convert.run(checkpoint, converted, None, None, None, None, 5.0, None)
+    return converted

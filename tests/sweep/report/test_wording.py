@@ -1,0 +1,65 @@
+"""A verdict is a sentence that anyone can read, with no more digits than the seeds carry."""
+
+import pytest
+
+from lit_illada.sweep.report.statistics import Estimate, compare, estimate
+from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of, verdict
+from lit_illada.sweep.spec import Goal
+
+
+def said(base, arm, metric="val/nll_bound", goal=Goal.LOWER):
+    table = {"base": dict(enumerate(base)), "arm": dict(enumerate(arm))}
+    found = compare(table, "base", goal, 1)["arm"]
+    return verdict(found, "base", unit_of(metric, [found.difference] if found.difference else []))
+
+
+@pytest.mark.parametrize(
+    ("base", "arm", "sentence"),
+    [
+        (
+            (4.0, 4.2, 4.1),
+            (3.88, 4.1, 3.98),
+            "better than base by 0.113 nats a token (95\u00a0% interval 0.085 to 0.142, Holm p = 0.003)",
+        ),
+        (
+            (4.0, 4.2, 4.1),
+            (4.1, 4.2, 4.25),
+            "not separable at 3 seeds; about 9 would be needed to see a difference of this size",
+        ),
+        (
+            (4.0, 4.0),
+            (4.1, 3.9),
+            "not separable at 2 seeds; more than 10 000 would be needed to see a difference of this size",
+        ),
+        ((4.0,), (3.0,), "one seed in common with base: no interval, no test"),
+        ((4.0,), (), "no seed finished in common with base yet"),
+        ((4.0, 4.5), (4.0, 4.5), "equal to base at every one of 2 seeds"),
+        (
+            (4.0, 4.5),
+            (4.25, 4.75),
+            "differs by 0.250 nats a token from base at every one of 2 seeds alike: nothing varies, so there is no "
+            "noise to test against",
+        ),
+    ],
+)
+def test_verdicts(base, arm, sentence):
+    assert said(base, arm) == sentence
+
+
+def test_shares_are_told_in_percent_and_their_differences_in_points():
+    sentence = said((0.5, 0.52, 0.51), (0.6, 0.63, 0.61), "val/exact_match_easy", Goal.HIGHER)
+    assert sentence.startswith("better than base by 10.3 points (95\u00a0% interval 8.9 to 11.8, ")
+
+
+def test_decimals_follow_the_uncertainty_and_zero_has_no_sign():
+    unit = unit_of("val/nll_bound", [estimate([4.0, 4.001, 4.002])])
+    assert unit.decimals == 4
+    assert unit_of("val/nll_bound", []).decimals == 3
+    assert (unit.difference(-0.00001), unit.difference(-0.01), unit.value(None)) == ("0.0000", "−0.0100", "–")
+    assert unit.interval(Estimate(1, 4.0)) == "–"
+
+
+def test_amounts_durations_and_p_values_are_short():
+    assert [amount(x) for x in (None, 0, 950, 4.923e6, 3e21)] == ["–", "0", "950", "4.92 M", "3 Z"]
+    assert [duration(x) for x in (None, 31.4, 600, 7200, 900_000)] == ["–", "31 s", "10 min", "2.0 h", "10.4 d"]
+    assert [p_value(x) for x in (0.0001, 0.0496, 0.31, 1.0)] == ["p < 0.001", "p = 0.050", "p = 0.31", "p = 1.00"]
