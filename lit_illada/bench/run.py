@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.bench import data, generation, loop, loss
+from lit_illada.bench import data, generation, loop, loops, loss
 from lit_illada.errors import unknown
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -18,6 +18,7 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "loss": loss.measure,
     "loop": loop.measure,
     "generation": generation.measure,
+    "loops": loops.measure,
 }
 
 
