@@ -105,7 +105,7 @@ def test_the_shell_completes_commands_groups_and_keys(typed, offered):
     assert f"plain,{offered}" in done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("command", ["pretrain", "sft", "generate", "score", "data", "examples"])
+@pytest.mark.parametrize("command", ["pretrain", "sft", "generate", "score", "data", "examples", "loops"])
 def test_every_key_and_group_that_the_shell_offers_is_one_of_the_command(command):
     context = SimpleNamespace(info_name="config", params={"command": command, "overrides": ()})
     offered = {item.value.removesuffix("=") for item in complete_override(context, None, "")}

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.bench import answers, data, generation, loop, loss
+from lit_illada.bench import answers, data, generation, loop, loops, loss
 from lit_illada.errors import UserError, unknown
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "loss": loss.measure,
     "loop": loop.measure,
     "generation": generation.measure,
+    "loops": loops.measure,
 }
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# a line that only rules a table or a heading off is one unit: its dashes are no loop; a longer one is read sign by sign
-_RULING = r"(?m:^[^\S\n]*[-=*#~+|:.─━═┼┬┴├┤]{2}[-=*#~+|:.─━═┼┬┴├┤ ]{2,197}$)"
-_WORD = re.compile(rf"{_RULING}|\w+|[^\w\s]")
+# what rules a table or a heading off is one unit: its dashes are no loop; longer stretches are read sign by sign
+_RULING_LINE = r"(?m:^[^\S\n]*[-=*#~+|:.─━═┼┬┴├┤]{2}[-=*#~+|:.─━═┼┬┴├┤ ]{2,197}$)"
+_RULING = r"(?P<sign>[-=*#~─━═])(?P=sign){3,}"
+_WORD = re.compile(rf"{_RULING_LINE}|{_RULING}|\w+|[^\w\s]")
+_LONGEST_RULING = 120
 _DIGITS = re.compile(r"\d+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s)|\n")
@@ -61,9 +63,13 @@ def units_of_text(text: str) -> Units:
     table: dict[str, int] = {}
     ids, starts, ends = array("i"), array("q"), array("q")
     for found in _WORD.finditer(text):
-        ids.append(table.setdefault(found[0], len(table)))
-        starts.append(found.start())
-        ends.append(found.end())
+        start, end = found.span()
+        is_flood = found.lastgroup is not None and end - start > _LONGEST_RULING
+        for place in range(start, end) if is_flood else (start,):
+            place_end = place + 1 if is_flood else end
+            ids.append(table.setdefault(text[place:place_end], len(table)))
+            starts.append(place)
+            ends.append(place_end)
     places = np.array(starts, np.int64), np.array(ends, np.int64)
     return _units(np.array(ids, np.int32), list(table), text, *places)
 

@@ -1,0 +1,32 @@
+"""How long does it take to look for loops in 6 400 texts of 512 tokens, on one core?"""
+
+from typing import Any
+
+import numpy as np
+
+from lit_illada.bench.figure import figure, seconds
+from lit_illada.loops.detect import detect
+
+_WORDS = "wait let me check the sum of these numbers and so it is that we add take then next step result again".split()
+
+
+def measure(repeats: int = 3, num_texts: int = 6400) -> dict[str, Any]:
+    """Seconds of all of them; the goal is 20."""
+    texts = [text(seed) for seed in range(num_texts)]
+    passes = [seconds(lambda: [detect(item) for item in texts]) for _ in range(repeats)]
+    return {
+        f"seconds_{num_texts}_texts": figure(passes),
+        "texts_per_s": figure([num_texts / passed for passed in passes]),
+    }
+
+
+def text(seed: int, length: int = 512) -> str:
+    """Sentences of words and numbers; every fourth text ends in a loop of one of them."""
+    rng = np.random.default_rng(seed)
+    written: list[str] = []
+    while len(written) < length:
+        sentence = [*rng.choice(_WORDS, rng.integers(6, 14)).tolist(), str(rng.integers(100)), "."]
+        written += sentence
+        if seed % 4 == 0 and len(written) > length // 2:
+            written += sentence * (length // len(sentence))
+    return " ".join(written[:length])

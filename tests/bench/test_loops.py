@@ -1,0 +1,16 @@
+"""The benchmark of the loop detectors runs, and its texts are what they should be."""
+
+from lit_illada.bench import loops
+from lit_illada.loops.detect import detect
+
+
+def test_every_figure_is_there():
+    figures = loops.measure(repeats=1, num_texts=20)
+    assert set(figures) == {"seconds_20_texts", "texts_per_s"}
+    assert all(figure["min"] > 0 for figure in figures.values())
+
+
+def test_a_fourth_of_its_texts_loop():
+    found = [detect(loops.text(seed)) for seed in range(40)]
+    assert [item.is_loop for item in found] == [seed % 4 == 0 for seed in range(40)]
+    assert all(item.length == 512 for item in found)

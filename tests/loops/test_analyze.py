@@ -1,0 +1,162 @@
+"""`lit-illada loops analyze`, as a user types it."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+from lit_illada.config import load
+from lit_illada.loops.config import LoopsConfig
+from lit_illada.share import conf_dir
+from lit_illada.tree import read_file
+
+UNIT = " Wait , let me check the sum of those two numbers again :".split(" ")[1:]
+
+
+def trace(words, index, *, loops, is_right):
+    """A trace of our own: tokens, when each was committed, how sure the model was."""
+    rng = random.Random(index)
+    tokens = [f" {word}" for word in words(rng, 60)]
+    onset = len(tokens) + len(UNIT)
+    tokens += [f" {word}" for word in UNIT] * 6 if loops else [f" {word}" for word in words(rng, 60)]
+    table = {}
+    count = len(tokens)
+    entropy = [round(0.1 if loops and place >= onset else rng.uniform(0.5, 2), 3) for place in range(count)]
+    return {
+        "settings": {"max_new_tokens": 160}, "prompt": f"problem {index // 2} </script><b>", "text": "".join(tokens),
+        "is_right": is_right, "level": index % 2, "seed": index % 3, "tokens": tokens,
+        "token_ids": [table.setdefault(token, len(table)) for token in tokens],
+        "blocks": [place // 16 for place in range(count)],
+        "steps": [place // 2 for place in range(count)], "confidence": [round(2.7 ** -e, 3) for e in entropy],
+        "entropy": entropy, "num_commits": [1] * count, "num_forwards": count // 2,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def traces(words, tmp_path_factory):
+    path = tmp_path_factory.mktemp("traces") / "trace.jsonl"
+    rows = [trace(words, index, loops=index % 4 == 0, is_right=index % 4 != 0) for index in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def analyze(*words):
+    return CliRunner(env={"COLUMNS": "120"}).invoke(main, ["loops", "analyze", *map(str, words)])
+
+
+class Page(HTMLParser):
+    """What a page would load, its ids and its data."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loads, self.ids, self.data, self._is_data = [], [], "", False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        told = dict(attributes)
+        self.loads += [told[name] for name in ("src", "srcset", "data") if name in told]
+        self.loads += [told["href"] for _ in [0] if tag != "a" and "href" in told]
+        self.ids += [told["id"]] if "id" in told else []
+        self._is_data = told.get("id") == "data"
+
+    def handle_data(self, text):
+        if self._is_data:
+            self.data += text
+
+    def handle_endtag(self, tag):
+        self._is_data = False
+
+
+def test_a_table_records_and_a_page_come_out(traces, tmp_path):
+    result = analyze(traces, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"level 0 *│ *20 │ 50.0% \(29.9–70.1\)", result.output)
+    assert re.search(r"level 1 *│ *20 │ +0.0% \(0.0–16.1\)", result.output)
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert [record["is_loop"] for record in records] == [index % 4 == 0 for index in range(40)]
+    looped = records[0]
+    assert looped["kinds"][0] == "token_exact"
+    assert (looped["start"], looped["onset"], looped["period"]) == (60, 60 + len(UNIT), len(UNIT))
+    assert looped["wasted"] == 5 * len(UNIT)
+    assert looped["temporal_lead"] == pytest.approx(len(UNIT) / 2, abs=1)
+    assert looped["wasted_forwards"] >= 5 * len(UNIT) // 2 - 1
+
+
+def test_the_page_stands_alone_and_holds_the_texts(traces, tmp_path):
+    assert analyze(traces, "--out", tmp_path).exit_code == 0
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.loads == []
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert len(page.ids) == len(set(page.ids))
+    for anchor in re.findall(r'href="#(\w+)"', text):
+        assert anchor in page.ids
+    shown = json.loads(page.data)
+    assert len(shown) == 10
+    assert shown[0]["prompt"] == "problem 0 </script><b>"
+    assert "".join(piece for piece, _ in shown[0]["pieces"]).count("Wait") == 6
+    assert {mark for _, mark in shown[0]["pieces"]} == {0, 1, 2, 3}
+    heat = shown[0]["trace"]
+    assert len(heat["steps"]) == len(heat["tokens"]) == len(heat["confidence"]) == len(heat["marks"])
+    assert heat["loops"][0]["start"] == 60
+    for said in ("Early warning by CUSUM", "Entropy around the onset", "McNemar", "seeds as clusters"):
+        assert said in text
+
+
+def test_thresholds_and_groups_come_from_the_command_line(traces, tmp_path):
+    result = analyze(traces, "--group-field", "seed", "--out", tmp_path, "loops.exact.min_cycles=9", "loops.unit=words")
+    assert result.exit_code == 0, result.output
+    assert "seed 2" in result.output
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert not any("token_exact" in record["kinds"] for record in records)
+    assert "min_cycles: 9" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_several_files_are_counted_apart(tmp_path):
+    for name, text in (("calm", "All is said once. " * 1), ("loop", "we, " * 50)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
+    result = analyze(tmp_path, "--out", tmp_path / "out")
+    assert re.search(r"loop\.jsonl *│ *1 │ 100.0%", result.output)
+    assert re.search(r"calm\.jsonl *│ *1 │ +0.0%", result.output)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["missing.jsonl"], "missing.jsonl: no such file"),
+        (["loops.exact.min_cycles=4"], "no file is named"),
+        (["{file}", "loops.near_exat.mismatch=0.1"], "did you mean 'loops.near_exact.mismatch'"),
+        (["{file}", "loops.near_exact.mismatch=0.9"], "mismatch is 0.9; it must lie in [0, 0.5)"),
+        (["{file}", "loops.max_period=many"], "'many' is not a whole number"),
+        (["{file}", "loops.unit=letters"], "unknown loops.unit 'letters': allowed are tokens, words"),
+        (["{file}", "--text-field", "reply"], "no field 'reply'; its fields are text"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(tmp_path, words, said):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "t"}\n', encoding="utf-8")
+    result = analyze(*(word.format(file=file) for word in words), "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert said in result.output
+    assert len(result.output.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_torch_is_needed(traces, tmp_path):
+    script = (
+        "import sys; sys.modules['torch'] = None; from lit_illada.cli import main\n"
+        f"main(['loops', 'analyze', {str(traces)!r}, '--out', {str(tmp_path)!r}], standalone_mode=False)\n"
+        "assert 'hydra' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_file_of_thresholds_is_read_the_same_with_and_without_hydra():
+    assert read_file(LoopsConfig, conf_dir() / "loops.yaml") == load("loops") == LoopsConfig()

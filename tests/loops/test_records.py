@@ -1,0 +1,148 @@
+"""Files of generations are read whoever wrote them, and what is wrong is named with its line."""
+
+import gzip
+import json
+
+import pytest
+
+from lit_illada.errors import UserError
+from lit_illada.loops.records import Fields, read_generations
+
+
+def write(path, *records, encoding="utf-8"):
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding=encoding)
+    return path
+
+
+def read(*paths, **fields):
+    return list(read_generations(paths, Fields(**fields)))
+
+
+def test_a_text_its_prompt_verdict_and_groups_are_found_by_convention(tmp_path):
+    row = {"prompt": "p?", "text": "t", "truth": "3", "is_right": True, "level": 2, "is_finished": False}
+    (found,) = read(write(tmp_path / "rows.jsonl", row))
+    assert (found.text, found.prompt, found.truth, found.is_right) == ("t", "p?", "3", True)
+    assert found.is_finished is False
+    assert found.groups["level"] == "2"
+
+
+def test_fields_can_be_named(tmp_path):
+    row = {"text": "other", "said": "t", "asked": "p?", "verdict": 0, "subject": "maths", "gold": 4}
+    named = {"text": "said", "prompt": "asked", "correct": "verdict", "truth": "gold", "groups": ("subject",)}
+    (found,) = read(write(tmp_path / "rows.jsonl", row), **named)
+    assert (found.text, found.prompt, found.is_right, found.truth) == ("t", "p?", False, 4)
+    assert found.groups["subject"] == "maths"
+
+
+def test_our_traces_are_read(tmp_path):
+    trace = {
+        "token_ids": [5, 6],
+        "tokens": ["a", "b"],
+        "steps": [1, 0],
+        "confidence": [0.5, 1.0],
+        "entropy": [1.0, 0.1],
+    }
+    row = {"settings": {"max_new_tokens": 64}, "text": "ab", "is_stopped": True, "num_forwards": 2, **trace}
+    (found,) = read(write(tmp_path / "trace.jsonl", {**row, "blocks": [0, 0], "num_commits": [1, 1]}))
+    assert {name: getattr(found, name) for name in trace} == trace
+    assert (found.num_canvas, found.num_steps, found.is_finished) == (64, 2, True)
+
+
+def test_token_ids_alone_will_do(tmp_path):
+    (found,) = read(write(tmp_path / "ids.jsonl", {"token_ids": [1, 2, 3]}))
+    assert found.text is None
+    assert found.token_ids == [1, 2, 3]
+
+
+def test_d1s_files_are_read(tmp_path):
+    path = tmp_path / "countdown_instruct_512_256_3_generations.json"
+    one = {"question": "Numbers: [1, 2]\nTarget: 3", "generations": "t<|eot_id|>", "ground_truth": [[1, 2], 3]}
+    path.write_text(json.dumps({"generations": [one, one], "metrics": {}}), encoding="utf-8")
+    found = read(tmp_path)
+    assert len(found) == 2
+    assert found[0].groups.items() >= {"task": "countdown", "length": "512"}.items()
+    assert (found[0].num_canvas, found[0].num_steps, found[0].truth) == (512, 256, [[1, 2], 3])
+
+
+def test_lm_evals_samples_are_read_once_and_not_for_each_filter(tmp_path):
+    row = {"doc_id": 0, "doc": {"question": "p"}, "target": "#### 3", "resps": [["t1", "t2"]], "exact_match": 1.0}
+    row["arguments"] = {"gen_args_0": {"arg_0": "p?", "arg_1": {"until": []}}}
+    path = tmp_path / "samples_gsm8k_2026-01-02T03-04-05.678901.jsonl"
+    found = read(
+        write(path, {**row, "filter": "strict-match"}, {**row, "filter": "flexible-extract", "exact_match": 0.0})
+    )
+    assert [item.text for item in found] == ["t1", "t2"]
+    assert {(item.prompt, item.is_right, item.groups["task"]) for item in found} == {("p?", True, "gsm8k")}
+
+
+def test_any_other_file_is_one_text(tmp_path):
+    path = tmp_path / "answer.txt"
+    path.write_text("first\nsecond", encoding="utf-8")
+    (found,) = read(path)
+    assert found.text == "first\nsecond"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_marked_encodings_are_read(tmp_path, encoding):
+    (one, two) = read(write(tmp_path / "rows.jsonl", {"text": "né\u2028t"}, {"text": "x"}, encoding=encoding))
+    assert (one.text, two.text) == ("né\u2028t", "x")
+
+
+def test_other_encodings_are_named(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"text": "né"}, encoding="latin-1")
+    with pytest.raises(UserError, match=r"not UTF-8 at byte 11 .*--encoding"):
+        read(path)
+    assert next(read_generations([path], encoding="latin-1")).text == "né"
+    with pytest.raises(UserError, match="unknown encoding 'klingon'"):
+        list(read_generations([path], encoding="klingon"))
+
+
+def test_compressed_files_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "t"}\n'))
+    assert read(path)[0].text == "t"
+
+
+BAD = {
+    "empty file": ("rows.jsonl", "", "no generations in it, the file is empty"),
+    "empty json": ("rows.json", "", "no generations in it"),
+    "empty text": ("a.txt", "", "no generations in it"),
+    "blank lines": ("rows.jsonl", "\n\n", "no generations in it"),
+    "no object": ("rows.jsonl", '{"text": "t"}\n[1, 2]\n', r"line 2: not an object but \[1, 2\]"),
+    "no json": ("rows.jsonl", '{"text": "t"}\n{"text": \n', "line 2: no JSON"),
+    "missing field": ("rows.jsonl", '{"prompt": "p", "reply": "t"}\n', "its fields are prompt, reply"),
+    "no text in it": ("rows.jsonl", '{"text": 3}\n', "field 'text' holds no generated text but 3"),
+    "scores": ("samples_x.jsonl", '{"resps": [[[-1.5, "False"]]]}\n', r"holds no generated text but \[\[\[-1.5"),
+    "odd verdict": ("rows.jsonl", '{"text": "t", "is_right": "yes"}\n', 'said by true, false, 1 or 0; got "yes"'),
+    "uneven trace": ("rows.jsonl", '{"token_ids": [1, 2], "steps": [1]}\n', "token_ids has 2, steps has 1"),
+    "other json": ("rows.json", '{"results": 3, "config": 4}', "has results, config"),
+    "no list": ("rows.json", "3", "has int"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_named(tmp_path, name):
+    file, content, said = BAD[name]
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        read(tmp_path / file)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"text": "reply"}, r"no field 'reply'; its fields are text, prompt"),
+        ({"prompt": "promt"}, "unknown field in .* 'promt': allowed are .*did you mean 'prompt'"),
+        ({"groups": ("arm",)}, "unknown field in .* 'arm'"),
+    ],
+)
+def test_a_field_that_is_not_there_is_named_with_those_that_are(tmp_path, fields, said):
+    path = write(tmp_path / "rows.jsonl", {"text": "t", "prompt": "p"})
+    with pytest.raises(UserError, match=said):
+        read(path, **fields)
+
+
+def test_a_missing_file_is_named_with_the_nearest(tmp_path):
+    write(tmp_path / "rows.jsonl", {"text": "t"})
+    with pytest.raises(UserError, match=r"no such file; did you mean .*rows\.jsonl"):
+        read(tmp_path / "row.jsonl")

@@ -1,0 +1,130 @@
+"""Runs of any period are found where they are, and only there."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_illada.loops.runs import Run, bounds, exact_runs, near_runs, union_length, without_templates
+
+EXACT = {"min_period": 3, "max_period": 256, "min_cycles": 3, "min_length": 24}
+NEAR = {"min_period": 3, "max_period": 256, "min_cycles": 3, "min_length": 32, "mismatch": 0.1, "max_gap": 2}
+
+
+def ids(values):
+    return np.asarray(values, np.int32)
+
+
+def every_exact_run(x, min_period, max_period, min_cycles, min_length):
+    """Slow and obvious: each maximal stretch of each period."""
+    found = set()
+    for period in range(min_period, max_period + 1):
+        place = period
+        while place < len(x):
+            first = place
+            while place < len(x) and x[place] == x[place - period]:
+                place += 1
+            length = place - first + period
+            if place > first and length >= max(min_length, min_cycles * period):
+                found.add((first - period, period, length))
+            place += 1
+    return found
+
+
+@given(st.lists(st.integers(0, 2), max_size=60), st.integers(1, 3), st.integers(2, 4), st.integers(1, 12))
+def test_what_is_found_is_what_a_slow_search_finds(x, min_period, min_cycles, min_length):
+    told = {"min_period": min_period, "max_period": 20, "min_cycles": min_cycles, "min_length": min_length}
+    slow = every_exact_run(x, **told)
+    found = {(run.start, run.period, run.length) for run in exact_runs(ids(x), **told)}
+    assert found <= slow
+    # what is left out lies in what is told, of shorter periods
+    for start, period, length in slow - found:
+        spans = [(s, s + n) for s, p, n in found if p <= period]
+        inside = [(max(start, low), min(start + length, high)) for low, high in spans]
+        assert union_length([span for span in inside if span[0] < span[1]]) >= 0.9 * length
+
+
+loops = st.tuples(
+    st.integers(0, 300), st.integers(8, 120), st.integers(3, 9), st.integers(0, 100), st.integers(0, 10**6)
+)
+
+
+@given(loops)
+def test_an_injected_loop_is_recovered(drawn):
+    before, period, cycles, behind, seed = drawn
+    rng = random.Random(seed)
+    x = [rng.randrange(10**6) for _ in range(before + period + behind)]  # so many ids that none comes twice
+    unit = x[before : before + period]
+    looped = ids(x[:before] + unit * cycles + x[before + period :])
+    (run,) = exact_runs(looped, **EXACT)
+    assert run == Run(before, period, period * cycles)
+    assert run.onset == before + period
+    assert run.cycles == cycles
+    assert [looped[low:high].tolist() for low, high in bounds(run)] == [unit] * cycles
+
+
+@given(loops, st.floats(0, 0.03))
+def test_an_injected_loop_is_recovered_through_noise(drawn, noise):
+    before, period, cycles, behind, seed = drawn
+    rng = random.Random(seed)
+    period, cycles = max(period, 16), max(cycles, 4)
+    clean = [rng.randrange(10**6) for _ in range(before + period + behind)]
+    looped = clean[:before] + clean[before : before + period] * cycles + clean[before + period :]
+    # far enough from each other, in all copies, that no three mismatches stand together
+    within = rng.sample(range(1, period - 4, 4), min(int(noise * period * cycles), len(range(1, period - 4, 4))))
+    places = [before + place + period * rng.randrange(cycles) for place in within]
+    for place in places:
+        looped[place] = -1 - place
+    longest = max(near_runs(ids(looped), **NEAR), key=lambda run: run.length)
+    assert longest.period == period
+    # at the edges a disturbed unit ends the run early: at most a copy of the loop
+    assert before <= longest.start <= before + period
+    assert before + period * (cycles - 1) <= longest.end <= before + period * cycles
+    assert longest.num_mismatches <= 2 * len(places)
+    assert longest.num_mismatches <= 0.1 * (longest.length - period)
+
+
+def test_text_without_loops_holds_none():
+    rng = random.Random(1)
+    for _ in range(50):
+        x = ids([rng.randrange(200) for _ in range(500)])
+        assert exact_runs(x, **EXACT) == near_runs(x, **NEAR) == []
+
+
+def test_too_many_changes_in_a_row_end_a_near_run():
+    unit = list(range(20))
+    x = ids([*unit * 4, 100, 101, 102, *unit[3:], *unit * 4])
+    assert all(run.end <= 80 or run.start >= 80 for run in near_runs(x, **NEAR))
+
+
+def test_periods_are_found_alike_however_many_are_compared_at_once(monkeypatch):
+    rng = random.Random(2)
+    x = [rng.randrange(50) for _ in range(400)]
+    x = ids(x[:100] + x[100:137] * 4 + x[137:] + x[50:130] * 3)
+    whole = exact_runs(x, **EXACT), near_runs(x, **NEAR)
+    monkeypatch.setattr("lit_illada.loops.runs._CELLS", 700)
+    assert (exact_runs(x, **EXACT), near_runs(x, **NEAR)) == whole
+    assert {run.period for run in whole[0]} == {37, 80}
+
+
+def test_a_running_sum_is_a_template_and_a_standing_one_a_loop():
+    words, number = list(range(100, 120)), 7
+    sums = ids([unit for copy in range(5) for unit in [*words, 1000 + copy]])
+    template = ids([unit if unit < 1000 else number for unit in sums])
+    (run,) = near_runs(sums, **NEAR)
+    assert without_templates([run], sums, template) == []
+    standing = ids([unit for copy in range(5) for unit in [*words, 1000 + copy // 4]])
+    assert len(without_templates(near_runs(standing, **NEAR), standing, template)) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=8))
+def test_the_length_of_a_union_counts_each_unit_once(spans):
+    spans = [(min(span), max(span)) for span in spans]
+    assert union_length(spans) == len({unit for low, high in spans for unit in range(low, high)})
+
+
+@pytest.mark.parametrize("x", [[], [1], [1, 1], [1, 2, 3]])
+def test_short_texts_hold_no_runs(x):
+    assert exact_runs(ids(x), **EXACT) == near_runs(ids(x), **NEAR) == []

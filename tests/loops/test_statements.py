@@ -1,0 +1,70 @@
+"""Sentences that say again what was said, and those that only look alike."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_illada.loops.config import StatementRule
+from lit_illada.loops.statements import revisits, streaks
+from lit_illada.loops.words import sentences, units_of_text
+
+RULE = StatementRule()
+
+
+def said(text):
+    return list(sentences(units_of_text(text), RULE.min_length))
+
+
+@pytest.fixture(scope="module")
+def prose(words):
+    return lambda rng, count: [" ".join(words(rng, 9)).capitalize() + "." for _ in range(count)]
+
+
+def test_sentences_end_at_full_stops_and_lines():
+    text = "One two three four five six. Seven.\nA line without a stop of seven words\nlast one two three four five!"
+    assert [item.text for item in said(text)] == [
+        "One two three four five six.", "A line without a stop of seven words", "last one two three four five!",
+    ]  # fmt: skip
+
+
+@given(st.integers(0, 12), st.integers(2, 5), st.integers(4, 8), st.integers(0, 10**6))
+def test_an_injected_streak_is_recovered(prose, before, distinct, rounds, seed):
+    rng = random.Random(seed)
+    start, again, behind = prose(rng, before), prose(rng, distinct), prose(rng, 6)
+    text = [*start, *again * rounds, *behind]
+    found = streaks(said(" ".join(text)), RULE)
+    if distinct * (rounds - 1) < RULE.min_revisits:
+        assert not found
+        return
+    (streak,) = found
+    units = units_of_text(" ".join(text))
+    assert units.written.between(streak.onset, streak.end).startswith(again[0])
+    assert streak.start == len(units_of_text(" ".join(start)))
+    assert streak.cycles == pytest.approx(rounds)
+    assert streak.period == len(units_of_text(" ".join(again)))
+
+
+def test_sentences_with_other_numbers_are_not_the_same():
+    same = "We add the number 12 to the sum, which gives us a total of 40."
+    other = "We add the number 12 to the sum, which gives us a total of 41."
+    reworded = "We add the number 12 to the sum which gives us the total of 40."
+    assert revisits(said(f"{same} {other} {reworded}"), RULE) == [None, None, 0]
+
+
+def test_only_the_sentences_before_are_looked_back_at(prose):
+    rng = random.Random(0)
+    first = "This very sentence comes again after a long while."
+    near = said(" ".join([first, *prose(rng, 31), first]))
+    far = said(" ".join([first, *prose(rng, 33), first]))
+    assert revisits(near, RULE)[-1] == 0
+    assert revisits(far, RULE)[-1] is None
+
+
+def test_half_of_the_sentences_in_doubt_make_it_self_correction():
+    doubt = "Wait, let me check this whole thing again. But {} are the numbers that we were given here. "
+    (streak,) = streaks(said(doubt.format("these") * 8), RULE)
+    assert streak.is_self_correction
+    (calm,) = streaks(said("The sun rises over the hills today. The cow goes slowly to the meadow. " * 8), RULE)
+    assert not calm.is_self_correction
