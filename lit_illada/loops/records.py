@@ -90,7 +90,11 @@ def _generations(entry: Entry, file: str, fields: Fields) -> Iterator[Generation
             is_finished=_finished(record),
             num_canvas=_count(entry.num_canvas, record.get("max_new_tokens"), settings.get("max_new_tokens")),
             num_steps=_count(entry.num_steps, record.get("num_forwards")),
-            groups={FILE: _label(file), **entry.groups, **_groups(record, fields.groups, where)},
+            groups={
+                FILE: _label(file),
+                **entry.groups,
+                **_groups(record, [g for g in fields.groups if g not in entry.groups], where),
+            },
             **trace,
         )
 
