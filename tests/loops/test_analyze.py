@@ -30,7 +30,7 @@ def trace(words, index, *, loops, is_right):
     entropy = [round(0.1 if loops and place >= onset else rng.uniform(0.5, 2), 3) for place in range(count)]
     return {
         "settings": {"max_new_tokens": 160}, "prompt": f"problem {index // 2} </script><b>", "text": "".join(tokens),
-        "is_right": is_right, "level": index % 2, "seed": index % 3, "tokens": tokens,
+        "is_right": is_right, "level": index % 2, "seed": index // 2 % 3, "tokens": tokens,
         "token_ids": [table.setdefault(token, len(table)) for token in tokens],
         "blocks": [place // 16 for place in range(count)],
         "steps": [place // 2 for place in range(count)], "confidence": [round(2.7 ** -e, 3) for e in entropy],
@@ -150,7 +150,12 @@ def test_a_mistake_ends_in_one_line(tmp_path, words, said):
 
 def test_no_torch_is_needed(traces, tmp_path):
     script = (
-        "import sys; sys.modules['torch'] = None; from lit_illada.cli import main\n"
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from lit_illada.cli import main\n"
         f"main(['loops', 'analyze', {str(traces)!r}, '--out', {str(tmp_path)!r}], standalone_mode=False)\n"
         "assert 'hydra' not in sys.modules"
     )
