@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
+from lit_illada.bench import answers
 from lit_illada.checkpoints import open_checkpoint
 from lit_illada.cli import main
 from lit_illada.objective import NoisyBatch
@@ -67,11 +68,11 @@ def test_a_run_begins_with_the_weights_of_its_base_and_leaves_answers_and_curves
     summary = json.loads((tuned / "summary.json").read_text())
     for tag in ("train/response_nll", "train/response_accuracy", "val/exact_match_easy", "val/exact_match_harder"):
         assert tag in summary["end"]
-    answers = [json.loads(line) for line in (tuned / "answers.jsonl").open()]
-    assert {(answer["step"], answer["difficulty"]) for answer in answers} == {
+    written = [json.loads(line) for line in (tuned / "answers.jsonl").open()]
+    assert {(answer["step"], answer["difficulty"]) for answer in written} == {
         (step, level) for step in (0, 3, 6) for level in ("easy", "harder")
     }
-    assert all(answer["prompt"].endswith("<|assistant|>") for answer in answers)
+    assert all(answer["prompt"].endswith("<|assistant|>") for answer in written)
     before, after = weights(base), weights(tuned)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -198,10 +199,8 @@ def test_response_curves_are_those_of_a_loop_over_the_tokens():
     assert float(values["eos_nll"]) == pytest.approx(sum(ends) / len(ends))
 
 
-def test_the_answers_of_a_run_are_timed_and_checked_by_the_bench(tuned, tmp_path):
-    told = lit_illada("bench", "answers", "--checkpoint", str(tuned), "--json", str(tmp_path / "bench.json"))
-    assert told.exit_code == 0, told.output
-    figures = json.loads((tmp_path / "bench.json").read_text())["answers"]
+def test_the_answers_of_a_run_are_timed_and_checked_by_the_bench(tuned):
+    figures = answers.measure(tuned, num_prompts=3, repeats=1)
     for name in ("plain", "threshold_dual_cache", "plain_together", "threshold_dual_cache_together"):
         assert 0 <= figures[name]["accuracy"] <= 1
     for name in ("fast_over_plain", "together_over_one_by_one", "fast_together_over_one_by_one"):
@@ -210,3 +209,5 @@ def test_the_answers_of_a_run_are_timed_and_checked_by_the_bench(tuned, tmp_path
     assert (told.exit_code, told.output) == (
         1, "Error: the benchmark 'answers' needs a fine-tuned run: --checkpoint RUN\n",
     )  # fmt: skip
+    told = lit_illada("bench", "answers", "--checkpoint", "nowhere")
+    assert (told.exit_code, told.output) == (1, "Error: nowhere: no run there (no config.yaml)\n")
