@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -96,5 +97,5 @@ def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch):
 
 
 def test_a_full_disk_is_told(monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     assert {f.verdict for f in doctor.examine() if f.section == "disk"} == {Verdict.absent}

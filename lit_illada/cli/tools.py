@@ -41,7 +41,7 @@ Examples:
   lit-illada estimate pretrain model=1b model.vocab_size=32000 --gpu h100 --gpus 8 --tokens 1e11 --mfu 0.4
 """
 )
-@click.argument("command", type=click.Choice(["pretrain", "sft"]))
+@click.argument("command", type=click.Choice(["pretrain"]))
 @overrides_argument
 @click.option("--gpu", default="cpu", show_default=True, help="h200, h100, a100, or cpu: this machine's, measured.")
 @click.option("--gpus", type=int, help="How many of them.  [default: the config's devices × nodes]")
