@@ -32,7 +32,7 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
 
 def _config_of(ctx: click.Context) -> str:
     """The file at the top of conf/ that the command composes."""
-    if ctx.info_name == "config":
+    if ctx.info_name in ("config", "estimate"):
         return str(ctx.params["command"])
     return "data" if ctx.info_name == "prepare" else str(ctx.info_name)
 

@@ -11,19 +11,16 @@ from lit_illada.config import RunConfig
 from lit_illada.data.config import DataConfig, LoadTokenizer, PreparedSource, TrainTokenizer
 from lit_illada.data.manifest import MANIFEST_FILE, is_url
 from lit_illada.data.tokenizer import Tokenizer
-from lit_illada.model.config import ModelConfig, num_parameters
+from lit_illada.memory import MicroBatch, StepMemory, kernel_on, step_memory
+from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.objective import AutoregressiveObjectiveConfig, JointDraw
+from lit_illada.training.trainer import Accelerator
 from lit_illada.tree import from_tree
 
 # what interpreter and libraries hold before there is a model, seen with torch 2.13 on Linux
 _BASE_BYTES = 0.7e9
-# weights, gradients and the optimizer's two moments in float32, and a copy while saving
-_BYTES_PER_PARAMETER = 20
-# weights and two moments
-_CHECKPOINT_BYTES_PER_PARAMETER = 12
-# activations a token and layer, in multiples of the width: attention and feed-forward, kept for the backward pass
-_ACTIVATIONS_PER_WIDTH = 40
+_UNKNOWN_VOCABULARY = 4096
 
 
 def step_flops(tree: dict[str, Any]) -> float | None:
@@ -32,41 +29,36 @@ def step_flops(tree: dict[str, Any]) -> float | None:
     None while the vocabulary's size is not known. For fine-tuning every token counts as one that may be masked.
     """
     config = from_tree(RunConfig, {key: tree[key] for key in ("model", "objective", "trainer")})
-    model = _with_vocabulary(config.model, tree)
+    model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
         return None
-    rows, length = config.trainer.batch_rows, row_length(tree)
-    share = 1.0
-    if not isinstance(config.objective, AutoregressiveObjectiveConfig):
-        share = _mean_ratio(config)
-        if config.objective.joint_draw is JointDraw.COMPLEMENTARY:
-            rows, share = 2 * rows, 0.5
+    length = row_length(tree)
+    rows, share = selected_share(config, config.trainer.batch_rows)
     return float(training_flops(model, Layout.whole_rows(rows, length), round(share * rows * length)))
+
+
+def selected_share(config: RunConfig, rows: int) -> tuple[int, float]:
+    """How many rows the model sees for so many of the data, and the share of their tokens that carries loss."""
+    if isinstance(config.objective, AutoregressiveObjectiveConfig):
+        return rows, 1.0
+    if config.objective.joint_draw is JointDraw.COMPLEMENTARY:
+        return 2 * rows, 0.5
+    return rows, _mean_ratio(config)
 
 
 def row_length(tree: dict[str, Any]) -> int:
     return (tree.get("data") or tree["sft_data"])["row_length"]
 
 
-def parameters(tree: dict[str, Any]) -> int:
-    """As though the vocabulary were small where it is not known yet."""
-    model = _with_vocabulary(from_tree(ModelConfig, tree["model"]), tree)
-    return num_parameters(model if model.vocab_size is not None else model.with_vocab_size(4096))
-
-
 def memory_bytes(tree: dict[str, Any]) -> float:
-    """Roughly what a process of the run holds at most."""
-    model = _with_vocabulary(from_tree(ModelConfig, tree["model"]), tree)
-    tokens = tree["trainer"]["micro_batch_rows"] * row_length(tree)
-    activations = 4 * tokens * model.hidden_size * model.num_hidden_layers * _ACTIVATIONS_PER_WIDTH
-    logits = 4 * 4 * min(tokens, 4096) * (model.vocab_size or 4096)
-    return _BASE_BYTES + _BYTES_PER_PARAMETER * parameters(tree) + activations + logits
+    """Roughly what a process of the run holds at most; while it saves, it holds a copy of the state."""
+    memory = _step_memory(tree)
+    return _BASE_BYTES + max(memory.peak, memory.state + memory.checkpoint)
 
 
 def disk_bytes(tree: dict[str, Any]) -> float:
     """Of the checkpoints that it keeps."""
-    kept = tree["trainer"]["keep_checkpoints"]
-    return kept * _CHECKPOINT_BYTES_PER_PARAMETER * parameters(tree)
+    return tree["trainer"]["keep_checkpoints"] * _step_memory(tree).checkpoint
 
 
 def expected_vocab_size(tree: dict[str, Any]) -> int | None:
@@ -84,9 +76,32 @@ def expected_vocab_size(tree: dict[str, Any]) -> int | None:
             return train.vocab_size
 
 
-def _with_vocabulary(model: ModelConfig, tree: dict[str, Any]) -> ModelConfig:
+def with_vocabulary(model: ModelConfig, tree: dict[str, Any]) -> ModelConfig:
     size = expected_vocab_size(tree["data"]) if "data" in tree and model.vocab_size is None else None
     return model if size is None else model.with_vocab_size(size)
+
+
+def _step_memory(tree: dict[str, Any]) -> StepMemory:
+    """As though every token carried loss, and the vocabulary were small where it is not known yet."""
+    config = from_tree(RunConfig, {key: tree[key] for key in ("model", "objective", "trainer", "optim")})
+    model = with_vocabulary(config.model, tree)
+    if model.vocab_size is None:
+        model = model.with_vocab_size(_UNKNOWN_VOCABULARY)
+    trainer, length = config.trainer, row_length(tree)
+    # a plan is also made where the GPUs are not
+    accelerator = trainer.accelerator if trainer.accelerator is Accelerator.gpu else trainer.accelerator.resolve()
+    precision = trainer.precision.resolve(accelerator)
+    rows, _ = selected_share(config, trainer.micro_batch_rows)
+    device, compute_bytes = accelerator.device.type, precision.dtype.itemsize
+    kernel = kernel_on(model.attention, device, compute_bytes, length)
+    batch = MicroBatch(rows, length, rows * length, compute_bytes, kernel, device, is_packed=True)
+    return step_memory(
+        model,
+        config.optim.optimizer,
+        batch,
+        has_moving_average=trainer.ema_decay is not None,
+        is_accumulating=trainer.accumulation > 1,
+    )
 
 
 def _mean_ratio(config: RunConfig) -> float:

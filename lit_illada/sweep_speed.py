@@ -12,7 +12,7 @@ from lit_illada.training.throughput import matmul_flops_per_s
 from lit_illada.training.trainer import Accelerator, Precision
 
 # of the speed of large matrix products, as runs of this code were seen to reach; small models reach less
-_TYPICAL_MFU = {Accelerator.cpu: 0.15, Accelerator.gpu: 0.35}
+TYPICAL_MFU = {Accelerator.cpu: 0.15, Accelerator.gpu: 0.35}
 # interpreter, libraries, data, the first validation and the last
 _START_S = 15.0
 
@@ -46,7 +46,7 @@ def speed_of(statuses: Sequence[RunStatus], accelerator: Accelerator, threads: i
     torch.set_num_threads(threads)
     peak = matmul_flops_per_s(accelerator.device, dtype)
     torch.set_num_threads(before)
-    share = _TYPICAL_MFU[accelerator]
+    share = TYPICAL_MFU[accelerator]
     origin = f"by matrix products here, {peak:.2g} FLOP/s, of which a run is taken to reach {share:.0%}: a rough guess"
     return Speed(seen, peak * share, origin)
 

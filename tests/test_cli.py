@@ -92,6 +92,7 @@ def test_completion_prints_a_script(shell):
         ("pretrain generation@", "generation@samples.generation="),
         ("pretrain generation/cache@samples.generation.cache=", "generation/cache@samples.generation.cache=dual"),
         ("config sft evaluation.generation.num", "evaluation.generation.num_steps="),
+        ("estimate pretrain model=na", "model=nano"),
         ("data prepare data=text data.source.pa", "data.source.paths="),
         ("pre", "pretrain"),
     ],

@@ -9,7 +9,7 @@ from lit_illada import __version__
 from lit_illada.cli.data import data
 from lit_illada.cli.loops import loops
 from lit_illada.cli.sweep import sweep
-from lit_illada.cli.tools import bench, board, completion_command, config
+from lit_illada.cli.tools import bench, board, completion_command, config, doctor, estimate
 from lit_illada.cli.train import pretrain, sft
 from lit_illada.cli.use import convert, generate, score
 
@@ -32,6 +32,7 @@ def main(debug: bool) -> None:
 
 
 for _command in (
-    pretrain, sft, generate, score, sweep, loops, convert, data, config, board, bench, completion_command,
+    pretrain, sft, generate, score, sweep, loops, convert, data, config, doctor, estimate, board, bench,
+    completion_command,
 ):  # fmt: skip
     main.add_command(_command)

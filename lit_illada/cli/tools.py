@@ -1,4 +1,4 @@
-"""What helps beside training: `config`, `board`, `bench`, `completion`."""
+"""What helps beside training: `config`, `doctor`, `estimate`, `board`, `bench`, `completion`."""
 
 from pathlib import Path
 
@@ -18,6 +18,46 @@ def config(command: str, overrides: tuple[str, ...]) -> None:
     from lit_illada.tree import dump
 
     click.echo(dump(load(command, overrides)), nl=False)
+
+
+@click.command(epilog="\b\nExample:\n  lit-illada doctor --json doctor.json\n")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the findings to this file.")
+@guarded
+def doctor(json_file: Path | None) -> None:
+    """Say what this machine can do, and what is missing with the command that mends it.
+
+    Ends with status 1 only where something is broken that every run needs.
+    """
+    from lit_illada import doctor as command
+
+    if not command.run(json_file):
+        raise SystemExit(1)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  lit-illada estimate pretrain experiment=demo
+  lit-illada estimate pretrain model=1b model.vocab_size=32000 --gpu h100 --gpus 8 --tokens 1e11 --mfu 0.4
+"""
+)
+@click.argument("command", type=click.Choice(["pretrain"]))
+@overrides_argument
+@click.option("--gpu", default="cpu", show_default=True, help="h200, h100, a100, or cpu: this machine's, measured.")
+@click.option("--gpus", type=int, help="How many of them.  [default: the config's devices × nodes]")
+@click.option("--tokens", type=float, help="Length of the training, such as 1e12.  [default: the config's]")
+@click.option("--mfu", type=float, help="Share of the peak speed that is reached.  [default: 0.35, on a CPU 0.15]")
+@guarded
+def estimate(
+    command: str, overrides: tuple[str, ...], gpu: str, gpus: int | None, tokens: float | None, mfu: float | None
+) -> None:
+    """Say what a training run needs: parameters, memory a device by part, FLOPs, days, disk.
+
+    The GPUs need not be here. Memory is what tensors hold: beside it a GPU needs a gigabyte or two for itself.
+    """
+    from lit_illada import estimate as room
+
+    room.run(command, overrides, gpu, gpus, tokens, mfu)
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada board runs --port 6006\n")

@@ -99,6 +99,21 @@ def num_parameters(config: ModelConfig) -> int:
     return num_non_embedding_parameters(config) + tables * config.known_vocab_size * config.hidden_size
 
 
+def parameters_by_part(config: ModelConfig) -> dict[str, int]:
+    """Where they lie; a tied LM head has none of its own."""
+    layers, width = config.num_hidden_layers, config.hidden_size
+    mlp = 3 * layers * width * config.intermediate_size
+    norms = (2 * layers + 1) * width
+    table = config.known_vocab_size * width
+    return {
+        "embedding": table,
+        "attention": num_non_embedding_parameters(config) - mlp - norms,
+        "mlp": mlp,
+        "norms": norms,
+        "lm_head": 0 if config.tie_word_embeddings else table,
+    }
+
+
 def num_non_embedding_parameters(config: ModelConfig) -> int:
     """Parameters outside the embedding and the LM head."""
     biases = config.hidden_size + 2 * config.num_key_value_heads * config.head_dim if config.attention_bias else 0

@@ -1,0 +1,210 @@
+"""The `estimate` command: what would a training run need, of memory, time and disk, on GPUs that need not be here?"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lit_illada.config import load
+from lit_illada.errors import UserError, unknown
+from lit_illada.memory import MicroBatch, StepMemory, kernel_on, recomputed_activation_bytes, step_memory
+from lit_illada.model.config import parameters_by_part
+from lit_illada.sweep_costs import row_length, selected_share, step_flops, with_vocabulary
+from lit_illada.sweep_speed import TYPICAL_MFU
+from lit_illada.training.throughput import matmul_flops_per_s
+from lit_illada.training.trainer import Accelerator, Precision
+from lit_illada.tree import to_tree
+
+
+@dataclass(frozen=True)
+class Device:
+    """bf16_flops_per_s, float32_flops_per_s: the makers' peaks, dense, float32 without TF32. memory_bytes: in all."""
+
+    bf16_flops_per_s: float
+    float32_flops_per_s: float
+    memory_bytes: float
+
+    def peak(self, precision: Precision) -> float:
+        return self.bf16_flops_per_s if precision is Precision.bf16_mixed else self.float32_flops_per_s
+
+
+# NVIDIA's data sheets of the SXM cards: "H200 Tensor Core GPU", "H100 Tensor Core GPU" (which state bfloat16 with
+# sparsity, twice the dense rate taken here) and "A100 Tensor Core GPU"
+GPUS = {
+    "h200": Device(989e12, 67e12, 141e9),
+    "h100": Device(989e12, 67e12, 80e9),
+    "a100": Device(312e12, 19.5e12, 80e9),
+}
+CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """recomputed: activations, were every layer computed again in the backward pass. origin: of the peak's number."""
+
+    parameters: dict[str, int]
+    memory: StepMemory
+    recomputed: int
+    device_bytes: float | None
+    flops_per_token: float
+    peak_flops_per_s: float
+    origin: str
+    mfu: float
+    num_devices: int
+    tokens: float
+    batch_tokens: int
+    disk_bytes: int
+    problems: list[str]
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.peak_flops_per_s * self.mfu * self.num_devices / self.flops_per_token
+
+    @property
+    def days(self) -> float:
+        return self.tokens / self.tokens_per_s / 86400
+
+
+def run(
+    command: str, overrides: Sequence[str], gpu: str, gpus: int | None, tokens: float | None, mfu: float | None
+) -> None:
+    """Print the estimate of a config."""
+    show(estimate(command, overrides, gpu, gpus, tokens, mfu), Console())
+
+
+def estimate(
+    command: str,
+    overrides: Sequence[str],
+    gpu: str,
+    gpus: int | None = None,
+    tokens: float | None = None,
+    mfu: float | None = None,
+) -> Estimate:
+    """gpus, tokens: None for the config's own. mfu: share of the peak; None for what runs of this code typically reach.
+
+    Attention counts every token pair of a row, as though each row were one document: at most what it takes.
+    """
+    if gpu != CPU and gpu not in GPUS:
+        raise unknown("GPU", gpu, [*GPUS, CPU])
+    config = load(command, overrides)
+    tree = to_tree(config)
+    model = with_vocabulary(config.model, tree)
+    if model.vocab_size is None:
+        raise UserError(
+            "model.vocab_size is null and the data's tokenizer is not here: set model.vocab_size=32000, or what it has"
+        )
+    trainer = config.trainer
+    num_devices = trainer.world_size if gpus is None else gpus
+    accelerator = Accelerator.cpu if gpu == CPU else Accelerator.gpu
+    if mfu is None:
+        mfu = TYPICAL_MFU[accelerator]
+    for name, value in (("gpus", num_devices), ("tokens", tokens), ("mfu", mfu)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} is {value:g}: it must be above 0")
+    if mfu > 1:
+        raise UserError(f"--mfu is {mfu:g}: a share of the peak, it must lie above 0 and be 1 at most")
+    precision = trainer.precision.resolve(accelerator)
+    length = row_length(tree)
+    rows, share = selected_share(config, trainer.micro_batch_rows)
+    device = "cpu" if gpu == CPU else "cuda"
+    compute_bytes = precision.dtype.itemsize
+    kernel = kernel_on(model.attention, device, compute_bytes, length)
+    batch = MicroBatch(rows, length, math.ceil(share * rows * length), compute_bytes, kernel, device, is_packed=True)
+    is_accumulating = trainer.batch_rows > trainer.micro_batch_rows * num_devices
+    optimizer = config.optim.optimizer
+    memory = step_memory(
+        model, optimizer, batch, has_moving_average=trainer.ema_decay is not None, is_accumulating=is_accumulating
+    )
+    batch_tokens = trainer.batch_rows * length
+    flops = step_flops(tree)
+    assert flops is not None, "the vocabulary is known"
+    device_bytes = None if gpu == CPU else GPUS[gpu].memory_bytes
+    return Estimate(
+        parameters=parameters_by_part(model),
+        memory=memory,
+        recomputed=recomputed_activation_bytes(model, batch),
+        device_bytes=device_bytes,
+        flops_per_token=flops / batch_tokens,
+        peak_flops_per_s=_peak(gpu, precision),
+        origin="measured here, by matrix products" if gpu == CPU else f"the maker's, {precision}",
+        mfu=mfu,
+        num_devices=num_devices,
+        tokens=tokens if tokens is not None else trainer.max_steps * batch_tokens,
+        batch_tokens=batch_tokens,
+        disk_bytes=trainer.keep_checkpoints * memory.checkpoint,
+        problems=list(_problems(trainer.batch_rows, trainer.micro_batch_rows, num_devices, memory, device_bytes)),
+    )
+
+
+def show(found: Estimate, console: Console) -> None:
+    memory = found.memory
+    total = sum(found.parameters.values())
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for part, count in found.parameters.items():
+        table.add_row("parameters", part.replace("_", " "), f"{count:,}")
+    table.add_row("", "all", f"{total:,}", end_section=True)
+    for part, held in {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer state": memory.optimizer,
+        "moving average": memory.moving_average,
+        "bfloat16 copies of the weights": memory.casts,
+        "activations": memory.activations,
+        "LM head and loss": memory.head,
+        "the most at once": memory.peak,
+    }.items():
+        if held:
+            table.add_row("memory a device", part, _gigabytes(held))
+    table.add_row("", "activations, if layers were recomputed", _gigabytes(found.recomputed))
+    table.add_row("work", "FLOPs a token", f"{found.flops_per_token:.3g}")
+    table.add_row("", "FLOPs in all", f"{found.flops_per_token * found.tokens:.3g}")
+    peak = f"{found.peak_flops_per_s:.3g} FLOP/s a device, {found.origin}; {found.mfu:.0%} of it assumed"
+    table.add_row("time", "speed", peak)
+    table.add_row("", "tokens/s", f"{found.tokens_per_s:,.0f} on {found.num_devices}")
+    steps = math.ceil(found.tokens / found.batch_tokens)
+    table.add_row("", f"{found.tokens:.3g} tokens", f"{_duration(found.days)} ({steps:,} steps)")
+    table.add_row("disk", "kept checkpoints", _gigabytes(found.disk_bytes))
+    console.print(table, highlight=False)
+    for problem in found.problems:
+        console.print(f"! {problem}", highlight=False, soft_wrap=True)
+
+
+def _problems(
+    batch_rows: int, micro_batch_rows: int, num_devices: int, memory: StepMemory, device_bytes: float | None
+) -> Iterator[str]:
+    at_once = micro_batch_rows * num_devices
+    if batch_rows % at_once:
+        yield (
+            f"trainer.batch_rows={batch_rows} is no multiple of micro_batch_rows × devices = {micro_batch_rows} × "
+            f"{num_devices}: set trainer.batch_rows={at_once * math.ceil(batch_rows / at_once)}"
+        )
+    if device_bytes is None or memory.peak <= 0.95 * device_bytes:
+        return
+    state = memory.state + memory.gradients + memory.casts
+    if state > 0.95 * device_bytes:
+        yield (
+            f"weights, gradients and optimizer take {_gigabytes(state)} of a device's {_gigabytes(device_bytes)}: "
+            "every device holds them whole, so that a smaller model is needed"
+        )
+    else:
+        yield f"more than a device's {_gigabytes(device_bytes)}: lower trainer.micro_batch_rows={micro_batch_rows}"
+
+
+def _peak(gpu: str, precision: Precision) -> float:
+    if gpu != CPU:
+        return GPUS[gpu].peak(precision)
+    return matmul_flops_per_s(torch.device("cpu"), precision.dtype)
+
+
+def _gigabytes(held: float) -> str:
+    return f"{held / 1e9:,.3g} GB" if held < 100e9 else f"{held / 1e9:,.0f} GB"
+
+
+def _duration(days: float) -> str:
+    for unit, length in (("days", 1.0), ("hours", 1 / 24), ("minutes", 1 / 1440)):
+        if days >= 1.5 * length:
+            return f"{days / length:,.1f} {unit}"
+    return f"{days * 86400:,.0f} seconds"

@@ -1,0 +1,101 @@
+"""`lit-illada estimate` and `lit-illada doctor` as a user meets them."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from lit_illada import doctor
+from lit_illada.cli import main
+from lit_illada.doctor import Finding, Verdict
+from lit_illada.estimate import GPUS, estimate
+
+EIGHT_B = ["model=illada_8b"]
+
+
+def lit_illada(*arguments):
+    return CliRunner().invoke(main, list(arguments), catch_exceptions=False, env={"COLUMNS": "200"})
+
+
+def test_the_table_names_parts_time_disk_and_what_will_not_fit():
+    result = lit_illada("estimate", "pretrain", *EIGHT_B, "--gpu", "h100", "--gpus", "8", "--tokens", "1e12")
+    assert result.exit_code == 0
+    for word in ("embedding", "optimizer state", "activations", "tokens/s", "days", "checkpoints", "FLOPs a token"):
+        assert word in result.output
+    assert "7,6" in result.output
+    assert "every device holds them whole" in result.output
+
+
+def test_days_follow_from_tokens_speed_and_the_number_of_gpus():
+    one = estimate("pretrain", EIGHT_B, "h100", gpus=1, tokens=1e12, mfu=0.5)
+    eight = estimate("pretrain", EIGHT_B, "h100", gpus=8, tokens=2e12, mfu=0.25)
+    assert eight.days == pytest.approx(one.days / 2)
+    # 6 FLOPs a parameter and token, somewhat less where the head sees masked tokens alone and more for attention
+    assert one.flops_per_token == pytest.approx(6 * sum(one.parameters.values()), rel=0.15)
+    assert one.tokens_per_s == pytest.approx(GPUS["h100"].bf16_flops_per_s * 0.5 / one.flops_per_token)
+
+
+def test_an_h200_holds_what_an_a100_does_not_and_a_smaller_micro_batch_takes_less():
+    assert estimate("pretrain", EIGHT_B, "a100").problems
+    half = estimate("pretrain", ["model=1b", "trainer.micro_batch_rows=16"], "h200")
+    whole = estimate("pretrain", ["model=1b"], "h200")
+    assert whole.memory.activations == 2 * half.memory.activations
+    assert half.memory.is_accumulating
+    assert not whole.problems
+
+
+def test_a_batch_that_cannot_be_shared_out_is_told_with_one_that_can():
+    (problem,) = estimate("pretrain", [], "h100", gpus=3).problems
+    assert "set trainer.batch_rows=96" in problem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu", "h10"], "did you mean 'h100'"),
+        (["--gpu", "h100", "--mfu", "45"], "--mfu is 45"),
+        (["--gpu", "h100", "--tokens", "0"], "--tokens is 0"),
+        (["--gpu", "h100", "--gpus", "0"], "--gpus is 0"),
+        (["--gpu", "h100", "data=prepared", "data.dir=nowhere"], "model.vocab_size"),
+    ],
+)
+def test_a_wrong_estimate_is_one_line(arguments, said):
+    result = lit_illada("estimate", "pretrain", *arguments)
+    assert result.exit_code == 1
+    assert said in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_the_doctor_tells_every_section_and_writes_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = lit_illada("doctor", "--json", "found.json")
+    assert result.exit_code == 0
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    sections = {finding["section"] for finding in found}
+    assert sections == {
+        "machine", "packages", "devices", "precision", "attention", "distributed", "disk", "Slurm",
+    }  # fmt: skip
+    for finding in found:
+        assert finding["name"] in result.output
+        assert finding["mend"] is None or finding["mend"] in result.output
+
+
+def test_what_is_broken_ends_with_status_1_and_the_command_that_mends_it(monkeypatch):
+    broken = Finding("packages", "torch", "not installed", Verdict.broken, "pip install torch")
+    monkeypatch.setattr(doctor, "examine", lambda: [broken])
+    result = lit_illada("doctor")
+    assert result.exit_code == 1
+    assert "torch: pip install torch" in result.output
+
+
+def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    mends = {finding.name: finding.mend for finding in doctor.examine()}
+    assert mends["submitit"] == "pip install 'lit-illada[slurm]'"
+
+
+def test_a_full_disk_is_told(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    assert {f.verdict for f in doctor.examine() if f.section == "disk"} == {Verdict.absent}

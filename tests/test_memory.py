@@ -1,0 +1,166 @@
+"""What the estimate says of parameters, memory and FLOPs, against models and steps that are really made."""
+
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_illada.batch import Layout
+from lit_illada.config import load
+from lit_illada.memory import MicroBatch, activation_bytes, optimizer_bytes, step_memory
+from lit_illada.model.config import AttentionKernel, ModelConfig, num_parameters, parameters_by_part
+from lit_illada.model.flops import training_flops
+from lit_illada.model.transformer import Transformer
+from lit_illada.training.optim import AdamWConfig, MuonConfig, build_optimizer
+
+SMALL = ModelConfig(500, 64, 176, 3, 4, 2)
+PRESETS = ["pico", "nano", "100m", "1b", "illada_8b", "llada_8b"]
+PARTS = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "mlp", "norm": "norms", "lm_head": "lm_head"}
+ROWS, LENGTH = 4, 64
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_part_has_as_many_parameters_as_the_model_itself(preset):
+    config = load("pretrain", [f"model={preset}", "data.row_length=512"]).model.with_vocab_size(1000)
+    with torch.device("meta"):
+        model = Transformer(config)
+    counted = dict.fromkeys(parameters_by_part(config), 0)
+    for name, parameter in model.named_parameters():
+        counted[next(part for key, part in PARTS.items() if key in name)] += parameter.numel()
+    assert parameters_by_part(config) == counted
+    assert sum(counted.values()) == num_parameters(config)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("has_biases", [True, False])
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()], ids=["adamw", "muon"])
+def test_weights_gradients_and_optimizer_take_what_is_said(optimizer, is_tied, has_biases):
+    config = replace(SMALL, tie_word_embeddings=is_tied, attention_bias=has_biases)
+    model, made = begun(config, optimizer)
+    said = step_memory(config, optimizer, micro_batch(10, 4, AttentionKernel.SDPA))
+    assert said.weights == sum(p.nbytes for p in model.parameters())
+    assert said.gradients == sum(p.grad.nbytes for p in model.parameters())
+    moments = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert optimizer_bytes(config, optimizer) == sum(moment.nbytes for moment in moments if moment.ndim)
+
+
+@pytest.mark.parametrize(("compute_bytes", "kernel"), [(4, "sdpa"), (2, "sdpa"), (2, "matmul")])
+@pytest.mark.parametrize("num_heads_sharing", [1, 2])
+def test_the_layers_keep_as_many_bytes_as_is_said(compute_bytes, kernel, num_heads_sharing):
+    config = replace(SMALL, attention=AttentionKernel(kernel), num_key_value_heads=4 // num_heads_sharing)
+    deeper = replace(config, num_hidden_layers=5)
+    batch = micro_batch(0, compute_bytes, config.attention)
+    said = activation_bytes(deeper, batch) - activation_bytes(config, batch)
+    assert kept_bytes(deeper, compute_bytes) - kept_bytes(config, compute_bytes) == pytest.approx(said, rel=0.1)
+
+
+@pytest.mark.parametrize("is_accumulating", [False, True])
+@pytest.mark.parametrize("vocab_size", [300, 20_000])
+@pytest.mark.parametrize("compute_bytes", [4, 2])
+@pytest.mark.parametrize("num_rows", [2, 32])
+def test_a_step_holds_at_most_what_is_said(num_rows, compute_bytes, vocab_size, is_accumulating):
+    """Counted are all tensors that live; what a kernel takes and gives back within one operation is not seen."""
+    config = replace(SMALL, vocab_size=vocab_size, attention=AttentionKernel.SDPA)
+    model, optimizer = begun(config, AdamWConfig())
+    if not is_accumulating:
+        optimizer.zero_grad(set_to_none=True)
+    ids, is_selected = torch.randint(300, (num_rows, LENGTH)), torch.zeros(num_rows, LENGTH, dtype=torch.bool)
+    is_selected[:, ::2] = True
+    held = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    held += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    with Live(held) as live:
+        step(model, ids, is_selected, compute_bytes)
+    batch = micro_batch(int(is_selected.sum()), compute_bytes, config.attention, num_rows)
+    said = step_memory(config, AdamWConfig(), batch, is_accumulating=is_accumulating)
+    assert live.peak == pytest.approx(said.peak, rel=0.1)
+
+
+def test_the_flops_are_those_that_torch_counts():
+    config = replace(SMALL, attention=AttentionKernel.MATMUL, num_key_value_heads=4)
+    model, _ = begun(config, AdamWConfig())
+    is_selected = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5
+    with FlopCounterMode(display=False) as counter:
+        step(model, torch.randint(300, (ROWS, LENGTH)), is_selected, 4)
+    said = training_flops(config, Layout.whole_rows(ROWS, LENGTH), int(is_selected.sum()))
+    assert said == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def micro_batch(num_selected, compute_bytes, kernel, num_rows=ROWS):
+    return MicroBatch(num_rows, LENGTH, num_selected, compute_bytes, kernel, "cpu")
+
+
+def begun(config, optimizer):
+    """A model and its optimizer after one step, the gradients still there."""
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    made = build_optimizer(model, optimizer)
+    step(model, torch.randint(300, (1, 8)), torch.ones(1, 8, dtype=torch.bool), 4)
+    made.step()
+    return model, made
+
+
+def step(model, ids, is_selected, compute_bytes):
+    forward(model, ids, is_selected, compute_bytes).backward()
+
+
+def forward(model, ids, is_selected, compute_bytes):
+    with torch.autocast("cpu", torch.bfloat16, enabled=compute_bytes == 2):
+        return model(ids, Layout.whole_rows(*ids.shape), is_selected, ids[is_selected]).nll.sum()
+
+
+def kept_bytes(config, compute_bytes):
+    """Of the tensors that autograd keeps for the backward pass, without the weights and their casts."""
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    kept = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor):
+        is_cast = tensor.dtype is torch.bfloat16 and tensor.shape in shapes
+        if tensor.untyped_storage().data_ptr() not in weights and not is_cast:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    shapes = {shape for matrix in matrices for shape in (matrix.shape, matrix.T.shape)}
+    ids = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward(model, ids, ids == 0, compute_bytes)
+    assert loss > 0
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that live tensors held at once."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = set()
+        for tensor in held:
+            self.count(tensor)
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        for tensor in tree_flatten(made)[0]:
+            if torch.is_tensor(tensor):
+                self.count(tensor)
+        return made
+
+    def count(self, tensor):
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.free, key, storage.nbytes())
+
+    def free(self, key, nbytes):
+        self.seen.discard(key)
+        self.now -= nbytes
