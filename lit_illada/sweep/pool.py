@@ -134,7 +134,9 @@ class Pool:
             status = process.returncode
             if status == NOT_MINE:
                 self._tried.discard(id)  # should the process that has it die, it is ours to try
-            elif place.state in (RunState.PENDING, RunState.INTERRUPTED) and not was_stopped(status):
+            elif self._signals or was_stopped(status):
+                continue  # asked to stop, or ended by us when it did not heed that
+            elif place.state in (RunState.PENDING, RunState.INTERRUPTED):
                 record_failure(place, status)  # it could not say so itself: killed, or out of memory
         return bool(ended)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -147,6 +148,22 @@ def test_a_signal_stops_the_runs_and_then_the_pool(written, planned, worker, poo
     assert process.wait(30) == 130
     states = [folder.state_of(run) for run in runs]
     assert sorted(states) == sorted([RunState.INTERRUPTED, RunState.INTERRUPTED, RunState.PENDING])
+
+
+def test_a_second_signal_ends_runs_that_do_not_heed_the_first_and_they_have_not_failed(written, planned, worker, pool):
+    run = planned("r", num_steps=1000)
+    folder = written(run)
+    command = worker(steps=1000)
+    script = Path(command[1])
+    script.write_text(f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{script.read_text()}")
+    process = pool(folder, command)
+    wait_for(lambda: folder.state_of(run) is RunState.RUNNING)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert folder.state_of(run) is RunState.RUNNING
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert folder.state_of(run) is RunState.INTERRUPTED
 
 
 @pytest.mark.slow
