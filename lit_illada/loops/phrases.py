@@ -2,7 +2,7 @@
 
 import re
 
-# each begins with a word
+# in small letters; each begins with a word
 PHRASES = (
     r"wait\b",
     r"hmm+\b",
@@ -20,12 +20,12 @@ PHRASES = (
     r"(?:i|we) (?:made|have made) (?:a|an) (?:mistake|error)\b",
     r"actually\b",
 )
-_ANY = re.compile(rf"\b(?:{'|'.join(PHRASES)})", re.IGNORECASE)
+_ANY = re.compile(rf"\b(?:{'|'.join(PHRASES)})")
 
 
 def holds_phrase(text: str) -> bool:
-    return _ANY.search(text) is not None
+    return _ANY.search(text.lower()) is not None
 
 
 def count_phrases(text: str) -> int:
-    return sum(1 for _ in _ANY.finditer(text))
+    return sum(1 for _ in _ANY.finditer(text.lower()))

@@ -10,7 +10,14 @@ def repeated_ngram(ids: NDArray[np.int32], n: int = 30, k: int = 20) -> bool:
     """Some n-gram occurs at least k times ("Wait, Wait, Wait… Why do reasoning models loop?", arXiv 2512.12895)."""
     if len(ids) < n + k - 1:
         return False
-    classes = _ngram_classes(ids, n)
+    classes, length = np.unique(ids, return_inverse=True)[1].astype(np.int64), 1
+    while length < n:
+        if np.bincount(classes).max() < k:  # what goes on longer occurs no more often
+            return False
+        shift = min(length, n - length)
+        pairs = classes[: len(classes) - shift] * (classes.max() + 1) + classes[shift:]
+        classes = np.unique(pairs, return_inverse=True)[1]
+        length += shift
     return int(np.bincount(classes).max()) >= k
 
 
@@ -31,17 +38,6 @@ PRESETS: dict[str, Callable[[NDArray[np.int32]], bool]] = {
     "30-gram ≥ 20 times": repeated_ngram,
     "repeated tail": repeated_tail,
 }
-
-
-def _ngram_classes(ids: NDArray[np.int32], n: int) -> NDArray[np.int64]:
-    """A class for each n-gram, equal where they are: by doubling, so exactly and in O(length · log n)."""
-    classes, length = ids.astype(np.int64), 1
-    while length < n:
-        shift = min(length, n - length)
-        pairs = classes[: len(classes) - shift] * (classes.max() + 1) + classes[shift:]
-        classes = np.unique(pairs, return_inverse=True)[1]
-        length += shift
-    return classes
 
 
 def _tail_repeats(ids: NDArray[np.int32], unit: int) -> int:

@@ -34,29 +34,28 @@ class Secondary:
 
 def secondary(ids: NDArray[np.int32], text: str | None) -> Secondary:
     """All of them; those of the text only where there is one."""
-    counts_2, counts_4 = _ngram_counts(ids, 2), _ngram_counts(ids, 4)
-    distinct_4 = len(counts_4) / max(1, counts_4.sum())
+    levels = _levels(ids)
+    counts_2, counts_4 = np.bincount(levels[1]), np.bincount(levels[2])
     return Secondary(
         rep_4=float(counts_4[counts_4 > 1].sum() / max(1, counts_4.sum())),
         distinct_2=len(counts_2) / counts_2.sum() if len(counts_2) else 1.0,
-        seq_rep_4=1 - distinct_4 if len(counts_4) else 0.0,
-        longest_repeat=longest_repeat(ids),
+        seq_rep_4=1 - len(counts_4) / counts_4.sum() if len(counts_4) else 0.0,
+        longest_repeat=longest_repeat(ids, levels),
         zlib_ratio=windowed_zlib(text) if text is not None else None,
         phrases_per_1000=1000 * count_phrases(text) / max(1, len(ids)) if text is not None else None,
     )
 
 
-def longest_repeat(ids: NDArray[np.int32]) -> int:
+def longest_repeat(ids: NDArray[np.int32], levels: list[NDArray[np.int64]] | None = None) -> int:
     """The length of the longest stretch that occurs twice, exactly: classes of 2^j-grams, then a bisection."""
-    levels = [np.unique(ids, return_inverse=True)[1].astype(np.int64)]
-    while _holds_twice(levels[-1]):
-        levels.append(_joined(levels[-1], 2 ** (len(levels) - 1)))
-    if len(levels) == 1:
+    levels = levels or _levels(ids)
+    repeated = [j for j, level in enumerate(levels) if _holds_twice(level)]
+    if not repeated:
         return 0
-    low, high = 2 ** (len(levels) - 2), 2 ** (len(levels) - 1)  # a repeat of `low` exists, none of `high`
+    low, high = 2 ** repeated[-1], 2 ** (repeated[-1] + 1)  # a repeat of `low` exists, none of `high`
     while high - low > 1:
         middle = (low + high) // 2
-        if _holds_twice(_joined(levels[-2], middle - 2 ** (len(levels) - 2))):
+        if _holds_twice(_joined(levels[repeated[-1]], middle - 2 ** repeated[-1])):
             low = middle
         else:
             high = middle
@@ -71,12 +70,12 @@ def windowed_zlib(text: str) -> float:
     return max(len(window) / len(zlib.compress(window)) for window in windows)
 
 
-def _ngram_counts(ids: NDArray[np.int32], n: int) -> NDArray[np.int64]:
-    classes, length = ids.astype(np.int64), 1
-    while length < n and len(classes):
-        classes = _joined(classes, length)
-        length *= 2
-    return np.bincount(classes) if len(classes) else np.zeros(0, np.int64)
+def _levels(ids: NDArray[np.int32]) -> list[NDArray[np.int64]]:
+    """Classes of 1-, 2-, 4-, 8-grams, equal where those are, until none comes twice; three of them at least."""
+    levels = [np.unique(ids, return_inverse=True)[1].astype(np.int64)]
+    while len(levels) < 3 or _holds_twice(levels[-1]):
+        levels.append(_joined(levels[-1], 2 ** (len(levels) - 1)))
+    return levels
 
 
 def _joined(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:

@@ -87,13 +87,14 @@ def _floods(units: Units, config: LoopConfig) -> list[Run]:
 
 
 def _exact(units: Units, config: LoopConfig) -> list[Run]:
-    return exact_runs(
+    runs = exact_runs(
         units.ids,
-        min_period=config.flood.max_period + 1,
+        min_period=1,
         max_period=config.max_period,
         min_cycles=config.exact.min_cycles,
         min_length=config.exact.min_length,
     )
+    return _above(runs, config.flood.max_period)
 
 
 def _near(units: Units, config: LoopConfig) -> list[Run]:
@@ -102,15 +103,21 @@ def _near(units: Units, config: LoopConfig) -> list[Run]:
 
 def _near_runs(ids: NDArray[np.int32], config: LoopConfig) -> list[Run]:
     rule = config.near_exact
-    return near_runs(
+    runs = near_runs(
         ids[:MAX_LENGTH],
-        min_period=config.flood.max_period + 1,
+        min_period=1,
         max_period=config.max_period,
         min_cycles=rule.min_cycles,
         min_length=rule.min_length,
         mismatch=rule.mismatch,
         max_gap=rule.max_gap,
     )
+    return _above(runs, config.flood.max_period)
+
+
+def _above(runs: list[Run], period: int) -> list[Run]:
+    """Those of longer periods. What has a shorter one, as 2·2·2·2·… has, is a flood or nothing, not a run of 4."""
+    return [run for run in runs if run.period > period]
 
 
 def _counting(loops: Sequence[T], units: Units, min_cycles: float) -> list[T]:

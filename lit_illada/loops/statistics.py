@@ -2,9 +2,9 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
-from scipy.stats import binomtest
 
 from lit_illada.intervals import Z_95, wilson
 
@@ -47,8 +47,8 @@ class Paired:
     @property
     def p_value(self) -> float:
         """McNemar's test, exact: of the prompts that differ, is a half more?"""
-        differing = self.only_first + self.only_second
-        return float(binomtest(self.only_first, differing, 0.5).pvalue) if differing else 1.0
+        differing, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
+        return min(1.0, 2 * sum(comb(differing, count) for count in range(fewer + 1)) / 2**differing)
 
 
 def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> Paired:

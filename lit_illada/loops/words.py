@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 # what rules a table or a heading off is one unit: its dashes are no loop; longer stretches are read sign by sign
 _RULING_LINE = r"(?m:^[^\S\n]*[-=*#~+|:.─━═┼┬┴├┤]{2}[-=*#~+|:.─━═┼┬┴├┤ ]{2,197}$)"
-_RULING = r"(?P<sign>[-=*#~─━═])(?P=sign){3,}"
-_WORD = re.compile(rf"{_RULING_LINE}|{_RULING}|\w+|[^\w\s]")
+_RULING_SIGNS = "-=*#~─━═"
+_RULING = "|".join(f"{re.escape(sign)}{{4,}}" for sign in _RULING_SIGNS)
+_WORD = re.compile(rf"\w+|{_RULING_LINE}|{_RULING}|[^\w\s]")
 _LONGEST_RULING = 120
 _DIGITS = re.compile(r"\d+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -61,17 +62,31 @@ class Units:
 def units_of_text(text: str) -> Units:
     """Words and signs."""
     table: dict[str, int] = {}
-    ids, starts, ends = array("i"), array("q"), array("q")
+    ids, starts = array("i"), array("q")
     for found in _WORD.finditer(text):
-        start, end = found.span()
-        is_flood = found.lastgroup is not None and end - start > _LONGEST_RULING
-        for place in range(start, end) if is_flood else (start,):
-            place_end = place + 1 if is_flood else end
-            ids.append(table.setdefault(text[place:place_end], len(table)))
-            starts.append(place)
-            ends.append(place_end)
-    places = np.array(starts, np.int64), np.array(ends, np.int64)
-    return _units(np.array(ids, np.int32), list(table), text, *places)
+        ids.append(table.setdefault(found[0], len(table)))
+        starts.append(found.start())
+    words = list(table)
+    sizes = np.array([len(word) for word in words], np.int64)
+    numbers, places = np.array(ids, np.int32), np.array(starts, np.int64)
+    is_flood = [size > _LONGEST_RULING and word[0] in _RULING_SIGNS for word, size in zip(words, sizes, strict=True)]
+    if any(is_flood):
+        numbers, places, words = _sign_by_sign(numbers, places, words, np.array(is_flood))
+        sizes = np.array([len(word) for word in words], np.int64)
+    return _units(numbers, words, text, places, places + sizes[numbers])
+
+
+def _sign_by_sign(
+    ids: NDArray[np.int32], starts: NDArray[np.int64], words: list[str], is_flood: NDArray[np.bool_]
+) -> tuple[NDArray[np.int32], NDArray[np.int64], list[str]]:
+    """The same with each sign of a flooding word a unit."""
+    times = np.where(is_flood[ids], np.array([len(word) for word in words])[ids], 1)
+    firsts = np.cumsum(times) - times
+    places = np.repeat(starts, times) + np.arange(times.sum()) - np.repeat(firsts, times)
+    words = [word[0] if flood else word for word, flood in zip(words, is_flood.tolist(), strict=True)]
+    table: dict[str, int] = {}
+    renamed = np.array([table.setdefault(word, len(table)) for word in words], np.int32)
+    return renamed[np.repeat(ids, times)], places, list(table)
 
 
 def units_of_tokens(token_ids: Sequence[int], tokens: Sequence[str] | None = None) -> Units:

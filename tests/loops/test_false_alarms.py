@@ -53,6 +53,7 @@ GOOD = {
     "drill": drill(),
     "short drill": "".join(f"{a} + {b} = {a + b}\n" for a in range(2, 9) for b in range(2, 9)),
     "ruled headings": "".join(f"{name}\n{'-' * 60}\n# {'=' * 50}\nIt begins with {name}.\n" for name in "ABCDEFGHIJKL"),
+    "power": "After 12 doublings there are 1" + "*2" * 12 + " = 4,096 cells.",
     "counting": " ".join(map(str, range(300))),
     "list": "".join(f"- item {word}: see chapter {i}\n" for i, word in enumerate("abcdefghijklmnopqrstuvwxyz")),
 }

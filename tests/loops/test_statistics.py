@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import CensoredData, ecdf
+from scipy.stats import CensoredData, binomtest, ecdf
 
-from lit_illada.loops.statistics import Rate, cluster_bootstrap, kaplan_meier, mcnemar
+from lit_illada.loops.statistics import Paired, Rate, cluster_bootstrap, kaplan_meier, mcnemar
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.booleans()), min_size=1, max_size=40))
@@ -30,6 +30,12 @@ def test_mcnemar_looks_at_the_prompts_that_differ():
     assert (paired.both, paired.only_first, paired.only_second, paired.neither) == (50, 9, 1, 5)
     assert paired.p_value == pytest.approx(2 * 11 / 2**10)
     assert mcnemar([(True, True)]).p_value == 1
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemars_p_is_the_binomial_tests(first, second):
+    exact = binomtest(first, first + second, 0.5).pvalue if first + second else 1
+    assert Paired(3, first, second, 4).p_value == pytest.approx(exact)
 
 
 def test_seeds_that_differ_widen_the_interval():
