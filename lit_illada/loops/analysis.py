@@ -4,26 +4,26 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
+from lit_illada.loops.effects import SEED, natural
 from lit_illada.loops.outcome import Outcome
 from lit_illada.loops.records import FILE
 from lit_illada.loops.spans import Kind
-from lit_illada.loops.statistics import Paired, Rate, Survival, cluster_bootstrap, kaplan_meier, mcnemar
-
-SEED = "seed"
+from lit_illada.loops.statistics import Rate, Survival, cluster_bootstrap, kaplan_meier
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one group. loop: any kind of loop; exact_run: the narrow definition, exact runs of any period, by which
-    groups of other reports compare. kinds: texts in which each kind holds. looped_right, other_right: accuracy where a
-    text loops and where not; exact_right, exact_other_right: the same by exact runs.
+    """Of one group. loop: any kind of loop; endless: a loop, or no stop within the budget; exact_run: the narrow
+    definition, exact runs of any period, by which groups of other reports compare. kinds: texts in which each kind
+    holds. looped_right, other_right: accuracy where a text loops and where not; exact_right, exact_other_right: the
+    same by exact runs.
     seed_interval: of `loop` with seeds as clusters, where there are several. wasted: units in copies, of all units."""
 
     name: str
     num_texts: int
     loop: Rate
+    endless: Rate
     exact_run: Rate
     kinds: dict[Kind, Rate]
     presets: dict[str, Rate]
@@ -55,16 +55,6 @@ class SamePrompts:
     other_right: float
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Loops under two values of a group, on the same prompts."""
-
-    key: str
-    first: str
-    second: str
-    loops: Paired
-
-
 def has_exact_run(item: Outcome) -> bool:
     """An exact run of any period: the narrow definition of a loop."""
     return not item.kinds.isdisjoint((Kind.flood, Kind.exact))
@@ -87,7 +77,7 @@ def by_group(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[tuple[str
     cells: dict[tuple[str, ...], list[Outcome]] = defaultdict(list)
     for item in outcomes:
         cells[tuple(item.generation.groups.get(key, "–") for key in keys)].append(item)
-    return dict(sorted(cells.items(), key=lambda cell: [_natural(value) for value in cell[0]]))
+    return dict(sorted(cells.items(), key=lambda cell: [natural(value) for value in cell[0]]))
 
 
 def summaries(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Summary]:
@@ -114,6 +104,7 @@ def summary(name: str, outcomes: Sequence[Outcome]) -> Summary:
         name=name,
         num_texts=len(outcomes),
         loop=_rate(outcomes, lambda item: item.is_loop),
+        endless=_rate(outcomes, lambda item: item.is_endless),
         exact_run=_rate(outcomes, has_exact_run),
         kinds={kind: _rate(outcomes, lambda item, kind=kind: kind in item.kinds) for kind in Kind},  # type: ignore[misc]
         presets={
@@ -155,25 +146,6 @@ def same_prompts(outcomes: Sequence[Outcome]) -> SamePrompts | None:
     return SamePrompts(len(looped), statistics.mean(looped), statistics.mean(others)) if looped else None
 
 
-def comparisons(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Comparison]:
-    """Of every two values of each key, prompts equal and all other keys equal too; a prompt's first text counts."""
-    found = []
-    for key in keys:
-        rest = [other for other in keys if other != key]
-        cells: dict[str, dict[tuple[str | None, ...], bool]] = defaultdict(dict)
-        for item in outcomes:
-            groups = item.generation.groups
-            where = (item.generation.prompt, groups.get(SEED), *(groups.get(other) for other in rest))
-            if item.generation.prompt is not None:
-                cells[groups.get(key, "–")].setdefault(where, item.is_loop)
-        for first, second in combinations(sorted(cells, key=_natural), 2):
-            shared = cells[first].keys() & cells[second].keys()
-            if shared:
-                pairs = [(cells[first][where], cells[second][where]) for where in shared]
-                found.append(Comparison(key, first, second, mcnemar(pairs)))
-    return found
-
-
 def onset_survival(outcomes: Sequence[Outcome]) -> Survival:
     """In units; a text that does not loop is censored where it ends."""
     times, is_event = [], []
@@ -197,10 +169,3 @@ def _secondary(outcomes: Sequence[Outcome]) -> dict[str, float]:
             if value is not None:
                 columns[name].append(value)
     return {name: statistics.mean(values) for name, values in columns.items()}
-
-
-def _natural(value: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(value), value
-    except ValueError:
-        return 1, 0.0, value

@@ -13,7 +13,6 @@ from lit_illada import __version__
 from lit_illada.loops.analysis import (
     by_group,
     cell_name,
-    comparisons,
     onset_survival,
     same_prompts,
     summaries,
@@ -22,6 +21,7 @@ from lit_illada.loops.analysis import (
 from lit_illada.loops.around import around_onset
 from lit_illada.loops.charts import NUM_COLOURS, Curve, curves, histogram
 from lit_illada.loops.config import LoopConfig, LoopsConfig
+from lit_illada.loops.effects import differences, points, rises
 from lit_illada.loops.marking import shown
 from lit_illada.loops.outcome import Outcome, watched
 from lit_illada.loops.spans import Kind, Span
@@ -47,7 +47,7 @@ KIND_NAMES = {
 def write_report(path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig) -> None:
     """Write the page."""
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
-    environment.filters.update(percent=_percent, place=_place)
+    environment.filters.update(percent=_percent, points=points, place=_place)
     page = environment.get_template("report.html").render(**_content(outcomes, keys, config))
     path.write_text(page, encoding="utf-8")
 
@@ -67,7 +67,8 @@ def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfi
         "margins": {key: summaries(outcomes, [key]) for key in keys} if len(keys) > 1 else {},
         "kinds": KIND_NAMES,
         "kind_rows": [kind for kind in KIND_NAMES if any(group.kinds[kind].hits for group in groups)],
-        "comparisons": comparisons(outcomes, keys),
+        "rises": rises(outcomes, keys),
+        "differences": differences(outcomes, keys),
         "same": same_prompts(outcomes),
         "charts": _charts(cells),
         "cells": list(cells),
