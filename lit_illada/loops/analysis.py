@@ -103,24 +103,24 @@ def summary(name: str, outcomes: Sequence[Outcome]) -> Summary:
     return Summary(
         name=name,
         num_texts=len(outcomes),
-        loop=_rate(outcomes, lambda item: item.is_loop),
-        endless=_rate(outcomes, lambda item: item.is_endless),
-        exact_run=_rate(outcomes, has_exact_run),
-        kinds={kind: _rate(outcomes, lambda item, kind=kind: kind in item.kinds) for kind in Kind},  # type: ignore[misc]
+        loop=rate_of(outcomes, lambda item: item.is_loop),
+        endless=rate_of(outcomes, lambda item: item.is_endless),
+        exact_run=rate_of(outcomes, has_exact_run),
+        kinds={kind: rate_of(outcomes, lambda item, kind=kind: kind in item.kinds) for kind in Kind},  # type: ignore[misc]
         presets={
-            preset: _rate(outcomes, lambda item, preset=preset: item.findings.presets[preset])  # type: ignore[misc]
+            preset: rate_of(outcomes, lambda item, preset=preset: item.findings.presets[preset])  # type: ignore[misc]
             for preset in (outcomes[0].findings.presets if outcomes else ())
         },
-        self_correction=_rate(looped, lambda item: item.findings.is_self_correction),
-        escaped=_rate(looped, lambda item: item.findings.is_escaped),
-        terminal=_rate(looped, lambda item: item.findings.is_terminal),
-        forced_closure=_rate(looped, lambda item: item.findings.is_forced_closure),
-        template=_rate(outcomes, lambda item: item.findings.is_template),
-        looped_right=_rate(looped, lambda item: item.is_right),
-        other_right=_rate(others, lambda item: item.is_right),
-        exact_right=_rate([item for item in outcomes if has_exact_run(item)], lambda item: item.is_right),
-        exact_other_right=_rate([item for item in outcomes if not has_exact_run(item)], lambda item: item.is_right),
-        right_before=_rate(looped, lambda item: item.was_right_before),
+        self_correction=rate_of(looped, lambda item: item.findings.is_self_correction),
+        escaped=rate_of(looped, lambda item: item.findings.is_escaped),
+        terminal=rate_of(looped, lambda item: item.findings.is_terminal),
+        forced_closure=rate_of(looped, lambda item: item.findings.is_forced_closure),
+        template=rate_of(outcomes, lambda item: item.findings.is_template),
+        looped_right=rate_of(looped, lambda item: item.is_right),
+        other_right=rate_of(others, lambda item: item.is_right),
+        exact_right=rate_of([item for item in outcomes if has_exact_run(item)], lambda item: item.is_right),
+        exact_other_right=rate_of([item for item in outcomes if not has_exact_run(item)], lambda item: item.is_right),
+        right_before=rate_of(looped, lambda item: item.was_right_before),
         seed_interval=cluster_bootstrap([item.is_loop for item in outcomes], seeds) if len(set(seeds)) > 1 else None,
         wasted=sum(item.findings.wasted for item in outcomes) / max(1, num_units),
         wasted_units=sum(item.findings.wasted for item in outcomes),
@@ -156,7 +156,7 @@ def onset_survival(outcomes: Sequence[Outcome]) -> Survival:
     return kaplan_meier(times, is_event)
 
 
-def _rate(outcomes: Sequence[Outcome], is_hit: Callable[[Outcome], bool | None]) -> Rate:
+def rate_of(outcomes: Sequence[Outcome], is_hit: Callable[[Outcome], bool | None]) -> Rate:
     """Of those for which it is known."""
     known = [hit for item in outcomes if (hit := is_hit(item)) is not None]
     return Rate(sum(known), len(known))

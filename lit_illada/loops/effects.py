@@ -53,22 +53,31 @@ class Effect:
 
 
 def rises(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Effect]:
-    """From the easiest level to the hardest, in each cell of the other keys. None where the levels' names bear no
-    numbers to order them by."""
+    """From the easiest level to the hardest, in each cell of the other keys. None where no level bears a number."""
+    levels, cells = by_level(outcomes, keys)
+    found = []
+    for cell, of_level in cells.items():
+        if len(levels) > 1 and levels[0] in of_level and levels[-1] in of_level:
+            ends = (_by_seed(of_level[levels[0]]), _by_seed(of_level[levels[-1]]))
+            found.append(_unpaired(cell, levels[0], levels[-1], *ends))
+    return found
+
+
+def by_level(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[list[str], dict[str, dict[str, list[Outcome]]]]:
+    """The levels from easy to hard, and the texts by the cell of the other keys and by level.
+
+    Nothing where no key tells the difficulty, or its levels' names bear no numbers to order them by.
+    """
     key = next((key for key in DIFFICULTY_KEYS if key in keys), None)
     levels = sorted({item.generation.groups.get(key, "") for item in outcomes}, key=natural) if key else []
-    if key is None or len(levels) < 2 or not all(re.search(r"\d", level) for level in levels):
-        return []
-    cells: dict[str, dict[str, dict[str, list[bool]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    if key is None or not all(re.search(r"\d", level) for level in levels):
+        return [], {}
+    cells: dict[str, dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
     for item in outcomes:
         groups = item.generation.groups
-        cell = " · ".join(groups.get(other, "–") for other in keys if other != key)
-        cells[cell][groups.get(key, "")][groups.get(SEED, "")].append(item.is_endless)
-    found = []
-    for cell, by_level in cells.items():
-        if levels[0] in by_level and levels[-1] in by_level:
-            found.append(_unpaired(cell or "all", levels[0], levels[-1], by_level[levels[0]], by_level[levels[-1]]))
-    return found
+        cell = " · ".join(groups.get(other, "–") for other in keys if other != key) or "all"
+        cells[cell][groups.get(key, "")].append(item)
+    return levels, cells
 
 
 def differences(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Effect]:
@@ -105,6 +114,11 @@ def natural(text: str) -> list[tuple[float, str]]:
     return [(float(part), "") if index % 2 else (-1.0, part) for index, part in enumerate(parts)]
 
 
+def number_in(text: str) -> float:
+    """The last number in a level's name: depth_12 is 12."""
+    return float(re.findall(r"\d+(?:\.\d+)?", text)[-1])
+
+
 def _unpaired(
     where: str, first: str, second: str, of_first: Mapping[str, list[bool]], of_second: Mapping[str, list[bool]]
 ) -> Effect:
@@ -129,6 +143,13 @@ def _paired(
     first_rate, second_rate = (Rate(sum(pair[side] for pair in hits), len(hits)) for side in (0, 1))
     means = {seed: float(np.mean(values)) for seed, values in by_seed.items()}
     return Effect(key, first, second, first_rate, second_rate, low, high, means, mcnemar(hits))
+
+
+def _by_seed(outcomes: Sequence[Outcome]) -> dict[str, list[bool]]:
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for item in outcomes:
+        hits[item.generation.groups.get(SEED, "")].append(item.is_endless)
+    return hits
 
 
 def _rate(hits: Mapping[str, list[bool]], seeds: Sequence[str]) -> Rate:
