@@ -210,6 +210,7 @@ SPREADS = {
     "tensor 2 × fsdp 2": ["trainer.devices=4", "trainer.parallel.tensor_parallel=2", "trainer.micro_batch_rows=4"],
 }
 FAST = ("ddp × 2", "fsdp × 2")
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def run(command, *arguments):
@@ -239,7 +240,7 @@ def reference(tiny_overrides, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "spread", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in SPREADS]
+    "spread", [pytest.param(name, marks=[] if name in FAST else SLOW) for name in SPREADS]
 )
 def test_a_run_is_the_same_however_it_is_spread(spread, reference, tiny_overrides, tmp_path):
     """20 steps: the losses, which noise and weights decide, the gradients' norms, the weights and AdamW's moments.
@@ -268,6 +269,7 @@ def test_a_run_is_the_same_however_it_is_spread(spread, reference, tiny_override
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
 def test_a_run_goes_on_under_another_strategy(optim, tiny_overrides, tmp_path):
     """From one device to two that share the model, and back: the same run, but for rounding."""
@@ -290,6 +292,7 @@ def test_a_run_goes_on_under_another_strategy(optim, tiny_overrides, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_fine_tuning_is_the_same_where_the_model_is_cut(adapter, tiny_overrides, tmp_path):
     """It begins with given weights, of which each rank takes its part, and every rank helps to answer."""
@@ -328,6 +331,7 @@ def test_fine_tuning_is_the_same_where_the_model_is_cut(adapter, tiny_overrides,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_bfloat16_compiled_and_recomputed_blocks_train_when_cut(tiny_overrides, tmp_path):
     """The loss falls as in float32, within what bfloat16 rounds."""
     options = [FSDP, "trainer.devices=2", "trainer.micro_batch_rows=4", "trainer.precision=bf16-mixed"]
