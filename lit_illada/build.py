@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from lit_illada import processes
 from lit_illada.batch import TokenBatch
 from lit_illada.checkpoints import open_checkpoint
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
@@ -24,6 +25,7 @@ from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.sft_datamodule import Difficulty, EvaluationExample, SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.errors import UserError
 from lit_illada.generation.autoregressive import generate_autoregressive
 from lit_illada.generation.block import generate
 from lit_illada.generation.canvas import Commit, Generation
@@ -75,7 +77,14 @@ def build_model(config: ModelConfig, seed: int) -> Transformer:
 
 
 def check_hardware(config: RunConfig, row_length: int) -> None:
-    """Raises UserError where this machine lacks what the run asks for: devices, or the attention kernel."""
+    """Raises UserError where the run asks for what is not here: devices, processes, or the attention kernel."""
+    started = processes.started_outside()
+    expected = config.trainer.world_size
+    if started > 1 and started != expected:
+        raise UserError(
+            f"{started} processes were started, but trainer.devices × trainer.num_nodes is {expected}: devices are the "
+            "processes of a node, num_nodes the nodes"
+        )
     accelerator, precision = config.trainer.hardware()
     is_short = row_length <= LONGEST_MATMUL_ROW
     choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short)

@@ -1,5 +1,6 @@
 """The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying."""
 
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,16 +12,54 @@ from lit_illada.data.config import DataConfig, PreparedSource
 from lit_illada.data.inspection import inspect as inspect_dataset
 from lit_illada.data.inspection import verify as verify_dataset
 from lit_illada.data.manifest import Manifest, is_url
+from lit_illada.data.parts import Part, Step, begin, do_step
 from lit_illada.data.prepare import OnProgress
 from lit_illada.data.prepare import prepare as prepare_folder
 from lit_illada.errors import UserError
+from lit_illada.processes import command_line
 
 
-def prepare(overrides: Sequence[str], overwrite: bool) -> None:
+def prepare(overrides: Sequence[str], overwrite: bool, workers: int | None) -> None:
     config = load("data", overrides).data
-    manifest = prepare_dataset(config, Console(stderr=True), overwrite=overwrite)
+    if workers is not None:
+        manifest: Manifest | None = _prepare_in_parts(config, overrides, overwrite, workers)
+    else:
+        manifest = prepare_dataset(config, Console(stderr=True), overwrite=overwrite)
     if manifest is None:
         raise UserError(f"{config.dir}: nothing to prepare from; choose data=stdlib, text, jsonl or hf")
+    _show(manifest, config)
+
+
+def prepare_part(step: str, part: str, overrides: Sequence[str]) -> None:
+    config = load("data", overrides).data
+    with _progress(Console(stderr=True)) as on_progress:
+        manifest = do_step(Step(step), config, Part.parse(part), on_progress)
+    if manifest is not None:
+        _show(manifest, config)
+
+
+def _prepare_in_parts(config: DataConfig, overrides: Sequence[str], overwrite: bool, workers: int) -> Manifest:
+    """Every step here, those that are divided by so many processes at once."""
+    if manifest := begin(config, overwrite=overwrite):
+        return manifest
+    console = Console(stderr=True)
+    for step in (Step.scan, Step.plan, Step.write):
+        console.print(f"{step} …", highlight=False)
+        parts = 1 if step is Step.plan else workers
+        one_each = [*overrides, "data.num_processes=1"]
+        commands = [command_line("data", "part", step, "--part", f"{n}/{workers}", *one_each) for n in range(parts)]
+        processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+        said = [process.communicate()[1].strip() for process in processes]
+        for process, text in zip(processes, said, strict=True):
+            if process.returncode:
+                last = text.splitlines()[-1].removeprefix("Error: ") if text else f"status {process.returncode}"
+                raise UserError(f"{step}: {last}")
+    manifest = do_step(Step.merge, config, Part(0, workers))
+    assert manifest is not None
+    return manifest
+
+
+def _show(manifest: Manifest, config: DataConfig) -> None:
     for name in ("train", "validation"):
         split = manifest.split(name)
         print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")

@@ -10,12 +10,15 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from lit_illada.errors import UserError
 from lit_illada.training.checkpoint import AtomicCheckpointIO
 from lit_illada.training.parallel import ParallelConfig, ShardedStrategy, Strategy
 
 log = logging.getLogger(__name__)
+
+_SRUN_ADVICE = ".*`srun` command is available on your system but is not used.*"
 
 
 class Accelerator(StrEnum):
@@ -183,7 +186,7 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
         enable_model_summary=False,
         callbacks=list(callbacks),
         logger=logger,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *_cluster()],
         default_root_dir=run_dir,
     )
 
@@ -196,6 +199,16 @@ def _strategy(config: TrainerConfig) -> str | ShardedStrategy:
             return "ddp"
         case _:
             return "auto"
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Slurm's environment, where srun started this process, without Lightning's own requeueing: jobs have one owner,
+    the script of `lit-illada launch` or submitit.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _SRUN_ADVICE)
+        is_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if is_slurm else []
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -216,6 +229,6 @@ def _quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*smaller than the logging interval.*",
         ".*isinstance.treespec, LeafSpec.*",
-        ".*`srun` command is available on your system but is not used.*",
+        _SRUN_ADVICE,
     ):
         warnings.filterwarnings("ignore", advice)

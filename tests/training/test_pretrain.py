@@ -352,9 +352,16 @@ def test_accumulation_gives_the_weights_of_one_large_batch(normaliser, tiny_over
 
 def test_processes_started_from_outside_need_a_common_folder(tiny_overrides, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = pretrain(*tiny_overrides)
+    result = pretrain(*tiny_overrides, "trainer.devices=2", "trainer.micro_batch_rows=4")
     assert result.exit_code == 1
     assert "run_dir=runs/NAME" in result.output
+
+
+def test_processes_started_from_outside_are_as_many_as_the_config_says(tiny_overrides, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = pretrain(*tiny_overrides)
+    assert result.exit_code == 1
+    assert "2 processes were started, but trainer.devices × trainer.num_nodes is 1" in result.output
 
 
 def test_a_causal_model_trains_by_the_same_command(tiny_overrides, tmp_path):
