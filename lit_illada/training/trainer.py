@@ -218,7 +218,8 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def _quiet_lightning() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # advice for other ways of using Lightning than ours: the loader is resumed and sized by the data module
     for advice in (
         ".*WeightAveraging callback with a model that overrides the configure_model.*",
@@ -229,6 +230,7 @@ def _quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*smaller than the logging interval.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*sync_dist=True.*",
         _SRUN_ADVICE,
     ):
         warnings.filterwarnings("ignore", advice)
