@@ -1,6 +1,5 @@
 """The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying."""
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,17 +11,20 @@ from lit_illada.data.config import DataConfig, PreparedSource
 from lit_illada.data.inspection import inspect as inspect_dataset
 from lit_illada.data.inspection import verify as verify_dataset
 from lit_illada.data.manifest import Manifest, is_url
-from lit_illada.data.parts import Part, Step, begin, do_step
+from lit_illada.data.part_workers import prepare_by_parts
+from lit_illada.data.parts import Part, Step, do_step
 from lit_illada.data.prepare import OnProgress
 from lit_illada.data.prepare import prepare as prepare_folder
 from lit_illada.errors import UserError
-from lit_illada.processes import command_line
 
 
 def prepare(overrides: Sequence[str], overwrite: bool, workers: int | None) -> None:
     config = load("data", overrides).data
     if workers is not None:
-        manifest: Manifest | None = _prepare_in_parts(config, overrides, overwrite, workers)
+        console = Console(stderr=True)
+        manifest: Manifest | None = prepare_by_parts(
+            config, workers, overwrite=overwrite, on_step=lambda step: console.print(f"{step} …", highlight=False)
+        )
     else:
         manifest = prepare_dataset(config, Console(stderr=True), overwrite=overwrite)
     if manifest is None:
@@ -36,27 +38,6 @@ def prepare_part(step: str, part: str, overrides: Sequence[str]) -> None:
         manifest = do_step(Step(step), config, Part.parse(part), on_progress)
     if manifest is not None:
         _show(manifest, config)
-
-
-def _prepare_in_parts(config: DataConfig, overrides: Sequence[str], overwrite: bool, workers: int) -> Manifest:
-    """Every step here, those that are divided by so many processes at once."""
-    if manifest := begin(config, overwrite=overwrite):
-        return manifest
-    console = Console(stderr=True)
-    for step in (Step.scan, Step.plan, Step.write):
-        console.print(f"{step} …", highlight=False)
-        parts = 1 if step is Step.plan else workers
-        one_each = [*overrides, "data.num_processes=1"]
-        commands = [command_line("data", "part", step, "--part", f"{n}/{workers}", *one_each) for n in range(parts)]
-        processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-        said = [process.communicate()[1].strip() for process in processes]
-        for process, text in zip(processes, said, strict=True):
-            if process.returncode:
-                last = text.splitlines()[-1].removeprefix("Error: ") if text else f"status {process.returncode}"
-                raise UserError(f"{step}: {last}")
-    manifest = do_step(Step.merge, config, Part(0, workers))
-    assert manifest is not None
-    return manifest
 
 
 def _show(manifest: Manifest, config: DataConfig) -> None:

@@ -1,21 +1,22 @@
 """A preparation divided among several: the bytes are those of one process, whatever the division."""
 
 import json
-import subprocess
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from lit_illada.cli import main
 from lit_illada.data.config import JsonlSource, OnBadDocument, StdlibSource, TextSource
 from lit_illada.data.corpora import files_of
 from lit_illada.data.inspection import verify
 from lit_illada.data.manifest import Manifest
+from lit_illada.data.part_workers import prepare_by_parts
 from lit_illada.data.parts import Part, Step, _divided, begin, do_step
 from lit_illada.data.prepare import prepare
 from lit_illada.errors import UserError
-from lit_illada.processes import command_line
 
 
 def contents(folder):
@@ -148,25 +149,45 @@ def test_a_finished_data_set_is_left_alone(whole):
     assert contents(whole.dir) == before
 
 
-def test_workers_of_the_command_line_give_the_same_bytes(tiny_corpus, tiny_dataset, tmp_path):
+def test_workers_give_the_same_bytes_and_show_their_steps(whole, tmp_path):
+    config = replace(whole, dir=str(tmp_path / "set"))
+    steps = []
+    manifest = prepare_by_parts(config, 2, on_step=steps.append)
+    assert steps == list(Step)
+    assert contents(config.dir) == contents(whole.dir)
+    assert prepare_by_parts(config, 3) == manifest
+    assert len(steps) == 4
+    other = replace(config, shard_tokens=2048)
+    with pytest.raises(UserError, match="data set of other settings"):
+        prepare_by_parts(other, 2)
+    assert len(prepare_by_parts(other, 2, overwrite=True).train.shards) < len(manifest.train.shards)
+    assert verify(config.dir) == []
+
+
+def test_what_a_worker_meets_is_raised_here(tmp_path, make_config):
+    (tmp_path / "bad.jsonl").write_text("{broken\n")
+    config = make_config(tmp_path / "set", [], source=JsonlSource([str(tmp_path / "bad.jsonl")]))
+    with pytest.raises(UserError, match=r"bad\.jsonl:1: not a JSON line"):
+        prepare_by_parts(config, 2)
+
+
+def test_a_worker_that_dies_is_told(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_illada.data.part_workers.sys.executable", "/bin/false")
+    with pytest.raises(UserError, match=r"part 0/2 ended with code 1 .*fewer --workers"):
+        prepare_by_parts(replace(whole, dir=str(tmp_path / "set")), 2)
+
+
+def test_the_command_line_does_a_preparation_step_by_step(tiny_dataset, tmp_path):
     overrides = [word for word in tiny_dataset if not word.startswith("data.dir=")]
-    command = command_line("data", "prepare", *overrides, f"data.dir={tmp_path / 'set'}", "--workers", "2")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "documents" in done.stdout
+    for step in Step:
+        arguments = ["data", "part", step, "--part", "0/1", *overrides, f"data.dir={tmp_path / 'set'}"]
+        result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert "documents" in result.output
     (folder,) = (word.removeprefix("data.dir=") for word in tiny_dataset if word.startswith("data.dir="))
     assert contents(tmp_path / "set") == contents(folder)
-
-
-def test_a_worker_that_fails_is_quoted(tmp_path):
-    (tmp_path / "bad.jsonl").write_text("{broken\n")
-    overrides = ["data=jsonl", f"data.source.paths=[{tmp_path / 'bad.jsonl'}]", f"data.dir={tmp_path / 'set'}"]
-    done = subprocess.run(
-        command_line("data", "prepare", *overrides, "--workers", "1"), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "bad.jsonl:1: not a JSON line" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    again = ["data", "prepare", "--workers", "2", *overrides, f"data.dir={tmp_path / 'set'}"]
+    assert "documents" in CliRunner().invoke(main, again, catch_exceptions=False).output
 
 
 def test_the_standard_library_divides_into_parts_of_about_one_size():
