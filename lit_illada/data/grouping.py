@@ -6,7 +6,7 @@ Everything is decided by a document's content and its place in the corpus, befor
 import hashlib
 import heapq
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, TypeVar
@@ -114,7 +114,7 @@ class Assignment:
         return split, self.begun[split] - 1
 
 
-def group_documents(config: DataConfig, seen_file: Path, tally: Tally) -> Iterator[Group]:
+def group_documents(config: DataConfig, seen_file: Path, tally: Tally) -> Generator[Group, None, None]:
     """The corpus without duplicates, cut into groups of about a shard for each split."""
 
     def kept() -> Iterator[tuple[tuple[str, int], tuple[str, bytes]]]:

@@ -3,6 +3,7 @@
 Plain child processes, as those that write shards: none imports torch, and a user's script needs no guard.
 """
 
+import contextlib
 import os
 import pickle
 import signal
@@ -47,8 +48,9 @@ def _all_parts(step: Step, config: DataConfig, workers: int) -> None:
     try:
         for index, child in enumerate(children):
             assert child.stdin is not None
-            pickle.dump((step, config, Part(index, workers)), child.stdin)
-            child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it is gone already, as will be told
+                pickle.dump((step, config, Part(index, workers)), child.stdin)
+                child.stdin.close()
         for index, child in enumerate(children):
             _check(child, Part(index, workers))
     finally:

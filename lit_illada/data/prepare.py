@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,8 @@ def _prepare(config: DataConfig, folder: Path, on_progress: OnProgress) -> Manif
     work = work_folder(folder, preparation_settings(config))
     tokenizer = prepared_tokenizer(config, work, total, on_progress)
     tally = Tally(config.on_bad_document)
-    groups = group_documents(config, work / "seen.sqlite", tally)
-    records = write_shards(groups, tokenizer, folder, config, lambda done: on_progress("tokenising", done, total))
+    with closing(group_documents(config, work / "seen.sqlite", tally)) as groups:
+        records = write_shards(groups, tokenizer, folder, config, lambda done: on_progress("tokenising", done, total))
     if error := tally.empty_split(config):
         shutil.rmtree(work)  # with more files the tokenizer is another one
         raise error
