@@ -246,6 +246,21 @@ def test_a_cancelled_job_saves_stays_away_and_goes_on_when_it_is_submitted_again
 
 
 @pytest.mark.slurm
+@pytest.mark.timeout(900)
+def test_a_fine_tuning_is_launched_from_its_checkpoint(cluster, tiny_overrides, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = tmp_path / "base"
+    assert lit_illada("pretrain", *tiny_overrides, f"run_dir={base}", "trainer.max_steps=3").exit_code == 0
+    small = [word for word in tiny_overrides if word.startswith(("trainer.", "optim.schedule"))]
+    small += ["trainer.max_steps=2", "sft_data.row_length=256", "evaluation.num_examples=0", "name=chat"]
+    job = submitted("sft", "base", *small)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "tokenizer").is_dir()
+    wait_for(lambda: finished(job))
+    assert newest(run).name == "step=00000002.ckpt", log_of(run)
+
+
+@pytest.mark.slurm
 def test_what_slurm_refuses_leaves_no_folder(cluster, tiny_overrides, tmp_path):
     words = [*tiny_overrides, f"run_dir={tmp_path / 'run'}", "--partition", "nowhere"]
     result = lit_illada("launch", "pretrain", *words)
