@@ -228,6 +228,36 @@ def test_a_run_on_two_nodes_preempted_twice_ends_with_the_weights_of_one_left_al
     assert len((preempted / "provenance.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.fixture
+def grace():
+    """A job that is preempted has a minute to leave by itself, which Slurm takes for its end."""
+
+    def update(seconds):
+        command = ["scontrol", "update", "PartitionName=main", f"GraceTime={seconds}"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    if not update(60):
+        pytest.skip("only who manages the cluster may change its partitions")
+    yield
+    assert update(0)
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(900)
+def test_a_preempted_job_that_leaves_in_time_comes_back(cluster, grace, tiny_overrides, tmp_path):
+    run = tmp_path / "run"
+    job = submitted("pretrain", *tiny_overrides, *LONG, f"run_dir={run}", "trainer.max_steps=100000")
+    wait_for(lambda: newest(run) is not None)
+    urgent = ["sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    wait_for(lambda: f"job {job} goes back into the queue" in log_of(run))
+    saved = newest(run).name
+    assert "SIGTERM: saving after this step" in log_of(run)
+    wait_for(lambda: newest(run).name > saved)
+    subprocess.run(["scancel", job], check=True)
+    wait_for(lambda: finished(job))
+
+
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
 def test_a_cancelled_job_saves_stays_away_and_goes_on_when_it_is_submitted_again(cluster, tiny_overrides, tmp_path):
