@@ -16,7 +16,7 @@ from lit_illada.slurm import Allocation, option
 
 _HEAD = """\
 #!/bin/bash
-# Written by lit-illada launch. To go on with what it left: sbatch {path}
+# Written by lit-illada launch. {again}
 {directives}
 
 {setup}"""
@@ -66,8 +66,8 @@ class Job:
     save_before_s: int | None = None
     after: str | None = None
 
-    @property
-    def head(self) -> str:
+    def head(self, again: str) -> str:
+        """What Slurm reads, and the setup. again: how the script is used by hand."""
         options = [
             option("job-name", self.name),
             option("output", self.log),
@@ -83,7 +83,7 @@ class Job:
         threads = self.allocation.cpus_per_task
         setup = [*self.setup, *([] if threads is None else [f"export OMP_NUM_THREADS={threads}"])]
         return _HEAD.format(
-            path=shlex.quote(str(self.path)),
+            again=again,
             directives="\n".join(f"#SBATCH {text}" for text in options),
             setup="".join(f"{line}\n" for line in setup),
         )
@@ -94,7 +94,8 @@ def training_script(job: Job, checkpoints: Path, words: Sequence[str]) -> str:
     threads = job.allocation.cpus_per_task
     # srun does not take the batch job's --cpus-per-task over
     srun = ["--kill-on-bad-exit=1", *([] if threads is None else [f"--cpus-per-task={threads}"])]
-    return job.head + _TRAINING.format(
+    again = f"To go on from the newest checkpoint: sbatch {shlex.quote(str(job.path))}"
+    return job.head(again) + _TRAINING.format(
         python=shlex.quote(sys.executable),
         checkpoints=shlex.quote(str(checkpoints)),
         srun="".join(f"{text} " for text in srun),
@@ -106,4 +107,6 @@ def training_script(job: Job, checkpoints: Path, words: Sequence[str]) -> str:
 def preparation_script(job: Job, parts: int, overrides: Sequence[str]) -> str:
     """One step of preparing data, named by the script's argument; an array's task is a part."""
     command = shlex.join(command_line("data", "part"))
-    return job.head + _DATA.format(command=command, parts=parts, overrides=shlex.join(overrides))
+    script = shlex.quote(str(job.path))
+    again = f"One step by hand: sbatch --array=0-{parts - 1} {script} scan; plan and merge without --array"
+    return job.head(again) + _DATA.format(command=command, parts=parts, overrides=shlex.join(overrides))
