@@ -192,7 +192,7 @@ def submitted(*words):
 
 LONG = ["trainer.max_steps=400", "trainer.val_every_steps=100", "trainer.checkpoint_every_steps=20"]
 TWO_NODES = ["trainer.micro_batch_rows=4", "--nodes", "2", "--cpus-per-task", "1"]
-STRATEGIES = {"ddp": []}
+STRATEGIES = {name: [f"trainer.parallel.strategy={name}"] for name in ("ddp", "fsdp")}
 
 
 @pytest.mark.slurm

@@ -230,7 +230,6 @@ def _quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*smaller than the logging interval.*",
         ".*isinstance.treespec, LeafSpec.*",
-        ".*sync_dist=True.*",
         _SRUN_ADVICE,
     ):
         warnings.filterwarnings("ignore", advice)
