@@ -11,16 +11,36 @@ from lit_illada.data.config import DataConfig, PreparedSource
 from lit_illada.data.inspection import inspect as inspect_dataset
 from lit_illada.data.inspection import verify as verify_dataset
 from lit_illada.data.manifest import Manifest, is_url
+from lit_illada.data.part_workers import prepare_by_parts
+from lit_illada.data.parts import Part, Step, do_step
 from lit_illada.data.prepare import OnProgress
 from lit_illada.data.prepare import prepare as prepare_folder
 from lit_illada.errors import UserError
 
 
-def prepare(overrides: Sequence[str], overwrite: bool) -> None:
+def prepare(overrides: Sequence[str], overwrite: bool, workers: int | None) -> None:
     config = load("data", overrides).data
-    manifest = prepare_dataset(config, Console(stderr=True), overwrite=overwrite)
+    if workers is not None:
+        console = Console(stderr=True)
+        manifest: Manifest | None = prepare_by_parts(
+            config, workers, overwrite=overwrite, on_step=lambda step: console.print(f"{step} …", highlight=False)
+        )
+    else:
+        manifest = prepare_dataset(config, Console(stderr=True), overwrite=overwrite)
     if manifest is None:
         raise UserError(f"{config.dir}: nothing to prepare from; choose data=stdlib, text, jsonl or hf")
+    _show(manifest, config)
+
+
+def prepare_part(step: str, part: str, overrides: Sequence[str]) -> None:
+    config = load("data", overrides).data
+    with _progress(Console(stderr=True)) as on_progress:
+        manifest = do_step(Step(step), config, Part.parse(part), on_progress)
+    if manifest is not None:
+        _show(manifest, config)
+
+
+def _show(manifest: Manifest, config: DataConfig) -> None:
     for name in ("train", "validation"):
         split = manifest.split(name)
         print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")

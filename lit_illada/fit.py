@@ -2,19 +2,22 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada import build
+from lit_illada import build, processes
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, load_file
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
@@ -48,44 +51,61 @@ def fit(
     module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
     trainer, stop, time_limit = build.build_trainer(config, folder, module, datamodule, console)
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
-    if checkpoint is None:
+    with stop.heeding_signals():
+        if checkpoint is None:
+            if trainer.is_global_zero:
+                begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
+            trainer.validate(module, datamodule=datamodule, verbose=False)
+            _append_summary(folder, "start", trainer, module, {})
+        if checkpoint is not None:
+            # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
+            trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
+        if is_finished and module.validated_at != trainer.global_step:
+            trainer.validate(module, datamodule=datamodule, verbose=False)
+        _append_summary(folder, "end", trainer, module, throughput.cost())
         if trainer.is_global_zero:
-            begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
-        trainer.validate(module, datamodule=datamodule, verbose=False)
-        _append_summary(folder, "start", trainer, module, {})
-    if checkpoint is not None:
-        # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
-        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-    is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
-    if is_finished and module.validated_at != trainer.global_step:
-        trainer.validate(module, datamodule=datamodule, verbose=False)
-    _append_summary(folder, "end", trainer, module, throughput.cost())
-    if trainer.is_global_zero:
-        _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
+            _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
+        # who leaves first may be taken for a failure that ends the others
+        trainer.strategy.barrier()
     if not is_finished and stop.signal is not None:
+        if stop.signal is signal.SIGUSR1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(128 + stop.signal)
 
 
 def _record(config: RunConfig, folder: RunFolder, datamodule: RowDataModule) -> None:
     if _is_rank_zero():
         folder.write_config(dump(config))
+        if not folder.tokenizer.is_dir():  # of a run that was launched, and begins now
+            datamodule.tokenizer.save(folder.tokenizer)
         folder.write_provenance(datetime.now(), datamodule.fingerprint)
 
 
 def new_folder(config: RunConfig, tokenizer: Tokenizer) -> RunFolder:
-    """Made by rank 0; the processes it starts find its name in the environment."""
+    """Made by rank 0; the processes it starts find its name in the environment, those of torchrun in their store."""
+    is_told = torch.distributed.is_torchelastic_launched()
+    is_child = not _is_rank_zero() and _RUN_DIR in os.environ
+    if config.run_dir is None and processes.started_outside() > 1 and not (is_told or is_child):
+        raise UserError("several processes were started at once: give them a common folder, run_dir=runs/NAME")
     if _is_rank_zero():
-        if config.run_dir is None and _is_launched_from_outside():
-            raise UserError("several processes were started at once: give them a common folder, run_dir=runs/NAME")
         folder = RunFolder.create(config.run_dir, config.name, datetime.now())
         tokenizer.save(folder.tokenizer)
         os.environ[_RUN_DIR] = str(folder.path)
+        if is_told:
+            _torchrun_store().set(_RUN_DIR, str(folder.path))
         return folder
-    path = config.run_dir or os.environ.get(_RUN_DIR)
-    if path is None:
-        raise UserError("several processes were started at once: give them a common folder, run_dir=runs/NAME")
-    return RunFolder(Path(path))
+    if config.run_dir is not None:
+        return RunFolder(Path(config.run_dir))
+    return RunFolder(Path(_torchrun_store().get(_RUN_DIR).decode() if is_told else os.environ[_RUN_DIR]))
+
+
+@cache
+def _torchrun_store() -> torch.distributed.Store:
+    """What the processes of torchrun share before they train; kept, for rank 0 may be the one that serves it."""
+    store, _, _ = next(iter(torch.distributed.rendezvous("env://")))
+    return store
 
 
 def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, RunFolder, Path | None]:
@@ -127,11 +147,6 @@ def _check_same_run(config: RunConfig, checkpoint: Path) -> None:
             f"{checkpoint.parent.parent} is finished at step {content['global_step']}: to go on, raise "
             f"trainer.max_steps above it (now {config.trainer.max_steps})"
         )
-
-
-def _is_launched_from_outside() -> bool:
-    """Whether torchrun or srun started this process as one of several, rather than Lightning or a person."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1
 
 
 def _append_summary(

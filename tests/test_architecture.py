@@ -10,6 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "lit_illada"
 # a room may import the rooms below it in this list of what it may reach
 MAY_IMPORT = {
     "errors": set(),
+    "processes": set(),
+    "slurm": {"errors"},
     "choice": set(),
     "share": set(),
     "periodic": set(),
@@ -24,7 +26,9 @@ MAY_IMPORT = {
     "objective": {"batch", "choice", "errors"},
     "generation": {"batch", "cache", "choice", "errors", "periodic"},
     "scoring": {"batch", "choice", "errors", "generation", "intervals", "numbers", "objective"},
-    "training": {"run_folder", "files", "batch", "choice", "errors", "intervals", "scoring", "generation", "objective"},
+    # model: parallel.py alone knows which parts of it are cut
+    "training": {"batch", "choice", "errors", "files", "generation", "intervals", "model", "objective", "run_folder"}
+    | {"processes", "scoring"},
     "loops": {"choice", "errors", "share", "intervals", "numbers", "tree", "data", "generation"},
     "tree": {"choice", "errors"},
     "config": {"choice", "tree", "errors", "share", "scoring", "training"}
@@ -35,7 +39,7 @@ MAY_IMPORT = {
     "doctor": {"errors", "files", "model", "training"},
     "estimate": {"config", "errors", "memory", "model", "sweep_costs", "sweep_speed", "training", "tree"},
     "run_folder": {"errors", "files"},
-    "sweep": {"errors", "files", "share", "tree"},
+    "sweep": {"errors", "files", "share", "slurm", "tree"},
     "sweep_report": {"errors", "sweep"},
 }
 OPTIONAL = {"flash_attn", "datasets", "submitit", "lm_eval"}

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from lit_illada.cli import main
+from lit_illada.config import load
 from lit_illada.objective.mask_ratio import MaskRatio
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,9 @@ def shortened(words, tiny_dataset, tiny_run):
         return [*words, "seeds=[0]", "budget.amount=1024", f"overrides.pretrain={tiny}"]
     if words[0] == "sweep":
         return words
+    if words[0] == "launch":
+        assert "--dry-run" in words
+        return words
     if words[0] == "generate":
         return [*words, "generation.max_new_tokens=32"]
     if "--resume" in words:
@@ -110,6 +114,15 @@ def test_every_command_in_it_runs(workplace, tiny_dataset, tiny_run, monkeypatch
             continue
         result = CliRunner().invoke(main, shortened(words, tiny_dataset, tiny_run), catch_exceptions=False)
         assert result.exit_code == 0, f"{words}: {result.output}"
+
+
+def test_what_it_gives_to_torchrun_is_a_run_of_as_many_processes():
+    (line,) = lines("torchrun")
+    words = shlex.split(line)
+    ours = words[words.index("lit_illada") + 1 :]
+    assert words[words.index("lit_illada") - 1] == "-m"
+    config = load(ours[0], ours[1:])
+    assert config.trainer.world_size == int(words[words.index("--nproc-per-node") + 1])
 
 
 def serve(words, folder):

@@ -19,19 +19,54 @@ Examples:
   lit-illada data prepare
   lit-illada data prepare data=text data.source.paths='[corpus/]' data.dir=data/corpus
   lit-illada data prepare data=jsonl data.source.paths='[docs.jsonl.zst]' data.dir=data/docs data.num_processes=8
+  lit-illada data prepare data=jsonl data.source.paths='[crawl/]' data.dir=data/crawl --workers 16
 """,
 )
 @click.option("--overwrite", is_flag=True, help="Replace a finished data set in the same folder.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Divide the files among so many processes, which also read; otherwise one reads and all cores tokenise.",
+)
 @overrides_argument
 @guarded
-def data_prepare(overwrite: bool, overrides: tuple[str, ...]) -> None:
+def data_prepare(overwrite: bool, workers: int | None, overrides: tuple[str, ...]) -> None:
     """Turn text into shards of tokens: train or load a tokenizer, remove duplicates, split, tokenise, write.
 
-    A killed preparation goes on where it stopped when the command is given again.
+    A killed preparation goes on where it stopped when the command is given again. However it is divided, the same
+    bytes come of it; among the nodes of a cluster, by lit-illada launch data.
     """
     from lit_illada import data_commands
 
-    data_commands.prepare(overrides, overwrite)
+    data_commands.prepare(overrides, overwrite, workers)
+
+
+@data.command(
+    "part",
+    epilog="""\b
+Examples, of a preparation in two parts; both scans may run at once, both writes too:
+  lit-illada data part scan --part 0/2 data=text data.source.paths='[corpus/]' data.dir=data/corpus
+  lit-illada data part scan --part 1/2 data=text data.source.paths='[corpus/]' data.dir=data/corpus
+  lit-illada data part plan --part 0/2 data=text data.source.paths='[corpus/]' data.dir=data/corpus
+  lit-illada data part write --part 0/2 data=text data.source.paths='[corpus/]' data.dir=data/corpus
+  lit-illada data part write --part 1/2 data=text data.source.paths='[corpus/]' data.dir=data/corpus
+  lit-illada data part merge --part 0/2 data=text data.source.paths='[corpus/]' data.dir=data/corpus
+""",
+)
+@click.argument("step", type=click.Choice(["scan", "plan", "write", "merge"]))
+@click.option("--part", required=True, metavar="INDEX/COUNT", help="Which part, from 0, of how many.")
+@overrides_argument
+@guarded
+def data_part(step: str, part: str, overrides: tuple[str, ...]) -> None:
+    """Do one STEP of a preparation that is divided among machines which share data.dir.
+
+    What lit-illada launch data submits, for other schedulers: all parts of scan, then plan once, all parts of write,
+    merge once.
+    """
+    from lit_illada import data_commands
+
+    data_commands.prepare_part(step, part, overrides)
 
 
 @data.command("inspect", epilog="\b\nExample:\n  lit-illada data inspect data/stdlib\n")

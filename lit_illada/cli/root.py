@@ -5,8 +5,9 @@ import sys
 
 import click
 
-from lit_illada import __version__
+from lit_illada import __version__, processes
 from lit_illada.cli.data import data
+from lit_illada.cli.launch import launch
 from lit_illada.cli.loops import loops
 from lit_illada.cli.sweep import sweep
 from lit_illada.cli.tools import bench, board, completion_command, config, doctor, estimate
@@ -25,14 +26,16 @@ def main(debug: bool) -> None:
     Every command composes its config from the YAML files in conf/; write KEY=VALUE to override any value
     (model.num_hidden_layers=8) or to choose another file of a group (model=100m, objective/mask_ratio=cosine).
     """
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    # of several processes that do the same, one tells
+    usual = logging.INFO if processes.rank() == 0 else logging.WARNING
+    logging.basicConfig(level=logging.DEBUG if debug else usual, format="%(message)s", stream=sys.stderr)
     # quiet the libraries, whose information is for their own developers
     for name in ("fsspec", "torch", "filelock", "matplotlib", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 for _command in (
-    pretrain, sft, generate, score, sweep, loops, convert, data, config, doctor, estimate, board, bench,
+    pretrain, sft, launch, generate, score, sweep, loops, convert, data, config, doctor, estimate, board, bench,
     completion_command,
 ):  # fmt: skip
     main.add_command(_command)

@@ -30,34 +30,45 @@ class Document:
     origin: str
 
 
-def read(source: Source, on_bad: OnBad) -> Iterator[Document]:
+def files_of(source: Source) -> list[Path]:
+    """The files of a source, in the order they are read. Raises UserError for a source that has none."""
+    match source:
+        case StdlibSource():
+            return _stdlib_files()
+        case TextSource(paths):
+            return _named_files(paths)
+        case JsonlSource(paths):
+            return _named_files(paths, (".jsonl",))
+        case HuggingFaceSource():
+            raise UserError("data.source=huggingface is one stream, not files: it is prepared by one process")
+        case PreparedSource():
+            raise UserError("data.source is 'prepared', which has no documents to prepare: choose another source")
+
+
+def read(source: Source, on_bad: OnBad, files: list[Path] | None = None) -> Iterator[Document]:
     """The documents of a source, always in the same order.
 
+    files: those of the source's files to read; None: all.
     on_bad: is given the error of every document that cannot be read; the reading goes on if it returns. What concerns
     the whole source (a missing file, a missing library) is raised as UserError.
     """
+    if isinstance(source, HuggingFaceSource):
+        return _hugging_face(source, on_bad)
+    named = files_of(source) if files is None else files
     match source:
-        case StdlibSource():
-            return _whole_files(_stdlib_files(), on_bad)
-        case TextSource(paths, str(separator)):
-            return _separated(_named_files(paths), separator, on_bad)
-        case TextSource(paths):
-            return _whole_files(_named_files(paths), on_bad)
-        case JsonlSource(paths, text_field):
-            return _jsonl(_named_files(paths, (".jsonl",)), text_field, on_bad)
-        case HuggingFaceSource():
-            return _hugging_face(source, on_bad)
-        case PreparedSource():
-            raise UserError("data.source is 'prepared', which has no documents to prepare: choose another source")
+        case TextSource(_, str(separator)):
+            return _separated(named, separator, on_bad)
+        case JsonlSource(_, text_field):
+            return _jsonl(named, text_field, on_bad)
+        case _:
+            return _whole_files(named, on_bad)
 
 
 def total_bytes(source: Source) -> int | None:
     """Bytes of text in a source, for a progress bar; None where only reading it would tell."""
     match source:
-        case StdlibSource():
-            return plain_size(_stdlib_files())
-        case TextSource(paths):
-            return plain_size(_named_files(paths))
+        case StdlibSource() | TextSource():
+            return plain_size(files_of(source))
         case _:
             return None
 

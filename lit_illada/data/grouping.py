@@ -6,15 +6,17 @@ Everything is decided by a document's content and its place in the corpus, befor
 import hashlib
 import heapq
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self, TypeVar
 
 from lit_illada.data.config import DataConfig, OnBadDocument, TextSource
 from lit_illada.data.corpora import Document, read
 from lit_illada.data.manifest import TRAIN, VALIDATION
 from lit_illada.errors import UserError
+
+T = TypeVar("T")
 
 _CHARACTERS_PER_TOKEN = 3.5
 _SCANNED_PER_SAMPLED = 16
@@ -38,6 +40,12 @@ class Tally:
         self.bad += 1
         if len(self.examples) < _BAD_EXAMPLES:
             self.examples.append(str(error))
+
+    def add(self, empty: int, bad: int, examples: list[str]) -> None:
+        """What somebody else has left out, of documents that follow."""
+        self.empty += empty
+        self.bad += bad
+        self.examples = [*self.examples, *examples][:_BAD_EXAMPLES]
 
     def empty_split(self, config: DataConfig) -> UserError | None:
         """The error for a corpus that leaves a split without a document; None for one that fills both."""
@@ -72,39 +80,64 @@ class Group:
     digests: list[bytes]
 
 
-def group_documents(config: DataConfig, seen_file: Path, tally: Tally) -> Iterator[Group]:
-    """The corpus without duplicates, cut into groups of about a shard for each split.
+class Assignment:
+    """Whether a document is kept, and in which group of which split, told of one after the other; a context manager."""
 
-    seen_file: where the hashes of the documents are kept meanwhile.
-    """
-    full = int(config.shard_tokens * _CHARACTERS_PER_TOKEN)
-    texts: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
-    digests: dict[str, list[bytes]] = {TRAIN: [], VALIDATION: []}
-    characters = {TRAIN: 0, VALIDATION: 0}
-    closed = {TRAIN: 0, VALIDATION: 0}
+    def __init__(self, config: DataConfig, seen_file: Path, tally: Tally) -> None:
+        """seen_file: where the hashes of the documents are kept meanwhile."""
+        self._full = int(config.shard_tokens * _CHARACTERS_PER_TOKEN)
+        self._validation_fraction = config.validation_fraction
+        self._tally = tally
+        self._seen = _Seen(seen_file)
+        self._characters = {TRAIN: 0, VALIDATION: 0}
+        self.begun = {TRAIN: 0, VALIDATION: 0}
+        """Groups of a split that have a document."""
 
-    def close(split: str) -> Group:
-        group = Group(split, closed[split], texts[split], digests[split])
-        texts[split], digests[split], characters[split] = [], [], 0
-        closed[split] += 1
-        return group
+    def __enter__(self) -> Self:
+        return self
 
-    with closing(_Seen(seen_file)) as seen:
-        for document, raw in _documents(config, tally):
-            digest = _digest(raw)
-            if not seen.add(digest):
-                tally.duplicates += 1
-                continue
-            split = split_of(digest, config.validation_fraction)
-            tally.documents[split] += 1
-            texts[split].append(document.text)
-            digests[split].append(digest)
-            characters[split] += len(document.text)
-            if characters[split] >= full:
-                yield close(split)
+    def __exit__(self, *exception: object) -> None:
+        self._seen.close()
+
+    def place(self, digest: bytes, characters: int) -> tuple[str, int] | None:
+        """The document's split and its group in it; None for a duplicate."""
+        if not self._seen.add(digest):
+            self._tally.duplicates += 1
+            return None
+        split = split_of(digest, self._validation_fraction)
+        self._tally.documents[split] += 1
+        if self._characters[split] == 0:
+            self.begun[split] += 1
+        self._characters[split] += characters
+        if self._characters[split] >= self._full:
+            self._characters[split] = 0
+        return split, self.begun[split] - 1
+
+
+def group_documents(config: DataConfig, seen_file: Path, tally: Tally) -> Generator[Group, None, None]:
+    """The corpus without duplicates, cut into groups of about a shard for each split."""
+
+    def kept() -> Iterator[tuple[tuple[str, int], tuple[str, bytes]]]:
+        with Assignment(config, seen_file, tally) as assignment:
+            for document, raw in documents(config, tally):
+                digest = digest_of(raw)
+                if place := assignment.place(digest, len(document.text)):
+                    yield place, (document.text, digest)
+
+    for (split, index), members in gather(kept()):
+        yield Group(split, index, [text for text, _ in members], [digest for _, digest in members])
+
+
+def gather(placed: Iterable[tuple[tuple[str, int], T]]) -> Iterator[tuple[tuple[str, int], list[T]]]:
+    """The members of each group; of each split, the groups come one after the other."""
+    groups: dict[str, tuple[int, list[T]]] = {}
+    for (split, index), member in placed:
+        if split in groups and groups[split][0] != index:
+            yield (split, groups[split][0]), groups.pop(split)[1]
+        groups.setdefault(split, (index, []))[1].append(member)
     for split in (TRAIN, VALIDATION):
-        if texts[split]:
-            yield close(split)
+        if split in groups:
+            yield (split, groups[split][0]), groups[split][1]
 
 
 def split_of(digest: bytes, validation_fraction: float) -> str:
@@ -123,8 +156,8 @@ def sample_documents(config: DataConfig, sample_bytes: int, on_scanned: Callable
     largest_first: list[tuple[int, bytes]] = []
     kept_bytes = scanned_bytes = 0
     tally = Tally(config.on_bad_document)
-    for document, raw in _documents(config, tally):
-        digest = _digest(raw)
+    for document, raw in documents(config, tally):
+        digest = digest_of(raw)
         scanned_bytes += len(raw)
         if scanned_bytes > _SCANNED_PER_SAMPLED * sample_bytes and kept:
             break
@@ -168,14 +201,14 @@ class _Seen:
         self._database.close()
 
 
-def _documents(config: DataConfig, tally: Tally) -> Iterator[tuple[Document, bytes]]:
-    """The documents that have text, and their UTF-8 bytes."""
-    for document in read(config.source, tally.on_bad):
+def documents(config: DataConfig, tally: Tally, files: list[Path] | None = None) -> Iterator[tuple[Document, bytes]]:
+    """The documents that have text, and their UTF-8 bytes. files: of these files of the source; None: of all."""
+    for document in read(config.source, tally.on_bad, files):
         if document.text.isspace() or not document.text:
             tally.empty += 1
         else:
             yield document, document.text.encode()
 
 
-def _digest(raw: bytes) -> bytes:
+def digest_of(raw: bytes) -> bytes:
     return hashlib.blake2b(raw, digest_size=16).digest()

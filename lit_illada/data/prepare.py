@@ -13,8 +13,9 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from lit_illada.files import write_atomically
 OnProgress = Callable[[str, int, int | None], None]  # stage, bytes of text done, all bytes where known
 
 WORK_FOLDER = ".preparing"
+SETTINGS_FILE = "settings.json"
 _log = logging.getLogger(__name__)
 
 
@@ -59,21 +61,30 @@ def prepare(
     if is_url(config.dir):
         raise UserError(f"data.dir is {config.dir}: a data set is prepared in a local folder, then copied")
     folder = Path(config.dir)
-    try:
-        if not overwrite and (manifest := _prepared(config, folder)):
+    with explained(folder):
+        if not overwrite and (manifest := finished(config)):
             return manifest
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if not overwrite and (manifest := _prepared(config, folder)):
+        with locked(folder):
+            if not overwrite and (manifest := finished(config)):
                 return manifest
             return _prepare(config, folder, on_progress)
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """What the disk refuses is the user's to mend: as UserError."""
+    try:
+        yield
     except (OSError, sqlite3.OperationalError) as error:
         if explanation := _explanation(error, folder):
             raise UserError(explanation) from error
         raise
 
 
-def _prepared(config: DataConfig, folder: Path) -> Manifest | None:
+def finished(config: DataConfig) -> Manifest | None:
+    """The data set of the config, if it is prepared. Raises UserError if it was with other settings."""
+    folder = Path(config.dir)
     file = folder / MANIFEST_FILE
     if not file.is_file():
         return None
@@ -83,11 +94,31 @@ def _prepared(config: DataConfig, folder: Path) -> Manifest | None:
 
 
 def _prepare(config: DataConfig, folder: Path, on_progress: OnProgress) -> Manifest:
-    settings = preparation_settings(config)
     total = total_bytes(config.source)
-    work = _work_folder(folder, settings)
-    tokenizer = _tokenizer(config, work, total, on_progress)
+    work = work_folder(folder, preparation_settings(config))
+    tokenizer = prepared_tokenizer(config, work, total, on_progress)
     tally = Tally(config.on_bad_document)
+    with closing(group_documents(config, work / "seen.sqlite", tally)) as groups:
+        records = write_shards(groups, tokenizer, folder, config, lambda done: on_progress("tokenising", done, total))
+    if error := tally.empty_split(config):
+        shutil.rmtree(work)  # with more files the tokenizer is another one
+        raise error
+    manifest = manifest_of(config, tokenizer, records, tally)
+    finish(folder, tokenizer, manifest)
+    return manifest
+
+
+def write_shards(
+    groups: Iterable[Group],
+    tokenizer: Tokenizer,
+    folder: Path,
+    config: DataConfig,
+    on_bytes: Callable[[int], None] = lambda done: None,
+) -> dict[tuple[str, int], ShardRecord]:
+    """The shards of the groups, by their splits and numbers; those that a killed preparation has finished stay.
+
+    on_bytes: is told how many bytes of text are in shards so far.
+    """
     records: dict[tuple[str, int], ShardRecord] = {}
     pending: dict[Future[ShardRecord], tuple[str, int]] = {}
     done_bytes = 0
@@ -96,31 +127,49 @@ def _prepare(config: DataConfig, folder: Path, on_progress: OnProgress) -> Manif
         nonlocal done_bytes
         records[place] = record
         done_bytes += record.text_bytes
-        on_progress("tokenising", done_bytes, total)
+        on_bytes(done_bytes)
 
     def collect(futures: set[Future[ShardRecord]]) -> None:
         for future in futures:
             keep(pending.pop(future), future.result())
 
-    with ShardPool(work / TOKENIZER_FOLDER, config.num_processes or _num_cores()) as pool:
-        for group in group_documents(config, work / "seen.sqlite", tally):
+    with ShardPool(folder / WORK_FOLDER / TOKENIZER_FOLDER, config.num_processes or _num_cores()) as pool:
+        for group in groups:
             place = group.split, group.index
-            job = _job(group, tokenizer, folder, work)
-            if record := _finished(job):
+            job = ShardJob(*shard_files(folder, place, tokenizer, group.digests), group.texts)
+            if record := finished_shard(job.file, job.record_file):
                 keep(place, record)
                 continue
             pending[pool.submit(job)] = place
             while len(pending) > 2 * pool.num_processes:
                 collect(wait(pending, return_when=FIRST_COMPLETED).done)
         collect(wait(pending).done)
+    return records
 
-    if error := tally.empty_split(config):
-        shutil.rmtree(work)  # with more files the tokenizer is another one
-        raise error
+
+def shard_files(
+    folder: Path, place: tuple[str, int], tokenizer: Tokenizer, digests: Sequence[bytes]
+) -> tuple[Path, Path]:
+    """Where a group's shard goes, and meanwhile its record: named by all that decides its bytes."""
+    content = b"".join([f"{FORMAT} {tokenizer.sha256}".encode(), *digests])
+    name = f"{place[0]}-{place[1]:06d}-{hashlib.blake2b(content, digest_size=6).hexdigest()}"
+    return folder / f"{name}.tar", folder / WORK_FOLDER / f"{name}.json"
+
+
+def finished_shard(file: Path, record_file: Path) -> ShardRecord | None:
+    if not record_file.is_file() or not file.is_file():
+        return None
+    record = ShardRecord.from_tree(json.loads(record_file.read_text("utf-8")))
+    return record if file.stat().st_size == record.file_bytes else None
+
+
+def manifest_of(
+    config: DataConfig, tokenizer: Tokenizer, records: Mapping[tuple[str, int], ShardRecord], tally: Tally
+) -> Manifest:
     splits = {
         split: Split([records[key] for key in sorted(records) if key[0] == split]) for split in (TRAIN, VALIDATION)
     }
-    manifest = Manifest(
+    return Manifest(
         dtype=token_dtype(tokenizer.vocab_size).name,
         vocab_size=tokenizer.vocab_size,
         tokenizer_sha256=tokenizer.sha256,
@@ -130,26 +179,12 @@ def _prepare(config: DataConfig, folder: Path, on_progress: OnProgress) -> Manif
         empty=tally.empty,
         bad_documents=tally.bad,
         bad_examples=tally.examples,
-        settings=settings,
+        settings=preparation_settings(config),
     )
-    _finish(folder, work, tokenizer, manifest)
-    return manifest
 
 
-def _job(group: Group, tokenizer: Tokenizer, folder: Path, work: Path) -> ShardJob:
-    content = b"".join([f"{FORMAT} {tokenizer.sha256}".encode(), *group.digests])
-    name = f"{group.split}-{group.index:06d}-{hashlib.blake2b(content, digest_size=6).hexdigest()}"
-    return ShardJob(folder / f"{name}.tar", work / f"{name}.json", group.texts)
-
-
-def _finished(job: ShardJob) -> ShardRecord | None:
-    if not job.record_file.is_file() or not job.file.is_file():
-        return None
-    record = ShardRecord.from_tree(json.loads(job.record_file.read_text("utf-8")))
-    return record if job.file.stat().st_size == record.file_bytes else None
-
-
-def _tokenizer(config: DataConfig, work: Path, total: int | None, on_progress: OnProgress) -> Tokenizer:
+def prepared_tokenizer(config: DataConfig, work: Path, total: int | None, on_progress: OnProgress) -> Tokenizer:
+    """Loaded or trained as the config says, and kept in the work folder."""
     folder = work / TOKENIZER_FOLDER
     if folder.is_dir():  # of the preparation that was killed, with the same settings
         return Tokenizer.load(folder)
@@ -169,10 +204,10 @@ def _tokenizer(config: DataConfig, work: Path, total: int | None, on_progress: O
     return tokenizer
 
 
-def _work_folder(folder: Path, settings: dict[str, Any]) -> Path:
+def work_folder(folder: Path, settings: dict[str, Any]) -> Path:
     """Where an unfinished preparation keeps its state; emptied when the last one had other settings."""
     work = folder / WORK_FOLDER
-    settings_file = work / "settings.json"
+    settings_file = work / SETTINGS_FILE
     wanted = json.dumps([FORMAT, settings])
     if work.is_dir() and not (settings_file.is_file() and settings_file.read_text("utf-8") == wanted):
         shutil.rmtree(work)
@@ -184,7 +219,8 @@ def _work_folder(folder: Path, settings: dict[str, Any]) -> Path:
     return work
 
 
-def _finish(folder: Path, work: Path, tokenizer: Tokenizer, manifest: Manifest) -> None:
+def finish(folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> None:
+    """Make the shards a data set, and remove what is none of it."""
     tokenizer.save(folder / TOKENIZER_FOLDER)
     write_atomically(folder / MANIFEST_FILE, manifest.to_json())
     shards = {shard.file for split in (manifest.train, manifest.validation) for shard in split.shards}
@@ -192,10 +228,10 @@ def _finish(folder: Path, work: Path, tokenizer: Tokenizer, manifest: Manifest) 
         for path in folder.glob(f"{split}-*.tar"):
             if path.name not in shards:  # of an earlier data set, or of a preparation whose corpus changed since
                 path.unlink()
-    shutil.rmtree(work)
+    shutil.rmtree(folder / WORK_FOLDER)
 
 
-def _locked(folder: Path) -> FileLock:
+def locked(folder: Path) -> FileLock:
     """Preparations of one folder take turns; the second then finds the first one's work."""
     lock = FileLock(folder / ".lock")
     try:

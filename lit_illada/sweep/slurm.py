@@ -18,6 +18,7 @@ from typing import Any
 
 from lit_illada.errors import UserError
 from lit_illada.files import write_atomically
+from lit_illada.slurm import cancel, queued_jobs
 from lit_illada.sweep.attempt import record_failure, was_stopped
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
 from lit_illada.sweep.pool import ONE, thread_variables
@@ -121,7 +122,7 @@ class SlurmQueue:
     def run(self) -> list[RunStatus]:
         with self._heeding_signals():
             while True:
-                queued = _queued_jobs()
+                queued = queued_jobs()
                 statuses = self._overview.look()
                 mine = {status.run.id for status in statuses if self._job_of(status.run) in queued}
                 self._mark_lost(statuses, mine)
@@ -189,10 +190,10 @@ class SlurmQueue:
             self._gone_once.add(run.id)
 
     def _cancel(self, statuses: Sequence[RunStatus], queued: set[str]) -> None:
-        jobs = [self._job_of(status.run) for status in statuses if status.run.id in queued]
+        jobs = [job for status in statuses if status.run.id in queued and (job := self._job_of(status.run))]
         if jobs:
-            subprocess.run(["scancel", *map(str, jobs)], check=False)
-        while jobs and _queued_jobs() & set(jobs):
+            cancel(jobs)
+        while jobs and queued_jobs() & set(jobs):
             time.sleep(min(1.0, self._look_s))
 
     def _job_of(self, run: PlannedRun) -> str | None:
@@ -217,20 +218,7 @@ def require_slurm() -> None:
         import submitit  # noqa: F401
     except ImportError as error:
         raise UserError("--slurm needs submitit: pip install 'lit-illada[slurm]'") from error
-    _queued_jobs()
-
-
-def _queued_jobs() -> set[str]:
-    """The user's jobs that wait or run, array tasks one by one: `12_3`."""
-    try:
-        found = subprocess.run(
-            ["squeue", "--me", "--array", "--noheader", "--format", "%i"], capture_output=True, text=True, check=True
-        )
-    except FileNotFoundError as error:
-        raise UserError("--slurm: there is no squeue here; run this on a machine of the cluster") from error
-    except subprocess.CalledProcessError as error:
-        raise UserError(f"--slurm: squeue says: {' '.join(error.stderr.split())}") from error
-    return set(found.stdout.split())
+    queued_jobs()
 
 
 def _machines(run: PlannedRun, options: SlurmOptions) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,12 +15,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lit_illada import processes
 from lit_illada.errors import UserError
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.metrics import publish
 from lit_illada.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
+
+# the first of these that any rank has been sent is what ends them all
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class NonFiniteGuard(Callback):
@@ -61,14 +66,32 @@ class NonFiniteGuard(Callback):
 
 
 class GracefulStop(Callback):
-    """Ctrl-C or SIGTERM ends the run after the step in progress, saved. A second one ends it at once."""
+    """Ctrl-C, SIGTERM or SIGUSR1 ends the run after the step in progress, saved. A second Ctrl-C ends it at once.
+
+    Who manages a job may announce its end more than once, and differently to each process: `signal` is, after the
+    stop, the same on all ranks. SIGUSR1 is what Slurm sends to say that the time is nearly over.
+    """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
         self.signal: signal.Signals | None = None
 
+    @contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """From here on signals are heeded: those that come before the first step stop the run after it."""
+        before = {number: signal.getsignal(number) for number in _STOPPING}
+        self._listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._listen()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self._step_before = trainer.global_step
@@ -79,6 +102,7 @@ class GracefulStop(Callback):
         # every rank must take the same way out
         if not trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             return
+        self.signal = next(number for number in _STOPPING if self._is_asked(trainer, number))
         trainer.should_stop = True
         if not self._checkpoints.is_validated(trainer.global_step):
             self._checkpoints.save_now(trainer)
@@ -88,15 +112,22 @@ class GracefulStop(Callback):
         if trainer.should_stop:
             self._checkpoints.save_now(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in getattr(self, "_before", {}).items():
-            signal.signal(number, handler)
+    def _listen(self) -> None:
+        # also over Lightning's own handler, which would speak to the other ranks in the middle of a step
+        for number in _STOPPING:
+            signal.signal(number, self._request)
+
+    def _is_asked(self, trainer: Trainer, number: signal.Signals) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self.signal is number, all=False)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.signal = signal.Signals(number)
-        log.warning("%s: saving after this step; once more to stop at once", self.signal.name)
+        if processes.rank() == 0:
+            log.warning("%s: saving after this step; Ctrl-C once more to stop at once", self.signal.name)
 
 
 class TimeLimit(Callback):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.sweep import slurm
+from lit_illada.slurm import queued_jobs
 from lit_illada.sweep.layout import RunState, SweepFolder, read_record
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, _machines
 
@@ -153,7 +153,7 @@ def test_ctrl_c_cancels_the_jobs(written, planned, worker, tmp_path):
     wait_for(lambda: all(has_steps(folder, run) for run in runs))
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert not slurm._queued_jobs()
+    assert not queued_jobs()
     assert [folder.state_of(run) for run in runs] == [RunState.INTERRUPTED] * 2
 
 

@@ -1,0 +1,157 @@
+"""`launch pretrain`, `sft` and `data`: the same commands as jobs of a Slurm cluster."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lit_illada.cli.frame import guarded, overrides_argument
+
+if TYPE_CHECKING:
+    from lit_illada.launch import Request
+
+_OPTIONS = [
+    click.option("--partition", help="Of the cluster (default: the cluster's)."),
+    click.option("--time", metavar="LIMIT", help="Of a job, as sbatch takes it: minutes, H:MM:SS or D-HH:MM."),
+    click.option("--account"),
+    click.option("--qos"),
+    click.option("--constraint", metavar="FEATURE", help="What nodes must have, such as h100."),
+    click.option("--mem", metavar="SIZE", help="Memory a node, such as 500G; 0: all."),
+    click.option("--cpus-per-task", type=click.IntRange(min=1), help="Cores a process: for training, a GPU's share."),
+    click.option(
+        "--setup",
+        multiple=True,
+        metavar="LINE",
+        help="A line of shell before the command, such as 'module load nccl'. Repeatable.",
+    ),
+    click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="A further option of sbatch: exclude=node7."),
+    click.option("--after", metavar="JOB", help="Begin when this job has succeeded."),
+    click.option("--dry-run", "is_dry", is_flag=True, help="Print the script and submit nothing."),
+]
+_TRAINING_OPTIONS = [
+    click.option("--nodes", type=click.IntRange(min=1), help="The same as trainer.num_nodes=N."),
+    click.option(
+        "--gpus-per-node",
+        type=click.IntRange(min=1),
+        help="A process each: trainer.devices=N trainer.accelerator=gpu. Without it no GPU is asked for.",
+    ),
+    click.option(
+        "--save-before",
+        "save_before_s",
+        type=click.IntRange(min=1),
+        default=120,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long before its time is over a job saves and goes back into the queue.",
+    ),
+    click.option(
+        "--resume",
+        type=click.Path(path_type=Path),
+        metavar="RUN",
+        help="Go on with this run folder from its last checkpoint; KEY=VALUE then sets values of its config.",
+    ),
+]
+
+
+@click.group()
+def launch() -> None:
+    """Run pretrain, sft or data prepare as Slurm jobs that survive preemption and time limits.
+
+    The script is written to the run's folder: plain bash, to be read and submitted again. Where there is no Slurm, the
+    error tells the same by torchrun. For sweeps: lit-illada sweep run --slurm.
+    """
+
+
+def _with(*groups: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def decorated(command: Any) -> Any:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return decorated
+
+
+@launch.command(
+    "pretrain",
+    epilog="""\b
+Examples:
+  lit-illada launch pretrain model=1b data.dir=data/crawl --nodes 2 --gpus-per-node 8 --time 24:00:00
+  lit-illada launch pretrain experiment=demo --gpus-per-node 1 --partition gpu --dry-run
+  lit-illada launch pretrain --resume runs/demo-20260101-120000 trainer.max_steps=2000 --gpus-per-node 1
+""",
+)
+@_with(_TRAINING_OPTIONS, _OPTIONS)
+@overrides_argument
+@guarded
+def launch_pretrain(resume: Path | None, overrides: tuple[str, ...], **options: Any) -> None:
+    """Pretrain as a job: checked now, run when there is room.
+
+    A job that is preempted, or told SIGUSR1 before its time is over, saves, goes back into the queue and goes on
+    exactly where it was. A job that is cancelled stays so; sbatch RUN/launch.sh goes on with it.
+    """
+    from lit_illada import launch as room
+
+    room.train("pretrain", None, overrides, resume, _request(**options))
+
+
+@launch.command(
+    "sft",
+    epilog="""\b
+Examples:
+  lit-illada launch sft runs/demo-20260101-120000 experiment=sft/demo --gpus-per-node 1 --time 2:00:00
+  lit-illada launch sft --resume runs/sft-20260101-130000 --gpus-per-node 1
+""",
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@_with(_TRAINING_OPTIONS, _OPTIONS)
+@overrides_argument
+@guarded
+def launch_sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...], **options: Any) -> None:
+    """Fine-tune the model of CHECKPOINT as a job, which survives what launch pretrain says."""
+    from lit_illada import launch as room
+
+    if resume is not None and checkpoint is not None:
+        # click takes the first word for the checkpoint
+        checkpoint, overrides = None, (str(checkpoint), *overrides)
+    room.train("sft", checkpoint, overrides, resume, _request(**options))
+
+
+@launch.command(
+    "data",
+    epilog="""\b
+Examples:
+  lit-illada launch data data=jsonl data.source.paths='[crawl/]' data.dir=data/crawl --parts 64 --cpus-per-task 8
+  lit-illada launch data data=text data.source.paths='[books/]' data.dir=data/books --parts 4 --at-once 2 --dry-run
+""",
+)
+@click.option("--parts", type=click.IntRange(min=1), required=True, metavar="N", help="Tasks; files are not divided.")
+@click.option("--at-once", type=click.IntRange(min=1), metavar="N", help="Tasks that may run at a time.")
+@_with(_OPTIONS)
+@overrides_argument
+@guarded
+def launch_data(parts: int, at_once: int | None, overrides: tuple[str, ...], **options: Any) -> None:
+    """Prepare data as job arrays over the input files, to the same bytes as lit-illada data prepare.
+
+    One array scans the files; one job trains the tokenizer and finds duplicates and the shards' ends; one array
+    tokenises and writes; one job writes the manifest. data.dir lies on a file system that all nodes see.
+    """
+    from lit_illada import launch as room
+
+    room.data(overrides, parts, at_once, _request(**options))
+
+
+def _request(
+    setup: tuple[str, ...],
+    sbatch: tuple[str, ...],
+    after: str | None,
+    is_dry: bool,
+    nodes: int | None = None,
+    gpus_per_node: int | None = None,
+    save_before_s: int = 120,
+    **allocation: Any,
+) -> "Request":
+    from lit_illada.launch import Request
+    from lit_illada.slurm import Allocation
+
+    return Request(Allocation(**allocation, other=sbatch), nodes, gpus_per_node, setup, after, save_before_s, is_dry)
