@@ -47,6 +47,7 @@ from lit_illada.scoring.wording import Chat
 from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, TimeLimit
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.optim import check_optimizer
 from lit_illada.training.progress import ProgressFile
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
 from lit_illada.training.throughput import Throughput, matmul_flops_per_s
@@ -69,7 +70,8 @@ def build_model(config: ModelConfig, seed: int) -> Transformer:
 
 
 def check_hardware(config: RunConfig, row_length: int) -> None:
-    """Raises UserError where this machine lacks what the run asks for: devices, or the attention kernel."""
+    """Raises UserError where this machine lacks what the run asks for: devices, a kernel, an optimizer's package."""
+    check_optimizer(config.optim.optimizer)
     accelerator, precision = config.trainer.hardware()
     is_short = row_length <= LONGEST_MATMUL_ROW
     choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short)

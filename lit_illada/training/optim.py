@@ -1,12 +1,15 @@
 """Which optimizer updates which parameter, with how much decay."""
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lit_illada.choice import choice
 from lit_illada.errors import UserError
@@ -47,14 +50,33 @@ class MuonConfig:
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "lie in [0, 1)")
 
 
-OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "muon": MuonConfig}
+@dataclass(frozen=True)
+class AdamW8bitConfig:
+    """AdamW whose moments take a byte a number, in blocks of 256 with a scale each (arXiv 2110.02861, by torchao).
+
+    A quarter of AdamW's state, for models that would not fit a device else. Tensors of less than 4 096 numbers keep
+    float32 moments. One device holds the whole model: states are not cut in pieces.
+    """
+
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_rates(self)
+
+
+OptimizerConfig = AdamWConfig | MuonConfig | AdamW8bitConfig
+OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "muon": MuonConfig, "adamw8bit": AdamW8bitConfig}
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """gradient_clip_norm: the largest global gradient norm of a step; None leaves gradients as they are."""
 
-    optimizer: AdamWConfig | MuonConfig = choice(OPTIMIZERS, "adamw")
+    optimizer: OptimizerConfig = choice(OPTIMIZERS, "adamw")
     schedule: Schedule = choice(SCHEDULES, "cosine")
     gradient_clip_norm: float | None = 1.0
 
@@ -65,8 +87,9 @@ class OptimConfig:
             )
 
 
-def build_optimizer(model: nn.Module, config: AdamWConfig | MuonConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer over the model's parameters, grouped by whether they decay and by what updates them."""
+    check_optimizer(config)
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     betas = (config.beta1, config.beta2)
     match config:
@@ -87,6 +110,23 @@ def build_optimizer(model: nn.Module, config: AdamWConfig | MuonConfig) -> torch
             groups = _decay_groups(rest, config.weight_decay)
             adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
             return JointOptimizer([muon, adamw])
+        case AdamW8bitConfig():
+            if any(isinstance(p, DTensor) for _, p in parameters):
+                raise UserError(
+                    "optim/optimizer=adamw8bit needs the whole model on every device, and here it is cut in pieces: "
+                    "take optim/optimizer=adamw, whose states are cut with it"
+                )
+            groups = _decay_groups(parameters, config.weight_decay)
+            return EightBitAdamW(groups, config.learning_rate, betas, config.eps)
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raises UserError where its package is missing."""
+    if isinstance(config, AdamW8bitConfig) and importlib.util.find_spec("torchao") is None:
+        raise UserError(
+            "optim/optimizer=adamw8bit needs the torchao package: pip install 'lit-illada[torchao]', or take "
+            "optim/optimizer=adamw"
+        )
 
 
 class JointOptimizer(torch.optim.Optimizer):
@@ -115,13 +155,72 @@ class JointOptimizer(torch.optim.Optimizer):
         return loss
 
 
+class EightBitAdamW(torch.optim.Optimizer):
+    """torchao's AdamW8bit, seen from outside as any optimizer: its rates are floats, and what it saves are plain
+    tensors, which are read without torchao too.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        from torchao.optim import AdamW8bit
+
+        super().__init__(groups, {"lr": learning_rate, "betas": betas, "eps": eps})
+        self._rule = AdamW8bit([{**group} for group in self.param_groups])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for lent, group in zip(self._rule.param_groups, self.param_groups, strict=True):
+            rate = lent["lr"].fill_(group["lr"])  # a tensor: a number would be compiled into the kernel
+            lent.update({**group, "lr": rate})
+        self._rule.state = self.state
+        # torchao compiles the update of every shape: on a GPU it saves a pass over memory, on a CPU minutes are lost
+        is_on_cpu = all(p.device.type == "cpu" for group in self.param_groups for p in group["params"])
+        with torch.compiler.set_stance("force_eager") if is_on_cpu else nullcontext():
+            self._rule.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        saved = super().state_dict()
+        states = {index: {name: _unpack(v) for name, v in state.items()} for index, state in saved["state"].items()}
+        return {**saved, "state": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        states = {
+            index: {name: _pack(value) for name, value in state.items()} for index, state in state_dict["state"].items()
+        }
+        super().load_state_dict({**state_dict, "state": states})
+
+
+def _unpack(value: Any) -> Any:
+    """Of a moment in 8 bits its bytes, the blocks' scales and whether it has a sign; anything else as it is."""
+    if not hasattr(value, "codes"):
+        return value
+    return {"codes": value.codes, "scale": value.scale, "is_signed": value.signed}
+
+
+def _pack(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    codes, scale = value["codes"], value["scale"]
+    block = codes.numel() // scale.numel()
+    table = OptimState8bit.zeros((block,), value["is_signed"], block, codes.device).qmap
+    return OptimState8bit(codes.clone(), scale.clone(), table, value["is_signed"], torch.float32)
+
+
 def _decay_groups(parameters: list[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
     decayed = [p for _, p in parameters if p.ndim >= 2]
     norms = [p for _, p in parameters if p.ndim < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
 
 
-def _check_rates(config: AdamWConfig | MuonConfig) -> None:
+def _check_rates(config: OptimizerConfig) -> None:
     _require(0 < config.learning_rate < math.inf, "learning_rate", config.learning_rate, "be above 0")
     _require(0 <= config.weight_decay < math.inf, "weight_decay", config.weight_decay, "be 0 or more")
     _require(0 <= config.beta1 < 1, "beta1", config.beta1, "lie in [0, 1)")
