@@ -89,15 +89,14 @@ def _measure_group(
             runners.pop(case.name, None)
             figures[case.name] = {"did_not_run": " ".join(str(error).split())[:200]}
     if profile is not None and runners:
-        name, first = next(iter(runners.items()))
-        parts = profile_step(first.step, first.batches[0], profile, name.replace(" ", "_"))
-        figures[name]["seconds_by_part"] = parts
+        name, runner = next(iter(runners.items()))
+        figures[name]["seconds_by_part"] = profile_step(runner.step, runner.batches[0], profile, name.replace(" ", "_"))
     rounds = [{name: runner.rates() for name, runner in runners.items()} for _ in range(repeats)]
-    for index, name in enumerate(runners):
+    first = next(iter(runners), None)
+    for name in runners:
         for kind in rounds[0][name]:
             figures[name][kind] = figure([measured[name][kind] for measured in rounds])
-        if index:
-            first = next(iter(runners))
+        if name != first:
             speed = "tokens_per_s"
             figures[name][f"times {first}"] = figure([one[name][speed] / one[first][speed] for one in rounds])
     return figures
