@@ -1,5 +1,5 @@
 """What does a GPU make of this code? Every attention path against SDPA in float32, training steps up to 8 B parameters,
-generation.
+the loss, generation.
 
 A dry run takes the same path at tiny sizes on a CPU, so that it is known to work before a GPU is there.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_illada.batch import Layout
 from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.step import GPU_GROUPS, measure_groups
 from lit_illada.bench.training_step import Case, documents, fill
 from lit_illada.errors import UserError
@@ -22,6 +23,8 @@ from lit_illada.generation.caching import DualCache, NoCache
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.attention import Attention
 from lit_illada.model.config import AttentionKernel
+from lit_illada.model.fused_loss import fused_kernel
+from lit_illada.model.lm_head import default_chunk_size, token_scores
 from lit_illada.model.transformer import Transformer
 from lit_illada.training.recomputation import Recomputation
 from lit_illada.training.trainer import Precision
@@ -33,7 +36,7 @@ _GOALS = {"1b": 0.5, "illada_8b": 0.45}
 
 @dataclass(frozen=True)
 class _Sizes:
-    """attention: rows, tokens of a row, query heads, key-value heads, widths of a head."""
+    """num_heads to head_dims: attention's. head: selected tokens, hidden width, vocabulary. written: what generates."""
 
     groups: Sequence[Sequence[Case]]
     rows: int
@@ -41,6 +44,7 @@ class _Sizes:
     num_heads: int
     num_key_value_heads: int
     head_dims: tuple[int, ...]
+    head: tuple[int, int, int]
     written: Case
     prompt_length: int
     max_new_tokens: int
@@ -48,14 +52,14 @@ class _Sizes:
     steps: int
 
 
-_FULL = _Sizes(GPU_GROUPS, 2, 8192, 32, 8, (64, 128), Case("1b", 8, 2048), 512, 128, 5, 3)
+_FULL = _Sizes(GPU_GROUPS, 2, 8192, 32, 8, (64, 128), (4096, 4096, 155_136), Case("1b", 8, 2048), 512, 128, 5, 3)
 _DRY = _Sizes(
     [
         [Case("pico", 2, 64), Case("pico", 2, 64, AttentionKernel.SDPA, Precision.float32)],
         [Case("pico", 2, 64, recomputation=Recomputation.selective, optimizer="adamw8bit")],
         [Case("pico", 1, 64, recomputation=Recomputation.full, optimizer="muon")],
     ],
-    2, 64, 4, 2, (16,), Case("pico", 2, 64), 8, 8, 1, 1,
+    2, 64, 4, 2, (16,), (32, 16, 500), Case("pico", 2, 64), 8, 8, 1, 1,
 )  # fmt: skip
 
 
@@ -70,6 +74,7 @@ def measure(*, is_dry_run: bool = False, profile: Path | None = None) -> dict[st
     return {
         "attention": attention(sizes, device),
         "step": measure_groups(sizes.groups, device, repeats=sizes.repeats, steps=sizes.steps, profile=profile),
+        "head": head(sizes, device),
         "generation": generation(sizes, device),
         "mfu_goals": dict(_GOALS),
     }
@@ -131,6 +136,34 @@ def _outcome(
     # not the sum, whose gradient for the queries and keys is nothing but rounding
     out.float().square().sum().backward()
     return [tensor.detach().float() for tensor in (out, q.grad, k.grad, v.grad) if tensor is not None]
+
+
+def head(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
+    """The LM head and cross-entropy, forward and backward: our slices against Liger's kernel, time and memory."""
+    M, D, V = sizes.head
+    hidden, weight = (
+        torch.randn(rows, D, dtype=torch.bfloat16, device=device).mul_(D**-0.25).requires_grad_() for rows in (M, V)
+    )
+    targets = torch.randint(V, (M,), device=device)
+    chunk_size = default_chunk_size(M, D, device.type)
+    ways: dict[str, Callable[[], Tensor]] = {"chunked": lambda: token_scores(hidden, weight, targets, chunk_size).nll}
+    figures: dict[str, Any] = {"chunked": {}}
+    if (kernel := fused_kernel(hidden, weight)) is not None:
+        ways["liger"] = lambda: kernel(hidden, weight, targets)[0]
+        figures["liger"] = {}
+    else:
+        figures["liger"] = {"did_not_run": "Liger's kernel is not installed, not on CUDA, or was found wrong"}
+
+    def run(way: Callable[[], Tensor]) -> Callable[[], None]:
+        return _waited(lambda: torch.autograd.grad(way().sum(), (hidden, weight)), device)
+
+    for name, way in ways.items():
+        if (peak := peak_bytes(device, run(way))) is not None:
+            figures[name]["peak_gb"] = peak / 1e9
+    rounds = [{name: seconds(run(way)) for name, way in ways.items()} for _ in range(sizes.repeats)]
+    for name in ways:
+        figures[name]["forward_backward_ms"] = figure([one[name] * 1e3 for one in rounds])
+    return figures
 
 
 def generation(sizes: _Sizes, device: torch.device) -> dict[str, Any]:

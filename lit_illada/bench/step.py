@@ -92,7 +92,7 @@ def _measure_group(
         name, runner = next(iter(runners.items()))
         figures[name]["seconds_by_part"] = profile_step(runner.step, runner.batches[0], profile, name.replace(" ", "_"))
     rounds = [{name: runner.rates() for name, runner in runners.items()} for _ in range(repeats)]
-    first = next(iter(runners), None)
+    first = next(iter(runners), "")
     for name in runners:
         for kind in rounds[0][name]:
             figures[name][kind] = figure([measured[name][kind] for measured in rounds])

@@ -26,6 +26,8 @@ def test_the_dry_run_takes_the_whole_path_and_writes_one_table_and_one_json(tmp_
     runs = [figures for figures in told["step"].values() if "did_not_run" not in figures]
     assert len(runs) >= 3
     assert all(figures["tokens_per_s"]["median"] > 0 for figures in runs)
+    assert told["head"]["chunked"]["forward_backward_ms"]["median"] > 0
+    assert "not on CUDA" in told["head"]["liger"]["did_not_run"]
     assert told["generation"]["ratio"]["median"] > 0
     assert "gpu.generation.ratio" in done.output
     assert list(tmp_path.glob("pico*.txt"))

@@ -1,5 +1,8 @@
 """Whether Liger's kernel is trusted, with kernels that are right and wrong as it has been; on a GPU the real one."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -82,6 +85,16 @@ def test_the_log_says_what_became_of_an_installed_kernel(monkeypatch, caplog, is
 def test_a_cpu_and_an_empty_selection_keep_our_own():
     assert fused_kernel(torch.zeros(3, 4), torch.zeros(5, 4)) is None
     assert token_scores(torch.zeros(0, 4), torch.zeros(5, 4), torch.zeros(0, dtype=torch.int64)).nll.shape == (0,)
+
+
+@pytest.mark.skipif(not (find_spec("liger_kernel") and find_spec("triton")), reason="needs liger-kernel and triton")
+def test_ligers_kernel_is_right_in_tritons_interpreter():
+    program = (
+        "from lit_illada.model.fused_loss import *; print(what_is_wrong(liger(), torch.device('cpu'), torch.float32))"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
 
 
 @pytest.mark.gpu
