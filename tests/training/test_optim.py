@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from lit_illada.errors import UserError
 from lit_illada.training.optim import (
@@ -184,6 +186,17 @@ def test_eight_bit_states_follow_a_changed_learning_rate():
         group["lr"] = 0.0
     train(model, optimizer, 1)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@needs_torchao
+def test_eight_bit_states_are_refused_where_the_model_is_cut_in_pieces(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = fully_shard(Tiny(), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(UserError, match="adamw8bit needs the whole model on every device"):
+            build_optimizer(model, AdamW8bitConfig())
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_missing_package_is_told_with_the_command_that_brings_it(monkeypatch):
