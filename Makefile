@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu lint types bench board clean
+.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu lint types bench bench-gpu board clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -51,6 +51,9 @@ types: $(READY)  ## Types
 
 bench: $(READY)  ## Measure this machine
 	$(BIN)/lit-illada bench --json bench.json
+
+bench-gpu: $(READY)  ## Measure its GPU: every attention path, steps up to 8 B parameters, generation; DRY=--dry-run without one
+	$(BIN)/lit-illada bench gpu --json bench-gpu.json $(DRY)
 
 board: $(READY)  ## TensorBoard on runs/
 	$(BIN)/lit-illada board runs

@@ -54,6 +54,7 @@ from lit_illada.scoring.wording import Chat
 from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, TimeLimit
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.optim import check_optimizer
 from lit_illada.training.parallel import prepare_block, shard
 from lit_illada.training.progress import ProgressFile
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
@@ -77,7 +78,9 @@ def build_model(config: ModelConfig, seed: int) -> Transformer:
 
 
 def check_hardware(config: RunConfig, row_length: int) -> None:
-    """Raises UserError where the run asks for what is not here: devices, processes, or the attention kernel."""
+    """Raises UserError where the run asks for what is not here: devices, processes, a kernel, an optimizer's
+    package.
+    """
     started = processes.started_outside()
     expected = config.trainer.world_size
     if started > 1 and started != expected:
@@ -85,6 +88,7 @@ def check_hardware(config: RunConfig, row_length: int) -> None:
             f"{started} processes were started, but trainer.devices × trainer.num_nodes is {expected}: devices are the "
             "processes of a node, num_nodes the nodes"
         )
+    check_optimizer(config.optim.optimizer)
     accelerator, precision = config.trainer.hardware()
     is_short = row_length <= LONGEST_MATMUL_ROW
     choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short)

@@ -1,7 +1,6 @@
 """The `doctor` command: what can this machine do, and by which command is mended what it lacks?"""
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -43,11 +42,15 @@ class Finding:
 
 # package: what it is for, and the extra that brings it
 _OPTIONAL = {
-    "flash-attn": ("flash_attn", "the fastest attention on NVIDIA GPUs", "flash-attn"),
-    "submitit": ("submitit", "sweeps on Slurm", "slurm"),
-    "datasets": ("datasets", "corpora from the Hugging Face hub", "hf"),
-    "lm-eval": ("lm_eval", "the tasks of lm-evaluation-harness", "eval"),
+    "flash-attn-4": ("the fastest attention from NVIDIA's Hopper on", "flash-attn-4"),
+    "flash-attn": ("attention on NVIDIA GPUs by another build than torch's own", "flash-attn"),
+    "liger-kernel": ("a fused loss on NVIDIA GPUs", "liger"),
+    "torchao": ("an optimizer with 8-bit states: optim/optimizer=adamw8bit", "torchao"),
+    "submitit": ("sweeps on Slurm", "slurm"),
+    "datasets": ("corpora from the Hugging Face hub", "hf"),
+    "lm-eval": ("the tasks of lm-evaluation-harness", "eval"),
 }
+_OF_NO_USE_ON_A_CPU = ("flash-attn-4", "flash-attn", "liger-kernel")
 _REQUIRED = ("torch", "lightning", "hydra-core", "tokenizers", "webdataset", "safetensors", "tensorboard")
 _LITTLE_DISK_BYTES = 5e9
 
@@ -105,11 +108,14 @@ def _packages() -> Iterator[Finding]:
             yield Finding("packages", name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Finding("packages", name, "not installed", Verdict.broken, f"pip install {name}")
-    for name, (module, purpose, extra) in _OPTIONAL.items():
-        if importlib.util.find_spec(module) is not None:
-            yield Finding("packages", name, f"{_version(name)}, for {purpose}")
-        elif name == "flash-attn" and not torch.cuda.is_available():
+    for name, (purpose, extra) in _OPTIONAL.items():
+        version = _version(name)
+        if version is not None:
+            yield Finding("packages", name, f"{version}, for {purpose}")
+        elif name in _OF_NO_USE_ON_A_CPU and not torch.cuda.is_available():
             yield Finding("packages", name, "not installed, and of no use without a CUDA device", Verdict.absent)
+        elif name.startswith("flash-attn") and any(map(_version, ("flash-attn", "flash-attn-4"))):
+            yield Finding("packages", name, "not installed: the two flash-attn exclude each other", Verdict.absent)
         else:
             seen = f"not installed; it is for {purpose}"
             yield Finding("packages", name, seen, Verdict.absent, f"pip install 'lit-illada[{extra}]'")
@@ -207,8 +213,8 @@ def _accelerators() -> list[Accelerator]:
     return [Accelerator.cpu, *([Accelerator.gpu] if torch.cuda.is_available() else [])]
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
+        return None

@@ -6,12 +6,14 @@ products, 4 or, in bfloat16, 2. s: of one in the residual stream, 4, or c where 
 that share a layer's heads and MLP. Weights, gradients and optimizer are float32 always.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from lit_illada.model.attention import LONGEST_MATMUL_ROW
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_linear_parameters, num_parameters
+from lit_illada.model.hf import tensor_shapes
 from lit_illada.model.lm_head import default_chunk_size
-from lit_illada.training.optim import AdamWConfig, MuonConfig
+from lit_illada.training.optim import AdamW8bitConfig, MuonConfig, OptimizerConfig
 from lit_illada.training.parallel import ParallelConfig, Strategy
 from lit_illada.training.recomputation import Recomputation
 
@@ -92,7 +94,7 @@ class StepMemory:
 
 def step_memory(
     model: ModelConfig,
-    optimizer: AdamWConfig | MuonConfig,
+    optimizer: OptimizerConfig,
     batch: MicroBatch,
     *,
     has_moving_average: bool = False,
@@ -132,10 +134,18 @@ def gathered_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     return batch.compute_bytes * (3 * block + num_parameters(model) - matrices)
 
 
-def optimizer_bytes(model: ModelConfig, optimizer: AdamWConfig | MuonConfig) -> int:
+def optimizer_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
     """AdamW keeps two moments, Muon one momentum of the layers' matrices. AdamW's counters of steps are left out."""
+    if isinstance(optimizer, AdamW8bitConfig):
+        return sum(_eight_bit_bytes(math.prod(shape)) for shape in tensor_shapes(model).values())
     matrices = num_linear_parameters(model) if isinstance(optimizer, MuonConfig) else 0
     return 4 * matrices + 8 * (num_parameters(model) - matrices)
+
+
+def _eight_bit_bytes(count: int) -> int:
+    """A byte a number and four a block of 256, for two moments, and either's table of 256 values; float32 for tensors
+    that are small or do not divide into blocks."""
+    return 2 * (count + 4 * (count // 256) + 1024) if count >= 4096 and count % 256 == 0 else 8 * count
 
 
 def activation_bytes(model: ModelConfig, batch: MicroBatch) -> int:

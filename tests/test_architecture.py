@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "sweep": {"errors", "files", "share", "slurm", "tree"},
     "sweep_report": {"errors", "sweep"},
 }
-OPTIONAL = {"flash_attn", "datasets", "submitit", "lm_eval"}
+OPTIONAL = {"flash_attn", "liger_kernel", "torchao", "datasets", "submitit", "lm_eval"}
 
 
 def imports_of(path):

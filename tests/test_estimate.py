@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from lit_illada import doctor
@@ -90,10 +91,26 @@ def test_what_is_broken_ends_with_status_1_and_the_command_that_mends_it(monkeyp
     assert "torch: pip install torch" in result.output
 
 
+def without(monkeypatch, *absent):
+    seen = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in absent else seen(name))
+
+
 def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch):
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    without(monkeypatch, "submitit", "torchao")
     mends = {finding.name: finding.mend for finding in doctor.examine()}
     assert mends["submitit"] == "pip install 'lit-illada[slurm]'"
+    assert mends["torchao"] == "pip install 'lit-illada[torchao]'"
+
+
+@pytest.mark.parametrize(("present", "other"), [("flash-attn", "flash-attn-4"), ("flash-attn-4", "flash-attn")])
+def test_of_two_packages_that_exclude_each_other_the_second_is_not_recommended(monkeypatch, present, other):
+    monkeypatch.setattr(doctor, "_version", lambda name: "1.0" if name == present else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = {finding.name: finding for finding in doctor._packages()}
+    assert found[other].mend is None
+    assert "exclude each other" in found[other].seen
+    assert found["liger-kernel"].mend == "pip install 'lit-illada[liger]'"
 
 
 def test_a_full_disk_is_told(monkeypatch):

@@ -11,11 +11,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.bench import answers, data, generation, loop, loops, loss
+from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, plain, step
 from lit_illada.errors import UserError, unknown
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "data": data.measure,
+    "step": step.measure,
+    "plain": plain.measure,
     "loss": loss.measure,
     "loop": loop.measure,
     "generation": generation.measure,
@@ -23,16 +25,36 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def run(names: Sequence[str], json_file: Path | None, checkpoint: Path | None = None) -> None:
-    """Measure and print; without names, everything. checkpoint: a fine-tuned run, whose answers are measured too."""
+def run(
+    names: Sequence[str],
+    json_file: Path | None,
+    checkpoint: Path | None = None,
+    profile: Path | None = None,
+    is_dry_run: bool = False,
+) -> None:
+    """Measure and print; without names, everything.
+
+    checkpoint: a fine-tuned run, whose answers are measured too. profile: a folder for a step's trace and tables.
+    is_dry_run: of `gpu`, at tiny sizes on the CPU.
+    """
     benches = dict(BENCHES)
     if checkpoint is not None:
         benches["answers"] = partial(answers.measure, checkpoint)
     elif "answers" in names:
         raise UserError("the benchmark 'answers' needs a fine-tuned run: --checkpoint RUN")
+    if torch.cuda.is_available() or "gpu" in names:
+        benches["gpu"] = partial(gpu.measure, is_dry_run=is_dry_run, profile=profile)
+        if not names:
+            del benches["step"]  # the GPU's steps are among those of `gpu`
+    elif is_dry_run:
+        raise UserError("--dry-run is of the benchmark gpu: lit-illada bench gpu --dry-run")
+    if profile is not None:
+        benches["step"] = partial(step.measure, profile)
+        if names and not {"step", "gpu"} & set(names):
+            raise UserError("--profile is of a training step: lit-illada bench step --profile FOLDER")
     for name in names:
         if name not in benches:
-            raise unknown("benchmark", name, benches)
+            raise unknown("benchmark", name, [*benches, "gpu", "answers"])
     results: dict[str, Any] = {"machine": _machine()}
     table = Table(
         title=f"{results['machine']['processor']}, {results['machine']['cores']} threads", title_justify="left"
@@ -44,13 +66,17 @@ def run(names: Sequence[str], json_file: Path | None, checkpoint: Path | None = 
         with console.status(f"measuring: {name}"):
             results[name] = benches[name]()
         for path, leaf in _figures(results[name], name):
-            table.add_row(path, *(f"{leaf[key]:,.4g}" if key in leaf else "" for key in ("median", "min", "max")))
+            table.add_row(path, *(_told(leaf[key]) if key in leaf else "" for key in ("median", "min", "max")))
         if json_file is not None:
             json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     console.print(table)
 
 
-def _figures(tree: Any, path: str) -> Iterator[tuple[str, dict[str, float]]]:
+def _told(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _figures(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(tree, dict):
         yield path, {"median": tree}
     elif "median" in tree:

@@ -76,6 +76,8 @@ def board(runs: Path, port: int, host: str) -> None:
     epilog="""\b
 Examples:
   lit-illada bench data loop --json bench.json
+  lit-illada bench step --profile profile
+  lit-illada bench gpu --dry-run
   lit-illada bench answers --checkpoint runs/sft-20260101-130000
 """
 )
@@ -87,15 +89,25 @@ Examples:
     metavar="RUN",
     help="A fine-tuned run: `answers` measures how fast it answers its held-out problems, and how rightly.",
 )
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write a step's trace for chrome://tracing, and where its time goes by part and by operator.",
+)
+@click.option("--dry-run", is_flag=True, help="Of `gpu`: the same path at tiny sizes on the CPU.")
 @guarded
-def bench(names: tuple[str, ...], json_file: Path | None, checkpoint: Path | None) -> None:
-    """Measure this machine: data, the loss's memory, the training loop's overhead, generation.
+def bench(
+    names: tuple[str, ...], json_file: Path | None, checkpoint: Path | None, profile: Path | None, dry_run: bool
+) -> None:
+    """Measure this machine: data, the training step, the same step written plainly, the loss's memory, the training
+    loop's overhead, generation, loop detectors; `gpu`, all that a GPU does.
 
     Without NAME, all of them. Every figure is a median with its spread; ratios come from alternating runs.
     """
     from lit_illada.bench.run import run
 
-    run(names, json_file, checkpoint)
+    run(names, json_file, checkpoint, profile, dry_run)
 
 
 @click.command("completion", epilog="\b\nExample:\n  lit-illada completion bash >> ~/.bashrc\n")

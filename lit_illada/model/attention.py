@@ -4,7 +4,7 @@ Shapes: B rows, T tokens a row, H query heads, K key-value heads, G = H / K quer
 C columns whose keys are seen: T, unless the others' come from a cache.
 """
 
-import importlib.util
+import importlib.metadata
 import inspect
 import logging
 from collections.abc import Callable
@@ -25,6 +25,11 @@ log = logging.getLogger(__name__)
 # 256 tokens, as much from 1024 tokens on, where their memory also begins to count.
 LONGEST_MATMUL_ROW = 512
 
+# Kernels that take packed documents as borders and need no mask. `auto` tries them in this order on CUDA:
+# FlashAttention 4 uses Hopper's and Blackwell's own instructions; flash-attn 2 is FlashAttention 2, as varlen is too,
+# but whoever built the package wants it, and it groups heads by itself, where torch 2.11 repeats keys and values.
+SEGMENT_KERNELS = (AttentionKernel.FLASH4, AttentionKernel.FLASH, AttentionKernel.VARLEN)
+
 SegmentKernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], Tensor]
 """(q (B·T, H, D), k, v (B·T, K, D), cu_seqlens (S + 1,), max_seqlen, is_causal) -> (B·T, H, D), segments apart."""
 
@@ -35,7 +40,7 @@ class Attention:
 
     kernel: never `auto`. mask: (B, 1, T, C), what a query (dim 2) sees (dim 3): bool for `sdpa`, 0 or −inf to be added
     for `matmul`; None where every token of a row sees the whole row, or where the kernel needs none.
-    segment_kernel: for `varlen` and `flash`, which hold segments apart by themselves, from cu_seqlens and max_seqlen.
+    segment_kernel: for SEGMENT_KERNELS, which hold segments apart by themselves, from cu_seqlens and max_seqlen.
     """
 
     kernel: AttentionKernel
@@ -63,7 +68,7 @@ class Attention:
         kernel = choose_kernel(wanted, device.type, dtype, num_columns <= LONGEST_MATMUL_ROW)
         if window is not None:
             return cls._plan_window(kernel, layout, is_causal, device, dtype, window)
-        if kernel in (AttentionKernel.VARLEN, AttentionKernel.FLASH):
+        if kernel in SEGMENT_KERNELS:
             return cls(kernel, is_causal, None, layout.cu_seqlens, layout.max_seqlen, _segment_kernel(kernel))
         mask = None
         if kernel is AttentionKernel.MATMUL and (is_causal or not layout.is_whole_rows):
@@ -83,7 +88,7 @@ class Attention:
         window: slice,
     ) -> "Attention":
         """For fewer queries than keys. The segment kernels take as many of both, so that SDPA stands in for them."""
-        if kernel in (AttentionKernel.VARLEN, AttentionKernel.FLASH):
+        if kernel in SEGMENT_KERNELS:
             kernel = AttentionKernel.SDPA
             _log_once(f"attention over a cache runs on {kernel}: the segment kernels need as many queries as keys")
         is_last_column = window.stop - window.start == 1 and window.stop == layout.position_ids.shape[1]
@@ -130,7 +135,7 @@ def choose_kernel(wanted: AttentionKernel, device: str, dtype: torch.dtype, is_s
         kernel = AttentionKernel.MATMUL if is_short and dtype is torch.bfloat16 else AttentionKernel.SDPA
         reason = "auto, the fastest on a CPU for this dtype and row length"
     else:
-        obstacles = {fast: _why_not(fast, device, dtype) for fast in (AttentionKernel.FLASH, AttentionKernel.VARLEN)}
+        obstacles = {fast: _why_not(fast, device, dtype) for fast in SEGMENT_KERNELS}
         kernel = next((fast for fast, problem in obstacles.items() if not problem), AttentionKernel.SDPA)
         reason = "; ".join(["auto", *(f"{fast} {problem}" for fast, problem in obstacles.items() if problem)])
     rows = "up to" if is_short else "over"
@@ -140,15 +145,42 @@ def choose_kernel(wanted: AttentionKernel, device: str, dtype: torch.dtype, is_s
 
 def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype) -> str | None:
     """Why the kernel cannot run here, or None."""
-    if kernel not in (AttentionKernel.VARLEN, AttentionKernel.FLASH):
+    if kernel not in SEGMENT_KERNELS:
         return None
-    if kernel is AttentionKernel.FLASH and importlib.util.find_spec("flash_attn") is None:
-        return "needs the flash-attn package (pip install lit-illada[flash-attn])"
+    if kernel in _PACKAGES:
+        package, extra, rival = _PACKAGES[kernel]
+        if not _is_installed(package):
+            return f"needs the {package} package (pip install 'lit-illada[{extra}]')"
+        if _is_installed(rival):
+            return f"needs {package} alone: it shares its folder with {rival} (pip uninstall {rival})"
     if device != "cuda":
         return f"needs a CUDA device and the model is on {device!r}"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"computes in bfloat16 or float16 and the model in {dtype}"
+    if torch.cuda.is_available():
+        has = torch.cuda.get_device_capability()
+        if has < _CAPABILITY[kernel]:
+            needed, seen = (".".join(map(str, version)) for version in (_CAPABILITY[kernel], has))
+            return f"needs a GPU of compute capability {needed} and this one has {seen}"
     return None
+
+
+# package, the extra that brings it, the package that it cannot stand beside: both write into a folder `flash_attn`
+_PACKAGES = {
+    AttentionKernel.FLASH: ("flash-attn", "flash-attn", "flash-attn-4"),
+    AttentionKernel.FLASH4: ("flash-attn-4", "flash-attn-4", "flash-attn"),
+}
+# Ampere, and Hopper: FlashAttention 4 has a forward pass for Ampere, and no backward pass
+_CAPABILITY = {AttentionKernel.VARLEN: (8, 0), AttentionKernel.FLASH: (8, 0), AttentionKernel.FLASH4: (9, 0)}
+
+
+def _is_installed(package: str) -> bool:
+    """By its distribution: the folder `flash_attn` alone does not tell which of the two packages wrote it."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _matmul(q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor, mask: Tensor | None) -> Tensor:
@@ -172,7 +204,12 @@ def _sdpa(q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor, mask: Tensor | None, i
 
 @cache
 def _segment_kernel(kernel: AttentionKernel) -> SegmentKernel:
-    return _flash() if kernel is AttentionKernel.FLASH else _varlen()
+    match kernel:
+        case AttentionKernel.FLASH4:
+            return _flash_4()
+        case AttentionKernel.FLASH:
+            return _flash()
+    return _varlen()
 
 
 def _varlen() -> SegmentKernel:
@@ -197,5 +234,18 @@ def _flash() -> SegmentKernel:
 
     def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, is_causal: bool) -> Tensor:
         return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal=is_causal)
+
+    return attend
+
+
+def _flash_4() -> SegmentKernel:
+    from flash_attn.cute import flash_attn_varlen_func
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, is_causal: bool) -> Tensor:
+        # by name: the betas differ in what stands between `v` and the borders
+        borders = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens}
+        longest = {"max_seqlen_q": max_seqlen, "max_seqlen_k": max_seqlen}
+        out, _ = flash_attn_varlen_func(q, k, v, **borders, **longest, causal=is_causal)
+        return out
 
     return attend

@@ -13,7 +13,8 @@ class AttentionKernel(StrEnum):
     MATMUL = "matmul"  # explicit scores: the fastest in bfloat16 on a CPU while rows are short
     SDPA = "sdpa"  # torch's scaled_dot_product_attention: everywhere
     VARLEN = "varlen"  # torch.nn.attention.varlen: CUDA, half precision
-    FLASH = "flash"  # the flash-attn package: CUDA, half precision
+    FLASH = "flash"  # the flash-attn package, FlashAttention 2: CUDA, half precision
+    FLASH4 = "flash4"  # the flash-attn-4 package: CUDA from Hopper on, half precision
 
 
 @dataclass(frozen=True)

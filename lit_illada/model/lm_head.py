@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lit_illada.batch import TokenScores
+from lit_illada.model.fused_loss import fused_kernel
 
 # Float32 logits of one slice: a CPU is fastest while they stay near its cache (measured), a GPU wants large products.
 CPU_CHUNK_BYTES = 2**23
@@ -23,12 +24,16 @@ def token_scores(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, chunk_
 
     The products run in autocast's dtype where it is on, all else in float32. The logits of more than `chunk_size`
     vocabulary entries (None: what suits the device) are made one slice at a time, and again in the backward pass:
-    beyond the gradients themselves, memory does not grow with M · V.
+    beyond the gradients themselves, memory does not grow with M · V. On CUDA, and with chunk_size None, Liger's kernel
+    takes over where it is installed and right.
     """
     device = hidden_MD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_MD, weight_VD = hidden_MD.to(dtype), weight_VD.to(dtype)
+    if chunk_size is None and (kernel := fused_kernel(hidden_MD, weight_VD)):
+        nll_M, best_M = kernel(hidden_MD, weight_VD, targets_M)
+        return TokenScores(nll_M, best_M == targets_M)
     if chunk_size is None:
         chunk_size = default_chunk_size(len(hidden_MD), hidden_MD.shape[1], device)
     if len(weight_VD) <= chunk_size:

@@ -1,5 +1,6 @@
 """Which optimizer updates which parameter, with how much decay."""
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_illada.choice import choice
 from lit_illada.errors import UserError
+from lit_illada.training.eight_bit import EightBitAdamW
 from lit_illada.training.schedule import SCHEDULES, Schedule
 
 
@@ -48,14 +50,33 @@ class MuonConfig:
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "lie in [0, 1)")
 
 
-OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "muon": MuonConfig}
+@dataclass(frozen=True)
+class AdamW8bitConfig:
+    """AdamW whose moments take a byte a number, in blocks of 256 with a scale each (arXiv 2110.02861, by torchao).
+
+    A quarter of AdamW's state, for models that would not fit a device else. Tensors of less than 4 096 numbers keep
+    float32 moments. One device holds the whole model: states are not cut in pieces.
+    """
+
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_rates(self)
+
+
+OptimizerConfig = AdamWConfig | MuonConfig | AdamW8bitConfig
+OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "muon": MuonConfig, "adamw8bit": AdamW8bitConfig}
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """gradient_clip_norm: the largest global gradient norm of a step; None leaves gradients as they are."""
 
-    optimizer: AdamWConfig | MuonConfig = choice(OPTIMIZERS, "adamw")
+    optimizer: OptimizerConfig = choice(OPTIMIZERS, "adamw")
     schedule: Schedule = choice(SCHEDULES, "cosine")
     gradient_clip_norm: float | None = 1.0
 
@@ -66,8 +87,9 @@ class OptimConfig:
             )
 
 
-def build_optimizer(model: nn.Module, config: AdamWConfig | MuonConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer over the model's parameters, grouped by whether they decay and by what updates them."""
+    check_optimizer(config)
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     match config:
         case AdamWConfig():
@@ -85,6 +107,23 @@ def build_optimizer(model: nn.Module, config: AdamWConfig | MuonConfig) -> torch
                 adjust_lr_fn="match_rms_adamw",
             )
             return JointOptimizer([muon, _adamw(rest, config)])
+        case AdamW8bitConfig():
+            if any(isinstance(p, DTensor) for _, p in parameters):
+                raise UserError(
+                    "optim/optimizer=adamw8bit needs the whole model on every device, and here it is cut in pieces: "
+                    "take optim/optimizer=adamw, whose states are cut with it"
+                )
+            groups = _decay_groups(parameters, config.weight_decay)
+            return EightBitAdamW(groups, config.learning_rate, (config.beta1, config.beta2), config.eps)
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raises UserError where its package is missing."""
+    if isinstance(config, AdamW8bitConfig) and importlib.util.find_spec("torchao") is None:
+        raise UserError(
+            "optim/optimizer=adamw8bit needs the torchao package: pip install 'lit-illada[torchao]', or take "
+            "optim/optimizer=adamw"
+        )
 
 
 class ShardedMuon(torch.optim.Muon):
@@ -166,7 +205,7 @@ def _decay_groups(parameters: list[tuple[str, nn.Parameter]], weight_decay: floa
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
 
 
-def _check_rates(config: AdamWConfig | MuonConfig) -> None:
+def _check_rates(config: OptimizerConfig) -> None:
     _require(0 < config.learning_rate < math.inf, "learning_rate", config.learning_rate, "be above 0")
     _require(0 <= config.weight_decay < math.inf, "weight_decay", config.weight_decay, "be 0 or more")
     _require(0 <= config.beta1 < 1, "beta1", config.beta1, "lie in [0, 1)")

@@ -1,5 +1,6 @@
 import logging
 import sys
+from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -8,7 +9,16 @@ import torch
 
 from lit_illada.batch import Layout
 from lit_illada.errors import UserError
-from lit_illada.model.attention import LONGEST_MATMUL_ROW, Attention, _flash, _varlen, choose_kernel
+from lit_illada.model.attention import (
+    LONGEST_MATMUL_ROW,
+    SEGMENT_KERNELS,
+    Attention,
+    _flash,
+    _flash_4,
+    _varlen,
+    _why_not,
+    choose_kernel,
+)
 from lit_illada.model.config import AttentionKernel
 
 HERE = [AttentionKernel.MATMUL, AttentionKernel.SDPA]
@@ -85,7 +95,7 @@ def test_auto_takes_the_measured_fastest_on_a_cpu():
 def test_auto_takes_a_variable_length_kernel_on_cuda_in_half_precision_only():
     auto = AttentionKernel.AUTO
     chosen = choose_kernel(auto, "cuda", torch.bfloat16, is_short=False)
-    assert chosen in (AttentionKernel.VARLEN, AttentionKernel.FLASH)
+    assert chosen in SEGMENT_KERNELS
     assert choose_kernel(auto, "cuda", torch.float32, is_short=False) is AttentionKernel.SDPA
 
 
@@ -98,7 +108,49 @@ def test_the_log_says_which_kernel_runs_and_why(caplog):
     assert str(LONGEST_MATMUL_ROW) in caplog.text
 
 
-@pytest.mark.parametrize("kernel", [AttentionKernel.VARLEN, AttentionKernel.FLASH])
+def installed(monkeypatch, *packages):
+    def version(package):
+        if package not in packages:
+            raise PackageNotFoundError(package)
+        return "1.0"
+
+    choose_kernel.cache_clear()
+    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("packages", "capability", "fastest"),
+    [
+        ((), (9, 0), "varlen"),
+        ((), (7, 0), "sdpa"),
+        (("flash-attn",), (8, 0), "flash"),
+        (("flash-attn-4",), (9, 0), "flash4"),
+        (("flash-attn-4",), (10, 0), "flash4"),
+        (("flash-attn-4",), (8, 0), "varlen"),
+        (("flash-attn", "flash-attn-4"), (9, 0), "varlen"),
+    ],
+)
+def test_auto_goes_by_the_packages_and_the_gpu_and_says_so(monkeypatch, caplog, packages, capability, fastest):
+    installed(monkeypatch, *packages)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    with caplog.at_level(logging.INFO):
+        assert choose_kernel(AttentionKernel.AUTO, "cuda", torch.bfloat16, is_short=False) == fastest
+    assert f"attention runs on {fastest} (cuda" in caplog.text
+    if capability < (9, 0) and "flash-attn-4" in packages:
+        assert "flash4 needs a GPU of compute capability 9.0 and this one has 8.0" in caplog.text
+    choose_kernel.cache_clear()
+
+
+def test_the_two_flash_packages_in_one_folder_are_refused_with_the_way_out(monkeypatch):
+    installed(monkeypatch, "flash-attn", "flash-attn-4")
+    assert "pip uninstall flash-attn-4" in _why_not(AttentionKernel.FLASH, "cuda", torch.bfloat16)
+    with pytest.raises(UserError, match=r"model.attention is flash4, which needs flash-attn-4 alone.*uninstall"):
+        choose_kernel(AttentionKernel.FLASH4, "cuda", torch.bfloat16, is_short=False)
+    choose_kernel.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", SEGMENT_KERNELS)
 def test_a_kernel_that_cannot_run_here_is_refused_and_not_replaced(kernel, packed):
     with pytest.raises(UserError, match=f"model.attention is {kernel}, which needs .* choose sdpa"):
         Attention.plan(kernel, packed[1], False, CPU, torch.bfloat16)
@@ -120,38 +172,60 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
     return on_flat_tokens(q, k, v, cu_seqlens_q, max_seqlen_q, causal)
 
 
+def flash_attn_4_varlen_func(
+    q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, causal=False
+):
+    assert cu_seqlens_k is not None
+    assert max_seqlen_k == max_seqlen_q
+    return on_flat_tokens(q, k, v, cu_seqlens_q, max_seqlen_q, causal), None
+
+
 def on_flat_tokens(q, k, v, cu_seqlens, max_seqlen, is_causal):
     layout = Layout(torch.zeros(1, len(q)), cu_seqlens, max_seqlen, num_pairs=0)
     return plain_attention(q[None], k[None], v[None], layout, is_causal)[0]
 
 
-@pytest.mark.parametrize("fake", [varlen_of_torch_2_11, varlen_of_torch_2_13, flash_attn_varlen_func])
+@pytest.mark.parametrize(
+    ("module", "name", "fake", "make"),
+    [
+        ("torch.nn.attention.varlen", "varlen_attn", varlen_of_torch_2_11, _varlen),
+        ("torch.nn.attention.varlen", "varlen_attn", varlen_of_torch_2_13, _varlen),
+        ("flash_attn", "flash_attn_varlen_func", flash_attn_varlen_func, _flash),
+        ("flash_attn.cute", "flash_attn_varlen_func", flash_attn_4_varlen_func, _flash_4),
+    ],
+    ids=["torch 2.11", "torch 2.13", "flash-attn 2", "flash-attn 4"],
+)
 @pytest.mark.parametrize("num_key_value_heads", [2, 4])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_cuda_kernels_are_called_as_their_signatures_want(monkeypatch, fake, num_key_value_heads, is_causal, packed):
+def test_cuda_kernels_are_called_as_their_signatures_want(
+    monkeypatch, module, name, fake, make, num_key_value_heads, is_causal, packed
+):
     """Stand-ins with the real signatures, since no such kernel runs on a CPU."""
-    name = "flash_attn" if fake is flash_attn_varlen_func else "torch.nn.attention.varlen"
-    monkeypatch.setitem(sys.modules, name, SimpleNamespace(varlen_attn=fake, flash_attn_varlen_func=fake))
-    attend = _flash() if fake is flash_attn_varlen_func else _varlen()
+    monkeypatch.setitem(sys.modules, module.partition(".")[0], sys.modules.get(module.partition(".")[0], torch))
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: fake}))
     q, k, v = heads(4), heads(num_key_value_heads, seed=1), heads(num_key_value_heads, seed=2)
     layout = packed[1]
-    attention = Attention(AttentionKernel.VARLEN, is_causal, None, layout.cu_seqlens, layout.max_seqlen, attend)
+    attention = Attention(AttentionKernel.VARLEN, is_causal, None, layout.cu_seqlens, layout.max_seqlen, make())
     assert attention.attend(q, k, v).equal(plain_attention(q, k, v, layout, is_causal))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", [AttentionKernel.VARLEN, AttentionKernel.FLASH])
+@pytest.mark.parametrize("kernel", SEGMENT_KERNELS)
 @pytest.mark.parametrize("num_key_value_heads", [2, 4])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_cuda_kernels_equal_sdpa_in_float32(kernel, num_key_value_heads, is_causal, packed):
-    if kernel is AttentionKernel.FLASH:
-        pytest.importorskip("flash_attn")
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_cuda_kernels_equal_sdpa_in_float32(kernel, num_key_value_heads, is_causal, dim, is_packed):
+    """Output and gradients, over documents longer and shorter than a kernel's tile."""
     cuda = torch.device("cuda")
-    layout = packed[1].to(cuda)
+    if problem := _why_not(kernel, "cuda", torch.bfloat16):
+        pytest.skip(f"{kernel} {problem}")
+    lengths = torch.tensor([1, 300, 211, 7, 505, 512]) if is_packed else torch.tensor([512, 512, 512])
+    layout = Layout.from_lengths(lengths, 512).to(cuda)
     results = []
     for chosen, dtype in ((AttentionKernel.SDPA, torch.float32), (kernel, torch.bfloat16)):
         q, k, v = (
-            heads(n, dim=64, seed=seed, dtype=dtype, device=cuda).detach().requires_grad_()
+            heads(n, 3, 512, dim, seed, torch.bfloat16, cuda).detach().to(dtype).requires_grad_()
             for seed, n in enumerate((4, num_key_value_heads, num_key_value_heads))
         )
         out = Attention.plan(chosen, layout, is_causal, cuda, dtype).attend(q, k, v)

@@ -1,22 +1,38 @@
 """Which parameter gets which update."""
 
 import math
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from lit_illada.errors import UserError
-from lit_illada.training.optim import OPTIMIZERS, MuonConfig, OptimConfig, build_optimizer
+from lit_illada.training.optim import (
+    OPTIMIZERS,
+    AdamW8bitConfig,
+    AdamWConfig,
+    MuonConfig,
+    OptimConfig,
+    build_optimizer,
+    check_optimizer,
+)
+
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
+NAMES = [pytest.param(name, marks=needs_torchao) if name == "adamw8bit" else name for name in OPTIMIZERS]
 
 
 class Tiny(nn.Module):
-    def __init__(self):
+    def __init__(self, width=4):
         super().__init__()
         torch.manual_seed(0)
-        self.embed_tokens = nn.Embedding(8, 4)
-        self.layers = nn.ModuleList([nn.Linear(4, 4, bias=False)])
-        self.norm = nn.RMSNorm(4)
+        self.embed_tokens = nn.Embedding(8, width)
+        self.layers = nn.ModuleList([nn.Linear(width, width, bias=False)])
+        self.norm = nn.RMSNorm(width)
 
     def forward(self, ids):
         return self.norm(self.layers[0](self.embed_tokens(ids))).square().sum()
@@ -29,7 +45,7 @@ def train(model, optimizer, steps):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_norms_are_not_decayed_and_every_parameter_is_updated_once(name):
     model = Tiny()
     optimizer = build_optimizer(model, OPTIMIZERS[name]())
@@ -62,7 +78,7 @@ def test_the_joint_optimizer_equals_its_parts_used_alone():
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_saved_optimizer_goes_on_exactly(name):
     config = OPTIMIZERS[name]()
     whole = Tiny()
@@ -82,7 +98,7 @@ def test_a_saved_optimizer_goes_on_exactly(name):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_gradients_a_step_changes_nothing(name):
     model = Tiny()
     optimizer = build_optimizer(model, OPTIMIZERS[name]())
@@ -120,3 +136,71 @@ def test_impossible_momenta_and_clip_norms_are_refused():
     for norm in (0, -1, math.nan):
         with pytest.raises(UserError, match=r"optim\.gradient_clip_norm must be above 0, or null"):
             OptimConfig(gradient_clip_norm=norm)
+
+
+@needs_torchao
+def test_eight_bit_states_train_as_float32_ones_nearly():
+    """The matrix of 64 × 64 has them, the embedding and the norm are too small."""
+    begun, exact, rounded = Tiny(64), Tiny(64), Tiny(64)
+    for model, config in ((exact, AdamWConfig(1e-3)), (rounded, AdamW8bitConfig(1e-3))):
+        train(model, build_optimizer(model, config), 20)
+    first, far, near = (model(torch.arange(8)).item() for model in (begun, exact, rounded))
+    assert far < first
+    assert near == pytest.approx(far, abs=0.1 * (first - far))
+    assert not torch.equal(exact.layers[0].weight, rounded.layers[0].weight)
+
+
+@needs_torchao
+def test_eight_bit_states_are_saved_as_plain_tensors_and_go_on_exactly(tmp_path):
+    whole = Tiny(64)
+    train(whole, build_optimizer(whole, AdamW8bitConfig(1e-2)), 6)
+    first = Tiny(64)
+    optimizer = build_optimizer(first, AdamW8bitConfig(1e-2))
+    train(first, optimizer, 3)
+    torch.save([first.state_dict(), optimizer.state_dict()], tmp_path / "saved")
+    program = "import sys, torch; print(torch.load(sys.argv[1], weights_only=True)[1]['state'][1]['exp_avg'].keys())"
+    read = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "saved"], capture_output=True, text=True, check=True
+    )
+    assert read.stdout == "dict_keys(['codes', 'scale', 'is_signed'])\n"
+    second = Tiny(64)
+    resumed = build_optimizer(second, AdamW8bitConfig(1e-2))
+    weights, states = torch.load(tmp_path / "saved", weights_only=True)
+    second.load_state_dict(weights)
+    resumed.load_state_dict(states)
+    for step in range(3, 6):
+        resumed.zero_grad()
+        second(torch.arange(8).roll(step)).backward()
+        resumed.step()
+    for p, q in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@needs_torchao
+def test_eight_bit_states_follow_a_changed_learning_rate():
+    model = Tiny(64)
+    optimizer = build_optimizer(model, AdamW8bitConfig(1e-2))
+    train(model, optimizer, 1)
+    before = [p.detach().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, 1)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@needs_torchao
+def test_eight_bit_states_are_refused_where_the_model_is_cut_in_pieces(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = fully_shard(Tiny(), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(UserError, match="adamw8bit needs the whole model on every device"):
+            build_optimizer(model, AdamW8bitConfig())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_missing_package_is_told_with_the_command_that_brings_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"adamw8bit needs the torchao package: pip install 'lit-illada\[torchao\]'"):
+        check_optimizer(AdamW8bitConfig())
+    check_optimizer(AdamWConfig())

@@ -239,9 +239,7 @@ def reference(tiny_overrides, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "spread", [pytest.param(name, marks=[] if name in FAST else SLOW) for name in SPREADS]
-)
+@pytest.mark.parametrize("spread", [pytest.param(name, marks=[] if name in FAST else SLOW) for name in SPREADS])
 def test_a_run_is_the_same_however_it_is_spread(spread, reference, tiny_overrides, tmp_path):
     """20 steps: the losses, which noise and weights decide, the gradients' norms, the weights and AdamW's moments.
 

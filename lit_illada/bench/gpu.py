@@ -1,0 +1,217 @@
+"""What does a GPU make of this code? Every attention path against SDPA in float32, training steps up to 8 B parameters,
+the loss, generation.
+
+A dry run takes the same path at tiny sizes on a CPU, so that it is known to work before a GPU is there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_illada.batch import Layout
+from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.resident import peak_bytes
+from lit_illada.bench.step import GPU_GROUPS, measure_groups
+from lit_illada.bench.training_step import Case, documents, fill
+from lit_illada.errors import UserError
+from lit_illada.generation.block import generate
+from lit_illada.generation.caching import DualCache, NoCache
+from lit_illada.generation.config import GenerationConfig
+from lit_illada.model.attention import Attention
+from lit_illada.model.config import AttentionKernel
+from lit_illada.model.fused_loss import fused_kernel
+from lit_illada.model.lm_head import default_chunk_size, token_scores
+from lit_illada.model.transformer import Transformer
+from lit_illada.training.recomputation import Recomputation
+from lit_illada.training.trainer import Precision
+
+# of the norm; bfloat16's own rounding is a few thousandths
+_LARGEST_ERROR = 0.02
+_GOALS = {"1b": 0.5, "illada_8b": 0.45}
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """num_heads to head_dims: attention's. head: selected tokens, hidden width, vocabulary. written: what generates."""
+
+    groups: Sequence[Sequence[Case]]
+    rows: int
+    row_length: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dims: tuple[int, ...]
+    head: tuple[int, int, int]
+    written: Case
+    prompt_length: int
+    max_new_tokens: int
+    repeats: int
+    steps: int
+
+
+_FULL = _Sizes(GPU_GROUPS, 2, 8192, 32, 8, (64, 128), (4096, 4096, 155_136), Case("1b", 8, 2048), 512, 128, 5, 3)
+_DRY = _Sizes(
+    [
+        [Case("pico", 2, 64), Case("pico", 2, 64, AttentionKernel.SDPA, Precision.float32)],
+        [Case("pico", 2, 64, recomputation=Recomputation.selective, optimizer="adamw8bit")],
+        [Case("pico", 1, 64, recomputation=Recomputation.full, optimizer="muon")],
+    ],
+    2, 64, 4, 2, (16,), (32, 16, 500), Case("pico", 2, 64), 8, 8, 1, 1,
+)  # fmt: skip
+
+
+def measure(*, is_dry_run: bool = False, profile: Path | None = None) -> dict[str, Any]:
+    """Raises UserError without a GPU, unless it is a dry run. The goals: 50 % MFU for 1 B, 45 % for 8 B, at 8 192."""
+    if not is_dry_run and not torch.cuda.is_available():
+        raise UserError(
+            "the benchmark 'gpu' needs a CUDA device, and torch sees none here; --dry-run takes the same path at tiny "
+            "sizes on the CPU"
+        )
+    device, sizes = (torch.device("cpu"), _DRY) if is_dry_run else (torch.device("cuda"), _FULL)
+    return {
+        "attention": attention(sizes, device),
+        "step": measure_groups(sizes.groups, device, repeats=sizes.repeats, steps=sizes.steps, profile=profile),
+        "head": head(sizes, device),
+        "generation": generation(sizes, device),
+        "mfu_goals": dict(_GOALS),
+    }
+
+
+def attention(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
+    """By kernel, head width, direction and layout: the largest relative error of output and gradients, and its speed.
+
+    The reference is SDPA with a dense mask in float32 on the same bfloat16 numbers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths = [length for _ in range(sizes.rows) for length in documents(sizes.row_length, generator)]
+    layouts = {
+        "packed": Layout.from_lengths(torch.tensor(lengths), sizes.row_length).to(device),
+        "whole rows": Layout.whole_rows(sizes.rows, sizes.row_length, device),
+    }
+    figures: dict[str, Any] = {}
+    for head_dim in sizes.head_dims:
+        heads = (sizes.num_heads, sizes.num_key_value_heads, sizes.num_key_value_heads)
+        inputs = [
+            torch.randn(sizes.rows, sizes.row_length, n, head_dim, generator=generator).to(device, torch.bfloat16)
+            for n in heads
+        ]
+        for kind, layout in layouts.items():
+            for is_causal in (False, True):
+                told = f"{head_dim} {kind}{' causal' if is_causal else ''}"
+                figures[told] = _kernels(inputs, layout, is_causal, sizes.repeats)
+    return figures
+
+
+def _kernels(inputs: Sequence[Tensor], layout: Layout, is_causal: bool, repeats: int) -> dict[str, Any]:
+    device = inputs[0].device
+    exact = _outcome(inputs, AttentionKernel.SDPA, layout, is_causal, torch.float32)
+    figures: dict[str, Any] = {}
+    runs: dict[str, Callable[[], object]] = {}
+    for kernel in AttentionKernel:
+        if kernel is AttentionKernel.AUTO or (kernel is AttentionKernel.MATMUL and device.type == "cuda"):
+            continue
+        try:
+            got = _outcome(inputs, kernel, layout, is_causal, torch.bfloat16)
+        except UserError as error:
+            figures[kernel.value] = {"did_not_run": str(error)}
+            continue
+        error_of = [float((one.float() - other).norm() / other.norm()) for one, other in zip(got, exact, strict=True)]
+        figures[kernel.value] = {"largest_error": max(error_of), "is_right": max(error_of) < _LARGEST_ERROR}
+        runs[kernel.value] = lambda kernel=kernel: _outcome(inputs, kernel, layout, is_causal, torch.bfloat16)  # type: ignore[misc]
+    rounds = [{name: seconds(_waited(run, device)) for name, run in runs.items()} for _ in range(repeats)]
+    for name in runs:
+        figures[name]["forward_backward_ms"] = figure([one[name] * 1e3 for one in rounds])
+    return figures
+
+
+def _outcome(
+    inputs: Sequence[Tensor], kernel: AttentionKernel, layout: Layout, is_causal: bool, dtype: torch.dtype
+) -> list[Tensor]:
+    """Output and the gradients of queries, keys and values."""
+    q, k, v = (tensor.detach().to(dtype).requires_grad_() for tensor in inputs)
+    out = Attention.plan(kernel, layout, is_causal, q.device, dtype).attend(q, k, v)
+    # not the sum, whose gradient for the queries and keys is nothing but rounding
+    out.float().square().sum().backward()
+    return [tensor.detach().float() for tensor in (out, q.grad, k.grad, v.grad) if tensor is not None]
+
+
+def head(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
+    """The LM head and cross-entropy, forward and backward: our slices against Liger's kernel, time and memory."""
+    M, D, V = sizes.head
+    hidden, weight = (
+        torch.randn(rows, D, dtype=torch.bfloat16, device=device).mul_(D**-0.25).requires_grad_() for rows in (M, V)
+    )
+    targets = torch.randint(V, (M,), device=device)
+    chunk_size = default_chunk_size(M, D, device.type)
+    ways: dict[str, Callable[[], Tensor]] = {"chunked": lambda: token_scores(hidden, weight, targets, chunk_size).nll}
+    figures: dict[str, Any] = {"chunked": {}}
+    if (kernel := fused_kernel(hidden, weight)) is not None:
+        ways["liger"] = lambda: kernel(hidden, weight, targets)[0]
+        figures["liger"] = {}
+    else:
+        figures["liger"] = {"did_not_run": "Liger's kernel is not installed, not on CUDA, or was found wrong"}
+
+    def run(way: Callable[[], Tensor]) -> Callable[[], None]:
+        return _waited(lambda: torch.autograd.grad(way().sum(), (hidden, weight)), device)
+
+    for name, way in ways.items():
+        if (peak := peak_bytes(device, run(way))) is not None:
+            figures[name]["peak_gb"] = peak / 1e9
+    rounds = [{name: seconds(run(way)) for name, way in ways.items()} for _ in range(sizes.repeats)]
+    for name in ways:
+        figures[name]["forward_backward_ms"] = figure([one[name] * 1e3 for one in rounds])
+    return figures
+
+
+def generation(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
+    """Tokens a second of a batch, a token of every row a step, without a cache and with the double one.
+
+    The weights are random: what is written means nothing, and takes as long.
+    """
+    config = sizes.written.config()
+    with torch.device(device):
+        model = Transformer(config)
+    fill(model)
+    model.eval()
+    mask_token_id = config.known_vocab_size - 1
+    generator = torch.Generator().manual_seed(0)
+    prompts = [
+        torch.randint(mask_token_id, (sizes.prompt_length,), generator=generator).to(device)
+        for _ in range(sizes.written.num_rows)
+    ]
+    new = sizes.max_new_tokens
+    plain = GenerationConfig(max_new_tokens=new, block_length=min(32, new), num_steps=min(32, new), cache=NoCache())
+    ways = {"without_cache": plain, "double_cache": replace(plain, cache=DualCache())}
+
+    def write(way: GenerationConfig) -> Callable[[], object]:
+        def run() -> None:
+            with torch.autocast(device.type, torch.bfloat16):
+                generate(
+                    model,
+                    prompts,
+                    way,
+                    mask_token_id=mask_token_id,
+                    stop_token_ids=[],
+                    max_position_embeddings=config.max_position_embeddings,
+                )
+
+        return _waited(run, device)
+
+    for way in ways.values():
+        write(way)()
+    rounds = [{name: seconds(write(way)) for name, way in ways.items()} for _ in range(sizes.repeats)]
+    num_tokens = len(prompts) * new
+    rates = {f"{name}_tokens_per_s": figure([num_tokens / one[name] for one in rounds]) for name in ways}
+    return {**rates, "ratio": figure([one["without_cache"] / one["double_cache"] for one in rounds])}
+
+
+def _waited(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    def whole() -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return whole

@@ -1,0 +1,104 @@
+"""How much faster is our step than the same model written plainly? The demo's model, batches, objective and optimizer.
+
+Plain means: logits of every token, a dense attention mask, one straightforward operation after the other, bfloat16 by
+autocast where the demo runs so.
+"""
+
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_illada import build
+from lit_illada.batch import Layout, TokenBatch, TokenScores
+from lit_illada.bench.figure import Figure, figure, seconds
+from lit_illada.bench.training_step import TrainingStep
+from lit_illada.config import PretrainConfig, load
+from lit_illada.data.prepare import prepare
+from lit_illada.model.attention import visible_tokens
+from lit_illada.model.transformer import Transformer
+from lit_illada.training.optim import build_optimizer
+
+
+def measure(repeats: int = 7, steps: int = 4) -> dict[str, Figure]:
+    """Tokens a second of either, and the ratio of each of `repeats` alternations. The goal: at least 1.3."""
+    with TemporaryDirectory() as scratch:
+        config = load("pretrain", ["experiment=demo", f"data.dir={Path(scratch) / 'stdlib'}"])
+        prepare(config.data)
+        ours, plain, batches = both(config, steps)
+    num_tokens = sum(batch.input_ids.numel() for batch in batches)
+
+    def rate(step: TrainingStep) -> float:
+        return num_tokens / seconds(lambda: [step(batch) for batch in batches])
+
+    for step in (ours, plain):
+        rate(step)
+    pairs = [(rate(ours), rate(plain)) for _ in range(repeats)]
+    return {
+        "ours_tokens_per_s": figure([rate for rate, _ in pairs]),
+        "plain_tokens_per_s": figure([rate for _, rate in pairs]),
+        "ratio": figure([first / second for first, second in pairs]),
+    }
+
+
+def both(config: PretrainConfig, num_batches: int) -> tuple[TrainingStep, TrainingStep, list[TokenBatch]]:
+    """Our step and the plain one from the same weights, and the run's first batches."""
+    datamodule = build.build_datamodule(config)
+    config = build.resolve(config, datamodule.tokenizer)
+    accelerator, precision = config.trainer.hardware()
+    made = []
+    for is_plain in (False, True):
+        transformer = build.build_model(config.model, config.seed)
+        model = PlainTransformer(transformer) if is_plain else transformer
+        model = model.to(accelerator.device)
+        objective = build.build_objective(
+            config.objective, datamodule.tokenizer, config.seed, config.trainer.batch_rows
+        ).to(accelerator.device)  # type: ignore[attr-defined]
+        optimizer = build_optimizer(model, config.optim.optimizer)
+        made.append(TrainingStep(model, config.model, objective, optimizer, precision, accelerator.device))
+    return made[0], made[1], list(islice(datamodule.train_dataloader(), num_batches))
+
+
+class PlainTransformer(nn.Module):
+    """The same model as one would write it: logits of every token, a dense mask, one straightforward operation after
+    the other. Its parameters have our names, so that weights and optimizer groups carry over.
+    """
+
+    def __init__(self, like: Transformer) -> None:
+        super().__init__()
+        self.config = like.config
+        # a module that holds the same modules: only what is done with them differs
+        self.model, self.lm_head = like.model, like.lm_head
+
+    def forward(self, input_ids: Tensor, layout: Layout, select: Tensor, targets: Tensor) -> TokenScores:
+        config, backbone = self.config, self.model
+        x = backbone.embed_tokens(input_ids)
+        mask = visible_tokens(layout, config.is_causal)
+        half = torch.arange(0, config.head_dim, 2, device=x.device).float() / config.head_dim
+        angles = layout.position_ids[:, None, :, None].float() * config.rope_theta**-half
+        cos, sin = (torch.cat([table, table], -1) for table in (angles.cos(), angles.sin()))
+        for layer in backbone.layers:
+            x = x + self._attention(layer.self_attn, layer.input_layernorm(x), mask, cos, sin)  # type: ignore[arg-type, operator]
+            x = x + layer.mlp(layer.post_attention_layernorm(x))  # type: ignore[operator]
+        head = backbone.embed_tokens if self.lm_head is None else self.lm_head
+        logits = F.linear(backbone.norm(x), head.weight).float()
+        wanted = torch.zeros_like(input_ids).masked_scatter(select, targets)
+        nll = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+        is_correct = logits.detach().argmax(-1) == wanted
+        return TokenScores(nll[select], is_correct[select])
+
+    def _attention(self, attention: Any, x: Tensor, mask: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        q, k, v = (project(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2) for project in projections)
+        q, k = ((heads * cos + _half_turned(heads) * sin).to(v.dtype) for heads in (q, k))
+        out = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=q.shape[1] != k.shape[1])
+        return attention.o_proj(out.transpose(1, 2).flatten(-2))
+
+
+def _half_turned(heads: Tensor) -> Tensor:
+    first, second = heads.chunk(2, -1)
+    return torch.cat([-second, first], -1)

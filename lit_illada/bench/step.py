@@ -1,0 +1,145 @@
+"""How fast is a training step? Tokens a second, share of the GEMM peak, memory: by size, row length, attention,
+precision and compilation.
+
+Random tokens in packed documents; the peak is what square matrix products reach beside the steps, in the same run.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.profile import profile_step
+from lit_illada.bench.resident import peak_bytes
+from lit_illada.bench.training_step import Case, TrainingStep, batches
+from lit_illada.errors import UserError
+from lit_illada.model.config import AttentionKernel
+from lit_illada.training.recomputation import Recomputation
+from lit_illada.training.throughput import matmul_flops_per_s
+from lit_illada.training.trainer import Precision
+
+# Cases of a group alternate, and are told as times of the group's first; so they must fit the device together.
+CPU_GROUPS = [
+    [
+        Case("nano", 16, 256),
+        Case("nano", 16, 256, optimizer="muon"),
+        Case("nano", 16, 256, AttentionKernel.SDPA),
+        Case("nano", 16, 256, precision=Precision.float32),
+        Case("nano", 16, 256, is_compiled=True),
+    ],
+    [Case("nano", 4, 1024), Case("nano", 4, 1024, AttentionKernel.MATMUL)],
+    [Case("pico", 32, 128), Case("pico", 32, 128, precision=Precision.float32)],
+]
+GPU_GROUPS = [
+    [
+        Case("100m", 4, 8192, is_compiled=True),
+        Case("100m", 4, 8192),
+        Case("100m", 4, 8192, AttentionKernel.SDPA, is_compiled=True),
+        Case("100m", 4, 8192, precision=Precision.float32),
+    ],
+    [Case("100m", 16, 2048, is_compiled=True)],
+    [Case("1b", 4, 8192, is_compiled=True)],
+    [Case("1b", 4, 8192)],
+    [Case("illada_8b", 1, 8192, is_compiled=True, recomputation=Recomputation.selective, optimizer="adamw8bit")],
+    [Case("illada_8b", 2, 8192, is_compiled=True, recomputation=Recomputation.full, optimizer="adamw8bit")],
+]
+
+
+def measure(profile: Path | None = None) -> dict[str, Any]:
+    """The cases for this machine. profile: a folder for the first case's trace and tables."""
+    if torch.cuda.is_available():
+        return measure_groups(GPU_GROUPS, torch.device("cuda"), profile=profile)
+    return measure_groups(CPU_GROUPS, torch.device("cpu"), profile=profile)
+
+
+def measure_groups(
+    groups: Sequence[Sequence[Case]],
+    device: torch.device,
+    *,
+    repeats: int = 5,
+    steps: int = 3,
+    profile: Path | None = None,
+) -> dict[str, Any]:
+    """By case. What cannot run here (a kernel, too little memory) is told as such, and the rest goes on."""
+    figures: dict[str, Any] = {}
+    for index, group in enumerate(groups):
+        figures |= _measure_group(group, device, repeats, steps, profile if index == 0 else None)
+        gc.collect()
+        if device.type == "cuda":
+            torch.compiler.reset()
+            torch.cuda.empty_cache()
+    return figures
+
+
+def _measure_group(
+    group: Sequence[Case], device: torch.device, repeats: int, steps: int, profile: Path | None
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {case.name: {} for case in group}
+    runners: dict[str, _Runner] = {}
+    for case in group:
+        try:
+            runners[case.name] = runner = _Runner(case, device, steps)
+            if (peak := runner.peak_bytes()) is not None:
+                figures[case.name]["peak_gb"] = peak / 1e9
+        except (UserError, torch.cuda.OutOfMemoryError) as error:
+            runners.pop(case.name, None)
+            figures[case.name] = {"did_not_run": " ".join(str(error).split())[:200]}
+    if profile is not None and runners:
+        name, runner = next(iter(runners.items()))
+        figures[name]["seconds_by_part"] = profile_step(runner.step, runner.batches[0], profile, name.replace(" ", "_"))
+    rounds = [{name: runner.rates() for name, runner in runners.items()} for _ in range(repeats)]
+    first = next(iter(runners), "")
+    for name in runners:
+        for kind in rounds[0][name]:
+            figures[name][kind] = figure([measured[name][kind] for measured in rounds])
+        if name != first:
+            speed = "tokens_per_s"
+            figures[name][f"times {first}"] = figure([one[name][speed] / one[first][speed] for one in rounds])
+    return figures
+
+
+class _Runner:
+    """One case, built, with the batches that all its timings take."""
+
+    def __init__(self, case: Case, device: torch.device, steps: int) -> None:
+        self.case, self.device = case, device
+        self.batches = list(islice(batches(case, case.config().known_vocab_size), steps))
+
+    def peak_bytes(self) -> int | None:
+        """Of building it and of a first round, after which every state is there and everything compiled."""
+
+        def first_round() -> None:
+            self.step = TrainingStep.of(self.case, self.device)
+            for batch in self.batches:
+                self.step(batch)
+
+        return peak_bytes(self.device, first_round)
+
+    def rates(self) -> dict[str, float]:
+        """The peak is measured anew beside every timing: on a shared machine it changes as the step's speed does."""
+        self.flops = 0
+        elapsed_s = seconds(self._waited(self._steps))
+        peak = matmul_flops_per_s(self.device, self.case.precision.dtype)
+        num_tokens = sum(batch.input_ids.numel() for batch in self.batches)
+        return {
+            "tokens_per_s": num_tokens / elapsed_s,
+            "mfu": self.flops / elapsed_s / peak,
+            "gemm_peak_tflops": peak / 1e12,
+        }
+
+    def _steps(self) -> None:
+        for batch in self.batches:
+            self.step(batch)
+            self.flops += self.step.flops(batch)
+
+    def _waited(self, work: Callable[[], None]) -> Callable[[], None]:
+        def whole() -> None:
+            work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        return whole

@@ -1,0 +1,82 @@
+"""The benchmark of the training step: its figures, its batches, its profile."""
+
+import json
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from lit_illada.bench.profile import parts_of, parts_recorded, seconds_by_part
+from lit_illada.bench.resident import peak_bytes
+from lit_illada.bench.step import measure_groups
+from lit_illada.bench.training_step import Case, TrainingStep, batches
+from lit_illada.model.config import AttentionKernel
+from lit_illada.training.recomputation import Recomputation
+from lit_illada.training.trainer import Precision
+
+CPU = torch.device("cpu")
+TINY = Case("pico", 2, 64, precision=Precision.float32)
+
+
+def test_every_figure_is_there_and_what_cannot_run_is_told(tmp_path):
+    recomputed = Case("pico", 2, 64, precision=Precision.float32, recomputation=Recomputation.full)
+    impossible = Case("pico", 2, 64, AttentionKernel.VARLEN)
+    figures = measure_groups([[TINY, recomputed, impossible]], CPU, repeats=2, steps=2, profile=tmp_path)
+    assert "needs a CUDA device" in figures[impossible.name]["did_not_run"]
+    for case in (TINY, recomputed):
+        told = figures[case.name]
+        assert told["tokens_per_s"]["min"] > 0
+        assert 0 < told["mfu"]["median"] < 1
+        assert told["gemm_peak_tflops"]["median"] > 0
+    assert figures[recomputed.name][f"times {TINY.name}"]["min"] > 0
+    trace = json.loads((tmp_path / f"{TINY.name.replace(' ', '_')}.json").read_text())
+    assert {"attention", "mlp", "optimizer"} <= {event.get("name") for event in trace["traceEvents"]}
+    table = (tmp_path / f"{TINY.name.replace(' ', '_')}.txt").read_text()
+    assert "head and cross-entropy" in table
+    assert "aten::mm" in table
+
+
+def test_every_matrix_product_of_a_step_is_ascribed_to_its_part_forward_and_backward():
+    step = TrainingStep.of(TINY, CPU)
+    batch = next(batches(TINY, 4096))
+    with parts_recorded(step.model), profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        step(batch)
+    events = list(profiler.events())
+    layers = step.config.num_hidden_layers
+    linear = [part for event, part in zip(events, parts_of(events), strict=True) if event.name == "aten::mm"]
+    # a linear layer is one product forward and two backward; the head's are of its slices, here one
+    assert linear.count("attention") == 3 * 4 * layers
+    assert linear.count("mlp") == 3 * 3 * layers
+    assert linear.count("head and cross-entropy") == 3
+    assert set(linear) == {"attention", "mlp", "head and cross-entropy"}
+    assert sum(seconds_by_part(events).values()) == pytest.approx(sum(e.self_cpu_time_total for e in events) * 1e-6)
+
+
+def test_recording_parts_leaves_no_hook_behind():
+    step = TrainingStep.of(TINY, CPU)
+    with parts_recorded(step.model):
+        assert step.model._forward_hooks
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in step.model.modules())
+
+
+def test_batches_are_packed_rows_and_the_same_every_time():
+    first, again = (next(batches(Case("nano", 3, 512), 4096)) for _ in range(2))
+    assert first.input_ids.shape == (3, 512)
+    assert int(first.layout.cu_seqlens[-1]) == 3 * 512
+    assert not first.layout.is_whole_rows
+    assert torch.equal(first.input_ids, again.input_ids)
+    assert torch.equal(first.layout.cu_seqlens, again.layout.cu_seqlens)
+
+
+def test_the_peak_of_memory_is_what_the_work_held_at_most():
+    held = peak_bytes(CPU, lambda: torch.zeros(2**24).add_(1).sum())
+    if held is None:
+        pytest.skip("this kernel does not count")
+    assert held == pytest.approx(4 * 2**24, rel=0.2)
+
+
+def test_a_step_trains():
+    step = TrainingStep.of(TINY, CPU)
+    batch = next(batches(TINY, 4096))
+    losses = [step(batch).item() for _ in range(4)]
+    assert losses[-1] < losses[0]
