@@ -44,8 +44,9 @@ from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, Score
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.scoring.wording import Chat
-from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, TimeLimit
+from lit_illada.training.callbacks import GracefulStop, ProgressBar, TextSamples, TimeLimit
 from lit_illada.training.checkpoint import Checkpoints
+from lit_illada.training.divergence import DivergenceGuard
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.progress import ProgressFile
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
@@ -171,7 +172,9 @@ def build_trainer(
         throughput,
         ProgressBar(throughput, console),
         _texts(config, folder, module, datamodule),
-        NonFiniteGuard(options.max_nonfinite_steps, checkpoints),
+        DivergenceGuard(
+            options.on_divergence, options.spikes, options.max_nonfinite_steps, checkpoints, len(folder.read_rollbacks())
+        ),
         stop,
         *([] if time_limit is None else [time_limit]),
         checkpoints,

@@ -1,14 +1,18 @@
 """A training run on screen and on disk: its folder, its course, its summary. Pretraining and fine-tuning share it."""
 
+import dataclasses
+import gc
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -20,12 +24,15 @@ from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint, remove_after, step_of
+from lit_illada.training.divergence import Diverged
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.tensorboard import begin_board
 from lit_illada.training.throughput import Throughput
 from lit_illada.tree import dump, to_tree
 
+log = logging.getLogger(__name__)
+T = TypeVar("T", PretrainConfig, SFTConfig)
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
 _EXACT = "val/exact_match_"
 
@@ -39,12 +46,33 @@ def fit(
 ) -> None:
     """Train to the end of the config's steps, from the run's checkpoint if there is one, and report.
 
-    Exits with 128 + its number when a signal ended the run early.
+    A run that diverges and is to roll back goes on from an earlier checkpoint. Exits with 128 + its number when a
+    signal ended the run early.
     """
+    while True:
+        try:
+            return _fit(config, folder, datamodule, checkpoint, console)
+        except Diverged as divergence:
+            config = _roll_back(config, folder, datamodule, divergence)
+            checkpoint = divergence.checkpoint
+        # what Lightning ties in cycles, the weights and moments of the fit that ended, must go before the next begins
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _fit(
+    config: PretrainConfig | SFTConfig,
+    folder: RunFolder,
+    datamodule: RowDataModule,
+    checkpoint: Path | None,
+    console: Console,
+) -> None:
     started_at = time.perf_counter()
     if checkpoint is None:
         _record(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
     module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
     trainer, stop, time_limit = build.build_trainer(config, folder, module, datamodule, console)
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
@@ -65,6 +93,44 @@ def fit(
         _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
     if not is_finished and stop.signal is not None:
         raise SystemExit(128 + stop.signal)
+
+
+def _roll_back(config: T, folder: RunFolder, datamodule: RowDataModule, divergence: Diverged) -> T:
+    """The config to go on with: the learning rate lowered. Takes the diverged checkpoints out of the way.
+
+    A kill before the config is written leaves a run that diverges again and is rolled back again.
+    """
+    step, response = step_of(divergence.checkpoint), divergence.response
+    optimizer = config.optim.optimizer
+    learning_rate = optimizer.learning_rate * response.learning_rate_factor
+    optim = dataclasses.replace(config.optim, optimizer=dataclasses.replace(optimizer, learning_rate=learning_rate))
+    rows = [datamodule.row_at(at * config.trainer.batch_rows) for at in (step, divergence.step)]
+    lowered = dataclasses.replace(config, optim=optim)
+    log.warning(
+        "%s: going back to %s and on with optim.optimizer.learning_rate=%g instead of %g%s",
+        divergence.reason,
+        divergence.checkpoint,
+        learning_rate,
+        optimizer.learning_rate,
+        f", without rows {rows[0]} to {rows[1] - 1}" if response.skip_rows else "",
+    )
+    if _is_rank_zero():
+        removed = remove_after(folder.checkpoints, step)
+        folder.write_config(dump(lowered))
+        folder.add_rollback(
+            {
+                "at": datetime.now().isoformat(timespec="seconds"),
+                "reason": divergence.reason,
+                "from_step": divergence.step,
+                "to_step": step,
+                "learning_rate": [optimizer.learning_rate, learning_rate],
+                "removed": [path.name for path in removed],
+                "skipped_rows": rows if response.skip_rows else None,
+            }
+        )
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # every rank reads what rank 0 has written
+    return lowered
 
 
 def _record(config: RunConfig, folder: RunFolder, datamodule: RowDataModule) -> None:

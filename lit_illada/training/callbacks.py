@@ -1,7 +1,6 @@
 """What happens beside training? Samples, progress on screen, and stopping well."""
 
 import logging
-import math
 import signal
 import time
 from collections.abc import Callable
@@ -14,50 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lit_illada.errors import UserError
 from lit_illada.training.checkpoint import Checkpoints
-from lit_illada.training.metrics import publish
 from lit_illada.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteGuard(Callback):
-    """Tells of every step skipped for a non-finite gradient; stops the run, saved, after `limit` in a row."""
-
-    def __init__(self, limit: int, checkpoints: Checkpoints) -> None:
-        self._limit = limit
-        self._checkpoints = checkpoints
-        self._skipped = 0
-        self._in_a_row = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self._skipped, "in_a_row": self._in_a_row}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._skipped, self._in_a_row = state_dict["skipped"], 0
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._step_before = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == self._step_before:
-            return
-        norm = float(pl_module.gradient_norm)  # type: ignore[arg-type]
-        if math.isfinite(norm):
-            self._in_a_row = 0
-            return
-        self._skipped += 1
-        self._in_a_row += 1
-        log.warning("step %d: the gradient norm is %s; the step is skipped", trainer.global_step, norm)
-        publish(pl_module, {"train/skipped_steps": float(self._skipped)})
-        if self._in_a_row >= self._limit:
-            self._checkpoints.save_now(trainer)
-            raise UserError(
-                f"{self._in_a_row} steps in a row had a non-finite gradient, up to step {trainer.global_step}; the "
-                f"weights before them are saved in {self._checkpoints.dirpath}: resume with a lower "
-                "optim.optimizer.learning_rate"
-            )
 
 
 class GracefulStop(Callback):

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
+from lit_illada.choice import choice
 from lit_illada.errors import UserError
 from lit_illada.training.checkpoint import AtomicCheckpointIO
+from lit_illada.training.divergence import ON_DIVERGENCE, Rollback, SpikeConfig, Stop
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class TrainerConfig:
     batch_rows: rows of an optimizer step, over all devices. micro_batch_rows: rows a device takes at once; what is
     left of batch_rows is accumulated. Intervals are in optimizer steps. max_time_s: seconds of training, without its
     validations, after which the run is finished wherever it is; the learning rate goes by max_steps all the same, so
-    that a decay may not have come to its end.
+    that a decay may not have come to its end. on_divergence: what is done after max_nonfinite_steps in a row, or a loss
+    spike that does not end; spikes: what a loss spike is.
     """
 
     accelerator: Accelerator = Accelerator.auto
@@ -86,6 +89,8 @@ class TrainerConfig:
     checkpoint_every_steps: int = 100
     keep_checkpoints: int = 2
     max_nonfinite_steps: int = 5
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
+    on_divergence: Stop | Rollback = choice(ON_DIVERGENCE, "stop")
 
     def __post_init__(self) -> None:
         positive = [
@@ -111,6 +116,11 @@ class TrainerConfig:
             raise UserError(f"trainer.ema_decay must lie in (0, 1), or be null for none; got {self.ema_decay}")
         if self.max_time_s is not None and not self.max_time_s > 0:
             raise UserError(f"trainer.max_time_s must be above 0, or null for no limit; got {self.max_time_s}")
+        if isinstance(self.on_divergence, Rollback) and self.keep_checkpoints < 2:
+            raise UserError(
+                "trainer.on_divergence=rollback needs trainer.keep_checkpoints of 2 or more: the newest one may be of "
+                f"after the divergence began; got {self.keep_checkpoints}"
+            )
         at_once = self.micro_batch_rows * self.world_size
         if self.batch_rows % at_once:
             raise UserError(
