@@ -44,7 +44,7 @@ from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, Score
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.scoring.wording import Chat
-from lit_illada.training.callbacks import GracefulStop, ProgressBar, TextSamples, TimeLimit
+from lit_illada.training.callbacks import GracefulStop, ProgressBar, SkippedShards, TextSamples, TimeLimit
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.divergence import DivergenceGuard
 from lit_illada.training.module import PretrainModule
@@ -180,6 +180,8 @@ def build_trainer(
         checkpoints,
         ProgressFile(folder.progress, throughput),
     ]
+    if isinstance(datamodule, PackedDataModule) and (is_bad := datamodule.is_bad_shard) is not None:
+        callbacks.append(SkippedShards(is_bad, options.log_every_steps))
     if options.ema_decay is not None:
         # last, so that what looks at the model after a validation sees the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -27,12 +27,12 @@ from lit_illada.run_folder import RunFolder
 from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint, remove_after, step_of
 from lit_illada.training.divergence import Diverged
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.ranks import RankWatch
 from lit_illada.training.tensorboard import begin_board
 from lit_illada.training.throughput import Throughput
 from lit_illada.tree import dump, to_tree
 
 log = logging.getLogger(__name__)
-T = TypeVar("T", PretrainConfig, SFTConfig)
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
 _EXACT = "val/exact_match_"
 
@@ -49,16 +49,17 @@ def fit(
     A run that diverges and is to roll back goes on from an earlier checkpoint. Exits with 128 + its number when a
     signal ended the run early.
     """
-    while True:
-        try:
-            return _fit(config, folder, datamodule, checkpoint, console)
-        except Diverged as divergence:
-            config = _roll_back(config, folder, datamodule, divergence)
-            checkpoint = divergence.checkpoint
-        # what Lightning ties in cycles, the weights and moments of the fit that ended, must go before the next begins
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+    with RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
+        while True:
+            try:
+                return _fit(config, folder, datamodule, checkpoint, console, watch)
+            except Diverged as divergence:
+                config = _roll_back(config, folder, datamodule, divergence)
+                checkpoint = divergence.checkpoint
+            except (MemoryError, RuntimeError) as error:
+                if _is_out_of_memory(error):
+                    raise UserError(_out_of_memory(config, error)) from error
+                raise
 
 
 def _fit(
@@ -67,6 +68,7 @@ def _fit(
     datamodule: RowDataModule,
     checkpoint: Path | None,
     console: Console,
+    watch: RankWatch,
 ) -> None:
     started_at = time.perf_counter()
     if checkpoint is None:
@@ -75,6 +77,7 @@ def _fit(
     datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
     module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
     trainer, stop, time_limit = build.build_trainer(config, folder, module, datamodule, console)
+    trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
     if checkpoint is None:
         if trainer.is_global_zero:
@@ -84,7 +87,11 @@ def _fit(
     if checkpoint is not None:
         # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
         trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except Diverged:
+        _release(trainer, module)
+        raise
     is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
     if is_finished and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=datamodule, verbose=False)
@@ -95,7 +102,36 @@ def _fit(
         raise SystemExit(128 + stop.signal)
 
 
-def _roll_back(config: T, folder: RunFolder, datamodule: RowDataModule, divergence: Diverged) -> T:
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's CPU allocator has no exception of its own
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(config: PretrainConfig | SFTConfig, error: BaseException) -> str:
+    device = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+    command = "sft" if isinstance(config, SFTConfig) else "pretrain"
+    detail = " ".join(str(error).split())[:160]
+    return (
+        f"out of memory on {device} ({detail}): lower trainer.micro_batch_rows (now {config.trainer.micro_batch_rows}; "
+        f"trainer.batch_rows and the results stay as they are), or the model; `lit-illada estimate {command}` tells what "
+        "a step needs"
+    )
+
+
+def _release(trainer: pl.Trainer, module: PretrainModule) -> None:
+    """Let go of weights and moments, whoever still refers to them: the next fit needs the room."""
+    for optimizer in trainer.optimizers:
+        optimizer.state.clear()
+        optimizer.zero_grad(set_to_none=True)
+    module.to_empty(device=torch.device("meta"))
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _roll_back(
+    config: PretrainConfig | SFTConfig, folder: RunFolder, datamodule: RowDataModule, divergence: Diverged
+) -> PretrainConfig | SFTConfig:
     """The config to go on with: the learning rate lowered. Takes the diverged checkpoints out of the way.
 
     A kill before the config is written leaves a run that diverges again and is rolled back again.

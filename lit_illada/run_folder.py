@@ -18,7 +18,7 @@ from lit_illada.files import write_atomically
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, rollbacks.jsonl, tokenizer/,
+    """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, rollbacks.jsonl, ranks/, tokenizer/,
     checkpoints/, and TensorBoard's events.
     """
 
@@ -55,6 +55,10 @@ class RunFolder:
     @property
     def labels(self) -> Path:
         return self.path / "labels.json"
+
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
 
     @property
     def rollbacks(self) -> Path:

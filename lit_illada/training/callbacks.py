@@ -8,12 +8,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from lit_illada.training.checkpoint import Checkpoints
+from lit_illada.training.metrics import publish
 from lit_illada.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
@@ -91,6 +94,24 @@ class TimeLimit(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
+
+
+class SkippedShards(Callback):
+    """data/skipped_shards: how many training shards were found bad and skipped, by any rank or loader."""
+
+    def __init__(self, is_bad: Tensor, every_steps: int) -> None:
+        self._is_bad = is_bad
+        self._every_steps = every_steps
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step_before or trainer.global_step % self._every_steps:
+            return
+        seen = self._is_bad.to(pl_module.device, torch.int32)
+        on_any_rank: Tensor = trainer.strategy.reduce(seen, reduce_op="sum")  # type: ignore[assignment]
+        publish(pl_module, {"data/skipped_shards": float((on_any_rank > 0).sum())})
 
 
 class TextSamples(Callback):

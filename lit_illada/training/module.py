@@ -54,8 +54,8 @@ class PretrainModule(pl.LightningModule):
         self.gradient_norm = math.nan
         self.learning_rate = math.nan
         self.validated_at: int | None = None
-        # of the step so far: the loss's count, the masked tokens' cross-entropy, how many they are. No buffer: DDP would
-        # overwrite every rank's own with rank 0's.
+        # of the step so far: the loss's count, the masked tokens' cross-entropy, how many they are. No buffer: DDP
+        # would overwrite every rank's own with rank 0's.
         self._sums: Tensor | float = 0.0
         self.step_nll = math.nan
         # plain values only: a checkpoint with objects in it could not be read under weights_only

@@ -4,12 +4,14 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 
 from lit_illada.choice import choice
 from lit_illada.errors import UserError
@@ -68,7 +70,8 @@ class TrainerConfig:
     batch_rows: rows of an optimizer step, over all devices. micro_batch_rows: rows a device takes at once; what is
     left of batch_rows is accumulated. Intervals are in optimizer steps. max_time_s: seconds of training, without its
     validations, after which the run is finished wherever it is; the learning rate goes by max_steps all the same, so
-    that a decay may not have come to its end. on_divergence: what is done after max_nonfinite_steps in a row, or a loss
+    that a decay may not have come to its end. timeout_s: how long the ranks wait for one that does not answer; one whose
+    process is gone is seen within seconds. on_divergence: what is done after max_nonfinite_steps in a row, or a loss
     spike that does not end; spikes: what a loss spike is.
     """
 
@@ -88,6 +91,7 @@ class TrainerConfig:
     val_draws: int = 2
     checkpoint_every_steps: int = 100
     keep_checkpoints: int = 2
+    timeout_s: float = 1800.0
     max_nonfinite_steps: int = 5
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
     on_divergence: Stop | Rollback = choice(ON_DIVERGENCE, "stop")
@@ -116,6 +120,8 @@ class TrainerConfig:
             raise UserError(f"trainer.ema_decay must lie in (0, 1), or be null for none; got {self.ema_decay}")
         if self.max_time_s is not None and not self.max_time_s > 0:
             raise UserError(f"trainer.max_time_s must be above 0, or null for no limit; got {self.max_time_s}")
+        if not self.timeout_s > 0:
+            raise UserError(f"trainer.timeout_s must be above 0; got {self.timeout_s}")
         if isinstance(self.on_divergence, Rollback) and self.keep_checkpoints < 2:
             raise UserError(
                 "trainer.on_divergence=rollback needs trainer.keep_checkpoints of 2 or more: the newest one may be of "
@@ -154,7 +160,7 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
         accelerator=accelerator.value,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy="ddp" if config.world_size > 1 else "auto",
+        strategy=DDPStrategy(timeout=timedelta(seconds=config.timeout_s)) if config.world_size > 1 else "auto",
         precision=precision.value,  # type: ignore[arg-type]
         max_steps=config.max_steps,
         max_epochs=-1,
