@@ -173,7 +173,11 @@ def build_trainer(
         ProgressBar(throughput, console),
         _texts(config, folder, module, datamodule),
         DivergenceGuard(
-            options.on_divergence, options.spikes, options.max_nonfinite_steps, checkpoints, len(folder.read_rollbacks())
+            options.on_divergence,
+            options.spikes,
+            options.max_nonfinite_steps,
+            checkpoints,
+            len(folder.read_rollbacks()),
         ),
         stop,
         *([] if time_limit is None else [time_limit]),

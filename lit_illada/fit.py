@@ -113,8 +113,8 @@ def _out_of_memory(config: PretrainConfig | SFTConfig, error: BaseException) -> 
     detail = " ".join(str(error).split())[:160]
     return (
         f"out of memory on {device} ({detail}): lower trainer.micro_batch_rows (now {config.trainer.micro_batch_rows}; "
-        f"trainer.batch_rows and the results stay as they are), or the model; `lit-illada estimate {command}` tells what "
-        "a step needs"
+        f"trainer.batch_rows and the results stay as they are), or the model; `lit-illada estimate {command}` tells "
+        "what a step needs"
     )
 
 

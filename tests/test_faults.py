@@ -172,20 +172,23 @@ FAULTS = {
     "a line that is no JSON": (corpus(b'{"text": "a"}\n{"text": \n', suffix=".jsonl"), ["corpus.jsonl", "2"]),
     "a line without its text": (corpus(b'{"body": "a"}\n', suffix=".jsonl"), ["corpus.jsonl", "text"]),
     "a vocabulary without room for bytes": (
-        corpus(b"a b c", "data.tokenizer.vocab_size=10"), ["data.tokenizer.vocab_size is 10", "at least"],
-    ),  # fmt: skip
+        corpus(b"a b c", "data.tokenizer.vocab_size=10"),
+        ["data.tokenizer.vocab_size is 10", "at least"],
+    ),
     # a prepared data set
     "no data set": (train("data.dir=nowhere"), ["no prepared data set at nowhere", "lit-illada data prepare"]),
     "a damaged manifest": (
-        train(spoil=lambda world: cut(world.data / "manifest.json", 100)), ["manifest.json is not a manifest"],
-    ),  # fmt: skip
+        train(spoil=lambda world: cut(world.data / "manifest.json", 100)),
+        ["manifest.json is not a manifest"],
+    ),
     "a shard that is gone": (train(spoil=lambda world: world.shard.unlink()), ["train-000000", "is missing"]),
     "a shard cut short": (train(spoil=lambda world: cut(world.shard)), ["train-000000", "truncated: 1000 of"]),
     "a shard with one byte altered": (train(spoil=lambda world: flip(world.shard)), ["train-000000", "altered"]),
     "another tokenizer than the shards'": (train(spoil=another_tokenizer), ["tokenizer", "does not fit the shards"]),
     "a damaged tokenizer": (
-        train(spoil=lambda world: cut(world.data / "tokenizer" / "tokenizer.json", 99)), ["tokenizer"],
-    ),  # fmt: skip
+        train(spoil=lambda world: cut(world.data / "tokenizer" / "tokenizer.json", 99)),
+        ["tokenizer"],
+    ),
     "too little text for a row": (
         train("data.row_length=90000", "model.max_position_embeddings=90000"),
         ["row_length=90000", "lower it"],
@@ -196,8 +199,9 @@ FAULTS = {
     ),
     # runs
     "a run folder that is taken": (
-        lambda world: ["pretrain", *world.on_data, f"run_dir={world.run}"], ["already holds a run", "--resume"],
-    ),  # fmt: skip
+        lambda world: ["pretrain", *world.on_data, f"run_dir={world.run}"],
+        ["already holds a run", "--resume"],
+    ),
     "a resume of nothing": (lambda world: ["pretrain", "--resume", world.folder], ["no run there"]),
     "a resume of what is finished": (resume(), ["is finished at step 12", "raise trainer.max_steps"]),
     "a resume as another run": (resume("trainer.batch_rows=16"), ["batch_rows is 8 in the run and 16 asked"]),
@@ -216,16 +220,18 @@ FAULTS = {
     ),
     "weights of another tokenizer": (of_another_tokenizer, ["made with another tokenizer", "data/tokenizer=load"]),
     "weights that are not there": (
-        lambda world: ["pretrain", "--init-from", "nowhere.ckpt", *world.on_data], ["nowhere.ckpt: no such checkpoint"],
-    ),  # fmt: skip
+        lambda world: ["pretrain", "--init-from", "nowhere.ckpt", *world.on_data],
+        ["nowhere.ckpt: no such checkpoint"],
+    ),
     "a fine-tuning of nothing": (lambda world: ["sft"], ["nothing to fine-tune"]),
     "numbers that overflow": (
         train("optim.optimizer.learning_rate=1e30", "trainer.max_nonfinite_steps=2", "trainer.max_steps=30"),
         ["2 steps in a row had a non-finite gradient", "resume with a lower optim.optimizer.learning_rate"],
     ),
     "a checkpoint that is none": (
-        lambda world: ["generate", world.shard, "--prompt", "a"], ["not a readable checkpoint"],
-    ),  # fmt: skip
+        lambda world: ["generate", world.shard, "--prompt", "a"],
+        ["not a readable checkpoint"],
+    ),
     # sweeps
     "a sweep that is not there": (lambda world: ["sweep", "plan", "nowhere"], ["nowhere"]),
     "a sweep of nothing": (sweep("arms: {}\n"), ["arms"]),

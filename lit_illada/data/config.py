@@ -132,8 +132,8 @@ class DataConfig:
         shards in memory; with a multiple of the number of ranks every rank reads shards of its own.
     num_workers: loader processes a rank; 0: read in the training process.
     cache_dir: keeps the shards that come from a URL; None: fetch them again every epoch.
-    on_bad_shard: every shard is held against the manifest's sha256 whenever it is read. `skip` puts the rows of the next
-        good shard in the place of a bad one's; validation shards always stop, for arms are compared on the same rows.
+    on_bad_shard: every shard is held against the manifest's sha256 whenever it is read. `skip` puts the rows of the
+        next good shard in the place of a bad one's; validation shards always stop: arms are compared on the same rows.
     fetch_attempts: how often a URL is tried, with pauses that double from a second to a minute.
     """
 

@@ -59,7 +59,7 @@ class Dataset:
         return tokenizer
 
     def load(self, record: ShardRecord) -> Shard:
-        """A shard's tokens. Raises BadShardError, naming it and what to do, when it is missing, truncated or altered."""
+        """A shard's tokens. Raises BadShardError, which says what to do, when it is missing, truncated or altered."""
         url = f"{self.location}/{record.file}"
         return _parse(self._content(url, record), url, record, self.manifest.dtype)
 
@@ -80,7 +80,6 @@ class Dataset:
         except OSError as error:
             raise UserError(f"cannot keep {url} in data.cache_dir={self.cache_dir}: {error.strerror}") from error
         return content
-
 
     def _fetch_whole(self, url: str, record: ShardRecord) -> bytes:
         """Fetched once more where the way may have spoilt it: what is wrong twice is wrong at its source."""

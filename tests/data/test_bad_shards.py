@@ -59,7 +59,7 @@ def test_only_the_rows_of_the_bad_shard_change_in_any_order_of_reading(copy, pre
 def test_a_run_without_any_good_shard_ends(copy):
     for index in range(len(open_dataset(copy).manifest.train.shards)):
         spoil(copy, index)
-    with pytest.raises(UserError, match="every training shard at .* is bad"):
+    with pytest.raises(UserError, match=r"every training shard at .* is bad"):
         stream(copy, skips_bad=True).rows(np.arange(4))
 
 

@@ -134,5 +134,7 @@ def test_a_shard_that_came_short_is_fetched_once_more_and_then_named(server):
     server.faults = ["short"]
     assert len(dataset.load(record).tokens) == record.tokens
     server.faults = ["short", "short"]
-    with pytest.raises(BadShardError, match=rf"{record.file} is truncated: \d+ of {record.file_bytes} bytes; upload it"):
+    with pytest.raises(
+        BadShardError, match=rf"{record.file} is truncated: \d+ of {record.file_bytes} bytes; upload it"
+    ):
         dataset.load(record)

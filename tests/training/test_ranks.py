@@ -18,7 +18,12 @@ TWO = ["trainer.devices=2", "trainer.micro_batch_rows=4", "trainer.max_steps=100
 def start(launcher, *arguments):
     command = [sys.executable, "-m", *launcher, "pretrain", *arguments]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ), start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ),
+        start_new_session=True,
     )
 
 
