@@ -104,8 +104,8 @@ class RowLoader(DataLoader[TokenBatch]):
 class MicroBatches(DistributedSampler[list[int]]):
     """The row ids of one rank's micro-batches: rows first … last − 1, dealt to the ranks in turn.
 
-    The rows of an optimizer step are therefore the same for any number of ranks and any accumulation. Of `skipped`, rows
-    from … to before …, none comes: the stream goes on behind them, and a position still is a number of rows consumed.
+    The rows of an optimizer step are therefore the same for any number of ranks and any accumulation. Of `skipped`,
+    rows from … to before …, none comes: the stream goes on behind them, and a position is a number of rows taken.
     A DistributedSampler by name only: Lightning leaves one of these alone, and would replace any other.
     """
 

@@ -17,8 +17,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_illada.errors import UserError
@@ -62,6 +64,8 @@ class RankWatch(Callback):
         self._write()
         # no state of an earlier start of this run is taken for one of this
         trainer.strategy.barrier("ranks")
+        # below GracefulStop's: torchrun ends the others as soon as one has died, and they shall say which
+        self._terminate_before = signal.signal(signal.SIGTERM, self._terminated)
         threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -72,10 +76,16 @@ class RankWatch(Callback):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if self._rank is None:
+            if isinstance(error, torch.distributed.DistNetworkError):
+                raise UserError(
+                    f"the ranks did not come together within trainer.timeout_s={self._timeout_s:g} seconds ({error}): "
+                    "is every process started, and does each reach MASTER_ADDR and MASTER_PORT?"
+                ) from error
             return
         if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
             self._stopped.set()
             self._write(ended="")
+            signal.signal(signal.SIGTERM, self._terminate_before)
             self._close_log()
             return
         if isinstance(error, UserError):
@@ -118,14 +128,25 @@ class RankWatch(Callback):
             self._dead = self._dead or self._find_dead()
             if self._dead:
                 # the main thread may have learnt of it too, and then ends by itself
-                if not self._stopped.wait(_GRACE_S) and not self._state(self._rank).get("ended"):
-                    print(f"Error: {self._dead}", file=sys.stderr, flush=True)
-                    self._note("ended: %s", self._dead)
-                    self._write(ended=self._dead)
+                if not self._stopped.wait(_GRACE_S):
+                    self._tell(self._dead)
                 self._stopped.wait(_GRACE_S)
                 for child in self._children.values():
                     child.kill()
                 os._exit(1)
+
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
+        if dead := self._dead or self._find_dead():
+            self._tell(dead)
+            os._exit(1)
+        raise SystemExit(128 + number)
+
+    def _tell(self, dead: str) -> None:
+        """Once, for what cannot be raised."""
+        if not self._state(self._rank).get("ended"):
+            self._write(ended=dead)
+            self._note("ended: %s", dead)
+            print(f"Error: {dead}", file=sys.stderr, flush=True)
 
     def _find_dead(self) -> str | None:
         for rank in range(self._world_size):

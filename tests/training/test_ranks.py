@@ -11,7 +11,7 @@ import pytest
 
 from lit_illada.training.checkpoint import latest_checkpoint
 
-LIMIT_S = 60  # the rank that is left must end long before; a machine under load may take its time
+LIMIT_S = 120  # the rank that is left must end long before; a machine under load may take its time
 TWO = ["trainer.devices=2", "trainer.micro_batch_rows=4", "trainer.max_steps=100000"]
 
 
@@ -108,12 +108,12 @@ def test_a_rank_of_torchrun_that_is_killed_is_named(victim, tiny_overrides, tmp_
 @pytest.mark.slow
 def test_a_rank_that_falls_silent_ends_the_job_at_the_time_out(tiny_overrides, tmp_path):
     run = tmp_path / "run"
-    process = start(["lit_illada.cli"], *tiny_overrides, *TWO, f"run_dir={run}", "trainer.timeout_s=8")
+    process = start(["lit_illada.cli"], *tiny_overrides, *TWO, f"run_dir={run}", "trainer.timeout_s=30")
     wait_for_training(run, process)
     silent = process_of(run, 1)
     os.kill(silent, signal.SIGSTOP)
     output = ended(process)
     assert process.returncode == 1
     last = output.rstrip().splitlines()[-1]
-    assert last.startswith("Error: the ranks have not met for trainer.timeout_s=8 seconds: rank 0 is at step ")
+    assert last.startswith("Error: the ranks have not met for trainer.timeout_s=30 seconds: rank 0 is at step ")
     assert not is_there(silent)
