@@ -91,12 +91,23 @@ class RankWatch(Callback):
         if isinstance(error, UserError):
             self._write(ended=str(error))
             self._note("ended: %s", error)
+            self._end_children()
             return
         reason = self._reason(error)
         self._write(ended=reason or f"{type(error).__name__}: {error}")
         self._note("ended", exc_info=(type(error), error, traceback))
+        self._end_children()
         if reason:
             raise UserError(reason) from error
+
+    def _end_children(self) -> None:
+        """They see this rank's end by themselves; one that hangs does not."""
+        end = time.monotonic() + _GRACE_S
+        for child in self._children.values():
+            try:
+                child.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
 
     def _note(self, message: str, *values: object, exc_info: Any = None) -> None:
         """Into this rank's log alone."""
