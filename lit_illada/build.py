@@ -51,8 +51,9 @@ from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, Score
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.scoring.wording import Chat
-from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, TimeLimit
+from lit_illada.training.callbacks import GracefulStop, ProgressBar, SkippedShards, TextSamples, TimeLimit
 from lit_illada.training.checkpoint import Checkpoints
+from lit_illada.training.divergence import DivergenceGuard
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.optim import check_optimizer
 from lit_illada.training.parallel import prepare_block, shard
@@ -215,12 +216,20 @@ def build_trainer(
         throughput,
         ProgressBar(throughput, console),
         _texts(config, folder, module, datamodule),
-        NonFiniteGuard(options.max_nonfinite_steps, checkpoints),
+        DivergenceGuard(
+            options.on_divergence,
+            options.spikes,
+            options.max_nonfinite_steps,
+            checkpoints,
+            len(folder.read_rollbacks()),
+        ),
         stop,
         *([] if time_limit is None else [time_limit]),
         checkpoints,
         ProgressFile(folder.progress, throughput),
     ]
+    if isinstance(datamodule, PackedDataModule) and (is_bad := datamodule.is_bad_shard) is not None:
+        callbacks.append(SkippedShards(is_bad, options.log_every_steps))
     if options.ema_decay is not None:
         # last, so that what looks at the model after a validation sees the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))

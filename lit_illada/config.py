@@ -243,7 +243,7 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     try:
         tree = OmegaConf.create(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: not a readable config ({error})") from error
+        raise UserError(f"{path}: not a readable config ({' '.join(str(error).split())})") from error
     if not isinstance(tree, DictConfig):
         raise UserError(f"{path}: a config is a mapping of keys; found {type(tree).__name__}")
     try:

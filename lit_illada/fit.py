@@ -1,6 +1,9 @@
 """A training run on screen and on disk: its folder, its course, its summary. Pretraining and fine-tuning share it."""
 
+import dataclasses
+import gc
 import json
+import logging
 import os
 import signal
 import time
@@ -16,6 +19,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from torch.distributed.tensor import DTensor
 
 from lit_illada import build, processes
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, load_file
@@ -23,12 +27,15 @@ from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint, remove_after, step_of
+from lit_illada.training.divergence import Diverged
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.ranks import RankWatch
 from lit_illada.training.tensorboard import begin_board
 from lit_illada.training.throughput import Throughput
 from lit_illada.tree import dump, to_tree
 
+log = logging.getLogger(__name__)
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
 _EXACT = "val/exact_match_"
 
@@ -42,14 +49,38 @@ def fit(
 ) -> None:
     """Train to the end of the config's steps, from the run's checkpoint if there is one, and report.
 
-    Exits with 128 + its number when a signal ended the run early.
+    A run that diverges and is to roll back goes on from an earlier checkpoint. Exits with 128 + its number when a
+    signal ended the run early.
     """
+    with RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
+        while True:
+            try:
+                return _fit(config, folder, datamodule, checkpoint, console, watch)
+            except Diverged as divergence:
+                config = _roll_back(config, folder, datamodule, divergence)
+                checkpoint = divergence.checkpoint
+            except (MemoryError, RuntimeError) as error:
+                if _is_out_of_memory(error):
+                    raise UserError(_out_of_memory(config, error)) from error
+                raise
+
+
+def _fit(
+    config: PretrainConfig | SFTConfig,
+    folder: RunFolder,
+    datamodule: RowDataModule,
+    checkpoint: Path | None,
+    console: Console,
+    watch: RankWatch,
+) -> None:
     started_at = time.perf_counter()
     if checkpoint is None:
         _record(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
     module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
     trainer, stop, time_limit = build.build_trainer(config, folder, module, datamodule, console)
+    trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
     with stop.heeding_signals():
         if checkpoint is None:
@@ -60,7 +91,11 @@ def fit(
         if checkpoint is not None:
             # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
             trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        except Diverged:
+            _release(trainer, module)
+            raise
         is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
         if is_finished and module.validated_at != trainer.global_step:
             trainer.validate(module, datamodule=datamodule, verbose=False)
@@ -73,6 +108,74 @@ def fit(
         if stop.signal is signal.SIGUSR1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(128 + stop.signal)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's CPU allocator has no exception of its own
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(config: PretrainConfig | SFTConfig, error: BaseException) -> str:
+    device = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+    command = "sft" if isinstance(config, SFTConfig) else "pretrain"
+    detail = " ".join(str(error).split())[:160]
+    return (
+        f"out of memory on {device} ({detail}): lower trainer.micro_batch_rows (now {config.trainer.micro_batch_rows}; "
+        f"trainer.batch_rows and the results stay as they are), or the model; `lit-illada estimate {command}` tells "
+        "what a step needs"
+    )
+
+
+def _release(trainer: pl.Trainer, module: PretrainModule) -> None:
+    """Let go of weights and moments, whoever still refers to them: the next fit needs the room."""
+    for optimizer in trainer.optimizers:
+        optimizer.state.clear()
+        optimizer.zero_grad(set_to_none=True)
+    if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        module.to_empty(device=torch.device("meta"))
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _roll_back(
+    config: PretrainConfig | SFTConfig, folder: RunFolder, datamodule: RowDataModule, divergence: Diverged
+) -> PretrainConfig | SFTConfig:
+    """The config to go on with: the learning rate lowered. Takes the diverged checkpoints out of the way.
+
+    A kill before the config is written leaves a run that diverges again and is rolled back again.
+    """
+    step, response = step_of(divergence.checkpoint), divergence.response
+    optimizer = config.optim.optimizer
+    learning_rate = optimizer.learning_rate * response.learning_rate_factor
+    optim = dataclasses.replace(config.optim, optimizer=dataclasses.replace(optimizer, learning_rate=learning_rate))
+    rows = [datamodule.row_at(at * config.trainer.batch_rows) for at in (step, divergence.step)]
+    lowered = dataclasses.replace(config, optim=optim)
+    log.warning(
+        "%s: going back to %s and on with optim.optimizer.learning_rate=%g instead of %g%s",
+        divergence.reason,
+        divergence.checkpoint,
+        learning_rate,
+        optimizer.learning_rate,
+        f", without rows {rows[0]} to {rows[1] - 1}" if response.skip_rows else "",
+    )
+    if _is_rank_zero():
+        removed = remove_after(folder.checkpoints, step)
+        folder.write_config(dump(lowered))
+        folder.add_rollback(
+            {
+                "at": datetime.now().isoformat(timespec="seconds"),
+                "reason": divergence.reason,
+                "from_step": divergence.step,
+                "to_step": step,
+                "learning_rate": [optimizer.learning_rate, learning_rate],
+                "removed": [path.name for path in removed],
+                "skipped_rows": rows if response.skip_rows else None,
+            }
+        )
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # every rank reads what rank 0 has written
+    return lowered
 
 
 def _record(config: RunConfig, folder: RunFolder, datamodule: RowDataModule) -> None:

@@ -18,8 +18,8 @@ from lit_illada.files import write_atomically
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, tokenizer/, checkpoints/, and
-    TensorBoard's events.
+    """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, rollbacks.jsonl, ranks/, tokenizer/,
+    checkpoints/, and TensorBoard's events.
     """
 
     path: Path
@@ -56,6 +56,14 @@ class RunFolder:
     def labels(self) -> Path:
         return self.path / "labels.json"
 
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
+
+    @property
+    def rollbacks(self) -> Path:
+        return self.path / "rollbacks.jsonl"
+
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
         """A new folder; without a path runs/<name>-<time>. Raises UserError when the path already holds a run."""
@@ -89,6 +97,16 @@ class RunFolder:
     def read_labels(self) -> dict[str, Any] | None:
         """What tells the run from the others of its sweep, such as its arm; None outside a sweep."""
         return json.loads(self.labels.read_text(encoding="utf-8")) if self.labels.is_file() else None
+
+    def read_rollbacks(self) -> list[dict[str, Any]]:
+        """How often, why and from where the run went on from an earlier checkpoint, the first first."""
+        if not self.rollbacks.is_file():
+            return []
+        return [json.loads(line) for line in self.rollbacks.read_text(encoding="utf-8").splitlines()]
+
+    def add_rollback(self, record: dict[str, Any]) -> None:
+        lines = [json.dumps(each) + "\n" for each in (*self.read_rollbacks(), record)]
+        write_atomically(self.rollbacks, "".join(lines))
 
     def write_provenance(self, now: datetime, data_sha256: str | None = None) -> None:
         """With what the run was made: it stands beside every number taken from it. data_sha256: what it read."""

@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable config ({error})") from error
+        raise UserError(f"{path}: not a readable config ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys; found {type(tree).__name__}")
     return tree

@@ -14,6 +14,19 @@ overrides_argument = click.argument(
     "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completion.complete_override
 )
 
+_FULL = ": free some space and run it again; a training run goes on with --resume"
+_NOT_OURS = ": choose a folder that can be written to"
+# what a disk may refuse, and what helps
+_TOLD = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EACCES: _NOT_OURS,
+    errno.EPERM: _NOT_OURS,
+    errno.EROFS: _NOT_OURS,
+    errno.ENOTDIR: ": a file stands where a folder is needed",
+}
+
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """A user's mistake ends in one line; a bug keeps its traceback."""
@@ -27,9 +40,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             raise click.ClickException(str(error)) from error
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if error.errno not in _TOLD or click.get_current_context().find_root().params["debug"]:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{where}{error.strerror}") from error
+            raise click.ClickException(f"{where}{error.strerror}{_TOLD[error.errno]}") from error
 
     return wrapped

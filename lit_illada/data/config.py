@@ -108,6 +108,13 @@ class OnBadDocument(StrEnum):
     SKIP = "skip"
 
 
+class OnBadShard(StrEnum):
+    """What to do with a training shard that is missing, truncated or altered: stop, or go on without it, counted."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """A data set and how it is read.
@@ -125,6 +132,9 @@ class DataConfig:
         shards in memory; with a multiple of the number of ranks every rank reads shards of its own.
     num_workers: loader processes a rank; 0: read in the training process.
     cache_dir: keeps the shards that come from a URL; None: fetch them again every epoch.
+    on_bad_shard: every shard is held against the manifest's sha256 whenever it is read. `skip` puts the rows of the
+        next good shard in the place of a bad one's; validation shards always stop: arms are compared on the same rows.
+    fetch_attempts: how often a URL is tried, with pauses that double from a second to a minute.
     """
 
     dir: str = "data/stdlib"
@@ -140,6 +150,8 @@ class DataConfig:
     num_streams: int = 8
     num_workers: int = 0
     cache_dir: str | None = None
+    on_bad_shard: OnBadShard = OnBadShard.STOP
+    fetch_attempts: int = 8
 
     def __post_init__(self) -> None:
         if not self.dir:
@@ -147,6 +159,7 @@ class DataConfig:
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"data.validation_fraction is {self.validation_fraction}; it must lie between 0 and 1")
         minima = {"shard_tokens": 1024, "num_processes": 0, "row_length": 2, "num_streams": 1, "num_workers": 0}
+        minima["fetch_attempts"] = 1
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {minimum}")

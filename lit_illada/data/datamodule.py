@@ -3,8 +3,9 @@
 from functools import cached_property
 
 import numpy as np
+import torch
 
-from lit_illada.data.config import DataConfig, PreparedSource
+from lit_illada.data.config import DataConfig, OnBadShard, PreparedSource
 from lit_illada.data.dataset import Dataset, open_dataset
 from lit_illada.data.manifest import TRAIN, VALIDATION, Manifest, is_url
 from lit_illada.data.packing import PackedStream
@@ -30,7 +31,7 @@ class PackedDataModule(RowDataModule):
 
     @cached_property
     def dataset(self) -> Dataset:
-        return open_dataset(self.config.dir, self.config.cache_dir)
+        return open_dataset(self.config.dir, self.config.cache_dir, self.config.fetch_attempts)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -63,10 +64,20 @@ class PackedDataModule(RowDataModule):
             counts += np.bincount(self.dataset.load(record).tokens, minlength=len(counts))
         return entropy(counts)
 
+    @property
+    def is_bad_shard(self) -> torch.Tensor | None:
+        """(training shards,) uint8, which ones this rank and its loaders have skipped; None where that is not asked."""
+        return self.train_rows.stream.is_bad
+
     def _rows(
         self, split: str, shortening: NoShortening | SplitRow | TruncateRow, num_streams: int, seed: int
     ) -> PackedRows:
         stream = PackedStream(
-            self.dataset, split, row_length=self.config.row_length, num_streams=num_streams, seed=seed
+            self.dataset,
+            split,
+            row_length=self.config.row_length,
+            num_streams=num_streams,
+            seed=seed,
+            skips_bad=split == TRAIN and self.config.on_bad_shard is OnBadShard.SKIP,
         )
         return PackedRows(stream, shortening, self.config.isolate_documents, seed)

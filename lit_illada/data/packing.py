@@ -9,31 +9,51 @@ within the shard. The rows of all shards, one after the other, are divided into 
 comes from stretch g mod num_streams: so neighbours come from different shards, while a reader holds only num_streams
 of them.
 
+Where bad shards are skipped, a row of one is a row of the next good shard in the manifest's order, the same for every
+rank and at every resume; so no other row moves, and the position stays one number.
+
 Shapes: B rows, T tokens a row, R rows of a shard.
 """
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from lit_illada.data.dataset import Dataset, Shard
+from lit_illada.data.dataset import BadShardError, Dataset, Shard
 from lit_illada.data.draws import permutation
 from lit_illada.errors import UserError
 
+log = logging.getLogger(__name__)
 _SHARDS, _DOCUMENTS, _ROWS = 1, 2, 3
 
 
 class PackedStream:
-    """The rows of a split, in the order of a seed. rows_per_epoch: int."""
+    """The rows of a split, in the order of a seed.
 
-    def __init__(self, dataset: Dataset, split: str, *, row_length: int, num_streams: int, seed: int) -> None:
+    rows_per_epoch: int. is_bad: (shards,) uint8, those found bad and skipped, shared with the loader's processes; None
+    where a bad shard is an error.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        *,
+        row_length: int,
+        num_streams: int,
+        seed: int,
+        skips_bad: bool = False,
+    ) -> None:
         """Raises UserError when no shard of the split fills a row."""
         self._dataset = dataset
         self._shards = dataset.manifest.split(split).shards
         self._order = RowOrder([shard.tokens // row_length for shard in self._shards], num_streams, seed)
         self.rows_per_epoch = self._order.rows_per_epoch
+        self.is_bad = torch.zeros(len(self._shards), dtype=torch.uint8).share_memory_() if skips_bad else None
         self._row_length = row_length
         self._seed = seed
         self._loaded: OrderedDict[tuple[int, int], PackedShard] = OrderedDict()
@@ -53,11 +73,33 @@ class PackedStream:
         places = zip(*(part.tolist() for part in self._order.locate(row_ids)), strict=True)
         for b, (epoch, shard, row) in enumerate(places):
             packed = self._packed(epoch, shard)
+            row %= len(packed.tokens)  # of a shard in the place of a bad one, which may have had more
             tokens_BT[b] = packed.tokens[row]
             is_start_BT[b] = packed.is_start[row]
         return tokens_BT, is_start_BT
 
     def _packed(self, epoch: int, shard: int) -> "PackedShard":
+        shard = self._good(shard)
+        while True:
+            try:
+                return self._read(epoch, shard)
+            except BadShardError as error:
+                if self.is_bad is None:
+                    raise
+                self.is_bad[shard] = 1
+                log.warning("skipped: %s", error)
+                shard = self._good(shard)
+
+    def _good(self, shard: int) -> int:
+        """The shard, or the next one not known to be bad that has rows."""
+        if self.is_bad is None or not self.is_bad[shard]:
+            return shard
+        for other in (*range(shard + 1, len(self._shards)), *range(shard)):
+            if not self.is_bad[other] and self._shards[other].tokens >= self._row_length:
+                return other
+        raise UserError(f"every training shard at {self._dataset.location} is bad: prepare or copy the data set again")
+
+    def _read(self, epoch: int, shard: int) -> "PackedShard":
         key = epoch, shard
         if key not in self._loaded:
             while len(self._loaded) >= self._max_loaded:

@@ -2,6 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import lightning as L
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lit_illada.batch import TokenBatch
-from lit_illada.data.stream import MicroBatches, RowBatches, RowLoader
+from lit_illada.data.stream import MicroBatches, RowBatches, RowLoader, row_at
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 
@@ -30,7 +31,8 @@ class RowDataModule(L.LightningDataModule, ABC):
     """Numbered rows, an endless stream of them for training and a fixed set for validation.
 
     rows_seen: global rows that training has consumed, over all ranks: the position of the stream, and what a
-    checkpoint keeps. Rows that loader processes have only prefetched do not count.
+    checkpoint keeps. Rows that loader processes have only prefetched do not count. skipped_rows: rows, from … to before
+    …, that training never sees.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RowDataModule(L.LightningDataModule, ABC):
         self.total_steps = total_steps
         self.validation_rows = validation_rows
         self.rows_seen = 0
+        self.skipped_rows: list[tuple[int, int]] = []
 
     @property
     @abstractmethod
@@ -100,9 +103,14 @@ class RowDataModule(L.LightningDataModule, ABC):
             )
         return self.batch_rows // stride
 
+    def row_at(self, position: int) -> int:
+        """The training row that comes after so many."""
+        return row_at(position, self.skipped_rows)
+
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         assert self.accumulation
-        return self._loader(self.train_rows, first=self.rows_seen, last=self.total_steps * self.batch_rows)
+        last = self.total_steps * self.batch_rows
+        return self._loader(self.train_rows, first=self.rows_seen, last=last, skipped=self.skipped_rows)
 
     def val_dataloader(self) -> DataLoader[TokenBatch] | list[Any]:
         """None when validation_rows is 0."""
@@ -129,13 +137,16 @@ class RowDataModule(L.LightningDataModule, ABC):
             raise UserError(f"the checkpoint was trained with seed={state_dict['seed']}; seed={self.seed} asked")
         self.rows_seen = state_dict["rows_seen"]
 
-    def _loader(self, rows: RowBatches, *, first: int, last: int) -> DataLoader[TokenBatch]:
+    def _loader(
+        self, rows: RowBatches, *, first: int, last: int, skipped: Sequence[tuple[int, int]] = ()
+    ) -> DataLoader[TokenBatch]:
         sampler = MicroBatches(
             first=first,
             last=last,
             micro_batch_rows=self.micro_batch_rows,
             rank=self._shares["rank"],
             world_size=self._world_size,
+            skipped=skipped,
         )
         return RowLoader(
             rows,

@@ -104,21 +104,35 @@ class RowLoader(DataLoader[TokenBatch]):
 class MicroBatches(DistributedSampler[list[int]]):
     """The row ids of one rank's micro-batches: rows first … last − 1, dealt to the ranks in turn.
 
-    The rows of an optimizer step are therefore the same for any number of ranks and any accumulation. A
-    DistributedSampler by name only: Lightning leaves one of these alone, and would replace any other.
+    The rows of an optimizer step are therefore the same for any number of ranks and any accumulation. Of `skipped`,
+    rows from … to before …, none comes: the stream goes on behind them, and a position is a number of rows taken.
+    A DistributedSampler by name only: Lightning leaves one of these alone, and would replace any other.
     """
 
-    def __init__(self, *, first: int, last: int, micro_batch_rows: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        first: int,
+        last: int,
+        micro_batch_rows: int,
+        rank: int,
+        world_size: int,
+        skipped: Sequence[tuple[int, int]] = (),
+    ) -> None:
         self.first = first
         self.last = last
         self.micro_batch_rows = micro_batch_rows
         self.rank = rank
         self.num_replicas = world_size
+        self._skipped = skipped
 
     def __iter__(self) -> Iterator[list[int]]:
         stride = self.micro_batch_rows * self.num_replicas
         for start in range(self.first, self.last, stride):
-            yield list(range(start + self.rank, min(start + stride, self.last), self.num_replicas))
+            yield [
+                row_at(position, self._skipped)
+                for position in range(start + self.rank, min(start + stride, self.last), self.num_replicas)
+            ]
 
     def __len__(self) -> int:
         """Micro-batches from row 0 on, even if `first` is later: Lightning adds those it restored to those it takes."""
@@ -126,3 +140,14 @@ class MicroBatches(DistributedSampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing: the order of every epoch follows from the row ids."""
+
+
+def row_at(position: int, skipped: Sequence[tuple[int, int]]) -> int:
+    """The row at this place of the stream that the skipped ranges (from …, to before …) leave; they may overlap."""
+    row, passed = position, 0
+    for start, stop in sorted(skipped):
+        if row < max(start, passed):
+            break
+        row += max(0, stop - max(start, passed))
+        passed = max(passed, stop)
+    return row

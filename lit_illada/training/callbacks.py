@@ -1,7 +1,6 @@
 """What happens beside training? Samples, progress on screen, and stopping well."""
 
 import logging
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,13 +9,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from lit_illada import processes
-from lit_illada.errors import UserError
 from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.metrics import publish
 from lit_illada.training.throughput import Throughput
@@ -25,44 +25,6 @@ log = logging.getLogger(__name__)
 
 # the first of these that any rank has been sent is what ends them all
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-class NonFiniteGuard(Callback):
-    """Tells of every step skipped for a non-finite gradient; stops the run, saved, after `limit` in a row."""
-
-    def __init__(self, limit: int, checkpoints: Checkpoints) -> None:
-        self._limit = limit
-        self._checkpoints = checkpoints
-        self._skipped = 0
-        self._in_a_row = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self._skipped, "in_a_row": self._in_a_row}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._skipped, self._in_a_row = state_dict["skipped"], 0
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._step_before = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == self._step_before:
-            return
-        norm = float(pl_module.gradient_norm)  # type: ignore[arg-type]
-        if math.isfinite(norm):
-            self._in_a_row = 0
-            return
-        self._skipped += 1
-        self._in_a_row += 1
-        log.warning("step %d: the gradient norm is %s; the step is skipped", trainer.global_step, norm)
-        publish(pl_module, {"train/skipped_steps": float(self._skipped)})
-        if self._in_a_row >= self._limit:
-            self._checkpoints.save_now(trainer)
-            raise UserError(
-                f"{self._in_a_row} steps in a row had a non-finite gradient, up to step {trainer.global_step}; the "
-                f"weights before them are saved in {self._checkpoints.dirpath}: resume with a lower "
-                "optim.optimizer.learning_rate"
-            )
 
 
 class GracefulStop(Callback):
@@ -163,6 +125,24 @@ class TimeLimit(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
+
+
+class SkippedShards(Callback):
+    """data/skipped_shards: how many training shards were found bad and skipped, by any rank or loader."""
+
+    def __init__(self, is_bad: Tensor, every_steps: int) -> None:
+        self._is_bad = is_bad
+        self._every_steps = every_steps
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step_before or trainer.global_step % self._every_steps:
+            return
+        seen = self._is_bad.to(pl_module.device, torch.int32)
+        on_any_rank: Tensor = trainer.strategy.reduce(seen, reduce_op="sum")  # type: ignore[assignment]
+        publish(pl_module, {"data/skipped_shards": float((on_any_rank > 0).sum())})
 
 
 class TextSamples(Callback):

@@ -1,6 +1,7 @@
 """When a run's state is written, and how it is found again: atomically, newest first."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_illada.errors import UserError
 
-_SUFFIX = ".ckpt"
+_PREFIX, _SUFFIX = "step=", ".ckpt"
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -90,6 +91,24 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.name, default=None)
 
 
+def newest_until(folder: Path, step: int) -> Path | None:
+    """The newest checkpoint of a folder that was taken at this step or before."""
+    return max((path for path in _checkpoints(folder) if step_of(path) <= step), key=step_of, default=None)
+
+
+def remove_after(folder: Path, step: int) -> list[Path]:
+    """Remove every checkpoint taken after this step, the newest first: whatever a kill leaves is one unbroken run."""
+    later = sorted((path for path in _checkpoints(folder) if step_of(path) > step), key=step_of, reverse=True)
+    for path in later:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return later
+
+
+def step_of(path: Path) -> int:
+    """The optimizer steps that a checkpoint's name tells."""
+    return int(path.stem.removeprefix(_PREFIX))
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU, tensors and plain values only (nothing in the file is executed).
 
@@ -102,6 +121,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise UserError(f"{path}: not a readable checkpoint ({_cause(error)})") from error
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(f"{_PREFIX}*{_SUFFIX}") if path.stem.removeprefix(_PREFIX).isdigit()]
 
 
 def _cause(error: BaseException) -> str:

@@ -62,8 +62,10 @@ class PretrainModule(pl.LightningModule):
         self.validated_at: int | None = None
         self._shard = shard
         self._data_group: ProcessGroup | None = None
-        # no buffer: DDP would overwrite every rank's own count with rank 0's
-        self._count: Tensor | float = 0.0
+        # of the step so far: the loss's count, the masked tokens' cross-entropy, how many they are. No buffer: DDP
+        # would overwrite every rank's own with rank 0's.
+        self._sums: Tensor | float = 0.0
+        self.step_nll = math.nan
         # plain values only: a checkpoint with objects in it could not be read under weights_only
         self.save_hyperparameters(hparams, logger=False)
 
@@ -85,7 +87,7 @@ class PretrainModule(pl.LightningModule):
         noisy = self.objective.corrupt(batch, progress=self.global_step / self.max_steps)
         scores = self.model(noisy.noisy_ids, noisy.layout, select=noisy.is_masked, targets=noisy.targets)
         loss = self.objective.loss(scores, noisy)
-        self._count = self._count + loss.count
+        self._sums = self._sums + torch.stack([loss.count, loss.bins.nll.sum(), loss.bins.num_masked.sum()])
         self.curves.update(loss)
         self.watch(batch, noisy, scores)
         # The sum over a constant, so that gradients have an ordinary size; the step's own count follows when every
@@ -168,10 +170,12 @@ class PretrainModule(pl.LightningModule):
     def _global_scale(self) -> float:
         """What turns Lightning's mean over ranks and micro-batches into the sum over the global count.
 
-        0 for a step in which nothing carried loss.
+        0 for a step in which nothing carried loss. Ends the step's sums: `step_nll` is its cross-entropy, nats a masked
+        token.
         """
-        count = float(self._sum_over_ranks(torch.as_tensor(self._count)))
-        self._count = 0.0
+        count, nll, num_masked = self._sum_over_ranks(torch.as_tensor(self._sums)).tolist()
+        self._sums = 0.0
+        self.step_nll = nll / num_masked if num_masked else math.nan
         parts = num_data_ranks(self.trainer) * self.trainer.accumulate_grad_batches
         return self._reference * parts / count if count > 0 else 0.0
 

@@ -6,6 +6,7 @@ The model knows nothing of it: here alone stands which of its parts are cut, rec
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,8 @@ class ShardedStrategy(ModelParallelStrategy):
     optimizer states that another strategy can read.
     """
 
-    def __init__(self, config: ParallelConfig) -> None:
-        super().__init__(save_distributed_checkpoint=False)
+    def __init__(self, config: ParallelConfig, timeout: timedelta) -> None:
+        super().__init__(save_distributed_checkpoint=False, timeout=timeout)
         self._config = config
         self.data_mesh: DeviceMesh | None = None
 

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
+from lit_illada.choice import choice
 from lit_illada.errors import UserError
 from lit_illada.training.checkpoint import AtomicCheckpointIO
+from lit_illada.training.divergence import ON_DIVERGENCE, Rollback, SpikeConfig, Stop
 from lit_illada.training.parallel import ParallelConfig, ShardedStrategy, Strategy
 
 log = logging.getLogger(__name__)
@@ -70,7 +74,9 @@ class TrainerConfig:
     batch_rows: rows of an optimizer step, over all devices. micro_batch_rows: rows a device takes at once; what is
     left of batch_rows is accumulated. Intervals are in optimizer steps. max_time_s: seconds of training, without its
     validations, after which the run is finished wherever it is; the learning rate goes by max_steps all the same, so
-    that a decay may not have come to its end.
+    that a decay may not have come to its end. timeout_s: how long the ranks wait for one that does not answer; one
+    whose process is gone is seen within seconds. on_divergence: what is done after max_nonfinite_steps in a row, or a
+    loss spike that does not end; spikes: what a loss spike is.
     """
 
     accelerator: Accelerator = Accelerator.auto
@@ -90,7 +96,10 @@ class TrainerConfig:
     val_draws: int = 2
     checkpoint_every_steps: int = 100
     keep_checkpoints: int = 2
+    timeout_s: float = 1800.0
     max_nonfinite_steps: int = 5
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
+    on_divergence: Stop | Rollback = choice(ON_DIVERGENCE, "stop")
 
     def __post_init__(self) -> None:
         positive = [
@@ -117,6 +126,13 @@ class TrainerConfig:
         if self.max_time_s is not None and not self.max_time_s > 0:
             raise UserError(f"trainer.max_time_s must be above 0, or null for no limit; got {self.max_time_s}")
         self.parallel.check_devices(self.world_size)
+        if not self.timeout_s > 0:
+            raise UserError(f"trainer.timeout_s must be above 0; got {self.timeout_s}")
+        if isinstance(self.on_divergence, Rollback) and self.keep_checkpoints < 2:
+            raise UserError(
+                "trainer.on_divergence=rollback needs trainer.keep_checkpoints of 2 or more: the newest one may be of "
+                f"after the divergence began; got {self.keep_checkpoints}"
+            )
         at_once = self.micro_batch_rows * self.num_data_ranks
         if self.batch_rows % at_once:
             tensor = self.parallel.tensor_parallel
@@ -191,12 +207,13 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
     )
 
 
-def _strategy(config: TrainerConfig) -> str | ShardedStrategy:
+def _strategy(config: TrainerConfig) -> str | DDPStrategy | ShardedStrategy:
+    timeout = timedelta(seconds=config.timeout_s)
     match config.parallel.resolve(config.world_size):
         case Strategy.fsdp:
-            return ShardedStrategy(config.parallel)
+            return ShardedStrategy(config.parallel, timeout)
         case Strategy.ddp:
-            return "ddp"
+            return DDPStrategy(timeout=timeout)
         case _:
             return "auto"
 
