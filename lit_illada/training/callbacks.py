@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_illada.errors import UserError
-from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.metrics import publish
+from lit_illada.training.saving import Checkpoints
 from lit_illada.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
