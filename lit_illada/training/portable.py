@@ -26,10 +26,10 @@ class PortableState(Strategy):
     """A mixin: weights and optimizer states by name, tensors as this process holds them, into any strategy and back."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return model_state(self.lightning_module)
+        return model_state(self._module)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        load_model_state(self.lightning_module, checkpoint["state_dict"])
+        load_model_state(self._module, checkpoint["state_dict"])
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -37,17 +37,22 @@ class PortableState(Strategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return optimizer_state(plain, self.lightning_module)
+        return optimizer_state(plain, self._module)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            load_optimizer_state(optimizer, self.lightning_module, saved)
+            load_optimizer_state(optimizer, self._module, saved)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         self.checkpoint_io.save_checkpoint(checkpoint, filepath)  # the writer knows which process writes what
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=True)
+
+    @property
+    def _module(self) -> nn.Module:
+        assert self.lightning_module is not None
+        return self.lightning_module
 
 
 class OneDevice(PortableState, SingleDeviceStrategy):

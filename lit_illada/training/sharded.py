@@ -86,7 +86,7 @@ def write_parts(file: BinaryIO, parts: Mapping[str, Part]) -> None:
     file.write(text)
     for _, part in ordered:
         # a plain write of memory: Python lets the training go on meanwhile
-        file.write(part.values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        file.write(part.values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class StoredTensor:
