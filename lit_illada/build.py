@@ -2,15 +2,19 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from lit_illada.batch import TokenBatch
 from lit_illada.checkpoints import open_checkpoint
@@ -28,7 +32,8 @@ from lit_illada.generation.control import TokenKinds
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
-from lit_illada.model.hf import fill, load_model
+from lit_illada.model.hf import load_model
+from lit_illada.model.initial import InitialWeights, fill
 from lit_illada.model.lora import LoraConfig, add_lora
 from lit_illada.model.transformer import Transformer
 from lit_illada.objective import (
@@ -46,6 +51,7 @@ from lit_illada.scoring.scorer import Scorer
 from lit_illada.scoring.wording import Chat
 from lit_illada.training.callbacks import GracefulStop, NonFiniteGuard, ProgressBar, TextSamples, TimeLimit
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.parallel import prepare_block, shard
 from lit_illada.training.progress import ProgressFile
 from lit_illada.training.saving import Checkpoints, Retention
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
@@ -64,7 +70,7 @@ def resolve(config: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
 def build_model(config: ModelConfig, seed: int) -> Transformer:
     """The model with its initial weights, a function of the seed alone."""
     model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(seed))
+    model.init_weights(seed)
     return model
 
 
@@ -118,14 +124,7 @@ def build_module(
     is_resumed: the weights come from the run's own checkpoint, so `init_from` need not exist any more.
     """
     tokenizer, options = datamodule.tokenizer, config.trainer
-    model = build_model(config.model, config.seed)
-    if config.init_from is not None and not is_resumed:
-        fill(model, open_checkpoint(Path(config.init_from)).tensors)
-    if isinstance(config, SFTConfig) and isinstance(config.adapter, LoraConfig):
-        add_lora(model, config.adapter, torch.Generator().manual_seed(config.seed))
-    if options.compile:
-        for layer in model.model.layers:
-            layer.compile()
+    model, cut = _model_of(config, is_resumed)
     make = partial(SFTModule, eos_token_id=tokenizer.eos_token_id) if isinstance(config, SFTConfig) else PretrainModule
     return make(
         model,
@@ -137,7 +136,38 @@ def build_module(
         max_steps=options.max_steps,
         log_every_steps=options.log_every_steps,
         hparams={"config": to_tree(config), "tokenizer_sha256": tokenizer.sha256},
+        shard=cut,
     )
+
+
+def _model_of(
+    config: PretrainConfig | SFTConfig, is_resumed: bool
+) -> tuple[Transformer, Callable[[DeviceMesh], None] | None]:
+    """The run's model, and what cuts it over a mesh where the config asks for that: till then it has no values."""
+    options = config.trainer
+    given: Mapping[str, Tensor] = {}
+    if config.init_from is not None and not is_resumed:
+        given = open_checkpoint(Path(config.init_from)).tensors
+    if options.is_sharded:
+        with torch.device("meta"):
+            model = Transformer(config.model)
+    else:
+        model = build_model(config.model, config.seed)
+        if given:
+            fill(model, given)
+    if isinstance(config, SFTConfig) and isinstance(config.adapter, LoraConfig):
+        add_lora(model, config.adapter, config.seed)
+    if not options.is_sharded:
+        for layer in model.model.layers:
+            prepare_block(layer, options.parallel, is_compiled=options.compile)
+        return model, None
+    _, precision = options.hardware()
+    # what the given weights lack, such as adapters, begins as ever
+    weights: Any = None if is_resumed else ChainMap(given, InitialWeights(model, config.model, config.seed))
+    cut = partial(
+        shard, model, config=options.parallel, param_dtype=precision.dtype, weights=weights, is_compiled=options.compile
+    )
+    return model, cut
 
 
 def build_yardstick(config: RunConfig, tokenizer: Tokenizer) -> Callable[[ScoreFn, TokenBatch], RowScores]:
@@ -194,7 +224,8 @@ def _texts(
     model, tokenizer = module.model, datamodule.tokenizer
     assert isinstance(model, Transformer)
     accelerator, precision = config.trainer.hardware()
-    as_trained = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision is Precision.bf16_mixed)
+    is_autocast = precision is Precision.bf16_mixed and not config.trainer.is_sharded
+    as_trained = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=is_autocast)
     if isinstance(config, PretrainConfig):
         generation = config.samples.generation
         continue_prompt = as_trained(lambda prompt: tokenizer.decode(complete(model, tokenizer, prompt, generation)))

@@ -26,7 +26,7 @@ from lit_illada.model.lora import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir
-from lit_illada.training.optim import OptimConfig
+from lit_illada.training.optim import MuonConfig, OptimConfig
 from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
 from lit_illada.tree import from_tree, keys_of, nearest_key, require_assignment
 
@@ -65,8 +65,18 @@ class RunConfig:
                 f"objective.name={choice_name(OBJECTIVES, self.objective)} needs "
                 f"model.is_causal={str(is_autoregressive).lower()}; got {str(self.model.is_causal).lower()}"
             )
+        self._check_parallel()
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1")
+
+    def _check_parallel(self) -> None:
+        parallel = self.trainer.parallel
+        parallel.check_model(self.model)
+        if parallel.tensor_parallel > 1 and isinstance(self.optim.optimizer, MuonConfig):
+            raise UserError(
+                f"optim.optimizer.name=muon updates whole matrices, and trainer.parallel.tensor_parallel="
+                f"{parallel.tensor_parallel} cuts them both ways: use optim=adamw, or tensor_parallel=1"
+            )
 
     def check_warmup(self) -> None:
         steps = self.optim.schedule.warmup_steps
@@ -136,6 +146,11 @@ class SFTConfig(RunConfig):
         self._check_row_length("sft_data.row_length", self.sft_data.row_length)
         if self.evaluation.num_examples:
             self._check_room("evaluation.generation", self.evaluation.generation)
+        if self.trainer.parallel.tensor_parallel > 1 and isinstance(self.adapter, LoraConfig):
+            raise UserError(
+                f"adapter.name=lora and trainer.parallel.tensor_parallel={self.trainer.parallel.tensor_parallel}: "
+                "adapters are not cut by heads; use trainer.parallel.strategy=fsdp with tensor_parallel=1"
+            )
         if self.epochs is None:
             self.check_warmup()
         if self.epochs is not None and self.epochs <= 0:

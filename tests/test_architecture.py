@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "objective": {"batch", "choice", "errors"},
     "generation": {"batch", "cache", "choice", "errors", "periodic"},
     "scoring": {"batch", "choice", "errors", "generation", "intervals", "numbers", "objective"},
-    "training": {"run_folder", "files", "batch", "choice", "errors", "intervals", "scoring", "generation", "objective"},
+    # model: parallel.py alone knows which parts of it are cut
+    "training": {"batch", "choice", "errors", "files", "generation", "intervals", "model", "objective", "run_folder"}
+    | {"scoring"},
     "loops": {"choice", "errors", "share", "intervals", "numbers", "tree", "data", "generation"},
     "tree": {"choice", "errors"},
     "config": {"choice", "tree", "errors", "share", "scoring", "training"}

@@ -96,7 +96,7 @@ def micro_batch(num_selected, compute_bytes, kernel, num_rows=ROWS):
 def begun(config, optimizer):
     """A model and its optimizer after one step, the gradients still there."""
     model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(0))
+    model.init_weights(0)
     made = build_optimizer(model, optimizer)
     step(model, torch.randint(300, (1, 8)), torch.ones(1, 8, dtype=torch.bool), 4)
     made.step()
@@ -115,7 +115,7 @@ def forward(model, ids, is_selected, compute_bytes):
 def kept_bytes(config, compute_bytes):
     """Of the tensors that autograd keeps for the backward pass, without the weights and their casts."""
     model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(0))
+    model.init_weights(0)
     kept = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 

@@ -99,7 +99,7 @@ def _in_bfloat16(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _train(circle: _Circle, num_steps: int, generator: torch.Generator) -> Transformer:
     """A masked-diffusion model of the circle; uniform mask ratio, the mean over masked tokens."""
     model = Transformer(ModelConfig(_NUM_SYMBOLS + 1, 128, 352, 4, 4, 2))
-    model.init_weights(torch.Generator().manual_seed(0))
+    model.init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=20)
     length = 24 + _PLAIN.max_new_tokens

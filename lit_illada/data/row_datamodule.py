@@ -134,7 +134,7 @@ class RowDataModule(L.LightningDataModule, ABC):
             first=first,
             last=last,
             micro_batch_rows=self.micro_batch_rows,
-            rank=self.trainer.global_rank if self.trainer else 0,
+            rank=self._shares["rank"],
             world_size=self._world_size,
         )
         return RowLoader(
@@ -163,7 +163,13 @@ class RowDataModule(L.LightningDataModule, ABC):
 
     @property
     def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
+        return self._shares["num_replicas"]
+
+    @property
+    def _shares(self) -> dict[str, int]:
+        """How the ranks share the rows. Where a strategy is parallel it says so: not every rank has rows of its own."""
+        alone = {"num_replicas": 1, "rank": 0}
+        return getattr(self.trainer.strategy, "distributed_sampler_kwargs", alone) if self.trainer else alone
 
 
 def entropy(counts: NDArray[np.int64]) -> float:

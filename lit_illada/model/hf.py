@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.hf_layouts import HfLayout, Json, QkvBias, read_config, write_config
+from lit_illada.model.initial import fill
 from lit_illada.model.tensor_files import TensorFiles, read_json, write_json, write_tensors
 from lit_illada.model.transformer import Transformer
 
@@ -154,13 +155,6 @@ def load_model(
     model = model.to(dtype or tensors[EMBEDDING].dtype).to_empty(device=device)
     fill(model, tensors)
     return model
-
-
-@torch.no_grad()
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies the weights in, each converted to the dtype and device of its parameter."""
-    for name, parameter in model.state_dict().items():
-        parameter.copy_(tensors[name])
 
 
 class _Joined(Mapping[str, Tensor]):

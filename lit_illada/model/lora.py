@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_illada.errors import UserError, unknown
+from lit_illada.model.initial import InitialWeights, fill
 from lit_illada.model.transformer import Transformer
 
 L = TypeVar("L", bound=nn.Linear)
@@ -87,10 +88,11 @@ class LoraLinear(nn.Linear):
         return layer
 
 
-def add_lora(model: Transformer, config: LoraConfig, generator: torch.Generator | None = None) -> None:
+def add_lora(model: Transformer, config: LoraConfig, seed: int = 0) -> None:
     """Freezes the model and adapts its target layers in place; its outputs stay the same until B is trained.
 
-    A ~ N(0, 1 / inputs), B = 0. Before sharding and compiling, after loading the base's weights.
+    A ~ N(0, 1 / inputs), B = 0. Before sharding and compiling, after loading the base's weights; on the meta device it
+    leaves the adapters without values, as the base.
     """
     model.requires_grad_(False)
     for name, base in _layers(model, nn.Linear):
@@ -98,11 +100,9 @@ def add_lora(model: Transformer, config: LoraConfig, generator: torch.Generator 
             continue
         if config.rank > min(base.weight.shape):
             raise UserError(f"adapter.rank is {config.rank}: {name} is only {' × '.join(map(str, base.weight.shape))}")
-        layer = LoraLinear.around(base, config.rank, config.scale)
-        if not layer.lora_a.is_meta:
-            nn.init.normal_(layer.lora_a, std=base.in_features**-0.5, generator=generator)
-            nn.init.zeros_(layer.lora_b)
-        model.set_submodule(name, layer)
+        model.set_submodule(name, LoraLinear.around(base, config.rank, config.scale))
+    if not model.lm_head_weight.is_meta:
+        fill(model, InitialWeights(model, model.config, seed), only=_ADAPTERS)
 
 
 def merge_lora(model: Transformer) -> None:

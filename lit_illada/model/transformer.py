@@ -4,7 +4,6 @@ Module names are those of the released checkpoints. Shapes: B rows, T tokens a r
 K key-value heads, V vocabulary, M selected tokens.
 """
 
-import math
 from typing import overload
 
 import torch
@@ -15,6 +14,7 @@ from lit_illada.batch import Layout, TokenScores
 from lit_illada.cache import KeyValueCache, LayerWindow
 from lit_illada.model.attention import Attention
 from lit_illada.model.config import ModelConfig
+from lit_illada.model.initial import InitialWeights, fill
 from lit_illada.model.lm_head import token_scores
 from lit_illada.model.rope import Rotation, rotate, rotation
 
@@ -74,22 +74,9 @@ class Transformer(nn.Module):
         """(V, D); the embedding itself when tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """The released initialisation: linear N(0, s²), with o_proj and down_proj at s/√(2·layers) so that the residual
-        stream does not grow with depth; embedding N(0, 1/(2·width)); norms 1. Same generator state, same weights."""
-        s = self.config.initializer_range
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding):
-                module.weight.normal_(0.0, (2 * self.config.hidden_size) ** -0.5, generator=generator)
-            elif isinstance(module, nn.RMSNorm):
-                module.weight.fill_(1.0)
-            elif isinstance(module, nn.Linear):
-                ends_branch = name.endswith(("o_proj", "down_proj"))
-                std = s / math.sqrt(2 * self.config.num_hidden_layers) if ends_branch else s
-                module.weight.normal_(0.0, std, generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
+    def init_weights(self, seed: int) -> None:
+        """The released initialisation; same seed, same weights."""
+        fill(self, InitialWeights(self, self.config, seed))
 
 
 class Backbone(nn.Module):

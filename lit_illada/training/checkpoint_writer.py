@@ -30,7 +30,7 @@ from lit_illada.training.checkpoint import (
     remove_checkpoint,
     sync_folder,
 )
-from lit_illada.training.sharded import Part, own_part, write_parts
+from lit_illada.training.sharded import Part, own_parts, write_parts
 
 
 class CheckpointWriter(CheckpointIO):
@@ -47,11 +47,13 @@ class CheckpointWriter(CheckpointIO):
         self.is_sharded = False
         self.error: UserError | None = None
         self.write_s = 0.0
+        self._own: dict[str, tuple[int, ...]] = {}
+        self._own_of: list[str] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         assert self._path is None, f"{self._path} is being written still"
         self._path, self.error = Path(path), None
-        content, parts = _divided(checkpoint)
+        content, parts = self._divided(checkpoint)
         self.is_sharded = parts is not None
         if self._is_async:
             content, parts = _copied(content, parts)
@@ -87,6 +89,29 @@ class CheckpointWriter(CheckpointIO):
         if _rank() == 0:
             remove_checkpoint(partial_of(path))
 
+    def _divided(self, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Part] | None]:
+        """What the first process writes of it, and this process's parts of the tensors that several share.
+
+        No parts where every process has all.
+        """
+        shared: dict[str, DTensor] = {}
+
+        def take_out(name: str, leaf: Any) -> Any:
+            if not isinstance(leaf, DTensor):
+                return leaf
+            shared[name] = leaf
+            return ELSEWHERE
+
+        content = map_leaves(checkpoint, take_out)
+        if not shared:
+            return content, None
+        if self._own_of != list(shared):  # in the same save everywhere: the names are those of the whole model
+            self._own, self._own_of = own_parts(shared), list(shared)
+        return content, {
+            name: Part(tuple(shared[name].shape), offset, shared[name].to_local().detach())
+            for name, offset in self._own.items()
+        }
+
     def _end(self) -> Path:
         assert self._path is not None
         assert not self.is_busy
@@ -105,26 +130,6 @@ class CheckpointWriter(CheckpointIO):
             self.error = UserError(f"{path}: the checkpoint could not be written ({cause(error)})")
             self.error.__cause__ = error
         self.write_s = time.perf_counter() - started_at
-
-
-def _divided(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Part] | None]:
-    """What the first process writes of it, and this process's parts of the tensors that several share.
-
-    No parts where every process has all.
-    """
-    shared: dict[str, DTensor] = {}
-
-    def take_out(name: str, leaf: Any) -> Any:
-        if not isinstance(leaf, DTensor):
-            return leaf
-        shared[name] = leaf
-        return ELSEWHERE
-
-    content = map_leaves(checkpoint, take_out)
-    if not shared:
-        return content, None
-    parts = {name: own_part(tensor, number) for number, (name, tensor) in enumerate(shared.items())}
-    return content, {name: part for name, part in parts.items() if part is not None}
 
 
 def _copied(content: dict[str, Any], parts: dict[str, Part] | None) -> tuple[dict[str, Any], dict[str, Part] | None]:

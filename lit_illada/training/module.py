@@ -10,13 +10,17 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torchmetrics import Metric
 
 from lit_illada.batch import TokenBatch, TokenScores
 from lit_illada.objective import NoisyBatch, Objective
 from lit_illada.scoring.likelihood import Likelihood, RowScores, ScoreFn
+from lit_illada.training.gradients import scale, total_norm
 from lit_illada.training.metrics import TrainingCurves, by_ratio, publish
 from lit_illada.training.optim import OptimConfig, build_optimizer
+from lit_illada.training.parallel import ShardedStrategy, num_data_ranks
 from lit_illada.training.schedule import LearningRate
 
 
@@ -25,6 +29,7 @@ class PretrainModule(pl.LightningModule):
 
     model: input ids (B, T), layout, selection (B, T), targets (M,) -> TokenScores.
     score_rows: the bound of each validation row, the same question whatever the objective.
+    shard: cuts the model over the devices of a mesh, and gives it its weights; None for one that every rank has whole.
     likelihood: adds the rows up. unigram_entropy: of the validation text, nats a token; a line to compare with.
     """
 
@@ -40,6 +45,7 @@ class PretrainModule(pl.LightningModule):
         max_steps: int,
         log_every_steps: int,
         hparams: dict[str, Any],
+        shard: Callable[[DeviceMesh], None] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -54,10 +60,26 @@ class PretrainModule(pl.LightningModule):
         self.gradient_norm = math.nan
         self.learning_rate = math.nan
         self.validated_at: int | None = None
+        self._shard = shard
+        self._data_group: ProcessGroup | None = None
         # no buffer: DDP would overwrite every rank's own count with rank 0's
         self._count: Tensor | float = 0.0
         # plain values only: a checkpoint with objects in it could not be read under weights_only
         self.save_hyperparameters(hparams, logger=False)
+
+    def configure_model(self) -> None:
+        """Lightning calls it before every fit and every validation; the first cuts the model."""
+        if self._shard is None:
+            return
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, ShardedStrategy)
+        assert strategy.data_mesh is not None
+        self._shard(strategy.device_mesh)
+        self._shard = None
+        self._data_group = strategy.data_mesh.get_group()
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.process_group = self._data_group
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> dict[str, Any]:
         noisy = self.objective.corrupt(batch, progress=self.global_step / self.max_steps)
@@ -78,18 +100,16 @@ class PretrainModule(pl.LightningModule):
         """
         self.objective.end_step(self._sum_over_ranks)
         self.learning_rate = optimizer.param_groups[0]["lr"]
-        scale = self._global_scale()
+        factor = self._global_scale()
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.gradient_norm = float(norm) * scale
+        self.gradient_norm = float(total_norm(gradients)) * factor
         if not math.isfinite(self.gradient_norm):
             optimizer.zero_grad(set_to_none=True)
             return
         clip = self.optim.gradient_clip_norm
         if clip is not None and self.gradient_norm > clip:
-            scale *= clip / self.gradient_norm
-        torch._foreach_mul_(gradients, scale)
+            factor *= clip / self.gradient_norm
+        scale(gradients, factor)
 
     def on_train_batch_end(self, outputs: Any, batch: TokenBatch, batch_idx: int) -> None:
         if self._is_mid_step:
@@ -152,11 +172,11 @@ class PretrainModule(pl.LightningModule):
         """
         count = float(self._sum_over_ranks(torch.as_tensor(self._count)))
         self._count = 0.0
-        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        parts = num_data_ranks(self.trainer) * self.trainer.accumulate_grad_batches
         return self._reference * parts / count if count > 0 else 0.0
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[return-value]
+        return self.trainer.strategy.reduce(value, group=self._data_group, reduce_op="sum")  # type: ignore[return-value]
 
     @property
     def _is_mid_step(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_illada.choice import choice
 from lit_illada.errors import UserError
@@ -68,25 +69,53 @@ class OptimConfig:
 def build_optimizer(model: nn.Module, config: AdamWConfig | MuonConfig) -> torch.optim.Optimizer:
     """The optimizer over the model's parameters, grouped by whether they decay and by what updates them."""
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    betas = (config.beta1, config.beta2)
     match config:
         case AdamWConfig():
-            groups = _decay_groups(parameters, config.weight_decay)
-            return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+            return _adamw(parameters, config)
         case MuonConfig():
             matrices = [(name, p) for name, p in parameters if p.ndim == 2 and ".layers." in f".{name}"]
             taken = {name for name, _ in matrices}
             rest = [(name, p) for name, p in parameters if name not in taken]
-            muon = torch.optim.Muon(
+            is_cut = any(isinstance(p, DTensor) for _, p in matrices)
+            muon = (ShardedMuon if is_cut else torch.optim.Muon)(
                 [p for _, p in matrices],
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
                 momentum=config.momentum,
                 adjust_lr_fn="match_rms_adamw",
             )
-            groups = _decay_groups(rest, config.weight_decay)
-            adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
-            return JointOptimizer([muon, adamw])
+            return JointOptimizer([muon, _adamw(rest, config)])
+
+
+class ShardedMuon(torch.optim.Muon):
+    """torch's Muon on matrices that are cut over devices: its update is one of whole matrices.
+
+    Weights and momentum stay cut. One matrix after the other is gathered, and every rank computes its update: that
+    work is not shared out.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        assert closure is None, "the joint optimizer has called it"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: DTensor, group: dict[str, Any]) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        assert isinstance(gradient, DTensor)
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        whole = gradient.lerp(momentum, group["momentum"]).full_tensor()
+        change = nn.Parameter(torch.zeros_like(whole))
+        change.grad = whole
+        # without a momentum of its own: from zero weights, torch's step leaves the change alone
+        rule = {key: group[key] for key in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
+        torch.optim.Muon([change], momentum=0.0, nesterov=False, weight_decay=0.0, **rule).step()
+        placed = distribute_tensor(change.detach(), parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(placed)
 
 
 class JointOptimizer(torch.optim.Optimizer):
@@ -113,6 +142,20 @@ class JointOptimizer(torch.optim.Optimizer):
             part.step()
             first += count
         return loss
+
+
+def _adamw(parameters: list[tuple[str, nn.Parameter]], config: AdamWConfig | MuonConfig) -> torch.optim.AdamW:
+    meshes = {p.device_mesh if isinstance(p, DTensor) else None for _, p in parameters}
+    # tensor parallelism leaves parameters on two meshes, which no operator takes together: one after the other then
+    is_together = len(meshes) == 1
+    return torch.optim.AdamW(
+        _decay_groups(parameters, config.weight_decay),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=is_together,
+        foreach=None if is_together else False,
+    )
 
 
 def _decay_groups(parameters: list[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:

@@ -18,9 +18,6 @@ from torch.optim import Optimizer
 from lit_illada.errors import UserError
 from lit_illada.training.sharded import StoredTensor, local_box
 
-# what wrappers put into a name
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-
 
 class PortableState(Strategy):
     """A mixin: weights and optimizer states by name, tensors as this process holds them, into any strategy and back."""
@@ -65,7 +62,7 @@ class DataParallel(PortableState, DDPStrategy):
 
 def model_state(module: nn.Module) -> dict[str, Any]:
     """Weights and buffers by name."""
-    return {_plain_name(name): value for name, value in module.state_dict().items()}
+    return dict(module.state_dict())
 
 
 @torch.no_grad()
@@ -141,10 +138,4 @@ def _copy(value: Tensor | StoredTensor, target: Tensor, name: str) -> None:
 
 
 def _names(module: nn.Module) -> dict[Tensor, str]:
-    return {parameter: _plain_name(name) for name, parameter in module.named_parameters()}
-
-
-def _plain_name(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
+    return {parameter: name for name, parameter in module.named_parameters()}

@@ -100,15 +100,16 @@ class ExactMatch(Callback):
         self._file = file
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         for difficulty, questions in self._questions.items():
+            # every rank asks: where the model is cut, no rank can answer alone
             responses = self._answer([question.prompt_ids for question in questions])
             checked = [question.check(response) for question, response in zip(questions, responses, strict=True)]
             num_right = sum(is_right for _, is_right in checked)
             share, (low, high) = num_right / len(checked), wilson(num_right, len(checked))
             tag = f"val/exact_match_{difficulty}"
             publish(pl_module, {tag: share, f"{tag}_low": low, f"{tag}_high": high})
+            if not trainer.is_global_zero:
+                continue
             with self._file.open("a", encoding="utf-8") as file:
                 for question, (text, is_right) in zip(questions, checked, strict=True):
                     record = {

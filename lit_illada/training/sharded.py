@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -53,17 +54,21 @@ def local_box(tensor: DTensor) -> Box:
     return tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))
 
 
-def own_part(tensor: DTensor, number: int) -> Part | None:
-    """The part that this process writes; None where it holds nothing, or a copy that another writes.
+def own_parts(tensors: Mapping[str, DTensor]) -> dict[str, tuple[int, ...]]:
+    """What this process is to write: where its part of a tensor begins, for those that no other process writes.
 
-    number: of the tensor among all, the same in every process: copies take turns by it.
+    All processes ask at once. Of those that hold the same part, as under hybrid sharding, each writes some.
     """
-    mesh, local = tensor.device_mesh, tensor.to_local().detach()
-    place = mesh.get_coordinate()
-    copies = [axis for axis, placement in enumerate(tensor.placements) if placement.is_replicate()]
-    if place is None or not local.numel() or any(place[axis] != number % mesh.size(axis) for axis in copies):
-        return None
-    return Part(tuple(tensor.shape), tuple(side.start for side in local_box(tensor)), local)
+    boxes = {name: local_box(tensor) for name, tensor in tensors.items() if tensor.to_local().numel()}
+    held = {name: tuple((side.start, side.stop) for side in box) for name, box in boxes.items()}
+    everywhere: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everywhere, held)
+    mine = {}
+    for number, name in enumerate(tensors):
+        holders = [rank for rank, theirs in enumerate(everywhere) if name in held and theirs.get(name) == held[name]]
+        if holders and holders[number % len(holders)] == dist.get_rank():
+            mine[name] = tuple(begin for begin, _ in held[name])
+    return mine
 
 
 def write_parts(file: BinaryIO, parts: Mapping[str, Part]) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_illada.batch import TokenBatch
 from lit_illada.training.metrics import publish
+from lit_illada.training.parallel import num_data_ranks
 
 
 class Throughput(Callback):
@@ -63,8 +64,8 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
     ) -> None:
-        self._tokens += batch.input_ids.numel() * trainer.world_size
-        self._flops += self._count_flops(batch, outputs["head_rows"]) * trainer.world_size
+        self._tokens += batch.input_ids.numel() * num_data_ranks(trainer)
+        self._flops += self._count_flops(batch, outputs["head_rows"]) * num_data_ranks(trainer)
         if trainer.global_step == self._step_before or trainer.global_step % self._every_steps:
             return
         if batch.input_ids.is_cuda:

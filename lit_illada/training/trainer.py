@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from lit_illada.errors import UserError
 from lit_illada.training.checkpoint_writer import CheckpointWriter
+from lit_illada.training.parallel import ParallelConfig, ShardedStrategy, Strategy
 from lit_illada.training.portable import DataParallel, OneDevice
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class TrainerConfig:
     num_nodes: int = 1
     precision: Precision = Precision.auto
     compile: bool = False
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     max_steps: int = 1000
     max_time_s: float | None = None
     batch_rows: int = 32
@@ -126,16 +128,34 @@ class TrainerConfig:
             raise UserError(f"trainer.ema_decay must lie in (0, 1), or be null for none; got {self.ema_decay}")
         if self.max_time_s is not None and not self.max_time_s > 0:
             raise UserError(f"trainer.max_time_s must be above 0, or null for no limit; got {self.max_time_s}")
-        at_once = self.micro_batch_rows * self.world_size
+        self.parallel.check_devices(self.world_size)
+        at_once = self.micro_batch_rows * self.num_data_ranks
         if self.batch_rows % at_once:
+            tensor = self.parallel.tensor_parallel
             raise UserError(
-                f"trainer.batch_rows={self.batch_rows} is no multiple of micro_batch_rows × devices × num_nodes = "
-                f"{self.micro_batch_rows} × {self.devices} × {self.num_nodes} = {at_once}"
+                f"trainer.batch_rows={self.batch_rows} is no multiple of micro_batch_rows × devices × num_nodes"
+                f"{' / tensor_parallel' if tensor > 1 else ''} = {self.micro_batch_rows} × {self.devices} × "
+                f"{self.num_nodes}{f' / {tensor}' if tensor > 1 else ''} = {at_once}"
+            )
+        if self.ema_decay is not None and self.is_sharded:
+            raise UserError(
+                f"trainer.ema_decay={self.ema_decay} averages whole weights, and trainer.parallel cuts them: set "
+                "trainer.ema_decay=null, or trainer.parallel.strategy=ddp"
             )
 
     @property
     def world_size(self) -> int:
         return self.devices * self.num_nodes
+
+    @property
+    def num_data_ranks(self) -> int:
+        """Devices with rows of their own."""
+        return self.world_size // self.parallel.tensor_parallel
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no device holds the whole model."""
+        return self.parallel.resolve(self.world_size) is Strategy.fsdp
 
     def hardware(self) -> tuple[Accelerator, Precision]:
         """What will run. Raises UserError where the devices asked for are absent."""
@@ -147,20 +167,22 @@ class TrainerConfig:
     @property
     def accumulation(self) -> int:
         """Micro-batches of an optimizer step on one device."""
-        return self.batch_rows // (self.micro_batch_rows * self.world_size)
+        return self.batch_rows // (self.micro_batch_rows * self.num_data_ranks)
 
 
 def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callback], logger: Logger) -> Trainer:
     """Lightning's Trainer for this config. Raises UserError where the hardware asked for is absent."""
     accelerator, precision = config.hardware()
     _quiet_lightning()
-    log.info("trains on %s × %d, %s", accelerator, config.world_size, precision)
+    strategy = config.parallel.resolve(config.world_size)
+    log.info("trains on %s × %d, %s%s", accelerator, config.world_size, precision, f", {strategy}" if strategy else "")
     return Trainer(
         accelerator=accelerator.value,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy=DataParallel() if config.world_size > 1 else OneDevice(accelerator.device),
-        precision=precision.value,  # type: ignore[arg-type]
+        strategy=_strategy(config, accelerator),
+        # a sharded model is gathered in bfloat16, which costs half of what autocast's float32 weights would
+        precision="32-true" if config.is_sharded else precision.value,  # type: ignore[arg-type]
         max_steps=config.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.accumulation,
@@ -181,6 +203,16 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
     )
 
 
+def _strategy(config: TrainerConfig, accelerator: Accelerator) -> ShardedStrategy | DataParallel | OneDevice:
+    match config.parallel.resolve(config.world_size):
+        case Strategy.fsdp:
+            return ShardedStrategy(config.parallel)
+        case Strategy.ddp:
+            return DataParallel()
+        case _:
+            return OneDevice(accelerator.device)
+
+
 def _cpu_multiplies_bf16() -> bool:
     # private names, hence the default: a torch that renames them runs in float32, and the log says so
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
@@ -191,6 +223,9 @@ def _quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # advice for other ways of using Lightning than ours: the loader is resumed and sized by the data module
     for advice in (
+        ".*WeightAveraging callback with a model that overrides the configure_model.*",
+        # what is logged is equal on every rank already
+        ".*when logging on epoch level in distributed setting.*",
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",
         ".*Checkpoint directory .* exists and is not empty.*",

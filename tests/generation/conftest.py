@@ -21,7 +21,7 @@ def tiny_model():
 
     def tiny_model(**changes):
         model = Transformer(replace(TINY, **changes))
-        model.init_weights(torch.Generator().manual_seed(0))
+        model.init_weights(0)
         return model.eval()
 
     return tiny_model

@@ -30,7 +30,7 @@ def tiny():
 def make_model():
     def make(seed=0, **changes):
         model = Transformer(replace(TINY, **changes))
-        model.init_weights(torch.Generator().manual_seed(seed))
+        model.init_weights(seed)
         return model
 
     return make

@@ -17,7 +17,7 @@ CONFIG = LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "v_proj", "down_proj"]
 
 
 def adapted(model, config=CONFIG):
-    add_lora(model, config, torch.Generator().manual_seed(1))
+    add_lora(model, config, seed=1)
     return model
 
 

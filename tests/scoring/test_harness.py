@@ -52,7 +52,7 @@ def scorer():
             is_causal=is_causal,
         )
         model = Transformer(shape).eval()
-        model.init_weights(torch.Generator().manual_seed(0))
+        model.init_weights(0)
         asked = ScoringModel(
             model, model, TOKENIZER.mask_token_id, TOKENIZER.eos_token_id, max_length, is_causal, torch.device("cpu")
         )

@@ -1,0 +1,47 @@
+"""How large is a gradient that lies in parts on many devices, and how is it scaled?"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all of them together, the same on every rank.
+
+    Each rank takes the norm of its own parts. What is cut along a dimension of the mesh is summed along it; what is
+    repeated there counts once. Gradients may lie on different meshes, as under tensor parallelism.
+    """
+    square = torch.zeros((), device=gradients[0].device if gradients else None)
+    for layout, parts in _by_layout(gradients).items():
+        part_square = torch.nn.utils.get_total_norm(parts).square()
+        if layout is not None:
+            mesh, placements = layout
+            for dimension, placement in enumerate(placements):
+                assert not placement.is_partial(), "a gradient that is not yet summed"
+                if not placement.is_replicate():
+                    dist.all_reduce(part_square, group=mesh.get_group(dimension))
+        square = square + part_square
+    return square.sqrt()
+
+
+def scale(gradients: Sequence[Tensor], factor: float) -> None:
+    """In place."""
+    torch._foreach_mul_([_local(gradient) for gradient in gradients], factor)
+
+
+def _by_layout(
+    gradients: Sequence[Tensor],
+) -> dict[tuple[DeviceMesh, tuple[Placement, ...]] | None, list[Tensor]]:
+    by_layout: dict[tuple[DeviceMesh, tuple[Placement, ...]] | None, list[Tensor]] = {}
+    for gradient in gradients:
+        layout = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
+        by_layout.setdefault(layout, []).append(_local(gradient))
+    return by_layout
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
