@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,7 @@ def pretrain(way, arguments, folder, stop_at=None):
 
 
 def join(rank, processes, port, command, stop_at, log):
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    sys.stdout = sys.stderr = log.open("a", buffering=1, encoding="utf-8")
     if processes > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
         sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
@@ -73,7 +72,7 @@ def join(rank, processes, port, command, stop_at, log):
     honest = DiffusionObjective.corrupt
 
     def interrupted(self, batch, progress=0.0):
-        if stop_at is not None and rank == 0 and round(progress * MAX_STEPS) == stop_at - 1:
+        if stop_at is not None and round(progress * MAX_STEPS) == stop_at - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return honest(self, batch, progress)
 
