@@ -91,16 +91,19 @@ class Checkpoints(Checkpoint):
         self._publish(trainer, is_waiting=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # a second Ctrl-C waits for nothing
+        if not self._is_in_flight or isinstance(exception, KeyboardInterrupt):
+            return
+        self._is_in_flight = False
         writer = _writer(trainer)
-        # nobody to agree with; a second Ctrl-C waits for nothing
-        if self._is_in_flight and not writer.is_sharded and not isinstance(exception, KeyboardInterrupt):
-            self._is_in_flight = False
-            writer.wait()
-            if writer.error is None:
-                writer.publish()
-            else:
-                log.error("%s", writer.error)
-                writer.discard()
+        writer.wait()
+        if writer.is_sharded:
+            return  # whether the others have written theirs nobody can ask them now: the partial stays one
+        if writer.error is None:
+            writer.publish()
+        else:
+            log.error("%s", writer.error)
+            writer.discard()
 
     def is_validated(self, step: int) -> bool:
         """Whether a validation follows this step."""

@@ -149,7 +149,7 @@ def test_fifty_kills_lose_nothing(tiny_corpus, tiny_run, tmp_path, capsys):
         attempts += 1
         assert attempts < 3 * NUM_KILLS, "the moments are never reached"
         is_prepared = (killed / "data" / "set" / "manifest.json").is_file()
-        is_begun = latest_checkpoint(checkpoints) is not None
+        is_begun = (killed / "run" / "config.yaml").is_file()
         start = ["--resume", str(killed / "run")] if is_begun else overrides_for(killed, tiny_corpus, tiny_run)
         moment = drawn(rng, is_prepared)
         status = attempt(["pretrain", *start], moment, log)
