@@ -77,11 +77,11 @@ def load_model_state(module: nn.Module, saved: Mapping[str, Any]) -> None:
 
 def optimizer_state(optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
     """As torch's state dict, but with names where that has numbers."""
-    names = _names(module)
+    saved, names = optimizer.state_dict(), _names_in_order(optimizer, module)
     return {
-        "state": {names[parameter]: dict(state) for parameter, state in optimizer.state.items()},
+        "state": {names[number]: state for number, state in saved["state"].items()},
         "param_groups": [
-            {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
+            {**group, "params": [names[number] for number in group["params"]]} for group in saved["param_groups"]
         ],
     }
 
@@ -92,15 +92,22 @@ def load_optimizer_state(optimizer: Optimizer, module: nn.Module, saved: Mapping
 
     Raises UserError for states of parameters that are not trained here.
     """
-    names = _names(module)
-    states = _by_name(saved, [names[p] for group in optimizer.param_groups for p in group["params"]])
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = states.pop(names[parameter], {})  # none of one that no step has updated
-            for key, value in state.items():
-                optimizer.state[parameter][key] = _placed(value, parameter, group, f"{names[parameter]}, {key}")
-    if states:
-        raise UserError(f"the checkpoint's optimizer trains {min(states)}, this run's does not")
+    names = _names_in_order(optimizer, module)
+    states = _by_name(saved, names)
+    if strange := states.keys() - set(names):
+        raise UserError(f"the checkpoint's optimizer trains {min(strange)}, this run's does not")
+    placed = {}
+    parameters = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+    for number, (name, (parameter, group)) in enumerate(zip(names, parameters, strict=True)):
+        if name in states:  # no step may have updated it yet
+            state = states[name].items()
+            placed[number] = {key: _placed(value, parameter, group, f"{name}, {key}") for key, value in state}
+    if type(optimizer).load_state_dict is not Optimizer.load_state_dict:  # it saves states in a form of its own
+        optimizer.load_state_dict({"state": placed, "param_groups": optimizer.state_dict()["param_groups"]})
+        return
+    # torch's own would turn every state into its parameter's dtype
+    for number, state in placed.items():
+        optimizer.state[parameters[number][0]] = state
 
 
 def _by_name(saved: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
@@ -137,5 +144,7 @@ def _copy(value: Tensor | StoredTensor, target: Tensor, name: str) -> None:
         target.copy_(value[...])
 
 
-def _names(module: nn.Module) -> dict[Tensor, str]:
-    return {parameter: name for name, parameter in module.named_parameters()}
+def _names_in_order(optimizer: Optimizer, module: nn.Module) -> list[str]:
+    """Of the optimizer's parameters, in the order of its groups, by which torch numbers them."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

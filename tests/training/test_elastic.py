@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from lightning.pytorch.utilities import rank_zero_only
 
+import lit_illada.pretrain  # noqa: F401  before the forks, so that everything is imported once
 from lit_illada.checkpoints import open_checkpoint
 from lit_illada.cli import main
 from lit_illada.objective import DiffusionObjective

@@ -5,13 +5,23 @@ import threading
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_illada.checkpoints import open_checkpoint
+from lit_illada.cli import main
 from lit_illada.errors import UserError
-from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpoint import (
+    Weights,
+    checkpoint_path,
+    checkpoints_by_step,
+    latest_checkpoint,
+    partial_of,
+    read_checkpoint,
+)
 from lit_illada.training.checkpoint_writer import CheckpointWriter
-from lit_illada.training.saving import Retention
+from lit_illada.training.saving import Checkpoints, Retention
 from lit_illada.training.trainer import TrainerConfig
 
 STEPS = range(10, 101, 10)
@@ -114,3 +124,54 @@ def test_without_async_it_is_on_the_disk_at_once(tmp_path):
     assert not writer.is_busy
     writer.publish()
     assert read_checkpoint(tmp_path / "step=00000001.ckpt")["global_step"] == 1
+
+
+def test_a_run_keeps_what_it_was_told_and_its_best_is_found_by_name(tiny_overrides, tmp_path):
+    """Also what it has seen before it was resumed counts."""
+    run = tmp_path / "run"
+    told = [
+        "trainer.keep_checkpoints=1",
+        "trainer.keep_every_steps=9",
+        "trainer.keep_best=1",
+        "trainer.val_every_steps=3",
+    ]
+    # it learns, then goes on at a rate that overshoots: the best is not the last
+    begin = [*tiny_overrides, *told, "optim.optimizer.learning_rate=0.01", f"run_dir={run}"]
+    go_on = ["--resume", str(run), "optim.optimizer.learning_rate=1.0", "trainer.max_steps=18"]
+    for arguments in (begin, go_on):
+        result = CliRunner().invoke(main, ["pretrain", *arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    folder = run / "checkpoints"
+    bounds = read_checkpoint(latest_checkpoint(folder))["callbacks"]["Checkpoints"]["bounds"]
+    assert sorted(bounds) == [3, 6, 9, 12, 15, 18]
+    best = min(bounds, key=bounds.get)
+    assert best == 12
+    assert set(checkpoints_by_step(folder)) == {9, 12, 18}
+    assert (folder / "best").resolve() == checkpoints_by_step(folder)[best].resolve()
+    opened = open_checkpoint(folder / "best")
+    weights = Weights(read_checkpoint(checkpoints_by_step(folder)[best]))
+    assert all(torch.equal(opened.tensors[name], weights[f"model.{name}"]) for name in opened.tensors)
+
+
+def test_no_checkpoint_is_lost_to_one_that_cannot_be_written(tiny_overrides, tmp_path):
+    """The run ends in one line between two steps, and goes on from the last whole one when there is room again."""
+    run = tmp_path / "run"
+    begin = [*tiny_overrides, f"run_dir={run}", "trainer.keep_checkpoints=9"]
+    assert CliRunner().invoke(main, ["pretrain", *begin, "trainer.max_steps=6"]).exit_code == 0
+    obstacle = partial_of(checkpoint_path(run / "checkpoints", 9))
+    on = ["pretrain", "--resume", str(run), "trainer.max_steps=12"]
+    honest = Checkpoints.on_train_start
+
+    def obstructed(self, *arguments):
+        honest(self, *arguments)
+        obstacle.mkdir()  # where the file would be
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_start", obstructed)
+        result = CliRunner().invoke(main, on)
+    assert result.exit_code == 1
+    assert "step=00000009.ckpt: the checkpoint could not be written" in result.output
+    assert set(checkpoints_by_step(run / "checkpoints")) == {3, 6}
+    assert not obstacle.exists()
+    assert CliRunner().invoke(main, on).exit_code == 0
+    assert set(checkpoints_by_step(run / "checkpoints")) == {3, 6, 9, 12}

@@ -187,6 +187,33 @@ def test_states_numbered_by_an_older_version_are_taken_over(tmp_path):
     assert all(torch.equal(value, everything(*again)[name]) for name, value in everything(model, optimizer).items())
 
 
+class Packing(torch.optim.AdamW):
+    """Saves its first moment in a form of its own, as optimizers with states of few bits do."""
+
+    def state_dict(self):
+        saved = super().state_dict()
+        packed = {n: {**state, "exp_avg": {"twice": state["exp_avg"] * 2}} for n, state in saved["state"].items()}
+        return {**saved, "state": packed}
+
+    def load_state_dict(self, state_dict):
+        states = {n: {**state, "exp_avg": state["exp_avg"]["twice"] / 2} for n, state in state_dict["state"].items()}
+        super().load_state_dict({**state_dict, "state": states})
+
+
+def test_an_optimizer_with_a_form_of_its_own_saves_and_loads_in_it(tmp_path):
+    model, plain = make()
+    optimizer = Packing(plain.param_groups)
+    train(model, optimizer, 0, 3)
+    torch.save({"optimizer": optimizer_state(optimizer, model)}, tmp_path / "step=00000003.ckpt")
+    again, plain = make()
+    load_model_state(again, model_state(model))
+    other = Packing(plain.param_groups)
+    load_optimizer_state(other, again, read_checkpoint(tmp_path / "step=00000003.ckpt")["optimizer"])
+    train(model, optimizer, 3, 6)
+    train(again, other, 3, 6)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_states_keep_their_dtype_whatever_that_of_the_weights():
     model, optimizer = make()
     train(model, optimizer, 0, 1)
