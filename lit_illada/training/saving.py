@@ -101,9 +101,11 @@ class Checkpoints(Checkpoint):
             return  # whether the others have written theirs nobody can ask them now: the partial stays one
         if writer.error is None:
             writer.publish()
-        else:
-            log.error("%s", writer.error)
-            writer.discard()
+            return
+        writer.discard()
+        if isinstance(exception, OSError):
+            raise writer.error from exception  # one full disk, of which another file told first
+        log.error("%s", writer.error)
 
     def is_validated(self, step: int) -> bool:
         """Whether a validation follows this step."""
