@@ -163,7 +163,8 @@ def _model_of(
         return model, None
     _, precision = options.hardware()
     # what the given weights lack, such as adapters, begins as ever
-    weights: Any = None if is_resumed else ChainMap(given, InitialWeights(model, config.model, config.seed))
+    tensors: Any = (given, InitialWeights(model, config.model, config.seed))
+    weights = None if is_resumed else ChainMap(*tensors)
     cut = partial(
         shard, model, config=options.parallel, param_dtype=precision.dtype, weights=weights, is_compiled=options.compile
     )

@@ -71,7 +71,7 @@ class RunConfig:
 
     def _check_parallel(self) -> None:
         parallel = self.trainer.parallel
-        parallel.check_model(self.model)
+        parallel.check_model(self.model, self.trainer.world_size)
         if parallel.tensor_parallel > 1 and isinstance(self.optim.optimizer, MuonConfig):
             raise UserError(
                 f"optim.optimizer.name=muon updates whole matrices, and trainer.parallel.tensor_parallel="

@@ -8,12 +8,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.config import load
+from lit_illada.config import RunConfig, load
 from lit_illada.errors import UserError, unknown
 from lit_illada.memory import MicroBatch, StepMemory, kernel_on, recomputed_activation_bytes, step_memory
 from lit_illada.model.config import parameters_by_part
 from lit_illada.sweep_costs import row_length, selected_share, step_flops, with_vocabulary
 from lit_illada.sweep_speed import TYPICAL_MFU
+from lit_illada.training.parallel import Strategy
+from lit_illada.training.recomputation import Recomputation
 from lit_illada.training.throughput import matmul_flops_per_s
 from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
 from lit_illada.tree import to_tree
@@ -98,6 +100,7 @@ def estimate(
         )
     trainer = config.trainer
     num_devices = trainer.world_size if gpus is None else gpus
+    parallel = trainer.parallel
     accelerator = Accelerator.cpu if gpu == CPU else Accelerator.gpu
     if mfu is None:
         mfu = TYPICAL_MFU[accelerator]
@@ -106,6 +109,8 @@ def estimate(
             raise UserError(f"--{name} is {value:g}: it must be above 0")
     if mfu > 1:
         raise UserError(f"--mfu is {mfu:g}: a share of the peak, it must lie above 0 and be 1 at most")
+    parallel.check_devices(num_devices)
+    parallel.check_model(model, num_devices)
     precision = trainer.precision.resolve(accelerator)
     length = row_length(tree)
     rows, share = selected_share(config, trainer.micro_batch_rows)
@@ -113,10 +118,17 @@ def estimate(
     compute_bytes = precision.dtype.itemsize
     kernel = kernel_on(model.attention, device, compute_bytes, length)
     batch = MicroBatch(rows, length, math.ceil(share * rows * length), compute_bytes, kernel, device, is_packed=True)
-    is_accumulating = trainer.batch_rows > trainer.micro_batch_rows * num_devices
+    batch = batch.shared(parallel, num_devices)
+    at_once = trainer.micro_batch_rows * num_devices // parallel.tensor_parallel
     optimizer = config.optim.optimizer
     memory = step_memory(
-        model, optimizer, batch, has_moving_average=trainer.ema_decay is not None, is_accumulating=is_accumulating
+        model,
+        optimizer,
+        batch,
+        has_moving_average=trainer.ema_decay is not None,
+        is_accumulating=trainer.batch_rows > at_once,
+        parallel=parallel,
+        world_size=num_devices,
     )
     batch_tokens = trainer.batch_rows * length
     flops = step_flops(tree)
@@ -135,7 +147,7 @@ def estimate(
         tokens=tokens if tokens is not None else trainer.max_steps * batch_tokens,
         batch_tokens=batch_tokens,
         disk_bytes=_num_kept(trainer) * memory.checkpoint,
-        problems=list(_problems(trainer.batch_rows, trainer.micro_batch_rows, num_devices, memory, device_bytes)),
+        problems=list(_problems(config, num_devices, memory, device_bytes)),
     )
 
 
@@ -157,8 +169,9 @@ def show(found: Estimate, console: Console) -> None:
         "gradients": memory.gradients,
         "optimizer state": memory.optimizer,
         "moving average": memory.moving_average,
-        "bfloat16 copies of the weights": memory.casts,
+        "copies of the weights, to multiply": memory.casts,
         "activations": memory.activations,
+        "a layer computed again": memory.recomputed,
         "LM head and loss": memory.head,
         "the most at once": memory.peak,
     }.items():
@@ -178,25 +191,34 @@ def show(found: Estimate, console: Console) -> None:
         console.print(f"! {problem}", highlight=False, soft_wrap=True)
 
 
-def _problems(
-    batch_rows: int, micro_batch_rows: int, num_devices: int, memory: StepMemory, device_bytes: float | None
-) -> Iterator[str]:
-    at_once = micro_batch_rows * num_devices
+def _problems(config: RunConfig, num_devices: int, memory: StepMemory, device_bytes: float | None) -> Iterator[str]:
+    parallel, batch_rows = config.trainer.parallel, config.trainer.batch_rows
+    micro_batch_rows, num_data_ranks = config.trainer.micro_batch_rows, num_devices // parallel.tensor_parallel
+    at_once = micro_batch_rows * num_data_ranks
     if batch_rows % at_once:
         yield (
             f"trainer.batch_rows={batch_rows} is no multiple of micro_batch_rows × devices = {micro_batch_rows} × "
-            f"{num_devices}: set trainer.batch_rows={at_once * math.ceil(batch_rows / at_once)}"
+            f"{num_data_ranks}: set trainer.batch_rows={at_once * math.ceil(batch_rows / at_once)}"
         )
     if device_bytes is None or memory.peak <= 0.95 * device_bytes:
         return
     state = memory.state + memory.gradients + memory.casts
     if state > 0.95 * device_bytes:
+        is_cut = parallel.resolve(num_devices) is Strategy.fsdp
+        remedy = (
+            "more devices, or a larger trainer.parallel.shard_size, hold less each"
+            if is_cut
+            else "every device holds them whole; trainer.parallel.strategy=fsdp shares them out"
+        )
         yield (
             f"weights, gradients and optimizer take {_gigabytes(state)} of a device's {_gigabytes(device_bytes)}: "
-            "every device holds them whole, so that a smaller model is needed"
+            f"{remedy}"
         )
     else:
-        yield f"more than a device's {_gigabytes(device_bytes)}: lower trainer.micro_batch_rows={micro_batch_rows}"
+        lower = f"lower trainer.micro_batch_rows={micro_batch_rows}"
+        if parallel.activation_checkpointing is not Recomputation.full:
+            lower += ", or set trainer.parallel.activation_checkpointing=selective or full"
+        yield f"more than a device's {_gigabytes(device_bytes)}: {lower}"
 
 
 def _peak(gpu: str, precision: Precision) -> float:

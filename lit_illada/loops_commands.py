@@ -71,7 +71,8 @@ def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float], SFTConfig]:
             config = from_tree(SFTConfig, run.config)
             source = config.sft_data.source
             if isinstance(source, ReasoningSource):
-                found.setdefault((source.recheck_fraction, source.slip_fraction), config)
+                rechecks = source.recheck_fraction
+                found.setdefault((rechecks, source.slip_fraction if rechecks else 0.0), config)
     return found
 
 

@@ -2,22 +2,27 @@
 
 Shapes: N tokens of a micro-batch, T of a row, M masked tokens, L layers, D width, W key-value width, F feed-forward
 width, H heads, V vocabulary, C vocabulary entries of one slice of the LM head. c: bytes of a number in the matrix
-products, 4 or, under autocast, 2. Weights, gradients, optimizer and residual stream are float32 always.
+products, 4 or, in bfloat16, 2. s: of one in the residual stream, 4, or c where fsdp gathers the weights. P: devices
+that share a layer's heads and MLP. Weights, gradients and optimizer are float32 always.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lit_illada.model.attention import LONGEST_MATMUL_ROW
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_linear_parameters, num_parameters
 from lit_illada.model.lm_head import default_chunk_size
 from lit_illada.training.optim import AdamWConfig, MuonConfig
+from lit_illada.training.parallel import ParallelConfig, Strategy
+from lit_illada.training.recomputation import Recomputation
+
+ALONE = ParallelConfig()
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """What a device takes at once. num_selected: tokens that carry loss. kernel: never `auto`.
 
-    is_packed: rows hold several documents, for which `sdpa` needs a mask.
+    is_packed: rows hold several documents, for which `sdpa` needs a mask. stream_bytes: s. num_tensor: P.
     """
 
     num_rows: int
@@ -27,19 +32,33 @@ class MicroBatch:
     kernel: AttentionKernel
     device: str
     is_packed: bool = False
+    stream_bytes: int = 4
+    num_tensor: int = 1
+    recomputation: Recomputation = Recomputation.none
 
     @property
     def num_tokens(self) -> int:
         return self.num_rows * self.row_length
+
+    def shared(self, parallel: ParallelConfig, world_size: int) -> "MicroBatch":
+        """The same on each of so many devices."""
+        is_cut = parallel.resolve(world_size) is Strategy.fsdp
+        return replace(
+            self,
+            stream_bytes=self.compute_bytes if is_cut else 4,
+            num_tensor=parallel.tensor_parallel,
+            recomputation=parallel.activation_checkpointing,
+        )
 
 
 @dataclass(frozen=True)
 class StepMemory:
     """Bytes of one device.
 
-    casts: the weights as autocast multiplies them. activations: what the layers keep for the backward pass. head: of
-    the LM head and the loss, its logits and the gradient of its weight. is_accumulating: gradients lie there from the
-    micro-batch before.
+    casts: the weights as they are multiplied: autocast's, or those that fsdp gathers. activations: what the layers keep
+    for the backward pass. recomputed: what one of them computes again in it. head: of the LM head and the loss, its
+    logits and the gradient of its weight. is_accumulating: gradients lie there from the micro-batch before.
+    checkpoint: on disk, of all devices together.
     """
 
     weights: int
@@ -48,8 +67,10 @@ class StepMemory:
     moving_average: int
     casts: int
     activations: int
+    recomputed: int
     head: int
     embedding_gradient: int
+    checkpoint: int
     is_accumulating: bool
 
     @property
@@ -57,13 +78,14 @@ class StepMemory:
         return self.weights + self.optimizer + self.moving_average
 
     @property
-    def checkpoint(self) -> int:
-        return self.state
-
-    @property
     def peak(self) -> int:
         """Activations go while gradients come, so that the most is held at one of the backward pass's two ends."""
-        first = self.casts + self.activations + self.head + (self.gradients if self.is_accumulating else 0)
+        first = (
+            self.casts
+            + self.activations
+            + max(self.head, self.recomputed)
+            + (self.gradients if self.is_accumulating else 0)
+        )
         last = self.casts + self.gradients + self.embedding_gradient
         return self.state + max(first, last)
 
@@ -75,21 +97,39 @@ def step_memory(
     *,
     has_moving_average: bool = False,
     is_accumulating: bool = False,
+    parallel: ParallelConfig = ALONE,
+    world_size: int = 1,
 ) -> StepMemory:
-    parameters = num_parameters(model)
+    parameters, matrices = num_parameters(model), num_linear_parameters(model)
+    is_cut = parallel.resolve(world_size) is Strategy.fsdp
+    _, num_parts, num_tensor = parallel.mesh_shape(world_size) if is_cut else (1, 1, 1)
+    whole = parameters - matrices + matrices // num_tensor
+    held = whole // num_parts
+    keeps_whole_gradients = is_cut and is_accumulating and not parallel.reduce_every_micro_batch
+    moving_average = 4 * parameters if has_moving_average else 0
+    is_recomputed = batch.recomputation is not Recomputation.none
     table = model.known_vocab_size * model.hidden_size
     return StepMemory(
-        weights=4 * parameters,
-        gradients=4 * parameters,
-        optimizer=optimizer_bytes(model, optimizer),
-        moving_average=4 * parameters if has_moving_average else 0,
-        casts=2 * (num_linear_parameters(model) + table) if batch.compute_bytes == 2 else 0,
+        weights=4 * held,
+        gradients=4 * (whole if keeps_whole_gradients else held),
+        optimizer=optimizer_bytes(model, optimizer) * held // parameters,
+        moving_average=moving_average,
+        casts=gathered_bytes(model, batch) if is_cut else 2 * (matrices + table) if batch.compute_bytes == 2 else 0,
         activations=activation_bytes(model, batch),
+        recomputed=recomputed_bytes(model, batch) if is_recomputed else 0,
         head=head_bytes(model, batch),
         # a tied embedding has its gradient as input and as output for a moment
         embedding_gradient=4 * table if model.tie_word_embeddings else 0,
+        checkpoint=4 * parameters + optimizer_bytes(model, optimizer) + moving_average,
         is_accumulating=is_accumulating,
     )
+
+
+def gathered_bytes(model: ModelConfig, batch: MicroBatch) -> int:
+    """Of fsdp at once: a block, the next one, a block's gradients not yet summed, and what lies outside of blocks."""
+    matrices = num_linear_parameters(model)
+    block = matrices // model.num_hidden_layers // batch.num_tensor
+    return batch.compute_bytes * (3 * block + num_parameters(model) - matrices)
 
 
 def optimizer_bytes(model: ModelConfig, optimizer: AdamWConfig | MuonConfig) -> int:
@@ -101,30 +141,54 @@ def optimizer_bytes(model: ModelConfig, optimizer: AdamWConfig | MuonConfig) -> 
 def activation_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     """L · N · (bytes a token and layer) and the rotation's angles, kept from the forward to the backward pass."""
     angles = 4 * model.head_dim + 8
-    return batch.num_tokens * (model.num_hidden_layers * layer_bytes(model, batch) + angles)
+    return batch.num_tokens * (model.num_hidden_layers * kept_layer_bytes(model, batch) + angles)
 
 
 def recomputed_activation_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     """Were every layer computed again in the backward pass: each one's input, and one layer in full."""
-    return batch.num_tokens * (4 * model.hidden_size * model.num_hidden_layers + layer_bytes(model, batch))
+    inputs = batch.stream_bytes * model.hidden_size * model.num_hidden_layers
+    return batch.num_tokens * (inputs + layer_bytes(model, batch))
+
+
+def recomputed_bytes(model: ModelConfig, batch: MicroBatch) -> int:
+    """One layer in full, and two gradients of the feed-forward's width: its activations stay until it is done."""
+    gradients = 2 * batch.compute_bytes * model.intermediate_size // batch.num_tensor
+    return batch.num_tokens * (layer_bytes(model, batch) + gradients)
+
+
+def kept_layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
+    """A token's, in one layer: of a recomputed one its input s·D alone; `selective` keeps what its linear layers give,
+    c·(D + 2W + 2F)/P and c·2D, and attention's output and sums, (c·D + 4H)/P, but of explicit scores.
+    """
+    if batch.recomputation is Recomputation.none:
+        return layer_bytes(model, batch)
+    D, c = model.hidden_size, batch.compute_bytes
+    if batch.recomputation is Recomputation.full:
+        return batch.stream_bytes * D
+    W = model.num_key_value_heads * model.head_dim
+    attention = 0 if batch.kernel is AttentionKernel.MATMUL else c * D + 4 * model.num_attention_heads
+    shared = c * (D + 2 * W + 2 * model.intermediate_size) + attention
+    return batch.stream_bytes * D + 2 * c * D + shared // batch.num_tensor
 
 
 def layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     """A token's, in one layer.
 
-    Two norms 2·(8D + 4). The inputs of the two groups of linear layers, 4D each; 6D and 4D under autocast, which casts
-    for every layer of a group anew. Queries, keys and values c·(D + 2W), attention's output c·D, the feed-forward's
-    four c·4F. Of attention c·H·T explicit scores or 4H for their sums, and c·T of mask for `sdpa` on packed rows.
+    Two norms 2·(2s·D + 4). The inputs of the two groups of linear layers, s·D each; 6D and 4D under autocast, which
+    casts for every layer of a group anew. Queries, keys and values c·(D + 2W), attention's output c·D, the
+    feed-forward's four c·4F. Of attention c·H·T explicit scores or 4H for their sums, and c·T of mask for `sdpa` on
+    packed rows. Heads and feed-forward are shared by P devices.
     """
     D, H, c = model.hidden_size, model.num_attention_heads, batch.compute_bytes
     W = model.num_key_value_heads * model.head_dim
     # on CUDA the norm is one kernel and keeps its input alone; elsewhere also what its weight is multiplied with
-    norms = 2 * ((4 if batch.device == "cuda" else 8) * D + 4)
-    inputs = 8 * D if c == 4 else 10 * D
+    s = batch.stream_bytes
+    norms = 2 * ((s if batch.device == "cuda" else 2 * s) * D + 4)
+    inputs = 2 * s * D if c == s else 10 * D
     scores = c * H * batch.row_length if batch.kernel is AttentionKernel.MATMUL else 4 * H
     if batch.kernel is AttentionKernel.SDPA and batch.is_packed:
         scores += c * batch.row_length
-    return norms + inputs + c * (2 * D + 2 * W + 4 * model.intermediate_size) + scores
+    return norms + inputs + (c * (2 * D + 2 * W + 4 * model.intermediate_size) + scores) // batch.num_tensor
 
 
 def head_bytes(model: ModelConfig, batch: MicroBatch) -> int:

@@ -1,5 +1,6 @@
 """The `sweep` commands: a spec becomes a plan, its runs are worked off, and the reader is told what to expect."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lit_illada.checkpoints import open_checkpoint
 from lit_illada.config import SCHEMAS, compose_tree
 from lit_illada.data.config import DataConfig
 from lit_illada.data_commands import prepare_dataset
@@ -17,7 +19,7 @@ from lit_illada.sweep.plan import Tree, expand, set_in
 from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.progress import Overview, RunStatus
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
-from lit_illada.sweep.spec import Command, Measure, SweepSpec, library, read_spec
+from lit_illada.sweep.spec import Command, Measure, SweepSpec, begin_path, library, read_spec
 from lit_illada.sweep.table import SweepTable, duration, summary
 from lit_illada.sweep_costs import disk_bytes, expected_vocab_size, memory_bytes, step_flops
 from lit_illada.sweep_speed import Speed, speed_of
@@ -131,6 +133,13 @@ def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle:
     return to_tree(from_tree(SCHEMAS[command], tree))
 
 
+def open_begin(begin_from: str) -> tuple[Tree, str]:
+    """The model of a checkpoint that a sweep begins with, and a hash of its file. Raises UserError where it is none."""
+    checkpoint = open_checkpoint(begin_path(begin_from))
+    with checkpoint.path.open("rb") as file:
+        return {"model": to_tree(checkpoint.model)}, hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def planned(
     name: str, overrides: Sequence[str], folder: Path | None
 ) -> tuple[SweepSpec, SweepFolder, list[PlannedRun]]:
@@ -142,13 +151,13 @@ def planned(
     spec = read_spec(name, overrides)
     place = begun_folder if begun_folder.plan.is_file() else SweepFolder(folder or Path("runs") / "sweeps" / spec.name)
     begun = dict(place.begun())
-    runs = expand(spec, resolve, step_flops, begun)
+    runs = expand(spec, resolve, step_flops, begun, open_begin)
     return spec, place, runs
 
 
 def _accelerator(runs: Sequence[PlannedRun], *, is_asked: bool = True) -> Accelerator:
     """What the runs will be on. is_asked: raise UserError where it is absent."""
-    named = {Accelerator(run.config["trainer"]["accelerator"]) for run in runs if "trainer" in run.config}
+    named = {Accelerator(run.config.get("trainer", run.config)["accelerator"]) for run in runs}
     if not is_asked:
         named -= {Accelerator.gpu}
     resolved = {accelerator.resolve() for accelerator in named}
@@ -162,14 +171,14 @@ def _slots(runs: Sequence[PlannedRun], workers: int | None, threads: int, *, is_
         trainers = [run.config["trainer"] for run in runs if "trainer" in run.config]
         if is_asked and any(trainer["num_nodes"] > 1 for trainer in trainers):
             raise UserError("trainer.num_nodes is above 1: one machine cannot run that, use --slurm")
-        devices = max(trainer["devices"] for trainer in trainers)
+        devices = max((trainer["devices"] for trainer in trainers), default=1)
         gpus = _visible_gpus()
         if is_asked and devices > len(gpus):
             raise UserError(f"trainer.devices={devices}, but torch sees {len(gpus)} CUDA devices")
         fitting = gpu_slots(gpus, devices, max(1, cores * devices // len(gpus)))
         return fitting[:workers] if workers else fitting
     if workers is None:
-        largest = max(memory_bytes(run.config) for run in runs if "model" in run.config)
+        largest = max((memory_bytes(run.config) for run in runs if "model" in run.config), default=1.0)
         workers = max(1, min(cores // threads, int(_free_memory_bytes() // largest), len(runs)))
     return cpu_slots(workers, threads)
 
@@ -238,7 +247,7 @@ def _print_costs(statuses: Sequence[RunStatus], speed: Speed, workers: int, cons
     unknown = f", and {num_unknown} whose length is not known before they begin" if num_unknown else ""
     shared = sum(1 for status in statuses if len(status.run.arms) > 1)
     disk = sum(disk_bytes(status.run.config) for status in statuses if "model" in status.run.config)
-    memory = max(memory_bytes(status.run.config) for status in statuses if "model" in status.run.config)
+    memory = max((memory_bytes(status.run.config) for status in statuses if "model" in status.run.config), default=0.0)
     told = {
         "runs": f"{len(statuses)}, {shared} shared by several arms, {len(statuses) - len(left)} finished already",
         "time": f"about {duration(sum(expected) / workers)} with {workers} at a time{unknown}",

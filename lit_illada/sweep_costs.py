@@ -95,12 +95,15 @@ def _step_memory(tree: dict[str, Any]) -> StepMemory:
     device, compute_bytes = accelerator.device.type, precision.dtype.itemsize
     kernel = kernel_on(model.attention, device, compute_bytes, length)
     batch = MicroBatch(rows, length, rows * length, compute_bytes, kernel, device, is_packed=True)
+    batch = batch.shared(trainer.parallel, trainer.world_size)
     return step_memory(
         model,
         config.optim.optimizer,
         batch,
         has_moving_average=trainer.ema_decay is not None,
         is_accumulating=trainer.accumulation > 1,
+        parallel=trainer.parallel,
+        world_size=trainer.world_size,
     )
 
 

@@ -16,11 +16,14 @@ from lit_illada.model.config import AttentionKernel, ModelConfig, num_parameters
 from lit_illada.model.flops import training_flops
 from lit_illada.model.transformer import Transformer
 from lit_illada.training.optim import AdamWConfig, MuonConfig, build_optimizer
+from lit_illada.training.parallel import ParallelConfig, Strategy
+from lit_illada.training.recomputation import Recomputation, recompute
 
 SMALL = ModelConfig(500, 64, 176, 3, 4, 2)
 PRESETS = ["pico", "nano", "100m", "1b", "illada_8b", "llada_8b"]
 PARTS = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "mlp", "norm": "norms", "lm_head": "lm_head"}
 ROWS, LENGTH = 4, 64
+FSDP = ParallelConfig(Strategy.fsdp)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -77,6 +80,49 @@ def test_a_step_holds_at_most_what_is_said(num_rows, compute_bytes, vocab_size, 
     batch = micro_batch(int(is_selected.sum()), compute_bytes, config.attention, num_rows)
     said = step_memory(config, AdamWConfig(), batch, is_accumulating=is_accumulating)
     assert live.peak == pytest.approx(said.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("compute_bytes", [4, 2])
+@pytest.mark.parametrize("which", [Recomputation.selective, Recomputation.full])
+def test_recomputed_layers_hold_at_most_what_is_said(which, compute_bytes):
+    """With little else beside them: few tokens carry loss, and there are many layers."""
+    config = replace(SMALL, num_hidden_layers=12, attention=AttentionKernel.SDPA)
+    model, optimizer = begun(config, AdamWConfig())
+    for layer in model.model.layers:
+        recompute(layer, which)
+    optimizer.zero_grad(set_to_none=True)
+    ids, is_selected = torch.randint(300, (64, LENGTH)), torch.zeros(64, LENGTH, dtype=torch.bool)
+    is_selected[:, ::16] = True
+    held = [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
+    with Live([tensor for tensor in held if tensor.ndim]) as live:
+        step(model, ids, is_selected, compute_bytes)
+    batch = micro_batch(int(is_selected.sum()), compute_bytes, config.attention, 64)
+    said = step_memory(config, AdamWConfig(), replace(batch, recomputation=which))
+    assert live.peak == pytest.approx(said.peak, rel=0.1)
+    assert said.peak < 0.7 * step_memory(config, AdamWConfig(), batch).peak
+
+
+def test_a_device_of_many_holds_its_share():
+    eight = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA), parallel=FSDP, world_size=8)
+    one = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA))
+    assert (eight.weights, eight.gradients, eight.optimizer) == (
+        one.weights // 8,
+        one.gradients // 8,
+        one.optimizer // 8,
+    )
+    assert eight.checkpoint == one.checkpoint
+    pairs = replace(FSDP, shard_size=2)
+    two = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA), parallel=pairs, world_size=8)
+    assert two.weights == one.weights // 2
+    waiting = step_memory(
+        SMALL,
+        AdamWConfig(),
+        micro_batch(10, 4, AttentionKernel.SDPA),
+        is_accumulating=True,
+        parallel=FSDP,
+        world_size=8,
+    )
+    assert waiting.gradients == one.gradients
 
 
 def test_the_flops_are_those_that_torch_counts():

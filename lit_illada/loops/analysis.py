@@ -4,26 +4,26 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
+from lit_illada.loops.effects import SEED, natural
 from lit_illada.loops.outcome import Outcome
 from lit_illada.loops.records import FILE
 from lit_illada.loops.spans import Kind
-from lit_illada.loops.statistics import Paired, Rate, Survival, cluster_bootstrap, kaplan_meier, mcnemar
-
-SEED = "seed"
+from lit_illada.loops.statistics import Rate, Survival, cluster_bootstrap, kaplan_meier
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one group. loop: any kind of loop; exact_run: the narrow definition, exact runs of any period, by which
-    groups of other reports compare. kinds: texts in which each kind holds. looped_right, other_right: accuracy where a
-    text loops and where not; exact_right, exact_other_right: the same by exact runs.
+    """Of one group. loop: any kind of loop; endless: a loop, or no stop within the budget; exact_run: the narrow
+    definition, exact runs of any period, by which groups of other reports compare. kinds: texts in which each kind
+    holds. looped_right, other_right: accuracy where a text loops and where not; exact_right, exact_other_right: the
+    same by exact runs.
     seed_interval: of `loop` with seeds as clusters, where there are several. wasted: units in copies, of all units."""
 
     name: str
     num_texts: int
     loop: Rate
+    endless: Rate
     exact_run: Rate
     kinds: dict[Kind, Rate]
     presets: dict[str, Rate]
@@ -55,16 +55,6 @@ class SamePrompts:
     other_right: float
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Loops under two values of a group, on the same prompts."""
-
-    key: str
-    first: str
-    second: str
-    loops: Paired
-
-
 def has_exact_run(item: Outcome) -> bool:
     """An exact run of any period: the narrow definition of a loop."""
     return not item.kinds.isdisjoint((Kind.flood, Kind.exact))
@@ -87,7 +77,7 @@ def by_group(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[tuple[str
     cells: dict[tuple[str, ...], list[Outcome]] = defaultdict(list)
     for item in outcomes:
         cells[tuple(item.generation.groups.get(key, "–") for key in keys)].append(item)
-    return dict(sorted(cells.items(), key=lambda cell: [_natural(value) for value in cell[0]]))
+    return dict(sorted(cells.items(), key=lambda cell: [natural(value) for value in cell[0]]))
 
 
 def summaries(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Summary]:
@@ -113,23 +103,24 @@ def summary(name: str, outcomes: Sequence[Outcome]) -> Summary:
     return Summary(
         name=name,
         num_texts=len(outcomes),
-        loop=_rate(outcomes, lambda item: item.is_loop),
-        exact_run=_rate(outcomes, has_exact_run),
-        kinds={kind: _rate(outcomes, lambda item, kind=kind: kind in item.kinds) for kind in Kind},  # type: ignore[misc]
+        loop=rate_of(outcomes, lambda item: item.is_loop),
+        endless=rate_of(outcomes, lambda item: item.is_endless),
+        exact_run=rate_of(outcomes, has_exact_run),
+        kinds={kind: rate_of(outcomes, lambda item, kind=kind: kind in item.kinds) for kind in Kind},  # type: ignore[misc]
         presets={
-            preset: _rate(outcomes, lambda item, preset=preset: item.findings.presets[preset])  # type: ignore[misc]
+            preset: rate_of(outcomes, lambda item, preset=preset: item.findings.presets[preset])  # type: ignore[misc]
             for preset in (outcomes[0].findings.presets if outcomes else ())
         },
-        self_correction=_rate(looped, lambda item: item.findings.is_self_correction),
-        escaped=_rate(looped, lambda item: item.findings.is_escaped),
-        terminal=_rate(looped, lambda item: item.findings.is_terminal),
-        forced_closure=_rate(looped, lambda item: item.findings.is_forced_closure),
-        template=_rate(outcomes, lambda item: item.findings.is_template),
-        looped_right=_rate(looped, lambda item: item.is_right),
-        other_right=_rate(others, lambda item: item.is_right),
-        exact_right=_rate([item for item in outcomes if has_exact_run(item)], lambda item: item.is_right),
-        exact_other_right=_rate([item for item in outcomes if not has_exact_run(item)], lambda item: item.is_right),
-        right_before=_rate(looped, lambda item: item.was_right_before),
+        self_correction=rate_of(looped, lambda item: item.findings.is_self_correction),
+        escaped=rate_of(looped, lambda item: item.findings.is_escaped),
+        terminal=rate_of(looped, lambda item: item.findings.is_terminal),
+        forced_closure=rate_of(looped, lambda item: item.findings.is_forced_closure),
+        template=rate_of(outcomes, lambda item: item.findings.is_template),
+        looped_right=rate_of(looped, lambda item: item.is_right),
+        other_right=rate_of(others, lambda item: item.is_right),
+        exact_right=rate_of([item for item in outcomes if has_exact_run(item)], lambda item: item.is_right),
+        exact_other_right=rate_of([item for item in outcomes if not has_exact_run(item)], lambda item: item.is_right),
+        right_before=rate_of(looped, lambda item: item.was_right_before),
         seed_interval=cluster_bootstrap([item.is_loop for item in outcomes], seeds) if len(set(seeds)) > 1 else None,
         wasted=sum(item.findings.wasted for item in outcomes) / max(1, num_units),
         wasted_units=sum(item.findings.wasted for item in outcomes),
@@ -155,25 +146,6 @@ def same_prompts(outcomes: Sequence[Outcome]) -> SamePrompts | None:
     return SamePrompts(len(looped), statistics.mean(looped), statistics.mean(others)) if looped else None
 
 
-def comparisons(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Comparison]:
-    """Of every two values of each key, prompts equal and all other keys equal too; a prompt's first text counts."""
-    found = []
-    for key in keys:
-        rest = [other for other in keys if other != key]
-        cells: dict[str, dict[tuple[str | None, ...], bool]] = defaultdict(dict)
-        for item in outcomes:
-            groups = item.generation.groups
-            where = (item.generation.prompt, groups.get(SEED), *(groups.get(other) for other in rest))
-            if item.generation.prompt is not None:
-                cells[groups.get(key, "–")].setdefault(where, item.is_loop)
-        for first, second in combinations(sorted(cells, key=_natural), 2):
-            shared = cells[first].keys() & cells[second].keys()
-            if shared:
-                pairs = [(cells[first][where], cells[second][where]) for where in shared]
-                found.append(Comparison(key, first, second, mcnemar(pairs)))
-    return found
-
-
 def onset_survival(outcomes: Sequence[Outcome]) -> Survival:
     """In units; a text that does not loop is censored where it ends."""
     times, is_event = [], []
@@ -184,7 +156,7 @@ def onset_survival(outcomes: Sequence[Outcome]) -> Survival:
     return kaplan_meier(times, is_event)
 
 
-def _rate(outcomes: Sequence[Outcome], is_hit: Callable[[Outcome], bool | None]) -> Rate:
+def rate_of(outcomes: Sequence[Outcome], is_hit: Callable[[Outcome], bool | None]) -> Rate:
     """Of those for which it is known."""
     known = [hit for item in outcomes if (hit := is_hit(item)) is not None]
     return Rate(sum(known), len(known))
@@ -197,10 +169,3 @@ def _secondary(outcomes: Sequence[Outcome]) -> dict[str, float]:
             if value is not None:
                 columns[name].append(value)
     return {name: statistics.mean(values) for name, values in columns.items()}
-
-
-def _natural(value: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(value), value
-    except ValueError:
-        return 1, 0.0, value

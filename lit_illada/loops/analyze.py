@@ -11,6 +11,7 @@ from rich.table import Table
 from lit_illada.errors import UserError
 from lit_illada.loops.analysis import Summary, group_keys, summaries
 from lit_illada.loops.config import LoopConfig, LoopsConfig
+from lit_illada.loops.effects import differences, rises
 from lit_illada.loops.outcome import Outcome, as_record, outcome
 from lit_illada.loops.records import Fields, read_generations
 from lit_illada.loops.report import write_report
@@ -34,7 +35,7 @@ def run(words: Sequence[str], out: Path, fields: Fields, encoding: str | None) -
             file.write(json.dumps(as_record(found), ensure_ascii=False) + "\n")
     keys = group_keys(outcomes, fields.groups)
     write_report(out / REPORT, outcomes, keys, config)
-    for table in tables(summaries(outcomes, keys), keys):
+    for table in [*tables(summaries(outcomes, keys), keys), *effect_tables(outcomes, keys)]:
         console.print(table)
     if "length" in keys:
         console.print("Rates at different lengths do not compare: a longer text has more room to loop.", style="dim")
@@ -79,6 +80,25 @@ def tables(groups: Sequence[Summary], keys: Sequence[str]) -> list[Table]:
         right.add_row(group.name, *map(_share_of, accuracies))
     is_judged = any(group.looped_right.tries + group.other_right.tries for group in groups)
     return [often, *([kinds] if seen else []), *([right] if is_judged else [])]
+
+
+def effect_tables(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Table]:
+    """What changes the share of endless texts: harder problems, and other conditions on the same problems."""
+    found = []
+    if harder := rises(outcomes, keys):
+        title = f"Endless (looping or never stopping), {harder[0].first} → {harder[0].second}, points, 95 %"
+        table = _table(title, ["condition", *(item.where for item in harder)], ["easiest", "hardest", "difference", ""])
+        for item in harder:
+            rates = (f"{100 * rate.share:.0f}%" for rate in (item.first_rate, item.second_rate))
+            table.add_row(item.where, *rates, str(item), item.verdict)
+        found.append(table)
+    if pairs := differences(outcomes, keys):
+        names = [f"{item.first} → {item.second}" for item in pairs]
+        table = _table("Endless, on the same problems, points, 95 %", ["conditions", *names], ["difference", ""])
+        for name, item in zip(names, pairs, strict=True):
+            table.add_row(name, str(item), item.verdict)
+        found.append(table)
+    return found
 
 
 def _table(title: str, names: Sequence[str], others: Sequence[str]) -> Table:

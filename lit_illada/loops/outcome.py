@@ -29,6 +29,11 @@ class Outcome:
     def is_loop(self) -> bool:
         return self.findings.is_loop
 
+    @property
+    def is_endless(self) -> bool:
+        """It loops, or did not stop within its budget."""
+        return self.is_loop or self.findings.is_finished is False
+
     @cached_property
     def kinds(self) -> frozenset[Kind]:
         return frozenset(self.findings.kinds)

@@ -13,8 +13,8 @@ from lit_illada import __version__
 from lit_illada.loops.analysis import (
     by_group,
     cell_name,
-    comparisons,
     onset_survival,
+    rate_of,
     same_prompts,
     summaries,
     summary,
@@ -22,6 +22,7 @@ from lit_illada.loops.analysis import (
 from lit_illada.loops.around import around_onset
 from lit_illada.loops.charts import NUM_COLOURS, Curve, curves, histogram
 from lit_illada.loops.config import LoopConfig, LoopsConfig
+from lit_illada.loops.effects import by_level, differences, number_in, points, rises
 from lit_illada.loops.marking import shown
 from lit_illada.loops.outcome import Outcome, watched
 from lit_illada.loops.spans import Kind, Span
@@ -47,14 +48,14 @@ KIND_NAMES = {
 def write_report(path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig) -> None:
     """Write the page."""
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
-    environment.filters.update(percent=_percent, place=_place)
+    environment.filters.update(percent=_percent, points=points, place=_place)
     page = environment.get_template("report.html").render(**_content(outcomes, keys, config))
     path.write_text(page, encoding="utf-8")
 
 
 def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig) -> dict[str, Any]:
     groups = summaries(outcomes, keys)
-    cells = _few({group.name: items for group, items in zip(groups, by_group(outcomes, keys).values(), strict=True)})
+    cells = _coloured(outcomes, keys)
     texts = _texts(outcomes, keys)
     found = [item for item in (watched(one, config) for one in outcomes) if item is not None]
     return {
@@ -67,7 +68,9 @@ def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfi
         "margins": {key: summaries(outcomes, [key]) for key in keys} if len(keys) > 1 else {},
         "kinds": KIND_NAMES,
         "kind_rows": [kind for kind in KIND_NAMES if any(group.kinds[kind].hits for group in groups)],
-        "comparisons": comparisons(outcomes, keys),
+        "by_difficulty": _by_difficulty(outcomes, keys),
+        "rises": rises(outcomes, keys),
+        "differences": differences(outcomes, keys),
         "same": same_prompts(outcomes),
         "charts": _charts(cells),
         "cells": list(cells),
@@ -145,13 +148,41 @@ def _timed(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
     return found
 
 
-def _few(cells: dict[str, list[Outcome]]) -> dict[str, list[Outcome]]:
-    """At most as many groups as there are colours, the rest together."""
-    if len(cells) <= NUM_COLOURS:
-        return cells
-    names = list(cells)
-    kept = {name: cells[name] for name in names[: NUM_COLOURS - 1]}
-    return {**kept, "others": [item for name in names[NUM_COLOURS - 1 :] for item in cells[name]]}
+def _coloured(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[str, list[Outcome]]:
+    """A colour a cell where the colours suffice; else by the one key with the most values that have a colour each; else
+    the first cells, and the rest together."""
+    every = {cell_name(keys, cell): items for cell, items in by_group(outcomes, keys).items()}
+    if len(every) <= NUM_COLOURS:
+        return every
+    single = [{cell_name([key], cell): items for cell, items in by_group(outcomes, [key]).items()} for key in keys]
+    if fitting := [cells for cells in single if len(cells) <= NUM_COLOURS]:
+        return max(fitting, key=len)
+    names = list(every)
+    kept = {name: every[name] for name in names[: NUM_COLOURS - 1]}
+    return {**kept, "others": [item for name in names[NUM_COLOURS - 1 :] for item in every[name]]}
+
+
+def _by_difficulty(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]] | None:
+    """The conditions, and a chart each of what they do to texts as problems get harder."""
+    levels, cells = by_level(outcomes, keys)
+    if len(levels) < 2 or len(cells) > NUM_COLOURS:
+        return None
+    questions: list[tuple[str, Callable[[Outcome], bool | None]]] = [
+        ("Endless", lambda item: item.is_endless),
+        ("Looping", lambda item: item.is_loop),
+        ("Right", lambda item: item.is_right),
+    ]
+    charts = []
+    for title, question in questions:
+        series = {}
+        for cell, of_level in cells.items():
+            rates = {number_in(level): rate_of(of_level[level], question) for level in levels if level in of_level}
+            known = {number: rate for number, rate in rates.items() if rate.tries}
+            low, high = ([rate.interval[side] for rate in known.values()] for side in (0, 1))
+            series[cell] = Curve(list(known), [rate.share for rate in known.values()], low, high)
+        if any(curve.x for curve in series.values()):
+            charts.append((title, curves(series, " to ".join((levels[0], levels[-1])), "share", y_limits=(0, 1))))
+    return list(cells), charts
 
 
 def _texts(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[dict[str, Any]]:

@@ -72,6 +72,25 @@ def cluster_bootstrap(
     return float(low), float(high)
 
 
+def cluster_draws(clusters: Sequence[Sequence[Sequence[float]]], *, num_draws: int = 4000, seed: int = 0) -> np.ndarray:
+    """(num_draws, k): bootstrap means of k samples that come in clusters, each a tuple of the samples' values in it.
+
+    Clusters are drawn whole, all k samples alike, and then each sample's values within the cluster. One cluster is
+    taken as it is, so that only its values are drawn.
+    """
+    random = np.random.default_rng(seed)
+    sums = np.zeros((num_draws, len(clusters), len(clusters[0])))
+    counts = np.zeros_like(sums)
+    chosen = random.integers(len(clusters), size=(num_draws, len(clusters)))
+    for index, samples in enumerate(clusters):
+        rows, places = np.nonzero(chosen == index)
+        for k, sample in enumerate(samples):
+            values = np.asarray(sample, float)
+            sums[rows, places, k] = values[random.integers(len(values), size=(len(rows), len(values)))].sum(1)
+            counts[rows, places, k] = len(values)
+    return sums.sum(1) / counts.sum(1)
+
+
 @dataclass(frozen=True)
 class Survival:
     """Kaplan and Meier's estimate: from times[i] on, a share `survival[i]` has not looped; low, high: 95 %, by

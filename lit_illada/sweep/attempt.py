@@ -16,7 +16,7 @@ from pathlib import Path
 from lit_illada.errors import UserError
 from lit_illada.files import write_atomically
 from lit_illada.sweep.layout import PlannedRun, SweepFolder, SweepRunFolder, locked, read_record
-from lit_illada.sweep.spec import Command
+from lit_illada.sweep.spec import Command, begin_path
 
 # exit statuses beside the run's own: nothing was done, for another process has the run or has finished it
 NOT_MINE = 75
@@ -131,6 +131,8 @@ def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[
                 checkpoint.unlink()
     _clear(place)
     parent = [str(folder.runs / run.parent)] if run.parent else []
+    if run.begin_from is not None:
+        parent = [str(begin_path(run.begin_from))]
     if run.command == Command.SCORE:
         return [run.command, *parent, "--out", str(place.path), *run.arguments, *run.overrides]
     return [run.command, *run.arguments, *parent, *run.overrides, f"name='{run.id}'", f"run_dir='{place.path}'"]

@@ -23,7 +23,7 @@ class PlannedRun:
 
     id: names its folder. arguments: the command's words before its overrides. overrides: without run_dir.
     seed: None for a stage that has the same one in every repetition. arms: all that use it.
-    parent: the run whose checkpoint it begins with.
+    parent: the run whose checkpoint it begins with; begin_from: the checkpoint, where that is no run of the sweep.
     fingerprint: equal for two runs that would do the same; config: the resolved tree it is made of.
     num_steps, tokens, flops: of the whole training, None where only the data tell, or nothing is trained.
     """
@@ -36,6 +36,7 @@ class PlannedRun:
     seed: int | None
     arms: list[str]
     parent: str | None
+    begin_from: str | None
     fingerprint: str
     config: dict[str, Any]
     num_steps: int | None

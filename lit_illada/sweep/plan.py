@@ -34,28 +34,37 @@ class Resolve(Protocol):
 # what repetitions differ in
 _SEEDS = {Command.PRETRAIN: ["seed"], Command.SFT: ["seed"], Command.SCORE: ["score.seed", "generation.seed"]}
 
+# a checkpoint by the name in `begin_from`: a tree with its `model`, and what tells its content from any other's
+OpenBegin = Callable[[str], tuple[Tree, str]]
+
 # of an optimizer step of a composed config; None where it is not known yet
 CountFlops = Callable[[Tree], float | None]
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A stage of an arm, whatever the seed."""
+    """A stage of an arm, whatever the seed. begin_from: of the first stage alone; begin_content: what that holds."""
 
     stage: Stage
     overrides: list[str]
     config: Tree
+    begin_from: str | None = None
+    begin_content: str | None = None
 
 
 def expand(
-    spec: SweepSpec, resolve: Resolve, step_flops: CountFlops, begun: Mapping[str, str] | None = None
+    spec: SweepSpec,
+    resolve: Resolve,
+    step_flops: CountFlops,
+    begun: Mapping[str, str] | None = None,
+    open_begin: OpenBegin | None = None,
 ) -> list[PlannedRun]:
     """Every run once, parents before children. begun: ids of runs that exist already, by fingerprint; they keep them.
 
     Raises UserError where two arms resolve to the same runs, or a run would take the id of another that has begun.
     """
     resolved: dict[tuple[str, ...], _Step] = {}
-    paths = {arm.name: _steps(spec, arm, resolve, step_flops, resolved) for arm in spec.all_arms()}
+    paths = {arm.name: _steps(spec, arm, resolve, step_flops, open_begin, resolved) for arm in spec.all_arms()}
     runs: dict[str, PlannedRun] = {}
     for seed in spec.seeds:
         ends: dict[str, str] = {}
@@ -90,15 +99,26 @@ def fingerprint_of(command: str, arguments: Sequence[str], config: Tree, parent:
 
 
 def _steps(
-    spec: SweepSpec, arm: Arm, resolve: Resolve, step_flops: CountFlops, resolved: dict[tuple[str, ...], _Step]
+    spec: SweepSpec,
+    arm: Arm,
+    resolve: Resolve,
+    step_flops: CountFlops,
+    open_begin: OpenBegin | None,
+    resolved: dict[tuple[str, ...], _Step],
 ) -> list[_Step]:
     steps: list[_Step] = []
-    key: tuple[str, ...] = ()
+    begin_from = arm.begin_from or spec.begin_from
+    key: tuple[str, ...] = (begin_from or "",)
     for stage in spec.stages:
         overrides = [*stage.overrides, *spec.overrides.get(stage.name, []), *arm.overrides.get(stage.name, [])]
         key = (*key, stage.name, *overrides)
         if key not in resolved:
-            resolved[key] = _resolved(spec, stage, overrides, steps, resolve, step_flops, arm)
+            before, content = steps[-1].config if steps else None, None
+            if not steps and begin_from is not None:
+                assert open_begin is not None
+                before, content = open_begin(begin_from)
+            step = _resolved(spec, stage, overrides, before, resolve, step_flops, arm)
+            resolved[key] = step if content is None else replace(step, begin_from=begin_from, begin_content=content)
         steps.append(resolved[key])
     return steps
 
@@ -107,7 +127,7 @@ def _resolved(
     spec: SweepSpec,
     stage: Stage,
     overrides: list[str],
-    before: Sequence[_Step],
+    before: Tree | None,
     resolve: Resolve,
     step_flops: CountFlops,
     arm: Arm,
@@ -120,7 +140,7 @@ def _resolved(
         return settings
 
     try:
-        config = resolve(stage.command, overrides, before[-1].config if before else None, settle)
+        config = resolve(stage.command, overrides, before, settle)
     except UserError as error:
         raise UserError(f"arm {arm.name!r}, stage {stage.name!r}: {error}") from error
     return _Step(stage, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in settings.items())], config)
@@ -163,7 +183,8 @@ def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops
         num_steps = config["trainer"]["max_steps"]
         tokens, cost = num_steps * _step_tokens(config), step_flops(config)
         flops = None if cost is None else num_steps * cost
-    fingerprint = fingerprint_of(stage.command, stage.arguments, config, parent.fingerprint if parent else None)
+    begins_with = parent.fingerprint if parent else step.begin_content
+    fingerprint = fingerprint_of(stage.command, stage.arguments, config, begins_with)
     return PlannedRun(
         id="",
         stage=stage.name,
@@ -173,6 +194,7 @@ def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops
         seed=seed if stage.seed is None else None,
         arms=[arm],
         parent=parent.fingerprint if parent else None,
+        begin_from=step.begin_from,
         fingerprint=fingerprint,
         config=config,
         num_steps=num_steps,

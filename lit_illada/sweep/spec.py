@@ -18,7 +18,7 @@ RESOLVED_FILE = "sweep.yaml"
 
 
 class Command(StrEnum):
-    """What a stage runs: the first one pretrains, the others begin with the checkpoint of the stage before."""
+    """What a stage runs. All but pretraining begin with a checkpoint: that of the stage before."""
 
     PRETRAIN = "pretrain"
     SFT = "sft"
@@ -84,11 +84,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Arm:
-    """What one arm, or one value of an axis, changes in each stage. source: the paper or code it is from."""
+    """What one arm, or one value of an axis, changes in each stage. source: the paper or code it is from. begin_from:
+    in the place of the sweep's own."""
 
     name: str
     source: str = ""
     overrides: dict[str, list[str]] = field(default_factory=dict)
+    begin_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class SweepSpec:
     baseline: the arm that others are compared with. metrics: the first is what arms are ranked by.
     seeds, budget, validations: those of sweeps/scale/<scale>.yaml where the file names none.
     no_budget: why arms share none, where the budget is what they differ in.
+    begin_from: the checkpoint that the first stage begins with, where that is not pretraining: a run, a converted
+    folder or a checkpoint file; or a folder of sweeps/, of those that come with the package.
     validations: so many, evenly over a training run. warmup_fraction: of a run's steps; None: the schedule's own.
     axes: a grid, every value of one with every value of the others. arms: named ones, beside the grid if there is one.
     overrides: by stage, for every arm, before the arm's own.
@@ -139,6 +143,7 @@ class SweepSpec:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     budget: Budget | None = None
     no_budget: str = ""
+    begin_from: str | None = None
     validations: int = 10
     warmup_fraction: float | None = None
     arms: list[Arm] = field(default_factory=list)
@@ -208,6 +213,11 @@ def spec_file(name: str) -> Path:
     return sweeps_dir() / f"{name}.yaml"
 
 
+def begin_path(begin_from: str) -> Path:
+    """Where the checkpoint lies: as the path says, or in sweeps/."""
+    return Path(begin_from) if Path(begin_from).exists() else sweeps_dir() / begin_from
+
+
 def library() -> list[str]:
     """The names of the sweeps that come with the package."""
     return sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
@@ -235,8 +245,18 @@ def check(spec: SweepSpec) -> None:
     for arm in (*spec.cannot_learn, *(arm for pair in spec.equal_in_expectation for arm in pair)):
         if arm not in arms:
             raise unknown("arm", arm, arms)
-    if spec.stages[0].command is not Command.PRETRAIN:
-        raise UserError(f"the first stage runs {spec.stages[0].command}; it must run pretrain")
+    first = spec.stages[0].command
+    for each in spec.all_arms():
+        begin_from = each.begin_from or spec.begin_from
+        if first is not Command.PRETRAIN and begin_from is None:
+            raise UserError(
+                f"the first stage runs {first}, which begins with a checkpoint: name it in begin_from or pretrain first"
+            )
+        if first is Command.PRETRAIN and begin_from is not None:
+            raise UserError(
+                f"begin_from is {begin_from}, and the first stage pretrains: begin with sft or score, or give that "
+                "stage the override init_from=…"
+            )
     for stage, previous in zip(spec.stages[1:], spec.stages, strict=False):
         if previous.command is Command.SCORE:
             raise UserError(f"stage {stage.name!r} follows {previous.name!r}, which makes no checkpoint")
@@ -302,7 +322,13 @@ def _joined(values: Sequence[Arm]) -> Arm:
         for stage, given in value.overrides.items():
             overrides[stage] = [*overrides.get(stage, []), *given]
     sources = [value.source for value in values if value.source]
-    return Arm("+".join(value.name for value in values), "; ".join(sources), overrides)
+    begins = {value.begin_from for value in values if value.begin_from is not None}
+    name = "+".join(value.name for value in values)
+    if len(begins) > 1:
+        raise UserError(
+            f"arm {name!r} would begin from each of {', '.join(sorted(begins))}: only one axis may say from what"
+        )
+    return Arm(name, "; ".join(sources), overrides, next(iter(begins), None))
 
 
 def _assignment(override: str) -> tuple[list[str], Any]:

@@ -108,7 +108,9 @@ class ShardedMuon(torch.optim.Muon):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        whole = gradient.lerp(momentum, group["momentum"]).full_tensor()
+        update = gradient.lerp(momentum, group["momentum"])
+        assert isinstance(update, DTensor)
+        whole = update.full_tensor()
         change = nn.Parameter(torch.zeros_like(whole))
         change.grad = whole
         # without a momentum of its own: from zero weights, torch's step leaves the change alone

@@ -104,13 +104,28 @@ class ParallelConfig:
                 f"{num_data}"
             )
 
-    def check_model(self, model: ModelConfig) -> None:
+    def check_model(self, model: ModelConfig, world_size: int) -> None:
         """Raises UserError for a model whose heads or MLP cannot be shared out."""
+        if self.tensor_parallel == 1:
+            return
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
             if getattr(model, name) % self.tensor_parallel:
                 raise UserError(
                     f"trainer.parallel.tensor_parallel={self.tensor_parallel} does not divide "
                     f"model.{name}={getattr(model, name)}"
+                )
+        # torch gathers rows wrongly that are cut twice and unevenly (pytorch issue 168134)
+        parts = self.tensor_parallel * self.mesh_shape(world_size)[1]
+        widths = {
+            "hidden_size": model.hidden_size,
+            "num_key_value_heads × head_dim": model.num_key_value_heads * model.head_dim,
+            "intermediate_size": model.intermediate_size,
+        }
+        for name, width in widths.items():
+            if width % parts:
+                raise UserError(
+                    f"model.{name} is {width}, which tensor_parallel × the devices of a shard = {parts} does not "
+                    f"divide: set it to {parts * (width // parts + 1)}, or a smaller trainer.parallel.shard_size"
                 )
 
 

@@ -56,7 +56,7 @@ def worker(tmp_path):
 def planned(id, parent=None, num_steps=3, **changes):
     values = {"stage": "pretrain", "command": "pretrain", "arguments": [], "overrides": [], "seed": 0, "arms": [id]}
     values |= {"fingerprint": f"of {id}", "config": {}, "num_steps": num_steps, "tokens": None, "flops": None}
-    return PlannedRun(id=id, parent=parent, **{**values, **changes})
+    return PlannedRun(id=id, parent=parent, **{"begin_from": None, **values, **changes})
 
 
 def spec_of(*arms, **changes):

@@ -72,6 +72,32 @@ def test_arms_that_differ_late_share_what_comes_before():
     assert len({run.fingerprint for run in runs.values()}) == len(runs)
 
 
+def open_begin(name):
+    return {"model": {"width": len(name)}}, f"content of {name[:4]}"
+
+
+def test_a_sweep_may_begin_with_a_checkpoint_that_exists():
+    arms = [arm("a"), arm("b", score=["r=1"]), Arm("c", begin_from="this one")]
+    made = spec(arms, stages("sft", "score"), begin_from="that")
+    runs = {run.id: run for run in expand(made, resolve, flops, open_begin=open_begin)}
+    assert list(runs) == ["sft-a-s0", "score-a-s0", "score-b-s0", "sft-c-s0", "score-c-s0"]
+    assert [(run.parent, run.begin_from) for run in runs.values()] == [
+        (None, "that"), ("sft-a-s0", None), ("sft-a-s0", None), (None, "this one"), ("sft-c-s0", None)
+    ]  # fmt: skip
+    assert runs["sft-c-s0"].config["model"] == {"width": 8}
+
+
+def test_a_checkpoint_is_known_by_its_content():
+    def fingerprint(name):
+        run, _ = expand(
+            spec([arm("a")], stages("sft", "score"), begin_from=name), resolve, flops, open_begin=open_begin
+        )
+        return run.fingerprint
+
+    assert fingerprint("base") == fingerprint("base, elsewhere")
+    assert fingerprint("base") != fingerprint("other")
+
+
 def test_a_stage_with_a_seed_of_its_own_is_shared_by_all_repetitions():
     runs = plan([arm("a"), arm("b", sft=["q=1"])], stages("pretrain", "sft", pretrain={"seed": 3}), seeds=[0, 1])
     assert list(runs) == ["pretrain", "sft-a-s0", "sft-b-s0", "sft-a-s1", "sft-b-s1"]

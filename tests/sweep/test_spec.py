@@ -55,7 +55,8 @@ def test_a_spec_takes_its_name_from_its_file(read):
         ({"metrics": []}, [], "metrics is empty"),
         ({"metrics": [{"name": "x", "stage": "pretrian"}]}, [], "'pretrian'.*did you mean 'pretrain'"),
         ({"arms": [{"name": "a", "overrides": {"sft": []}}]}, [], "arm 'a': stage 'sft'"),
-        ({"stages": [{"name": "sft", "command": "sft"}]}, [], "first stage runs sft; it must run pretrain"),
+        ({"stages": [{"name": "sft", "command": "sft"}]}, [], "first stage runs sft, which begins with a checkpoint"),
+        ({"begin_from": "base"}, [], "begin_from is base, and the first stage pretrains"),
         ({"stages": [{"name": "p"}]}, [], r"stages\[0\] lacks stages\[0\].command"),
         ({"stages": [{"name": "p", "command": "tune"}]}, [], "unknown stages.*'tune'.*pretrain, score, sft"),
         ({"budget": {"measure": "tokens", "amount": 0}}, [], "budget.amount is 0.0; it must be above 0"),
@@ -84,6 +85,17 @@ def test_a_grid_is_every_value_with_every_other_and_named_arms_stand_beside_it(r
     arms = read(axes=axes).all_arms()
     assert [arm.name for arm in arms] == ["x+u", "x+v", "y+u", "y+v", "a", "b"]
     assert (arms[0].source, arms[0].overrides) == ("one; two", {"pretrain": ["p=1", "w=1"]})
+
+
+def test_one_axis_at_most_says_what_a_run_begins_with(read):
+    stages = [{"name": "pretrain", "command": "score"}]
+    axes = {"of": [{"name": "a", "begin_from": "this"}], "by": [{"name": "u"}, {"name": "v", "begin_from": "that"}]}
+    with pytest.raises(UserError, match=r"'v\+a' would begin from each of that, this"):
+        read(axes=axes, stages=stages)
+    axes["by"].pop()
+    assert [arm.begin_from for arm in read(axes=axes, stages=stages, begin_from="x", baseline="u+a").all_arms()] == [
+        "this", None, None
+    ]  # fmt: skip
 
 
 def test_the_command_line_has_the_last_word(read):

@@ -99,6 +99,23 @@ def test_a_failed_run_is_shown_and_the_others_go_on(tiny_sweep, tmp_path):
     assert "holds another run 'pretrain-slow-s0'" in told
 
 
+def test_a_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overrides, tmp_path):
+    trained, folder = tmp_path / "trained", tmp_path / "kept"
+    assert CliRunner().invoke(main, ["pretrain", *tiny_overrides, f"run_dir={trained}"]).exit_code == 0
+    stages = [{"name": "score", "command": "score", "arguments": ["--reasoning"]}]
+    arms = [{"name": "one", "overrides": {"score": ["generation.block_length=4"]}}, {"name": "two"}]
+    short = ["generation.max_new_tokens=16", "generation.block_length=8", "generation.num_steps=4"]
+    short += ["reasoning.depths=[1]", "reasoning.num_problems=2"]
+    changes = {"overrides": {"score": short}, "metrics": [{"name": "endless", "stage": "score"}]}
+    changes |= {"stages": stages, "arms": arms, "baseline": "one"}
+    status, told = sweep("run", tiny_sweep(**changes, begin_from=str(tmp_path / "nowhere")), "--folder", folder)
+    assert status == 1
+    assert "nowhere" in told
+    status, told = sweep("run", tiny_sweep(**changes, begin_from=str(trained)), "--folder", folder, "--workers", 1)
+    assert (status, "2 of 2 finished" in told) == (0, True), told
+    assert set(ends(SweepFolder(folder))) == {"score-one-s0", "score-two-s0"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_killed_at_random_ends_as_an_undisturbed_one(tiny_sweep, tiny_overrides, tmp_path):

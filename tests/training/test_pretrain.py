@@ -357,19 +357,6 @@ def test_processes_started_from_outside_need_a_common_folder(tiny_overrides, mon
     assert "run_dir=runs/NAME" in result.output
 
 
-def test_two_processes_give_the_weights_of_one(reference, tiny_overrides, tmp_path):
-    run = tmp_path / "run"
-    process = started(*tiny_overrides, f"run_dir={run}", "trainer.devices=2", "trainer.micro_batch_rows=4")
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    one, other = weights(reference), weights(run)
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], atol=2e-4, rtol=1e-3)
-    first, second = (json.loads((folder / "summary.json").read_text())["end"] for folder in (reference, run))
-    for figure in ("val/nll_bound", "train/loss", "train/gradient_norm"):
-        assert first[figure] == pytest.approx(second[figure], rel=1e-3)
-
-
 def test_a_causal_model_trains_by_the_same_command(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     result = pretrain(*tiny_overrides, f"run_dir={run}", "objective=autoregressive", "model.is_causal=true")
