@@ -6,7 +6,7 @@
     x mod 2?
     f=3+1=0                              the trace: a step a line, the value of x put in
     g=0+2=0
-    Wait, let me check again.            with probability ρ one to three steps are re-checked, half at most
+    Wait, let me check again.            with probability ρ one to three steps are re-checked, at most half
     g=0+2=0
     h=0+1=1
     1                                    the answer
@@ -188,8 +188,8 @@ def _trace(problem: Problem, source: ReasoningSource, draws: list[float]) -> lis
     rechecked: dict[int, float] = {}  # step: its draw for a slip
     if happens < source.recheck_fraction:
         steps = list(range(len(problem.steps)))
-        # of a short chain at most half the steps, or doubt would be what every one of its steps is followed by
-        num_rechecks = min(1 + int(how_many * _MAX_RECHECKS), (len(steps) + 1) // 2)
+        # never more than half: doubt must not be what a step of a short chain is usually followed by
+        num_rechecks = min(1 + int(how_many * _MAX_RECHECKS), len(steps) // 2)
         for where, slip in zip(choices[:num_rechecks], choices[_MAX_RECHECKS:], strict=False):
             rechecked[steps.pop(int(where * len(steps)))] = slip
     lines = []

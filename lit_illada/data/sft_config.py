@@ -58,7 +58,8 @@ class ReasoningSource:
 
     seed: of the examples, apart from the run's, so that every run and every arm of a sweep learns the same ones.
     operations: of `+`, `-` and `*`, drawn alike.
-    recheck_fraction: ρ, the share of traces that re-check one to three different steps in words, each step once.
+    recheck_fraction: ρ, the share of traces that re-check one to three different steps in words, each step once; at
+        most half of the steps, so that a trace of a single step never does.
     slip_fraction: the share of those re-checks that find a wrong result and correct it.
     easy: the range of training and validation. harder: of the test beyond it.
     """

@@ -73,16 +73,17 @@ def test_traces_recheck_one_to_three_different_steps_each_stated_at_most_twice()
         stated = Counter(line.partition("=")[0] for line in lines if line != RECHECK)
         assert set(stated) == {assignment[0] for assignment in question.split("\n")[:-1]}
         assert max(stated.values()) <= 2
-        assert sum(n == 2 for n in stated.values()) == num_rechecks <= min(3, len(stated))
-    assert abs(counts[0] / 2000 - 0.5) < 0.05
-    assert min(counts[n] for n in (1, 2, 3)) > 100
+        assert sum(n == 2 for n in stated.values()) == num_rechecks <= min(3, len(stated) // 2)
+    assert min(counts[n] for n in (1, 2, 3)) > 30
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
 def test_the_share_of_rechecked_traces_is_the_one_asked_for(fraction):
     examples = make(replace(SOURCE, recheck_fraction=fraction), num=2000)
-    share = sum(RECHECK in example.messages[-1].reasoning for example in examples) / 2000
+    longer = [example for example in examples if len(parts(example)[0].split("\n")) > 2]
+    share = sum(RECHECK in example.messages[-1].reasoning for example in longer) / len(longer)
     assert abs(share - fraction) < 0.05
+    assert not any(RECHECK in example.messages[-1].reasoning for example in examples if example not in longer)
 
 
 def test_the_splits_share_no_problem_over_thousands_also_where_their_ranges_overlap():
