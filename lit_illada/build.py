@@ -52,12 +52,12 @@ from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.scoring.wording import Chat
 from lit_illada.training.callbacks import GracefulStop, ProgressBar, SkippedShards, TextSamples, TimeLimit
-from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.divergence import DivergenceGuard
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.optim import check_optimizer
 from lit_illada.training.parallel import prepare_block, shard
 from lit_illada.training.progress import ProgressFile
+from lit_illada.training.saving import Checkpoints, Retention
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
 from lit_illada.training.throughput import Throughput, matmul_flops_per_s
 from lit_illada.training.trainer import Precision, make_trainer
@@ -202,7 +202,10 @@ def build_trainer(
     """The trainer with its callbacks, and those that know whether the run was asked to stop, or its time is over."""
     options = config.trainer
     checkpoints = Checkpoints(
-        folder.checkpoints, options.checkpoint_every_steps, options.keep_checkpoints, options.val_every_steps
+        folder.checkpoints,
+        options.checkpoint_every_steps,
+        options.val_every_steps,
+        Retention(options.keep_checkpoints, options.keep_every_steps, options.keep_best),
     )
     accelerator, precision = options.hardware()
     throughput = Throughput(

@@ -1,7 +1,7 @@
 """What is a checkpoint of ours, and what does a run that begins with it take over?
 
-Two kinds of file hold one: a run's `.ckpt`, with all that resuming needs, and the `.safetensors` of a converted folder
-(weights alone). Both lie in `checkpoints/`, beside the `tokenizer/` they were trained with.
+A run's `.ckpt`, a file or a folder, holds all that resuming needs, the `.safetensors` of a converted folder the weights
+alone. Both lie in `checkpoints/`, beside the `tokenizer/` they were trained with.
 """
 
 import json
@@ -19,7 +19,7 @@ from lit_illada.model.hf import CONFIG_FILE, Renamed, UnaccountedError, tensor_s
 from lit_illada.model.lora import MergedTensors
 from lit_illada.model.tensor_files import TensorFiles, write_file
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpoint import Weights, is_checkpoint, latest_checkpoint, read_checkpoint
 from lit_illada.tree import from_tree, to_tree
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -39,12 +39,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Of a run folder (its newest checkpoint), a converted folder, or one checkpoint file. Reads no weights yet."""
+    """Of a run folder (its newest checkpoint), a converted folder, or one checkpoint. Reads no weights yet."""
     file = _file_of(path)
     folder = RunFolder.of_checkpoint(file)
-    model, sha256, tensors = _read_weights(file) if file.suffix == ".safetensors" else _read_ckpt(file)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if problems := unaccounted(found, tensor_shapes(model), {}):
+    model, sha256, tensors, shapes = _read_weights(file) if file.suffix == ".safetensors" else _read_ckpt(file)
+    if problems := unaccounted({name: shapes[name] for name in tensors}, tensor_shapes(model), {}):
         raise UnaccountedError(str(file), problems)
     tokenizer = Tokenizer.load(folder.tokenizer)
     if tokenizer.sha256 != sha256:
@@ -96,7 +95,8 @@ def check_fits(checkpoint: Checkpoint, model: ModelConfig, tokenizer: Tokenizer)
 
 
 def _file_of(path: Path) -> Path:
-    if not path.is_dir():
+    path = path.resolve() if path.is_symlink() else path  # the best one's
+    if not path.is_dir() or is_checkpoint(path):
         return path
     folder = RunFolder(path)
     newest = latest_checkpoint(folder.checkpoints)
@@ -110,10 +110,10 @@ def _file_of(path: Path) -> Path:
     return newest
 
 
-def _read_ckpt(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor]]:
+def _read_ckpt(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor], dict[str, tuple[int, ...]]]:
     content = read_checkpoint(path)
     try:
-        hparams, weights = content["hyper_parameters"], content["state_dict"]
+        hparams, weights = content["hyper_parameters"], Weights(content)
         config, sha256 = hparams["config"], hparams["tokenizer_sha256"]
         model = from_tree(ModelConfig, config["model"], "model.")
     except KeyError as error:
@@ -123,16 +123,16 @@ def _read_ckpt(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor]]:
     adapter = config.get("adapter", {"name": "none"})
     if adapter["name"] == "lora":
         tensors = MergedTensors(tensors, adapter["alpha"] / adapter["rank"])
-    return model, sha256, tensors
+    return model, sha256, tensors, {name: weights.shapes[key] for name, key in names.items()}
 
 
-def _read_weights(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor]]:
+def _read_weights(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor], dict[str, tuple[int, ...]]]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     files = TensorFiles([path])
     try:
         described = json.loads(files.metadata[_METADATA])
-        return from_tree(ModelConfig, described["model"]), described["tokenizer_sha256"], files
+        return from_tree(ModelConfig, described["model"]), described["tokenizer_sha256"], files, files.shapes
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(
             f"{path}: not a checkpoint of lit-illada; convert its folder first: lit-illada convert {path.parent} FOLDER"

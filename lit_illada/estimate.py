@@ -17,7 +17,7 @@ from lit_illada.sweep_speed import TYPICAL_MFU
 from lit_illada.training.parallel import Strategy
 from lit_illada.training.recomputation import Recomputation
 from lit_illada.training.throughput import matmul_flops_per_s
-from lit_illada.training.trainer import Accelerator, Precision
+from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
 from lit_illada.tree import to_tree
 
 
@@ -146,9 +146,15 @@ def estimate(
         num_devices=num_devices,
         tokens=tokens if tokens is not None else trainer.max_steps * batch_tokens,
         batch_tokens=batch_tokens,
-        disk_bytes=trainer.keep_checkpoints * memory.checkpoint,
+        disk_bytes=_num_kept(trainer) * memory.checkpoint,
         problems=list(_problems(config, num_devices, memory, device_bytes)),
     )
+
+
+def _num_kept(trainer: TrainerConfig) -> int:
+    """Checkpoints at the end of a run."""
+    regular = 0 if trainer.keep_every_steps is None else trainer.max_steps // trainer.keep_every_steps
+    return trainer.keep_checkpoints + trainer.keep_best + regular
 
 
 def show(found: Estimate, console: Console) -> None:

@@ -27,7 +27,7 @@ from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint, remove_after, step_of
+from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint, remove_after, remove_partials, step_of
 from lit_illada.training.divergence import Diverged
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.ranks import RankWatch
@@ -221,8 +221,7 @@ def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, R
     checkpoint = latest_checkpoint(folder.checkpoints)
     if any(override.startswith("run_dir=") for override in overrides):
         raise UserError(f"run_dir cannot be given with --resume: the run goes on in {path}")
-    for partial in folder.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):
-        partial.unlink()  # what a kill left of a checkpoint
+    remove_partials(folder.checkpoints)
     if checkpoint is not None:
         _check_same_run(config, checkpoint)
     return config, folder, checkpoint

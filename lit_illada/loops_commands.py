@@ -18,6 +18,7 @@ from lit_illada.loops.records import Fields
 from lit_illada.run_folder import RunFolder
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.spec import Command
+from lit_illada.training.checkpoint import is_checkpoint
 from lit_illada.tree import from_tree
 
 SMALL = "loop_reproduce"
@@ -114,7 +115,7 @@ def gather(sweep: SweepFolder) -> Path:
 def _ours(checkpoint: str, folder: Path) -> Path:
     """The checkpoint in our layout."""
     path = Path(checkpoint)
-    if path.is_file() or (path / "checkpoints").is_dir():
+    if is_checkpoint(path) or (path / "checkpoints").is_dir():
         return path
     converted = folder / "checkpoint"
     if not (converted / "checkpoints").is_dir():

@@ -42,7 +42,7 @@ from lit_illada.scoring.scorer import OnWork, Scorer
 from lit_illada.scoring.tasks import ChoiceItem, NumberItem, read_items
 from lit_illada.scoring.wording import Chat, Plain
 from lit_illada.solve import numbers, problems, solve
-from lit_illada.training.checkpoint import latest_checkpoint
+from lit_illada.training.checkpoint import is_checkpoint, latest_checkpoint
 from lit_illada.training.trainer import Precision
 from lit_illada.tree import dump, to_tree
 from lit_illada.writing import Writer
@@ -300,12 +300,15 @@ def _new_folder(out: Path | None, checkpoint: Path, now: datetime) -> RunFolder:
 
 
 def _run_of(checkpoint: Path) -> RunFolder:
-    return RunFolder(checkpoint) if checkpoint.is_dir() else RunFolder.of_checkpoint(checkpoint)
+    is_folder = checkpoint.is_dir() and not is_checkpoint(checkpoint)
+    return RunFolder(checkpoint) if is_folder else RunFolder.of_checkpoint(checkpoint)
 
 
 def _checkpoint_file(checkpoint: Path) -> str | None:
     """The very file that was scored, where a run folder was named."""
-    file = latest_checkpoint(checkpoint / "checkpoints") if checkpoint.is_dir() else checkpoint
+    if is_checkpoint(checkpoint):
+        return str(checkpoint.resolve() if checkpoint.is_symlink() else checkpoint)
+    file = latest_checkpoint(checkpoint / "checkpoints")
     return None if file is None else str(file)
 
 

@@ -1,8 +1,11 @@
 """Published checkpoints into folders our commands open, and runs into folders that others open."""
 
+import dataclasses
 import json
+import multiprocessing
 import pickle
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from click.testing import CliRunner
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from lit_illada import convert
 from lit_illada.batch import Layout
@@ -22,6 +27,9 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.hf import load_model, tensor_shapes, write_hf
 from lit_illada.model.hf_layouts import LAYOUTS
+from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpoint_writer import CheckpointWriter
+from lit_illada.tree import to_tree
 
 CPU = torch.device("cpu")
 SHORT = ["generation.max_new_tokens=16", "generation.block_length=8", "generation.num_steps=4"]
@@ -370,3 +378,63 @@ def test_a_checkpoint_of_ours_that_lacks_a_tensor_is_refused(published, tmp_path
     save_file(tensors, file, metadata)
     with pytest.raises(UserError, match=r"model\.norm\.weight is missing"):
         open_checkpoint(tmp_path / "in")
+
+
+def _write_shared(rank, store, path, content):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    shared = {name: distribute_tensor(value, mesh, [Shard(0)]) for name, value in content["state_dict"].items()}
+    writer = CheckpointWriter(is_async=False)
+    writer.save_checkpoint({**content, "state_dict": shared}, path)
+    torch.distributed.barrier()
+    writer.publish()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_what_two_processes_wrote_becomes_one_file_without_a_second_copy(trained, tmp_path):
+    """A model of 67 MB, cut in two: converting holds it once in memory."""
+    run, config = tmp_path / "run", open_checkpoint(trained).model
+    shutil.copytree(trained / "tokenizer", run / "tokenizer")
+    path = run / "checkpoints" / "step=00000004.ckpt"
+    path.parent.mkdir()
+    large = dataclasses.replace(config, hidden_size=512, intermediate_size=2048, num_hidden_layers=4)
+    content = read_checkpoint(latest_checkpoint(trained / "checkpoints"))
+    hparams = content["hyper_parameters"]
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"model.{n}": torch.randn(s, generator=generator) for n, s in tensor_shapes(large).items()}
+    content = {
+        "hyper_parameters": {**hparams, "config": {**hparams["config"], "model": to_tree(large)}},
+        "state_dict": weights,
+    }
+    context = multiprocessing.get_context("fork")
+    writing = [context.Process(target=_write_shared, args=(n, tmp_path / "store", path, content)) for n in (0, 1)]
+    for process in writing:
+        process.start()
+    for process in writing:
+        process.join(120)
+        assert process.exitcode == 0
+    wanted = {name: value.double().sum() for name, value in weights.items()}
+    del weights, content
+
+    def held_mb():
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
+
+    at_first_mb, seen_mb, is_over = held_mb(), [], threading.Event()
+
+    def watch():
+        while not is_over.wait(0.001):
+            seen_mb.append(held_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = lit_illada("convert", run, tmp_path / "out", "--to", "lit")
+    is_over.set()
+    watcher.join()
+    assert result.exit_code == 0, result.output
+    model_mb = sum(torch.Size(shape).numel() for shape in tensor_shapes(large).values()) * 4 / 2**20
+    assert model_mb > 60
+    assert len(seen_mb) > 10
+    assert max(seen_mb) - at_first_mb < 1.3 * model_mb
+    converted = load_file(tmp_path / "out" / "checkpoints" / "weights.safetensors")
+    assert {f"model.{name}": value.double().sum() for name, value in converted.items()} == wanted

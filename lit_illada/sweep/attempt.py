@@ -124,7 +124,11 @@ def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[
                 return [run.command, "--resume", str(place.path)]
             if summary.get("step") == _step_of(checkpoint):
                 return []
-            checkpoint.unlink()  # the last step was done, its figures were not written: go on from the one before
+            # the last step was done, its figures were not written: go on from the one before
+            if checkpoint.is_dir():
+                shutil.rmtree(checkpoint)
+            else:
+                checkpoint.unlink()
     _clear(place)
     parent = [str(folder.runs / run.parent)] if run.parent else []
     if run.begin_from is not None:

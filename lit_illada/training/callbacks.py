@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from lit_illada import processes
-from lit_illada.training.checkpoint import Checkpoints
 from lit_illada.training.metrics import publish
+from lit_illada.training.saving import Checkpoints
 from lit_illada.training.throughput import Throughput
 
 log = logging.getLogger(__name__)

@@ -1,89 +1,44 @@
-"""When a run's state is written, and how it is found again: atomically, newest first."""
+"""What is a checkpoint on disk, how is it found, read and removed?
+
+A file where one process holds everything, a folder where several share it: `state.pt` with all but the shared tensors,
+and each process's parts of those. Both carry the same content, under the same names, and appear whole or not at all.
+"""
 
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from lit_illada.errors import UserError
+from lit_illada.training.sharded import StoredTensor, open_parts
 
-_PREFIX, _SUFFIX = "step=", ".ckpt"
 PARTIAL_SUFFIX = ".partial"
+STATE_FILE = "state.pt"
+BEST = "best"  # a link to the best checkpoint that is kept
+ELSEWHERE = "<in the parts>"  # what stands in state.pt for a tensor that lies in the parts
+_SUFFIX = ".ckpt"
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a kill or a full disk leaves every earlier checkpoint whole.
-
-    Lightning's own goes through the system's temporary folder, which may lie on another file system: a copy, no
-    rename.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
-            # torch's zip writer reports a full disk as a RuntimeError of its own
-            raise UserError(f"{target}: the checkpoint could not be written ({_cause(error)})") from error
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step={step:08d}{_SUFFIX}"
 
 
-class Checkpoints(ModelCheckpoint):
-    """Saves every `every_steps` optimizer steps and at the last one; keeps the newest `keep`.
+def parts_file(process: int, num_processes: int) -> str:
+    """The name of a process's parts."""
+    return f"parts-{process:05d}-of-{num_processes:05d}.safetensors"
 
-    A step that is also validated is saved after the validation, so that a resume never skips one.
-    """
 
-    def __init__(self, folder: Path, every_steps: int, keep: int, val_every_steps: int) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="{step:08d}",
-            monitor="step",
-            mode="max",
-            save_top_k=keep,
-            every_n_train_steps=every_steps,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
-        self._every_steps = every_steps
-        self._val_every_steps = val_every_steps
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._step_before = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        # between two steps only: what a step has accumulated so far is in no checkpoint
-        if trainer.global_step != self._step_before and not self.is_validated(trainer.global_step):
-            self._save_if_due(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self._save_if_due(trainer)
-
-    def is_validated(self, step: int) -> bool:
-        """Whether a validation follows this step."""
-        return step % self._val_every_steps == 0
-
-    def save_now(self, trainer: Trainer) -> None:
-        """Save at this step, due or not."""
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def _save_if_due(self, trainer: Trainer) -> None:
-        is_last = trainer.global_step >= trainer.max_steps
-        if trainer.global_step > 0 and (is_last or trainer.global_step % self._every_steps == 0):
-            self.save_now(trainer)
+def checkpoints_by_step(folder: Path) -> dict[int, Path]:
+    """The whole checkpoints of a folder, ascending."""
+    found = {
+        int(match[1]): path for path in folder.glob(f"*{_SUFFIX}") if (match := re.match(r"step=(\d+)", path.name))
+    }
+    return dict(sorted(found.items()))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -93,39 +48,144 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def newest_until(folder: Path, step: int) -> Path | None:
     """The newest checkpoint of a folder that was taken at this step or before."""
-    return max((path for path in _checkpoints(folder) if step_of(path) <= step), key=step_of, default=None)
+    return next((path for at, path in reversed(checkpoints_by_step(folder).items()) if at <= step), None)
 
 
 def remove_after(folder: Path, step: int) -> list[Path]:
     """Remove every checkpoint taken after this step, the newest first: whatever a kill leaves is one unbroken run."""
-    later = sorted((path for path in _checkpoints(folder) if step_of(path) > step), key=step_of, reverse=True)
+    later = [path for at, path in reversed(checkpoints_by_step(folder).items()) if at > step]
     for path in later:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove_checkpoint(path)
     return later
 
 
 def step_of(path: Path) -> int:
     """The optimizer steps that a checkpoint's name tells."""
-    return int(path.stem.removeprefix(_PREFIX))
+    return int(path.stem.removeprefix("step="))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is one checkpoint, of either kind, rather than a folder of other things."""
+    return path.is_file() or (path / STATE_FILE).is_file()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content on the CPU, tensors and plain values only (nothing in the file is executed).
+    """A checkpoint's content on the CPU, tensors and plain values only (nothing in the files is executed).
 
-    Tensors are mapped from the file, so that those nobody uses (the optimizer's) cost no memory.
-    Raises UserError for a missing or damaged file.
+    Tensors are mapped from the file, or are StoredTensors, so that those nobody uses (the optimizer's) cost no memory.
+    Raises UserError for a missing or damaged checkpoint.
     """
+    if not path.is_dir():
+        return _load(path)
+    if not (path / STATE_FILE).is_file():
+        raise UserError(f"{path}: no such checkpoint (no {STATE_FILE} in it)")
+    state = _load(path / STATE_FILE)
+    files = [path / parts_file(number, state["num_processes"]) for number in range(state["num_processes"])]
+    parts = open_parts(files)
+
+    def put_back(name: str, leaf: Any) -> Any:
+        if not (isinstance(leaf, str) and leaf == ELSEWHERE):
+            return leaf
+        if name not in parts:
+            raise UserError(f"{path}: damaged, none of its files holds {name}")
+        return parts[name]
+
+    return map_leaves(state["content"], put_back)
+
+
+class Weights(Mapping[str, Tensor]):
+    """A checkpoint's weights, each read when it is asked for. shapes: by name, known without reading."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._stored: Mapping[str, Tensor | StoredTensor] = content["state_dict"]
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._stored.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stored[name][...]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def map_leaves(content: Any, change: Callable[[str, Any], Any], name: str = "") -> Any:
+    """The content anew, each leaf as `change` makes it of its path in the content and its value."""
+    if isinstance(content, Mapping):
+        return {key: map_leaves(value, change, f"{name}/{key}") for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(map_leaves(value, change, f"{name}/{index}") for index, value in enumerate(content))
+    return change(name, content)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+
+
+def publish_partial(path: Path) -> None:
+    """The written partial becomes the checkpoint, at once and for good."""
+    if path.is_dir():
+        _remove_folder(path)
+    partial_of(path).replace(path)
+    sync_folder(path.parent)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """At once: a kill in the middle leaves a partial, never half a checkpoint."""
+    if path.is_dir():
+        _remove_folder(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """What kills have left; several processes may do it at the same time."""
+    for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def link_best(folder: Path, target: Path | None) -> None:
+    """`best` leads to this checkpoint from now on; None: to none."""
+    link = folder / BEST
+    if target is None:
+        link.unlink(missing_ok=True)
+        return
+    partial = partial_of(link)
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target.name, target_is_directory=target.is_dir())
+    partial.replace(link)
+
+
+def sync_folder(folder: Path) -> None:
+    """Names in it outlast a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return " ".join(str(error).split())[:200]
+
+
+def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise UserError(f"{path}: not a readable checkpoint ({_cause(error)})") from error
+        raise UserError(f"{path}: not a readable checkpoint ({cause(error)})") from error
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"{_PREFIX}*{_SUFFIX}") if path.stem.removeprefix(_PREFIX).isdigit()]
-
-
-def _cause(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def _remove_folder(path: Path) -> None:
+    going = partial_of(path.with_name(f"{path.name}.removed"))
+    shutil.rmtree(going, ignore_errors=True)
+    path.replace(going)
+    shutil.rmtree(going, ignore_errors=True)

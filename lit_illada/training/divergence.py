@@ -17,8 +17,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_illada.errors import UserError
-from lit_illada.training.checkpoint import Checkpoints, newest_until
+from lit_illada.training.checkpoint import newest_until
 from lit_illada.training.metrics import publish
+from lit_illada.training.saving import Checkpoints
 
 log = logging.getLogger(__name__)
 _NORMAL = 1.4826  # standard deviations a median absolute deviation, of a normal distribution

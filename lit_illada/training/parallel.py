@@ -8,20 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate
@@ -32,13 +24,12 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
-from torch.optim import Optimizer
 
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.initial import fill
 from lit_illada.model.transformer import Transformer
-from lit_illada.training.checkpoint import read_checkpoint
+from lit_illada.training.portable import PortableState
 from lit_illada.training.recomputation import Recomputation, recompute
 
 
@@ -139,16 +130,16 @@ class ParallelConfig:
                 )
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class ShardedStrategy(PortableState, ModelParallelStrategy):
     """Lightning's strategy for FSDP2 and tensor parallelism, over a mesh with names of its own: replicate × shard ×
-    tensor. Its checkpoints are one file, in the layout of a run on one device.
+    tensor.
 
     Beyond Lightning's: copies of a sharded model (hybrid sharding), gradients summed once an accumulated step, and
-    optimizer states that another strategy can read.
+    checkpoints that another strategy can read.
     """
 
     def __init__(self, config: ParallelConfig, timeout: timedelta) -> None:
-        super().__init__(save_distributed_checkpoint=False, timeout=timeout)
+        super().__init__(timeout=timeout)
         self._config = config
         self.data_mesh: DeviceMesh | None = None
 
@@ -182,49 +173,6 @@ class ShardedStrategy(ModelParallelStrategy):
             yield
         finally:
             postpone(True)
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Whole on rank 0, keyed by numbers in the order of the groups, as torch's own `state_dict()`."""
-        optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        assert self.model is not None
-        state: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer, options=options)
-        if not self.is_global_zero:
-            return {}
-        number = {name: place for place, name in enumerate(_names_in_order(state["param_groups"]))}
-        return {
-            "state": {number[name]: moments for name, moments in state["state"].items()},
-            "param_groups": [
-                {**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]
-            ],
-        }
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Each rank maps the file and copies its own part of every tensor."""
-        content = read_checkpoint(Path(self.broadcast(checkpoint_path)))
-        options = StateDictOptions(full_state_dict=True)
-        assert self.model is not None
-        set_model_state_dict(self.model, content.pop("state_dict"), options=options)
-        for optimizer, state in zip(self.optimizers, content["optimizer_states"], strict=True):
-            named = self._named(optimizer, state)
-            set_optimizer_state_dict(self.model, optimizer, named, options=options)
-        return content
-
-    def _named(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        """A state keyed by numbers, keyed by the names of this optimizer's parameters in the same order.
-
-        How an update is computed, one parameter at a time or together, is not the state's to say.
-        """
-        assert self.model is not None
-        name_of = {parameter: name for name, parameter in self.model.named_parameters()}
-        names = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-        return {
-            "state": {names[number]: moments for number, moments in state["state"].items()},
-            "param_groups": [
-                {**group, **_kept(own), "params": [names[number] for number in group["params"]]}
-                for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True)
-            ],
-        }
 
 
 def num_data_ranks(trainer: pl.Trainer) -> int:
@@ -301,12 +249,3 @@ def _materialise(module: nn.Module, weights: Mapping[str, Tensor] | None, prefix
     module.to_empty(device=device)
     if weights is not None:
         fill(module, weights, prefix)
-
-
-def _kept(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: group[key] for key in ("fused", "foreach") if key in group}
-
-
-def _names_in_order(groups: list[dict[str, Any]]) -> Iterator[str]:
-    for group in groups:
-        yield from group["params"]

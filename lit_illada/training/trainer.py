@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 
 from lit_illada.choice import choice
 from lit_illada.errors import UserError
-from lit_illada.training.checkpoint import AtomicCheckpointIO
+from lit_illada.training.checkpoint_writer import CheckpointWriter
 from lit_illada.training.divergence import ON_DIVERGENCE, Rollback, SpikeConfig, Stop
 from lit_illada.training.parallel import ParallelConfig, ShardedStrategy, Strategy
+from lit_illada.training.portable import DataParallel, OneDevice
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,11 @@ class TrainerConfig:
     batch_rows: rows of an optimizer step, over all devices. micro_batch_rows: rows a device takes at once; what is
     left of batch_rows is accumulated. Intervals are in optimizer steps. max_time_s: seconds of training, without its
     validations, after which the run is finished wherever it is; the learning rate goes by max_steps all the same, so
-    that a decay may not have come to its end. timeout_s: how long the ranks wait for one that does not answer; one
-    whose process is gone is seen within seconds. on_divergence: what is done after max_nonfinite_steps in a row, or a
-    loss spike that does not end; spikes: what a loss spike is.
+    that a decay may not have come to its end. keep_checkpoints: how many of the newest stay, keep_every_steps: the
+    multiples that stay besides, keep_best: how many with the lowest val/nll_bound do. checkpoint_async: training goes
+    on while a checkpoint is written; it takes a copy of the state in the machine's memory. timeout_s: how long the
+    ranks wait for one that does not answer; one whose process is gone is seen within seconds. on_divergence: what is
+    done after max_nonfinite_steps in a row, or a loss spike that does not end; spikes: what a loss spike is.
     """
 
     accelerator: Accelerator = Accelerator.auto
@@ -96,6 +98,9 @@ class TrainerConfig:
     val_draws: int = 2
     checkpoint_every_steps: int = 100
     keep_checkpoints: int = 2
+    keep_every_steps: int | None = None
+    keep_best: int = 0
+    checkpoint_async: bool = True
     timeout_s: float = 1800.0
     max_nonfinite_steps: int = 5
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
@@ -121,6 +126,15 @@ class TrainerConfig:
                 raise UserError(f"trainer.{name} must be 1 or more; got {getattr(self, name)}")
         if self.val_rows < 2:
             raise UserError(f"trainer.val_rows must be 2 or more, for a standard error; got {self.val_rows}")
+        if self.keep_best < 0:
+            raise UserError(f"trainer.keep_best must be 0 or more; got {self.keep_best}")
+        if self.keep_every_steps is not None and (
+            self.keep_every_steps < 1 or self.keep_every_steps % self.checkpoint_every_steps
+        ):
+            raise UserError(
+                f"trainer.keep_every_steps={self.keep_every_steps} is no multiple of "
+                f"checkpoint_every_steps={self.checkpoint_every_steps}, or null for none"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"trainer.ema_decay must lie in (0, 1), or be null for none; got {self.ema_decay}")
         if self.max_time_s is not None and not self.max_time_s > 0:
@@ -184,7 +198,7 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
         accelerator=accelerator.value,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy=_strategy(config),
+        strategy=_strategy(config, accelerator),
         # a sharded model is gathered in bfloat16, which costs half of what autocast's float32 weights would
         precision="32-true" if config.is_sharded else precision.value,  # type: ignore[arg-type]
         max_steps=config.max_steps,
@@ -202,20 +216,20 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
         enable_model_summary=False,
         callbacks=list(callbacks),
         logger=logger,
-        plugins=[AtomicCheckpointIO(), *_cluster()],
+        plugins=[CheckpointWriter(is_async=config.checkpoint_async), *_cluster()],
         default_root_dir=run_dir,
     )
 
 
-def _strategy(config: TrainerConfig) -> str | DDPStrategy | ShardedStrategy:
+def _strategy(config: TrainerConfig, accelerator: Accelerator) -> ShardedStrategy | DataParallel | OneDevice:
     timeout = timedelta(seconds=config.timeout_s)
     match config.parallel.resolve(config.world_size):
         case Strategy.fsdp:
             return ShardedStrategy(config.parallel, timeout)
         case Strategy.ddp:
-            return DDPStrategy(timeout=timeout)
+            return DataParallel(timeout=timeout)
         case _:
-            return "auto"
+            return OneDevice(accelerator.device)
 
 
 def _cluster() -> list[SLURMEnvironment]:

@@ -21,10 +21,11 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.initial import InitialWeights
 from lit_illada.model.transformer import Transformer
-from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpoint import latest_checkpoint, map_leaves, read_checkpoint
 from lit_illada.training.gradients import scale, total_norm
 from lit_illada.training.optim import AdamWConfig, MuonConfig, build_optimizer
 from lit_illada.training.parallel import ParallelConfig, Recomputation, Strategy, shard
+from lit_illada.training.sharded import StoredTensor
 
 TINY = ModelConfig(50, 32, 64, 2, 4, 2, attention_bias=True)
 # the mesh's dimensions: copies, parts of a copy, devices that share its rows
@@ -222,7 +223,9 @@ def run(command, *arguments):
 
 
 def last(folder):
-    return read_checkpoint(latest_checkpoint(Path(folder) / "checkpoints"))
+    """The newest checkpoint, tensors that several processes wrote made whole."""
+    content = read_checkpoint(latest_checkpoint(Path(folder) / "checkpoints"))
+    return map_leaves(content, lambda _, leaf: leaf[...] if isinstance(leaf, StoredTensor) else leaf)
 
 
 def scalars(folder, tag):

@@ -1,0 +1,176 @@
+"""How is a run's state written while training goes on? Copied off the devices, then written by a thread.
+
+Training stops for the copy alone. What is being written is a partial beside the whole checkpoints; it becomes one of
+them when every process has written its parts: `Checkpoints` asks them all between two steps.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lit_illada.errors import UserError
+from lit_illada.training.checkpoint import (
+    ELSEWHERE,
+    STATE_FILE,
+    cause,
+    map_leaves,
+    partial_of,
+    parts_file,
+    publish_partial,
+    read_checkpoint,
+    remove_checkpoint,
+    sync_folder,
+)
+from lit_illada.training.sharded import Part, own_parts, write_parts
+
+
+class CheckpointWriter(CheckpointIO):
+    """Writes one checkpoint at a time: `save_checkpoint` begins, `publish` or `discard` ends it, in every process.
+
+    is_async: write beside the training, from a copy in the machine's memory (page-locked, where it comes off a GPU);
+    else before the training goes on, and without a copy.
+    """
+
+    def __init__(self, *, is_async: bool) -> None:
+        self._is_async = is_async
+        self._path: Path | None = None
+        self._thread: threading.Thread | None = None
+        self.is_sharded = False
+        self.error: UserError | None = None
+        self.write_s = 0.0
+        self._own: dict[str, tuple[int, ...]] = {}
+        self._own_of: list[str] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        assert self._path is None, f"{self._path} is being written still"
+        self._path, self.error = Path(path), None
+        content, parts = self._divided(checkpoint)
+        self.is_sharded = parts is not None
+        if self._is_async:
+            content, parts = _copied(content, parts)
+        self._thread = threading.Thread(target=self._write, args=(self._path, content, parts), daemon=True)
+        self._thread.start()
+        if not self._is_async:
+            self._thread.join()
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        remove_checkpoint(Path(path))
+
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until this process has written its parts, or failed: `error` says."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def publish(self) -> None:
+        """Ends a write that went well in every process."""
+        path = self._end()
+        if _rank() == 0:
+            publish_partial(path)
+
+    def discard(self) -> None:
+        """Ends a write that failed in some process."""
+        path = self._end()
+        if _rank() == 0:
+            remove_checkpoint(partial_of(path))
+
+    def _divided(self, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Part] | None]:
+        """What the first process writes of it, and this process's parts of the tensors that several share.
+
+        No parts where every process has all.
+        """
+        shared: dict[str, DTensor] = {}
+
+        def take_out(name: str, leaf: Any) -> Any:
+            if not isinstance(leaf, DTensor):
+                return leaf
+            shared[name] = leaf
+            return ELSEWHERE
+
+        content = map_leaves(checkpoint, take_out)
+        if not shared:
+            return content, None
+        if self._own_of != list(shared):  # in the same save everywhere: the names are those of the whole model
+            self._own, self._own_of = own_parts(shared), list(shared)
+        return content, {
+            name: Part(tuple(shared[name].shape), offset, shared[name].to_local().detach())
+            for name, offset in self._own.items()
+        }
+
+    def _end(self) -> Path:
+        assert self._path is not None
+        assert not self.is_busy
+        path, self._path, self._thread = self._path, None, None
+        return path
+
+    def _write(self, path: Path, content: dict[str, Any], parts: dict[str, Part] | None) -> None:
+        started_at = time.perf_counter()
+        try:
+            if parts is not None:
+                _write_folder(partial_of(path), content, parts)
+            elif _rank() == 0:
+                _write_file(partial_of(path), content)
+        except (OSError, RuntimeError) as error:
+            # torch's zip writer reports a full disk as a RuntimeError of its own
+            self.error = UserError(f"{path}: the checkpoint could not be written ({cause(error)})")
+            self.error.__cause__ = error
+        self.write_s = time.perf_counter() - started_at
+
+
+def _copied(content: dict[str, Any], parts: dict[str, Part] | None) -> tuple[dict[str, Any], dict[str, Part] | None]:
+    """What this process writes, as it is now, in memory that training does not touch."""
+    mine = map_leaves(content if _rank() == 0 else {}, lambda _, leaf: _on_host(leaf))
+    if parts is not None:
+        parts = {name: Part(part.shape, part.offset, _on_host(part.values)) for name, part in parts.items()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return mine, parts
+
+
+def _on_host(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    # the first begins a copy into page-locked memory, which torch keeps for the next time
+    return leaf.detach().to("cpu", non_blocking=True) if leaf.is_cuda else leaf.detach().clone()
+
+
+def _write_file(partial: Path, content: Mapping[str, Any]) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_folder(partial: Path, content: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / parts_file(_rank(), _num_processes())).open("wb") as file:
+        write_parts(file, parts)
+        file.flush()
+        os.fsync(file.fileno())
+    if _rank() == 0:
+        _write_file(partial / STATE_FILE, {"num_processes": _num_processes(), "content": content})
+        sync_folder(partial)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _num_processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
