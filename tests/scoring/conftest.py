@@ -113,7 +113,7 @@ def real():
     def real(is_causal=False):
         config = ModelConfig(23, 16, 32, 2, 2, 1, max_position_embeddings=64, initializer_range=0.5)
         model = Transformer(replace(config, is_causal=is_causal)).eval()
-        model.init_weights(0)
+        model.init_weights(1)
         return ScoringModel(model, model, 0, 1, max_length=64, is_causal=is_causal, device=torch.device("cpu"))
 
     return real
