@@ -229,12 +229,20 @@ class Padded:
         learns to fill a fixed canvas; otherwise nobody sees it and it carries no loss.
     shortening: `truncate` ends rows anywhere, so that a model which will generate block by block does not learn that
         the end of its canvas is the end of its response.
+    visible_prefix: the share of rows whose response is given up to a uniform random place, and only masked from there
+        on: what block by block generation shows a model, and independent masks hardly ever do (after Blockwise SFT,
+        arXiv 2508.19529).
     """
 
     is_prompt_maskable: bool = False
     is_padding_maskable: bool = True
     pad_to: PadTo = PadTo.BATCH
     shortening: NoShortening | SplitRow | TruncateRow = choice(SHORTENINGS, "none")
+    visible_prefix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.visible_prefix <= 1:
+            raise UserError(f"sft_data.rows.visible_prefix is {self.visible_prefix}; it must lie between 0 and 1")
 
 
 ROWS: dict[str, type] = {"packed": Packed, "padded": Padded}

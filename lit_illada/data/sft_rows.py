@@ -15,11 +15,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_illada.data.draws import permutation
+from lit_illada.data.draws import permutation, uniform
 from lit_illada.data.sft_config import Packed, Padded, PadTo
 from lit_illada.data.stream import RowArrays, RowBatches
 
-_EXAMPLES = 1
+_EXAMPLES, _IS_GIVEN, _GIVEN = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,19 @@ class PaddedExamples:
             is_response_BT[b, :length] = self._examples.is_response[here]
             if length < shape[1] and not self._config.is_padding_maskable:
                 is_start_BT[b, length] = True  # padding that counts belongs to its example; the other kind is unseen
+        self._give_prefixes(is_maskable_BT, is_response_BT, row_ids)
         self._config.shortening.apply(is_start_BT, is_maskable_BT, row_ids, self._seed)
         return RowArrays(tokens_BT, is_start_BT, is_maskable_BT, is_response_BT)
+
+    def _give_prefixes(
+        self, is_maskable_BT: NDArray[np.bool], is_response_BT: NDArray[np.bool], row_ids: NDArray[np.int64]
+    ) -> None:
+        """In some rows nothing is masked before a random token of the response."""
+        rows = np.flatnonzero(uniform(row_ids, self._seed, _IS_GIVEN) < self._config.visible_prefix)
+        wheres = uniform(row_ids[rows], self._seed, _GIVEN)
+        for row, where in zip(rows.tolist(), wheres.tolist(), strict=True):
+            places = np.flatnonzero(is_response_BT[row])
+            is_maskable_BT[row, : places[int(where * len(places))]] = False
 
     def _width(self, row_ids: NDArray[np.int64]) -> int:
         """Tokens of a row: not of a micro-batch's longest, which would depend on how a step is divided."""

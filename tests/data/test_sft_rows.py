@@ -109,6 +109,20 @@ def test_shortening_acts_on_rows_as_in_pretraining(kind, shortening):
     assert told(expected) != told(plain.rows(row_ids))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_response_may_be_given_up_to_a_random_place(share):
+    pairs = [([5, 6], [8, 9, 10, 11]) for _ in range(40)]
+    row_ids = np.arange(4000)
+    plain, given = (stream(Padded(visible_prefix=value), pairs).rows(row_ids) for value in (0.0, share))
+    assert told(given)[0][0][0] == 5
+    assert (given.tokens == plain.tokens).all()
+    assert (given.is_response == plain.is_response).all()
+    firsts = given.is_maskable.argmax(1) - 2  # tokens of the response that are given
+    assert (given.is_maskable == (plain.is_maskable & (np.arange(6) >= 2 + firsts[:, None]))).all()
+    expected = [1 - share + share / 4, *[share / 4] * 3]  # a prefix of 0 to 3 tokens, all alike
+    assert np.bincount(firsts, minlength=4) / len(row_ids) == pytest.approx(expected, abs=0.03)
+
+
 def counts_of(config, pairs, normaliser):
     """(what each token's loss is divided by, the count) of one step's batch."""
     batch = ExampleRows(stream(config, pairs, batch_rows=len(pairs)))[list(range(len(pairs)))]
