@@ -96,7 +96,7 @@ def _next_token(
         log_prob_MV = _log_softmax(model.logits(noisy_BT, part.layout, select_BT))
         nll_M = -log_prob_MV.gather(1, targets_M[:, None])[:, 0]
         log_prob_MV[:, model.mask_token_id] = -torch.inf
-        sureness_M, choice_M = log_prob_MV.max(-1)
+        sureness_M, choice_M = log_prob_MV.log_softmax(-1).max(-1)
         is_correct_M = choice_M == targets_M
     else:
         told = model.score(noisy_BT, part.layout, select_BT, targets_M)
