@@ -29,7 +29,8 @@ def make(config: DataConfig, *, world: tuple[int, int] | None = None, **argument
     settings = {"seed": 3, "batch_rows": 8, "micro_batch_rows": 2, "total_steps": 12, "validation_rows": 8, **arguments}
     module = PackedDataModule(config, **settings)
     if world:
-        module.trainer = SimpleNamespace(global_rank=world[0], world_size=world[1], training=True)
+        shares = {"rank": world[0], "num_replicas": world[1]}
+        module.trainer = SimpleNamespace(training=True, strategy=SimpleNamespace(distributed_sampler_kwargs=shares))
     return module
 
 

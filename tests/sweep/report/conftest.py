@@ -49,6 +49,7 @@ def planned(run_id, stage, seed, arms, parent=None):
         overrides=[],
         seed=seed,
         arms=list(arms),
+        begin_from=None,
         parent=parent,
         fingerprint=run_id,
         config={"seed": seed},
