@@ -1,5 +1,6 @@
 """The command `loops analyze`: files in; a table, a file of records and a page out."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.table import Table
 from lit_illada.errors import UserError
 from lit_illada.loops.analysis import Summary, group_keys, summaries
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.effects import differences, rises
+from lit_illada.loops.effects import Effect, differences, rises
 from lit_illada.loops.outcome import Outcome, as_record, outcome
 from lit_illada.loops.records import Fields, read_generations
 from lit_illada.loops.report import write_report
@@ -20,7 +21,11 @@ from lit_illada.loops.statistics import Rate
 from lit_illada.share import conf_dir
 from lit_illada.tree import read_file
 
-REPORT, RECORDS = "report.html", "records.jsonl"
+REPORT, RECORDS, EFFECTS = "report.html", "records.jsonl", "effects.csv"
+_EFFECT_COLUMNS = (
+    "compared where first second endless_first texts_first endless_second texts_second difference low_95 high_95 "
+    "verdict each_seed"
+).split()
 
 
 def run(words: Sequence[str], out: Path, fields: Fields, encoding: str | None) -> None:
@@ -35,11 +40,14 @@ def run(words: Sequence[str], out: Path, fields: Fields, encoding: str | None) -
             file.write(json.dumps(as_record(found), ensure_ascii=False) + "\n")
     keys = group_keys(outcomes, fields.groups)
     write_report(out / REPORT, outcomes, keys, config)
+    write_effects(out / EFFECTS, rises(outcomes, keys), differences(outcomes, keys))
     for table in [*tables(summaries(outcomes, keys), keys), *effect_tables(outcomes, keys)]:
         console.print(table)
     if "length" in keys:
         console.print("Rates at different lengths do not compare: a longer text has more room to loop.", style="dim")
-    console.print(f"records      {out / RECORDS}\npage         {out / REPORT}", highlight=False, soft_wrap=True)
+    told = {"records": out / RECORDS, "effects": out / EFFECTS, "page": out / REPORT}
+    for what, path in told.items():
+        console.print(f"{what:<12} {path}", highlight=False, soft_wrap=True)
 
 
 def tell_apart(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -80,6 +88,19 @@ def tables(groups: Sequence[Summary], keys: Sequence[str]) -> list[Table]:
         right.add_row(group.name, *map(_share_of, accuracies))
     is_judged = any(group.looped_right.tries + group.other_right.tries for group in groups)
     return [often, *([kinds] if seen else []), *([right] if is_judged else [])]
+
+
+def write_effects(path: Path, harder: Sequence[Effect], same: Sequence[Effect]) -> None:
+    """What the tables of effects say, one line each, shares as fractions."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(_EFFECT_COLUMNS)
+        for compared, effects in (("levels", harder), ("the same problems", same)):
+            for item in effects:
+                rates = [item.first_rate.hits, item.first_rate.tries, item.second_rate.hits, item.second_rate.tries]
+                shares = [f"{share:.4f}" for share in (item.difference, item.low, item.high)]
+                seeds = " ".join(f"{share:.4f}" for share in item.by_seed.values())
+                table.writerow([compared, item.where, item.first, item.second, *rates, *shares, item.verdict, seeds])
 
 
 def effect_tables(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Table]:

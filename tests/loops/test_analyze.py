@@ -1,5 +1,6 @@
 """`lit-illada loops analyze`, as a user types it."""
 
+import csv
 import json
 import random
 import re
@@ -107,6 +108,18 @@ def test_the_page_stands_alone_and_holds_the_texts(traces, tmp_path):
     assert heat["loops"][0]["start"] == 60
     for said in ("Early warning by CUSUM", "Entropy around the onset", "McNemar", "seeds as clusters"):
         assert said in text
+
+
+def test_the_effects_are_a_table_too(traces, tmp_path):
+    assert analyze(traces, "--out", tmp_path).exit_code == 0
+    with (tmp_path / "effects.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    compared = [(row["compared"], row["first"], row["second"]) for row in rows]
+    assert compared == [("levels", "0", "1"), ("the same problems", "0", "1")]
+    row = rows[0]
+    assert (int(row["endless_first"]), int(row["texts_first"]), int(row["endless_second"])) == (10, 20, 0)
+    assert float(row["low_95"]) <= float(row["difference"]) == -0.5 <= float(row["high_95"])
+    assert len(row["each_seed"].split()) == 3
 
 
 def test_thresholds_and_groups_come_from_the_command_line(traces, tmp_path):
