@@ -137,6 +137,6 @@ def test_a_sweep_of_the_library_says_what_it_asks_and_where_each_arm_is_from(nam
     assert spec.paper
     assert all(arm.source for arm in spec.all_arms())
     assert (spec.budget is None) == bool(spec.no_budget)
-    assert len(spec.seeds) >= 2
+    assert len(spec.seeds) >= 2 or name == "loop_base"  # which makes a model, and compares nothing
     text = (sweeps_dir() / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# "), "a comment says what it is for"
