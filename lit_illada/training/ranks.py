@@ -85,7 +85,8 @@ class RankWatch(Callback):
         if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
             self._stopped.set()
             self._write(ended="")
-            signal.signal(signal.SIGTERM, self._terminate_before)
+            if signal.getsignal(signal.SIGTERM) == self._terminated:  # who has decided otherwise since keeps it
+                signal.signal(signal.SIGTERM, self._terminate_before)
             self._close_log()
             return
         if isinstance(error, UserError):
