@@ -17,7 +17,7 @@ from lit_illada.config import load_file
 from lit_illada.job_script import Job, training_script
 from lit_illada.launch import Request
 from lit_illada.slurm import Allocation, queued_jobs
-from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpoint import Weights, latest_checkpoint, read_checkpoint
 
 
 def lit_illada(*arguments):
@@ -165,7 +165,7 @@ def finished(job):
 
 
 def weights(run):
-    return read_checkpoint(latest_checkpoint(run / "checkpoints"))["state_dict"]
+    return Weights(read_checkpoint(latest_checkpoint(run / "checkpoints")))
 
 
 def newest(run):

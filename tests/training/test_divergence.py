@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from lit_illada.config import load, load_file
 from lit_illada.data.stream import MicroBatches, row_at
 from lit_illada.errors import UserError
 from lit_illada.objective import DiffusionObjective
-from lit_illada.training.checkpoint import latest_checkpoint, newest_until, read_checkpoint, remove_after
+from lit_illada.training.checkpoint import Weights, latest_checkpoint, newest_until, read_checkpoint, remove_after
 from lit_illada.training.divergence import LossSpikes, Rollback, SpikeConfig
 
 ROLLBACK = [
@@ -272,3 +275,70 @@ def test_checkpoints_are_found_by_their_step(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "step=00000003.ckpt", "mine.ckpt", ".step=00000009.ckpt.partial"
     }  # fmt: skip
+
+
+PATCHED = """
+import math
+
+from lit_illada.cli import main
+from lit_illada.objective import DiffusionObjective
+
+honest_corrupt, honest_loss = DiffusionObjective.corrupt, DiffusionObjective.loss
+step, pending = 0, [8, 9]
+
+
+def corrupt(self, batch, progress=0.0):
+    global step
+    step = round(progress * 12) + 1
+    return honest_corrupt(self, batch, progress)
+
+
+def loss(self, scores, noisy):
+    honest = honest_loss(self, scores, noisy)
+    if step not in pending or not honest.sum.requires_grad:
+        return honest
+    pending.remove(step)
+    return type(honest)(honest.sum * math.nan, honest.count, honest.bins)
+
+
+DiffusionObjective.corrupt, DiffusionObjective.loss = corrupt, loss
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_are_rolled_back_together(strategy, tiny_overrides, tmp_path):
+    """As one is, with the ranks' processes kept and the weights that a resume by hand gives."""
+    script = tmp_path / "diverging.py"
+    script.write_text(PATCHED)
+    two = [
+        *tiny_overrides,
+        *ROLLBACK,
+        f"trainer.parallel.strategy={strategy}",
+        "trainer.devices=2",
+        "trainer.micro_batch_rows=4",
+        "trainer.keep_checkpoints=9",
+    ]
+
+    def in_processes(*words):
+        command = [sys.executable, *words]
+        root = str(Path(__file__).parents[2])
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    by_hand, run = tmp_path / "by hand", tmp_path / "run"
+    in_processes("-m", "lit_illada", "pretrain", *two, f"run_dir={by_hand}")
+    remove_after(by_hand / "checkpoints", 6)
+    in_processes("-m", "lit_illada", "pretrain", "--resume", str(by_hand), "optim.optimizer.learning_rate=1e-4")
+
+    in_processes(str(script), "pretrain", *two, f"run_dir={run}")
+    (record,) = rollbacks(run)
+    assert (record["from_step"], record["to_step"], record["learning_rate"]) == (9, 6, [2e-4, 1e-4])
+    pids = {json.loads(path.read_text())["pid"] for path in (run / "ranks").glob("rank-?.json")}
+    assert len(pids) == 2
+    one, other = (Weights(read_checkpoint(latest_checkpoint(path / "checkpoints"))) for path in (by_hand, run))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
