@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_illada.cli import main
 from lit_illada.data.config import OnBadShard
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.dataset import BadShardError, open_dataset
@@ -80,3 +83,19 @@ def test_validation_never_skips(copy, prepared):
     options = {"seed": 0, "batch_rows": 8, "micro_batch_rows": 8, "validation_rows": 2, "total_steps": 1}
     with pytest.raises(BadShardError, match=f"{shard.name} is missing"):
         PackedDataModule(config, **options).unigram_entropy()
+
+
+def test_a_run_that_skips_a_bad_shard_ends_and_its_curves_say_how_many(copy, tiny_run, tmp_path, caplog):
+    name = spoil(copy, 0)
+    run = tmp_path / "run"
+    words = [*tiny_run, "data=prepared", f"data.dir={copy}", f"run_dir={run}", "trainer.log_every_steps=1"]
+    stopped = CliRunner().invoke(main, ["pretrain", *words])
+    assert stopped.exit_code == 1
+    assert f"{name} was altered" in stopped.output
+    shutil.rmtree(run)
+    result = CliRunner().invoke(main, ["pretrain", *words, "data.on_bad_shard=skip"])
+    assert result.exit_code == 0, result.output
+    assert f"{name} was altered" in caplog.text
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    assert events.Scalars("data/skipped_shards")[-1].value == 1
