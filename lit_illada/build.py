@@ -36,7 +36,7 @@ from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.hf import load_model
 from lit_illada.model.initial import InitialWeights, fill
-from lit_illada.model.lora import LoraConfig, add_lora
+from lit_illada.model.lora import add_lora, num_adapter_parameters
 from lit_illada.model.transformer import Transformer
 from lit_illada.objective import (
     AutoregressiveObjective,
@@ -169,8 +169,8 @@ def _model_of(
         model = build_model(config.model, config.seed)
         if given:
             fill(model, given)
-    if isinstance(config, SFTConfig) and isinstance(config.adapter, LoraConfig):
-        add_lora(model, config.adapter, config.seed)
+    if config.lora is not None:
+        add_lora(model, config.lora, config.seed)
     if not options.is_sharded:
         for layer in model.model.layers:
             prepare_block(layer, options.parallel, is_compiled=options.compile)
@@ -208,8 +208,9 @@ def build_trainer(
         Retention(options.keep_checkpoints, options.keep_every_steps, options.keep_best),
     )
     accelerator, precision = options.hardware()
+    num_adapters = num_adapter_parameters(config.model, config.lora)
     throughput = Throughput(
-        lambda batch, head_rows: training_flops(config.model, batch.layout, head_rows),
+        lambda batch, head_rows: training_flops(config.model, batch.layout, head_rows, num_adapters),
         matmul_flops_per_s(accelerator.device, precision.dtype),
         options.log_every_steps,
     )

@@ -69,6 +69,11 @@ class RunConfig:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1")
 
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters that are all it trains; None: every weight is trained."""
+        return None
+
     def _check_parallel(self) -> None:
         parallel = self.trainer.parallel
         parallel.check_model(self.model, self.trainer.world_size)
@@ -141,12 +146,16 @@ class SFTConfig(RunConfig):
     adapter: FullWeights | LoraConfig = choice(ADAPTERS, "none")
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    @property
+    def lora(self) -> LoraConfig | None:
+        return self.adapter if isinstance(self.adapter, LoraConfig) else None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_row_length("sft_data.row_length", self.sft_data.row_length)
         if self.evaluation.num_examples:
             self._check_room("evaluation.generation", self.evaluation.generation)
-        if self.trainer.parallel.tensor_parallel > 1 and isinstance(self.adapter, LoraConfig):
+        if self.trainer.parallel.tensor_parallel > 1 and self.lora is not None:
             raise UserError(
                 f"adapter.name=lora and trainer.parallel.tensor_parallel={self.trainer.parallel.tensor_parallel}: "
                 "adapters are not cut by heads; use trainer.parallel.strategy=fsdp with tensor_parallel=1"

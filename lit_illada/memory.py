@@ -7,13 +7,15 @@ that share a layer's heads and MLP. Weights, gradients and optimizer are float32
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lit_illada.model.attention import LONGEST_MATMUL_ROW
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_linear_parameters, num_parameters
 from lit_illada.model.hf import tensor_shapes
 from lit_illada.model.lm_head import default_chunk_size
-from lit_illada.training.optim import AdamW8bitConfig, MuonConfig, OptimizerConfig
+from lit_illada.model.lora import LoraConfig, adapter_shapes, num_adapter_parameters
+from lit_illada.training.optim import AdamW8bitConfig, MuonConfig, OptimizerConfig, is_muons
 from lit_illada.training.parallel import ParallelConfig, Strategy
 from lit_illada.training.recomputation import Recomputation
 
@@ -25,6 +27,7 @@ class MicroBatch:
     """What a device takes at once. num_selected: tokens that carry loss. kernel: never `auto`.
 
     is_packed: rows hold several documents, for which `sdpa` needs a mask. stream_bytes: s. num_tensor: P.
+    lora: adapters are all that is trained.
     """
 
     num_rows: int
@@ -37,6 +40,7 @@ class MicroBatch:
     stream_bytes: int = 4
     num_tensor: int = 1
     recomputation: Recomputation = Recomputation.none
+    lora: LoraConfig | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -102,27 +106,31 @@ def step_memory(
     parallel: ParallelConfig = ALONE,
     world_size: int = 1,
 ) -> StepMemory:
-    parameters, matrices = num_parameters(model), num_linear_parameters(model)
+    trained = trained_shapes(model, batch.lora)
+    adapters = num_adapter_parameters(model, batch.lora) or 0
+    parameters, matrices = num_parameters(model) + adapters, num_linear_parameters(model)
     is_cut = parallel.resolve(world_size) is Strategy.fsdp
     _, num_parts, num_tensor = parallel.mesh_shape(world_size) if is_cut else (1, 1, 1)
     whole = parameters - matrices + matrices // num_tensor
     held = whole // num_parts
+    whole_trained = whole if batch.lora is None else adapters
+    moments = optimizer_bytes(trained, optimizer)
     keeps_whole_gradients = is_cut and is_accumulating and not parallel.reduce_every_micro_batch
     moving_average = 4 * parameters if has_moving_average else 0
     is_recomputed = batch.recomputation is not Recomputation.none
     table = model.known_vocab_size * model.hidden_size
     return StepMemory(
         weights=4 * held,
-        gradients=4 * (whole if keeps_whole_gradients else held),
-        optimizer=optimizer_bytes(model, optimizer) * held // parameters,
+        gradients=4 * (whole_trained if keeps_whole_gradients else whole_trained // num_parts),
+        optimizer=moments * held // parameters,
         moving_average=moving_average,
         casts=gathered_bytes(model, batch) if is_cut else 2 * (matrices + table) if batch.compute_bytes == 2 else 0,
         activations=activation_bytes(model, batch),
         recomputed=recomputed_bytes(model, batch) if is_recomputed else 0,
         head=head_bytes(model, batch),
         # a tied embedding has its gradient as input and as output for a moment
-        embedding_gradient=4 * table if model.tie_word_embeddings else 0,
-        checkpoint=4 * parameters + optimizer_bytes(model, optimizer) + moving_average,
+        embedding_gradient=4 * table if model.tie_word_embeddings and batch.lora is None else 0,
+        checkpoint=4 * parameters + moments + moving_average,
         is_accumulating=is_accumulating,
     )
 
@@ -134,12 +142,17 @@ def gathered_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     return batch.compute_bytes * (3 * block + num_parameters(model) - matrices)
 
 
-def optimizer_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
+def trained_shapes(model: ModelConfig, lora: LoraConfig | None = None) -> dict[str, tuple[int, ...]]:
+    """Of all that is trained, by name."""
+    return tensor_shapes(model) if lora is None else adapter_shapes(model, lora)
+
+
+def optimizer_bytes(shapes: Mapping[str, tuple[int, ...]], optimizer: OptimizerConfig) -> int:
     """AdamW keeps two moments, Muon one momentum of the layers' matrices. AdamW's counters of steps are left out."""
     if isinstance(optimizer, AdamW8bitConfig):
-        return sum(_eight_bit_bytes(math.prod(shape)) for shape in tensor_shapes(model).values())
-    matrices = num_linear_parameters(model) if isinstance(optimizer, MuonConfig) else 0
-    return 4 * matrices + 8 * (num_parameters(model) - matrices)
+        return sum(_eight_bit_bytes(math.prod(shape)) for shape in shapes.values())
+    has_one = [isinstance(optimizer, MuonConfig) and is_muons(name, len(shape)) for name, shape in shapes.items()]
+    return sum((4 if one else 8) * math.prod(shape) for one, shape in zip(has_one, shapes.values(), strict=True))
 
 
 def _eight_bit_bytes(count: int) -> int:
@@ -187,29 +200,33 @@ def layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     Two norms 2·(2s·D + 4). The inputs of the two groups of linear layers, s·D each; 6D and 4D under autocast, which
     casts for every layer of a group anew. Queries, keys and values c·(D + 2W), attention's output c·D, the
     feed-forward's four c·4F. Of attention c·H·T explicit scores or 4H for their sums, and c·T of mask for `sdpa` on
-    packed rows. Heads and feed-forward are shared by P devices.
+    packed rows. Heads and feed-forward are shared by P devices. With adapters the norms are frozen and keep their
+    inputs alone, and each adapter keeps c times its rank.
     """
     D, H, c = model.hidden_size, model.num_attention_heads, batch.compute_bytes
     W = model.num_key_value_heads * model.head_dim
     # on CUDA the norm is one kernel and keeps its input alone; elsewhere also what its weight is multiplied with
     s = batch.stream_bytes
-    norms = 2 * ((s if batch.device == "cuda" else 2 * s) * D + 4)
+    norms = 2 * ((s if batch.device == "cuda" or batch.lora is not None else 2 * s) * D + 4)
+    adapters = 0 if batch.lora is None else c * batch.lora.rank * len(batch.lora.targets)
     inputs = 2 * s * D if c == s else 10 * D
     scores = c * H * batch.row_length if batch.kernel is AttentionKernel.MATMUL else 4 * H
     if batch.kernel is AttentionKernel.SDPA and batch.is_packed:
         scores += c * batch.row_length
-    return norms + inputs + (c * (2 * D + 2 * W + 4 * model.intermediate_size) + scores) // batch.num_tensor
+    return norms + inputs + adapters + (c * (2 * D + 2 * W + 4 * model.intermediate_size) + scores) // batch.num_tensor
 
 
 def head_bytes(model: ModelConfig, batch: MicroBatch) -> int:
-    """The selected tokens' states M·(12D + c·D), the gradient of the weight, and the logits: 12·M·V where they are
-    made at once, of one slice (10 or 12)·M·C where they are made slice by slice."""
+    """The selected tokens' states M·(12D + c·D), the gradient of a trained weight, and the logits: 12·M·V where they
+    are made at once, of one slice (10 or 12)·M·C where they are made slice by slice."""
     M, D, V, c = batch.num_selected, model.hidden_size, model.known_vocab_size, batch.compute_bytes
     C = default_chunk_size(M, D, batch.device)
     states = M * (12 + c) * D
     if V <= C:
-        return states + max(12 * M * V, 4 * M * V + 4 * V * D)
+        return states + max(12 * M * V, 4 * M * V + (4 * V * D if batch.lora is None else 0))
     slices = M * C * (12 if c == 4 else 10)
+    if batch.lora is not None:
+        return states + slices
     return states + max(slices + c * V * D, 4 * V * D + (0 if c == 4 else c * V * D))
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from lit_illada.batch import Layout
-from lit_illada.config import RunConfig
+from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.config import DataConfig, LoadTokenizer, PreparedSource, TrainTokenizer
 from lit_illada.data.manifest import MANIFEST_FILE, is_url
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.memory import MicroBatch, StepMemory, kernel_on, step_memory
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
+from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.objective import AutoregressiveObjectiveConfig, JointDraw
 from lit_illada.training.trainer import Accelerator
 from lit_illada.tree import from_tree
@@ -28,13 +29,14 @@ def step_flops(tree: dict[str, Any]) -> float | None:
 
     None while the vocabulary's size is not known. For fine-tuning every token counts as one that may be masked.
     """
-    config = from_tree(RunConfig, {key: tree[key] for key in ("model", "objective", "trainer")})
+    config = _config(tree)
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
         return None
     length = row_length(tree)
     rows, share = selected_share(config, config.trainer.batch_rows)
-    return float(training_flops(model, Layout.whole_rows(rows, length), round(share * rows * length)))
+    num_adapters = num_adapter_parameters(model, config.lora)
+    return float(training_flops(model, Layout.whole_rows(rows, length), round(share * rows * length), num_adapters))
 
 
 def selected_share(config: RunConfig, rows: int) -> tuple[int, float]:
@@ -83,7 +85,7 @@ def with_vocabulary(model: ModelConfig, tree: dict[str, Any]) -> ModelConfig:
 
 def _step_memory(tree: dict[str, Any]) -> StepMemory:
     """As though every token carried loss, and the vocabulary were small where it is not known yet."""
-    config = from_tree(RunConfig, {key: tree[key] for key in ("model", "objective", "trainer", "optim")})
+    config = _config(tree)
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
         model = model.with_vocab_size(_UNKNOWN_VOCABULARY)
@@ -94,7 +96,7 @@ def _step_memory(tree: dict[str, Any]) -> StepMemory:
     rows, _ = selected_share(config, trainer.micro_batch_rows)
     device, compute_bytes = accelerator.device.type, precision.dtype.itemsize
     kernel = kernel_on(model.attention, device, compute_bytes, length)
-    batch = MicroBatch(rows, length, rows * length, compute_bytes, kernel, device, is_packed=True)
+    batch = MicroBatch(rows, length, rows * length, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
     batch = batch.shared(trainer.parallel, trainer.world_size)
     return step_memory(
         model,
@@ -105,6 +107,10 @@ def _step_memory(tree: dict[str, Any]) -> StepMemory:
         parallel=trainer.parallel,
         world_size=trainer.world_size,
     )
+
+
+def _config(tree: dict[str, Any]) -> RunConfig:
+    return from_tree(SFTConfig if "sft_data" in tree else PretrainConfig, tree)
 
 
 def _mean_ratio(config: RunConfig) -> float:

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_illada.batch import Layout
 from lit_illada.config import load
-from lit_illada.memory import MicroBatch, activation_bytes, optimizer_bytes, step_memory
+from lit_illada.memory import MicroBatch, activation_bytes, optimizer_bytes, step_memory, trained_shapes
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_parameters, parameters_by_part
 from lit_illada.model.flops import training_flops
+from lit_illada.model.lora import TARGETS, LoraConfig, add_lora, num_adapter_parameters
 from lit_illada.model.transformer import Transformer
 from lit_illada.training.optim import AdamW8bitConfig, AdamWConfig, MuonConfig, build_optimizer
 from lit_illada.training.parallel import ParallelConfig, Strategy
@@ -58,7 +59,8 @@ def test_weights_gradients_and_optimizer_take_what_is_said(optimizer, is_tied, h
     assert said.weights == sum(p.nbytes for p in model.parameters())
     assert said.gradients == sum(p.grad.nbytes for p in model.parameters())
     moments = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
-    assert optimizer_bytes(config, optimizer) == sum(held_bytes(moment) for moment in moments if moment.ndim)
+    held = sum(held_bytes(moment) for moment in moments if moment.ndim)
+    assert optimizer_bytes(trained_shapes(config), optimizer) == held
 
 
 @pytest.mark.parametrize(("compute_bytes", "kernel"), [(4, "sdpa"), (2, "sdpa"), (2, "matmul")])
@@ -112,6 +114,37 @@ def test_recomputed_layers_hold_at_most_what_is_said(which, compute_bytes):
     assert said.peak < 0.7 * step_memory(config, AdamWConfig(), batch).peak
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], list(TARGETS)])
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_with_adapters_gradients_and_moments_are_those_of_the_adapters(optimizer, is_tied, targets):
+    config, lora = replace(SMALL, tie_word_embeddings=is_tied), LoraConfig(rank=8, targets=targets)
+    model, made = begun(config, optimizer, lora)
+    said = step_memory(config, optimizer, replace(micro_batch(10, 4, AttentionKernel.SDPA), lora=lora))
+    assert said.weights == sum(p.nbytes for p in model.parameters())
+    assert said.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    moments = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert said.optimizer == sum(held_bytes(moment) for moment in moments if moment.ndim)
+
+
+@pytest.mark.parametrize("vocab_size", [300, 20_000])
+@pytest.mark.parametrize("compute_bytes", [4, 2])
+def test_a_step_with_adapters_holds_at_most_what_is_said(compute_bytes, vocab_size):
+    """With many layers: the first, below which nothing is trained, keeps less."""
+    config = replace(SMALL, num_hidden_layers=8, vocab_size=vocab_size, attention=AttentionKernel.SDPA)
+    lora = LoraConfig(rank=4)
+    model, optimizer = begun(config, AdamWConfig(), lora)
+    optimizer.zero_grad(set_to_none=True)
+    ids, is_selected = torch.randint(300, (32, LENGTH)), torch.zeros(32, LENGTH, dtype=torch.bool)
+    is_selected[:, ::2] = True
+    held = [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
+    with Live([tensor for tensor in held if tensor.ndim]) as live:
+        step(model, ids, is_selected, compute_bytes)
+    batch = micro_batch(int(is_selected.sum()), compute_bytes, config.attention, 32)
+    said = step_memory(config, AdamWConfig(), replace(batch, lora=lora))
+    assert live.peak == pytest.approx(said.peak, rel=0.1)
+
+
 def test_a_device_of_many_holds_its_share():
     eight = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA), parallel=FSDP, world_size=8)
     one = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA))
@@ -135,13 +168,16 @@ def test_a_device_of_many_holds_its_share():
     assert waiting.gradients == one.gradients
 
 
-def test_the_flops_are_those_that_torch_counts():
-    config = replace(SMALL, attention=AttentionKernel.MATMUL, num_key_value_heads=4)
-    model, _ = begun(config, AdamWConfig())
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=8)], ids=["all", "adapters"])
+def test_the_flops_are_those_that_torch_counts(lora):
+    config = replace(SMALL, num_hidden_layers=8, attention=AttentionKernel.MATMUL, num_key_value_heads=4)
+    model, _ = begun(config, AdamWConfig(), lora)
     is_selected = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5
     with FlopCounterMode(display=False) as counter:
         step(model, torch.randint(300, (ROWS, LENGTH)), is_selected, 4)
-    said = training_flops(config, Layout.whole_rows(ROWS, LENGTH), int(is_selected.sum()))
+    said = training_flops(
+        config, Layout.whole_rows(ROWS, LENGTH), int(is_selected.sum()), num_adapter_parameters(config, lora)
+    )
     assert said == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
@@ -156,10 +192,12 @@ def micro_batch(num_selected, compute_bytes, kernel, num_rows=ROWS):
     return MicroBatch(num_rows, LENGTH, num_selected, compute_bytes, kernel, "cpu")
 
 
-def begun(config, optimizer):
+def begun(config, optimizer, lora=None):
     """A model and its optimizer after one step, the gradients still there."""
     model = Transformer(config)
     model.init_weights(0)
+    if lora is not None:
+        add_lora(model, lora)
     made = build_optimizer(model, optimizer)
     step(model, torch.randint(300, (1, 8)), torch.ones(1, 8, dtype=torch.bool), 4)
     made.step()

@@ -78,17 +78,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_nll_M: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_nll_M: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden_MD, weight_VD, targets_M, lse_M = ctx.saved_tensors
         grad_hidden_MD = torch.zeros_like(hidden_MD, dtype=lse_M.dtype)
-        grad_weight_VD = torch.empty_like(weight_VD)
+        grad_weight_VD = torch.empty_like(weight_VD) if ctx.needs_input_grad[1] else None
         for entries, logits_MC in _logit_slices(hidden_MD, weight_VD, ctx.chunk_size):
             grad_MC = logits_MC.sub_(lse_M[:, None]).exp_()  # d nll / d logit = softmax − 1[target]
             here_M, is_here_M = _within(targets_M, entries)
             grad_MC.scatter_add_(1, here_M[:, None], -is_here_M[:, None].to(grad_MC.dtype))
             grad_MC = grad_MC.mul_(grad_nll_M[:, None]).to(hidden_MD.dtype)
             grad_hidden_MD += grad_MC @ weight_VD[entries]
-            torch.mm(grad_MC.T, hidden_MD, out=grad_weight_VD[entries])
+            if grad_weight_VD is not None:
+                torch.mm(grad_MC.T, hidden_MD, out=grad_weight_VD[entries])
         return grad_hidden_MD.to(hidden_MD.dtype), grad_weight_VD, None, None
 
 

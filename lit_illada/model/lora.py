@@ -7,6 +7,7 @@ An adapted layer is the linear layer with two parameters more, so the names of i
 rank). They are parameters of the block like any other: what shards, compiles or recomputes blocks needs no change.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_illada.errors import UserError, unknown
+from lit_illada.model.config import ModelConfig
 from lit_illada.model.initial import InitialWeights, fill
 from lit_illada.model.transformer import Transformer
 
@@ -103,6 +105,19 @@ def add_lora(model: Transformer, config: LoraConfig, seed: int = 0) -> None:
         model.set_submodule(name, LoraLinear.around(base, config.rank, config.scale))
     if not model.lm_head_weight.is_meta:
         fill(model, InitialWeights(model, model.config, seed), only=_ADAPTERS)
+
+
+def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Of what such a model then trains, by name. Allocates none."""
+    with torch.device("meta"):
+        made = Transformer(model)
+        add_lora(made, config)
+    return {name: tuple(p.shape) for name, p in made.named_parameters() if p.requires_grad}
+
+
+def num_adapter_parameters(model: ModelConfig, config: LoraConfig | None) -> int | None:
+    """None: without adapters."""
+    return None if config is None else sum(map(math.prod, adapter_shapes(model, config).values()))
 
 
 def merge_lora(model: Transformer) -> None:
