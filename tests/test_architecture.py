@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "doctor": {"errors", "files", "model", "training"},
     "estimate": {"config", "errors", "memory", "model", "sweep_costs", "sweep_speed", "training", "tree"},
     "run_folder": {"errors", "files"},
-    "sweep": {"errors", "files", "share", "slurm", "tree"},
+    "sweep": {"errors", "files", "intervals", "share", "slurm", "tree"},
     "sweep_report": {"errors", "sweep"},
 }
 OPTIONAL = {"flash_attn", "liger_kernel", "torchao", "datasets", "submitit", "lm_eval"}

@@ -9,7 +9,7 @@ from lit_illada.loops.effects import SEED, natural
 from lit_illada.loops.outcome import Outcome
 from lit_illada.loops.records import FILE
 from lit_illada.loops.spans import Kind
-from lit_illada.loops.statistics import Rate, Survival, cluster_bootstrap, kaplan_meier
+from lit_illada.loops.statistics import Rate, Survival, kaplan_meier, mean_over_seeds, share_variance
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Summary:
     definition, exact runs of any period, by which groups of other reports compare. kinds: texts in which each kind
     holds. looped_right, other_right: accuracy where a text loops and where not; exact_right, exact_other_right: the
     same by exact runs.
-    seed_interval: of `loop` with seeds as clusters, where there are several. wasted: units in copies, of all units."""
+    seed_interval: of `loop` for a model of another seed, where there are several. wasted: units in copies, of all
+    units."""
 
     name: str
     num_texts: int
@@ -98,7 +99,6 @@ def summary(name: str, outcomes: Sequence[Outcome]) -> Summary:
     looped = [item for item in outcomes if item.is_loop]
     others = [item for item in outcomes if not item.is_loop]
     forwards = [item.wasted_forwards for item in outcomes]
-    seeds = [item.generation.groups.get(SEED) for item in outcomes]
     num_units = sum(item.findings.length for item in outcomes)
     return Summary(
         name=name,
@@ -121,13 +121,25 @@ def summary(name: str, outcomes: Sequence[Outcome]) -> Summary:
         exact_right=rate_of([item for item in outcomes if has_exact_run(item)], lambda item: item.is_right),
         exact_other_right=rate_of([item for item in outcomes if not has_exact_run(item)], lambda item: item.is_right),
         right_before=rate_of(looped, lambda item: item.was_right_before),
-        seed_interval=cluster_bootstrap([item.is_loop for item in outcomes], seeds) if len(set(seeds)) > 1 else None,
+        seed_interval=_seed_interval(outcomes),
         wasted=sum(item.findings.wasted for item in outcomes) / max(1, num_units),
         wasted_units=sum(item.findings.wasted for item in outcomes),
         wasted_forwards=sum(x for x in forwards if x is not None) if any(x is not None for x in forwards) else None,
         median_length=statistics.median(item.findings.length for item in outcomes) if outcomes else 0,
         secondary=_secondary(outcomes),
     )
+
+
+def _seed_interval(outcomes: Sequence[Outcome]) -> tuple[float, float] | None:
+    hits: dict[str | None, list[bool]] = defaultdict(list)
+    for item in outcomes:
+        hits[item.generation.groups.get(SEED)].append(item.is_loop)
+    if len(hits) < 2:
+        return None
+    found = mean_over_seeds(
+        [statistics.mean(of_seed) for of_seed in hits.values()], [share_variance(of_seed) for of_seed in hits.values()]
+    )
+    return max(0.0, found.low), min(1.0, found.high)
 
 
 def same_prompts(outcomes: Sequence[Outcome]) -> SamePrompts | None:

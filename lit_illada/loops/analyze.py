@@ -24,7 +24,7 @@ from lit_illada.tree import read_file
 REPORT, RECORDS, EFFECTS = "report.html", "records.jsonl", "effects.csv"
 _EFFECT_COLUMNS = (
     "compared where first second endless_first texts_first endless_second texts_second difference low_95 high_95 "
-    "verdict each_seed"
+    "p_holm verdict each_seed"
 ).split()
 
 
@@ -100,7 +100,19 @@ def write_effects(path: Path, harder: Sequence[Effect], same: Sequence[Effect]) 
                 rates = [item.first_rate.hits, item.first_rate.tries, item.second_rate.hits, item.second_rate.tries]
                 shares = [f"{share:.4f}" for share in (item.difference, item.low, item.high)]
                 seeds = " ".join(f"{share:.4f}" for share in item.by_seed.values())
-                table.writerow([compared, item.where, item.first, item.second, *rates, *shares, item.verdict, seeds])
+                table.writerow(
+                    [
+                        compared,
+                        item.where,
+                        item.first,
+                        item.second,
+                        *rates,
+                        *shares,
+                        f"{item.p_value:.4g}",
+                        item.verdict,
+                        seeds,
+                    ]
+                )
 
 
 def effect_tables(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Table]:

@@ -1,21 +1,31 @@
 """What changes how often a model reasons without end: harder problems, and each condition on the same problems.
 
-A text is endless when it loops or does not stop within its budget. Differences of shares have bootstrap intervals with
-seeds as clusters: seeds are drawn whole, then the problems within each. With one seed they are of its problems alone.
+A text is endless when it loops or does not stop within its budget. Differences of shares have Student's intervals over
+seeds, the seeds' own differences being what varies; with one seed they are of its problems alone. Verdicts are
+corrected for as many comparisons as stand in one table (Holm).
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import mean
 
-import numpy as np
-
+from lit_illada.intervals import holm
 from lit_illada.loops.outcome import Outcome
-from lit_illada.loops.statistics import Paired, Rate, cluster_draws, mcnemar
+from lit_illada.loops.records import FILE
+from lit_illada.loops.statistics import (
+    Paired,
+    Rate,
+    difference_variance,
+    mcnemar,
+    mean_over_seeds,
+    paired_variance,
+)
 
 SEED = "seed"
+LEVEL = 0.05
 DIFFICULTY_KEYS = ("level", "difficulty")
 _MOST_PAIRED = 4  # values of a key, beyond which each is compared with the first alone
 
@@ -24,8 +34,11 @@ _Place = tuple[str | None, ...]
 
 @dataclass(frozen=True)
 class Effect:
-    """The share of endless texts under `second`, less that under `first`. low, high: 95 %. by_seed: of each seed alone.
-    paired: where both were asked the same problems."""
+    """The share of endless texts under `second`, less that under `first`: the mean of the seeds' differences.
+
+    low, high: its 95 % interval, by itself. p_value: corrected for the others of its table. by_seed: of each seed
+    alone. paired: where both were asked the same problems.
+    """
 
     where: str
     first: str
@@ -34,19 +47,20 @@ class Effect:
     second_rate: Rate
     low: float
     high: float
+    p_value: float
     by_seed: dict[str, float]
     paired: Paired | None = None
 
     @property
     def difference(self) -> float:
-        return self.second_rate.share - self.first_rate.share
+        return mean(self.by_seed.values())
 
     @property
     def verdict(self) -> str:
         """A null result is a result too."""
-        if self.low > 0:
-            return "more"
-        return "fewer" if self.high < 0 else "not separable"
+        if self.p_value >= LEVEL:
+            return "not separable"
+        return "more" if self.difference > 0 else "fewer"
 
     def __str__(self) -> str:
         return f"{points(self.difference)} ({points(self.low)} to {points(self.high)})"
@@ -58,9 +72,10 @@ def rises(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Effect]:
     found = []
     for cell, of_level in cells.items():
         if len(levels) > 1 and levels[0] in of_level and levels[-1] in of_level:
-            ends = (_by_seed(of_level[levels[0]]), _by_seed(of_level[levels[-1]]))
-            found.append(_unpaired(cell, levels[0], levels[-1], *ends))
-    return found
+            easy, hard = (_by_seed(of_level[level]) for level in (levels[0], levels[-1]))
+            if easy.keys() & hard.keys():
+                found.append(_unpaired(cell, levels[0], levels[-1], easy, hard))
+    return _corrected(found)
 
 
 def by_level(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[list[str], dict[str, dict[str, list[Outcome]]]]:
@@ -83,11 +98,13 @@ def by_level(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[list[str
 def differences(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Effect]:
     """Of a key's values against each other where there are at most four, else against the first in the files.
 
-    Only the same problems of the same seed compare, all other keys equal; a problem's first text counts.
+    Only the same problems of the same seed compare, all else that the files tell being equal; a problem's first text
+    counts.
     """
     found = []
+    told = dict.fromkeys(name for item in outcomes for name in item.generation.groups)
     for key in keys:
-        rest = [SEED, *(other for other in keys if other != key)]
+        rest = [SEED, *(name for name in told if name not in (SEED, FILE, key))]
         cells: dict[str, dict[_Place, bool]] = defaultdict(dict)
         for item in outcomes:
             groups = item.generation.groups
@@ -100,7 +117,7 @@ def differences(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Effect
             pairs = ((values[0], value) for value in values[1:])  # type: ignore[assignment]
         effects = (_paired(key, first, second, cells[first], cells[second]) for first, second in pairs)
         found += [effect for effect in effects if effect is not None]
-    return found
+    return _corrected(found)
 
 
 def points(difference: float) -> str:
@@ -123,26 +140,40 @@ def _unpaired(
     where: str, first: str, second: str, of_first: Mapping[str, list[bool]], of_second: Mapping[str, list[bool]]
 ) -> Effect:
     seeds = [seed for seed in of_first if seed in of_second]
-    draws = cluster_draws([(of_first[seed], of_second[seed]) for seed in seeds])
-    low, high = _percentiles(draws[:, 1] - draws[:, 0])
-    by_seed = {seed: float(np.mean(of_second[seed]) - np.mean(of_first[seed])) for seed in seeds}
-    return Effect(where, first, second, _rate(of_first, seeds), _rate(of_second, seeds), low, high, by_seed)
+    by_seed = {seed: mean(of_second[seed]) - mean(of_first[seed]) for seed in seeds}
+    found = mean_over_seeds(
+        list(by_seed.values()), [difference_variance(of_first[seed], of_second[seed]) for seed in seeds]
+    )
+    rates = (_rate(of_first, seeds), _rate(of_second, seeds))
+    return Effect(where, first, second, *rates, *_within_1(found.low, found.high), found.p_value, by_seed)
 
 
 def _paired(
     key: str, first: str, second: str, of_first: Mapping[_Place, bool], of_second: Mapping[_Place, bool]
 ) -> Effect | None:
-    places = [place for place in of_first if place in of_second]
-    if not places:
+    hits: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    for place in of_first:
+        if place in of_second:
+            hits[place[1] or ""].append((of_first[place], of_second[place]))
+    if not hits:
         return None
-    by_seed: dict[str, list[int]] = defaultdict(list)
-    for place in places:
-        by_seed[place[1] or ""].append(int(of_second[place]) - int(of_first[place]))
-    low, high = _percentiles(cluster_draws([(values,) for values in by_seed.values()])[:, 0])
-    hits = [(of_first[place], of_second[place]) for place in places]
-    first_rate, second_rate = (Rate(sum(pair[side] for pair in hits), len(hits)) for side in (0, 1))
-    means = {seed: float(np.mean(values)) for seed, values in by_seed.items()}
-    return Effect(key, first, second, first_rate, second_rate, low, high, means, mcnemar(hits))
+    by_seed = {seed: mean(second - first for first, second in pairs) for seed, pairs in hits.items()}
+    found = mean_over_seeds(list(by_seed.values()), [paired_variance(mcnemar(pairs)) for pairs in hits.values()])
+    every = [pair for pairs in hits.values() for pair in pairs]
+    together = mcnemar(every)
+    first_rate, second_rate = (Rate(sum(pair[side] for pair in every), len(every)) for side in (0, 1))
+    p_value = found.p_value if len(hits) > 1 else together.p_value
+    ends = _within_1(found.low, found.high)
+    return Effect(key, first, second, first_rate, second_rate, *ends, p_value, by_seed, together)
+
+
+def _corrected(effects: Sequence[Effect]) -> list[Effect]:
+    p = holm({str(index): effect.p_value for index, effect in enumerate(effects)}, len(effects))
+    return [replace(effect, p_value=p[str(index)]) for index, effect in enumerate(effects)]
+
+
+def _within_1(low: float, high: float) -> tuple[float, float]:
+    return max(low, -1.0), min(high, 1.0)
 
 
 def _by_seed(outcomes: Sequence[Outcome]) -> dict[str, list[bool]]:
@@ -154,8 +185,3 @@ def _by_seed(outcomes: Sequence[Outcome]) -> dict[str, list[bool]]:
 
 def _rate(hits: Mapping[str, list[bool]], seeds: Sequence[str]) -> Rate:
     return Rate(sum(sum(hits[seed]) for seed in seeds), sum(len(hits[seed]) for seed in seeds))
-
-
-def _percentiles(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)

@@ -1,10 +1,11 @@
 """How sure are rates, differences and times that were counted on few texts?"""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+from math import comb, sqrt
 
 import numpy as np
+from scipy.special import ndtr, stdtr, stdtrit
 
 from lit_illada.intervals import Z_95, wilson
 
@@ -58,37 +59,52 @@ def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> Paired:
     return Paired(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
 
 
-def cluster_bootstrap(
-    hits: Sequence[bool], clusters: Sequence[Hashable], *, num_draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % interval of a rate whose texts come in clusters (seeds, prompts), which are drawn whole."""
-    names = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
-    index = np.array([names[name] for name in clusters])
-    sums = np.bincount(index, np.asarray(hits, float))
-    counts = np.bincount(index)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(num_draws, len(names)))
-    rates = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(rates, [0.025, 0.975])
-    return float(low), float(high)
+@dataclass(frozen=True)
+class Mean:
+    """low, high: its 95 % interval. p_value: two-sided, of a true mean of 0."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
 
 
-def cluster_draws(clusters: Sequence[Sequence[Sequence[float]]], *, num_draws: int = 4000, seed: int = 0) -> np.ndarray:
-    """(num_draws, k): bootstrap means of k samples that come in clusters, each a tuple of the samples' values in it.
+def mean_over_seeds(values: Sequence[float], variances: Sequence[float]) -> Mean:
+    """Of one number a seed, each counted on few texts whose sampling variance is given: Student's t.
 
-    Clusters are drawn whole, all k samples alike, and then each sample's values within the cluster. One cluster is
-    taken as it is, so that only its values are drawn.
+    A seed is a model tuned anew, so that the interval is about the next such model; texts of one model say less than
+    there are of them. With two or three seeds it is wide, and a bootstrap that draws whole seeds would claim too much.
+    The variance over seeds counts for no less than what sampling texts alone makes it: few texts may agree by chance. A
+    single seed has that variance alone, and says nothing of other models.
     """
-    random = np.random.default_rng(seed)
-    sums = np.zeros((num_draws, len(clusters), len(clusters[0])))
-    counts = np.zeros_like(sums)
-    chosen = random.integers(len(clusters), size=(num_draws, len(clusters)))
-    for index, samples in enumerate(clusters):
-        rows, places = np.nonzero(chosen == index)
-        for k, sample in enumerate(samples):
-            values = np.asarray(sample, float)
-            sums[rows, places, k] = values[random.integers(len(values), size=(len(rows), len(values)))].sum(1)
-            counts[rows, places, k] = len(values)
-    return sums.sum(1) / counts.sum(1)
+    k = len(values)
+    mean = sum(values) / k
+    between = sum((value - mean) ** 2 for value in values) / (k - 1) / k if k > 1 else 0.0
+    error = sqrt(max(between, sum(variances) / k**2))
+    half = (float(stdtrit(k - 1, 0.975)) if k > 1 else Z_95) * error
+    t = -abs(mean) / error
+    return Mean(mean, mean - half, mean + half, 2 * float(stdtr(k - 1, t) if k > 1 else ndtr(t)))
+
+
+def share_variance(hits: Sequence[bool]) -> float:
+    """Of a share's estimate, two hits and two misses added (Agresti and Coull): no text is certain."""
+    n = len(hits) + 4
+    share = (sum(hits) + 2) / n
+    return share * (1 - share) / n
+
+
+def difference_variance(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Of the difference of two independent shares, a hit and a miss added to each (Agresti and Caffo)."""
+    shares = [(sum(hits) + 1) / (len(hits) + 2) for hits in (first, second)]
+    return sum(p * (1 - p) / (len(hits) + 2) for p, hits in zip(shares, (first, second), strict=True))
+
+
+def paired_variance(pairs: Paired) -> float:
+    """Of the difference of two shares of the same prompts, a prompt added to those that hit under either alone (Bonett
+    and Price)."""
+    n = pairs.num_pairs + 2
+    first, second = (pairs.only_first + 1) / n, (pairs.only_second + 1) / n
+    return (first + second - (second - first) ** 2) / n
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Intervals, paired tests and survival, against references."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import CensoredData, binomtest, ecdf
 
-from lit_illada.loops.statistics import Paired, Rate, cluster_bootstrap, kaplan_meier, mcnemar
+from lit_illada.loops.statistics import Paired, Rate, kaplan_meier, mcnemar
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.booleans()), min_size=1, max_size=40))
@@ -36,15 +35,6 @@ def test_mcnemar_looks_at_the_prompts_that_differ():
 def test_mcnemars_p_is_the_binomial_tests(first, second):
     exact = binomtest(first, first + second, 0.5).pvalue if first + second else 1
     assert Paired(3, first, second, 4).p_value == pytest.approx(exact)
-
-
-def test_seeds_that_differ_widen_the_interval():
-    rng = np.random.default_rng(0)
-    hits = np.concatenate([rng.random(100) < rate for rate in (0.1, 0.5, 0.9)])
-    low, high = cluster_bootstrap(hits, np.repeat([1, 2, 3], 100))
-    alone = Rate(int(hits.sum()), len(hits)).interval
-    assert low < alone[0] < alone[1] < high
-    assert cluster_bootstrap(hits, np.repeat([1, 2, 3], 100)) == (low, high)
 
 
 def test_a_rate_is_told_with_its_interval():

@@ -14,6 +14,7 @@ from math import isfinite, sqrt
 
 from scipy.special import nctdtr, stdtr, stdtrit
 
+from lit_illada.intervals import holm
 from lit_illada.sweep.spec import Goal
 
 LEVEL = 0.05
@@ -126,15 +127,6 @@ def paired_p(pairs: Pairs) -> float | None:
     if found is None or found.sd is None or _is_constant(pairs, found.sd):
         return None
     return 2 * float(stdtr(found.n - 1, -abs(found.mean) * sqrt(found.n) / found.sd))
-
-
-def holm(p: Mapping[str, float], num_comparisons: int) -> dict[str, float]:
-    """Holm's step-down corrected p values; comparisons that are planned and not given count as p = 1."""
-    corrected, so_far = {}, 0.0
-    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
-        so_far = max(so_far, min(1.0, (num_comparisons - rank) * p[name]))
-        corrected[name] = so_far
-    return corrected
 
 
 def power(difference: float, sd: float, n: int, level: float) -> float:
