@@ -34,14 +34,25 @@ def reproduce(
     workers: int | None,
     threads: int,
 ) -> None:
-    """The experiment: corpora (gate), training and generation by the sweep engine, then both reports."""
+    """The experiment: corpora (gate), training and generation by the sweep engine, then both reports.
+
+    A run that fails does not cost the reports of the others.
+    """
     _, place, runs = sweep_commands.planned(name, overrides, folder)
+    if not any(map(_solves_problems, runs)):
+        raise UserError(
+            f"{name} is no experiment on loops: none of its stages solves problems (command: score, arguments: "
+            "[--reasoning]), as those of loop_reproduce, loop_causes and loop_mitigation do"
+        )
     gate(corpora(runs), Console())
-    sweep_commands.run(name, overrides, folder, is_resumed, workers, threads)
-    gather(place)
-    analyze.run([str(place.path / GENERATIONS)], place.path / "loops", Fields(groups=("arm", "level")), None)
-    sweep_report.run(str(place.path), None)
-    print("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
+    done = sweep_commands.work_off(name, overrides, folder, is_resumed, workers, threads)
+    has_texts = any(_solves_problems(s.run) and s.state is RunState.FINISHED for s in done.statuses)
+    if has_texts and not done.was_stopped:
+        gather(place)
+        analyze.run([str(place.path / GENERATIONS)], place.path / "loops", Fields(groups=("arm", "level")), None)
+        sweep_report.run(str(place.path), None)
+        print("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
+    done.end("lit-illada loops reproduce --sweep {} --resume")
 
 
 def run(checkpoint: str, tasks: Sequence[str], folder: Path, overrides: Sequence[str]) -> None:
@@ -61,6 +72,10 @@ def run(checkpoint: str, tasks: Sequence[str], folder: Path, overrides: Sequence
     results = json.loads(RunFolder(folder / "scores").summary.read_text(encoding="utf-8"))["results"]
     written = [str(folder / "scores" / result["items"]) for result in results]
     analyze.run(written, folder / "loops", Fields(), None)
+
+
+def _solves_problems(run: PlannedRun) -> bool:
+    return run.command == Command.SCORE and "--reasoning" in run.arguments
 
 
 def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float], SFTConfig]:
@@ -102,7 +117,7 @@ def gather(sweep: SweepFolder) -> Path:
     path = sweep.path / GENERATIONS
     with path.open("w", encoding="utf-8") as file:
         for planned in sweep.read_plan():
-            if planned.command != Command.SCORE or sweep.state_of(planned) is not RunState.FINISHED:
+            if not _solves_problems(planned) or sweep.state_of(planned) is not RunState.FINISHED:
                 continue
             for source in sorted(sweep.run_folder(planned).path.glob("generations-*.jsonl")):
                 for line in source.open(encoding="utf-8"):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,6 +58,53 @@ def run(
     slurm: SlurmOptions | None = None,
 ) -> None:
     """Work off a sweep, showing where it stands, here or by Slurm; exits with 1 where a run failed."""
+    work_off(name, overrides, folder, is_resumed, workers, threads, slurm).end("lit-illada sweep run {} --resume")
+
+
+@dataclass(frozen=True)
+class WorkedOff:
+    """A sweep as the pool left it. was_stopped: by the user, not by what failed."""
+
+    place: SweepFolder
+    statuses: list[RunStatus]
+    at_once: int
+    was_stopped: bool
+
+    @property
+    def is_finished(self) -> bool:
+        return all(status.state is RunState.FINISHED for status in self.statuses)
+
+    def end(self, go_on: str) -> None:
+        """Say what became of it; exits with 1 where a run failed, with 130 where the sweep was stopped.
+
+        go_on: the command that does, {} its folder.
+        """
+        console = Console()
+        for status in self.statuses:
+            if status.state is RunState.FAILED:
+                log = self.place.run_folder(status.run).log
+                console.print(f"\n{status.run.id} failed; the last of {log}:", highlight=False)
+                for line in status.last_lines:
+                    console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+        told = {self.place.path: summary(self.statuses, self.at_once), "curves": f"lit-illada board {self.place.runs}"}
+        if not self.is_finished:
+            told["go on"] = go_on.format(self.place.path)
+        for what, text in told.items():
+            console.print(f"{what!s:<12} {text}", highlight=False, soft_wrap=True)
+        if not self.is_finished:
+            raise SystemExit(130 if self.was_stopped else 1)
+
+
+def work_off(
+    name: str,
+    overrides: Sequence[str],
+    folder: Path | None,
+    is_resumed: bool,
+    workers: int | None,
+    threads: int,
+    slurm: SlurmOptions | None = None,
+) -> WorkedOff:
+    """Every run of a sweep that is not finished, here or by Slurm, and a table of where they stand."""
     console = Console()
     spec, place, runs = planned(name, overrides, folder)
     if slurm is not None:
@@ -77,7 +125,7 @@ def run(
             else SlurmQueue(place, runs, slurm, table.show, metric)
         )
         statuses = pool.run()
-    end(place, statuses, at_once, console, was_stopped=pool.was_stopped)
+    return WorkedOff(place, list(statuses), at_once, pool.was_stopped)
 
 
 def refuse_broken_off(place: SweepFolder, runs: Sequence[PlannedRun], is_resumed: bool) -> None:
@@ -88,25 +136,6 @@ def refuse_broken_off(place: SweepFolder, runs: Sequence[PlannedRun], is_resumed
             f"{place.path} holds {len(broken)} run{'s' * (len(broken) > 1)} that did not end ({', '.join(broken[:3])}"
             f"{', …' * (len(broken) > 3)}): go on with --resume, or choose another --folder"
         )
-
-
-def end(
-    place: SweepFolder, statuses: Sequence[RunStatus], workers: int, console: Console, *, was_stopped: bool
-) -> None:
-    """What became of it; exits with 1 where a run failed, with 130 where the sweep was stopped."""
-    failed = [status for status in statuses if status.state is RunState.FAILED]
-    for status in failed:
-        console.print(f"\n{status.run.id} failed; the last of {place.run_folder(status.run).log}:", highlight=False)
-        for line in status.last_lines:
-            console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
-    told = {place.path: summary(statuses, workers), "curves": f"lit-illada board {place.runs}"}
-    is_finished = all(status.state is RunState.FINISHED for status in statuses)
-    if not is_finished:
-        told["go on"] = f"lit-illada sweep run {place.path} --resume"
-    for what, text in told.items():
-        console.print(f"{what!s:<12} {text}", highlight=False, soft_wrap=True)
-    if not is_finished:
-        raise SystemExit(130 if was_stopped else 1)
 
 
 def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:

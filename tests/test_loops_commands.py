@@ -96,6 +96,14 @@ def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
         gate({(1.0, 0.0): sft_config("sft_data.source.recheck_fraction=1")}, Console())
 
 
+def test_a_sweep_that_solves_no_problems_is_refused_before_it_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = lit_illada("loops", "reproduce", "--sweep", "mask_ratio", "+scale=nano")
+    assert told.exit_code == 1
+    assert "loop_reproduce, loop_causes and loop_mitigation" in told.output
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -118,11 +126,16 @@ def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_pa
                 "generation/thinking_stop=mixture", "generation.thinking_stop.start_tokens=2",
                 "generation.thinking_stop.answer_tokens=4",
             ]}},
+            {"name": "broken", "overrides": {
+                "tune": ["optim.optimizer.learning_rate=1e30", "trainer.max_nonfinite_steps=1"],
+            }},
         ],
     }  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
     told = lit_illada("loops", "reproduce", "--sweep", "tiny.yaml")
-    assert told.exit_code == 0, told.output
+    assert told.exit_code == 1, told.output
+    assert "tune-broken-s0 failed" in told.output
+    assert "loops reproduce --sweep runs/sweeps/tiny --resume" in told.output
     assert "the gate" in told.output
     assert "re-creates the mechanism" in told.output
     place = tmp_path / "runs" / "sweeps" / "tiny"
@@ -133,4 +146,4 @@ def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_pa
     assert (place / "loops" / "report.html").is_file()
     assert (place / "report" / "index.html").is_file()
     runs = SweepFolder(place).read_plan()
-    assert len([run for run in runs if run.stage == "tune"]) == 2  # shared by both arms
+    assert len([run for run in runs if run.stage == "tune"]) == 4  # each shared by two arms, and the broken one's

@@ -106,7 +106,7 @@ def test_the_page_stands_alone_and_holds_the_texts(traces, tmp_path):
     heat = shown[0]["trace"]
     assert len(heat["steps"]) == len(heat["tokens"]) == len(heat["confidence"]) == len(heat["marks"])
     assert heat["loops"][0]["start"] == 60
-    for said in ("Early warning by CUSUM", "Entropy around the onset", "McNemar", "seeds as clusters"):
+    for said in ("Early warning by CUSUM", "Entropy around the onset", "McNemar", "Student's t over seeds"):
         assert said in text
 
 
