@@ -24,7 +24,7 @@ from lit_illada.tree import read_file
 REPORT, RECORDS, EFFECTS = "report.html", "records.jsonl", "effects.csv"
 _EFFECT_COLUMNS = (
     "compared where first second endless_first texts_first endless_second texts_second difference low_95 high_95 "
-    "p_holm verdict each_seed"
+    "p_holm verdict each_seed only_first only_second mcnemar_p"
 ).split()
 
 
@@ -99,20 +99,11 @@ def write_effects(path: Path, harder: Sequence[Effect], same: Sequence[Effect]) 
             for item in effects:
                 rates = [item.first_rate.hits, item.first_rate.tries, item.second_rate.hits, item.second_rate.tries]
                 shares = [f"{share:.4f}" for share in (item.difference, item.low, item.high)]
+                found = [*shares, f"{item.p_value:.4g}", item.verdict]
                 seeds = " ".join(f"{share:.4f}" for share in item.by_seed.values())
-                table.writerow(
-                    [
-                        compared,
-                        item.where,
-                        item.first,
-                        item.second,
-                        *rates,
-                        *shares,
-                        f"{item.p_value:.4g}",
-                        item.verdict,
-                        seeds,
-                    ]
-                )
+                pairs = item.paired
+                told = [pairs.only_first, pairs.only_second, f"{pairs.p_value:.4g}"] if pairs else [""] * 3
+                table.writerow([compared, item.where, item.first, item.second, *rates, *found, seeds, *told])
 
 
 def effect_tables(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Table]:
@@ -127,9 +118,11 @@ def effect_tables(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Tabl
         found.append(table)
     if pairs := differences(outcomes, keys):
         names = [f"{item.first} → {item.second}" for item in pairs]
-        table = _table("Endless, on the same problems, points, 95 %", ["conditions", *names], ["difference", ""])
+        headings = ["difference", "", "ended", "made\nendless"]
+        table = _table("Endless, on the same problems, points, 95 %", ["conditions", *names], headings)
         for name, item in zip(names, pairs, strict=True):
-            table.add_row(name, str(item), item.verdict)
+            assert item.paired is not None
+            table.add_row(name, str(item), item.verdict, *item.paired.changes)
         found.append(table)
     return found
 

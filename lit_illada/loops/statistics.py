@@ -46,6 +46,12 @@ class Paired:
         return self.both + self.only_first + self.only_second + self.neither
 
     @property
+    def changes(self) -> tuple[str, str]:
+        """Of the prompts that hit under the first how many do not under the second, and the reverse."""
+        of_hits, of_others = self.both + self.only_first, self.only_second + self.neither
+        return f"{self.only_first} of {of_hits}", f"{self.only_second} of {of_others}"
+
+    @property
     def p_value(self) -> float:
         """McNemar's test, exact: of the prompts that differ, is a half more?"""
         differing, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
