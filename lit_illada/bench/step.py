@@ -5,7 +5,7 @@ Random tokens in packed documents; the peak is what square matrix products reach
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class _Runner:
     def rates(self) -> dict[str, float]:
         """The peak is measured anew beside every timing: on a shared machine it changes as the step's speed does."""
         self.flops = 0
-        elapsed_s = seconds(self._waited(self._steps))
+        elapsed_s = seconds(self._steps, self.device)
         peak = matmul_flops_per_s(self.device, self.case.precision.dtype)
         num_tokens = sum(batch.input_ids.numel() for batch in self.batches)
         return {
@@ -135,11 +135,3 @@ class _Runner:
         for batch in self.batches:
             self.step(batch)
             self.flops += self.step.flops(batch)
-
-    def _waited(self, work: Callable[[], None]) -> Callable[[], None]:
-        def whole() -> None:
-            work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-
-        return whole
