@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_illada.batch import Layout
-from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.figure import attempted, did_not_run, figure, seconds
 from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.step import GPU_GROUPS, measure_groups
 from lit_illada.bench.training_step import Case, documents, fill
@@ -72,10 +72,10 @@ def measure(*, is_dry_run: bool = False, profile: Path | None = None) -> dict[st
         )
     device, sizes = (torch.device("cpu"), _DRY) if is_dry_run else (torch.device("cuda"), _FULL)
     return {
-        "attention": attention(sizes, device),
+        "attention": attempted(lambda: attention(sizes, device)),
         "step": measure_groups(sizes.groups, device, repeats=sizes.repeats, steps=sizes.steps, profile=profile),
-        "head": head(sizes, device),
-        "generation": generation(sizes, device),
+        "head": attempted(lambda: head(sizes, device)),
+        "generation": attempted(lambda: generation(sizes, device)),
         "mfu_goals": dict(_GOALS),
     }
 
@@ -115,8 +115,8 @@ def _kernels(inputs: Sequence[Tensor], layout: Layout, is_causal: bool, repeats:
             continue
         try:
             got = _outcome(inputs, kernel, layout, is_causal, torch.bfloat16)
-        except UserError as error:
-            figures[kernel.value] = {"did_not_run": str(error)}
+        except Exception as error:
+            figures[kernel.value] = did_not_run(error)
             continue
         error_of = [float((one.float() - other).norm() / other.norm()) for one, other in zip(got, exact, strict=True)]
         figures[kernel.value] = {"largest_error": max(error_of), "is_right": max(error_of) < _LARGEST_ERROR}

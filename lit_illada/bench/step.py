@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.figure import did_not_run, figure, seconds
 from lit_illada.bench.profile import profile_step
 from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.training_step import Case, TrainingStep, batches
-from lit_illada.errors import UserError
 from lit_illada.model.config import AttentionKernel
 from lit_illada.training.recomputation import Recomputation
 from lit_illada.training.throughput import matmul_flops_per_s
@@ -64,10 +63,13 @@ def measure_groups(
     steps: int = 3,
     profile: Path | None = None,
 ) -> dict[str, Any]:
-    """By case. What cannot run here (a kernel, too little memory) is told as such, and the rest goes on."""
+    """By case. What cannot run here (a kernel, a compiler, too little memory) is told as such, and the rest goes on."""
     figures: dict[str, Any] = {}
     for index, group in enumerate(groups):
-        figures |= _measure_group(group, device, repeats, steps, profile if index == 0 else None)
+        try:
+            figures |= _measure_group(group, device, repeats, steps, profile if index == 0 else None)
+        except Exception as error:  # each ran alone, but not beside the others
+            figures |= {case.name: did_not_run(error) for case in group}
         gc.collect()
         if device.type == "cuda":
             torch.compiler.reset()
@@ -85,9 +87,9 @@ def _measure_group(
             runners[case.name] = runner = _Runner(case, device, steps)
             if (peak := runner.peak_bytes()) is not None:
                 figures[case.name]["peak_gb"] = peak / 1e9
-        except (UserError, torch.cuda.OutOfMemoryError) as error:
+        except Exception as error:
             runners.pop(case.name, None)
-            figures[case.name] = {"did_not_run": " ".join(str(error).split())[:200]}
+            figures[case.name] = did_not_run(error)
     if profile is not None and runners:
         name, runner = next(iter(runners.items()))
         figures[name]["seconds_by_part"] = profile_step(runner.step, runner.batches[0], profile, name.replace(" ", "_"))
