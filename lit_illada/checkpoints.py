@@ -40,7 +40,7 @@ class Checkpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Of a run folder (its newest checkpoint), a converted folder, or one checkpoint. Reads no weights yet."""
-    file = _file_of(path)
+    file = checkpoint_file(path)
     folder = RunFolder.of_checkpoint(file)
     model, sha256, tensors, shapes = _read_weights(file) if file.suffix == ".safetensors" else _read_ckpt(file)
     if problems := unaccounted({name: shapes[name] for name in tensors}, tensor_shapes(model), {}):
@@ -94,7 +94,8 @@ def check_fits(checkpoint: Checkpoint, model: ModelConfig, tokenizer: Tokenizer)
         )
 
 
-def _file_of(path: Path) -> Path:
+def checkpoint_file(path: Path) -> Path:
+    """The newest of a run folder, that of a converted folder, or the checkpoint itself."""
     path = path.resolve() if path.is_symlink() else path  # the best one's
     if not path.is_dir() or is_checkpoint(path):
         return path

@@ -55,22 +55,28 @@ def reproduce(
     done.end("lit-illada loops reproduce --sweep {} --resume")
 
 
-def run(checkpoint: str, tasks: Sequence[str], folder: Path, overrides: Sequence[str]) -> None:
+def run(
+    checkpoint: str, tasks: Sequence[str], folder: Path, overrides: Sequence[str], is_resumed: bool = False
+) -> None:
     """Ask a published model, or one of ours, and look at what it writes.
 
     tasks: files of problems with a number for an answer, or `reasoning` for chained arithmetic. A checkpoint in a
-    published layout, on the hub or in a folder, is converted first, once.
+    published layout, on the hub or in a folder, is converted first, once. is_resumed: go on where a killed attempt was.
     """
-    if (folder / "loops").exists():
-        raise UserError(f"{folder} already holds an analysis: give another --out")
+    scores = RunFolder(folder / "scores")
+    if not is_resumed and ((folder / "loops").exists() or scores.config.exists()):
+        raise UserError(
+            f"{folder} already holds an analysis, or a part of one: go on by --resume, or give another --out"
+        )
     files = [Path(task) for task in tasks if task != "reasoning"]
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{missing[0]}: no such file of problems; give JSON lines, or the word reasoning")
     place = _ours(checkpoint, folder)
     asked = ["score/wording=chat", *overrides]
-    score.run(place, files, [], [], None, folder / "scores", asked, is_reasoning="reasoning" in tasks)
-    results = json.loads(RunFolder(folder / "scores").summary.read_text(encoding="utf-8"))["results"]
-    written = [str(folder / "scores" / result["items"]) for result in results]
+    is_reasoning = "reasoning" in tasks
+    score.run(place, files, [], [], None, scores.path, asked, is_reasoning=is_reasoning, is_resumed=is_resumed)
+    results = json.loads(scores.summary.read_text(encoding="utf-8"))["results"]
+    written = [str(scores.path / result["items"]) for result in results]
     analyze.run(written, folder / "loops", Fields(), None)
 
 

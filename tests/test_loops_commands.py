@@ -12,6 +12,7 @@ from lit_illada.config import load
 from lit_illada.errors import UserError
 from lit_illada.loops_commands import gate
 from lit_illada.sweep.layout import SweepFolder
+from lit_illada.writing import Writer
 
 SHORT = [
     "generation.max_new_tokens=16",
@@ -56,6 +57,50 @@ def test_a_model_in_a_published_layout_is_asked_and_looked_at_by_one_command(tra
     again = lit_illada("loops", "run", "--checkpoint", published, *tasks, "--out", out, *SHORT)
     assert again.exit_code == 1
     assert "already holds an analysis" in again.output
+
+
+def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tmp_path, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    def contents(out):
+        kept = {"items-0-problems.jsonl", "generations-reasoning.jsonl", "effects.csv", "records.jsonl", "report.html"}
+        found = {path.name: path.read_text().replace(str(out), "") for path in out.rglob("*.*") if path.name in kept}
+        assert found.keys() == kept
+        return found
+
+    published, out = tmp_path / "published", tmp_path / "out"
+    assert lit_illada("convert", trained, published, "--to", "llada").exit_code == 0
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(f'{{"question": "{n} and {n}?", "answer": "{2 * n}"}}\n' for n in range(5)))
+    command = ["loops", "run", "--checkpoint", published, "--tasks", problems, "--tasks", "reasoning", *SHORT]
+    command += ["score.batch_prompts=2"]
+    assert lit_illada(*command, "--out", tmp_path / "whole").exit_code == 0
+
+    batches, together = [], Writer._together
+
+    def two_more(*arguments):
+        if len(batches) % 3 == 2:
+            batches.append("killed")
+            raise KeyboardInterrupt
+        batches.append(arguments[2])
+        return together(*arguments)
+
+    monkeypatch.setattr(Writer, "_together", two_more)
+    for _ in range(2):
+        assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
+        refused = lit_illada(*command, "--out", out)
+        assert refused.exit_code == 1
+        assert "already holds an analysis, or a part of one: go on by --resume" in refused.output
+    monkeypatch.setattr("lit_illada.loops.analyze.run", killed)
+    assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
+    monkeypatch.undo()
+
+    monkeypatch.setattr("lit_illada.build.load_checkpoint", None)  # nobody is asked any more
+    told = lit_illada(*command, "--out", out, "--resume")
+    assert told.exit_code == 0, told.output
+    assert len(batches) == 3 + 3 + 2
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """The `score` command as a user meets it."""
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from lit_illada import build
 from lit_illada.cli import main
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.generation.canvas import RowEvents
@@ -226,6 +229,90 @@ def test_what_was_scored_before_an_interruption_is_kept(run, items, tmp_path, mo
     score(run, "--task", items, "--text", text, "--out", tmp_path / "out")
     assert [result["kind"] for result in summary(tmp_path / "out")["results"]] == ["multiple_choice"]
     assert "end" not in summary(tmp_path / "out")
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """Asks for so many batches of answers and is killed at the next; gives the batches that were asked for."""
+    complete_batch, asked = build.complete_batch, []
+
+    def killed_at(number):
+        def complete(model, tokenizer, prompts, *arguments, **options):
+            if len(asked) == number:
+                raise KeyboardInterrupt
+            asked.append([tuple(prompt) for prompt in prompts])
+            return complete_batch(model, tokenizer, prompts, *arguments, **options)
+
+        asked.clear()
+        monkeypatch.setattr("lit_illada.build.complete_batch", complete)
+        return asked
+
+    return killed_at
+
+
+def files_of(out):
+    """All but when each attempt began."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "provenance.jsonl"}
+
+
+def test_after_a_kill_between_two_batches_only_what_is_not_answered_is_asked(run, tmp_path, killed_at):
+    task = written(
+        tmp_path / "problems.jsonl",
+        [{"question": " ".join(["alpha"] * (1 + index * 5 % 7)), "answer": str(index)} for index in range(7)],
+    )
+    reasoning = ["reasoning.depths=[1,2]", "reasoning.num_problems=2", "reasoning.max_numbers=[5]"]
+    command = [run, "--task", task, "--reasoning", *reasoning, *SHORT, "score.batch_prompts=2"]
+    command += ["generation.temperature=1", "generation/on_loop=temperature_kick"]  # every draw counts
+    whole = killed_at(None)
+    assert score(*command, "--out", tmp_path / "whole").exit_code == 0
+    whole = list(whole)
+    assert len(whole) == 2 + 4
+
+    out = tmp_path / "out"
+    first = killed_at(4)
+    assert score(*command, "--out", out).exit_code == 1
+    assert first == whole[:4]
+    kept = max((out / ".answers").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    kept.write_text(kept.read_text()[:-9])  # as a kill in the midst of writing leaves it
+    refused = score(*command, "--out", out)
+    assert refused.exit_code == 1
+    assert "go on with these by --resume" in refused.output
+
+    rest = killed_at(None)
+    told = score(*command, "--out", out, "--resume")
+    assert told.exit_code == 0, told.output
+    assert rest == whole[3:]
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert len((out / "provenance.jsonl").read_text().splitlines()) == 2
+    killed_at(0)
+    assert "is scored already" in score(*command, "--out", out, "--resume").output
+
+
+def test_only_the_same_is_gone_on_with_and_that_is_known_before_a_model_is_loaded(
+    run, tmp_path, killed_at, monkeypatch
+):
+    task = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
+    out, checkpoint = tmp_path / "out", shutil.copytree(run, tmp_path / "run")
+    command = [checkpoint, "--task", task, "--out", out, *SHORT]
+    killed_at(0)
+    assert score(*command).exit_code == 1
+    monkeypatch.setattr("lit_illada.build.load_checkpoint", None)
+
+    def refusal(*words):
+        told = score(*words, "--resume")
+        assert told.exit_code == 1
+        return told.output
+
+    assert "generation.max_new_tokens: 8 there, 4 asked" in refusal(*command, "generation.max_new_tokens=4")
+    assert "is_reasoning: False there, True asked" in refusal(*command, "--reasoning")
+    written(task, [{"question": "alpha", "answer": "2"}])
+    assert "files_sha256" in refusal(*command)
+    written(task, [{"question": "alpha", "answer": "1"}])
+    newest = max((checkpoint / "checkpoints").glob("step*"))
+    os.utime(newest, (0, 0))
+    assert "checkpoint_state" in refusal(*command)
+    assert "holds other scores" in refusal(checkpoint, "--task", task, "--out", checkpoint, *SHORT)
+    assert "name it by --out" in refusal(checkpoint, "--task", task)
 
 
 def test_a_causal_model_writes_its_solutions_by_the_same_command(causal_run, tmp_path):

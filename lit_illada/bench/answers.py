@@ -57,7 +57,7 @@ def measure(run: Path, num_prompts: int = 32, repeats: int = 5) -> dict[str, Any
     def rate(name: str) -> Callable[[], Any]:
         return lambda: list(ways[name].write(prompts))
 
-    runs = [{name: seconds(rate(name)) for name in ways} for _ in range(repeats)]
+    runs = [{name: seconds(rate(name), accelerator.device) for name in ways} for _ in range(repeats)]
     num_tokens = {name: sum(len(one.token_ids) + one.is_stopped for one in answers[name]) for name in ways}
     speeds = {
         name: {

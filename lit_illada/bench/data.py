@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer as Backend
 
-from lit_illada.bench.figure import Figure, figure, seconds
+from lit_illada.bench.figure import Figure, attempted, figure, seconds
 from lit_illada.data.config import DataConfig, LoadTokenizer, StdlibSource
 from lit_illada.data.corpora import read
 from lit_illada.data.datamodule import PackedDataModule
@@ -33,9 +33,9 @@ def measure(repeats: int = 5) -> dict[str, Any]:
         folder = Path(scratch)
         prepare(DataConfig(dir=str(folder / "stdlib")))
         return {
-            "preparation": preparation(folder, repeats),
-            "reading": reading(folder, repeats),
-            "memory": memory(folder),
+            "preparation": attempted(lambda: preparation(folder, repeats)),
+            "reading": attempted(lambda: reading(folder, repeats)),
+            "memory": attempted(lambda: memory(folder)),
         }
 
 

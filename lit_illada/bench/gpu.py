@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_illada.batch import Layout
-from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.figure import attempted, did_not_run, figure, seconds
 from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.step import GPU_GROUPS, measure_groups
 from lit_illada.bench.training_step import Case, documents, fill
@@ -72,10 +72,10 @@ def measure(*, is_dry_run: bool = False, profile: Path | None = None) -> dict[st
         )
     device, sizes = (torch.device("cpu"), _DRY) if is_dry_run else (torch.device("cuda"), _FULL)
     return {
-        "attention": attention(sizes, device),
+        "attention": attempted(lambda: attention(sizes, device)),
         "step": measure_groups(sizes.groups, device, repeats=sizes.repeats, steps=sizes.steps, profile=profile),
-        "head": head(sizes, device),
-        "generation": generation(sizes, device),
+        "head": attempted(lambda: head(sizes, device)),
+        "generation": attempted(lambda: generation(sizes, device)),
         "mfu_goals": dict(_GOALS),
     }
 
@@ -115,13 +115,13 @@ def _kernels(inputs: Sequence[Tensor], layout: Layout, is_causal: bool, repeats:
             continue
         try:
             got = _outcome(inputs, kernel, layout, is_causal, torch.bfloat16)
-        except UserError as error:
-            figures[kernel.value] = {"did_not_run": str(error)}
+        except Exception as error:
+            figures[kernel.value] = did_not_run(error)
             continue
         error_of = [float((one.float() - other).norm() / other.norm()) for one, other in zip(got, exact, strict=True)]
         figures[kernel.value] = {"largest_error": max(error_of), "is_right": max(error_of) < _LARGEST_ERROR}
         runs[kernel.value] = lambda kernel=kernel: _outcome(inputs, kernel, layout, is_causal, torch.bfloat16)  # type: ignore[misc]
-    rounds = [{name: seconds(_waited(run, device)) for name, run in runs.items()} for _ in range(repeats)]
+    rounds = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
     for name in runs:
         figures[name]["forward_backward_ms"] = figure([one[name] * 1e3 for one in rounds])
     return figures
@@ -154,13 +154,13 @@ def head(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
     else:
         figures["liger"] = {"did_not_run": "Liger's kernel is not installed, not on CUDA, or was found wrong"}
 
-    def run(way: Callable[[], Tensor]) -> Callable[[], None]:
-        return _waited(lambda: torch.autograd.grad(way().sum(), (hidden, weight)), device)
+    def run(way: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(way().sum(), (hidden, weight))
 
     for name, way in ways.items():
         if (peak := peak_bytes(device, run(way))) is not None:
             figures[name]["peak_gb"] = peak / 1e9
-    rounds = [{name: seconds(run(way)) for name, way in ways.items()} for _ in range(sizes.repeats)]
+    rounds = [{name: seconds(run(way), device) for name, way in ways.items()} for _ in range(sizes.repeats)]
     for name in ways:
         figures[name]["forward_backward_ms"] = figure([one[name] * 1e3 for one in rounds])
     return figures
@@ -198,20 +198,11 @@ def generation(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
                     max_position_embeddings=config.max_position_embeddings,
                 )
 
-        return _waited(run, device)
+        return run
 
     for way in ways.values():
         write(way)()
-    rounds = [{name: seconds(write(way)) for name, way in ways.items()} for _ in range(sizes.repeats)]
+    rounds = [{name: seconds(write(way), device) for name, way in ways.items()} for _ in range(sizes.repeats)]
     num_tokens = len(prompts) * new
     rates = {f"{name}_tokens_per_s": figure([num_tokens / one[name] for one in rounds]) for name in ways}
     return {**rates, "ratio": figure([one["without_cache"] / one["double_cache"] for one in rounds])}
-
-
-def _waited(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    def whole() -> None:
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return whole

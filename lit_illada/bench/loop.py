@@ -3,7 +3,6 @@
 Both run the demo's step, in turn, on freshly built models; the first steps of each are not counted.
 """
 
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from lit_illada import build
-from lit_illada.bench.figure import Figure, figure
+from lit_illada.bench.figure import Figure, figure, now
 from lit_illada.config import PretrainConfig, load
 from lit_illada.data.prepare import prepare
 from lit_illada.run_folder import RunFolder
@@ -46,8 +45,9 @@ class _Stopwatch(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == _WARM_UP_STEPS:
-            self.started_at = time.perf_counter()
-        self.ended_at = time.perf_counter()
+            self.started_at = now(pl_module.device)
+        elif trainer.global_step == trainer.max_steps:
+            self.ended_at = now(pl_module.device)
 
 
 def _with_lightning(config: PretrainConfig, scratch: Path, index: int) -> float:
@@ -85,5 +85,5 @@ def _bare(config: PretrainConfig) -> float:
         optimizer.zero_grad()
         schedule.step()
         if step == _WARM_UP_STEPS:
-            started_at = time.perf_counter()
-    return (time.perf_counter() - started_at) / (config.trainer.max_steps - _WARM_UP_STEPS)
+            started_at = now(device)
+    return (now(device) - started_at) / (config.trainer.max_steps - _WARM_UP_STEPS)

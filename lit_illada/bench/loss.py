@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_illada.bench.figure import attempted
 from lit_illada.model.lm_head import token_scores
 
 
@@ -27,7 +28,10 @@ def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int 
     tokens and are marked `is_extrapolated`.
     """
     sizes = (vocab_size, hidden_size)
-    return {"chunked": measure_way("chunked", num_tokens, *sizes), "plain": _measure_plain(num_tokens, *sizes)}
+    return {
+        "chunked": attempted(lambda: measure_way("chunked", num_tokens, *sizes)),
+        "plain": attempted(lambda: _measure_plain(num_tokens, *sizes)),
+    }
 
 
 def measure_way(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, Any]:

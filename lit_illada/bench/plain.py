@@ -33,7 +33,7 @@ def measure(repeats: int = 7, steps: int = 4) -> dict[str, Figure]:
     num_tokens = sum(batch.input_ids.numel() for batch in batches)
 
     def rate(step: TrainingStep) -> float:
-        return num_tokens / seconds(lambda: [step(batch) for batch in batches])
+        return num_tokens / seconds(lambda: [step(batch) for batch in batches], step.device)
 
     for step in (ours, plain):
         rate(step)

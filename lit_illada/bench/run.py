@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, plain, step
+from lit_illada.bench.figure import attempted
 from lit_illada.errors import UserError, unknown
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -32,11 +33,30 @@ def run(
     profile: Path | None = None,
     is_dry_run: bool = False,
 ) -> None:
-    """Measure and print; without names, everything.
+    """Measure and print; without names, everything. What cannot run here is told as such, and the rest goes on.
 
     checkpoint: a fine-tuned run, whose answers are measured too. profile: a folder for a step's trace and tables.
-    is_dry_run: of `gpu`, at tiny sizes on the CPU.
+    is_dry_run: of `gpu`, at tiny sizes on the CPU. Raises UserError, after all else, for one that was named and did not
+    run.
     """
+    benches = _chosen(names, checkpoint, profile, is_dry_run)
+    machine, results = _machine(), {}
+    console = Console()
+    try:
+        for name in names or benches:
+            with console.status(f"measuring: {name}"):
+                results[name] = attempted(benches[name])
+            if json_file is not None:
+                json_file.write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n", encoding="utf-8")
+    finally:  # also of what was measured before Ctrl-C
+        console.print(_table(machine, results))
+    if failed := [name for name in names if "did_not_run" in results[name]]:
+        raise UserError(f"the benchmark {failed[0]!r} did not run: {results[failed[0]]['did_not_run']}")
+
+
+def _chosen(
+    names: Sequence[str], checkpoint: Path | None, profile: Path | None, is_dry_run: bool
+) -> dict[str, Callable[[], dict[str, Any]]]:
     benches = dict(BENCHES)
     if checkpoint is not None:
         benches["answers"] = partial(answers.measure, checkpoint)
@@ -49,27 +69,24 @@ def run(
     elif is_dry_run:
         raise UserError("--dry-run is of the benchmark gpu: lit-illada bench gpu --dry-run")
     if profile is not None:
-        benches["step"] = partial(step.measure, profile)
+        if "step" in benches:
+            benches["step"] = partial(step.measure, profile)
         if names and not {"step", "gpu"} & set(names):
             raise UserError("--profile is of a training step: lit-illada bench step --profile FOLDER")
     for name in names:
         if name not in benches:
             raise unknown("benchmark", name, [*benches, "gpu", "answers"])
-    results: dict[str, Any] = {"machine": _machine()}
-    table = Table(
-        title=f"{results['machine']['processor']}, {results['machine']['cores']} threads", title_justify="left"
-    )
+    return benches
+
+
+def _table(machine: dict[str, Any], results: dict[str, Any]) -> Table:
+    table = Table(title=f"{machine['processor']}, {machine['cores']} threads", title_justify="left")
     for heading in ("figure", "median", "min", "max"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
-    console = Console()
-    for name in names or benches:
-        with console.status(f"measuring: {name}"):
-            results[name] = benches[name]()
-        for path, leaf in _figures(results[name], name):
+    for name, figures in results.items():
+        for path, leaf in _figures(figures, name):
             table.add_row(path, *(_told(leaf[key]) if key in leaf else "" for key in ("median", "min", "max")))
-        if json_file is not None:
-            json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    console.print(table)
+    return table
 
 
 def _told(value: Any) -> str:

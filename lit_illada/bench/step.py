@@ -5,18 +5,17 @@ Random tokens in packed documents; the peak is what square matrix products reach
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.figure import did_not_run, figure, seconds
 from lit_illada.bench.profile import profile_step
 from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.training_step import Case, TrainingStep, batches
-from lit_illada.errors import UserError
 from lit_illada.model.config import AttentionKernel
 from lit_illada.training.recomputation import Recomputation
 from lit_illada.training.throughput import matmul_flops_per_s
@@ -64,10 +63,13 @@ def measure_groups(
     steps: int = 3,
     profile: Path | None = None,
 ) -> dict[str, Any]:
-    """By case. What cannot run here (a kernel, too little memory) is told as such, and the rest goes on."""
+    """By case. What cannot run here (a kernel, a compiler, too little memory) is told as such, and the rest goes on."""
     figures: dict[str, Any] = {}
     for index, group in enumerate(groups):
-        figures |= _measure_group(group, device, repeats, steps, profile if index == 0 else None)
+        try:
+            figures |= _measure_group(group, device, repeats, steps, profile if index == 0 else None)
+        except Exception as error:  # each ran alone, but not beside the others
+            figures |= {case.name: did_not_run(error) for case in group}
         gc.collect()
         if device.type == "cuda":
             torch.compiler.reset()
@@ -85,9 +87,9 @@ def _measure_group(
             runners[case.name] = runner = _Runner(case, device, steps)
             if (peak := runner.peak_bytes()) is not None:
                 figures[case.name]["peak_gb"] = peak / 1e9
-        except (UserError, torch.cuda.OutOfMemoryError) as error:
+        except Exception as error:
             runners.pop(case.name, None)
-            figures[case.name] = {"did_not_run": " ".join(str(error).split())[:200]}
+            figures[case.name] = did_not_run(error)
     if profile is not None and runners:
         name, runner = next(iter(runners.items()))
         figures[name]["seconds_by_part"] = profile_step(runner.step, runner.batches[0], profile, name.replace(" ", "_"))
@@ -122,7 +124,7 @@ class _Runner:
     def rates(self) -> dict[str, float]:
         """The peak is measured anew beside every timing: on a shared machine it changes as the step's speed does."""
         self.flops = 0
-        elapsed_s = seconds(self._waited(self._steps))
+        elapsed_s = seconds(self._steps, self.device)
         peak = matmul_flops_per_s(self.device, self.case.precision.dtype)
         num_tokens = sum(batch.input_ids.numel() for batch in self.batches)
         return {
@@ -135,11 +137,3 @@ class _Runner:
         for batch in self.batches:
             self.step(batch)
             self.flops += self.step.flops(batch)
-
-    def _waited(self, work: Callable[[], None]) -> Callable[[], None]:
-        def whole() -> None:
-            work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-
-        return whole

@@ -106,6 +106,7 @@ def reproduce(
 Examples:
   lit-illada loops run --checkpoint GSAI-ML/iLLaDA-8B-Instruct --tasks gsm8k/test.jsonl generation=paper_instruct
   lit-illada loops run --checkpoint runs/sft-20260101-130000 --tasks reasoning generation.max_new_tokens=256
+  lit-illada loops run --checkpoint runs/sft-20260101-130000 --tasks gsm8k/test.jsonl --out loops-gsm8k --resume
 """,
 )
 @click.option("--checkpoint", required=True, help="A run, a converted or published folder, or a hub id.")
@@ -115,10 +116,11 @@ Examples:
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("loops"), show_default=True,
               metavar="FOLDER", help="Where the generations and the analysis go.")  # fmt: skip
+@click.option("--resume", "is_resumed", is_flag=True, help="Go on in --out where a kill broke off.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @guarded
-def run_model(checkpoint: str, tasks: tuple[str, ...], out: Path, overrides: tuple[str, ...]) -> None:
+def run_model(checkpoint: str, tasks: tuple[str, ...], out: Path, is_resumed: bool, overrides: tuple[str, ...]) -> None:
     """Let a model solve problems, with traces, and look for loops in what it writes."""
     from lit_illada import loops_commands
 
-    loops_commands.run(checkpoint, tasks, out, overrides)
+    loops_commands.run(checkpoint, tasks, out, overrides, is_resumed)

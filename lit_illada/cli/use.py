@@ -71,6 +71,7 @@ Examples:
   lit-illada score runs/sft-20260101-130000 --reasoning reasoning.depths=[2,4,8] generation=fast
   lit-illada score runs/demo-20260101-120000 --text book.txt score.num_draws=256 score.context_length=64
   lit-illada score runs/sft-20260101-130000 --held-out 64 generation=fast
+  lit-illada score runs/sft-20260101-130000 --task gsm8k/test.jsonl --out scores-gsm8k --resume
   lit-illada score runs/demo-20260101-120000 --harness arc_easy --harness tasks/mine.yaml score.rule=bound
 """
 )
@@ -105,6 +106,9 @@ Examples:
     help="So many questions of what the run has held out: its problems, or continuations of its text.",
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: scores/ in the run's folder.")
+@click.option(
+    "--resume", "is_resumed", is_flag=True, help="Go on in --out where a kill broke off; what is answered stays so."
+)
 @overrides_argument
 @guarded
 def score(
@@ -116,6 +120,7 @@ def score(
     is_reasoning: bool,
     held_out: int | None,
     out: Path | None,
+    is_resumed: bool,
     overrides: tuple[str, ...],
 ) -> None:
     """Score tasks or texts with the model of CHECKPOINT: a run folder (its newest checkpoint) or a .ckpt file.
@@ -127,7 +132,7 @@ def score(
     """
     from lit_illada import score as command
 
-    command.run(checkpoint, tasks, texts, harness, include_path, out, overrides, is_reasoning, held_out)
+    command.run(checkpoint, tasks, texts, harness, include_path, out, overrides, is_reasoning, held_out, is_resumed)
 
 
 @click.command(

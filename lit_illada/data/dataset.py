@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from lit_illada.data.fetching import NotFoundError, fetch
-from lit_illada.data.manifest import MANIFEST_FILE, TOKENIZER_FOLDER, Manifest, ShardRecord, is_url
+from lit_illada.data.manifest import MANIFEST_FILE, Manifest, ShardRecord, is_url
 from lit_illada.data.shards import LENGTHS_MEMBER, TOKENS_MEMBER, write_whole
 from lit_illada.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
@@ -46,7 +46,7 @@ class Dataset:
 
     def tokenizer(self) -> Tokenizer:
         """The data set's own. Raises UserError when it is not the one that made the shards."""
-        folder = f"{self.location}/{TOKENIZER_FOLDER}"
+        folder = f"{self.location}/{self.manifest.tokenizer_folder}"
         tokenizer_json, settings = (
             _fetch(f"{folder}/{name}", self.attempts).decode() for name in (TOKENIZER_FILE, CONFIG_FILE)
         )

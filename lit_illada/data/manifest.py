@@ -62,7 +62,8 @@ class Split:
 class Manifest:
     """A finished data set.
 
-    dtype: of the token arrays. duplicates, empty: documents left out for having been seen already, or having no text.
+    dtype: of the token arrays. tokenizer_folder: beside the shards. duplicates, empty: documents left out for having
+    been seen already, or having no text.
     bad_documents: how many could not be read; bad_examples: the messages of the first of them.
     settings: what made the data set, flat: `source.paths` and so on.
     """
@@ -77,6 +78,7 @@ class Manifest:
     bad_documents: int
     bad_examples: list[str]
     settings: dict[str, Any]
+    tokenizer_folder: str = TOKENIZER_FOLDER
 
     def split(self, name: str) -> Split:
         assert name in (TRAIN, VALIDATION), name
@@ -102,6 +104,7 @@ class Manifest:
                 raise UserError(
                     f"{origin} has format {tree['format']}; this version reads format {FORMAT}: prepare it again"
                 )
+            tree.setdefault("tokenizer_folder", TOKENIZER_FOLDER)  # which older manifests do not name
             values = {f.name: tree[f.name] for f in fields(cls)}
             for name in (TRAIN, VALIDATION):
                 values[name] = Split([ShardRecord.from_tree(shard) for shard in tree[name]["shards"]])

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lit_illada.data.config import DataConfig
+from lit_illada.data.corpora import files_of
 from lit_illada.data.manifest import Manifest
 from lit_illada.data.parts import Part, Step, begin, do_step
 from lit_illada.errors import UserError
@@ -21,8 +22,12 @@ from lit_illada.errors import UserError
 def prepare_by_parts(
     config: DataConfig, workers: int, *, overwrite: bool = False, on_step: Callable[[Step], None] = lambda step: None
 ) -> Manifest:
-    """As `prepare`, to the same bytes, with the files divided among so many processes, which also read them."""
+    """As `prepare`, to the same bytes, with the files divided among so many processes, which also read them.
+
+    There are no more processes than files: a file is of one part.
+    """
     manifest = begin(config, overwrite=overwrite)
+    workers = min(workers, len(files_of(config.source)))
     for step in Step if manifest is None else ():
         on_step(step)
         if step in (Step.scan, Step.write):

@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,7 @@ def _prepare(config: DataConfig, folder: Path, on_progress: OnProgress) -> Manif
     if error := tally.empty_split(config):
         shutil.rmtree(work)  # with more files the tokenizer is another one
         raise error
-    manifest = manifest_of(config, tokenizer, records, tally)
-    finish(folder, tokenizer, manifest)
-    return manifest
+    return finish(folder, tokenizer, manifest_of(config, tokenizer, records, tally))
 
 
 def write_shards(
@@ -219,16 +218,32 @@ def work_folder(folder: Path, settings: dict[str, Any]) -> Path:
     return work
 
 
-def finish(folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> None:
+def finish(folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> Manifest:
     """Make the shards a data set, and remove what is none of it."""
-    tokenizer.save(folder / TOKENIZER_FOLDER)
+    manifest = replace(manifest, tokenizer_folder=_free_tokenizer_folder(folder, tokenizer))
+    tokenizer.save(folder / manifest.tokenizer_folder)
     write_atomically(folder / MANIFEST_FILE, manifest.to_json())
     shards = {shard.file for split in (manifest.train, manifest.validation) for shard in split.shards}
     for split in (TRAIN, VALIDATION):
         for path in folder.glob(f"{split}-*.tar"):
             if path.name not in shards:  # of an earlier data set, or of a preparation whose corpus changed since
                 path.unlink()
+    for path in [folder / TOKENIZER_FOLDER, *folder.glob(f"{TOKENIZER_FOLDER}-*")]:
+        if path.name != manifest.tokenizer_folder:
+            shutil.rmtree(path, ignore_errors=True)
     shutil.rmtree(folder / WORK_FOLDER)
+    return manifest
+
+
+def _free_tokenizer_folder(folder: Path, tokenizer: Tokenizer) -> str:
+    """Its usual name, unless the data set that is to be replaced has another tokenizer there: until the manifest is
+    exchanged that one stays whole."""
+    file = folder / MANIFEST_FILE
+    if file.is_file():
+        old = Manifest.from_json(file.read_text("utf-8"), str(file))
+        if old.tokenizer_folder == TOKENIZER_FOLDER and old.tokenizer_sha256 != tokenizer.sha256:
+            return f"{TOKENIZER_FOLDER}-{tokenizer.sha256[:12]}"
+    return TOKENIZER_FOLDER
 
 
 def locked(folder: Path) -> FileLock:

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from lit_illada.errors import UserError
+from lit_illada.files import write_atomically
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -140,8 +141,8 @@ class Tokenizer:
             **{name: token for name, token in named.items() if name in _STANDARD_NAMES},
             "extra_special_tokens": {name: token for name, token in named.items() if name not in _STANDARD_NAMES},
         }
-        (folder / TOKENIZER_FILE).write_text(self._json, encoding="utf-8")
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(folder / TOKENIZER_FILE, self._json)
+        write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, nothing added."""

@@ -33,7 +33,7 @@ def run(words: Sequence[str], out: Path, fields: Fields, encoding: str | None) -
     files, overrides = tell_apart(words)
     config = read_file(LoopsConfig, conf_dir() / "loops.yaml", overrides).loops
     console = Console()
-    outcomes = look(files, fields, encoding, config, console)
+    outcomes = look(files, fields, encoding, config, console, out / RECORDS)
     out.mkdir(parents=True, exist_ok=True)
     with (out / RECORDS).open("w", encoding="utf-8") as file:
         for found in outcomes:
@@ -60,13 +60,18 @@ def tell_apart(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def look(
-    files: Sequence[Path], fields: Fields, encoding: str | None, config: LoopConfig, console: Console
+    files: Sequence[Path],
+    fields: Fields,
+    encoding: str | None,
+    config: LoopConfig,
+    console: Console,
+    records: Path | None = None,
 ) -> list[Outcome]:
-    """Every generation's outcome, with a progress bar on a terminal."""
+    """Every generation's outcome, with a progress bar on a terminal. records: of an earlier look."""
     found = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("looking for loops", total=None)
-        for generation in read_generations(files, fields, encoding):
+        for generation in read_generations(files, fields, encoding, records):
             found.append(outcome(generation, config))
             progress.update(task, advance=1, description=f"looking for loops: {len(found):,} texts")
     return found

@@ -59,10 +59,17 @@ class Fields:
 
 
 def read_generations(
-    paths: Sequence[Path], fields: Fields | None = None, encoding: str | None = None
+    paths: Sequence[Path], fields: Fields | None = None, encoding: str | None = None, leave_out: Path | None = None
 ) -> Iterator[Generation]:
-    """All of all files; of a folder its .json and .jsonl files. Raises UserError, with the line, for what is none."""
-    for path in find_files([str(path) for path in paths], (".json", ".jsonl")):
+    """All of all files; of a folder its .json and .jsonl files. Raises UserError, with the line, for what is none.
+
+    leave_out: a file that is none of them, wherever it lies.
+    """
+    found = find_files([str(path) for path in paths], (".json", ".jsonl"))
+    files = [path for path in found if leave_out is None or path.resolve() != leave_out.resolve()]
+    if not files:
+        raise UserError(f"{leave_out} is what an analysis wrote: name the generations that it was made of")
+    for path in files:
         is_empty = True
         for entry in read_entries(path, encoding):
             is_empty = False

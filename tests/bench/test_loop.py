@@ -1,9 +1,13 @@
 """The benchmark of the training loop runs, on the demo's own configuration."""
 
 from lit_illada.bench import loop
+from lit_illada.training.trainer import Accelerator
 
 
-def test_every_figure_is_there():
+def test_every_figure_is_there_and_both_loops_wait_for_their_device_at_both_ends(monkeypatch):
+    clock, devices = loop.now, []
+    monkeypatch.setattr(loop, "now", lambda device: devices.append(device) or clock(device))
     figures = loop.measure(repeats=1, steps=1)
+    assert devices == [Accelerator.auto.resolve().device] * 4
     assert set(figures) == {"lightning_s_per_step", "bare_s_per_step", "ratio"}
     assert all(figure["min"] > 0 for figure in figures.values())

@@ -36,6 +36,29 @@ def test_every_figure_is_there_and_what_cannot_run_is_told(tmp_path):
     assert "aten::mm" in table
 
 
+def test_a_case_without_its_compiler_is_told_and_the_others_are_measured(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    torch.compiler.reset()
+    compiled = Case("pico", 2, 64, precision=Precision.float32, is_compiled=True)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        figures = measure_groups([[compiled, TINY]], CPU, repeats=1, steps=1)
+    assert "No working C++ compiler" in figures[compiled.name]["did_not_run"]
+    assert figures[TINY.name]["tokens_per_s"]["min"] > 0
+
+
+def test_cases_that_do_not_fit_beside_one_another_do_not_cost_the_next_group(monkeypatch):
+    def rates(runner):
+        if runner.case.num_rows == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return {"tokens_per_s": 1.0}
+
+    monkeypatch.setattr("lit_illada.bench.step._Runner.rates", rates)
+    smaller = Case("pico", 1, 64, precision=Precision.float32)
+    figures = measure_groups([[TINY], [smaller]], CPU, repeats=1, steps=1)
+    assert figures[TINY.name] == {"did_not_run": "OutOfMemoryError: CUDA out of memory"}
+    assert figures[smaller.name]["tokens_per_s"]["median"] == 1
+
+
 def test_every_matrix_product_of_a_step_is_ascribed_to_its_part_forward_and_backward():
     step = TrainingStep.of(TINY, CPU)
     batch = next(batches(TINY, 4096))

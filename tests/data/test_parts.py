@@ -1,6 +1,7 @@
 """A preparation divided among several: the bytes are those of one process, whatever the division."""
 
 import json
+import subprocess
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -162,6 +163,21 @@ def test_workers_give_the_same_bytes_and_show_their_steps(whole, tmp_path):
         prepare_by_parts(other, 2)
     assert len(prepare_by_parts(other, 2, overwrite=True).train.shards) < len(manifest.train.shards)
     assert verify(config.dir) == []
+
+
+def test_there_are_no_more_workers_than_files(whole, tmp_path, monkeypatch):
+    started = []
+
+    def start(*arguments, **options):
+        started.append(arguments)
+        return popen(*arguments, **options)
+
+    popen = subprocess.Popen
+    monkeypatch.setattr("lit_illada.data.part_workers.subprocess.Popen", start)
+    config = replace(whole, dir=str(tmp_path / "set"))
+    prepare_by_parts(config, 64)
+    assert len(started) == 2 * len(files_of(config.source)) < 2 * 64  # in the two steps that are divided
+    assert contents(config.dir) == contents(whole.dir)
 
 
 def test_what_a_worker_meets_is_raised_here(tmp_path, make_config):

@@ -1,11 +1,13 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,11 @@ from lit_illada.data.config import DataConfig, JsonlSource, LoadTokenizer, OnBad
 from lit_illada.data.dataset import open_dataset
 from lit_illada.data.inspection import verify
 from lit_illada.data.manifest import TRAIN, VALIDATION, Manifest
+from lit_illada.data.part_workers import prepare_by_parts
 from lit_illada.data.prepare import prepare
 from lit_illada.data.shards import tokenise
 from lit_illada.errors import UserError
+from lit_illada.files import write_atomically
 
 
 def stored_texts(config: DataConfig, split: str) -> list[str]:
@@ -162,6 +166,44 @@ def test_an_overwrite_that_fails_leaves_the_old_data_set_whole(tmp_path, make_co
         prepare(replace(config, source=JsonlSource([str(bad)])), overwrite=True)
     assert verify(config.dir) == []
     assert prepare(config).train.documents == open_dataset(config.dir).manifest.train.documents
+
+
+@pytest.mark.parametrize("overwrite", [prepare, partial(prepare_by_parts, workers=1)], ids=["alone", "by parts"])
+def test_the_old_data_set_is_whole_until_the_manifest_of_its_successor_replaces_its_own(
+    overwrite, tmp_path, make_config, make_texts, monkeypatch
+):
+    def killed(path, content):
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+
+    config = make_config(tmp_path / "set", make_texts(60))
+    old = prepare(config)
+    make_config(tmp_path / "set", make_texts(80, seed=2))  # another corpus in the same file
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_illada.data.prepare.write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            overwrite(config, overwrite=True)
+    assert prepare(config) == old
+    assert verify(config.dir) == []
+    assert Counter(stored_texts(config, TRAIN) + stored_texts(config, VALIDATION)) == Counter(make_texts(60))
+
+    for seed in (2, 3):
+        make_config(tmp_path / "set", make_texts(80, seed=seed))
+        new = overwrite(config, overwrite=True)
+        texts = stored_texts(config, TRAIN) + stored_texts(config, VALIDATION)
+        assert Counter(texts) == Counter(make_texts(80, seed=seed))
+        assert [path.name for path in Path(config.dir).glob("tokenizer*")] == [new.tokenizer_folder]
+        assert open_dataset(f"pipe:cat {config.dir}").tokenizer().sha256 == new.tokenizer_sha256
+    assert new.tokenizer_folder == "tokenizer"  # which the second one found free
+
+
+def test_a_data_set_whose_manifest_names_no_tokenizer_folder_is_read(prepared, tmp_path):
+    copy = shutil.copytree(prepared.dir, tmp_path / "copy")
+    tree = json.loads((copy / "manifest.json").read_text())
+    del tree["tokenizer_folder"]  # as an earlier version wrote it
+    (copy / "manifest.json").write_text(json.dumps(tree))
+    assert open_dataset(copy).tokenizer().sha256 == open_dataset(prepared.dir).tokenizer().sha256
 
 
 _PREPARE = """

@@ -139,6 +139,23 @@ def test_several_files_are_counted_apart(tmp_path):
     assert re.search(r"calm\.jsonl *│ *1 │ +0.0%", result.output)
 
 
+@pytest.mark.parametrize("words", [[".", "--out", "loops"], ["."], [".", "--out", "."], ["gen.jsonl", "."]])
+def test_a_folder_is_looked_at_again_without_what_the_first_look_wrote_into_it(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gen.jsonl").write_text(json.dumps({"text": "we, " * 50}) + "\n", encoding="utf-8")
+    written = []
+    for _ in range(2):
+        result = analyze(*words)
+        assert result.exit_code == 0, result.output
+        (records,) = tmp_path.rglob("records.jsonl")
+        written.append(records.read_text(encoding="utf-8"))
+    assert written[0] == written[1]
+    assert len(written[1].splitlines()) == 1
+    told = analyze(records, "--out", records.parent)
+    assert "is what an analysis wrote: name the generations" in told.output
+    assert told.exit_code == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

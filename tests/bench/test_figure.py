@@ -1,0 +1,42 @@
+"""A stopwatch on a device that works behind the program's back."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lit_illada.bench import plain
+from lit_illada.bench.figure import seconds
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """What happens in order: every wait for the device, here the CPU in the place of a GPU."""
+    happened = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: happened.append("waited"))
+    return happened
+
+
+def test_the_device_is_waited_for_at_both_ends(waits):
+    assert seconds(lambda: waits.append("worked"), torch.device("cuda")) > 0
+    assert waits == ["waited", "worked", "waited"]
+
+
+def test_no_device_is_waited_for_on_a_cpu(waits):
+    seconds(lambda: waits.append("worked"), torch.device("cpu"))
+    seconds(lambda: waits.append("worked"))
+    assert waits == ["worked", "worked"]
+
+
+def test_both_steps_of_the_plain_benchmark_are_waited_for(waits, monkeypatch):
+    class Step:
+        device = torch.device("cuda")
+
+        def __call__(self, batch):
+            waits.append("worked")
+
+    batch = SimpleNamespace(input_ids=torch.zeros(2, 2))
+    monkeypatch.setattr(plain, "prepare", lambda config: None)
+    monkeypatch.setattr(plain, "both", lambda config, steps: (Step(), Step(), [batch]))
+    assert plain.measure(repeats=1, steps=1)["ratio"]["median"] > 0
+    assert waits == ["waited", "worked", "waited"] * 4  # a warm-up of each, and a timing of each
