@@ -25,6 +25,7 @@ _TRAINING = """\
 # a port that is free where rank 0 listens; NCCL's settings are the site's and yours: this script sets none
 export MASTER_PORT=$({python} -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 
+set +e +u +o pipefail  # a setup may have said otherwise; here no command's failure ends the script
 newest() {{ ls {checkpoints} 2>/dev/null | tail -n 1; }}
 preempted() {{ scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; }}
 

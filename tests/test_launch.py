@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -123,29 +124,53 @@ ENDINGS = [
 ]
 
 
+@dataclass(frozen=True)
+class FakeJob:
+    """A script of a run, where srun and scontrol are stood in for, since Slurm cannot be told to end a job so."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self):
+        return self.folder / "a run" / "checkpoints"
+
+    def run(self, status, *, is_saved, preempt_time="None", setup=()):
+        """How the script ended, and what it asked of scontrol."""
+        programs, log = self.folder / "bin", self.folder / "log"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        programs.mkdir()
+        newer = shlex.quote(str(self.checkpoints / "step=00000007.ckpt"))
+        show = f'echo "JobId=1 PreemptTime={preempt_time}"'
+        stand_ins = {
+            "srun": f"{f'touch {newer}' if is_saved else ':'}; exit {status}",
+            "scontrol": f'if [ "$1" = show ]; then {show}; else echo "$@" >>{log}; fi',
+        }
+        for name, body in stand_ins.items():
+            (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+            (programs / name).chmod(0o755)
+        job = Job(self.folder / "launch.sh", "name", self.folder / "log-%j", self.folder, Allocation(), setup=setup)
+        env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
+        script = training_script(job, self.checkpoints, ["pretrain", "--resume", "x"])
+        done = subprocess.run(["bash"], input=script, text=True, env=env, check=False, capture_output=True)
+        return done, log.read_text() if log.exists() else ""
+
+
 @pytest.mark.parametrize(("status", "is_saved", "preempt_time", "is_requeued"), ENDINGS)
 def test_a_job_comes_back_where_it_has_saved_or_was_preempted(status, is_saved, preempt_time, is_requeued, tmp_path):
-    """The script's own decisions; srun and scontrol are stood in for, since Slurm cannot be told to end a job so."""
-    checkpoints, programs, log = tmp_path / "a run" / "checkpoints", tmp_path / "bin", tmp_path / "log"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "step=00000003.ckpt").touch()
-    programs.mkdir()
-    newer = shlex.quote(str(checkpoints / "step=00000007.ckpt"))
-    stand_ins = {
-        "srun": f"{f'touch {newer}' if is_saved else ':'}; exit {status}",
-        "scontrol": f'if [ "$1" = show ]; then echo "JobId=1 PreemptTime={preempt_time}"; else echo "$@" >>{log}; fi',
-    }
-    for name, body in stand_ins.items():
-        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
-        (programs / name).chmod(0o755)
-    job = Job(tmp_path / "launch.sh", "name", tmp_path / "log-%j", tmp_path, Allocation())
-    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
-    script = training_script(job, checkpoints, ["pretrain", "--resume", "x"])
-    done = subprocess.run(["bash"], input=script, text=True, env=env, check=False, capture_output=True)
+    job = FakeJob(tmp_path)
+    job.checkpoints.mkdir(parents=True)
+    (job.checkpoints / "step=00000003.ckpt").touch()
+    done, asked = job.run(status, is_saved=is_saved, preempt_time=preempt_time)
     assert done.returncode == status, done.stderr
-    assert log.exists() == is_requeued
-    if is_requeued:
-        assert log.read_text() == "requeue 1\n"
+    assert asked == ("requeue 1\n" if is_requeued else "")
+
+
+@pytest.mark.parametrize("setup", ["set -e", "set -u", "set -o pipefail", "set -euo pipefail"])
+def test_a_strict_setup_does_not_keep_a_job_from_coming_back(setup, tmp_path):
+    """At its first turn, when there is no checkpoint yet."""
+    done, asked = FakeJob(tmp_path).run(138, is_saved=True, setup=(setup,))
+    assert done.returncode == 138, done.stderr
+    assert asked == "requeue 1\n"
 
 
 def test_a_line_of_setup_is_one_line():
