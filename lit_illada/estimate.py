@@ -8,17 +8,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.config import RunConfig, load
+from lit_illada.config import RunConfig, compose_tree, load
 from lit_illada.errors import UserError, unknown
 from lit_illada.memory import MicroBatch, StepMemory, kernel_on, recomputed_activation_bytes, step_memory
 from lit_illada.model.config import parameters_by_part
 from lit_illada.sweep_costs import row_length, selected_share, step_flops, with_vocabulary
 from lit_illada.sweep_speed import TYPICAL_MFU
-from lit_illada.training.parallel import Strategy
+from lit_illada.training.parallel import ParallelConfig, Strategy
 from lit_illada.training.recomputation import Recomputation
 from lit_illada.training.throughput import matmul_flops_per_s
 from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
-from lit_illada.tree import to_tree
+from lit_illada.tree import from_tree, to_tree
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ def estimate(
     """
     if gpu != CPU and gpu not in GPUS:
         raise unknown("GPU", gpu, [*GPUS, CPU])
+    if gpus is not None and gpus < 1:
+        raise UserError(f"--gpus is {gpus}: it must be above 0")
+    problems: list[str] = []
+    if gpus is not None:
+        overrides, problems = _on(gpus, command, overrides)
     config = load(command, overrides)
     tree = to_tree(config)
     model = with_vocabulary(config.model, tree)
@@ -99,17 +104,16 @@ def estimate(
             "model.vocab_size is null and the data's tokenizer is not here: set model.vocab_size=32000, or what it has"
         )
     trainer = config.trainer
-    num_devices = trainer.world_size if gpus is None else gpus
+    num_devices = trainer.world_size
     parallel = trainer.parallel
     accelerator = Accelerator.cpu if gpu == CPU else Accelerator.gpu
     if mfu is None:
         mfu = TYPICAL_MFU[accelerator]
-    for name, value in (("gpus", num_devices), ("tokens", tokens), ("mfu", mfu)):
+    for name, value in (("tokens", tokens), ("mfu", mfu)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} is {value:g}: it must be above 0")
     if mfu > 1:
         raise UserError(f"--mfu is {mfu:g}: a share of the peak, it must lie above 0 and be 1 at most")
-    parallel.check_devices(num_devices)
     parallel.check_model(model, num_devices)
     precision = trainer.precision.resolve(accelerator)
     length = row_length(tree)
@@ -119,14 +123,13 @@ def estimate(
     kernel = kernel_on(model.attention, device, compute_bytes, length)
     batch = MicroBatch(rows, length, math.ceil(share * rows * length), compute_bytes, kernel, device, is_packed=True)
     batch = batch.shared(parallel, num_devices)
-    at_once = trainer.micro_batch_rows * num_devices // parallel.tensor_parallel
     optimizer = config.optim.optimizer
     memory = step_memory(
         model,
         optimizer,
         batch,
         has_moving_average=trainer.ema_decay is not None,
-        is_accumulating=trainer.batch_rows > at_once,
+        is_accumulating=trainer.accumulation > 1,
         parallel=parallel,
         world_size=num_devices,
     )
@@ -147,8 +150,28 @@ def estimate(
         tokens=tokens if tokens is not None else trainer.max_steps * batch_tokens,
         batch_tokens=batch_tokens,
         disk_bytes=_num_kept(trainer) * memory.checkpoint,
-        problems=list(_problems(config, num_devices, memory, device_bytes)),
+        problems=[*problems, *_problems(config, memory, device_bytes)],
     )
+
+
+def _on(gpus: int, command: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides with so many devices and a batch that these can share; a problem where that is another batch."""
+    if twice := next((text for text in overrides if text.startswith(("trainer.devices=", "trainer.num_nodes="))), None):
+        raise UserError(f"--gpus counts all devices: leave out {twice}")
+    tree = compose_tree(command, overrides)["trainer"]
+    alone = {"devices": 1, "num_nodes": 1, "parallel": to_tree(ParallelConfig())}
+    trainer = from_tree(TrainerConfig, {**tree, **alone}, "trainer.")
+    num_data_ranks = max(1, gpus // from_tree(ParallelConfig, tree["parallel"], "trainer.parallel.").tensor_parallel)
+    devices = [*overrides, f"trainer.devices={gpus}", "trainer.num_nodes=1"]
+    at_once = trainer.micro_batch_rows * num_data_ranks
+    batch_rows = at_once * math.ceil(trainer.batch_rows / at_once)
+    if batch_rows == trainer.batch_rows:
+        return devices, []
+    problem = (
+        f"trainer.batch_rows={trainer.batch_rows} is no multiple of micro_batch_rows × devices = "
+        f"{trainer.micro_batch_rows} × {num_data_ranks}: set trainer.batch_rows={batch_rows}, as is done here"
+    )
+    return [*devices, f"trainer.batch_rows={batch_rows}"], [problem]
 
 
 def _num_kept(trainer: TrainerConfig) -> int:
@@ -191,20 +214,14 @@ def show(found: Estimate, console: Console) -> None:
         console.print(f"! {problem}", highlight=False, soft_wrap=True)
 
 
-def _problems(config: RunConfig, num_devices: int, memory: StepMemory, device_bytes: float | None) -> Iterator[str]:
-    parallel, batch_rows = config.trainer.parallel, config.trainer.batch_rows
-    micro_batch_rows, num_data_ranks = config.trainer.micro_batch_rows, num_devices // parallel.tensor_parallel
-    at_once = micro_batch_rows * num_data_ranks
-    if batch_rows % at_once:
-        yield (
-            f"trainer.batch_rows={batch_rows} is no multiple of micro_batch_rows × devices = {micro_batch_rows} × "
-            f"{num_data_ranks}: set trainer.batch_rows={at_once * math.ceil(batch_rows / at_once)}"
-        )
+def _problems(config: RunConfig, memory: StepMemory, device_bytes: float | None) -> Iterator[str]:
+    trainer = config.trainer
+    parallel = trainer.parallel
     if device_bytes is None or memory.peak <= 0.95 * device_bytes:
         return
     state = memory.state + memory.gradients + memory.casts
     if state > 0.95 * device_bytes:
-        is_cut = parallel.resolve(num_devices) is Strategy.fsdp
+        is_cut = parallel.resolve(trainer.world_size) is Strategy.fsdp
         remedy = (
             "more devices, or a larger trainer.parallel.shard_size, hold less each"
             if is_cut
@@ -215,7 +232,7 @@ def _problems(config: RunConfig, num_devices: int, memory: StepMemory, device_by
             f"{remedy}"
         )
     else:
-        lower = f"lower trainer.micro_batch_rows={micro_batch_rows}"
+        lower = f"lower trainer.micro_batch_rows={trainer.micro_batch_rows}"
         if parallel.activation_checkpointing is not Recomputation.full:
             lower += ", or set trainer.parallel.activation_checkpointing=selective or full"
         yield f"more than a device's {_gigabytes(device_bytes)}: {lower}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,16 @@ def test_a_batch_that_cannot_be_shared_out_is_told_with_one_that_can():
     assert "set trainer.batch_rows=96" in problem
 
 
+def test_the_gpus_count_while_the_config_is_checked():
+    cut = ["trainer.parallel.strategy=fsdp", "trainer.parallel.tensor_parallel=2"]
+    shared = estimate("pretrain", [*EIGHT_B, *cut], "h100", gpus=8)
+    whole = estimate("pretrain", EIGHT_B, "h100", gpus=8)
+    assert shared.num_devices == 8
+    assert shared.memory.weights < whole.memory.weights / 4
+    said = ["trainer.devices=8", "trainer.num_nodes=1", "trainer.batch_rows=256"]
+    assert estimate("pretrain", [*EIGHT_B, *said], "h100") == replace(whole, problems=whole.problems[1:])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -59,6 +70,12 @@ def test_a_batch_that_cannot_be_shared_out_is_told_with_one_that_can():
         (["--gpu", "h100", "--mfu", "45"], "--mfu is 45"),
         (["--gpu", "h100", "--tokens", "0"], "--tokens is 0"),
         (["--gpu", "h100", "--gpus", "0"], "--gpus is 0"),
+        (["--gpu", "h100", "--gpus", "8", "trainer.devices=4"], "leave out trainer.devices=4"),
+        (
+            ["--gpu", "h100", "--gpus", "3", "trainer.parallel.tensor_parallel=2"],
+            "does not divide devices",
+        ),
+        (["--gpu", "h100", "--gpus", "4", "trainer.parallel.tensor_parallel=few"], "trainer.parallel.tensor_parallel"),
         (["--gpu", "h100", "data=prepared", "data.dir=nowhere"], "model.vocab_size"),
     ],
 )
