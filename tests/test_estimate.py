@@ -1,8 +1,12 @@
 """`lit-illada estimate` and `lit-illada doctor` as a user meets them."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +18,7 @@ from lit_illada.cli import main
 from lit_illada.doctor import Finding, Verdict
 from lit_illada.estimate import GPUS, estimate
 
+ROOT = Path(__file__).parents[1]
 EIGHT_B = ["model=illada_8b"]
 
 
@@ -106,6 +111,30 @@ def test_what_is_broken_ends_with_status_1_and_the_command_that_mends_it(monkeyp
     result = lit_illada("doctor")
     assert result.exit_code == 1
     assert "torch: pip install torch" in result.output
+
+
+@pytest.mark.parametrize("package", ["torch", "lightning", "rich"])
+def test_a_missing_package_that_every_run_needs_is_told_without_importing_any(package, tmp_path):
+    """As though it had never been installed: every other package is there by a link."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for folder in [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]:
+        for entry in folder.iterdir():
+            if (
+                entry.name != package
+                and not entry.name.startswith(f"{package}-")
+                and not (packages / entry.name).exists()
+            ):
+                (packages / entry.name).symlink_to(entry)
+    command = [sys.executable, "-S", "-m", "lit_illada", "doctor", "--json", str(tmp_path / "found.json")]
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ""
+    assert f"{package}: not installed" in done.stdout
+    (found,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["mend"].startswith(f"pip install '{package}")
+    assert found["mend"] in done.stdout
 
 
 def without(monkeypatch, *absent):

@@ -28,6 +28,11 @@ def doctor(json_file: Path | None) -> None:
 
     Ends with status 1 only where something is broken that every run needs.
     """
+    from lit_illada import requirements
+
+    if missing := requirements.missing():
+        requirements.tell(missing, json_file)
+        raise SystemExit(1)
     from lit_illada import doctor as command
 
     if not command.run(json_file):
