@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from lit_illada import completion
-from lit_illada.cli.frame import guarded, overrides_argument
+from lit_illada.cli.frame import file_to_write, guarded, overrides_argument
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada config pretrain experiment=demo model.num_hidden_layers=8\n")
@@ -21,7 +21,13 @@ def config(command: str, overrides: tuple[str, ...]) -> None:
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada doctor --json doctor.json\n")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the findings to this file.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    callback=file_to_write,
+    help="Also write the findings to this file.",
+)
 @guarded
 def doctor(json_file: Path | None) -> None:
     """Say what this machine can do, and what is missing with the command that mends it.
@@ -87,7 +93,13 @@ Examples:
 """
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    callback=file_to_write,
+    help="Also write the figures to this file.",
+)
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
