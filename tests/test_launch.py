@@ -3,10 +3,12 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,13 @@ import torch
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.config import load_file
+from lit_illada.config import load, load_file
 from lit_illada.job_script import Job, training_script
 from lit_illada.launch import Request
+from lit_illada.run_folder import RunFolder
 from lit_illada.slurm import Allocation, queued_jobs
 from lit_illada.training.checkpoint import Weights, latest_checkpoint, read_checkpoint
+from lit_illada.tree import dump
 
 
 def lit_illada(*arguments):
@@ -75,6 +79,12 @@ def test_what_is_wrong_is_told_before_anything_is_submitted(tiny_overrides, tmp_
     assert "trainer.devices=2 and --gpus-per-node say the same" in said("trainer.devices=2", "--gpus-per-node", "2")
     assert "micro_batch_rows × devices × num_nodes" in said("--nodes", "3")
     assert "write KEY=VALUE" in said("--sbatch", "exclusive")
+    for text, instead in {
+        "nodes=4": "set by --nodes", "ntasks-per-node=2": "set by trainer.devices",
+        "--gpus-per-node=2": "set by --gpus-per-node", "time=1:00:00": "use --time 1:00:00",
+        "signal=TERM@60": "the script says --signal", "chdir=/": "the script says --chdir",
+    }.items():  # fmt: skip
+        assert instead in said("--sbatch", text)
     assert "did you mean 'trainer.max_steps'" in said("trainer.max_stepz=3")
     assert "nothing to fine-tune" in lit_illada("launch", "sft", "--dry-run").output
     assert not list(tmp_path.iterdir())
@@ -96,8 +106,27 @@ def test_without_slurm_the_error_is_the_command_for_torchrun(tiny_overrides, tmp
     assert "trainer.devices=2 trainer.accelerator=gpu" in said("pretrain", *devices)
     assert "on every node: torchrun --nproc-per-node 2 --nnodes 4" in said("pretrain", *devices, "--nodes", "4")
     assert "python -m lit_illada pretrain" in said("pretrain", *overrides)
+    begun = RunFolder.create("my run", "", datetime.now())
+    begun.write_config(dump(load("pretrain", ["experiment=demo", "trainer.devices=2", "trainer.micro_batch_rows=4"])))
+    resumed = said("pretrain", "--resume", "my run", "trainer.max_steps=900")
+    assert "--standalone -m lit_illada pretrain --resume 'my run' trainer.max_steps=900" in resumed
+    assert [path.name for path in begun.path.iterdir()] == ["config.yaml"]
+    shutil.rmtree(begun.path)
     assert "lit-illada data prepare data=stdlib --workers 3" in said("data", "data=stdlib", "--parts", "3")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("devices", [["--gpus-per-node", "2"], ["trainer.devices=2", "trainer.accelerator=gpu"]])
+def test_what_is_told_of_a_job_are_the_gpus_that_its_script_asks_for(devices, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/bash\necho 17\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    run = tmp_path / "run"
+    result = lit_illada("launch", "pretrain", *GPUS, *devices, f"run_dir={run}")
+    assert result.output.startswith(f"job 17: pretrain on 1 × 2 GPUs, in {run}")
+    assert options_of((run / "launch.sh").read_text())["gpus-per-node"] == "2"
 
 
 def test_the_script_for_data_divides_no_file(tiny_corpus, tmp_path):
