@@ -3,15 +3,19 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.config import RunConfig, compose_tree, load
+from lit_illada import build
+from lit_illada.checkpoints import load_sft, with_model_of_init
+from lit_illada.config import RunConfig, SFTConfig, compose_tree, load
 from lit_illada.errors import UserError, unknown
 from lit_illada.memory import MicroBatch, StepMemory, kernel_on, recomputed_activation_bytes, step_memory
 from lit_illada.model.config import parameters_by_part
+from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.sweep_costs import row_length, selected_share, step_flops, with_vocabulary
 from lit_illada.sweep_speed import TYPICAL_MFU
 from lit_illada.training.parallel import ParallelConfig, Strategy
@@ -45,9 +49,12 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class Estimate:
-    """recomputed: activations, were every layer computed again in the backward pass. origin: of the peak's number."""
+    """num_adapters: parameters that alone are trained; None: all are. recomputed: activations, were every layer
+    computed again in the backward pass. origin: of the peak's number.
+    """
 
     parameters: dict[str, int]
+    num_adapters: int | None
     memory: StepMemory
     recomputed: int
     device_bytes: float | None
@@ -71,10 +78,16 @@ class Estimate:
 
 
 def run(
-    command: str, overrides: Sequence[str], gpu: str, gpus: int | None, tokens: float | None, mfu: float | None
+    command: str,
+    overrides: Sequence[str],
+    gpu: str,
+    gpus: int | None,
+    tokens: float | None,
+    mfu: float | None,
+    base: Path | None = None,
 ) -> None:
     """Print the estimate of a config."""
-    show(estimate(command, overrides, gpu, gpus, tokens, mfu), Console())
+    show(estimate(command, overrides, gpu, gpus, tokens, mfu, base), Console())
 
 
 def estimate(
@@ -84,8 +97,10 @@ def estimate(
     gpus: int | None = None,
     tokens: float | None = None,
     mfu: float | None = None,
+    base: Path | None = None,
 ) -> Estimate:
-    """gpus, tokens: None for the config's own. mfu: share of the peak; None for what runs of this code typically reach.
+    """base: the checkpoint that is fine-tuned. gpus, tokens: None for the config's own. mfu: share of the peak; None
+    for what runs of this code typically reach.
 
     Attention counts every token pair of a row, as though each row were one document: at most what it takes.
     """
@@ -96,12 +111,17 @@ def estimate(
     problems: list[str] = []
     if gpus is not None:
         overrides, problems = _on(gpus, command, overrides)
-    config = load(command, overrides)
+    config = _config(command, base, overrides)
     tree = to_tree(config)
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
         raise UserError(
             "model.vocab_size is null and the data's tokenizer is not here: set model.vocab_size=32000, or what it has"
+        )
+    if base is None and isinstance(config, SFTConfig) and config.epochs is not None and tokens is None:
+        problems.append(
+            f"epochs={config.epochs:g} is not counted, for that takes a checkpoint's tokenizer: this is "
+            f"trainer.max_steps={config.trainer.max_steps}"
         )
     trainer = config.trainer
     num_devices = trainer.world_size
@@ -121,7 +141,9 @@ def estimate(
     device = "cpu" if gpu == CPU else "cuda"
     compute_bytes = precision.dtype.itemsize
     kernel = kernel_on(model.attention, device, compute_bytes, length)
-    batch = MicroBatch(rows, length, math.ceil(share * rows * length), compute_bytes, kernel, device, is_packed=True)
+    batch = MicroBatch(
+        rows, length, math.ceil(share * rows * length), compute_bytes, kernel, device, is_packed=True, lora=config.lora
+    )
     batch = batch.shared(parallel, num_devices)
     optimizer = config.optim.optimizer
     memory = step_memory(
@@ -139,6 +161,7 @@ def estimate(
     device_bytes = None if gpu == CPU else GPUS[gpu].memory_bytes
     return Estimate(
         parameters=parameters_by_part(model),
+        num_adapters=num_adapter_parameters(model, config.lora),
         memory=memory,
         recomputed=recomputed_activation_bytes(model, batch),
         device_bytes=device_bytes,
@@ -152,6 +175,19 @@ def estimate(
         disk_bytes=_num_kept(trainer) * memory.checkpoint,
         problems=[*problems, *_problems(config, memory, device_bytes)],
     )
+
+
+def _config(command: str, base: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """As the command itself would train it, but that a model to fine-tune may be named by its size alone."""
+    if command == "pretrain":
+        if base is not None:
+            raise UserError(f"estimate pretrain {base}: that begins with a checkpoint's weights by init_from={base}")
+        return load("pretrain", with_model_of_init(overrides))
+    if base is not None:
+        return build.with_steps_of_epochs(*load_sft(base, overrides))
+    if "model" not in compose_tree("sft", overrides):
+        raise UserError("nothing to fine-tune: give a checkpoint, or a model's size by +model=illada_8b")
+    return load("sft", overrides)
 
 
 def _on(gpus: int, command: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -182,10 +218,12 @@ def _num_kept(trainer: TrainerConfig) -> int:
 
 def show(found: Estimate, console: Console) -> None:
     memory = found.memory
-    total = sum(found.parameters.values())
+    total = sum(found.parameters.values()) + (found.num_adapters or 0)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for part, count in found.parameters.items():
         table.add_row("parameters", part.replace("_", " "), f"{count:,}")
+    if found.num_adapters is not None:
+        table.add_row("", "adapters, all that is trained", f"{found.num_adapters:,}")
     table.add_row("", "all", f"{total:,}", end_section=True)
     for part, held in {
         "weights": memory.weights,

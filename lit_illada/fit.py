@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -129,12 +130,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _out_of_memory(config: PretrainConfig | SFTConfig, error: BaseException) -> str:
     device = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
-    command = "sft" if isinstance(config, SFTConfig) else "pretrain"
+    command = f"sft {shlex.quote(str(config.init_from))}" if isinstance(config, SFTConfig) else "pretrain"
     detail = " ".join(str(error).split())[:160]
     return (
         f"out of memory on {device} ({detail}): lower trainer.micro_batch_rows (now {config.trainer.micro_batch_rows}; "
-        f"trainer.batch_rows and the results stay as they are), or the model; `lit-illada estimate {command}` tells "
-        "what a step needs"
+        f"trainer.batch_rows and the results stay as they are), or the model; `lit-illada estimate {command}`, "
+        "with the same overrides, tells what a step needs"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from lit_illada import slurm
-from lit_illada.checkpoints import open_checkpoint, with_model_of_init
+from lit_illada.checkpoints import load_sft, with_model_of_init
 from lit_illada.config import RunConfig, load
 from lit_illada.data.corpora import files_of
 from lit_illada.data.parts import begin
@@ -26,7 +26,7 @@ from lit_illada.job_script import Job, preparation_script, training_script
 from lit_illada.run_folder import RunFolder
 from lit_illada.slurm import Allocation
 from lit_illada.training.trainer import Accelerator, TrainerConfig
-from lit_illada.tree import dump, to_tree
+from lit_illada.tree import dump
 
 _SCRIPT = "launch.sh"
 
@@ -74,9 +74,7 @@ def train(command: str, base: Path | None, overrides: Sequence[str], resume: Pat
     if command == "sft":
         if base is None:
             raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
-        opened = open_checkpoint(base)
-        tokenizer = opened.tokenizer
-        config = load("sft", words, {"init_from": str(base), "model": to_tree(opened.model)})
+        config, tokenizer = load_sft(base, words)
     else:
         config = load("pretrain", with_model_of_init(words))
     _require_slurm(request, [command, *([] if base is None else [str(base)]), *words], config)

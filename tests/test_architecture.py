@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "memory": {"model", "training"},
     "requirements": set(),
     "doctor": {"errors", "files", "model", "requirements", "training"},
-    "estimate": {"config", "errors", "memory", "model", "sweep_costs", "sweep_speed", "training", "tree"},
+    "estimate": {"build", "checkpoints", "config", "errors", "memory", "model", "sweep_costs", "sweep_speed"}
+    | {"training", "tree"},
     "run_folder": {"errors", "files"},
     "sweep": {"errors", "files", "share", "slurm", "tree"},
     "sweep_report": {"errors", "sweep"},
