@@ -130,6 +130,16 @@ def build_sft_datamodule(config: SFTConfig, tokenizer: Tokenizer) -> SFTDataModu
     )
 
 
+def with_steps_of_epochs(config: SFTConfig, tokenizer: Tokenizer) -> SFTConfig:
+    """The config with as many steps as its epochs take, which only the examples tell."""
+    if config.epochs is None:
+        return config
+    steps = build_sft_datamodule(config, tokenizer).steps(config.epochs)
+    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=steps))
+    config.check_warmup()
+    return config
+
+
 def build_module(
     config: PretrainConfig | SFTConfig, datamodule: RowDataModule, *, is_resumed: bool = False
 ) -> PretrainModule:

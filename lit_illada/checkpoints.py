@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lit_illada.config import SFTConfig, load
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
@@ -60,6 +61,13 @@ def write_weights(
     described = json.dumps({"model": to_tree(model), "tokenizer_sha256": tokenizer.sha256})
     write_file(path, tensors, list(tensors), {"format": "pt", _METADATA: described}, dtype)
     return path
+
+
+def load_sft(base: Path, overrides: Sequence[str]) -> tuple[SFTConfig, Tokenizer]:
+    """The config of a fine-tuning of this checkpoint, with the model that it brings, and its tokenizer."""
+    opened = open_checkpoint(base)
+    config = load("sft", overrides, {"init_from": str(base), "model": to_tree(opened.model)})
+    return config, opened.tokenizer
 
 
 def with_model_of_init(overrides: Sequence[str]) -> list[str]:

@@ -69,6 +69,8 @@ def run(
     console = Console(stderr=True)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} already exists: name a new folder")
+    if destination.resolve() == Path.cwd():  # the new folder takes the place of an empty one
+        raise UserError(f"{destination} is the folder you are in, and cannot be replaced: name a new one")
     path = _local(source, revision)
     try:
         found = _from_hf(path, mask_token, eos_token) if (path / CONFIG_FILE).is_file() else _from_ours(path)

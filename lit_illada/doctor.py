@@ -1,44 +1,23 @@
 """The `doctor` command: what can this machine do, and by which command is mended what it lacks?"""
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from lit_illada import requirements
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import AttentionKernel
+from lit_illada.requirements import Finding, Verdict
 from lit_illada.training.trainer import Accelerator, Precision
-
-
-class Verdict(StrEnum):
-    """absent: what some runs need and this machine has not. broken: what every run needs."""
-
-    good = "ok"
-    absent = "absent"
-    broken = "broken"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """mend: the command, or the deed, that changes the verdict; None where there is nothing to mend, or no way to."""
-
-    section: str
-    name: str
-    seen: str
-    verdict: Verdict = Verdict.good
-    mend: str | None = None
-
 
 # package: what it is for, and the extra that brings it
 _OPTIONAL = {
@@ -51,7 +30,6 @@ _OPTIONAL = {
     "lm-eval": ("the tasks of lm-evaluation-harness", "eval"),
 }
 _OF_NO_USE_ON_A_CPU = ("flash-attn-4", "flash-attn", "liger-kernel")
-_REQUIRED = ("torch", "lightning", "hydra-core", "tokenizers", "webdataset", "safetensors", "tensorboard")
 _LITTLE_DISK_BYTES = 5e9
 
 
@@ -73,8 +51,7 @@ def run(json_file: Path | None) -> bool:
     for finding in mendable:
         console.print(f"  {finding.name}: {finding.mend}", highlight=False, soft_wrap=True, markup=False)
     if json_file is not None:
-        text = json.dumps([asdict(finding) for finding in findings], indent=2) + "\n"
-        json_file.write_text(text, encoding="utf-8")
+        requirements.write(findings, json_file)
     return all(finding.verdict is not Verdict.broken for finding in findings)
 
 
@@ -103,11 +80,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for name in _REQUIRED:
-        try:
-            yield Finding("packages", name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding("packages", name, "not installed", Verdict.broken, f"pip install {name}")
+    yield from requirements.examine()
     for name, (purpose, extra) in _OPTIONAL.items():
         version = _version(name)
         if version is not None:

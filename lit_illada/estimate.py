@@ -3,22 +3,26 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.config import RunConfig, load
+from lit_illada import build
+from lit_illada.checkpoints import load_sft, with_model_of_init
+from lit_illada.config import RunConfig, SFTConfig, compose_tree, load
 from lit_illada.errors import UserError, unknown
 from lit_illada.memory import MicroBatch, StepMemory, kernel_on, recomputed_activation_bytes, step_memory
 from lit_illada.model.config import parameters_by_part
+from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.sweep_costs import row_length, selected_share, step_flops, with_vocabulary
 from lit_illada.sweep_speed import TYPICAL_MFU
-from lit_illada.training.parallel import Strategy
+from lit_illada.training.parallel import ParallelConfig, Strategy
 from lit_illada.training.recomputation import Recomputation
 from lit_illada.training.throughput import matmul_flops_per_s
 from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
-from lit_illada.tree import to_tree
+from lit_illada.tree import from_tree, to_tree
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,12 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class Estimate:
-    """recomputed: activations, were every layer computed again in the backward pass. origin: of the peak's number."""
+    """num_adapters: parameters that alone are trained; None: all are. recomputed: activations, were every layer
+    computed again in the backward pass. origin: of the peak's number.
+    """
 
     parameters: dict[str, int]
+    num_adapters: int | None
     memory: StepMemory
     recomputed: int
     device_bytes: float | None
@@ -71,10 +78,16 @@ class Estimate:
 
 
 def run(
-    command: str, overrides: Sequence[str], gpu: str, gpus: int | None, tokens: float | None, mfu: float | None
+    command: str,
+    overrides: Sequence[str],
+    gpu: str,
+    gpus: int | None,
+    tokens: float | None,
+    mfu: float | None,
+    base: Path | None = None,
 ) -> None:
     """Print the estimate of a config."""
-    show(estimate(command, overrides, gpu, gpus, tokens, mfu), Console())
+    show(estimate(command, overrides, gpu, gpus, tokens, mfu, base), Console())
 
 
 def estimate(
@@ -84,32 +97,43 @@ def estimate(
     gpus: int | None = None,
     tokens: float | None = None,
     mfu: float | None = None,
+    base: Path | None = None,
 ) -> Estimate:
-    """gpus, tokens: None for the config's own. mfu: share of the peak; None for what runs of this code typically reach.
+    """base: the checkpoint that is fine-tuned. gpus, tokens: None for the config's own. mfu: share of the peak; None
+    for what runs of this code typically reach.
 
     Attention counts every token pair of a row, as though each row were one document: at most what it takes.
     """
     if gpu != CPU and gpu not in GPUS:
         raise unknown("GPU", gpu, [*GPUS, CPU])
-    config = load(command, overrides)
+    if gpus is not None and gpus < 1:
+        raise UserError(f"--gpus is {gpus}: it must be above 0")
+    problems: list[str] = []
+    if gpus is not None:
+        overrides, problems = _on(gpus, command, overrides)
+    config = _config(command, base, overrides)
     tree = to_tree(config)
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
         raise UserError(
             "model.vocab_size is null and the data's tokenizer is not here: set model.vocab_size=32000, or what it has"
         )
+    if base is None and isinstance(config, SFTConfig) and config.epochs is not None and tokens is None:
+        problems.append(
+            f"epochs={config.epochs:g} is not counted, for that takes a checkpoint's tokenizer: this is "
+            f"trainer.max_steps={config.trainer.max_steps}"
+        )
     trainer = config.trainer
-    num_devices = trainer.world_size if gpus is None else gpus
+    num_devices = trainer.world_size
     parallel = trainer.parallel
     accelerator = Accelerator.cpu if gpu == CPU else Accelerator.gpu
     if mfu is None:
         mfu = TYPICAL_MFU[accelerator]
-    for name, value in (("gpus", num_devices), ("tokens", tokens), ("mfu", mfu)):
+    for name, value in (("tokens", tokens), ("mfu", mfu)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} is {value:g}: it must be above 0")
     if mfu > 1:
         raise UserError(f"--mfu is {mfu:g}: a share of the peak, it must lie above 0 and be 1 at most")
-    parallel.check_devices(num_devices)
     parallel.check_model(model, num_devices)
     precision = trainer.precision.resolve(accelerator)
     length = row_length(tree)
@@ -117,16 +141,17 @@ def estimate(
     device = "cpu" if gpu == CPU else "cuda"
     compute_bytes = precision.dtype.itemsize
     kernel = kernel_on(model.attention, device, compute_bytes, length)
-    batch = MicroBatch(rows, length, math.ceil(share * rows * length), compute_bytes, kernel, device, is_packed=True)
+    batch = MicroBatch(
+        rows, length, math.ceil(share * rows * length), compute_bytes, kernel, device, is_packed=True, lora=config.lora
+    )
     batch = batch.shared(parallel, num_devices)
-    at_once = trainer.micro_batch_rows * num_devices // parallel.tensor_parallel
     optimizer = config.optim.optimizer
     memory = step_memory(
         model,
         optimizer,
         batch,
         has_moving_average=trainer.ema_decay is not None,
-        is_accumulating=trainer.batch_rows > at_once,
+        is_accumulating=trainer.accumulation > 1,
         parallel=parallel,
         world_size=num_devices,
     )
@@ -136,6 +161,7 @@ def estimate(
     device_bytes = None if gpu == CPU else GPUS[gpu].memory_bytes
     return Estimate(
         parameters=parameters_by_part(model),
+        num_adapters=num_adapter_parameters(model, config.lora),
         memory=memory,
         recomputed=recomputed_activation_bytes(model, batch),
         device_bytes=device_bytes,
@@ -147,8 +173,41 @@ def estimate(
         tokens=tokens if tokens is not None else trainer.max_steps * batch_tokens,
         batch_tokens=batch_tokens,
         disk_bytes=_num_kept(trainer) * memory.checkpoint,
-        problems=list(_problems(config, num_devices, memory, device_bytes)),
+        problems=[*problems, *_problems(config, memory, device_bytes)],
     )
+
+
+def _config(command: str, base: Path | None, overrides: Sequence[str]) -> RunConfig:
+    """As the command itself would train it, but that a model to fine-tune may be named by its size alone."""
+    if command == "pretrain":
+        if base is not None:
+            raise UserError(f"estimate pretrain {base}: that begins with a checkpoint's weights by init_from={base}")
+        return load("pretrain", with_model_of_init(overrides))
+    if base is not None:
+        return build.with_steps_of_epochs(*load_sft(base, overrides))
+    if "model" not in compose_tree("sft", overrides):
+        raise UserError("nothing to fine-tune: give a checkpoint, or a model's size by +model=illada_8b")
+    return load("sft", overrides)
+
+
+def _on(gpus: int, command: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides with so many devices and a batch that these can share; a problem where that is another batch."""
+    if twice := next((text for text in overrides if text.startswith(("trainer.devices=", "trainer.num_nodes="))), None):
+        raise UserError(f"--gpus counts all devices: leave out {twice}")
+    tree = compose_tree(command, overrides)["trainer"]
+    alone = {"devices": 1, "num_nodes": 1, "parallel": to_tree(ParallelConfig())}
+    trainer = from_tree(TrainerConfig, {**tree, **alone}, "trainer.")
+    num_data_ranks = max(1, gpus // from_tree(ParallelConfig, tree["parallel"], "trainer.parallel.").tensor_parallel)
+    devices = [*overrides, f"trainer.devices={gpus}", "trainer.num_nodes=1"]
+    at_once = trainer.micro_batch_rows * num_data_ranks
+    batch_rows = at_once * math.ceil(trainer.batch_rows / at_once)
+    if batch_rows == trainer.batch_rows:
+        return devices, []
+    problem = (
+        f"trainer.batch_rows={trainer.batch_rows} is no multiple of micro_batch_rows × devices = "
+        f"{trainer.micro_batch_rows} × {num_data_ranks}: set trainer.batch_rows={batch_rows}, as is done here"
+    )
+    return [*devices, f"trainer.batch_rows={batch_rows}"], [problem]
 
 
 def _num_kept(trainer: TrainerConfig) -> int:
@@ -159,10 +218,12 @@ def _num_kept(trainer: TrainerConfig) -> int:
 
 def show(found: Estimate, console: Console) -> None:
     memory = found.memory
-    total = sum(found.parameters.values())
+    total = sum(found.parameters.values()) + (found.num_adapters or 0)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for part, count in found.parameters.items():
         table.add_row("parameters", part.replace("_", " "), f"{count:,}")
+    if found.num_adapters is not None:
+        table.add_row("", "adapters, all that is trained", f"{found.num_adapters:,}")
     table.add_row("", "all", f"{total:,}", end_section=True)
     for part, held in {
         "weights": memory.weights,
@@ -191,20 +252,14 @@ def show(found: Estimate, console: Console) -> None:
         console.print(f"! {problem}", highlight=False, soft_wrap=True)
 
 
-def _problems(config: RunConfig, num_devices: int, memory: StepMemory, device_bytes: float | None) -> Iterator[str]:
-    parallel, batch_rows = config.trainer.parallel, config.trainer.batch_rows
-    micro_batch_rows, num_data_ranks = config.trainer.micro_batch_rows, num_devices // parallel.tensor_parallel
-    at_once = micro_batch_rows * num_data_ranks
-    if batch_rows % at_once:
-        yield (
-            f"trainer.batch_rows={batch_rows} is no multiple of micro_batch_rows × devices = {micro_batch_rows} × "
-            f"{num_data_ranks}: set trainer.batch_rows={at_once * math.ceil(batch_rows / at_once)}"
-        )
+def _problems(config: RunConfig, memory: StepMemory, device_bytes: float | None) -> Iterator[str]:
+    trainer = config.trainer
+    parallel = trainer.parallel
     if device_bytes is None or memory.peak <= 0.95 * device_bytes:
         return
     state = memory.state + memory.gradients + memory.casts
     if state > 0.95 * device_bytes:
-        is_cut = parallel.resolve(num_devices) is Strategy.fsdp
+        is_cut = parallel.resolve(trainer.world_size) is Strategy.fsdp
         remedy = (
             "more devices, or a larger trainer.parallel.shard_size, hold less each"
             if is_cut
@@ -215,7 +270,7 @@ def _problems(config: RunConfig, num_devices: int, memory: StepMemory, device_by
             f"{remedy}"
         )
     else:
-        lower = f"lower trainer.micro_batch_rows={micro_batch_rows}"
+        lower = f"lower trainer.micro_batch_rows={trainer.micro_batch_rows}"
         if parallel.activation_checkpointing is not Recomputation.full:
             lower += ", or set trainer.parallel.activation_checkpointing=selective or full"
         yield f"more than a device's {_gigabytes(device_bytes)}: {lower}"

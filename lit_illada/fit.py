@@ -5,9 +5,11 @@ import gc
 import json
 import logging
 import os
+import shlex
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -52,7 +54,7 @@ def fit(
     A run that diverges and is to roll back goes on from an earlier checkpoint. Exits with 128 + its number when a
     signal ended the run early.
     """
-    with RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
+    with _alone_in(folder), RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
         while True:
             try:
                 return _fit(config, folder, datamodule, checkpoint, console, watch)
@@ -63,6 +65,17 @@ def fit(
                 if _is_out_of_memory(error):
                     raise UserError(_out_of_memory(config, error)) from error
                 raise
+
+
+@contextmanager
+def _alone_in(folder: RunFolder) -> Iterator[None]:
+    """Rank 0 keeps other runs out of the folder, for all ranks, and removes what a killed one has left."""
+    if not _is_rank_zero():
+        yield
+        return
+    with folder.held():
+        remove_partials(folder.checkpoints)
+        yield
 
 
 def _fit(
@@ -117,12 +130,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _out_of_memory(config: PretrainConfig | SFTConfig, error: BaseException) -> str:
     device = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
-    command = "sft" if isinstance(config, SFTConfig) else "pretrain"
+    command = f"sft {shlex.quote(str(config.init_from))}" if isinstance(config, SFTConfig) else "pretrain"
     detail = " ".join(str(error).split())[:160]
     return (
         f"out of memory on {device} ({detail}): lower trainer.micro_batch_rows (now {config.trainer.micro_batch_rows}; "
-        f"trainer.batch_rows and the results stay as they are), or the model; `lit-illada estimate {command}` tells "
-        "what a step needs"
+        f"trainer.batch_rows and the results stay as they are), or the model; `lit-illada estimate {command}`, "
+        "with the same overrides, tells what a step needs"
     )
 
 
@@ -214,14 +227,14 @@ def _torchrun_store() -> torch.distributed.Store:
 def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, RunFolder, Path | None]:
     """A run to go on with: its config with the overrides, its folder, its newest checkpoint (None before the first).
 
-    Raises UserError for what would make it another run, and for a run that is finished.
+    Raises UserError for what would make it another run, and for a run that is finished. It only looks: a process may be
+    training there.
     """
     folder = RunFolder.open(path)
     config = load_file(command, folder.config, overrides)
     checkpoint = latest_checkpoint(folder.checkpoints)
     if any(override.startswith("run_dir=") for override in overrides):
         raise UserError(f"run_dir cannot be given with --resume: the run goes on in {path}")
-    remove_partials(folder.checkpoints)
     if checkpoint is not None:
         _check_same_run(config, checkpoint)
     return config, folder, checkpoint

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_illada.errors import UserError
 from lit_illada.processes import command_line
 from lit_illada.slurm import Allocation, option
 
@@ -25,6 +26,7 @@ _TRAINING = """\
 # a port that is free where rank 0 listens; NCCL's settings are the site's and yours: this script sets none
 export MASTER_PORT=$({python} -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 
+set +e +u +o pipefail  # a setup may have said otherwise; here no command's failure ends the script
 newest() {{ ls {checkpoints} 2>/dev/null | tail -n 1; }}
 preempted() {{ scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; }}
 
@@ -73,13 +75,16 @@ class Job:
             option("output", self.log),
             "--open-mode=append",
             option("chdir", self.work_folder),
-            *self.allocation.options(),
             "--requeue",
         ]
         if self.save_before_s is not None:
             options.append(f"--signal=USR1@{self.save_before_s}")
         if self.after is not None:
             options += [option("dependency", f"afterok:{self.after}"), "--kill-on-invalid-dep=yes"]
+        own = [text.removeprefix("--").partition("=")[0] for text in options]
+        if twice := next((name for name in self.allocation.other_names if name in own), None):
+            raise UserError(f"--sbatch {twice}=…: the script says --{twice} by itself")
+        options += self.allocation.options()
         threads = self.allocation.cpus_per_task
         setup = [*self.setup, *([] if threads is None else [f"export OMP_NUM_THREADS={threads}"])]
         return _HEAD.format(

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from lit_illada import slurm
-from lit_illada.checkpoints import open_checkpoint, with_model_of_init
+from lit_illada.checkpoints import load_sft, with_model_of_init
 from lit_illada.config import RunConfig, load
 from lit_illada.data.corpora import files_of
 from lit_illada.data.parts import begin
@@ -25,8 +25,8 @@ from lit_illada.fit import open_run
 from lit_illada.job_script import Job, preparation_script, training_script
 from lit_illada.run_folder import RunFolder
 from lit_illada.slurm import Allocation
-from lit_illada.training.trainer import Accelerator
-from lit_illada.tree import dump, to_tree
+from lit_illada.training.trainer import Accelerator, TrainerConfig
+from lit_illada.tree import dump
 
 _SCRIPT = "launch.sh"
 
@@ -67,19 +67,17 @@ def train(command: str, base: Path | None, overrides: Sequence[str], resume: Pat
     words = [*overrides, *request.overrides(overrides)]
     if resume is not None:
         config, folder, _ = open_run(command, resume, words)
+        _require_slurm(request, [command, "--resume", str(resume), *words], config)
         _start(command, config, folder, words, request)
         return
     tokenizer = None
     if command == "sft":
         if base is None:
             raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
-        opened = open_checkpoint(base)
-        tokenizer = opened.tokenizer
-        config = load("sft", words, {"init_from": str(base), "model": to_tree(opened.model)})
+        config, tokenizer = load_sft(base, words)
     else:
         config = load("pretrain", with_model_of_init(words))
-    if not (request.is_dry or slurm.is_there()):
-        raise UserError(_without_slurm(command, base, words, config))
+    _require_slurm(request, [command, *([] if base is None else [str(base)]), *words], config)
     _begin(command, config, tokenizer, request)
 
 
@@ -107,7 +105,7 @@ def _start(command: str, config: RunConfig, folder: RunFolder, words: Sequence[s
     write_atomically(path, script)
     job = slurm.submit(path)
     trainer = config.trainer
-    each = f"{trainer.devices} GPUs" if request.gpus_per_node else f"{trainer.devices} processes without a GPU"
+    each = f"{trainer.devices} GPUs" if _is_on_gpus(trainer) else f"{trainer.devices} processes without a GPU"
     _tell(
         f"job {job}: {command} on {trainer.num_nodes} × {each}, in {folder.path}",
         {
@@ -123,12 +121,11 @@ def _start(command: str, config: RunConfig, folder: RunFolder, words: Sequence[s
 def _script(command: str, config: RunConfig, folder: RunFolder, words: Sequence[str], request: Request) -> str:
     where = folder.path.absolute()
     trainer = config.trainer
-    is_gpu = trainer.accelerator is Accelerator.gpu
     allocation = dataclasses.replace(
         request.allocation,
         nodes=trainer.num_nodes,
         ntasks_per_node=trainer.devices,
-        gpus_per_node=trainer.devices if is_gpu else None,
+        gpus_per_node=trainer.devices if _is_on_gpus(trainer) else None,
     )
     job = Job(
         path=where / _SCRIPT,
@@ -141,6 +138,10 @@ def _script(command: str, config: RunConfig, folder: RunFolder, words: Sequence[
         after=request.after,
     )
     return training_script(job, where / folder.checkpoints.name, [command, "--resume", str(where), *words])
+
+
+def _is_on_gpus(trainer: TrainerConfig) -> bool:
+    return trainer.accelerator is Accelerator.gpu
 
 
 def data(overrides: Sequence[str], parts: int, at_once: int | None, request: Request) -> None:
@@ -189,17 +190,19 @@ def data(overrides: Sequence[str], parts: int, at_once: int | None, request: Req
     )
 
 
-def _without_slurm(command: str, base: Path | None, words: Sequence[str], config: RunConfig) -> str:
-    """The same by torchrun."""
+def _require_slurm(request: Request, words: Sequence[str], config: RunConfig) -> None:
+    """Raises UserError with the same command by torchrun where there is no Slurm to submit to."""
+    if request.is_dry or slurm.is_there():
+        return
     trainer = config.trainer
-    ours = ["-m", "lit_illada", command, *([] if base is None else [str(base)]), *words]
-    if trainer.world_size == 1:
-        return f"there is no sbatch here; on this machine: {shlex.join(['python', *ours])}"
+    ours = ["-m", "lit_illada", *words]
     each = ["torchrun", "--nproc-per-node", str(trainer.devices)]
+    if trainer.world_size == 1:
+        raise UserError(f"there is no sbatch here; on this machine: {shlex.join(['python', *ours])}")
     if trainer.num_nodes == 1:
-        return f"there is no sbatch here; on this machine: {shlex.join([*each, '--standalone', *ours])}"
+        raise UserError(f"there is no sbatch here; on this machine: {shlex.join([*each, '--standalone', *ours])}")
     meeting = f"--nnodes {trainer.num_nodes} --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29400"
-    return f"there is no sbatch here; on every node: {shlex.join(each)} {meeting} {shlex.join(ours)}"
+    raise UserError(f"there is no sbatch here; on every node: {shlex.join(each)} {meeting} {shlex.join(ours)}")
 
 
 def _pattern(folder: Path, name: str) -> Path:

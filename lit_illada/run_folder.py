@@ -1,9 +1,15 @@
 """What lies in a run's folder, and how a run is made, found again and told apart from another."""
 
+import fcntl
 import json
+import logging
+import os
 import platform
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -15,11 +21,13 @@ from lit_illada import __version__
 from lit_illada.errors import UserError
 from lit_illada.files import write_atomically
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RunFolder:
     """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, rollbacks.jsonl, ranks/, tokenizer/,
-    checkpoints/, and TensorBoard's events.
+    checkpoints/, training.lock and TensorBoard's events.
     """
 
     path: Path
@@ -64,6 +72,10 @@ class RunFolder:
     def rollbacks(self) -> Path:
         return self.path / "rollbacks.jsonl"
 
+    @property
+    def lock(self) -> Path:
+        return self.path / "training.lock"
+
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
         """A new folder; without a path runs/<name>-<time>. Raises UserError when the path already holds a run."""
@@ -87,6 +99,30 @@ class RunFolder:
     def of_checkpoint(cls, path: Path) -> "RunFolder":
         """The run that a checkpoint file belongs to."""
         return cls(path.resolve().parent.parent)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile no other process can hold it. Raises UserError where one does, and says which.
+
+        The lock is the process's own: none that it starts or forks keeps it, and it ends with the process, whatever
+        ends that.
+        """
+        with self.lock.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:  # whichever the file system says
+                file.seek(0)
+                raise UserError(
+                    f"{self.path} is being trained already, by {file.read().strip() or 'another process'}: let it end, "
+                    "or stop it, first"
+                ) from error
+            except OSError as error:
+                log.warning("%s cannot be locked (%s): see that no other process trains there", self.path, error)
+            else:
+                file.truncate(0)
+                file.write(_this_process() + "\n")
+                file.flush()
+            yield
 
     def write_config(self, text: str) -> None:
         write_atomically(self.config, text)
@@ -134,6 +170,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             flat[f"{prefix}{key}"] = value if is_number else str(value)
     return flat
+
+
+def _this_process() -> str:
+    job = os.environ.get("SLURM_JOB_ID")
+    of_job = f" (Slurm job {job})" if job else ""
+    return f"process {os.getpid()} on {socket.gethostname()}{of_job}, since {datetime.now():%Y-%m-%d %H:%M:%S}"
 
 
 def _unused(path: Path) -> Path:

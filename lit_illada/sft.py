@@ -7,13 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 from lit_illada import build
-from lit_illada.checkpoints import open_checkpoint
-from lit_illada.config import SFTConfig, load
+from lit_illada.checkpoints import load_sft
+from lit_illada.config import SFTConfig
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.fit import fit, new_folder, open_run
 from lit_illada.run_folder import RunFolder
-from lit_illada.tree import to_tree
 
 
 def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:
@@ -24,19 +23,13 @@ def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None)
         config, folder, checkpoint = open_run("sft", resume, overrides)
         tokenizer = Tokenizer.load(folder.tokenizer)
     elif base is not None:
-        opened = open_checkpoint(base)
-        given = {"init_from": str(base), "model": to_tree(opened.model)}
-        config, folder, checkpoint = load("sft", overrides, given), None, None
-        tokenizer = opened.tokenizer
+        config, tokenizer = load_sft(base, overrides)
+        folder, checkpoint = None, None
     else:
         raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
     build.check_hardware(config, config.sft_data.row_length)
+    config = build.with_steps_of_epochs(config, tokenizer)
     datamodule = build.build_sft_datamodule(config, tokenizer)
-    if config.epochs is not None:
-        trainer = dataclasses.replace(config.trainer, max_steps=datamodule.steps(config.epochs))
-        config = dataclasses.replace(config, trainer=trainer)
-        config.check_warmup()
-        datamodule = build.build_sft_datamodule(config, tokenizer)
     # what cannot be trained on is refused before a folder is made
     datamodule.train_dataloader()
     datamodule.val_dataloader()

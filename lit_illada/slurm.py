@@ -9,6 +9,9 @@ from pathlib import Path
 
 from lit_illada.errors import UserError
 
+# what a training's own settings say
+_BY_TRAINING = {"nodes": "--nodes", "ntasks-per-node": "trainer.devices", "gpus-per-node": "--gpus-per-node"}
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -32,12 +35,24 @@ class Allocation:
     def __post_init__(self) -> None:
         if wrong := next((text for text in self.other if "=" not in text), None):
             raise UserError(f"--sbatch {wrong}: write KEY=VALUE, such as exclude=node7")
+        named = {item.name.replace("_", "-") for item in fields(self)} - {"other"}
+        for text, name in zip(self.other, self.other_names, strict=True):
+            if setting := _BY_TRAINING.get(name):
+                raise UserError(
+                    f"--sbatch {text}: the script says so itself, and for a training it is set by {setting}"
+                )
+            if name in named:
+                raise UserError(f"--sbatch {text}: use --{name} {text.partition('=')[2]}")
+
+    @property
+    def other_names(self) -> list[str]:
+        return [text.partition("=")[0].lstrip("-") for text in self.other]
 
     def options(self) -> list[str]:
         """As lines of a script say them, after `#SBATCH`."""
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "other"}
         pairs = [(name.replace("_", "-"), str(value)) for name, value in named.items() if value is not None]
-        pairs += [(name.lstrip("-"), value) for name, _, value in (text.partition("=") for text in self.other)]
+        pairs += zip(self.other_names, (text.partition("=")[2] for text in self.other), strict=True)
         return [option(name, value) for name, value in pairs]
 
 

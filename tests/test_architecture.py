@@ -36,8 +36,10 @@ MAY_IMPORT = {
     "checkpoints": {"tree", "config", "data", "errors", "model", "run_folder", "training"},
     "board": {"errors"},
     "memory": {"model", "training"},
-    "doctor": {"errors", "files", "model", "training"},
-    "estimate": {"config", "errors", "memory", "model", "sweep_costs", "sweep_speed", "training", "tree"},
+    "requirements": set(),
+    "doctor": {"errors", "files", "model", "requirements", "training"},
+    "estimate": {"build", "checkpoints", "config", "errors", "memory", "model", "sweep_costs", "sweep_speed"}
+    | {"training", "tree"},
     "run_folder": {"errors", "files"},
     "sweep": {"errors", "files", "intervals", "share", "slurm", "tree"},
     "sweep_report": {"errors", "sweep"},

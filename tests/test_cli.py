@@ -76,6 +76,16 @@ def test_a_mistake_is_one_line_and_debug_shows_the_traceback():
         lit_illada("--debug", "config", "pretrain", "model.depth=8")
 
 
+@pytest.mark.parametrize("words", [["doctor", "--json"], ["bench", "loops", "--json"]], ids=" ".join)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(words, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name, said in (("folder", "that is a folder, name a file in it"), ("none/found.json", "there is no folder")):
+        result = lit_illada(*words, str(tmp_path / name))
+        assert result.exit_code == 1
+        assert result.output.startswith(f"Error: {words[-1]} {tmp_path / name}: {said}")
+        assert result.output.count("\n") == 1
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script(shell):
     assert "_LIT_ILLADA_COMPLETE" in lit_illada("completion", shell).output

@@ -240,6 +240,17 @@ def test_an_existing_folder_is_not_overwritten(trained, tmp_path):
     assert "already exists" in refused("convert", trained, tmp_path / "there")
 
 
+@pytest.mark.parametrize("here", [".", "../here"])
+def test_the_folder_one_is_in_is_not_replaced(here, trained, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = lit_illada("convert", trained, here, "--to", "llada")
+    assert result.exit_code == 1
+    assert "is the folder you are in" in result.output
+    assert result.output.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_a_tokenizer_file_that_is_absent_or_broken_is_told(published, tmp_path):
     folder = published("illada")
     (folder / "tokenizer.json").write_text("{}")

@@ -3,9 +3,12 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,13 @@ import torch
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.config import load_file
+from lit_illada.config import load, load_file
 from lit_illada.job_script import Job, training_script
 from lit_illada.launch import Request
+from lit_illada.run_folder import RunFolder
 from lit_illada.slurm import Allocation, queued_jobs
 from lit_illada.training.checkpoint import Weights, latest_checkpoint, read_checkpoint
+from lit_illada.tree import dump
 
 
 def lit_illada(*arguments):
@@ -74,6 +79,12 @@ def test_what_is_wrong_is_told_before_anything_is_submitted(tiny_overrides, tmp_
     assert "trainer.devices=2 and --gpus-per-node say the same" in said("trainer.devices=2", "--gpus-per-node", "2")
     assert "micro_batch_rows × devices × num_nodes" in said("--nodes", "3")
     assert "write KEY=VALUE" in said("--sbatch", "exclusive")
+    for text, instead in {
+        "nodes=4": "set by --nodes", "ntasks-per-node=2": "set by trainer.devices",
+        "--gpus-per-node=2": "set by --gpus-per-node", "time=1:00:00": "use --time 1:00:00",
+        "signal=TERM@60": "the script says --signal", "chdir=/": "the script says --chdir",
+    }.items():  # fmt: skip
+        assert instead in said("--sbatch", text)
     assert "did you mean 'trainer.max_steps'" in said("trainer.max_stepz=3")
     assert "nothing to fine-tune" in lit_illada("launch", "sft", "--dry-run").output
     assert not list(tmp_path.iterdir())
@@ -95,8 +106,27 @@ def test_without_slurm_the_error_is_the_command_for_torchrun(tiny_overrides, tmp
     assert "trainer.devices=2 trainer.accelerator=gpu" in said("pretrain", *devices)
     assert "on every node: torchrun --nproc-per-node 2 --nnodes 4" in said("pretrain", *devices, "--nodes", "4")
     assert "python -m lit_illada pretrain" in said("pretrain", *overrides)
+    begun = RunFolder.create("my run", "", datetime.now())
+    begun.write_config(dump(load("pretrain", ["experiment=demo", "trainer.devices=2", "trainer.micro_batch_rows=4"])))
+    resumed = said("pretrain", "--resume", "my run", "trainer.max_steps=900")
+    assert "--standalone -m lit_illada pretrain --resume 'my run' trainer.max_steps=900" in resumed
+    assert [path.name for path in begun.path.iterdir()] == ["config.yaml"]
+    shutil.rmtree(begun.path)
     assert "lit-illada data prepare data=stdlib --workers 3" in said("data", "data=stdlib", "--parts", "3")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("devices", [["--gpus-per-node", "2"], ["trainer.devices=2", "trainer.accelerator=gpu"]])
+def test_what_is_told_of_a_job_are_the_gpus_that_its_script_asks_for(devices, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/bash\necho 17\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    run = tmp_path / "run"
+    result = lit_illada("launch", "pretrain", *GPUS, *devices, f"run_dir={run}")
+    assert result.output.startswith(f"job 17: pretrain on 1 × 2 GPUs, in {run}")
+    assert options_of((run / "launch.sh").read_text())["gpus-per-node"] == "2"
 
 
 def test_the_script_for_data_divides_no_file(tiny_corpus, tmp_path):
@@ -123,29 +153,53 @@ ENDINGS = [
 ]
 
 
+@dataclass(frozen=True)
+class FakeJob:
+    """A script of a run, where srun and scontrol are stood in for, since Slurm cannot be told to end a job so."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self):
+        return self.folder / "a run" / "checkpoints"
+
+    def run(self, status, *, is_saved, preempt_time="None", setup=()):
+        """How the script ended, and what it asked of scontrol."""
+        programs, log = self.folder / "bin", self.folder / "log"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        programs.mkdir()
+        newer = shlex.quote(str(self.checkpoints / "step=00000007.ckpt"))
+        show = f'echo "JobId=1 PreemptTime={preempt_time}"'
+        stand_ins = {
+            "srun": f"{f'touch {newer}' if is_saved else ':'}; exit {status}",
+            "scontrol": f'if [ "$1" = show ]; then {show}; else echo "$@" >>{log}; fi',
+        }
+        for name, body in stand_ins.items():
+            (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+            (programs / name).chmod(0o755)
+        job = Job(self.folder / "launch.sh", "name", self.folder / "log-%j", self.folder, Allocation(), setup=setup)
+        env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
+        script = training_script(job, self.checkpoints, ["pretrain", "--resume", "x"])
+        done = subprocess.run(["bash"], input=script, text=True, env=env, check=False, capture_output=True)
+        return done, log.read_text() if log.exists() else ""
+
+
 @pytest.mark.parametrize(("status", "is_saved", "preempt_time", "is_requeued"), ENDINGS)
 def test_a_job_comes_back_where_it_has_saved_or_was_preempted(status, is_saved, preempt_time, is_requeued, tmp_path):
-    """The script's own decisions; srun and scontrol are stood in for, since Slurm cannot be told to end a job so."""
-    checkpoints, programs, log = tmp_path / "a run" / "checkpoints", tmp_path / "bin", tmp_path / "log"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "step=00000003.ckpt").touch()
-    programs.mkdir()
-    newer = shlex.quote(str(checkpoints / "step=00000007.ckpt"))
-    stand_ins = {
-        "srun": f"{f'touch {newer}' if is_saved else ':'}; exit {status}",
-        "scontrol": f'if [ "$1" = show ]; then echo "JobId=1 PreemptTime={preempt_time}"; else echo "$@" >>{log}; fi',
-    }
-    for name, body in stand_ins.items():
-        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
-        (programs / name).chmod(0o755)
-    job = Job(tmp_path / "launch.sh", "name", tmp_path / "log-%j", tmp_path, Allocation())
-    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
-    script = training_script(job, checkpoints, ["pretrain", "--resume", "x"])
-    done = subprocess.run(["bash"], input=script, text=True, env=env, check=False, capture_output=True)
+    job = FakeJob(tmp_path)
+    job.checkpoints.mkdir(parents=True)
+    (job.checkpoints / "step=00000003.ckpt").touch()
+    done, asked = job.run(status, is_saved=is_saved, preempt_time=preempt_time)
     assert done.returncode == status, done.stderr
-    assert log.exists() == is_requeued
-    if is_requeued:
-        assert log.read_text() == "requeue 1\n"
+    assert asked == ("requeue 1\n" if is_requeued else "")
+
+
+@pytest.mark.parametrize("setup", ["set -e", "set -u", "set -o pipefail", "set -euo pipefail"])
+def test_a_strict_setup_does_not_keep_a_job_from_coming_back(setup, tmp_path):
+    """At its first turn, when there is no checkpoint yet."""
+    done, asked = FakeJob(tmp_path).run(138, is_saved=True, setup=(setup,))
+    assert done.returncode == 138, done.stderr
+    assert asked == "requeue 1\n"
 
 
 def test_a_line_of_setup_is_one_line():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lit_illada
 from lit_illada import api
+from lit_illada.requirements import REQUIRED
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +36,11 @@ def test_an_installed_wheel_finds_its_configs_and_sweeps(tmp_path):
 def test_the_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == lit_illada.__version__
+
+
+def test_the_doctor_looks_for_what_is_required():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert list(REQUIRED) == project["dependencies"]
 
 
 def test_the_constraints_pin_every_dependency():

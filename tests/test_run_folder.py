@@ -1,5 +1,7 @@
 """The files of a run's folder survive what interrupts their writing."""
 
+import errno
+import fcntl
 import json
 from pathlib import Path
 
@@ -23,3 +25,13 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(tmp_path
     assert folder.config.read_text(encoding="utf-8") == "seed: 1\n"
     assert json.loads(folder.summary.read_text(encoding="utf-8")) == {"step": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "summary.json"]
+
+
+def test_a_file_system_without_locks_is_told_and_trained_on(tmp_path, monkeypatch, caplog):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with RunFolder(tmp_path).held():
+        pass
+    assert "cannot be locked ([Errno" in caplog.text

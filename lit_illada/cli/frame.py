@@ -1,8 +1,10 @@
 """What every command shares: how overrides are given, and how a user's mistake ends."""
 
 import errno
+import os
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +28,20 @@ _TOLD = {
     errno.EROFS: _NOT_OURS,
     errno.ENOTDIR: ": a file stands where a folder is needed",
 }
+
+
+def file_to_write(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """An option's file; where it cannot be written, that is told before the work and not after it."""
+    if path is None:
+        return None
+    asked = f"{option.opts[0]} {path}"
+    if path.is_dir():
+        raise click.ClickException(f"{asked}: that is a folder, name a file in it")
+    if not path.parent.is_dir():
+        raise click.ClickException(f"{asked}: there is no folder {path.parent}, make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise click.ClickException(f"{asked}{_NOT_OURS}")
+    return path
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from lit_illada import completion
-from lit_illada.cli.frame import guarded, overrides_argument
+from lit_illada.cli.frame import file_to_write, guarded, overrides_argument
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada config pretrain experiment=demo model.num_hidden_layers=8\n")
@@ -21,13 +21,24 @@ def config(command: str, overrides: tuple[str, ...]) -> None:
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada doctor --json doctor.json\n")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the findings to this file.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    callback=file_to_write,
+    help="Also write the findings to this file.",
+)
 @guarded
 def doctor(json_file: Path | None) -> None:
     """Say what this machine can do, and what is missing with the command that mends it.
 
     Ends with status 1 only where something is broken that every run needs.
     """
+    from lit_illada import requirements
+
+    if missing := requirements.missing():
+        requirements.tell(missing, json_file)
+        raise SystemExit(1)
     from lit_illada import doctor as command
 
     if not command.run(json_file):
@@ -39,10 +50,14 @@ def doctor(json_file: Path | None) -> None:
 Examples:
   lit-illada estimate pretrain experiment=demo
   lit-illada estimate pretrain model=1b model.vocab_size=32000 --gpu h100 --gpus 8 --tokens 1e11 --mfu 0.4
+  lit-illada estimate sft runs/demo-20260101-120000 experiment=sft/demo
+  lit-illada estimate sft +model=illada_8b adapter=lora --gpu h200 --gpus 1
 """
 )
-@click.argument("command", type=click.Choice(["pretrain"]))
-@overrides_argument
+@click.argument("command", type=click.Choice(["pretrain", "sft"]))
+@click.argument(
+    "overrides", nargs=-1, metavar="[CHECKPOINT] [KEY=VALUE]...", shell_complete=completion.complete_override
+)
 @click.option("--gpu", default="cpu", show_default=True, help="h200, h100, a100, or cpu: this machine's, measured.")
 @click.option("--gpus", type=int, help="How many of them.  [default: the config's devices × nodes]")
 @click.option("--tokens", type=float, help="Length of the training, such as 1e12.  [default: the config's]")
@@ -53,11 +68,15 @@ def estimate(
 ) -> None:
     """Say what a training run needs: parameters, memory a device by part, FLOPs, days, disk.
 
+    The model that sft fine-tunes is CHECKPOINT's, or one without weights, such as +model=illada_8b.
     The GPUs need not be here. Memory is what tensors hold: beside it a GPU needs a gigabyte or two for itself.
     """
     from lit_illada import estimate as room
 
-    room.run(command, overrides, gpu, gpus, tokens, mfu)
+    base = None
+    if overrides and ("=" not in overrides[0] or Path(overrides[0]).exists()):  # step=00000100.ckpt has one too
+        base, overrides = Path(overrides[0]), overrides[1:]
+    room.run(command, overrides, gpu, gpus, tokens, mfu, base)
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada board runs --port 6006\n")
@@ -82,7 +101,13 @@ Examples:
 """
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    callback=file_to_write,
+    help="Also write the figures to this file.",
+)
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),

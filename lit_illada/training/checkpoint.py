@@ -141,7 +141,7 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """What kills have left; several processes may do it at the same time."""
+    """What kills have left; of a run that goes on, its own writes."""
     for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

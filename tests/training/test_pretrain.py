@@ -19,7 +19,7 @@ from lit_illada import fit
 from lit_illada.cli import main
 from lit_illada.config import load_file
 from lit_illada.objective import DiffusionObjective
-from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
 from lit_illada.training.tensorboard import begin_board
 
 
@@ -260,6 +260,27 @@ def test_killed_at_any_moment_and_resumed_equals_left_alone(tiny_overrides, tmp_
     assert latest_checkpoint(killed / "checkpoints").name < "step=00000040.ckpt"
     assert pretrain(resume=killed).exit_code == 0
     assert_same_weights(whole, killed)
+
+
+def test_a_run_is_trained_by_one_process_and_free_as_soon_as_that_is_killed(tiny_overrides, tmp_path):
+    run = tmp_path / "run"
+    endless = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=10", "data.num_workers=1"]
+    process = started(*tiny_overrides, f"run_dir={run}", *endless)
+    wait_for(lambda: latest_checkpoint(run / "checkpoints") is not None, process)
+    partial = run / "checkpoints" / f".written-now{PARTIAL_SUFFIX}"
+    partial.touch()
+    looked = CliRunner().invoke(main, ["launch", "pretrain", "--resume", str(run), "--dry-run"])
+    assert looked.exit_code == 0, looked.output
+    refused = pretrain(resume=run)
+    assert refused.exit_code == 1
+    assert f"{run} is being trained already, by process {process.pid} on " in refused.output
+    assert partial.exists()
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    step = read_checkpoint(latest_checkpoint(run / "checkpoints"))["global_step"]
+    assert pretrain(f"trainer.max_steps={step + 1}", resume=run).exit_code == 0
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
