@@ -172,7 +172,7 @@ def sync_folder(folder: Path) -> None:
 
 def cause(error: BaseException) -> str:
     """What went wrong, in one line."""
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _load(path: Path) -> dict[str, Any]:

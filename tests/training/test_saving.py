@@ -118,6 +118,26 @@ def test_a_write_that_fails_is_told_and_leaves_the_earlier_checkpoint_alone(tmp_
     assert read_checkpoint(latest_checkpoint(tmp_path))["global_step"] == 3
 
 
+@pytest.mark.parametrize("error", [MemoryError(), KeyError("float4")])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_half_a_checkpoint_never_becomes_one_whatever_ended_its_write(error, is_async, tmp_path, monkeypatch):
+    def write_half(content, file):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", write_half)
+    writer = CheckpointWriter(is_async=is_async)
+    writer.save_checkpoint({"global_step": 3}, tmp_path / "step=00000003.ckpt")
+    writer.wait()
+    assert "step=00000003.ckpt: the checkpoint could not be written (" in str(writer.error)
+    assert (type(error).__name__ if isinstance(error, MemoryError) else "float4") in str(writer.error)
+    with pytest.raises(AssertionError):
+        writer.publish()
+    assert checkpoints_by_step(tmp_path) == {}
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_async_it_is_on_the_disk_at_once(tmp_path):
     writer = CheckpointWriter(is_async=False)
     writer.save_checkpoint({"global_step": 1}, tmp_path / "step=00000001.ckpt")
