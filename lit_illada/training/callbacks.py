@@ -66,13 +66,9 @@ class GracefulStop(Callback):
             return
         self.signal = next(number for number in _STOPPING if self._is_asked(trainer, number))
         trainer.should_stop = True
+        self._checkpoints.stop_after_step()
         if not self._checkpoints.is_validated(trainer.global_step):
-            self._checkpoints.save_now(trainer)
             trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.should_stop:
-            self._checkpoints.save_now(trainer)
 
     def _listen(self) -> None:
         # also over Lightning's own handler, which would speak to the other ranks in the middle of a step
