@@ -53,15 +53,16 @@ class CheckpointWriter(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         assert self._path is None, f"{self._path} is being written still"
-        self._path, self.error, self._is_written = Path(path), None, False
+        self.error, self._is_written = None, False
         content, parts = self._divided(checkpoint)
         self.is_sharded = parts is not None
         if self._is_async:
             content, parts = _copied(content, parts)
-        self._thread = threading.Thread(target=self._write, args=(self._path, content, parts), daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._write, args=(Path(path), content, parts), daemon=True)
+        thread.start()
+        self._path, self._thread = Path(path), thread  # not before: there may be no memory for the copy
         if not self._is_async:
-            self._thread.join()
+            thread.join()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))

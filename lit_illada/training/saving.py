@@ -139,8 +139,8 @@ class Checkpoints(Checkpoint):
         assert isinstance(module, PretrainModule)
         if module.validated_at == step:
             self._bounds[step] = float(trainer.callback_metrics[_BOUND])
-        self._is_in_flight, self._saved_step = True, step
         trainer.save_checkpoint(checkpoint_path(self.dirpath, step), weights_only=False)
+        self._is_in_flight, self._saved_step = True, step
         _tell(trainer, {"perf/checkpoint_pause_s": time.perf_counter() - started_at})
 
     def _publish(self, trainer: Trainer, *, is_waiting: bool) -> None:
