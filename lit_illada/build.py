@@ -198,8 +198,9 @@ def build_trainer(
     module: PretrainModule,
     datamodule: RowDataModule,
     console: Console,
-) -> tuple[Trainer, GracefulStop, TimeLimit | None]:
-    """The trainer with its callbacks, and those that know whether the run was asked to stop, or its time is over."""
+    stop: GracefulStop,
+) -> tuple[Trainer, TimeLimit | None]:
+    """The trainer with its callbacks, and the one that knows whether the run's time is over."""
     options = config.trainer
     checkpoints = Checkpoints(
         folder.checkpoints,
@@ -214,7 +215,6 @@ def build_trainer(
         matmul_flops_per_s(accelerator.device, precision.dtype),
         options.log_every_steps,
     )
-    stop = GracefulStop(checkpoints)
     time_limit = None if options.max_time_s is None else TimeLimit(options.max_time_s)
     callbacks = [
         throughput,
@@ -238,7 +238,7 @@ def build_trainer(
         # last, so that what looks at the model after a validation sees the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
     logger = TensorBoardLogger(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)
-    return make_trainer(options, folder.path, callbacks, logger), stop, time_limit
+    return make_trainer(options, folder.path, callbacks, logger), time_limit
 
 
 def _texts(

@@ -27,6 +27,7 @@ from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
+from lit_illada.training.callbacks import GracefulStop
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint, remove_after, remove_partials, step_of
 from lit_illada.training.divergence import Diverged
 from lit_illada.training.module import PretrainModule
@@ -52,17 +53,24 @@ def fit(
     A run that diverges and is to roll back goes on from an earlier checkpoint. Exits with 128 + its number when a
     signal ended the run early.
     """
+    stop = GracefulStop()
     with RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
-        while True:
-            try:
-                return _fit(config, folder, datamodule, checkpoint, console, watch)
-            except Diverged as divergence:
-                config = _roll_back(config, folder, datamodule, divergence)
-                checkpoint = divergence.checkpoint
-            except (MemoryError, RuntimeError) as error:
-                if _is_out_of_memory(error):
-                    raise UserError(_out_of_memory(config, error)) from error
-                raise
+        is_finished = None
+        with stop.heeding_signals():
+            while is_finished is None:
+                try:
+                    is_finished = _fit(config, folder, datamodule, checkpoint, console, watch, stop)
+                except Diverged as divergence:
+                    config = _roll_back(config, folder, datamodule, divergence)
+                    checkpoint = divergence.checkpoint
+                except (MemoryError, RuntimeError) as error:
+                    if _is_out_of_memory(error):
+                        raise UserError(_out_of_memory(config, error)) from error
+                    raise
+        if not is_finished and stop.signal is not None:
+            if stop.signal is signal.SIGUSR1:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise SystemExit(128 + stop.signal)
 
 
 def _fit(
@@ -72,42 +80,40 @@ def _fit(
     checkpoint: Path | None,
     console: Console,
     watch: RankWatch,
-) -> None:
+    stop: GracefulStop,
+) -> bool:
+    """Whether the run is finished."""
     started_at = time.perf_counter()
     if checkpoint is None:
         _record(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
     module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
-    trainer, stop, time_limit = build.build_trainer(config, folder, module, datamodule, console)
+    trainer, time_limit = build.build_trainer(config, folder, module, datamodule, console, stop)
     trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
-    with stop.heeding_signals():
-        if checkpoint is None:
-            if trainer.is_global_zero:
-                begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
-            trainer.validate(module, datamodule=datamodule, verbose=False)
-            _append_summary(folder, "start", trainer, module, {})
-        if checkpoint is not None:
-            # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
-            trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
-        try:
-            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        except Diverged:
-            _release(trainer, module)
-            raise
-        is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
-        if is_finished and module.validated_at != trainer.global_step:
-            trainer.validate(module, datamodule=datamodule, verbose=False)
-        _append_summary(folder, "end", trainer, module, throughput.cost())
+    if checkpoint is None:
         if trainer.is_global_zero:
-            _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
-        # who leaves first may be taken for a failure that ends the others
-        trainer.strategy.barrier()
-    if not is_finished and stop.signal is not None:
-        if stop.signal is signal.SIGUSR1:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise SystemExit(128 + stop.signal)
+            begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        _append_summary(folder, "start", trainer, module, {})
+    if checkpoint is not None:
+        # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except Diverged:
+        _release(trainer, module)
+        raise
+    is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
+    if is_finished and module.validated_at != trainer.global_step:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+    _append_summary(folder, "end", trainer, module, throughput.cost())
+    if trainer.is_global_zero:
+        _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
+    # who leaves first may be taken for a failure that ends the others
+    trainer.strategy.barrier()
+    return is_finished
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

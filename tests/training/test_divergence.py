@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_illada import fit
 from lit_illada.cli import main
 from lit_illada.config import load, load_file
 from lit_illada.data.stream import MicroBatches, row_at
@@ -119,6 +121,42 @@ def test_what_happened_is_told_and_survives_a_resume(losses_by_step, tiny_overri
     assert result.exit_code == 1
     assert "after 2 rollbacks" in result.output
     assert len(rollbacks(run)) == 2
+
+
+@pytest.mark.parametrize("when", ["in the step that diverges", "between the two fits"])
+def test_a_signal_beside_a_rollback_stops_the_run_saved(when, losses_by_step, tiny_overrides, tmp_path, monkeypatch):
+    """After one more step from the checkpoint gone back to; a second signal of either kind changes nothing."""
+    pending, honest = [8, 9], fit._roll_back
+
+    def announce():
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    def change(step, rows, loss):
+        if step not in pending:
+            return loss
+        pending.remove(step)
+        if step == 9 and when == "in the step that diverges":
+            announce()
+        return loss * math.nan
+
+    def roll_back(*arguments):
+        if when == "between the two fits":
+            announce()
+        return honest(*arguments)
+
+    losses_by_step(change)
+    monkeypatch.setattr(fit, "_roll_back", roll_back)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    run = tmp_path / "run"
+    try:
+        assert pretrain(*tiny_overrides, *ROLLBACK, f"run_dir={run}").exit_code == 128 + signal.SIGUSR1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert len(rollbacks(run)) == 1
+    assert latest_checkpoint(run / "checkpoints").name == "step=00000007.ckpt"
+    assert pretrain(resume=run).exit_code == 0
 
 
 def test_the_diverged_checkpoints_are_taken_out_of_the_way(losses_by_step, tiny_overrides, tmp_path):
