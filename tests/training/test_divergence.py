@@ -26,6 +26,7 @@ from lit_illada.training.divergence import LossSpikes, Rollback, SpikeConfig
 ROLLBACK = [
     "trainer/on_divergence=rollback",
     "trainer.on_divergence.steps_back=2",
+    "trainer.on_divergence.max_spike_steps=null",
     "trainer.max_nonfinite_steps=2",
     "trainer.log_every_steps=1",
 ]
@@ -290,17 +291,37 @@ def test_the_detector_goes_on_where_its_state_was_saved():
         (["trainer/on_divergence=rolback"], "rollback"),
         (["trainer.on_divergence.name=resume"], "allowed are rollback, stop"),
         (["trainer.on_divergence.max_spike_steps=0"], "trainer.on_divergence.max_spike_steps must be 1 or more"),
+        (["trainer.on_divergence.max_spike_steps=128"], "max_spike_steps=128 is never reached"),
+        ([ROLLBACK[0], "trainer.spikes.window=16"], "max_spike_steps=16 is never reached"),
         (["trainer.spikes.window=2"], "trainer.spikes.window must be 8 steps or more; got 2"),
         (["trainer.spikes.threshold=0"], "trainer.spikes.threshold must be above 0; got 0"),
         ([ROLLBACK[0], "trainer.on_divergence.learning_rate_factor=2"], "must lie in (0, 1]; got 2"),
         ([ROLLBACK[0], "trainer.on_divergence.max_rollbacks=0"], "must be 1 or more; got 0"),
         ([ROLLBACK[0], "trainer.keep_checkpoints=1"], "needs trainer.keep_checkpoints of 2 or more"),
+        ([ROLLBACK[0], "trainer.checkpoint_every_steps=10"], "needs trainer.keep_checkpoints of 4 or more"),
+        ([ROLLBACK[0], "trainer.checkpoint_every_steps=29"], "needs trainer.keep_checkpoints of 3 or more"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(overrides, said):
     with pytest.raises(UserError) as caught:
         load("pretrain", overrides)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("every", "keep"), [(10, 4), (15, 3), (30, 2), (1, 31)])
+def test_what_is_kept_holds_a_checkpoint_to_go_back_to_whenever_a_run_diverges(every, keep):
+    """And one less does not: seen 16 steps late, 16 steps back."""
+    load("pretrain", [ROLLBACK[0], f"trainer.checkpoint_every_steps={every}", f"trainer.keep_checkpoints={keep}"])
+
+    def always(keep):
+        for seen_at in range(200, 300):
+            steps = [step for step in range(1, seen_at) if step % every == 0][-keep:]
+            if steps[0] > (seen_at - 16 + 1) - 16:
+                return False
+        return True
+
+    assert always(keep)
+    assert not always(keep - 1)
 
 
 def test_checkpoints_are_found_by_their_step(tmp_path):
