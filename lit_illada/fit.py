@@ -27,8 +27,9 @@ from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
+from lit_illada.training import rollback
 from lit_illada.training.callbacks import GracefulStop
-from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint, remove_after, remove_partials, step_of
+from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint, remove_partials, step_of
 from lit_illada.training.divergence import Diverged
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.ranks import RankWatch
@@ -147,10 +148,7 @@ def _release(trainer: pl.Trainer, module: PretrainModule) -> None:
 def _roll_back(
     config: PretrainConfig | SFTConfig, folder: RunFolder, datamodule: RowDataModule, divergence: Diverged
 ) -> PretrainConfig | SFTConfig:
-    """The config to go on with: the learning rate lowered. Takes the diverged checkpoints out of the way.
-
-    A kill before the config is written leaves a run that diverges again and is rolled back again.
-    """
+    """The config to go on with: the learning rate lowered. Takes the diverged checkpoints out of the way."""
     step, response = step_of(divergence.checkpoint), divergence.response
     optimizer = config.optim.optimizer
     learning_rate = optimizer.learning_rate * response.learning_rate_factor
@@ -166,19 +164,15 @@ def _roll_back(
         f", without rows {rows[0]} to {rows[1] - 1}" if response.skip_rows else "",
     )
     if _is_rank_zero():
-        removed = remove_after(folder.checkpoints, step)
-        folder.write_config(dump(lowered))
-        folder.add_rollback(
-            {
-                "at": datetime.now().isoformat(timespec="seconds"),
-                "reason": divergence.reason,
-                "from_step": divergence.step,
-                "to_step": step,
-                "learning_rate": [optimizer.learning_rate, learning_rate],
-                "removed": [path.name for path in removed],
-                "skipped_rows": rows if response.skip_rows else None,
-            }
-        )
+        record = {
+            "at": datetime.now().isoformat(timespec="seconds"),
+            "reason": divergence.reason,
+            "from_step": divergence.step,
+            "to_step": step,
+            "learning_rate": [optimizer.learning_rate, learning_rate],
+            "skipped_rows": rows if response.skip_rows else None,
+        }
+        rollback.roll_back(folder, dump(lowered), record)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # every rank reads what rank 0 has written
     return lowered
@@ -223,6 +217,7 @@ def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, R
     Raises UserError for what would make it another run, and for a run that is finished.
     """
     folder = RunFolder.open(path)
+    rollback.complete_rollback(folder)
     config = load_file(command, folder.config, overrides)
     checkpoint = latest_checkpoint(folder.checkpoints)
     if any(override.startswith("run_dir=") for override in overrides):

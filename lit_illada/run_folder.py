@@ -19,7 +19,7 @@ from lit_illada.files import write_atomically
 @dataclass(frozen=True)
 class RunFolder:
     """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, rollbacks.jsonl, ranks/, tokenizer/,
-    checkpoints/, and TensorBoard's events.
+    checkpoints/, and TensorBoard's events; rollback.json while one is under way.
     """
 
     path: Path
@@ -63,6 +63,10 @@ class RunFolder:
     @property
     def rollbacks(self) -> Path:
         return self.path / "rollbacks.jsonl"
+
+    @property
+    def rollback(self) -> Path:
+        return self.path / "rollback.json"
 
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,19 @@ from lit_illada.config import load, load_file
 from lit_illada.data.stream import MicroBatches, row_at
 from lit_illada.errors import UserError
 from lit_illada.objective import DiffusionObjective
-from lit_illada.training.checkpoint import Weights, latest_checkpoint, newest_until, read_checkpoint, remove_after
+from lit_illada.run_folder import RunFolder
+from lit_illada.training.checkpoint import (
+    Weights,
+    checkpoint_path,
+    latest_checkpoint,
+    link_best,
+    newest_until,
+    read_checkpoint,
+    remove_after,
+    remove_partials,
+)
 from lit_illada.training.divergence import LossSpikes, Rollback, SpikeConfig
+from lit_illada.training.rollback import complete_rollback, roll_back
 
 ROLLBACK = [
     "trainer/on_divergence=rollback",
@@ -184,6 +196,97 @@ def test_a_divergence_before_the_first_checkpoint_ends_the_run(losses_by_step, t
     assert not (tmp_path / "run" / "rollbacks.jsonl").exists()
 
 
+def wait_status(act):
+    """Of a forked process that does it; a fork, so that everything is imported."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_rollback_killed_at_any_point_is_completed_by_the_resume(is_sharded, tmp_path):
+    record = {"to_step": 3, "skipped_rows": [8, 16]}
+
+    def prepared(name):
+        folder = RunFolder(tmp_path / name)
+        folder.checkpoints.mkdir(parents=True)
+        folder.write_config("old")
+        folder.add_rollback({"to_step": 1})
+        for step in (1, 3, 5, 7):
+            path = checkpoint_path(folder.checkpoints, step)
+            if is_sharded:
+                path.mkdir()
+            (path / "state.pt" if is_sharded else path).touch()
+        link_best(folder.checkpoints, checkpoint_path(folder.checkpoints, 5))
+        return folder
+
+    def state(folder):
+        there = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*")}
+        return there, folder.config.read_text(), folder.read_rollbacks()
+
+    def killed_at(count, folder):
+        left = [count]
+
+        def look(event, arguments):
+            if event in ("open", "os.rename", "os.remove", "shutil.rmtree") and str(folder.path) in str(arguments[0]):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(look)
+        roll_back(folder, "new", record)
+        os._exit(0)
+
+    whole, untouched = prepared("whole"), state(prepared("untouched"))
+    roll_back(whole, "new", record)
+    wanted = state(whole)
+    assert wanted[1] == "new"
+    assert wanted[2][1:] == [{**record, "removed": ["step=00000007.ckpt", "step=00000005.ckpt"]}]
+    assert not (whole.checkpoints / "best").is_symlink()
+    begun = 0
+    for count in range(1, 100):
+        folder = prepared(f"killed {count}")
+        status = wait_status(partial(killed_at, count, folder))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        is_begun = folder.rollback.is_file()
+        begun += is_begun
+        complete_rollback(folder)
+        remove_partials(folder.checkpoints)
+        for half_written in folder.path.glob("*.tmp"):
+            half_written.unlink()
+        after = state(folder)
+        assert after == wanted or (not is_begun and after == untouched)
+    assert begun > 5
+
+
+def test_a_run_killed_while_it_is_rolled_back_goes_on_without_the_rows(losses_by_step, tiny_overrides, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    def change(step, rows, loss):
+        return loss * (math.inf if set(rows) & set(range(56, 72)) else 1.0)
+
+    losses_by_step(change)
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "add_rollback", killed)
+        with pytest.raises(Killed):
+            pretrain(*tiny_overrides, *ROLLBACK, "trainer.on_divergence.skip_rows=true", f"run_dir={run}")
+    assert pretrain(resume=run).exit_code == 0
+    (record,) = rollbacks(run)
+    assert record["skipped_rows"] == [48, 72]
+    assert load_file("pretrain", run / "config.yaml").optim.optimizer.learning_rate == 1e-4
+
+
 def test_rows_under_suspicion_are_passed_over_and_no_other(losses_by_step, tiny_overrides, tmp_path):
     """The rows of steps 8 and 9 make the loss infinite at any rate: only leaving them out helps."""
     good = []
@@ -325,15 +428,16 @@ def test_what_is_kept_holds_a_checkpoint_to_go_back_to_whenever_a_run_diverges(e
 
 
 def test_checkpoints_are_found_by_their_step(tmp_path):
-    for name in ("step=00000003.ckpt", "step=00000012.ckpt", "mine.ckpt", ".step=00000009.ckpt.partial"):
+    assert latest_checkpoint(tmp_path) is None
+    strays = {"mine.ckpt", "zzz.ckpt", "step=00000099 copy.ckpt", ".step=00000098.ckpt.partial"}
+    for name in ("step=00000003.ckpt", "step=00000012.ckpt", *strays):
         (tmp_path / name).touch()
+    assert latest_checkpoint(tmp_path).name == "step=00000012.ckpt"
     assert newest_until(tmp_path, 11).name == "step=00000003.ckpt"
     assert newest_until(tmp_path, 12).name == "step=00000012.ckpt"
     assert newest_until(tmp_path, 2) is None
     assert [path.name for path in remove_after(tmp_path, 3)] == ["step=00000012.ckpt"]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "step=00000003.ckpt", "mine.ckpt", ".step=00000009.ckpt.partial"
-    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"step=00000003.ckpt", *strays}
 
 
 PATCHED = """
