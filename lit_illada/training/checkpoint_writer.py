@@ -168,7 +168,7 @@ def _write_folder(partial: Path, content: Mapping[str, Any], parts: Mapping[str,
         os.fsync(file.fileno())
     if _rank() == 0:
         _write_file(partial / STATE_FILE, {"num_processes": _num_processes(), "content": content})
-        sync_folder(partial)
+    sync_folder(partial)  # on every machine: its file's name is its own to keep
 
 
 def _rank() -> int:
