@@ -92,7 +92,7 @@ def check_hardware(config: RunConfig, row_length: int) -> None:
     check_optimizer(config.optim.optimizer)
     accelerator, precision = config.trainer.hardware()
     is_short = row_length <= LONGEST_MATMUL_ROW
-    choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short)
+    choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short, config.model.head_dim)
 
 
 def build_objective(
