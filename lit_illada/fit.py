@@ -68,6 +68,8 @@ def fit(
                     if _is_out_of_memory(error):
                         raise UserError(_out_of_memory(config, error)) from error
                     raise
+                if is_finished is None:
+                    _collect_garbage()  # not before: the exception's traceback holds the fit that has ended
         if not is_finished and stop.signal is not None:
             if stop.signal is signal.SIGUSR1:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -138,8 +140,19 @@ def _release(trainer: pl.Trainer, module: PretrainModule) -> None:
     for optimizer in trainer.optimizers:
         optimizer.state.clear()
         optimizer.zero_grad(set_to_none=True)
+    for parameter in module.parameters():
+        if isinstance(parameter, DTensor):  # what shards it keeps views of its own
+            parameter.to_local().untyped_storage().resize_(0)
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         module.to_empty(device=torch.device("meta"))
+    # what outlives the fit lets go of it: the data module, and callbacks, which Lightning gives the module's methods
+    trainer.datamodule.trainer = None  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for name in ("log", "log_dict"):
+            vars(callback).pop(name, None)
+
+
+def _collect_garbage() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -7,15 +7,21 @@ import random
 import signal
 import subprocess
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from lit_illada import fit
+from lit_illada import build, fit
 from lit_illada.cli import main
 from lit_illada.config import load, load_file
 from lit_illada.data.stream import MicroBatches, row_at
@@ -134,6 +140,48 @@ def test_what_happened_is_told_and_survives_a_resume(losses_by_step, tiny_overri
     assert result.exit_code == 1
     assert "after 2 rollbacks" in result.output
     assert len(rollbacks(run)) == 2
+
+
+def test_nothing_of_the_diverged_fit_is_left_when_the_next_is_built(
+    losses_by_step, tiny_overrides, tmp_path, monkeypatch
+):
+    pending, modules, honest = [8, 9], [], build.build_module
+
+    def change(step, rows, loss):
+        if step not in pending:
+            return loss
+        pending.remove(step)
+        return loss * math.nan
+
+    def build_module(*arguments, **options):
+        assert [module() for module in modules] == [None] * len(modules)
+        module = honest(*arguments, **options)
+        modules.append(weakref.ref(module))
+        return module
+
+    losses_by_step(change)
+    monkeypatch.setattr(build, "build_module", build_module)
+    result = pretrain(*tiny_overrides, *ROLLBACK, f"run_dir={tmp_path / 'run'}")
+    assert result.exit_code == 0, result.output
+    assert len(modules) == 2
+
+
+def test_the_weights_of_a_model_in_pieces_are_let_go(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.randn(2, 16)).sum().backward()
+        optimizer.step()
+        stores = [parameter.to_local().untyped_storage() for parameter in model.parameters()]
+        assert all(store.nbytes() for store in stores)
+        trainer = SimpleNamespace(optimizers=[optimizer], callbacks=[], datamodule=SimpleNamespace())
+        fit._release(trainer, model)
+        assert not any(store.nbytes() for store in stores)
+        assert not optimizer.state
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("when", ["in the step that diverges", "between the two fits"])
