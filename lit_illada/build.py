@@ -92,7 +92,7 @@ def check_hardware(config: RunConfig, row_length: int) -> None:
     check_optimizer(config.optim.optimizer)
     accelerator, precision = config.trainer.hardware()
     is_short = row_length <= LONGEST_MATMUL_ROW
-    choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short)
+    choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short, config.model.head_dim)
 
 
 def build_objective(
@@ -208,8 +208,9 @@ def build_trainer(
     module: PretrainModule,
     datamodule: RowDataModule,
     console: Console,
-) -> tuple[Trainer, GracefulStop, TimeLimit | None]:
-    """The trainer with its callbacks, and those that know whether the run was asked to stop, or its time is over."""
+    stop: GracefulStop,
+) -> tuple[Trainer, TimeLimit | None]:
+    """The trainer with its callbacks, and the one that knows whether the run's time is over."""
     options = config.trainer
     checkpoints = Checkpoints(
         folder.checkpoints,
@@ -224,7 +225,6 @@ def build_trainer(
         matmul_flops_per_s(accelerator.device, precision.dtype),
         options.log_every_steps,
     )
-    stop = GracefulStop(checkpoints)
     time_limit = None if options.max_time_s is None else TimeLimit(options.max_time_s)
     callbacks = [
         throughput,
@@ -248,7 +248,7 @@ def build_trainer(
         # last, so that what looks at the model after a validation sees the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
     logger = TensorBoardLogger(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)
-    return make_trainer(options, folder.path, callbacks, logger), stop, time_limit
+    return make_trainer(options, folder.path, callbacks, logger), time_limit
 
 
 def _texts(

@@ -29,7 +29,9 @@ from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint, remove_after, remove_partials, step_of
+from lit_illada.training import rollback
+from lit_illada.training.callbacks import GracefulStop
+from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint, remove_partials, step_of
 from lit_illada.training.divergence import Diverged
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.ranks import RankWatch
@@ -54,17 +56,26 @@ def fit(
     A run that diverges and is to roll back goes on from an earlier checkpoint. Exits with 128 + its number when a
     signal ended the run early.
     """
+    stop = GracefulStop()
     with _alone_in(folder), RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
-        while True:
-            try:
-                return _fit(config, folder, datamodule, checkpoint, console, watch)
-            except Diverged as divergence:
-                config = _roll_back(config, folder, datamodule, divergence)
-                checkpoint = divergence.checkpoint
-            except (MemoryError, RuntimeError) as error:
-                if _is_out_of_memory(error):
-                    raise UserError(_out_of_memory(config, error)) from error
-                raise
+        is_finished = None
+        with stop.heeding_signals():
+            while is_finished is None:
+                try:
+                    is_finished = _fit(config, folder, datamodule, checkpoint, console, watch, stop)
+                except Diverged as divergence:
+                    config = _roll_back(config, folder, datamodule, divergence)
+                    checkpoint = divergence.checkpoint
+                except (MemoryError, RuntimeError) as error:
+                    if _is_out_of_memory(error):
+                        raise UserError(_out_of_memory(config, error)) from error
+                    raise
+                if is_finished is None:
+                    _collect_garbage()  # not before: the exception's traceback holds the fit that has ended
+        if not is_finished and stop.signal is not None:
+            if stop.signal is signal.SIGUSR1:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise SystemExit(128 + stop.signal)
 
 
 @contextmanager
@@ -85,42 +96,40 @@ def _fit(
     checkpoint: Path | None,
     console: Console,
     watch: RankWatch,
-) -> None:
+    stop: GracefulStop,
+) -> bool:
+    """Whether the run is finished."""
     started_at = time.perf_counter()
     if checkpoint is None:
         _record(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
     module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
-    trainer, stop, time_limit = build.build_trainer(config, folder, module, datamodule, console)
+    trainer, time_limit = build.build_trainer(config, folder, module, datamodule, console, stop)
     trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
-    with stop.heeding_signals():
-        if checkpoint is None:
-            if trainer.is_global_zero:
-                begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
-            trainer.validate(module, datamodule=datamodule, verbose=False)
-            _append_summary(folder, "start", trainer, module, {})
-        if checkpoint is not None:
-            # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
-            trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
-        try:
-            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        except Diverged:
-            _release(trainer, module)
-            raise
-        is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
-        if is_finished and module.validated_at != trainer.global_step:
-            trainer.validate(module, datamodule=datamodule, verbose=False)
-        _append_summary(folder, "end", trainer, module, throughput.cost())
+    if checkpoint is None:
         if trainer.is_global_zero:
-            _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
-        # who leaves first may be taken for a failure that ends the others
-        trainer.strategy.barrier()
-    if not is_finished and stop.signal is not None:
-        if stop.signal is signal.SIGUSR1:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise SystemExit(128 + stop.signal)
+            begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        _append_summary(folder, "start", trainer, module, {})
+    if checkpoint is not None:
+        # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except Diverged:
+        _release(trainer, module)
+        raise
+    is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
+    if is_finished and module.validated_at != trainer.global_step:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+    _append_summary(folder, "end", trainer, module, throughput.cost())
+    if trainer.is_global_zero:
+        _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
+    # who leaves first may be taken for a failure that ends the others
+    trainer.strategy.barrier()
+    return is_finished
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -144,8 +153,19 @@ def _release(trainer: pl.Trainer, module: PretrainModule) -> None:
     for optimizer in trainer.optimizers:
         optimizer.state.clear()
         optimizer.zero_grad(set_to_none=True)
+    for parameter in module.parameters():
+        if isinstance(parameter, DTensor):  # what shards it keeps views of its own
+            parameter.to_local().untyped_storage().resize_(0)
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         module.to_empty(device=torch.device("meta"))
+    # what outlives the fit lets go of it: the data module, and callbacks, which Lightning gives the module's methods
+    trainer.datamodule.trainer = None  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for name in ("log", "log_dict"):
+            vars(callback).pop(name, None)
+
+
+def _collect_garbage() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -154,10 +174,7 @@ def _release(trainer: pl.Trainer, module: PretrainModule) -> None:
 def _roll_back(
     config: PretrainConfig | SFTConfig, folder: RunFolder, datamodule: RowDataModule, divergence: Diverged
 ) -> PretrainConfig | SFTConfig:
-    """The config to go on with: the learning rate lowered. Takes the diverged checkpoints out of the way.
-
-    A kill before the config is written leaves a run that diverges again and is rolled back again.
-    """
+    """The config to go on with: the learning rate lowered. Takes the diverged checkpoints out of the way."""
     step, response = step_of(divergence.checkpoint), divergence.response
     optimizer = config.optim.optimizer
     learning_rate = optimizer.learning_rate * response.learning_rate_factor
@@ -173,19 +190,15 @@ def _roll_back(
         f", without rows {rows[0]} to {rows[1] - 1}" if response.skip_rows else "",
     )
     if _is_rank_zero():
-        removed = remove_after(folder.checkpoints, step)
-        folder.write_config(dump(lowered))
-        folder.add_rollback(
-            {
-                "at": datetime.now().isoformat(timespec="seconds"),
-                "reason": divergence.reason,
-                "from_step": divergence.step,
-                "to_step": step,
-                "learning_rate": [optimizer.learning_rate, learning_rate],
-                "removed": [path.name for path in removed],
-                "skipped_rows": rows if response.skip_rows else None,
-            }
-        )
+        record = {
+            "at": datetime.now().isoformat(timespec="seconds"),
+            "reason": divergence.reason,
+            "from_step": divergence.step,
+            "to_step": step,
+            "learning_rate": [optimizer.learning_rate, learning_rate],
+            "skipped_rows": rows if response.skip_rows else None,
+        }
+        rollback.roll_back(folder, dump(lowered), record)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # every rank reads what rank 0 has written
     return lowered
@@ -231,6 +244,7 @@ def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, R
     training there.
     """
     folder = RunFolder.open(path)
+    rollback.complete_rollback(folder)
     config = load_file(command, folder.config, overrides)
     checkpoint = latest_checkpoint(folder.checkpoints)
     if any(override.startswith("run_dir=") for override in overrides):

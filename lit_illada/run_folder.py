@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RunFolder:
     """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, rollbacks.jsonl, ranks/, tokenizer/,
-    checkpoints/, training.lock and TensorBoard's events.
+    checkpoints/, training.lock and TensorBoard's events; rollback.json while one is under way.
     """
 
     path: Path
@@ -75,6 +75,10 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         return self.path / "training.lock"
+
+    @property
+    def rollback(self) -> Path:
+        return self.path / "rollback.json"
 
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
@@ -140,8 +144,9 @@ class RunFolder:
             return []
         return [json.loads(line) for line in self.rollbacks.read_text(encoding="utf-8").splitlines()]
 
-    def add_rollback(self, record: dict[str, Any]) -> None:
-        lines = [json.dumps(each) + "\n" for each in (*self.read_rollbacks(), record)]
+    def write_rollback(self, number: int, record: dict[str, Any]) -> None:
+        """The run's last so far, counted from 1. To write it again changes nothing."""
+        lines = [json.dumps(each) + "\n" for each in (*self.read_rollbacks()[: number - 1], record)]
         write_atomically(self.rollbacks, "".join(lines))
 
     def write_provenance(self, now: datetime, data_sha256: str | None = None) -> None:

@@ -132,7 +132,7 @@ def _outcome(
 ) -> list[Tensor]:
     """Output and the gradients of queries, keys and values."""
     q, k, v = (tensor.detach().to(dtype).requires_grad_() for tensor in inputs)
-    out = Attention.plan(kernel, layout, is_causal, q.device, dtype).attend(q, k, v)
+    out = Attention.plan(kernel, layout, is_causal, q.device, dtype, q.shape[-1]).attend(q, k, v)
     # not the sum, whose gradient for the queries and keys is nothing but rounding
     out.float().square().sum().backward()
     return [tensor.detach().float() for tensor in (out, q.grad, k.grad, v.grad) if tensor is not None]

@@ -16,6 +16,7 @@ from lit_illada.bench.figure import Figure, figure, now
 from lit_illada.config import PretrainConfig, load
 from lit_illada.data.prepare import prepare
 from lit_illada.run_folder import RunFolder
+from lit_illada.training.callbacks import GracefulStop
 from lit_illada.training.optim import build_optimizer
 from lit_illada.training.schedule import LearningRate
 from lit_illada.training.trainer import Precision
@@ -55,7 +56,7 @@ def _with_lightning(config: PretrainConfig, scratch: Path, index: int) -> float:
     config = build.resolve(config, datamodule.tokenizer)
     module = build.build_module(config, datamodule)
     folder = RunFolder(scratch / f"run-{index}")
-    trainer, *_ = build.build_trainer(config, folder, module, datamodule, Console(quiet=True))
+    trainer, _ = build.build_trainer(config, folder, module, datamodule, Console(quiet=True), GracefulStop())
     stopwatch = _Stopwatch()
     trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0

@@ -7,7 +7,7 @@ C columns whose keys are seen: T, unless the others' come from a cache.
 import importlib.metadata
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cache
 
@@ -58,6 +58,7 @@ class Attention:
         is_causal: bool,
         device: torch.device,
         dtype: torch.dtype,
+        head_dim: int,
         window: slice | None = None,
     ) -> "Attention":
         """Chooses the kernel and builds the mask it needs; raises UserError where the wanted one cannot run.
@@ -65,7 +66,7 @@ class Attention:
         window: the columns of the layout whose queries are asked, where they are not all.
         """
         num_columns = layout.position_ids.shape[1]
-        kernel = choose_kernel(wanted, device.type, dtype, num_columns <= LONGEST_MATMUL_ROW)
+        kernel = choose_kernel(wanted, device.type, dtype, num_columns <= LONGEST_MATMUL_ROW, head_dim)
         if window is not None:
             return cls._plan_window(kernel, layout, is_causal, device, dtype, window)
         if kernel in SEGMENT_KERNELS:
@@ -124,18 +125,20 @@ def _log_once(message: str) -> None:
 
 
 @cache
-def choose_kernel(wanted: AttentionKernel, device: str, dtype: torch.dtype, is_short: bool) -> AttentionKernel:
-    """The kernel that runs, with one log line for each new situation."""
+def choose_kernel(
+    wanted: AttentionKernel, device: str, dtype: torch.dtype, is_short: bool, head_dim: int | None = None
+) -> AttentionKernel:
+    """The kernel that runs, with one log line for each new situation. head_dim: None where no model is in view."""
     kernel: AttentionKernel
     if wanted is not AttentionKernel.AUTO:
-        if problem := _why_not(wanted, device, dtype):
+        if problem := _why_not(wanted, device, dtype, head_dim):
             raise UserError(f"model.attention is {wanted}, which {problem}: choose sdpa, or auto for the fastest here")
         kernel, reason = wanted, "as configured"
     elif device == "cpu":
         kernel = AttentionKernel.MATMUL if is_short and dtype is torch.bfloat16 else AttentionKernel.SDPA
         reason = "auto, the fastest on a CPU for this dtype and row length"
     else:
-        obstacles = {fast: _why_not(fast, device, dtype) for fast in SEGMENT_KERNELS}
+        obstacles = {fast: _why_not(fast, device, dtype, head_dim) for fast in SEGMENT_KERNELS}
         kernel = next((fast for fast, problem in obstacles.items() if not problem), AttentionKernel.SDPA)
         reason = "; ".join(["auto", *(f"{fast} {problem}" for fast, problem in obstacles.items() if problem)])
     rows = "up to" if is_short else "over"
@@ -143,7 +146,7 @@ def choose_kernel(wanted: AttentionKernel, device: str, dtype: torch.dtype, is_s
     return kernel
 
 
-def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype) -> str | None:
+def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype, head_dim: int | None = None) -> str | None:
     """Why the kernel cannot run here, or None."""
     if kernel not in SEGMENT_KERNELS:
         return None
@@ -157,6 +160,8 @@ def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype) -> str | 
         return f"needs a CUDA device and the model is on {device!r}"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"computes in bfloat16 or float16 and the model in {dtype}"
+    if head_dim is not None and head_dim not in _HEAD_DIMS[kernel][0]:
+        return f"takes heads of {_HEAD_DIMS[kernel][1]} and the model's are {head_dim} wide"
     if torch.cuda.is_available():
         has = torch.cuda.get_device_capability()
         if has < _CAPABILITY[kernel]:
@@ -172,6 +177,12 @@ _PACKAGES = {
 }
 # Ampere, and Hopper: FlashAttention 4 has a forward pass for Ampere, and no backward pass
 _CAPABILITY = {AttentionKernel.VARLEN: (8, 0), AttentionKernel.FLASH: (8, 0), AttentionKernel.FLASH4: (9, 0)}
+# flash-attn 2 fills heads up to a multiple of 8 by itself, torch does not
+_HEAD_DIMS: dict[AttentionKernel, tuple[Container[int], str]] = {
+    AttentionKernel.VARLEN: (range(8, 257, 8), "a multiple of 8, 256 at most,"),
+    AttentionKernel.FLASH: (range(1, 257), "256 at most"),
+    AttentionKernel.FLASH4: ((64, 96, 128), "64, 96 or 128"),
+}
 
 
 def _is_installed(package: str) -> bool:
@@ -245,7 +256,7 @@ def _flash_4() -> SegmentKernel:
         # by name: the betas differ in what stands between `v` and the borders
         borders = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens}
         longest = {"max_seqlen_q": max_seqlen, "max_seqlen_k": max_seqlen}
-        out, _ = flash_attn_varlen_func(q, k, v, **borders, **longest, causal=is_causal)
-        return out
+        out = flash_attn_varlen_func(q, k, v, **borders, **longest, causal=is_causal)
+        return out[0] if isinstance(out, tuple) else out  # some betas return the log-sum-exp beside it
 
     return attend

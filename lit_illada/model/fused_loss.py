@@ -25,7 +25,8 @@ FusedKernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def fused_kernel(hidden_MD: Tensor, weight_VD: Tensor) -> FusedKernel | None:
     """The kernel where it may be used, else None: on CUDA, for plain tensors that are whole, in one dtype.
 
-    Under FSDP the weight is whole while the model runs; under tensor parallelism it is a DTensor and stays ours.
+    Under FSDP the weight is whole while the model runs; tensor parallelism does not cut the LM head, so that every rank
+    computes the whole of it.
     """
     if not hidden_MD.is_cuda or type(weight_VD) not in (Tensor, torch.nn.Parameter):
         return None

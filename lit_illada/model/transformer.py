@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         window = None if input_ids.shape[1] == num_columns else columns
         assert window is None or cache is not None, "a window needs a cache for what lies outside it"
         config, dtype = self.config, _compute_dtype(x)
-        attention = Attention.plan(config.attention, layout, config.is_causal, x.device, dtype, window)
+        attention = Attention.plan(config.attention, layout, config.is_causal, x.device, dtype, config.head_dim, window)
         rope = rotation(layout.position_ids[:, columns], config.head_dim, config.rope_theta)
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, attention, None if cache is None else cache.window(index, start, num_columns))

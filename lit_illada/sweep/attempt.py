@@ -119,7 +119,7 @@ def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[
     """The command line: to go on from the newest checkpoint, or to begin; none where it is at its end already."""
     if run.command != Command.SCORE and (place.path / "config.yaml").is_file():
         summary = (read_record(place.summary) or {}).get("end", {})
-        for checkpoint in sorted(place.path.glob("checkpoints/*.ckpt"), reverse=True):
+        for checkpoint in sorted(place.path.glob("checkpoints/step=*.ckpt"), reverse=True):
             if _step_of(checkpoint) != run_length(place, run):
                 return [run.command, "--resume", str(place.path)]
             if summary.get("step") == _step_of(checkpoint):

@@ -31,11 +31,11 @@ class GracefulStop(Callback):
     """Ctrl-C, SIGTERM or SIGUSR1 ends the run after the step in progress, saved. A second Ctrl-C ends it at once.
 
     Who manages a job may announce its end more than once, and differently to each process: `signal` is, after the
-    stop, the same on all ranks. SIGUSR1 is what Slurm sends to say that the time is nearly over.
+    stop, the same on all ranks. SIGUSR1 is what Slurm sends to say that the time is nearly over. One for all fits of a
+    run: what one of them had no time to heed stops the next.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     @contextmanager
@@ -66,13 +66,11 @@ class GracefulStop(Callback):
             return
         self.signal = next(number for number in _STOPPING if self._is_asked(trainer, number))
         trainer.should_stop = True
-        if not self._checkpoints.is_validated(trainer.global_step):
-            self._checkpoints.save_now(trainer)
+        checkpoints = trainer.checkpoint_callback
+        assert isinstance(checkpoints, Checkpoints)
+        checkpoints.stop_after_step()
+        if not checkpoints.is_validated(trainer.global_step):
             trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.should_stop:
-            self._checkpoints.save_now(trainer)
 
     def _listen(self) -> None:
         # also over Lightning's own handler, which would speak to the other ranks in the middle of a step

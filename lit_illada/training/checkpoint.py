@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ def parts_file(process: int, num_processes: int) -> str:
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
     """The whole checkpoints of a folder, ascending."""
     found = {
-        int(match[1]): path for path in folder.glob(f"*{_SUFFIX}") if (match := re.match(r"step=(\d+)", path.name))
+        int(match[1]): path
+        for path in folder.glob(f"*{_SUFFIX}")
+        if (match := re.fullmatch(rf"step=(\d+){re.escape(_SUFFIX)}", path.name))
     }
     return dict(sorted(found.items()))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest step in a folder."""
-    return max(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.name, default=None)
+    return next(reversed(checkpoints_by_step(folder).values()), None)
 
 
 def newest_until(folder: Path, step: int) -> Path | None:
@@ -52,10 +55,15 @@ def newest_until(folder: Path, step: int) -> Path | None:
 
 
 def remove_after(folder: Path, step: int) -> list[Path]:
-    """Remove every checkpoint taken after this step, the newest first: whatever a kill leaves is one unbroken run."""
+    """Remove every checkpoint taken after this step, the newest first: whatever a kill leaves is one unbroken run.
+
+    `best` goes with the one it led to, until a later save finds the best of what is left.
+    """
     later = [path for at, path in reversed(checkpoints_by_step(folder).items()) if at > step]
     for path in later:
         remove_checkpoint(path)
+    if not (folder / BEST).exists():
+        link_best(folder, None)
     return later
 
 
@@ -128,6 +136,8 @@ def publish_partial(path: Path) -> None:
     """The written partial becomes the checkpoint, at once and for good."""
     if path.is_dir():
         _remove_folder(path)
+    if partial_of(path).is_dir():
+        sync_folder(partial_of(path))
     partial_of(path).replace(path)
     sync_folder(path.parent)
 
@@ -172,7 +182,7 @@ def sync_folder(folder: Path) -> None:
 
 def cause(error: BaseException) -> str:
     """What went wrong, in one line."""
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -187,5 +197,6 @@ def _load(path: Path) -> dict[str, Any]:
 def _remove_folder(path: Path) -> None:
     going = partial_of(path.with_name(f"{path.name}.removed"))
     shutil.rmtree(going, ignore_errors=True)
-    path.replace(going)
+    with suppress(FileNotFoundError):  # another process has been faster
+        path.replace(going)
     shutil.rmtree(going, ignore_errors=True)

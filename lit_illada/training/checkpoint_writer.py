@@ -46,21 +46,23 @@ class CheckpointWriter(CheckpointIO):
         self._thread: threading.Thread | None = None
         self.is_sharded = False
         self.error: UserError | None = None
+        self._is_written = False
         self.write_s = 0.0
         self._own: dict[str, tuple[int, ...]] = {}
         self._own_of: list[str] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         assert self._path is None, f"{self._path} is being written still"
-        self._path, self.error = Path(path), None
+        self.error, self._is_written = None, False
         content, parts = self._divided(checkpoint)
         self.is_sharded = parts is not None
         if self._is_async:
             content, parts = _copied(content, parts)
-        self._thread = threading.Thread(target=self._write, args=(self._path, content, parts), daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._write, args=(Path(path), content, parts), daemon=True)
+        thread.start()
+        self._path, self._thread = Path(path), thread  # not before: there may be no memory for the copy
         if not self._is_async:
-            self._thread.join()
+            thread.join()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))
@@ -79,6 +81,7 @@ class CheckpointWriter(CheckpointIO):
 
     def publish(self) -> None:
         """Ends a write that went well in every process."""
+        assert self._is_written, f"{self._path} is not whole"
         path = self._end()
         if _rank() == 0:
             publish_partial(path)
@@ -125,8 +128,8 @@ class CheckpointWriter(CheckpointIO):
                 _write_folder(partial_of(path), content, parts)
             elif _rank() == 0:
                 _write_file(partial_of(path), content)
-        except (OSError, RuntimeError) as error:
-            # torch's zip writer reports a full disk as a RuntimeError of its own
+            self._is_written = True
+        except Exception as error:  # whatever it is: a thread that dies tells nobody
             self.error = UserError(f"{path}: the checkpoint could not be written ({cause(error)})")
             self.error.__cause__ = error
         self.write_s = time.perf_counter() - started_at
@@ -165,7 +168,7 @@ def _write_folder(partial: Path, content: Mapping[str, Any], parts: Mapping[str,
         os.fsync(file.fileno())
     if _rank() == 0:
         _write_file(partial / STATE_FILE, {"num_processes": _num_processes(), "content": content})
-        sync_folder(partial)
+    sync_folder(partial)  # on every machine: its file's name is its own to keep
 
 
 def _rank() -> int:

@@ -212,12 +212,15 @@ class DivergenceGuard(Callback):
         publish(pl_module, {"train/skipped_steps": float(self._skipped)})
         if self._in_a_row >= self._max_nonfinite_steps:
             if isinstance(self._response, Stop):
-                self._checkpoints.save_now(trainer)  # the weights are those before the first of them
-                raise UserError(
-                    f"{self._in_a_row} steps in a row had a non-finite gradient, up to step {trainer.global_step}; the "
-                    f"weights before them are saved in {self._checkpoints.dirpath}: resume with a lower "
-                    "optim.optimizer.learning_rate"
+                # the weights are those before the first of them
+                self._checkpoints.stop_after_step(
+                    UserError(
+                        f"{self._in_a_row} steps in a row had a non-finite gradient, up to step {trainer.global_step}; "
+                        f"the weights before them are saved in {self._checkpoints.dirpath}: resume with a lower "
+                        "optim.optimizer.learning_rate"
+                    )
                 )
+                return
             self._end(trainer, f"{self._in_a_row} steps in a row had a non-finite gradient", self._in_a_row)
 
     def _end(self, trainer: Trainer, what: str, steps: int) -> None:

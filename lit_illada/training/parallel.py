@@ -52,7 +52,8 @@ class ReduceDtype(StrEnum):
 class ParallelConfig:
     """shard_size: devices that hold one model between them; None is all of them, fewer are copies of such groups.
 
-    tensor_parallel: devices that share every block's heads and MLP; they see the same rows.
+    tensor_parallel: devices that share every block's heads and MLP; they see the same rows, and each computes the whole
+    LM head on them.
     reduce_every_micro_batch: sum gradients after every micro-batch, so that no device keeps whole ones while it
     accumulates; else once a step. reduce_dtype: under fsdp; ddp sums what it has, float32.
     """

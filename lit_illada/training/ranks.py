@@ -48,7 +48,7 @@ class RankWatch(Callback):
         self._started_at = time.time()
         self._stopped = threading.Event()
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._seen: dict[int, tuple[str, float]] = {}
+        self._seen: dict[int, tuple[float | None, float]] = {}  # when it renewed its state, and when that was seen
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size == 1 or self._rank is not None:
@@ -165,8 +165,9 @@ class RankWatch(Callback):
             if rank == self._rank or (state := self._state(rank)).get("ended") == "":
                 continue
             if how := self._how_dead(rank, state):
-                where = f"rank {rank} (process {state.get('pid')} on {state.get('host')})"
-                return f"{where} {how}; last seen at step {state.get('step')}; its log: {self._log_of(rank)}"
+                where = f"rank {rank} (process {state['pid']} on {state['host']})" if state else f"rank {rank}"
+                seen = f"last seen at step {state['step']}" if state else "never seen"
+                return f"{where} {how}; {seen}; its log: {self._log_of(rank)}"
         return None
 
     def _how_dead(self, rank: int, state: dict[str, Any]) -> str | None:
@@ -177,11 +178,11 @@ class RankWatch(Callback):
             return _how_ended(child.returncode)
         if state.get("host") == socket.gethostname():
             return None if _is_alive(state["pid"]) else "was killed or crashed"
-        renewed, since = self._seen.get(rank, ("", 0.0))
-        if state.get("renewed_at") != renewed:
-            self._seen[rank] = str(state.get("renewed_at")), time.monotonic()
+        renewed_at = state.get("renewed_at")  # its clock need not be this one's: only a change tells
+        if rank not in self._seen or self._seen[rank][0] != renewed_at:
+            self._seen[rank] = renewed_at, time.monotonic()
             return None
-        silent_s = time.monotonic() - since
+        silent_s = time.monotonic() - self._seen[rank][1]
         return f"has been silent for {silent_s:.0f} s" if silent_s > _SILENT_S else None
 
     def _positions(self) -> str:

@@ -18,7 +18,8 @@ class Recomputation(StrEnum):
 
     selective: also the outputs of its linear layers and of attention, the dear ones; norms, rotations and the MLP's
     product are computed again. Of `matmul` attention only the linear layers: its scores are as many as the row is
-    long. As in torchtitan, which keeps every second matrix product; here all are.
+    long; FlashAttention 4's output, whose function torch knows no operator of, is computed again too. As in torchtitan,
+    which keeps every second matrix product; here all are.
     """
 
     none = "none"

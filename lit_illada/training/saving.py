@@ -61,6 +61,8 @@ class Checkpoints(Checkpoint):
         self._bounds: dict[int, float] = {}
         self._saved_step: int | None = None
         self._is_in_flight = False
+        self._is_asked = False
+        self._error: UserError | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"bounds": dict(self._bounds)}
@@ -80,12 +82,12 @@ class Checkpoints(Checkpoint):
             return
         self._publish(trainer, is_waiting=False)
         if not self.is_validated(trainer.global_step):
-            self._save_if_due(trainer)
+            self._end_step(trainer, is_last=self._is_asked)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._publish(trainer, is_waiting=False)
-            self._save_if_due(trainer)
+            self._end_step(trainer, is_last=self._is_asked or trainer.should_stop)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._publish(trainer, is_waiting=True)
@@ -111,15 +113,22 @@ class Checkpoints(Checkpoint):
         """Whether a validation follows this step."""
         return step % self._val_every_steps == 0
 
-    def save_now(self, trainer: Trainer) -> None:
-        """Save at this step, due or not; it is on the disk when this returns."""
-        self._begin(trainer)
-        self._publish(trainer, is_waiting=True)
+    def stop_after_step(self, error: UserError | None = None) -> None:
+        """Save at the end of this step, due or not, to the disk, and raise the error, if any.
 
-    def _save_if_due(self, trainer: Trainer) -> None:
-        is_last = trainer.global_step >= trainer.max_steps
-        if trainer.global_step > 0 and (is_last or trainer.global_step % self._every_steps == 0):
+        Not at once: Lightning runs this callback last, and what is saved before the others (an average of the weights,
+        say) have taken the step is no state that an undisturbed run was ever in.
+        """
+        self._is_asked, self._error = True, self._error or error
+
+    def _end_step(self, trainer: Trainer, *, is_last: bool) -> None:
+        is_due = trainer.global_step >= trainer.max_steps or trainer.global_step % self._every_steps == 0
+        if is_last or (trainer.global_step > 0 and is_due):
             self._begin(trainer)
+        if is_last:
+            self._publish(trainer, is_waiting=True)
+        if self._error is not None:
+            raise self._error
 
     def _begin(self, trainer: Trainer) -> None:
         if self._saved_step == trainer.global_step:
@@ -130,8 +139,8 @@ class Checkpoints(Checkpoint):
         assert isinstance(module, PretrainModule)
         if module.validated_at == step:
             self._bounds[step] = float(trainer.callback_metrics[_BOUND])
-        self._is_in_flight, self._saved_step = True, step
         trainer.save_checkpoint(checkpoint_path(self.dirpath, step), weights_only=False)
+        self._is_in_flight, self._saved_step = True, step
         _tell(trainer, {"perf/checkpoint_pause_s": time.perf_counter() - started_at})
 
     def _publish(self, trainer: Trainer, *, is_waiting: bool) -> None:

@@ -1,6 +1,7 @@
 """How a run is driven: devices, precision, batch, length, and the Lightning trainer made of them."""
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -142,11 +143,7 @@ class TrainerConfig:
         self.parallel.check_devices(self.world_size)
         if not self.timeout_s > 0:
             raise UserError(f"trainer.timeout_s must be above 0; got {self.timeout_s}")
-        if isinstance(self.on_divergence, Rollback) and self.keep_checkpoints < 2:
-            raise UserError(
-                "trainer.on_divergence=rollback needs trainer.keep_checkpoints of 2 or more: the newest one may be of "
-                f"after the divergence began; got {self.keep_checkpoints}"
-            )
+        self._check_divergence()
         at_once = self.micro_batch_rows * self.num_data_ranks
         if self.batch_rows % at_once:
             tensor = self.parallel.tensor_parallel
@@ -159,6 +156,27 @@ class TrainerConfig:
             raise UserError(
                 f"trainer.ema_decay={self.ema_decay} averages whole weights, and trainer.parallel cuts them: set "
                 "trainer.ema_decay=null, or trainer.parallel.strategy=ddp"
+            )
+
+    def _check_divergence(self) -> None:
+        response, window = self.on_divergence, self.spikes.window
+        most = response.max_spike_steps
+        if most is not None and most >= window:
+            raise UserError(
+                f"trainer.on_divergence.max_spike_steps={most} is never reached: a spike of trainer.spikes.window="
+                f"{window} steps is taken for a new level; it must be below that, or null for none"
+            )
+        if not isinstance(response, Rollback):
+            return
+        unseen = max(self.max_nonfinite_steps, most or 0)
+        # the newest checkpoint may be of the step before the divergence is seen
+        needed = 1 + math.ceil((unseen + response.steps_back - 2) / self.checkpoint_every_steps)
+        if self.keep_checkpoints < needed:
+            raise UserError(
+                f"trainer.on_divergence=rollback needs trainer.keep_checkpoints of {needed} or more: with "
+                f"checkpoint_every_steps={self.checkpoint_every_steps} the newest may be of after the divergence began "
+                f"(it is seen up to {unseen} steps later, and the way back is {response.steps_back} steps more); got "
+                f"{self.keep_checkpoints}"
             )
 
     @property

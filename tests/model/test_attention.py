@@ -54,7 +54,7 @@ def test_every_kernel_equals_plain_attention_document_by_document(
 ):
     layout = packed[1] if is_packed else Layout.whole_rows(3, 12)
     q, k, v = heads(4), heads(num_key_value_heads, seed=1), heads(num_key_value_heads, seed=2)
-    attention = Attention.plan(kernel, layout, is_causal, CPU, torch.float32)
+    attention = Attention.plan(kernel, layout, is_causal, CPU, torch.float32, 8)
     torch.testing.assert_close(
         attention.attend(q, k, v).double(), plain_attention(q, k, v, layout, is_causal), atol=2e-6, rtol=1e-5
     )
@@ -65,7 +65,7 @@ def test_kernels_agree_in_their_gradients(is_causal, packed):
     grads = []
     for kernel in HERE:
         q, k, v = heads(4), heads(2, seed=1), heads(2, seed=2)
-        Attention.plan(kernel, packed[1], is_causal, CPU, torch.float32).attend(q, k, v).square().sum().backward()
+        Attention.plan(kernel, packed[1], is_causal, CPU, torch.float32, 8).attend(q, k, v).square().sum().backward()
         grads.append((q.grad, k.grad, v.grad))
     torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
 
@@ -73,7 +73,7 @@ def test_kernels_agree_in_their_gradients(is_causal, packed):
 def test_matmul_in_bfloat16_is_close_to_float32(packed):
     q, k, v = heads(4), heads(2, seed=1), heads(2, seed=2)
     exact = plain_attention(q, k, v, packed[1], False)
-    attention = Attention.plan(AttentionKernel.MATMUL, packed[1], False, CPU, torch.bfloat16)
+    attention = Attention.plan(AttentionKernel.MATMUL, packed[1], False, CPU, torch.bfloat16, 8)
     out = attention.attend(*(x.bfloat16() for x in (q, k, v)))
     assert out.dtype is torch.bfloat16
     torch.testing.assert_close(out.double(), exact, atol=3e-2, rtol=3e-2)
@@ -81,8 +81,8 @@ def test_matmul_in_bfloat16_is_close_to_float32(packed):
 
 def test_a_batch_of_whole_rows_carries_no_mask(packed):
     for kernel in HERE:
-        assert Attention.plan(kernel, Layout.whole_rows(3, 12), False, CPU, torch.float32).mask is None
-        assert Attention.plan(kernel, packed[1], False, CPU, torch.float32).mask.shape == (3, 1, 12, 12)
+        assert Attention.plan(kernel, Layout.whole_rows(3, 12), False, CPU, torch.float32, 8).mask is None
+        assert Attention.plan(kernel, packed[1], False, CPU, torch.float32, 8).mask.shape == (3, 1, 12, 12)
 
 
 def test_auto_takes_the_measured_fastest_on_a_cpu():
@@ -150,10 +150,39 @@ def test_the_two_flash_packages_in_one_folder_are_refused_with_the_way_out(monke
     choose_kernel.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "package", "fastest", "told"),
+    [
+        (128, "flash-attn-4", "flash4", ""),
+        (96, "flash-attn-4", "flash4", ""),
+        (80, "flash-attn-4", "varlen", "flash4 takes heads of 64, 96 or 128 and the model's are 80 wide"),
+        (20, None, "sdpa", "varlen takes heads of a multiple of 8, 256 at most, and the model's are 20 wide"),
+        (320, None, "sdpa", "varlen takes heads of a multiple of 8, 256 at most, and the model's are 320 wide"),
+        (20, "flash-attn", "flash", ""),
+        (320, "flash-attn", "sdpa", "flash takes heads of 256 at most and the model's are 320 wide"),
+    ],
+)
+def test_auto_goes_by_the_width_of_the_heads_and_says_so(monkeypatch, caplog, head_dim, package, fastest, told):
+    installed(monkeypatch, *([package] if package else []))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    with caplog.at_level(logging.INFO):
+        chosen = choose_kernel(AttentionKernel.AUTO, "cuda", torch.bfloat16, is_short=False, head_dim=head_dim)
+    choose_kernel.cache_clear()
+    assert chosen == fastest
+    assert told in caplog.text
+
+
+def test_a_kernel_for_other_heads_is_refused_with_the_reason(monkeypatch):
+    installed(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    with pytest.raises(UserError, match=r"model.attention is varlen, which takes heads of .* 20 wide: choose sdpa"):
+        choose_kernel(AttentionKernel.VARLEN, "cuda", torch.bfloat16, is_short=False, head_dim=20)
+
+
 @pytest.mark.parametrize("kernel", SEGMENT_KERNELS)
 def test_a_kernel_that_cannot_run_here_is_refused_and_not_replaced(kernel, packed):
     with pytest.raises(UserError, match=f"model.attention is {kernel}, which needs .* choose sdpa"):
-        Attention.plan(kernel, packed[1], False, CPU, torch.bfloat16)
+        Attention.plan(kernel, packed[1], False, CPU, torch.bfloat16, 8)
 
 
 def varlen_of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
@@ -180,6 +209,10 @@ def flash_attn_4_varlen_func(
     return on_flat_tokens(q, k, v, cu_seqlens_q, max_seqlen_q, causal), None
 
 
+def flash_attn_4_varlen_func_alone(q, k, v, **options):
+    return flash_attn_4_varlen_func(q, k, v, **options)[0]
+
+
 def on_flat_tokens(q, k, v, cu_seqlens, max_seqlen, is_causal):
     layout = Layout(torch.zeros(1, len(q)), cu_seqlens, max_seqlen, num_pairs=0)
     return plain_attention(q[None], k[None], v[None], layout, is_causal)[0]
@@ -192,8 +225,9 @@ def on_flat_tokens(q, k, v, cu_seqlens, max_seqlen, is_causal):
         ("torch.nn.attention.varlen", "varlen_attn", varlen_of_torch_2_13, _varlen),
         ("flash_attn", "flash_attn_varlen_func", flash_attn_varlen_func, _flash),
         ("flash_attn.cute", "flash_attn_varlen_func", flash_attn_4_varlen_func, _flash_4),
+        ("flash_attn.cute", "flash_attn_varlen_func", flash_attn_4_varlen_func_alone, _flash_4),
     ],
-    ids=["torch 2.11", "torch 2.13", "flash-attn 2", "flash-attn 4"],
+    ids=["torch 2.11", "torch 2.13", "flash-attn 2", "flash-attn 4", "flash-attn 4, output alone"],
 )
 @pytest.mark.parametrize("num_key_value_heads", [2, 4])
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -218,7 +252,7 @@ def test_cuda_kernels_are_called_as_their_signatures_want(
 def test_cuda_kernels_equal_sdpa_in_float32(kernel, num_key_value_heads, is_causal, dim, is_packed):
     """Output and gradients, over documents longer and shorter than a kernel's tile."""
     cuda = torch.device("cuda")
-    if problem := _why_not(kernel, "cuda", torch.bfloat16):
+    if problem := _why_not(kernel, "cuda", torch.bfloat16, dim):
         pytest.skip(f"{kernel} {problem}")
     lengths = torch.tensor([1, 300, 211, 7, 505, 512]) if is_packed else torch.tensor([512, 512, 512])
     layout = Layout.from_lengths(lengths, 512).to(cuda)
@@ -228,7 +262,7 @@ def test_cuda_kernels_equal_sdpa_in_float32(kernel, num_key_value_heads, is_caus
             heads(n, 3, 512, dim, seed, torch.bfloat16, cuda).detach().to(dtype).requires_grad_()
             for seed, n in enumerate((4, num_key_value_heads, num_key_value_heads))
         )
-        out = Attention.plan(chosen, layout, is_causal, cuda, dtype).attend(q, k, v)
+        out = Attention.plan(chosen, layout, is_causal, cuda, dtype, dim).attend(q, k, v)
         out.float().square().sum().backward()
         results.append([x.float() for x in (out, q.grad, k.grad, v.grad)])
     torch.testing.assert_close(*results, atol=4e-2, rtol=4e-2)

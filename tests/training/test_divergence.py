@@ -4,26 +4,47 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
+import weakref
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+from lit_illada import build, fit
 from lit_illada.cli import main
 from lit_illada.config import load, load_file
 from lit_illada.data.stream import MicroBatches, row_at
 from lit_illada.errors import UserError
 from lit_illada.objective import DiffusionObjective
-from lit_illada.training.checkpoint import Weights, latest_checkpoint, newest_until, read_checkpoint, remove_after
+from lit_illada.run_folder import RunFolder
+from lit_illada.training.checkpoint import (
+    Weights,
+    checkpoint_path,
+    latest_checkpoint,
+    link_best,
+    newest_until,
+    read_checkpoint,
+    remove_after,
+    remove_partials,
+)
 from lit_illada.training.divergence import LossSpikes, Rollback, SpikeConfig
+from lit_illada.training.rollback import complete_rollback, roll_back
 
 ROLLBACK = [
     "trainer/on_divergence=rollback",
     "trainer.on_divergence.steps_back=2",
+    "trainer.on_divergence.max_spike_steps=null",
     "trainer.max_nonfinite_steps=2",
     "trainer.log_every_steps=1",
 ]
@@ -121,6 +142,84 @@ def test_what_happened_is_told_and_survives_a_resume(losses_by_step, tiny_overri
     assert len(rollbacks(run)) == 2
 
 
+def test_nothing_of_the_diverged_fit_is_left_when_the_next_is_built(
+    losses_by_step, tiny_overrides, tmp_path, monkeypatch
+):
+    pending, modules, honest = [8, 9], [], build.build_module
+
+    def change(step, rows, loss):
+        if step not in pending:
+            return loss
+        pending.remove(step)
+        return loss * math.nan
+
+    def build_module(*arguments, **options):
+        assert [module() for module in modules] == [None] * len(modules)
+        module = honest(*arguments, **options)
+        modules.append(weakref.ref(module))
+        return module
+
+    losses_by_step(change)
+    monkeypatch.setattr(build, "build_module", build_module)
+    result = pretrain(*tiny_overrides, *ROLLBACK, f"run_dir={tmp_path / 'run'}")
+    assert result.exit_code == 0, result.output
+    assert len(modules) == 2
+
+
+def test_the_weights_of_a_model_in_pieces_are_let_go(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.randn(2, 16)).sum().backward()
+        optimizer.step()
+        stores = [parameter.to_local().untyped_storage() for parameter in model.parameters()]
+        assert all(store.nbytes() for store in stores)
+        trainer = SimpleNamespace(optimizers=[optimizer], callbacks=[], datamodule=SimpleNamespace())
+        fit._release(trainer, model)
+        assert not any(store.nbytes() for store in stores)
+        assert not optimizer.state
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("when", ["in the step that diverges", "between the two fits"])
+def test_a_signal_beside_a_rollback_stops_the_run_saved(when, losses_by_step, tiny_overrides, tmp_path, monkeypatch):
+    """After one more step from the checkpoint gone back to; a second signal of either kind changes nothing."""
+    pending, honest = [8, 9], fit._roll_back
+
+    def announce():
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    def change(step, rows, loss):
+        if step not in pending:
+            return loss
+        pending.remove(step)
+        if step == 9 and when == "in the step that diverges":
+            announce()
+        return loss * math.nan
+
+    def roll_back(*arguments):
+        if when == "between the two fits":
+            announce()
+        return honest(*arguments)
+
+    losses_by_step(change)
+    monkeypatch.setattr(fit, "_roll_back", roll_back)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    run = tmp_path / "run"
+    try:
+        assert pretrain(*tiny_overrides, *ROLLBACK, f"run_dir={run}").exit_code == 128 + signal.SIGUSR1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert len(rollbacks(run)) == 1
+    assert latest_checkpoint(run / "checkpoints").name == "step=00000007.ckpt"
+    assert pretrain(resume=run).exit_code == 0
+
+
 def test_the_diverged_checkpoints_are_taken_out_of_the_way(losses_by_step, tiny_overrides, tmp_path):
     calls = []
 
@@ -143,6 +242,97 @@ def test_a_divergence_before_the_first_checkpoint_ends_the_run(losses_by_step, t
     assert result.exit_code == 1
     assert "there is no checkpoint at least 2 steps older to go back to" in result.output
     assert not (tmp_path / "run" / "rollbacks.jsonl").exists()
+
+
+def wait_status(act):
+    """Of a forked process that does it; a fork, so that everything is imported."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_rollback_killed_at_any_point_is_completed_by_the_resume(is_sharded, tmp_path):
+    record = {"to_step": 3, "skipped_rows": [8, 16]}
+
+    def prepared(name):
+        folder = RunFolder(tmp_path / name)
+        folder.checkpoints.mkdir(parents=True)
+        folder.write_config("old")
+        folder.add_rollback({"to_step": 1})
+        for step in (1, 3, 5, 7):
+            path = checkpoint_path(folder.checkpoints, step)
+            if is_sharded:
+                path.mkdir()
+            (path / "state.pt" if is_sharded else path).touch()
+        link_best(folder.checkpoints, checkpoint_path(folder.checkpoints, 5))
+        return folder
+
+    def state(folder):
+        there = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*")}
+        return there, folder.config.read_text(), folder.read_rollbacks()
+
+    def killed_at(count, folder):
+        left = [count]
+
+        def look(event, arguments):
+            if event in ("open", "os.rename", "os.remove", "shutil.rmtree") and str(folder.path) in str(arguments[0]):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(look)
+        roll_back(folder, "new", record)
+        os._exit(0)
+
+    whole, untouched = prepared("whole"), state(prepared("untouched"))
+    roll_back(whole, "new", record)
+    wanted = state(whole)
+    assert wanted[1] == "new"
+    assert wanted[2][1:] == [{**record, "removed": ["step=00000007.ckpt", "step=00000005.ckpt"]}]
+    assert not (whole.checkpoints / "best").is_symlink()
+    begun = 0
+    for count in range(1, 100):
+        folder = prepared(f"killed {count}")
+        status = wait_status(partial(killed_at, count, folder))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        is_begun = folder.rollback.is_file()
+        begun += is_begun
+        complete_rollback(folder)
+        remove_partials(folder.checkpoints)
+        for half_written in folder.path.glob("*.tmp"):
+            half_written.unlink()
+        after = state(folder)
+        assert after == wanted or (not is_begun and after == untouched)
+    assert begun > 5
+
+
+def test_a_run_killed_while_it_is_rolled_back_goes_on_without_the_rows(losses_by_step, tiny_overrides, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    def change(step, rows, loss):
+        return loss * (math.inf if set(rows) & set(range(56, 72)) else 1.0)
+
+    losses_by_step(change)
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "add_rollback", killed)
+        with pytest.raises(Killed):
+            pretrain(*tiny_overrides, *ROLLBACK, "trainer.on_divergence.skip_rows=true", f"run_dir={run}")
+    assert pretrain(resume=run).exit_code == 0
+    (record,) = rollbacks(run)
+    assert record["skipped_rows"] == [48, 72]
+    assert load_file("pretrain", run / "config.yaml").optim.optimizer.learning_rate == 1e-4
 
 
 def test_rows_under_suspicion_are_passed_over_and_no_other(losses_by_step, tiny_overrides, tmp_path):
@@ -252,11 +442,15 @@ def test_the_detector_goes_on_where_its_state_was_saved():
         (["trainer/on_divergence=rolback"], "rollback"),
         (["trainer.on_divergence.name=resume"], "allowed are rollback, stop"),
         (["trainer.on_divergence.max_spike_steps=0"], "trainer.on_divergence.max_spike_steps must be 1 or more"),
+        (["trainer.on_divergence.max_spike_steps=128"], "max_spike_steps=128 is never reached"),
+        ([ROLLBACK[0], "trainer.spikes.window=16"], "max_spike_steps=16 is never reached"),
         (["trainer.spikes.window=2"], "trainer.spikes.window must be 8 steps or more; got 2"),
         (["trainer.spikes.threshold=0"], "trainer.spikes.threshold must be above 0; got 0"),
         ([ROLLBACK[0], "trainer.on_divergence.learning_rate_factor=2"], "must lie in (0, 1]; got 2"),
         ([ROLLBACK[0], "trainer.on_divergence.max_rollbacks=0"], "must be 1 or more; got 0"),
         ([ROLLBACK[0], "trainer.keep_checkpoints=1"], "needs trainer.keep_checkpoints of 2 or more"),
+        ([ROLLBACK[0], "trainer.checkpoint_every_steps=10"], "needs trainer.keep_checkpoints of 4 or more"),
+        ([ROLLBACK[0], "trainer.checkpoint_every_steps=29"], "needs trainer.keep_checkpoints of 3 or more"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(overrides, said):
@@ -265,16 +459,33 @@ def test_settings_that_make_no_sense_are_refused(overrides, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(("every", "keep"), [(10, 4), (15, 3), (30, 2), (1, 31)])
+def test_what_is_kept_holds_a_checkpoint_to_go_back_to_whenever_a_run_diverges(every, keep):
+    """And one less does not: seen 16 steps late, 16 steps back."""
+    load("pretrain", [ROLLBACK[0], f"trainer.checkpoint_every_steps={every}", f"trainer.keep_checkpoints={keep}"])
+
+    def always(keep):
+        for seen_at in range(200, 300):
+            steps = [step for step in range(1, seen_at) if step % every == 0][-keep:]
+            if steps[0] > (seen_at - 16 + 1) - 16:
+                return False
+        return True
+
+    assert always(keep)
+    assert not always(keep - 1)
+
+
 def test_checkpoints_are_found_by_their_step(tmp_path):
-    for name in ("step=00000003.ckpt", "step=00000012.ckpt", "mine.ckpt", ".step=00000009.ckpt.partial"):
+    assert latest_checkpoint(tmp_path) is None
+    strays = {"mine.ckpt", "zzz.ckpt", "step=00000099 copy.ckpt", ".step=00000098.ckpt.partial"}
+    for name in ("step=00000003.ckpt", "step=00000012.ckpt", *strays):
         (tmp_path / name).touch()
+    assert latest_checkpoint(tmp_path).name == "step=00000012.ckpt"
     assert newest_until(tmp_path, 11).name == "step=00000003.ckpt"
     assert newest_until(tmp_path, 12).name == "step=00000012.ckpt"
     assert newest_until(tmp_path, 2) is None
     assert [path.name for path in remove_after(tmp_path, 3)] == ["step=00000012.ckpt"]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "step=00000003.ckpt", "mine.ckpt", ".step=00000009.ckpt.partial"
-    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"step=00000003.ckpt", *strays}
 
 
 PATCHED = """

@@ -324,9 +324,10 @@ def test_announcements_before_the_first_step_stop_the_run_saved_after_it(tiny_ov
 
 @pytest.mark.parametrize("stop_at", [6, 7])
 def test_a_run_stopped_by_a_signal_and_resumed_equals_one_left_alone(stop_at, tiny_overrides, tmp_path, monkeypatch):
-    """At a step that is validated, which moves the reactive schedule, and at one that is not."""
+    """At a step that is validated, which moves the reactive schedule, and at one that is not; averages move by each."""
     reactive = ["optim/schedule=reactive", "optim.schedule.patience=1", "optim.schedule.min_improvement=9"]
-    overrides = [*tiny_overrides, *reactive, "optim.schedule.warmup_steps=0", "trainer.val_every_steps=3"]
+    average = ["trainer.ema_decay=0.5", "optim.optimizer.learning_rate=0.01", "trainer.max_time_s=3600"]
+    overrides = [*tiny_overrides, *reactive, *average, "optim.schedule.warmup_steps=0", "trainer.val_every_steps=3"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert pretrain(*overrides, f"run_dir={whole}").exit_code == 0
     honest = DiffusionObjective.corrupt
@@ -340,6 +341,9 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_one_left_alone(stop_at, ti
         patch.setattr(DiffusionObjective, "corrupt", interrupted)
         assert pretrain(*overrides, f"run_dir={stopped}").exit_code == 128 + signal.SIGTERM
     assert latest_checkpoint(stopped / "checkpoints").name == f"step={stop_at:08d}.ckpt"
+    callbacks = read_checkpoint(latest_checkpoint(stopped / "checkpoints"))["callbacks"]
+    assert callbacks["EMAWeightAveraging"]["latest_update_step"] == stop_at
+    assert callbacks["TimeLimit"]["trained_s"] > 0
     assert pretrain(resume=stopped).exit_code == 0
     assert_same_weights(whole, stopped)
     bounds = [{e.step: e.value for e in curves(run).Scalars("val/nll_bound")} for run in (whole, stopped)]
@@ -370,7 +374,10 @@ def test_a_step_with_a_non_finite_gradient_changes_nothing_and_is_told(tiny_over
     assert "step 12: the gradient norm is nan; the step is skipped" in caplog.text or "is inf" in caplog.text
 
 
-def test_several_non_finite_steps_in_a_row_stop_the_run_with_a_checkpoint(tiny_overrides, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_validated", [True, False])
+def test_several_non_finite_steps_in_a_row_stop_the_run_with_a_checkpoint(
+    is_validated, tiny_overrides, tmp_path, monkeypatch
+):
     honest = DiffusionObjective.loss
 
     def infinite(self, scores, noisy):
@@ -379,11 +386,13 @@ def test_several_non_finite_steps_in_a_row_stop_the_run_with_a_checkpoint(tiny_o
 
     monkeypatch.setattr(DiffusionObjective, "loss", infinite)
     run = tmp_path / "run"
-    result = pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_nonfinite_steps=2")
+    overrides = ["trainer.max_nonfinite_steps=2", f"trainer.val_every_steps={2 if is_validated else 6}"]
+    result = pretrain(*tiny_overrides, *overrides, "trainer.ema_decay=0.5", f"run_dir={run}")
     assert result.exit_code == 1
     assert "2 steps in a row had a non-finite gradient" in result.output
     saved = read_checkpoint(latest_checkpoint(run / "checkpoints"))
     assert saved["global_step"] == 2
+    assert saved["callbacks"]["EMAWeightAveraging"]["latest_update_step"] == 2
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from lit_illada.training import ranks
 from lit_illada.training.checkpoint import latest_checkpoint
 
 LIMIT_S = 120  # the rank that is left must end long before; a machine under load may take its time
@@ -73,6 +75,40 @@ def test_a_killed_rank_is_named_with_its_log(tiny_overrides, tmp_path):
     # what the surviving rank met lies in its own log
     assert "Traceback" in (run / "ranks" / "rank-0.log").read_text()
     assert f"rank 1 of 2, process {victim}" in (run / "ranks" / "rank-1.log").read_text()
+
+
+ELSEWHERE = {"pid": 41, "host": "another machine", "step": 7, "renewed_at": 1.5, "ended": None}
+
+
+@pytest.mark.parametrize("state", [ELSEWHERE, None])
+def test_a_rank_of_another_machine_that_falls_silent_ends_this_one(state, tmp_path, monkeypatch, capsys):
+    """Also one whose state never appears."""
+    left = []
+    monkeypatch.setattr(ranks, "_EVERY_S", 0.05)
+    monkeypatch.setattr(ranks, "_GRACE_S", 0.1)
+    monkeypatch.setattr(ranks, "_SILENT_S", 1.5)
+    monkeypatch.setattr(ranks.os, "_exit", left.append)
+    if state is not None:
+        (tmp_path / "rank-1.json").write_text(json.dumps(state))
+    strategy = SimpleNamespace(barrier=lambda name: None)
+    trainer = SimpleNamespace(world_size=2, global_rank=0, strategy=strategy)
+    with ranks.RankWatch(tmp_path, timeout_s=60) as watch:
+        watch.setup(trainer, None, "fit")
+        for renewed_at in range(20 if state else 0):  # for longer than it may be silent
+            (tmp_path / "next").write_text(json.dumps({**state, "renewed_at": renewed_at + 0.5}))
+            (tmp_path / "next").replace(tmp_path / "rank-1.json")
+            time.sleep(0.1)
+            assert not left
+        end = time.monotonic() + 30
+        while not left:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert left[0] == 1
+    told = capsys.readouterr().err
+    who = "Error: rank 1 has been silent" if state is None else "rank 1 (process 41 on another machine) has been silent"
+    assert who in told
+    assert ("never seen" if state is None else "last seen at step 7") in told
+    assert f"its log: {tmp_path / 'rank-1.log'}" in told
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lit_illada.checkpoints import open_checkpoint
 from lit_illada.cli import main
 from lit_illada.errors import UserError
+from lit_illada.training import checkpoint_writer
 from lit_illada.training.checkpoint import (
     Weights,
     checkpoint_path,
@@ -116,6 +117,54 @@ def test_a_write_that_fails_is_told_and_leaves_the_earlier_checkpoint_alone(tmp_
     writer.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["step=00000003.ckpt"]
     assert read_checkpoint(latest_checkpoint(tmp_path))["global_step"] == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyError("float4")])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_half_a_checkpoint_never_becomes_one_whatever_ended_its_write(error, is_async, tmp_path, monkeypatch):
+    def write_half(content, file):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", write_half)
+    writer = CheckpointWriter(is_async=is_async)
+    writer.save_checkpoint({"global_step": 3}, tmp_path / "step=00000003.ckpt")
+    writer.wait()
+    assert "step=00000003.ckpt: the checkpoint could not be written (" in str(writer.error)
+    assert (type(error).__name__ if isinstance(error, MemoryError) else "float4") in str(writer.error)
+    with pytest.raises(AssertionError):
+        writer.publish()
+    assert checkpoints_by_step(tmp_path) == {}
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_that_finds_no_memory_ends_the_run_by_saying_so(tiny_overrides, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    honest = checkpoint_writer._copied
+
+    def copied(content, parts):
+        if content["global_step"] > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return honest(content, parts)
+
+    monkeypatch.setattr(checkpoint_writer, "_copied", copied)
+    result = CliRunner().invoke(main, ["pretrain", *tiny_overrides, f"run_dir={run}"])
+    assert result.exit_code == 1
+    assert "out of memory on this machine (DefaultCPUAllocator" in result.output
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step=00000003.ckpt"}
+
+
+def test_a_writer_that_could_not_begin_may_begin_again(tmp_path, monkeypatch):
+    writer = CheckpointWriter(is_async=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_writer, "_copied", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            writer.save_checkpoint({"global_step": 1}, tmp_path / "step=00000001.ckpt")
+    writer.save_checkpoint({"global_step": 2}, tmp_path / "step=00000002.ckpt")
+    writer.wait()
+    writer.publish()
+    assert set(checkpoints_by_step(tmp_path)) == {2}
 
 
 def test_without_async_it_is_on_the_disk_at_once(tmp_path):

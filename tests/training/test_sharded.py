@@ -1,5 +1,6 @@
 """What one way of spreading a run has saved any other takes over, to the last bit; nothing half-written is taken."""
 
+import ast
 import multiprocessing
 import os
 import pickle
@@ -13,12 +14,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_illada.errors import UserError
+from lit_illada.training import checkpoint, checkpoint_writer
 from lit_illada.training.checkpoint import (
     STATE_FILE,
     Weights,
     is_checkpoint,
     latest_checkpoint,
     partial_of,
+    parts_file,
     read_checkpoint,
     remove_checkpoint,
     remove_partials,
@@ -155,6 +158,36 @@ def test_every_way_saves_the_same_content(saved):
         assert content["global_step"] == 3
         assert weights.shapes == {name: tuple(value.shape) for name, value in whole.items()}
         assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+def save_and_tell_what_was_synced(way, folder):
+    """Each process leaves a file: (folder synced, what was in it) by turns."""
+    synced, honest = [], checkpoint.sync_folder
+
+    def sync_folder(path):
+        synced.append((path.name, sorted(each.name for each in path.iterdir())))
+        honest(path)
+
+    checkpoint.sync_folder = checkpoint_writer.sync_folder = sync_folder
+    (folder / "out").mkdir(exist_ok=True)
+    model, optimizer = make(way)
+    train(model, optimizer, 0, 3)
+    save(folder / "out" / "step=00000003.ckpt", model, optimizer)
+    (folder / f"synced-{dist.get_rank()}").write_text(repr(synced))
+
+
+def test_names_are_on_the_disk_before_a_checkpoint_is_one(tmp_path):
+    """Every process syncs the folder after its own file, the first that of all files before it is renamed."""
+    run("cut in two", save_and_tell_what_was_synced, tmp_path)
+    first, second = (ast.literal_eval((tmp_path / f"synced-{rank}").read_text()) for rank in range(2))
+    partial, whole = ".step=00000003.ckpt.partial", "step=00000003.ckpt"
+    own, all_files, renamed = first
+    assert own[0] == all_files[0] == partial
+    assert {parts_file(0, 2), STATE_FILE} <= set(own[1])
+    assert set(all_files[1]) == {parts_file(0, 2), parts_file(1, 2), STATE_FILE}
+    assert renamed == ("out", [whole])
+    assert [name for name, _ in second] == [partial]
+    assert parts_file(1, 2) in second[0][1]
 
 
 def test_copies_are_written_once_by_turns(saved):

@@ -126,7 +126,7 @@ def _provenance(folder: Path, summary: dict[str, Any]) -> Provenance:
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     begins = [json.loads(line) for line in lines]
     scored = summary.get("checkpoint_file")
-    newest = max((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.name, default=None)
+    newest = max((folder / "checkpoints").glob("step=*.ckpt"), key=lambda path: path.name, default=None)
     checkpoint = Path(scored) if scored else newest
     step = _STEP.search(checkpoint.name) if checkpoint else None
     return Provenance(
