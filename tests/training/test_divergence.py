@@ -263,7 +263,7 @@ def test_a_rollback_killed_at_any_point_is_completed_by_the_resume(is_sharded, t
         folder = RunFolder(tmp_path / name)
         folder.checkpoints.mkdir(parents=True)
         folder.write_config("old")
-        folder.add_rollback({"to_step": 1})
+        folder.write_rollback(1, {"to_step": 1})
         for step in (1, 3, 5, 7):
             path = checkpoint_path(folder.checkpoints, step)
             if is_sharded:
@@ -326,7 +326,7 @@ def test_a_run_killed_while_it_is_rolled_back_goes_on_without_the_rows(losses_by
     losses_by_step(change)
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "add_rollback", killed)
+        patch.setattr(RunFolder, "write_rollback", killed)
         with pytest.raises(Killed):
             pretrain(*tiny_overrides, *ROLLBACK, "trainer.on_divergence.skip_rows=true", f"run_dir={run}")
     assert pretrain(resume=run).exit_code == 0
