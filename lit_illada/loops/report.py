@@ -22,7 +22,7 @@ from lit_illada.loops.analysis import (
 from lit_illada.loops.around import around_onset
 from lit_illada.loops.charts import NUM_COLOURS, Curve, curves, histogram
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.effects import by_level, differences, number_in, points, rises
+from lit_illada.loops.effects import by_level, differences, natural, number_in, points, rises
 from lit_illada.loops.marking import shown
 from lit_illada.loops.outcome import Outcome, watched
 from lit_illada.loops.spans import Kind, Span
@@ -172,6 +172,7 @@ def _by_difficulty(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[li
         ("Looping", lambda item: item.is_loop),
         ("Right", lambda item: item.is_right),
     ]
+    cells = dict(sorted(cells.items(), key=lambda cell: natural(cell[0])))  # each in the colour it has elsewhere
     charts = []
     for title, question in questions:
         series = {}
