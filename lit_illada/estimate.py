@@ -140,7 +140,7 @@ def estimate(
     rows, share = selected_share(config, trainer.micro_batch_rows)
     device = "cpu" if gpu == CPU else "cuda"
     compute_bytes = precision.dtype.itemsize
-    kernel = kernel_on(model.attention, device, compute_bytes, length)
+    kernel = kernel_on(model, device, compute_bytes, length)
     batch = MicroBatch(
         rows, length, math.ceil(share * rows * length), compute_bytes, kernel, device, is_packed=True, lora=config.lora
     )

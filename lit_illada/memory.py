@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from lit_illada.model.attention import LONGEST_MATMUL_ROW
+from lit_illada.model.attention import LONGEST_MATMUL_ROW, takes_heads
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_linear_parameters, num_parameters
 from lit_illada.model.hf import tensor_shapes
 from lit_illada.model.lm_head import default_chunk_size
@@ -230,11 +230,12 @@ def head_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     return states + max(slices + c * V * D, 4 * V * D + (0 if c == 4 else c * V * D))
 
 
-def kernel_on(wanted: AttentionKernel, device: str, compute_bytes: int, row_length: int) -> AttentionKernel:
+def kernel_on(model: ModelConfig, device: str, compute_bytes: int, row_length: int) -> AttentionKernel:
     """The kernel that `auto` takes on such a device, which need not be here; `choose_kernel` asks this machine."""
-    if wanted is not AttentionKernel.AUTO:
-        return wanted
+    if model.attention is not AttentionKernel.AUTO:
+        return model.attention
     if device == "cuda":
-        return AttentionKernel.VARLEN if compute_bytes == 2 else AttentionKernel.SDPA
+        is_taken = compute_bytes == 2 and takes_heads(AttentionKernel.VARLEN, model.head_dim)
+        return AttentionKernel.VARLEN if is_taken else AttentionKernel.SDPA
     is_short = row_length <= LONGEST_MATMUL_ROW
     return AttentionKernel.MATMUL if is_short and compute_bytes == 2 else AttentionKernel.SDPA

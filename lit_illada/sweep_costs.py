@@ -95,7 +95,7 @@ def _step_memory(tree: dict[str, Any]) -> StepMemory:
     precision = trainer.precision.resolve(accelerator)
     rows, _ = selected_share(config, trainer.micro_batch_rows)
     device, compute_bytes = accelerator.device.type, precision.dtype.itemsize
-    kernel = kernel_on(model.attention, device, compute_bytes, length)
+    kernel = kernel_on(model, device, compute_bytes, length)
     batch = MicroBatch(rows, length, rows * length, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
     batch = batch.shared(trainer.parallel, trainer.world_size)
     return step_memory(

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_illada.batch import Layout
 from lit_illada.config import load
-from lit_illada.memory import MicroBatch, activation_bytes, optimizer_bytes, step_memory, trained_shapes
+from lit_illada.memory import MicroBatch, activation_bytes, kernel_on, optimizer_bytes, step_memory, trained_shapes
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_parameters, parameters_by_part
 from lit_illada.model.flops import training_flops
 from lit_illada.model.lora import TARGETS, LoraConfig, add_lora, num_adapter_parameters
@@ -143,6 +143,11 @@ def test_a_step_with_adapters_holds_at_most_what_is_said(compute_bytes, vocab_si
     batch = micro_batch(int(is_selected.sum()), compute_bytes, config.attention, 32)
     said = step_memory(config, AdamWConfig(), replace(batch, lora=lora))
     assert live.peak == pytest.approx(said.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(("width", "kernel"), [(64, "varlen"), (48, "sdpa")])  # heads of 16 and of 12
+def test_a_gpu_that_is_not_here_takes_the_kernel_that_takes_the_heads(width, kernel):
+    assert kernel_on(replace(SMALL, hidden_size=width), "cuda", 2, 1024) == kernel
 
 
 def test_a_device_of_many_holds_its_share():

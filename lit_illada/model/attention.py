@@ -146,6 +146,11 @@ def choose_kernel(
     return kernel
 
 
+def takes_heads(kernel: AttentionKernel, head_dim: int) -> bool:
+    """Whether one of SEGMENT_KERNELS takes heads of this width."""
+    return head_dim in _HEAD_DIMS[kernel][0]
+
+
 def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype, head_dim: int | None = None) -> str | None:
     """Why the kernel cannot run here, or None."""
     if kernel not in SEGMENT_KERNELS:
@@ -160,7 +165,7 @@ def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype, head_dim:
         return f"needs a CUDA device and the model is on {device!r}"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"computes in bfloat16 or float16 and the model in {dtype}"
-    if head_dim is not None and head_dim not in _HEAD_DIMS[kernel][0]:
+    if head_dim is not None and not takes_heads(kernel, head_dim):
         return f"takes heads of {_HEAD_DIMS[kernel][1]} and the model's are {head_dim} wide"
     if torch.cuda.is_available():
         has = torch.cuda.get_device_capability()
