@@ -14,6 +14,7 @@ from rich.table import Table
 from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, plain, step
 from lit_illada.bench.figure import attempted
 from lit_illada.errors import UserError, unknown
+from lit_illada.run_folder import RunFolder
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "data": data.measure,
@@ -59,6 +60,7 @@ def _chosen(
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     benches = dict(BENCHES)
     if checkpoint is not None:
+        RunFolder.open(checkpoint)  # a wrong one is told before anything is measured
         benches["answers"] = partial(answers.measure, checkpoint)
     elif "answers" in names:
         raise UserError("the benchmark 'answers' needs a fine-tuned run: --checkpoint RUN")
