@@ -1,6 +1,7 @@
 """The command `lit-illada`, with all its commands in the order a user meets them."""
 
 import logging
+import os
 import sys
 
 import click
@@ -32,6 +33,8 @@ def main(debug: bool) -> None:
     # quiet the libraries, whose information is for their own developers
     for name in ("fsspec", "torch", "filelock", "matplotlib", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # oneDNN keeps what it has prepared for 1024 shapes: a gigabyte, where every batch has another width
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 for _command in (
