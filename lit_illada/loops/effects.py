@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import isnan, nan
 from statistics import mean
 
 from lit_illada.intervals import holm
@@ -36,8 +37,8 @@ _Place = tuple[str | None, ...]
 class Effect:
     """The share of endless texts under `second`, less that under `first`: the mean of the seeds' differences.
 
-    low, high: its 95 % interval, by itself. p_value: corrected for the others of its table. by_seed: of each seed
-    alone. paired: where both were asked the same problems.
+    low, high: its 95 % interval, by itself. p_value: corrected for the others of its table; nan for a single seed where
+    the others have several. by_seed: of each seed alone. paired: where both were asked the same problems.
     """
 
     where: str
@@ -58,6 +59,8 @@ class Effect:
     @property
     def verdict(self) -> str:
         """A null result is a result too."""
+        if isnan(self.p_value):
+            return "one seed"
         if self.p_value >= LEVEL:
             return "not separable"
         return "more" if self.difference > 0 else "fewer"
@@ -168,8 +171,11 @@ def _paired(
 
 
 def _corrected(effects: Sequence[Effect]) -> list[Effect]:
-    p = holm({str(index): effect.p_value for index, effect in enumerate(effects)}, len(effects))
-    return [replace(effect, p_value=p[str(index)]) for index, effect in enumerate(effects)]
+    is_over_seeds = any(len(effect.by_seed) > 1 for effect in effects)
+    # beside comparisons of several models, one model's problems are no comparison
+    told = {str(i): e.p_value for i, e in enumerate(effects) if len(e.by_seed) > 1 or not is_over_seeds}
+    p = holm(told, len(effects))
+    return [replace(effect, p_value=p.get(str(index), nan)) for index, effect in enumerate(effects)]
 
 
 def _within_1(low: float, high: float) -> tuple[float, float]:

@@ -137,6 +137,17 @@ def test_one_text_is_no_evidence():
     assert found.low < 0
 
 
+def test_one_model_beside_comparisons_of_several_gets_no_verdict():
+    def texts(arm, seeds, share):
+        return [Endless(f"{n}", {"arm": arm, "seed": seed}, n < share * 24) for seed in seeds for n in range(24)]
+
+    a, b, c = texts("a", "0123", 0), texts("b", "0123", 1), texts("c", "0", 1)
+    found = {effect.second: effect for effect in differences(a + b + c, ["arm"]) if effect.first == "a"}
+    assert (found["b"].verdict, found["c"].verdict) == ("more", "one seed")
+    (alone,) = differences(a[:24] + c, ["arm"])
+    assert alone.verdict == "more"
+
+
 def test_levels_that_share_no_seed_give_no_rise():
     texts = [Endless("p", {"level": "2", "seed": "0"}, False), Endless("q", {"level": "20", "seed": "1"}, True)]
     assert rises(texts, ["level"]) == []
