@@ -86,6 +86,7 @@ def as_record(found: Outcome) -> dict[str, Any]:
         **generation.groups,
         "kinds": [str(kind) for kind in findings.kinds],
         "is_loop": findings.is_loop,
+        "is_endless": found.is_endless,
         "is_right": found.is_right,
         "length": findings.length,
         "num_stops": findings.num_stops,
