@@ -125,14 +125,14 @@ class SlurmQueue:
                 queued = queued_jobs()
                 statuses = self._overview.look()
                 mine = {status.run.id for status in statuses if self._job_of(status.run) in queued}
-                self._mark_lost(statuses, mine)
+                in_doubt = self._mark_lost(statuses, mine)
                 self._show(statuses)
                 if self._signals:
                     self._cancel(statuses, mine)
                     break
                 ready = self._ready(statuses, mine)
                 self._submit(ready)
-                if not (mine or ready or any(s.state is RunState.RUNNING for s in statuses)):
+                if not (mine or ready or in_doubt or any(s.state is RunState.RUNNING for s in statuses)):
                     break
                 time.sleep(self._look_s)
         statuses = self._overview.look()
@@ -178,16 +178,23 @@ class SlurmQueue:
                 place.path.mkdir(parents=True, exist_ok=True)
                 write_atomically(place.path / _JOB_FILE, json.dumps({"job_id": job.job_id}) + "\n")
 
-    def _mark_lost(self, statuses: Sequence[RunStatus], queued: set[str]) -> None:
-        """A run whose job has left the queue without a record: out of memory, a dead node, cancelled by hand."""
+    def _mark_lost(self, statuses: Sequence[RunStatus], queued: set[str]) -> bool:
+        """A run whose job has left the queue without a record: out of memory, a dead node, cancelled by hand.
+
+        Whether one is to be looked at again: a shared file system may show its record late.
+        """
+        in_doubt = False
         for status in statuses:
             run, place = status.run, self._folder.run_folder(status.run)
             is_lost = run.id in self._tried and run.id not in queued
             if not is_lost or status.state not in (RunState.PENDING, RunState.INTERRUPTED):
                 continue
-            if run.id in self._gone_once:  # a shared file system may show the record late
+            if run.id in self._gone_once:
                 record_failure(place, -1)
-            self._gone_once.add(run.id)
+            else:
+                self._gone_once.add(run.id)
+                in_doubt = True
+        return in_doubt
 
     def _cancel(self, statuses: Sequence[RunStatus], queued: set[str]) -> None:
         jobs = [job for status in statuses if status.run.id in queued and (job := self._job_of(status.run))]

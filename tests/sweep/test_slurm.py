@@ -116,8 +116,9 @@ def test_more_urgent_work_preempts_a_run_that_then_goes_on(written, planned, wor
     assert sum(len(folder.run_folder(run).read_attempts()) for run in runs) > 4
 
 
-def test_a_job_cancelled_by_hand_is_marked(written, planned, worker):
-    runs = [planned("a", num_steps=200), planned("b", num_steps=200)]
+@pytest.mark.parametrize("others", [[], ["b"]], ids=["the-only-one", "beside-another"])
+def test_a_job_cancelled_by_hand_is_marked(written, planned, worker, others):
+    runs = [planned(name, num_steps=200) for name in ["a", *others]]
     folder = written(*runs)
 
     def show(statuses):
@@ -126,7 +127,7 @@ def test_a_job_cancelled_by_hand_is_marked(written, planned, worker):
             subprocess.run(["scancel", job], check=True)
 
     states = [status.state for status in run_here(folder, worker(steps=200, seconds=0.05), show)]
-    assert states == [RunState.FAILED, RunState.FINISHED]
+    assert states == [RunState.FAILED, *[RunState.FINISHED] * len(others)]
 
 
 def test_the_sweep_killed_leaves_its_jobs_which_the_next_one_finds(written, planned, worker, tmp_path):
