@@ -330,7 +330,7 @@ def _before(folder: RunFolder, config: ScoreConfig, asked: dict[str, Any]) -> di
     if different := [
         f"{name}: {there.get(name)} there, {value} asked" for name, value in now.items() if there.get(name) != value
     ]:
-        raise UserError(f"{folder.path} holds other scores ({'; '.join(different[:3])}): give another --out")
+        raise UserError(f"{folder.path} holds other scores ({'; '.join(different[:3])}): remove it, or give another --out")
     return summary
 
 

@@ -116,8 +116,9 @@ def _slurm_job() -> str:
 
 
 def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[str]:
-    """The command line: to go on from the newest checkpoint, or to begin; none where it is at its end already."""
-    if run.command != Command.SCORE and (place.path / "config.yaml").is_file():
+    """The command line: to go on with what is there already, or to begin; none where it is at its end already."""
+    is_begun = (place.path / "config.yaml").is_file()
+    if run.command != Command.SCORE and is_begun:
         summary = (read_record(place.summary) or {}).get("end", {})
         for checkpoint in sorted(place.path.glob("checkpoints/step=*.ckpt"), reverse=True):
             if _step_of(checkpoint) != run_length(place, run):
@@ -129,12 +130,15 @@ def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[
                 shutil.rmtree(checkpoint)
             else:
                 checkpoint.unlink()
-    _clear(place)
+    is_resumed = run.command == Command.SCORE and is_begun
+    if not is_resumed:
+        _clear(place)
     parent = [str(folder.runs / run.parent)] if run.parent else []
     if run.begin_from is not None:
         parent = [str(begin_path(run.begin_from))]
     if run.command == Command.SCORE:
-        return [run.command, *parent, "--out", str(place.path), *run.arguments, *run.overrides]
+        resume = ["--resume"] * is_resumed
+        return [run.command, *parent, "--out", str(place.path), *resume, *run.arguments, *run.overrides]
     return [run.command, *run.arguments, *parent, *run.overrides, f"name='{run.id}'", f"run_dir='{place.path}'"]
 
 

@@ -95,6 +95,23 @@ def test_a_run_with_a_checkpoint_goes_on_and_one_without_begins_anew(one):
     assert [attempt["fingerprint"] for attempt in place.read_attempts()] == ["of a"] * 3
 
 
+def test_scores_begun_are_gone_on_with(written, planned):
+    run = planned("a", command="score", num_steps=None)
+    folder = written(run)
+    place = folder.run_folder(run)
+    seen = []
+
+    def call(words):
+        seen.append(words)
+        (place.path / "config.yaml").write_text("{}")
+        (place.path / "items-0.jsonl").write_text("{}")
+        return 143
+
+    assert [attempt(folder, "a", call) for _ in range(2)] == [143, 143]
+    assert seen == [["score", "--out", str(place.path)], ["score", "--out", str(place.path), "--resume"]]
+    assert (place.path / "items-0.jsonl").exists()
+
+
 def test_a_run_killed_between_its_last_step_and_its_record_is_recorded(one):
     attempted, place = one
     attempted(143, make=["config.yaml", "checkpoints/step=00000003.ckpt"])

@@ -113,7 +113,20 @@ def test_a_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overr
     assert "nowhere" in told
     status, told = sweep("run", tiny_sweep(**changes, begin_from=str(trained)), "--folder", folder, "--workers", 1)
     assert (status, "2 of 2 finished" in told) == (0, True), told
-    assert set(ends(SweepFolder(folder))) == {"score-one-s0", "score-two-s0"}
+    whole = ends(SweepFolder(folder))
+    assert set(whole) == {"score-one-s0", "score-two-s0"}
+
+    # as a kill would have left it when the texts were written, and the figures of the end were not
+    cut = SweepFolder(folder).run_folder(SweepFolder(folder).read_plan()[0])
+    cut.done.unlink()
+    summary = json.loads(cut.summary.read_text())
+    del summary["end"]
+    cut.summary.write_text(json.dumps(summary))
+    texts = cut.path / "generations-reasoning.jsonl"
+    before = texts.stat().st_mtime_ns
+    assert sweep("run", folder, "--resume")[0] == 0
+    assert ends(SweepFolder(folder)) == whole
+    assert texts.stat().st_mtime_ns == before, "what was written already was written again"
 
 
 @pytest.mark.slow
