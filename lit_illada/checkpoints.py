@@ -119,6 +119,12 @@ def checkpoint_file(path: Path) -> Path:
     return newest
 
 
+def run_of(checkpoint: Path) -> RunFolder:
+    """The run or converted folder that is named, or whose checkpoint is."""
+    is_folder = checkpoint.is_dir() and not is_checkpoint(checkpoint)
+    return RunFolder(checkpoint) if is_folder else RunFolder.of_checkpoint(checkpoint)
+
+
 def _read_ckpt(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor], dict[str, tuple[int, ...]]]:
     content = read_checkpoint(path)
     try:

@@ -14,7 +14,7 @@ from lit_illada.checkpoints import load_sft, with_model_of_init
 from lit_illada.config import RunConfig, SFTConfig, compose_tree, load
 from lit_illada.errors import UserError, unknown
 from lit_illada.memory import MicroBatch, StepMemory, kernel_on, recomputed_activation_bytes, step_memory
-from lit_illada.model.config import parameters_by_part
+from lit_illada.model.config import ModelConfig, parameters_by_part
 from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.sweep_costs import row_length, selected_share, step_flops, with_vocabulary
 from lit_illada.sweep_speed import TYPICAL_MFU
@@ -104,58 +104,37 @@ def estimate(
 
     Attention counts every token pair of a row, as though each row were one document: at most what it takes.
     """
-    if gpu != CPU and gpu not in GPUS:
-        raise unknown("GPU", gpu, [*GPUS, CPU])
-    if gpus is not None and gpus < 1:
-        raise UserError(f"--gpus is {gpus}: it must be above 0")
+    _check(gpu, gpus, tokens, mfu)
     problems: list[str] = []
     if gpus is not None:
         overrides, problems = _on(gpus, command, overrides)
     config = _config(command, base, overrides)
-    tree = to_tree(config)
-    model = with_vocabulary(config.model, tree)
-    if model.vocab_size is None:
-        raise UserError(
-            "model.vocab_size is null and the data's tokenizer is not here: set model.vocab_size=32000, or what it has"
-        )
     if base is None and isinstance(config, SFTConfig) and config.epochs is not None and tokens is None:
         problems.append(
             f"epochs={config.epochs:g} is not counted, for that takes a checkpoint's tokenizer: this is "
             f"trainer.max_steps={config.trainer.max_steps}"
         )
-    trainer = config.trainer
+    tree, trainer = to_tree(config), config.trainer
+    model = with_vocabulary(config.model, tree)
+    if model.vocab_size is None:
+        raise UserError(
+            "model.vocab_size is null and the data's tokenizer is not here: set model.vocab_size=32000, or what it has"
+        )
     num_devices = trainer.world_size
-    parallel = trainer.parallel
+    trainer.parallel.check_model(model, num_devices)
     accelerator = Accelerator.cpu if gpu == CPU else Accelerator.gpu
-    if mfu is None:
-        mfu = TYPICAL_MFU[accelerator]
-    for name, value in (("tokens", tokens), ("mfu", mfu)):
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name} is {value:g}: it must be above 0")
-    if mfu > 1:
-        raise UserError(f"--mfu is {mfu:g}: a share of the peak, it must lie above 0 and be 1 at most")
-    parallel.check_model(model, num_devices)
     precision = trainer.precision.resolve(accelerator)
-    length = row_length(tree)
-    rows, share = selected_share(config, trainer.micro_batch_rows)
-    device = "cpu" if gpu == CPU else "cuda"
-    compute_bytes = precision.dtype.itemsize
-    kernel = kernel_on(model, device, compute_bytes, length)
-    batch = MicroBatch(
-        rows, length, math.ceil(share * rows * length), compute_bytes, kernel, device, is_packed=True, lora=config.lora
-    )
-    batch = batch.shared(parallel, num_devices)
-    optimizer = config.optim.optimizer
+    batch = _micro_batch(config, model, row_length(tree), "cpu" if gpu == CPU else "cuda", precision.dtype.itemsize)
     memory = step_memory(
         model,
-        optimizer,
+        config.optim.optimizer,
         batch,
         has_moving_average=trainer.ema_decay is not None,
         is_accumulating=trainer.accumulation > 1,
-        parallel=parallel,
+        parallel=trainer.parallel,
         world_size=num_devices,
     )
-    batch_tokens = trainer.batch_rows * length
+    batch_tokens = trainer.batch_rows * row_length(tree)
     flops = step_flops(tree)
     assert flops is not None, "the vocabulary is known"
     device_bytes = None if gpu == CPU else GPUS[gpu].memory_bytes
@@ -168,13 +147,36 @@ def estimate(
         flops_per_token=flops / batch_tokens,
         peak_flops_per_s=_peak(gpu, precision),
         origin="measured here, by matrix products" if gpu == CPU else f"the maker's, {precision}",
-        mfu=mfu,
+        mfu=TYPICAL_MFU[accelerator] if mfu is None else mfu,
         num_devices=num_devices,
-        tokens=tokens if tokens is not None else trainer.max_steps * batch_tokens,
+        tokens=trainer.max_steps * batch_tokens if tokens is None else tokens,
         batch_tokens=batch_tokens,
         disk_bytes=_num_kept(trainer) * memory.checkpoint,
         problems=[*problems, *_problems(config, memory, device_bytes)],
     )
+
+
+def _check(gpu: str, gpus: int | None, tokens: float | None, mfu: float | None) -> None:
+    """Raises UserError for a GPU that is not known, or a number out of its range."""
+    if gpu != CPU and gpu not in GPUS:
+        raise unknown("GPU", gpu, [*GPUS, CPU])
+    if gpus is not None and gpus < 1:
+        raise UserError(f"--gpus is {gpus}: it must be above 0")
+    for name, value in (("tokens", tokens), ("mfu", mfu)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} is {value:g}: it must be above 0")
+    if mfu is not None and mfu > 1:
+        raise UserError(f"--mfu is {mfu:g}: a share of the peak, it must lie above 0 and be 1 at most")
+
+
+def _micro_batch(config: RunConfig, model: ModelConfig, length: int, device: str, compute_bytes: int) -> MicroBatch:
+    """What one device holds at once."""
+    trainer = config.trainer
+    rows, share = selected_share(config, trainer.micro_batch_rows)
+    num_selected = math.ceil(share * rows * length)
+    kernel = kernel_on(model, device, compute_bytes, length)
+    batch = MicroBatch(rows, length, num_selected, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
+    return batch.shared(trainer.parallel, trainer.world_size)
 
 
 def _config(command: str, base: Path | None, overrides: Sequence[str]) -> RunConfig:

@@ -16,6 +16,7 @@ from lit_illada.loops import analyze
 from lit_illada.loops.detect import detect
 from lit_illada.loops.records import Fields
 from lit_illada.run_folder import RunFolder
+from lit_illada.score_jobs import Asked
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.spec import Command
 from lit_illada.training.checkpoint import is_checkpoint
@@ -72,9 +73,8 @@ def run(
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{missing[0]}: no such file of problems; give JSON lines, or the word reasoning")
     place = _ours(checkpoint, folder)
-    asked = ["score/wording=chat", *overrides]
-    is_reasoning = "reasoning" in tasks
-    score.run(place, files, [], [], None, scores.path, asked, is_reasoning=is_reasoning, is_resumed=is_resumed)
+    asked = Asked(files, is_reasoning="reasoning" in tasks)
+    score.run(place, asked, scores.path, ["score/wording=chat", *overrides], is_resumed)
     results = json.loads(scores.summary.read_text(encoding="utf-8"))["results"]
     written = [str(scores.path / result["items"]) for result in results]
     analyze.run(written, folder / "loops", Fields(), None)

@@ -131,8 +131,10 @@ def score(
     are written to a folder.
     """
     from lit_illada import score as command
+    from lit_illada.score_jobs import Asked
 
-    command.run(checkpoint, tasks, texts, harness, include_path, out, overrides, is_reasoning, held_out, is_resumed)
+    asked = Asked(tasks, texts, harness, include_path, is_reasoning, held_out)
+    command.run(checkpoint, asked, out, overrides, is_resumed)
 
 
 @click.command(
