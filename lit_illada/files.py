@@ -1,7 +1,9 @@
-"""How a file is written so that nobody ever reads half of it."""
+"""How a file is written so that nobody ever reads half of it, and how a user's text is read."""
 
 import os
 from pathlib import Path
+
+from lit_illada.errors import UserError
 
 
 def write_atomically(path: Path, content: str, *, is_durable: bool = True) -> None:
@@ -16,3 +18,13 @@ def write_atomically(path: Path, content: str, *, is_durable: bool = True) -> No
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """Raises UserError for a file that is not there, or is no text in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error

@@ -16,6 +16,7 @@ from lit_illada.config import load
 from lit_illada.data.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
+from lit_illada.files import read_text
 from lit_illada.generation.canvas import Commit
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.trace import Recorder, Trace, write_traces
@@ -130,12 +131,7 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if prompt is not None:
         return prompt
     if prompt_file is not None:
-        try:
-            return prompt_file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{prompt_file}: not UTF-8 text at byte {error.start}") from error
-        except OSError as error:
-            raise UserError(f"{prompt_file}: {error.strerror}") from error
+        return read_text(prompt_file)
     if sys.stdin.isatty():
         raise UserError("no prompt: give --prompt TEXT or --prompt-file FILE, or pipe text into the command")
     return sys.stdin.read()

@@ -28,12 +28,7 @@ _GATE_TEXTS = 2000
 
 
 def reproduce(
-    name: str,
-    overrides: Sequence[str],
-    folder: Path | None,
-    is_resumed: bool,
-    workers: int | None,
-    threads: int,
+    name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: sweep_commands.Workers
 ) -> None:
     """The experiment: corpora (gate), training and generation by the sweep engine, then both reports.
 
@@ -46,7 +41,7 @@ def reproduce(
             "[--reasoning]), as those of loop_reproduce, loop_causes and loop_mitigation do"
         )
     gate(corpora(runs), Console())
-    done = sweep_commands.work_off(name, overrides, folder, is_resumed, workers, threads)
+    done = sweep_commands.work_off(name, overrides, folder, is_resumed, workers)
     has_texts = any(_solves_problems(s.run) and s.state is RunState.FINISHED for s in done.statuses)
     if has_texts and not done.was_stopped:
         gather(place)

@@ -17,6 +17,7 @@ from lit_illada.config import PretrainConfig, ScoreConfig, SFTConfig
 from lit_illada.data.chat_template import ChatTemplate
 from lit_illada.data.instruction import Example
 from lit_illada.errors import UserError
+from lit_illada.files import read_text
 from lit_illada.held_out import config_of, continuations, score_problems
 from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.candidates import Candidate
@@ -100,7 +101,7 @@ class Material:
         return cls(
             asked,
             items={path: read_items(path, config.score.limit) for path in asked.tasks},
-            contents={path: _read_text(path) for path in asked.texts},
+            contents={path: read_text(path) for path in asked.texts},
             posed=problems(config.reasoning) if asked.is_reasoning else {},
             held_out=held_out,
         )
@@ -264,12 +265,3 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error

@@ -28,6 +28,15 @@ from lit_illada.training.trainer import Accelerator
 from lit_illada.tree import from_tree, to_tree
 
 
+@dataclass(frozen=True)
+class Workers:
+    """at_once: runs; None: as many as memory and cores, or GPUs, allow. threads: a run. slurm: there, not here."""
+
+    at_once: int | None
+    threads: int
+    slurm: SlurmOptions | None = None
+
+
 def show_library() -> None:
     """Every sweep that comes with the package, and its question."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -36,29 +45,21 @@ def show_library() -> None:
     Console().print(table, highlight=False)
 
 
-def plan(name: str, overrides: Sequence[str], folder: Path | None, workers: int | None, threads: int) -> None:
+def plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
     """Print the runs of a sweep, what they share, and what they will cost."""
     spec, place, runs = planned(name, overrides, folder)
     statuses = Overview(place, runs, spec.metrics[0].name).look()
     console = Console()
     _print_head(spec, place, console)
-    speed = speed_of(statuses, _accelerator(runs, is_asked=False), threads)
+    speed = speed_of(statuses, _accelerator(runs, is_asked=False), workers.threads)
     console.print(_runs_table(runs, spec, speed), highlight=False)
-    slots = _slots(runs, workers, threads, is_asked=False)
+    slots = _slots(runs, workers, is_asked=False)
     _print_costs(statuses, speed, len(slots), console)
 
 
-def run(
-    name: str,
-    overrides: Sequence[str],
-    folder: Path | None,
-    is_resumed: bool,
-    workers: int | None,
-    threads: int,
-    slurm: SlurmOptions | None = None,
-) -> None:
+def run(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> None:
     """Work off a sweep, showing where it stands, here or by Slurm; exits with 1 where a run failed."""
-    work_off(name, overrides, folder, is_resumed, workers, threads, slurm).end("lit-illada sweep run {} --resume")
+    work_off(name, overrides, folder, is_resumed, workers).end("lit-illada sweep run {} --resume")
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,9 @@ class WorkedOff:
             raise SystemExit(130 if self.was_stopped else 1)
 
 
-def work_off(
-    name: str,
-    overrides: Sequence[str],
-    folder: Path | None,
-    is_resumed: bool,
-    workers: int | None,
-    threads: int,
-    slurm: SlurmOptions | None = None,
-) -> WorkedOff:
+def work_off(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> WorkedOff:
     """Every run of a sweep that is not finished, here or by Slurm, and a table of where they stand."""
-    console = Console()
+    console, slurm = Console(), workers.slurm
     spec, place, runs = planned(name, overrides, folder)
     if slurm is not None:
         require_slurm()
@@ -116,7 +109,7 @@ def work_off(
         spec, place, runs = planned(name, overrides, folder)  # the size of the vocabulary is certain only now
     place.write(spec, runs)
     metric = spec.metrics[0].name
-    slots = [] if slurm is not None else _slots(runs, workers, threads)
+    slots = [] if slurm is not None else _slots(runs, workers)
     at_once = len(slots) if slurm is None else min(slurm.at_once, len(runs))
     with SweepTable(f"{spec.name}: {spec.question}", metric, at_once, console) as table:
         pool: Pool | SlurmQueue = (
@@ -193,7 +186,7 @@ def _accelerator(runs: Sequence[PlannedRun], *, is_asked: bool = True) -> Accele
     return Accelerator.gpu if Accelerator.gpu in resolved else Accelerator.cpu
 
 
-def _slots(runs: Sequence[PlannedRun], workers: int | None, threads: int, *, is_asked: bool = True) -> list[Slot]:
+def _slots(runs: Sequence[PlannedRun], workers: Workers, *, is_asked: bool = True) -> list[Slot]:
     """As many as memory and cores, or GPUs, allow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if _accelerator(runs, is_asked=is_asked) is Accelerator.gpu:
@@ -205,11 +198,12 @@ def _slots(runs: Sequence[PlannedRun], workers: int | None, threads: int, *, is_
         if is_asked and devices > len(gpus):
             raise UserError(f"trainer.devices={devices}, but torch sees {len(gpus)} CUDA devices")
         fitting = gpu_slots(gpus, devices, max(1, cores * devices // len(gpus)))
-        return fitting[:workers] if workers else fitting
-    if workers is None:
+        return fitting[: workers.at_once] if workers.at_once else fitting
+    at_once = workers.at_once
+    if at_once is None:
         largest = max((memory_bytes(run.config) for run in runs if "model" in run.config), default=1.0)
-        workers = max(1, min(cores // threads, int(_free_memory_bytes() // largest), len(runs)))
-    return cpu_slots(workers, threads)
+        at_once = max(1, min(cores // workers.threads, int(_free_memory_bytes() // largest), len(runs)))
+    return cpu_slots(at_once, workers.threads)
 
 
 def _visible_gpus() -> list[str]:

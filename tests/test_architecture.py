@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "choice": set(),
     "share": set(),
     "periodic": set(),
-    "files": set(),
+    "files": {"errors"},
     "intervals": set(),
     "numbers": set(),
     "completion": {"share"},

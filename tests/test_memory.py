@@ -83,15 +83,10 @@ def test_a_step_holds_at_most_what_is_said(num_rows, compute_bytes, vocab_size, 
     model, optimizer = begun(config, AdamWConfig())
     if not is_accumulating:
         optimizer.zero_grad(set_to_none=True)
-    ids, is_selected = torch.randint(300, (num_rows, LENGTH)), torch.zeros(num_rows, LENGTH, dtype=torch.bool)
-    is_selected[:, ::2] = True
-    held = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
-    held += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
-    with Live(held) as live:
-        step(model, ids, is_selected, compute_bytes)
-    batch = micro_batch(int(is_selected.sum()), compute_bytes, config.attention, num_rows)
+    peak, num_selected = measured(model, optimizer, num_rows, compute_bytes)
+    batch = micro_batch(num_selected, compute_bytes, config.attention, num_rows)
     said = step_memory(config, AdamWConfig(), batch, is_accumulating=is_accumulating)
-    assert live.peak == pytest.approx(said.peak, rel=0.1)
+    assert peak == pytest.approx(said.peak, rel=0.1)
 
 
 @pytest.mark.parametrize("compute_bytes", [4, 2])
@@ -103,14 +98,10 @@ def test_recomputed_layers_hold_at_most_what_is_said(which, compute_bytes):
     for layer in model.model.layers:
         recompute(layer, which)
     optimizer.zero_grad(set_to_none=True)
-    ids, is_selected = torch.randint(300, (64, LENGTH)), torch.zeros(64, LENGTH, dtype=torch.bool)
-    is_selected[:, ::16] = True
-    held = [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
-    with Live([tensor for tensor in held if tensor.ndim]) as live:
-        step(model, ids, is_selected, compute_bytes)
-    batch = micro_batch(int(is_selected.sum()), compute_bytes, config.attention, 64)
+    peak, num_selected = measured(model, optimizer, 64, compute_bytes, every=16)
+    batch = micro_batch(num_selected, compute_bytes, config.attention, 64)
     said = step_memory(config, AdamWConfig(), replace(batch, recomputation=which))
-    assert live.peak == pytest.approx(said.peak, rel=0.1)
+    assert peak == pytest.approx(said.peak, rel=0.1)
     assert said.peak < 0.7 * step_memory(config, AdamWConfig(), batch).peak
 
 
@@ -135,14 +126,10 @@ def test_a_step_with_adapters_holds_at_most_what_is_said(compute_bytes, vocab_si
     lora = LoraConfig(rank=4)
     model, optimizer = begun(config, AdamWConfig(), lora)
     optimizer.zero_grad(set_to_none=True)
-    ids, is_selected = torch.randint(300, (32, LENGTH)), torch.zeros(32, LENGTH, dtype=torch.bool)
-    is_selected[:, ::2] = True
-    held = [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
-    with Live([tensor for tensor in held if tensor.ndim]) as live:
-        step(model, ids, is_selected, compute_bytes)
-    batch = micro_batch(int(is_selected.sum()), compute_bytes, config.attention, 32)
+    peak, num_selected = measured(model, optimizer, 32, compute_bytes)
+    batch = micro_batch(num_selected, compute_bytes, config.attention, 32)
     said = step_memory(config, AdamWConfig(), replace(batch, lora=lora))
-    assert live.peak == pytest.approx(said.peak, rel=0.1)
+    assert peak == pytest.approx(said.peak, rel=0.1)
 
 
 @pytest.mark.parametrize(("width", "kernel"), [(64, "varlen"), (48, "sdpa")])  # heads of 16 and of 12
@@ -207,6 +194,17 @@ def begun(config, optimizer, lora=None):
     step(model, torch.randint(300, (1, 8)), torch.ones(1, 8, dtype=torch.bool), 4)
     made.step()
     return model, made
+
+
+def measured(model, optimizer, num_rows, compute_bytes, every=2):
+    """The most bytes of tensors that live at once in a step, and how many of its tokens carry loss: one in `every`."""
+    ids, is_selected = torch.randint(300, (num_rows, LENGTH)), torch.zeros(num_rows, LENGTH, dtype=torch.bool)
+    is_selected[:, ::every] = True
+    held = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    held += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    with Live(held) as live:
+        step(model, ids, is_selected, compute_bytes)
+    return live.peak, int(is_selected.sum())
 
 
 def step(model, ids, is_selected, compute_bytes):

@@ -96,8 +96,9 @@ def reproduce(
     about a quarter of an hour on two cores.
     """
     from lit_illada import loops_commands
+    from lit_illada.sweep_commands import Workers
 
-    loops_commands.reproduce(name, overrides, folder, is_resumed, workers, threads)
+    loops_commands.reproduce(name, overrides, folder, is_resumed, Workers(workers, threads))
 
 
 @loops.command(

@@ -49,7 +49,7 @@ def sweep_plan(name: str, folder: Path | None, workers: int | None, threads: int
     """Print the runs of the sweep NAME, what they share, and the time and disk they will take. Nothing is run."""
     from lit_illada import sweep_commands
 
-    sweep_commands.plan(name, overrides, folder, workers, threads)
+    sweep_commands.plan(name, overrides, folder, sweep_commands.Workers(workers, threads))
 
 
 @sweep.command(
@@ -105,7 +105,7 @@ def sweep_run(
             raise UserError(f"--sbatch {wrong}: write KEY=VALUE, such as account=me")
         other = dict(text.split("=", 1) for text in sbatch)
         slurm = SlurmOptions(partition, time_min, gpus, threads, workers or 256, other)
-    sweep_commands.run(name, overrides, folder, is_resumed, workers, threads, slurm)
+    sweep_commands.run(name, overrides, folder, is_resumed, sweep_commands.Workers(workers, threads, slurm))
 
 
 @sweep.command(
