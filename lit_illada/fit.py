@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import json
 import logging
 import os
 import shlex
@@ -123,6 +122,7 @@ def _fit(
         raise
     is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
     if is_finished and module.validated_at != trainer.global_step:
+        trainer.limit_val_batches = 1.0  # all of them, also where a signal in the last step has called validation off
         trainer.validate(module, datamodule=datamodule, verbose=False)
     _append_summary(folder, "end", trainer, module, throughput.cost())
     if trainer.is_global_zero:
@@ -250,11 +250,11 @@ def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, R
     if any(override.startswith("run_dir=") for override in overrides):
         raise UserError(f"run_dir cannot be given with --resume: the run goes on in {path}")
     if checkpoint is not None:
-        _check_same_run(config, checkpoint)
+        _check_same_run(config, folder, checkpoint)
     return config, folder, checkpoint
 
 
-def _check_same_run(config: RunConfig, checkpoint: Path) -> None:
+def _check_same_run(config: RunConfig, folder: RunFolder, checkpoint: Path) -> None:
     content = read_checkpoint(checkpoint)
     saved, asked = content["hyper_parameters"]["config"], to_tree(config)
     free = {"attention", "max_position_embeddings", "initializer_range", "vocab_size"}
@@ -271,10 +271,12 @@ def _check_same_run(config: RunConfig, checkpoint: Path) -> None:
     optimizers = [tree["optim"]["optimizer"]["name"] for tree in (saved, asked)]
     if optimizers[0] != optimizers[1]:
         raise UserError(f"the run's optimizer is {optimizers[0]}; {optimizers[1]} cannot take over its moments")
-    if content["global_step"] >= config.trainer.max_steps:
+    step, max_steps = content["global_step"], config.trainer.max_steps
+    # a run killed after its last step and before its last figures has these to come
+    is_reported = folder.read_summary().get("end", {}).get("step") == step
+    if step > max_steps or (step == max_steps and is_reported):
         raise UserError(
-            f"{checkpoint.parent.parent} is finished at step {content['global_step']}: to go on, raise "
-            f"trainer.max_steps above it (now {config.trainer.max_steps})"
+            f"{folder.path} is finished at step {step}: to go on, raise trainer.max_steps above it (now {max_steps})"
         )
 
 
@@ -286,7 +288,7 @@ def _append_summary(
         return
     is_validated = module.validated_at == trainer.global_step
     metrics = {name: value for name, value in trainer.callback_metrics.items() if is_validated or "val" not in name}
-    figures = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
+    figures = folder.read_summary()
     figures[key] = {name: float(value) for name, value in sorted(metrics.items())}
     figures[key] |= {f"perf/{name}": value for name, value in cost.items()}
     figures[key]["step"] = trainer.global_step
@@ -296,7 +298,7 @@ def _append_summary(
 def _report(
     folder: RunFolder, trainer: pl.Trainer, config: RunConfig, elapsed_s: float, is_finished: bool, console: Console
 ) -> None:
-    figures = json.loads(folder.summary.read_text(encoding="utf-8"))
+    figures = folder.read_summary()
     start, end = figures.get("start", {}), figures["end"]
     table = Table(title=f"{folder.path}, step {trainer.global_step}, {elapsed_s:.0f} s", title_justify="left")
     for heading in ("held-out text", "at the start", "now"):

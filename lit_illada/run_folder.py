@@ -134,6 +134,10 @@ class RunFolder:
     def write_summary(self, figures: dict[str, Any]) -> None:
         write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
 
+    def read_summary(self) -> dict[str, Any]:
+        """Figures of the start and the end, as far as there are any yet."""
+        return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.exists() else {}
+
     def read_labels(self) -> dict[str, Any] | None:
         """What tells the run from the others of its sweep, such as its arm; None outside a sweep."""
         return json.loads(self.labels.read_text(encoding="utf-8")) if self.labels.is_file() else None

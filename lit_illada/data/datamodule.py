@@ -49,6 +49,10 @@ class PackedDataModule(RowDataModule):
     def location(self) -> str:
         return f"data.dir={self.config.dir}"
 
+    @property
+    def row_settings(self) -> dict[str, str]:
+        return {"data.row_length": str(self.config.row_length), "data.num_streams": str(self.config.num_streams)}
+
     @cached_property
     def train_rows(self) -> PackedRows:
         return self._rows(TRAIN, self.config.shortening, self.config.num_streams, self.seed)

@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -55,14 +56,17 @@ def _all_parts(step: Step, config: DataConfig, workers: int) -> None:
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it is gone already, as will be told
                 pickle.dump((step, config, Part(index, workers)), child.stdin)
-                child.stdin.close()
+                child.stdin.flush()
         for index, child in enumerate(children):
             _check(child, Part(index, workers))
     finally:
         for child in children:
             child.kill()
             child.wait()
+            assert child.stdin is not None
             assert child.stdout is not None
+            with contextlib.suppress(OSError):
+                child.stdin.close()
             child.stdout.close()
 
 
@@ -83,12 +87,18 @@ def _serve() -> None:
     """The child's life: a part in, None or an error out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     step, config, part = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     error: Exception | None = None
     try:
         do_step(step, config, part)
     except (OSError, UserError) as raised:
         error = raised
     pickle.dump(error, sys.stdout.buffer)
+
+
+def _end_with_the_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing comes but the end
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,11 @@ class RowDataModule(L.LightningDataModule, ABC):
 
     @property
     @abstractmethod
+    def row_settings(self) -> dict[str, str]:
+        """What decides, beside the content and the seed, which tokens a row's number means: the setting, its value."""
+
+    @property
+    @abstractmethod
     def tokenizer(self) -> Tokenizer: ...
 
     @property
@@ -124,10 +129,15 @@ class RowDataModule(L.LightningDataModule, ABC):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows_seen": self.rows_seen, "seed": self.seed, "dataset": self.fingerprint}
+        return {
+            "rows_seen": self.rows_seen,
+            "seed": self.seed,
+            "dataset": self.fingerprint,
+            "row_settings": self.row_settings,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises UserError for a checkpoint of another data set or seed: its position means nothing here."""
+        """Raises UserError for a checkpoint of another data set, seed or layout: its position means nothing here."""
         if state_dict["dataset"] != self.fingerprint:
             raise UserError(
                 f"the checkpoint was trained on another data set (fingerprint {state_dict['dataset'][:12]}) than that "
@@ -135,6 +145,9 @@ class RowDataModule(L.LightningDataModule, ABC):
             )
         if state_dict["seed"] != self.seed:
             raise UserError(f"the checkpoint was trained with seed={state_dict['seed']}; seed={self.seed} asked")
+        for name, value in self.row_settings.items():
+            if (saved := state_dict["row_settings"].get(name)) != value:
+                raise UserError(f"the checkpoint was trained with {name}={saved}; {name}={value} asked: other rows")
         self.rows_seen = state_dict["rows_seen"]
 
     def _loader(

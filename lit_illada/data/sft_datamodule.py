@@ -107,6 +107,10 @@ class SFTDataModule(RowDataModule):
     def location(self) -> str:
         return "sft_data"
 
+    @property
+    def row_settings(self) -> dict[str, str]:
+        return {"sft_data.rows": str(self.config.rows)}
+
     @cached_property
     def train_rows(self) -> ExampleRows:
         train, _ = self._splits

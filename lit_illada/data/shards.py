@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from lit_illada.data.manifest import ShardRecord
 from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.files import temporary_of
 
 TOKENS_MEMBER, LENGTHS_MEMBER = "tokens.npy", "lengths.npy"
 BUNDLE_DOCUMENTS = 256
@@ -119,7 +119,7 @@ def _add(tar: tarfile.TarFile, name: str, array: NDArray[np.unsignedinteger]) ->
 
 def write_whole(path: Path, content: bytes) -> None:
     """The file appears whole or not at all, also when several processes write it at once."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

@@ -120,16 +120,9 @@ def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[
     is_begun = (place.path / "config.yaml").is_file()
     if run.command != Command.SCORE and is_begun:
         summary = (read_record(place.summary) or {}).get("end", {})
-        for checkpoint in sorted(place.path.glob("checkpoints/step=*.ckpt"), reverse=True):
-            if _step_of(checkpoint) != run_length(place, run):
-                return [run.command, "--resume", str(place.path)]
-            if summary.get("step") == _step_of(checkpoint):
-                return []
-            # the last step was done, its figures were not written: go on from the one before
-            if checkpoint.is_dir():
-                shutil.rmtree(checkpoint)
-            else:
-                checkpoint.unlink()
+        if steps := [_step_of(checkpoint) for checkpoint in place.path.glob("checkpoints/step=*.ckpt")]:
+            is_done = max(steps) == run_length(place, run) == summary.get("step")
+            return [] if is_done else [run.command, "--resume", str(place.path)]
     is_resumed = run.command == Command.SCORE and is_begun
     if not is_resumed:
         _clear(place)

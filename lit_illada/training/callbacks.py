@@ -1,6 +1,7 @@
 """What happens beside training? Samples, progress on screen, and stopping well."""
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ class GracefulStop(Callback):
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._process = os.getpid()
 
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
@@ -81,6 +83,8 @@ class GracefulStop(Callback):
         return trainer.strategy.reduce_boolean_decision(self.signal is number, all=False)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a loader's, which ends with the run
+            return
         if self.signal is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt

@@ -64,7 +64,7 @@ class RankWatch(Callback):
         self._write()
         # no state of an earlier start of this run is taken for one of this
         trainer.strategy.barrier("ranks")
-        # below GracefulStop's: torchrun ends the others as soon as one has died, and they shall say which
+        # torchrun ends the others as soon as one has died, and they shall say which; else GracefulStop heeds the signal
         self._terminate_before = signal.signal(signal.SIGTERM, self._terminated)
         threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
 
@@ -84,7 +84,8 @@ class RankWatch(Callback):
             return
         if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
             self._stopped.set()
-            self._write(ended="")
+            # ranks end together, but for one that is interrupted: the others may wait for it
+            self._write(ended="was interrupted" if isinstance(error, KeyboardInterrupt) else "")
             if signal.getsignal(signal.SIGTERM) == self._terminated:  # who has decided otherwise since keeps it
                 signal.signal(signal.SIGTERM, self._terminate_before)
             self._close_log()
@@ -151,7 +152,9 @@ class RankWatch(Callback):
         if dead := self._dead or self._find_dead():
             self._tell(dead)
             os._exit(1)
-        raise SystemExit(128 + number)
+        if not callable(self._terminate_before):
+            raise SystemExit(128 + number)
+        self._terminate_before(number, frame)
 
     def _tell(self, dead: str) -> None:
         """Once, for what cannot be raised."""
