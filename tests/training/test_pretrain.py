@@ -69,6 +69,13 @@ def curves(run):
     return events
 
 
+def scalars_of(run):
+    """{tag: {step: value}}, without what a machine's speed decides."""
+    events = curves(run)
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("perf/")]
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
+
+
 def test_a_run_leaves_its_config_curves_samples_summary_and_checkpoints(reference):
     config = load_file("pretrain", reference / "config.yaml")
     assert config.run_dir == str(reference)
@@ -354,6 +361,67 @@ def test_a_run_whose_last_step_is_not_a_validated_one_is_measured_at_its_end(tin
     run = tmp_path / "run"
     assert pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=7").exit_code == 0
     assert sorted(event.step for event in curves(run).Scalars("val/nll_bound")) == [0, 6, 7]
+
+
+def terminated_at(patch, step):
+    """From now on a SIGTERM falls into the step after so many, of a run of 7."""
+    honest = DiffusionObjective.corrupt
+
+    def terminated(self, batch, progress=0.0):
+        if round(progress * 7) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self, batch, progress)
+
+    patch.setattr(DiffusionObjective, "corrupt", terminated)
+
+
+def figures(run):
+    """Those of the end, without what a machine's speed decides."""
+    end = json.loads((run / "summary.json").read_text())["end"]
+    return {name: value for name, value in end.items() if "perf" not in name}
+
+
+@pytest.mark.parametrize(("step", "limit"), [(6, "3600"), (0, "0.000001")])
+def test_a_signal_in_the_last_step_leaves_the_run_its_figures(step, limit, tiny_overrides, tmp_path, monkeypatch):
+    """The last one by number, or by the limit of time."""
+    whole, told = tmp_path / "whole", tmp_path / "told"
+    overrides = [*tiny_overrides, "trainer.max_steps=7", f"trainer.max_time_s={limit}"]
+    assert pretrain(*overrides, f"run_dir={whole}").exit_code == 0
+    with monkeypatch.context() as patch:
+        terminated_at(patch, step)
+        result = pretrain(*overrides, f"run_dir={told}")
+    assert result.exit_code == 0, result.output
+    assert figures(told) == figures(whole)
+    assert figures(told)["step"] == step + 1
+    assert "val/nll_bound" in figures(told)
+
+
+@pytest.mark.parametrize("variant", [[], ["trainer.ema_decay=0.5"]])
+@pytest.mark.parametrize("max_steps", [7, 12])
+def test_a_run_killed_before_its_last_figures_has_them_after_a_resume(variant, max_steps, tiny_overrides, tmp_path):
+    """After a step that was validated, or one that was not; without a step more."""
+    run = tmp_path / "run"
+    overrides = [*tiny_overrides, *variant, f"trainer.max_steps={max_steps}", "optim.optimizer.learning_rate=0.01"]
+    assert pretrain(*overrides, f"run_dir={run}").exit_code == 0
+    summary, config = json.loads((run / "summary.json").read_text()), (run / "config.yaml").read_text()
+    before, scalars, saved = figures(run), scalars_of(run), latest_checkpoint(run / "checkpoints").read_bytes()
+    (run / "summary.json").write_text(json.dumps({"start": summary["start"]}))
+    result = pretrain(resume=run)
+    assert result.exit_code == 0, result.output
+    assert {name: value for name, value in before.items() if "val" in name or name == "step"} == {
+        name: value for name, value in figures(run).items() if "val" in name or name == "step"
+    }
+    again = json.loads((run / "summary.json").read_text())
+    assert again["start"] == summary["start"]
+    for name in ("tokens", "flops"):
+        assert again["end"][f"perf/{name}"] == summary["end"][f"perf/{name}"]
+    assert summary["end"]["perf/elapsed_s"] * 0.5 < again["end"]["perf/elapsed_s"] < summary["end"]["perf/elapsed_s"] + 1
+    assert (run / "config.yaml").read_text() == config
+    assert latest_checkpoint(run / "checkpoints").read_bytes() == saved
+    assert scalars_of(run) == scalars
+    refused = pretrain(resume=run)
+    assert refused.exit_code == 1
+    assert f"is finished at step {max_steps}" in refused.output
 
 
 def test_a_step_with_a_non_finite_gradient_changes_nothing_and_is_told(tiny_overrides, tmp_path, monkeypatch, caplog):
