@@ -41,6 +41,11 @@ class Allocation:
                 raise UserError(
                     f"--sbatch {text}: the script says so itself, and for a training it is set by {setting}"
                 )
+            if name == "array":
+                raise UserError(
+                    f"--sbatch {text}: a run is one job, whose tasks would train over each other in one folder; for "
+                    "`launch data` the array is that of --parts and --at-once"
+                )
             if name in named:
                 raise UserError(f"--sbatch {text}: use --{name} {text.partition('=')[2]}")
 
