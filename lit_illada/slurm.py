@@ -80,8 +80,9 @@ def submit(script: Path, *arguments: str, options: Sequence[str] = ()) -> str:
     return _answer(["sbatch", "--parsable", *options, str(script), *arguments]).split(";")[0].strip()
 
 
-def cancel(jobs: Sequence[str]) -> None:
-    subprocess.run(["scancel", *jobs], check=False)
+def cancel(jobs: Sequence[str]) -> bool:
+    """Whether Slurm has taken it."""
+    return subprocess.run(["scancel", *jobs], check=False).returncode == 0
 
 
 def queued_jobs() -> set[str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,10 +22,15 @@ from lit_illada.files import write_atomically
 from lit_illada.slurm import cancel, queued_jobs
 from lit_illada.sweep.attempt import record_failure, was_stopped
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
+from lit_illada.sweep.outage import Outage
 from lit_illada.sweep.pool import ONE, thread_variables
 from lit_illada.sweep.progress import Overview, RunStatus
 
 _LOOK_S = 2.0
+# records on a network's file system may be seen so late
+_GONE_S = 60.0
+# Slurm's controller may be away so long, be it restarted or overloaded
+_OUTAGE_S = 600.0
 # Slurm ends what it has asked to stop after its KillWait; who is still there later was asked by somebody else
 _KILL_WAIT_S = 120.0
 # limits of time that a run may meet; each costs no more than what follows its last checkpoint
@@ -91,7 +97,11 @@ class RunJob:
 
 
 class SlurmQueue:
-    """Works through a plan by submitting what can begin; the pool's counterpart. Leaving it cancels its jobs."""
+    """Works through a plan by submitting what can begin; the pool's counterpart. Leaving it cancels its jobs.
+
+    gone_s: how long after a job has left the queue its run's record may appear. outage_s: how long Slurm is asked again
+    where it does not answer.
+    """
 
     def __init__(
         self,
@@ -102,6 +112,8 @@ class SlurmQueue:
         metric: str,
         command: Sequence[str] = ONE,
         look_s: float = _LOOK_S,
+        gone_s: float = _GONE_S,
+        outage_s: float = _OUTAGE_S,
     ) -> None:
         require_slurm()
         self._folder = SweepFolder(folder.path.resolve())
@@ -111,7 +123,9 @@ class SlurmQueue:
         self._command = command
         self._look_s = look_s
         self._tried: set[str] = set()
-        self._gone_once: set[str] = set()
+        self._gone_s = gone_s
+        self._gone_at: dict[str, float] = {}
+        self._looking, self._submitting = Outage(outage_s), Outage(outage_s)
         self._failed_before = {s.run.id for s in self._overview.look() if s.state is RunState.FAILED}
         self._signals = 0
 
@@ -122,7 +136,7 @@ class SlurmQueue:
     def run(self) -> list[RunStatus]:
         with self._heeding_signals():
             while True:
-                queued = queued_jobs()
+                queued = self._queued()
                 statuses = self._overview.look()
                 mine = {status.run.id for status in statuses if self._job_of(status.run) in queued}
                 in_doubt = self._mark_lost(statuses, mine)
@@ -139,6 +153,15 @@ class SlurmQueue:
         self._show(statuses)
         return statuses
 
+    def _queued(self) -> set[str]:
+        """Waits where Slurm does not answer. Raises UserError after an outage too long, or a second signal."""
+        while (queued := self._looking.ask(queued_jobs)) is None:
+            if self._signals > 1:
+                raise UserError("Slurm does not answer: the sweep's jobs are still there (squeue --me, scancel)")
+            self._show(self._overview.look())
+            time.sleep(self._look_s)
+        return queued
+
     def _ready(self, statuses: Sequence[RunStatus], queued: set[str]) -> list[PlannedRun]:
         finished = {status.run.id for status in statuses if status.state is RunState.FINISHED}
         ready = []
@@ -152,31 +175,41 @@ class SlurmQueue:
         return ready
 
     def _submit(self, runs: Sequence[PlannedRun]) -> None:
-        """One array for all runs that need the same machines."""
-        import submitit
+        """One array for all runs that need the same machines.
 
+        What Slurm refuses is left for the next look. Raises UserError where it does so for long, or from the beginning.
+        """
         arrays: dict[tuple[tuple[str, Any], ...], list[PlannedRun]] = {}
         for run in runs:
             arrays.setdefault(tuple(sorted(_machines(run, self._options).items())), []).append(run)
         for machines, members in arrays.items():
-            executor = submitit.AutoExecutor(
-                self._folder.path / "slurm", cluster="slurm", slurm_max_num_timeout=_TIMEOUTS
-            )
-            executor.update_parameters(
-                name=self._folder.path.name,
-                timeout_min=self._options.time_min,
-                slurm_array_parallelism=self._options.at_once,
-                slurm_additional_parameters=self._options.other,
-                **({"slurm_partition": self._options.partition} if self._options.partition else {}),
-                **dict(machines),
-            )
-            with executor.batch():
-                jobs = [executor.submit(RunJob(self._command, str(self._folder.path), run.id)) for run in members]
-            for run, job in zip(members, jobs, strict=True):
+            submit = partial(self._submit_array, dict(machines), members)
+            jobs = self._submitting.ask(submit) if self._tried else submit()
+            for run, job_id in zip(members, jobs, strict=True) if jobs is not None else ():
                 self._tried.add(run.id)
                 place = self._folder.run_folder(run)
                 place.path.mkdir(parents=True, exist_ok=True)
-                write_atomically(place.path / _JOB_FILE, json.dumps({"job_id": job.job_id}) + "\n")
+                write_atomically(place.path / _JOB_FILE, json.dumps({"job_id": job_id}) + "\n")
+
+    def _submit_array(self, machines: dict[str, Any], runs: Sequence[PlannedRun]) -> list[str]:
+        """The job ids. Raises UserError with what sbatch says against it."""
+        import submitit
+
+        executor = submitit.AutoExecutor(self._folder.path / "slurm", cluster="slurm", slurm_max_num_timeout=_TIMEOUTS)
+        executor.update_parameters(
+            name=self._folder.path.name,
+            timeout_min=self._options.time_min,
+            slurm_array_parallelism=self._options.at_once,
+            slurm_additional_parameters=self._options.other,
+            **({"slurm_partition": self._options.partition} if self._options.partition else {}),
+            **machines,
+        )
+        try:
+            with executor.batch():
+                jobs = [executor.submit(RunJob(self._command, str(self._folder.path), run.id)) for run in runs]
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(f"sbatch says: {' '.join(str(error).split())}") from error
+        return [job.job_id for job in jobs]
 
     def _mark_lost(self, statuses: Sequence[RunStatus], queued: set[str]) -> bool:
         """A run whose job has left the queue without a record: out of memory, a dead node, cancelled by hand.
@@ -185,22 +218,21 @@ class SlurmQueue:
         """
         in_doubt = False
         for status in statuses:
-            run, place = status.run, self._folder.run_folder(status.run)
+            run, now = status.run, time.monotonic()
             is_lost = run.id in self._tried and run.id not in queued
             if not is_lost or status.state not in (RunState.PENDING, RunState.INTERRUPTED):
-                continue
-            if run.id in self._gone_once:
-                record_failure(place, -1)
-            else:
-                self._gone_once.add(run.id)
+                self._gone_at.pop(run.id, None)
+            elif now - self._gone_at.setdefault(run.id, now) < self._gone_s:
                 in_doubt = True
+            else:
+                record_failure(self._folder.run_folder(run), -1)
         return in_doubt
 
     def _cancel(self, statuses: Sequence[RunStatus], queued: set[str]) -> None:
-        jobs = [job for status in statuses if status.run.id in queued and (job := self._job_of(status.run))]
-        if jobs:
-            cancel(jobs)
-        while jobs and queued_jobs() & set(jobs):
+        jobs = {job for status in statuses if status.run.id in queued and (job := self._job_of(status.run))}
+        is_asked = False
+        while left := self._queued() & jobs:
+            is_asked = is_asked or cancel(sorted(left))
             time.sleep(min(1.0, self._look_s))
 
     def _job_of(self, run: PlannedRun) -> str | None:

@@ -32,7 +32,7 @@ raise SystemExit(130 if queue.was_stopped else 0)
 
 
 def run_here(folder, command, show=lambda statuses: None):
-    return SlurmQueue(folder, folder.read_plan(), SlurmOptions(), show, "score", command, look_s=0.3).run()
+    return SlurmQueue(folder, folder.read_plan(), SlurmOptions(), show, "score", command, look_s=0.3, gone_s=1.0).run()
 
 
 def lines_of(folder, run):

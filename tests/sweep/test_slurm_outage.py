@@ -1,0 +1,173 @@
+"""A sweep outlives Slurm's controller, and waits for a slow file system; the programs of Slurm are stood in for."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lit_illada.errors import UserError
+from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue
+
+pytest.importorskip("submitit")
+DOWN = "Unable to contact slurm controller (connect failure)"
+
+
+@dataclass(frozen=True)
+class FakeSlurm:
+    """Jobs wait until they are taken out of `queue`; a program with a file of its name under `down` fails."""
+
+    folder: Path
+
+    @property
+    def queue(self):
+        return self.folder / "queue"
+
+    def install(self):
+        (self.folder / "bin").mkdir()
+        (self.folder / "down").mkdir()
+        self.queue.touch()
+        bodies = {
+            "squeue": f"cat {self.queue}",
+            "sbatch": f'echo 17 >>{self.queue}; echo "Submitted batch job 17"',
+            "scancel": f"echo cancelled >>{self.folder}/cancelled; : >{self.queue}",
+        }
+        for name, body in bodies.items():
+            program = self.folder / "bin" / name
+            fail = f"echo '{name}: error: {DOWN}' >&2; exit 1"
+            program.write_text(f"#!/bin/bash\nif [ -e {self.folder}/down/{name} ]; then {fail}; fi\n{body}\n")
+            program.chmod(0o755)
+
+    def takes_down(self, name):
+        (self.folder / "down" / name).touch()
+
+    def brings_back(self, name):
+        (self.folder / "down" / name).unlink()
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    slurm = FakeSlurm(tmp_path / "slurm")
+    slurm.folder.mkdir()
+    slurm.install()
+    monkeypatch.setenv("PATH", f"{slurm.folder / 'bin'}:{os.environ['PATH']}")
+    return slurm
+
+
+def queue_of(folder, *turns, **options):
+    """turns: what happens each time the sweep is shown, one after the other."""
+    left = iter(turns)
+    show = lambda statuses: next(left, lambda: None)()  # noqa: E731
+    return SlurmQueue(folder, folder.read_plan(), SlurmOptions(), show, "score", ["true"], look_s=0.01, **options)
+
+
+def nothing():
+    pass
+
+
+def finishes(folder, run, slurm):
+    """The run's job ends well, and leaves the queue."""
+
+    def finish():
+        place = folder.run_folder(run)
+        place.path.mkdir(parents=True, exist_ok=True)
+        place.done.write_text(json.dumps({"attempts": 1}))
+        slurm.queue.write_text("")
+
+    return finish
+
+
+def test_a_restart_of_the_controller_is_told_once_and_outlived(slurm, written, planned, caplog):
+    run = planned("a")
+    folder = written(run)
+
+    def back():
+        slurm.brings_back("squeue")
+        finishes(folder, run, slurm)()
+
+    queue = queue_of(folder, nothing, lambda: slurm.takes_down("squeue"), nothing, nothing, back)
+    assert [status.state for status in queue.run()] == [RunState.FINISHED]
+    assert caplog.text.count(f"squeue says: squeue: error: {DOWN}; asking again for up to 10 minutes") == 1
+
+
+def test_an_outage_too_long_ends_the_sweep_in_one_line(slurm, written, planned):
+    folder = written(planned("a"))
+    queue = queue_of(folder, nothing, lambda: slurm.takes_down("squeue"), outage_s=0.1)
+    with pytest.raises(UserError, match="Unable to contact"):
+        queue.run()
+    with pytest.raises(UserError, match="Unable to contact"):  # at its beginning Slurm must be there
+        queue_of(folder)
+
+
+def test_ctrl_c_waits_for_the_controller_and_a_second_one_does_not(slurm, written, planned):
+    folder = written(planned("a"))
+    interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+    away = lambda: slurm.takes_down("squeue")  # noqa: E731
+    queue = queue_of(folder, nothing, away, interrupt, nothing, lambda: slurm.brings_back("squeue"))
+    assert [status.state for status in queue.run()] == [RunState.PENDING]
+    assert queue.was_stopped
+    assert (slurm.folder / "cancelled").read_text() == "cancelled\n"
+    slurm.queue.write_text("17\n")
+    with pytest.raises(UserError, match="the sweep's jobs are still there"):
+        queue_of(folder, nothing, away, interrupt, interrupt).run()
+
+
+def test_a_cancellation_that_fails_is_asked_for_again(slurm, written, planned):
+    folder = written(planned("a"))
+
+    def interrupt():
+        slurm.takes_down("scancel")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    queue = queue_of(folder, nothing, interrupt)
+    honest = queue._queued
+
+    def counted():
+        asked.append(None)
+        if len(asked) == 5:
+            slurm.brings_back("scancel")
+        return honest()
+
+    asked = []
+    queue._queued = counted
+    queue.run()
+    assert (slurm.folder / "cancelled").read_text() == "cancelled\n"
+
+
+def test_what_sbatch_refuses_at_the_beginning_is_one_line(slurm, written, planned):
+    slurm.takes_down("sbatch")
+    with pytest.raises(UserError, match=f"^sbatch says: .*{DOWN[:20]}") as refused:
+        queue_of(written(planned("a"))).run()
+    assert "\n" not in str(refused.value)
+
+
+def test_what_sbatch_refuses_later_is_asked_again(slurm, written, planned, caplog):
+    first, second = planned("a"), planned("b", "a")
+    folder = written(first, second)
+
+    def away():
+        slurm.takes_down("sbatch")
+        finishes(folder, first, slurm)()
+
+    turns = [nothing, away, nothing, nothing, lambda: slurm.brings_back("sbatch"), finishes(folder, second, slurm)]
+    queue = queue_of(folder, *turns)
+    assert [status.state for status in queue.run()] == [RunState.FINISHED] * 2
+    assert caplog.text.count("sbatch says") == 1
+
+
+def test_a_record_that_is_seen_late_is_waited_for(slurm, written, planned):
+    run = planned("a")
+    folder = written(run)
+    leaves = lambda: slurm.queue.write_text("")  # noqa: E731
+    queue = queue_of(folder, nothing, leaves, nothing, nothing, nothing, finishes(folder, run, slurm))
+    assert [status.state for status in queue.run()] == [RunState.FINISHED]
+    assert not folder.run_folder(run).failed.exists()
+
+
+def test_a_job_gone_for_long_without_a_record_has_failed(slurm, written, planned):
+    folder = written(planned("a"))
+    queue = queue_of(folder, nothing, lambda: slurm.queue.write_text(""), gone_s=0.05)
+    assert [status.state for status in queue.run()] == [RunState.FAILED]
