@@ -2,12 +2,14 @@
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from lit_illada.errors import UserError
 from lit_illada.files import write_atomically
 from lit_illada.sweep.spec import RESOLVED_FILE, SweepSpec
 from lit_illada.tree import dump, from_tree, read_yaml
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ class SweepRunFolder:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError as error:
+            _warn_unlockable(self.path.parent, str(error))
         finally:
             os.close(file)
         return False
@@ -181,7 +187,7 @@ class SweepFolder:
 
 @contextmanager
 def locked(folder: SweepRunFolder) -> Iterator[bool]:
-    """Hold a run's lock; False where another process has it."""
+    """Hold a run's lock; False where another process has it. True, too, where the file system knows no locks."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock.open("a") as file:
         for wait_s in (0.05, 0.1, 0.2, 0.4, 0.0):  # whoever only looks holds it for a moment
@@ -189,10 +195,20 @@ def locked(folder: SweepRunFolder) -> Iterator[bool]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 time.sleep(wait_s)
+            except OSError as error:
+                _warn_unlockable(folder.path.parent, str(error))
+                break
             else:
-                yield True
-                return
-        yield False
+                break
+        else:
+            yield False
+            return
+        yield True
+
+
+@cache  # whoever shows a sweep looks at every lock every few seconds
+def _warn_unlockable(runs: Path, error: str) -> None:
+    log.warning("the runs in %s cannot be locked (%s): see that no two processes work at one of them", runs, error)
 
 
 def read_record(file: Path) -> dict[str, Any] | None:

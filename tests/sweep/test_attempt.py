@@ -1,5 +1,7 @@
 """One attempt at a run: what it starts with, what it records, and how it keeps out of another's way."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -120,12 +122,14 @@ def test_a_run_killed_between_its_last_step_and_its_record_is_recorded(one):
     assert place.state is RunState.FINISHED
 
 
-def test_a_run_killed_before_its_last_figures_goes_back_to_the_checkpoint_before(one):
+@pytest.mark.parametrize("end", [{}, {"step": 2}])
+def test_a_run_killed_before_its_last_figures_is_resumed_for_them(one, end):
     attempted, place = one
     attempted(143, make=["config.yaml", "checkpoints/step=00000002.ckpt", "checkpoints/step=00000003.ckpt"])
-    place.summary.write_text(json.dumps({"end": {"step": 2}}))
+    place.summary.write_text(json.dumps({"end": end}))
     assert attempted(0)[1] == [["pretrain", "--resume", str(place.path)]]
-    assert [path.name for path in place.path.glob("checkpoints/*")] == ["step=00000002.ckpt"]
+    names = sorted(path.name for path in place.path.glob("checkpoints/*"))
+    assert names == ["step=00000002.ckpt", "step=00000003.ckpt"]
 
 
 def test_a_run_that_another_process_has_is_left_alone(one):
@@ -145,6 +149,20 @@ def test_elapsed_time_counts_earlier_attempts_up_to_their_last_sign_of_life(one)
     os.utime(place.log, (began + 100, began + 100))
     attempted(0)
     assert read_record(place.done)["elapsed_s"] == pytest.approx(100, abs=2)
+
+
+def test_a_file_system_without_locks_is_told_once_and_worked_on(one, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    attempted, place = one
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert attempted(143)[0] == 143
+    assert not place.is_locked()
+    assert place.state is RunState.INTERRUPTED
+    with locked(place) as is_mine:
+        assert is_mine
+    assert caplog.text.count("cannot be locked ([Errno") == 1
 
 
 def test_the_lock_falls_with_the_process_however_it_dies(written, planned, worker):
