@@ -109,7 +109,9 @@ class SFTDataModule(RowDataModule):
 
     @property
     def row_settings(self) -> dict[str, str]:
-        return {"sft_data.rows": str(self.config.rows)}
+        rows = {"sft_data.rows": str(self.config.rows)}
+        is_cut = isinstance(self.config.rows, Packed)  # a padded row is one example, however long rows may be
+        return {**rows, "sft_data.row_length": str(self.config.row_length)} if is_cut else rows
 
     @cached_property
     def train_rows(self) -> ExampleRows:
