@@ -85,7 +85,7 @@ def test_what_is_wrong_is_told_before_anything_is_submitted(tiny_overrides, tmp_
         "signal=TERM@60": "the script says --signal", "chdir=/": "the script says --chdir",
     }.items():  # fmt: skip
         assert instead in said("--sbatch", text)
-    for launched in (["pretrain"], ["sft", str(tmp_path)], ["data"]):
+    for launched in (["pretrain"], ["sft", str(tmp_path)], ["data", "--parts", "2"]):
         result = lit_illada("launch", *launched, "--sbatch", "array=0-3", "--dry-run")
         assert result.exit_code == 1
         assert "--sbatch array=0-3: a run is one job" in result.output
