@@ -52,7 +52,7 @@ from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.scoring.wording import Chat
 from lit_illada.training.callbacks import GracefulStop, ProgressBar, SkippedShards, TextSamples, TimeLimit
-from lit_illada.training.divergence import DivergenceGuard
+from lit_illada.training.divergence import DivergenceGuard, Rollback
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.optim import check_optimizer
 from lit_illada.training.parallel import prepare_block, shard
@@ -212,11 +212,13 @@ def build_trainer(
 ) -> tuple[Trainer, TimeLimit | None]:
     """The trainer with its callbacks, and the one that knows whether the run's time is over."""
     options = config.trainer
+    # the way back is long enough by the schedule alone: the checkpoints of stops must not shorten it
+    counted_every_steps = options.checkpoint_every_steps if isinstance(options.on_divergence, Rollback) else 1
     checkpoints = Checkpoints(
         folder.checkpoints,
         options.checkpoint_every_steps,
         options.val_every_steps,
-        Retention(options.keep_checkpoints, options.keep_every_steps, options.keep_best),
+        Retention(options.keep_checkpoints, options.keep_every_steps, options.keep_best, counted_every_steps),
     )
     accelerator, precision = options.hardware()
     num_adapters = num_adapter_parameters(config.model, config.lora)

@@ -26,17 +26,20 @@ _BOUND = "val/nll_bound"
 class Retention:
     """newest: how many of the last stay. every_steps: those of its multiples stay too; None: none for that.
     best: so many of the lowest val/nll_bound stay too, of the checkpoints of validated steps.
+    counted_every_steps: the newest are counted among its multiples, before any other; the very last stays besides.
     """
 
     newest: int
     every_steps: int | None = None
     best: int = 0
+    counted_every_steps: int = 1
 
     def kept(self, steps: Iterable[int], bounds: Mapping[int, float]) -> set[int]:
         """bounds: of those steps that were validated."""
         there = sorted(steps)
         regular = {step for step in there if self.every_steps is not None and step % self.every_steps == 0}
-        return {*there[-self.newest :], *regular, *self.ranked(there, bounds)[: self.best]}
+        counted = sorted(there, key=lambda step: (step % self.counted_every_steps == 0, step))[-self.newest :]
+        return {*there[-1:], *counted, *regular, *self.ranked(there, bounds)[: self.best]}
 
     @staticmethod
     def ranked(steps: Iterable[int], bounds: Mapping[int, float]) -> list[int]:

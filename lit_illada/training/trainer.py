@@ -75,8 +75,9 @@ class TrainerConfig:
     batch_rows: rows of an optimizer step, over all devices. micro_batch_rows: rows a device takes at once; what is
     left of batch_rows is accumulated. Intervals are in optimizer steps. max_time_s: seconds of training, without its
     validations, after which the run is finished wherever it is; the learning rate goes by max_steps all the same, so
-    that a decay may not have come to its end. keep_checkpoints: how many of the newest stay, keep_every_steps: the
-    multiples that stay besides, keep_best: how many with the lowest val/nll_bound do. checkpoint_async: training goes
+    that a decay may not have come to its end. keep_checkpoints: how many of the newest stay (with
+    on_divergence=rollback of those of checkpoint_every_steps, and the last besides), keep_every_steps: the multiples
+    that stay besides, keep_best: how many with the lowest val/nll_bound do. checkpoint_async: training goes
     on while a checkpoint is written; it takes a copy of the state in the machine's memory. timeout_s: how long the
     ranks wait for one that does not answer; one whose process is gone is seen within seconds. on_divergence: what is
     done after max_nonfinite_steps in a row, or a loss spike that does not end; spikes: what a loss spike is.

@@ -46,15 +46,39 @@ def test_the_newest_the_regular_and_the_best_stay(retention, kept):
     assert retention.kept(STEPS, BOUNDS) == kept
 
 
-@given(st.data(), st.integers(1, 3), st.integers(0, 3), st.sampled_from([None, 4]))
-def test_what_is_removed_on_the_way_is_what_would_be_removed_at_the_end(data, newest, best, every_steps):
+@given(st.data(), st.integers(1, 3), st.integers(0, 3), st.sampled_from([None, 4]), st.sampled_from([1, 3]))
+def test_what_is_removed_on_the_way_is_what_would_be_removed_at_the_end(data, newest, best, every_steps, counted):
     """Nothing that a later look would keep is gone already."""
-    retention = Retention(newest, every_steps, best)
+    retention = Retention(newest, every_steps, best, counted)
     bounds = data.draw(st.dictionaries(st.integers(1, 12), st.floats(0, 5), max_size=12))
     there: set[int] = set()
     for step in range(1, 13):
         there = retention.kept({*there, step}, bounds)
     assert there == retention.kept(range(1, 13), bounds)
+
+
+@given(st.sets(st.integers(1, 400)), st.integers(1, 4), st.sampled_from([10, 100]))
+def test_the_checkpoints_of_stops_take_no_place_of_the_schedule(stops, newest, every_steps):
+    """The newest of the schedule stay as in a run that nobody stopped, and the very last."""
+    scheduled = set(range(every_steps, 401, every_steps))
+    retention = Retention(newest, counted_every_steps=every_steps)
+    there: set[int] = set()
+    for step in sorted(scheduled | stops):
+        there = retention.kept({*there, step}, {})
+        undisturbed = sorted(each for each in scheduled if each <= step)[-newest:]
+        assert {step, *undisturbed} <= there
+        assert len(there) <= newest + 1
+
+
+def test_where_runs_roll_back_the_schedule_is_counted(tiny_overrides, tmp_path):
+    rollback = ["trainer/on_divergence=rollback", "trainer.on_divergence.steps_back=2"]
+    rollback += ["trainer.on_divergence.max_spike_steps=1", "trainer.max_nonfinite_steps=1"]
+    for response, kept in (([], {6, 7}), (rollback, {3, 6, 7})):
+        run = tmp_path / f"run of {len(response)}"
+        command = ["pretrain", *tiny_overrides, *response, "trainer.max_steps=7", f"run_dir={run}"]
+        result = CliRunner().invoke(main, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert set(checkpoints_by_step(run / "checkpoints")) == kept
 
 
 @pytest.mark.parametrize(
