@@ -115,6 +115,21 @@ def test_a_resumed_run_equals_one_left_alone_even_when_its_base_is_gone(base, tu
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sft_data.rows.is_prompt_maskable=false", "the checkpoint was trained with sft_data.rows=Packed("),
+        ("sft_data.row_length=128", "with sft_data.row_length=256; sft_data.row_length=128 asked: other rows"),
+    ],
+)
+def test_a_resume_with_other_rows_is_refused(override, said, tuned):
+    before = (tuned / "config.yaml").read_text()
+    result = lit_illada("sft", "--resume", tuned, override, "trainer.max_steps=20")
+    assert result.exit_code == 1
+    assert said in result.output.strip().splitlines()[-1]
+    assert (tuned / "config.yaml").read_text() == before
+
+
 def test_lora_trains_few_parameters_and_its_checkpoint_is_read_merged(base, tmp_path):
     run = tmp_path / "run"
     adapted = ["adapter=lora", "adapter.rank=2", "evaluation.num_examples=0"]
