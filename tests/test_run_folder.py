@@ -3,10 +3,12 @@
 import errno
 import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from lit_illada.files import temporary_of
 from lit_illada.run_folder import RunFolder
 
 
@@ -35,3 +37,11 @@ def test_a_file_system_without_locks_is_told_and_trained_on(tmp_path, monkeypatc
     with RunFolder(tmp_path).held():
         pass
     assert "cannot be locked ([Errno" in caplog.text
+
+
+def test_processes_of_two_machines_write_to_places_of_their_own(tmp_path, monkeypatch):
+    """Which may have one number."""
+    monkeypatch.setattr(os, "getpid", lambda: 41)
+    one, other = (temporary_of(tmp_path / "config.yaml") for _ in range(2))
+    assert one != other
+    assert one.parent == other.parent == tmp_path

@@ -1,7 +1,11 @@
 """A preparation divided among several: the bytes are those of one process, whatever the division."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -191,6 +195,62 @@ def test_a_worker_that_dies_is_told(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("lit_illada.data.part_workers.sys.executable", "/bin/false")
     with pytest.raises(UserError, match=r"part 0/2 ended with code 1 .*fewer --workers"):
         prepare_by_parts(replace(whole, dir=str(tmp_path / "set")), 2)
+
+
+# loaded by every process at its start: a step says that it has begun, and lasts
+ENDLESS = """
+import os, time
+from pathlib import Path
+from lit_illada.data import parts
+
+def do_step(*_):
+    Path(os.environ["BEGUN"], str(os.getpid())).touch()
+    time.sleep(600)
+
+parts.do_step = do_step
+"""
+
+
+def parent_of(pid):
+    """None of a process that is gone."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state in "ZX" else int(parent)
+
+
+def wait_for(condition, limit_s=60):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_workers_end_with_their_parent_however_that_ends(tiny_dataset, tmp_path):
+    begun, code = tmp_path / "begun", tmp_path / "code"
+    begun.mkdir()
+    code.mkdir()
+    (code / "sitecustomize.py").write_text(ENDLESS)
+    overrides = [word for word in tiny_dataset if not word.startswith("data.dir=")]
+    command = [sys.executable, "-m", "lit_illada", "data", "prepare", "--workers", "2"]
+    path = os.pathsep.join([str(code), str(Path(__file__).parents[2])])
+    process = subprocess.Popen(
+        [*command, *overrides, f"data.dir={tmp_path / 'set'}"],
+        env={**os.environ, "PYTHONPATH": path, "BEGUN": str(begun)},
+    )
+    try:
+        wait_for(lambda: len(list(begun.iterdir())) == 2)
+        workers = [int(path.name) for path in begun.iterdir()]
+        assert [parent_of(pid) for pid in workers] == [process.pid] * 2
+    finally:
+        process.kill()
+        process.wait()
+    try:
+        wait_for(lambda: not any(map(parent_of, workers)), limit_s=20)
+    finally:
+        for pid in filter(parent_of, workers):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_the_command_line_does_a_preparation_step_by_step(tiny_dataset, tmp_path):

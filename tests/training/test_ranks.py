@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_illada.training import ranks
+from lit_illada.training import callbacks, ranks
+from lit_illada.training.callbacks import GracefulStop
 from lit_illada.training.checkpoint import latest_checkpoint
 
 LIMIT_S = 120  # the rank that is left must end long before; a machine under load may take its time
@@ -75,6 +77,82 @@ def test_a_killed_rank_is_named_with_its_log(tiny_overrides, tmp_path):
     # what the surviving rank met lies in its own log
     assert "Traceback" in (run / "ranks" / "rank-0.log").read_text()
     assert f"rank 1 of 2, process {victim}" in (run / "ranks" / "rank-1.log").read_text()
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """A watch of rank 0 whose other rank, this process as well, lives: (watch, trainer)."""
+    state = {"pid": os.getpid(), "host": socket.gethostname(), "step": 0, "renewed_at": 1.5, "ended": None}
+    (tmp_path / "rank-1.json").write_text(json.dumps(state))
+    strategy = SimpleNamespace(barrier=lambda name: None)
+    return ranks.RankWatch(tmp_path, timeout_s=60), SimpleNamespace(world_size=2, global_rank=0, strategy=strategy)
+
+
+def test_a_signal_before_the_first_step_is_the_graceful_stops(watched):
+    watch, trainer = watched
+    stop = GracefulStop()
+    with stop.heeding_signals():
+        with watch:
+            watch.setup(trainer, None, "fit")
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal is signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == stop._request
+
+
+def test_a_rank_that_is_interrupted_says_so_to_the_others(watched, tmp_path):
+    watch, trainer = watched
+    watch.setup(trainer, None, "fit")
+    watch.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    other = ranks.RankWatch(tmp_path, timeout_s=60)
+    other._rank, other._world_size = 1, 2
+    assert f"rank 0 (process {os.getpid()} on {socket.gethostname()}) ended: was interrupted" in other._find_dead()
+
+
+def test_a_loader_leaves_signals_to_its_run(monkeypatch):
+    """It is forked with the run's handlers, and would tell of a stop that is not its own."""
+    stop, told = GracefulStop(), []
+    monkeypatch.setattr(callbacks.log, "warning", lambda *words: told.append(words))
+    pid = os.fork()
+    if pid == 0:
+        stop._request(signal.SIGTERM, None)
+        os._exit(0 if stop.signal is None and not told else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    stop._request(signal.SIGTERM, None)
+    assert (stop.signal, len(told)) == (signal.SIGTERM, 1)
+
+
+TERMINATED = """
+import os, signal, sys
+from lit_illada import fit
+from lit_illada.cli import main
+
+honest = fit._append_summary
+
+def terminated(*arguments):
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.kill(os.getpid(), signal.SIGTERM)
+    honest(*arguments)
+
+fit._append_summary = terminated
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_told_to_stop_before_the_first_step_stops_both_after_it(tiny_overrides, tmp_path):
+    run, script = tmp_path / "run", tmp_path / "terminated.py"
+    script.write_text(TERMINATED)
+    process = subprocess.Popen(
+        [sys.executable, str(script), "pretrain", *tiny_overrides, *TWO, f"run_dir={run}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ),
+        start_new_session=True,
+    )
+    output = ended(process)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert latest_checkpoint(run / "checkpoints").name == "step=00000001.ckpt"
 
 
 ELSEWHERE = {"pid": 41, "host": "another machine", "step": 7, "renewed_at": 1.5, "ended": None}
