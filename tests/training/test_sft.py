@@ -1,6 +1,7 @@
 """Fine-tuning as a user starts it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,18 @@ def test_a_resume_with_other_rows_is_refused(override, said, tuned):
     assert result.exit_code == 1
     assert said in result.output.strip().splitlines()[-1]
     assert (tuned / "config.yaml").read_text() == before
+
+
+def test_a_run_killed_before_its_last_figures_has_them_after_a_resume(tuned, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    figures = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({"start": figures["start"]}))
+    result = lit_illada("sft", "--resume", run)
+    assert result.exit_code == 0, result.output
+    end = json.loads((run / "summary.json").read_text())["end"]
+    expected = {name: value for name, value in figures["end"].items() if "val" in name or name == "step"}
+    assert {name: end.get(name) for name in expected} == expected
 
 
 def test_lora_trains_few_parameters_and_its_checkpoint_is_read_merged(base, tmp_path):
