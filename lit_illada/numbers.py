@@ -4,7 +4,8 @@ Looked for in this order: after the last `####`; in the last `\boxed{}`; after t
 "A:"); else the last number of the text. Where the place holds an equation, its right side counts.
 
 Read: 1,234.50  18.  -5  −5  .5  $5  -$5  $-5  50%  3/4  1 1/2  \frac{3}{4}  \$1{,}000. A percentage is its number; a
-currency or a unit is dropped. Not read: number words, exponents, decimal commas.
+currency or a unit is dropped. Not read: number words, exponents, decimal commas, and what is longer than 300 digits: a
+flood of them is no number.
 """
 
 import re
@@ -19,6 +20,7 @@ _NUMBER = re.compile(
     r"(?P<fraction>(?:\ (?P<above>\d+))?\s?/\s?(?P<below>\d+)(?!\.?\d))?"
 )
 _ANSWER_MARK = re.compile(r"\banswers?\b[^\d\n.]{0,40}?(?:\bis\b|\bare\b|[:=])|^\s*A:", re.IGNORECASE | re.MULTILINE)
+_MOST_DIGITS = 300
 _CLAUSE_END = re.compile(r"\n|[.,;!?](?=\s|$)")
 
 
@@ -72,8 +74,11 @@ def _plain(text: str) -> str:
 def _numbers(text: str) -> Iterator[Fraction]:
     position = 0
     while found := _NUMBER.search(text, position):
-        number, position = Fraction(found["whole"].replace(",", "")), found.end("whole")
-        if found["fraction"]:
+        position = found.end("whole")
+        if len(found["whole"]) > _MOST_DIGITS:
+            continue
+        number = Fraction(found["whole"].replace(",", ""))
+        if found["fraction"] and len(found["fraction"]) <= _MOST_DIGITS:
             divided = _divided(number, found["above"], int(found["below"]))
             if divided is not None:
                 number, position = divided, found.end()

@@ -58,6 +58,22 @@ def test_what_a_text_says(text, number):
     assert final_number(text) == number
 
 
+@pytest.mark.parametrize("flood", ["1" * 5000, ".5" + "1" * 5000, "1" + ",111" * 2000, "0" * 301])
+def test_a_flood_of_digits_is_no_number(flood):
+    assert final_number(f"{flood} it is") is None
+    assert final_number(f"#### 3\nand then {flood}") == 3
+    assert first_number(f"{flood} and 7") == 7
+
+
+def test_a_fraction_of_floods_is_its_first_number():
+    assert first_number("3/" + "1" * 5000) == 3
+    assert first_number(f"3 {'1' * 5000}/2") == 3
+
+
+def test_a_number_of_300_digits_is_one():
+    assert final_number("9" * 300) == 10**300 - 1
+
+
 decimals = st.decimals(-(10**9), 10**9, allow_nan=False, allow_infinity=False, places=2)
 
 

@@ -17,6 +17,7 @@ from lit_illada.numbers import final_number, first_number
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _LEFT_SIDE = re.compile(r"([0-9+\-*/() ]+)=\s*[-0-9. ]+")
+_LONGEST = 200  # characters of an expression
 _STATED = re.compile(r"=|\bis\b|:")
 _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
@@ -73,7 +74,7 @@ def _plain(text: str) -> str:
 
 
 def _solves(expression: str, numbers: list[int], target: int) -> bool:
-    if sorted(map(int, re.findall(r"\d+", expression))) != sorted(numbers) or len(expression) > 200:
+    if len(expression) > _LONGEST or sorted(map(int, re.findall(r"\d+", expression))) != sorted(numbers):
         return False
     try:
         return _value(ast.parse(expression.strip(), mode="eval").body) == target

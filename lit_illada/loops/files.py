@@ -16,6 +16,8 @@ from lit_illada.errors import UserError
 _D1 = re.compile(r"(?P<task>[^_]+)_(?P<model>.+?)_(?P<length>\d+)_(?P<steps>\d+)_\d+_generations")
 _LM_EVAL = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT.*)?")
 
+_MOST_DIGITS = 300
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -86,9 +88,14 @@ def _entry(value: Any, number: int, where: str, groups: dict[str, str], *sizes: 
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_int)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error})") from error
+
+
+def _int(digits: str) -> int | str:
+    """A flood of digits stays a text: Python makes no number of more than 4 300."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
 
 
 def _lines(path: Path, encoding: str | None) -> Iterator[str]:

@@ -131,6 +131,17 @@ def test_thresholds_and_groups_come_from_the_command_line(traces, tmp_path):
     assert "min_cycles: 9" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_flood_of_digits_in_a_text_or_its_truth_ends_no_analysis(tmp_path):
+    flood = "1" * 5000
+    rows = [{"text": f"It is {flood}", "truth": 3}, {"text": "3", "truth": [[1, 2], 3]}, {"text": "3", "truth": flood}]
+    lines = [*map(json.dumps, rows), f'{{"text": "3", "truth": {flood}}}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    result = analyze(tmp_path / "rows.jsonl", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert [record["is_right"] for record in records] == [False, False, None, None]
+
+
 def test_several_files_are_counted_apart(tmp_path):
     for name, text in (("calm", "All is said once. " * 1), ("loop", "we, " * 50)):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
