@@ -41,6 +41,9 @@ def test_the_verdict(content, truth, verdict):
     ("content", "truth", "stated"),
     [
         ("First 49 + 55 - 53 = 51. But let me try another way", COUNTDOWN, True),
+        ("49 + 55 = 104 = 49 + 55 - 53 = 51", COUNTDOWN, True),
+        (f"{'1 + ' * 60}49 + 55 - 53 = 51", COUNTDOWN, False),
+        (f"{'x' * 300}49 + 55 - 53 = 51", COUNTDOWN, True),
         ("First 49 + 55 = 104, so 104 - 53 = 51", COUNTDOWN, False),
         ("That gives 16 - 3 - 4 = 9. And 9 * 2 = $18. Wait", 18.0, True),
         ("The price is 18 dollars? Let me see", "18", True),
@@ -52,3 +55,11 @@ def test_the_verdict(content, truth, verdict):
 )
 def test_whether_the_answer_stood_there(content, truth, stated):
     assert states_answer(content, truth) is stated
+
+
+@pytest.mark.parametrize("unit", ["1 + 1 ", "1+1=", "(", "= ", "<answer>", "\\boxed{", "{", "the answer is "])
+@pytest.mark.parametrize("truth", [COUNTDOWN, 3])
+def test_what_is_repeated_without_end_takes_linear_time(unit, truth):
+    content = unit * (5 * 10**5 // len(unit))
+    assert is_right(content, truth) is False
+    assert states_answer(content, truth) is False
