@@ -17,6 +17,7 @@ _D1 = re.compile(r"(?P<task>[^_]+)_(?P<model>.+?)_(?P<length>\d+)_(?P<steps>\d+)
 _LM_EVAL = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT.*)?")
 
 _MOST_DIGITS = 300
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,22 @@ def _entry(value: Any, number: int, where: str, groups: dict[str, str], *sizes: 
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text, parse_int=_int)
+        tree = json.loads(text, parse_int=_int)
+        return _without_halves(tree) if _HALF.search(text) else tree
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error})") from error
+
+
+def _without_halves(tree: Any) -> Any:
+    """The same with U+FFFD for half surrogate pairs, which JSON may hold and no file can."""
+    match tree:
+        case str():
+            return re.sub("[\ud800-\udfff]", "\ufffd", tree)
+        case list():
+            return [_without_halves(item) for item in tree]
+        case dict():
+            return {_without_halves(key): _without_halves(value) for key, value in tree.items()}
+    return tree
 
 
 def _int(digits: str) -> int | str:

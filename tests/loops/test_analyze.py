@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from lit_illada.cli import main
 from lit_illada.config import load
 from lit_illada.loops.config import LoopsConfig
+from lit_illada.loops.records import read_generations
 from lit_illada.share import conf_dir
 from lit_illada.tree import read_file
 
@@ -140,6 +141,17 @@ def test_a_flood_of_digits_in_a_text_or_its_truth_ends_no_analysis(tmp_path):
     assert result.exit_code == 0, result.output
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     assert [record["is_right"] for record in records] == [False, False, None, None]
+
+
+def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept(tmp_path):
+    row = r'{"text": "a \ud83d b \ud83d\ude00", "prompt": "\uDE00", "level": "\ud83d", "other": [{"\ud83d": 1}]}'
+    (tmp_path / "rows.jsonl").write_text(row, encoding="utf-8")
+    (tmp_path / "rows.json").write_text(f"[{row}]", encoding="utf-8")
+    found, again = read_generations([tmp_path])
+    assert found.text == again.text
+    assert (found.text, found.prompt, found.groups["level"]) == ("a \ufffd b \U0001f600", "\ufffd", "\ufffd")
+    result = analyze(tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
 
 
 def test_several_files_are_counted_apart(tmp_path):
