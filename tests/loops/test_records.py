@@ -54,6 +54,11 @@ def test_token_ids_alone_will_do(tmp_path):
     assert found.token_ids == [1, 2, 3]
 
 
+def test_lists_of_the_same_names_without_token_ids_are_no_trace(tmp_path):
+    (found,) = read(write(tmp_path / "rows.jsonl", {"text": "t", "steps": ["First", "Then"], "tokens": [3]}))
+    assert (found.steps, found.tokens) == (None, None)
+
+
 def test_d1s_files_are_read(tmp_path):
     path = tmp_path / "countdown_instruct_512_256_3_generations.json"
     one = {"question": "Numbers: [1, 2]\nTarget: 3", "generations": "t<|eot_id|>", "ground_truth": [[1, 2], 3]}
@@ -115,6 +120,13 @@ BAD = {
     "scores": ("samples_x.jsonl", '{"resps": [[[-1.5, "False"]]]}\n', r"holds no generated text but \[\[\[-1.5"),
     "odd verdict": ("rows.jsonl", '{"text": "t", "is_right": "yes"}\n', 'said by true, false, 1 or 0; got "yes"'),
     "uneven trace": ("rows.jsonl", '{"token_ids": [1, 2], "steps": [1]}\n', "token_ids has 2, steps has 1"),
+    "odd ids": ("rows.jsonl", '{"token_ids": ["a", "b"]}\n', "line 1: field .token_ids. .* got \"a\" at 0"),
+    "huge ids": ("rows.jsonl", f'{{"token_ids": [1, {2**64}]}}\n', "'token_ids' .* got 18446744073709551616 at 1"),
+    "odd tokens": ("rows.jsonl", '{"token_ids": [1, 2], "tokens": [1, 2]}\n', "'tokens' .* holds texts; got 1 at 0"),
+    "no step": ("rows.jsonl", '{"token_ids": [1, 2], "steps": [0, null]}\n', "'steps' .* got null at 1"),
+    "odd steps": ("rows.jsonl", '{"token_ids": [1, 2], "steps": ["x", "y"]}\n', "'steps' .* got \"x\" at 0"),
+    "true step": ("rows.jsonl", '{"token_ids": [1], "steps": [true]}\n', "'steps' .* got true at 0"),
+    "odd entropy": ("rows.jsonl", '{"token_ids": [1], "entropy": [NaN]}\n', "'entropy' .* holds numbers; got NaN at 0"),
     "other json": ("rows.json", '{"results": 3, "config": 4}', "has results, config"),
     "no list": ("rows.json", "3", "has int"),
 }  # fmt: skip
