@@ -123,6 +123,32 @@ def test_the_effects_are_a_table_too(traces, tmp_path):
     assert len(row["each_seed"].split()) == 3
 
 
+def by_difficulty(page):
+    """(conditions, points measured) of the charts by difficulty."""
+    section = page.partition('<section id="what">')[2].partition("</section>")[0]
+    legend = re.findall(r'swatch s\d"></i>([^<]*)', section)
+    drawing = section.partition("<figcaption>Endless, by difficulty")[2].partition("</figure>")[0]
+    return legend, re.findall(r"<circle [^>]*><title>([^<]*)", drawing)
+
+
+@pytest.mark.parametrize(
+    ("levels", "conditions", "measured"),
+    [
+        (["depth_2", "depth_8", "depth_23"], ["all"], ["all: 0 at 2", "all: 0 at 8", "all: 0 at 23"]),
+        (
+            ["max_3_depth_2", "max_3_depth_8", "max_9_depth_8"],
+            ["all · max_3_depth_…", "all · max_9_depth_…"],
+            ["all · max_3_depth_…: 0 at 2", "all · max_3_depth_…: 0 at 8", "all · max_9_depth_…: 0 at 8"],
+        ),
+    ],
+)
+def test_the_charts_by_difficulty_mark_what_was_measured_and_leave_no_level_out(tmp_path, levels, conditions, measured):
+    rows = [{"text": "All is said.", "level": level, "is_finished": True} for level in levels]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert analyze(tmp_path / "rows.jsonl", "--out", tmp_path).exit_code == 0
+    assert by_difficulty((tmp_path / "report.html").read_text(encoding="utf-8")) == (conditions, measured)
+
+
 def test_thresholds_and_groups_come_from_the_command_line(traces, tmp_path):
     result = analyze(traces, "--group-field", "seed", "--out", tmp_path, "loops.exact.min_cycles=9", "loops.unit=words")
     assert result.exit_code == 0, result.output
