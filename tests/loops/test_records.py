@@ -102,6 +102,26 @@ def test_other_encodings_are_named(tmp_path):
         list(read_generations([path], encoding="klingon"))
 
 
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("utf-16", "UTF-16"), ("utf-16", "U16"), ("utf-32", "UTF_32"), ("utf-16-le", "UTF-16LE"),
+        ("utf-8-sig", "utf8"), ("latin-1", "ISO-8859-1"),
+    ],
+)  # fmt: skip
+def test_an_encoding_may_go_by_any_of_its_names(tmp_path, written, named):
+    path = write(tmp_path / "rows.jsonl", {"text": "né"}, {"text": "x"}, {"text": "ok"}, encoding=written)
+    assert [found.text for found in read_generations([path], encoding=named)] == ["né", "x", "ok"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "UTF-16-BE", "utf-8"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.txt"])
+def test_a_byte_order_mark_is_no_text(tmp_path, encoding, name):
+    content = {"rows.jsonl": '{"text": "t"}\n', "rows.json": '[{"text": "t"}]', "rows.txt": "t"}[name]
+    (tmp_path / name).write_bytes(f"\ufeff{content}".encode(encoding))
+    assert [found.text for found in read_generations([tmp_path / name], encoding=encoding)] == ["t"]
+
+
 def test_compressed_files_are_read(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "t"}\n'))
