@@ -90,7 +90,6 @@ def _generations(entry: Entry, file: str, fields: Fields) -> Iterator[Generation
     name, texts = _texts(record, fields.text, where)
     others = {key: value for key, value in record.items() if key != name}
     settings = record["settings"] if isinstance(record.get("settings"), dict) else {}
-    said = _value(others, fields.correct, _CORRECT_FIELDS, where)
     is_traced = len(texts) == 1 and isinstance(record.get("token_ids"), list)
     trace = {key: record[key] for key in _TRACE_FIELDS if isinstance(record.get(key), list)} if is_traced else {}
     _check_trace(trace, where)
@@ -101,7 +100,7 @@ def _generations(entry: Entry, file: str, fields: Fields) -> Iterator[Generation
             text=text,
             prompt=_prompt(others, fields.prompt, where),
             truth=_value(others, fields.truth, _TRUTH_FIELDS, where),
-            is_right=None if said is None else _verdict(said, where),
+            is_right=_verdict(others, fields.correct, where),
             is_finished=_finished(record),
             num_canvas=_count(entry.num_canvas, record.get("max_new_tokens"), settings.get("max_new_tokens")),
             num_steps=_count(entry.num_steps, record.get("num_forwards")),
@@ -148,9 +147,13 @@ def _value(record: Mapping[str, Any], named: str | None, usual: Sequence[str], w
     return next((record[name] for name in usual if record.get(name) is not None), None)
 
 
-def _verdict(value: Any, where: str) -> bool:
-    if value in (0, 1):
-        return bool(value)
+def _verdict(record: Mapping[str, Any], named: str | None, where: str) -> bool | None:
+    """Of a field that is not named, what it says only where that is a verdict: "correct" may hold the right choice."""
+    if named is None:
+        return next((bool(record[name]) for name in _CORRECT_FIELDS if record.get(name) in (0, 1)), None)
+    value = _value(record, named, (), where)
+    if value is None or value in (0, 1):
+        return None if value is None else bool(value)
     raise UserError(f"{where}: whether it is right is said by true, false, 1 or 0; got {brief(value)}")
 
 

@@ -138,7 +138,6 @@ BAD = {
     "missing field": ("rows.jsonl", '{"prompt": "p", "reply": "t"}\n', "its fields are prompt, reply"),
     "no text in it": ("rows.jsonl", '{"text": 3}\n', "field 'text' holds no generated text but 3"),
     "scores": ("samples_x.jsonl", '{"resps": [[[-1.5, "False"]]]}\n', r"holds no generated text but \[\[\[-1.5"),
-    "odd verdict": ("rows.jsonl", '{"text": "t", "is_right": "yes"}\n', 'said by true, false, 1 or 0; got "yes"'),
     "uneven trace": ("rows.jsonl", '{"token_ids": [1, 2], "steps": [1]}\n', "token_ids has 2, steps has 1"),
     "odd ids": ("rows.jsonl", '{"token_ids": ["a", "b"]}\n', "line 1: field .token_ids. .* got \"a\" at 0"),
     "huge ids": ("rows.jsonl", f'{{"token_ids": [1, {2**64}]}}\n', "'token_ids' .* got 18446744073709551616 at 1"),
@@ -172,6 +171,19 @@ def test_a_field_that_is_not_there_is_named_with_those_that_are(tmp_path, fields
     path = write(tmp_path / "rows.jsonl", {"text": "t", "prompt": "p"})
     with pytest.raises(UserError, match=said):
         read(path, **fields)
+
+
+def test_a_verdict_is_known_only_where_it_is_one(tmp_path):
+    rows = [{"correct": "B"}, {"acc": 0.5}, {"correct": "B", "acc": 1.0}, {"is_right": [1]}, {"exact_match": False}]
+    path = write(tmp_path / "rows.jsonl", *({"text": "t", **row} for row in rows))
+    assert [found.is_right for found in read(path)] == [None, None, True, None, False]
+
+
+@pytest.mark.parametrize(("value", "said"), [("B", '"B"'), (0.5, "0.5")])
+def test_a_field_named_for_the_verdict_must_hold_one(tmp_path, value, said):
+    path = write(tmp_path / "rows.jsonl", {"text": "t", "verdict": 1}, {"text": "t", "verdict": value})
+    with pytest.raises(UserError, match=f"line 2: whether it is right is said by true, false, 1 or 0; got {said}"):
+        read(path, correct="verdict")
 
 
 def test_a_missing_file_is_named_with_the_nearest(tmp_path):
