@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lit_illada.loops.words import units_of_text
 
-_THINK_END = re.compile(r"</think>|<\|/think\|>|</reasoning>")
+THINK_END = re.compile(r"</think>|<\|/think\|>|</reasoning>")
 # GSM8K's mark; before words, or "2. Solve it", it is a heading of Markdown
 _MARKED = r"####[^\S\n]*(?!\d+[.):][^\S\n]+\S)[-+−]?(?:[$€£]\s?[-−]?)?\.?\d"
 _BEGUN = rf"####\s*\Z|{_MARKED}"
@@ -53,7 +53,7 @@ def num_units_after(content: str, position: int) -> int:
 
 def _answer_end(content: str) -> int | None:
     """The end of the first tagged answer behind the thinking; else of the last behind ####; else of the last box."""
-    thought = list(_THINK_END.finditer(content))
+    thought = list(THINK_END.finditer(content))
     start = thought[-1].end() if thought else 0
     if tagged := _TAG_END.search(content, start):
         return tagged.end()

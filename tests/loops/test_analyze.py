@@ -180,6 +180,25 @@ def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept(tmp_path):
     assert result.exit_code == 0, result.output
 
 
+def test_of_chained_arithmetic_the_records_and_tables_tell_how_it_is_written(tmp_path):
+    prompt = "f=3+1\ng=x+2\nx mod 2?"
+    texts = {
+        "whole": "<|think|>f=3+1=0\nWait, let me check again.\nf=3+1=0\ng=0+2=0<|/think|>0",
+        "noise": "<|think|>f=3+1=0\nWait, let me\ng=\nWait, let me check again.",
+    }
+    rows = [{"text": text, "prompt": prompt, "task": name} for name, text in texts.items()]
+    rows.append({"text": "Wait, it is 3.", "prompt": "how many?", "task": "other"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = analyze(tmp_path / "rows.jsonl", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert [(record["phrases"], record["share_well_formed"]) for record in records] == [(2, 1.0), (3, 0.5), (1, None)]
+    assert re.search(r"whole *│ *2.0 │ *100.0%", result.output)
+    assert re.search(r"noise *│ *3.0 │ *50.0%", result.output)
+    assert re.search(r"other *│ *1.0 │ *–", result.output)
+    assert "share_well_formed" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_several_files_are_counted_apart(tmp_path):
     for name, text in (("calm", "All is said once. " * 1), ("loop", "we, " * 50)):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
