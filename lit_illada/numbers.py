@@ -4,10 +4,12 @@ Looked for in this order: after the last `####`; in the last `\boxed{}`; after t
 "A:"); else the last number of the text. Where the place holds an equation, its right side counts.
 
 Read: 1,234.50  18.  -5  −5  .5  $5  -$5  $-5  50%  3/4  1 1/2  \frac{3}{4}  \$1{,}000. A percentage is its number; a
-currency or a unit is dropped. Not read: number words, exponents, decimal commas.
+currency or a unit is dropped. Not read: number words, exponents, decimal commas, and what is longer than 300 digits: a
+flood of them is no number.
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -18,7 +20,12 @@ _NUMBER = re.compile(
     r"(?P<whole>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
     r"(?P<fraction>(?:\ (?P<above>\d+))?\s?/\s?(?P<below>\d+)(?!\.?\d))?"
 )
-_ANSWER_MARK = re.compile(r"\banswers?\b[^\d\n.]{0,40}?(?:\bis\b|\bare\b|[:=])|^\s*A:", re.IGNORECASE | re.MULTILINE)
+_ANSWER_MARK = re.compile(
+    r"\banswers?\b[^\d\n.]{0,40}?(?:\bis\b|\bare\b|[:=])|^[^\S\n]*A:", re.IGNORECASE | re.MULTILINE
+)
+_BOX = re.compile(r"\\boxed\s*\{")
+_MOST_DIGITS = 300
+_MOST_MARKS = 32  # each may announce all that follows, so that a look at every one would be quadratic
 _CLAUSE_END = re.compile(r"\n|[.,;!?](?=\s|$)")
 
 
@@ -38,25 +45,34 @@ def first_number(text: str) -> Fraction | None:
 
 
 def _answer_places(text: str) -> Iterator[str]:
-    """Where an answer is announced, the surest place first."""
+    """Where an answer is announced, the surest place first; of marks that a text repeats without end the last ones."""
     for marked in reversed(text.split("####")[1:]):
         yield marked.lstrip().partition("\n")[0]
-    for start in reversed([found.end() for found in re.finditer(r"\\boxed\s*\{", text)]):
-        yield _within_braces(text, start)
-    for start in reversed([found.end() for found in _ANSWER_MARK.finditer(text)]):
+    if boxes := _last_ends(_BOX, text):
+        ends = _brace_ends(text)
+        for start in boxes:
+            yield text[start : ends.get(start - 1, len(text))]
+    for start in _last_ends(_ANSWER_MARK, text):
         after = text[start:].lstrip()
         end = _CLAUSE_END.search(after)
         yield after[: end.start()] if end else after
 
 
-def _within_braces(text: str, start: int) -> str:
-    """From `start`, just behind an opening brace, to the brace that closes it."""
-    depth = 1
-    for end in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start:end]
-    return text[start:]
+def _last_ends(mark: re.Pattern[str], text: str) -> list[int]:
+    """Where the last marks end, the very last first."""
+    return [found.end() for found in deque(mark.finditer(text), _MOST_MARKS)][::-1]
+
+
+def _brace_ends(text: str) -> dict[int, int]:
+    """Where the brace that opens at a place is closed; one that is not has no entry."""
+    ends: dict[int, int] = {}
+    still_open: list[int] = []
+    for brace in re.finditer("[{}]", text):
+        if brace[0] == "{":
+            still_open.append(brace.start())
+        elif still_open:
+            ends[still_open.pop()] = brace.start()
+    return ends
 
 
 def _plain(text: str) -> str:
@@ -72,8 +88,11 @@ def _plain(text: str) -> str:
 def _numbers(text: str) -> Iterator[Fraction]:
     position = 0
     while found := _NUMBER.search(text, position):
-        number, position = Fraction(found["whole"].replace(",", "")), found.end("whole")
-        if found["fraction"]:
+        position = found.end("whole")
+        if len(found["whole"]) > _MOST_DIGITS:
+            continue
+        number = Fraction(found["whole"].replace(",", ""))
+        if found["fraction"] and len(found["fraction"]) <= _MOST_DIGITS:
             divided = _divided(number, found["above"], int(found["below"]))
             if divided is not None:
                 number, position = divided, found.end()

@@ -63,16 +63,20 @@ def solve(
 def _row(
     level: str, example: Example, gold_tokens: int, written: Written, writer: Writer, template: ChatTemplate
 ) -> dict[str, Any]:
-    """gold_tokens: the length of the answer in the data, its EOS included."""
+    """gold_tokens: the length of the answer in the data, its EOS included.
+
+    A text that neither closes its thought nor stops has no answer, whatever its budget cut off last.
+    """
     assert example.truth is not None
     response = template.read(written.token_ids)
+    has_ended = written.is_stopped or response.reasoning is not None or not example.messages[-1].reasoning
     return {
         "level": level,
         "prompt": example.messages[0].content,
         "text": writer.tokenizer.decode(written.token_ids),
         "truth": example.truth,
         "answer": response.answer,
-        "is_right": is_right(example.truth, response.answer),
+        "is_right": has_ended and is_right(example.truth, response.answer),
         "is_reasoning_closed": response.reasoning is not None,
         "gold_tokens": gold_tokens,
         "max_new_tokens": writer.generation.max_new_tokens,

@@ -25,6 +25,7 @@ GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
         ("The answer to the question is 18, because 3.", 18),
         ("**Answer:** 18 eggs, not 3", 18),
         ("A: 7\nB: 9", 7),
+        ("so\n\n  A: 7\nB: 9", 7),
         (r"so \boxed{42} it is, in 2 steps", 42),
         (r"\boxed{\text{about } \$1{,}234.50}", Fraction(2469, 2)),
         (r"\boxed{x = \frac{3}{4}}", Fraction(3, 4)),
@@ -56,6 +57,35 @@ GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 )
 def test_what_a_text_says(text, number):
     assert final_number(text) == number
+
+
+@pytest.mark.parametrize("flood", ["1" * 5000, ".5" + "1" * 5000, "1" + ",111" * 2000, "0" * 301])
+def test_a_flood_of_digits_is_no_number(flood):
+    assert final_number(f"{flood} it is") is None
+    assert final_number(f"#### 3\nand then {flood}") == 3
+    assert first_number(f"{flood} and 7") == 7
+
+
+ENDLESS = ["\\boxed{", "\\boxed{x ", "the answer is ", "####", "\n", "$ ", "\\frac{", "111,"]
+
+
+@pytest.mark.parametrize("unit", ENDLESS)
+def test_what_is_repeated_without_end_takes_linear_time(unit):
+    assert final_number(f"3 {unit * (5 * 10**5 // len(unit))}") in (3, 111)
+
+
+def test_nested_braces_are_closed_by_their_own():
+    assert final_number(r"\boxed{1} and } and \boxed{a {b} {c 7} } 8}") == 7
+    assert final_number("\\boxed{" * 10**5 + "5" + "}" * 10**5) == 5
+
+
+def test_a_fraction_of_floods_is_its_first_number():
+    assert first_number("3/" + "1" * 5000) == 3
+    assert first_number(f"3 {'1' * 5000}/2") == 3
+
+
+def test_a_number_of_300_digits_is_one():
+    assert final_number("9" * 300) == 10**300 - 1
 
 
 decimals = st.decimals(-(10**9), 10**9, allow_nan=False, allow_infinity=False, places=2)

@@ -177,7 +177,7 @@ def rate_of(outcomes: Sequence[Outcome], is_hit: Callable[[Outcome], bool | None
 def _secondary(outcomes: Sequence[Outcome]) -> dict[str, float]:
     columns: Mapping[str, list[float]] = defaultdict(list)
     for item in outcomes:
-        for name, value in item.findings.secondary.rounded().items():
+        for name, value in item.secondary.items():
             if value is not None:
                 columns[name].append(value)
     return {name: statistics.mean(values) for name, values in columns.items()}

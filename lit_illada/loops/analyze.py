@@ -92,7 +92,19 @@ def tables(groups: Sequence[Summary], keys: Sequence[str]) -> list[Table]:
         accuracies = (group.looped_right, group.other_right, group.exact_right, group.exact_other_right)
         right.add_row(group.name, *map(_share_of, accuracies))
     is_judged = any(group.looped_right.tries + group.other_right.tries for group in groups)
-    return [often, *([kinds] if seen else []), *([right] if is_judged else [])]
+    return [often, *([kinds] if seen else []), *([right] if is_judged else []), *_written(groups, names)]
+
+
+def _written(groups: Sequence[Summary], names: Sequence[str]) -> list[Table]:
+    """Of chained arithmetic: whether what re-checks still reasons."""
+    if not any("share_well_formed" in group.secondary for group in groups):
+        return []
+    table = _table("How it is written, means", names, ["phrases of self-\ncorrection a text", "well-formed\nlines"])
+    for group in groups:
+        phrases, share = (group.secondary.get(name) for name in ("phrases", "share_well_formed"))
+        told = [f"{phrases:.1f}" if phrases is not None else "–", f"{100 * share:.1f}%" if share is not None else "–"]
+        table.add_row(group.name, *told)
+    return [table]
 
 
 def write_effects(path: Path, harder: Sequence[Effect], same: Sequence[Effect]) -> None:

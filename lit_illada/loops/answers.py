@@ -8,15 +8,16 @@ expression that uses each number once and has the target as its value. The expre
 import ast
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
 from lit_illada.numbers import final_number, first_number
 
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_LEFT_SIDE = re.compile(r"([0-9+\-*/() ]+)=\s*[-0-9. ]+")
+_EQUATION = re.compile(r"=(?=\s*[-0-9. ])")
+_SIGNS = "0123456789+-*/() "
+_LONGEST = 200  # characters of an expression
 _STATED = re.compile(r"=|\bis\b|:")
 _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
@@ -37,7 +38,7 @@ def is_right(content: str, truth: Any) -> bool | None:
 def states_answer(content: str, truth: Any) -> bool | None:
     """Whether the right answer stands anywhere in a text: behind an equals sign, a colon or "is"."""
     if (problem := _countdown(truth)) is not None:
-        return any(_solves(left, *problem) for left in _LEFT_SIDE.findall(_plain(content)))
+        return any(_solves(left, *problem) for left in _left_sides(_plain(content)))
     wanted = _number(truth)
     if wanted is None:
         return None
@@ -60,10 +61,18 @@ def _number(truth: Any) -> Fraction | None:
 
 
 def _expression(content: str) -> str:
-    boxed, tagged = _BOXED.findall(content), _TAGGED.search(content)
-    written = boxed[-1] if boxed else tagged[1].strip() if tagged else content
-    left = _LEFT_SIDE.search(written := _plain(written))
-    return left[1] if left else written
+    boxed = _BOXED.findall(content)
+    tagged, is_closed, _ = content.partition("<answer>")[2].partition("</answer>")
+    written = _plain(boxed[-1] if boxed else tagged.strip() if is_closed else content)
+    return next(_left_sides(written), written)
+
+
+def _left_sides(text: str) -> Iterator[str]:
+    """What stands before an equals sign and can be an expression; of one too long, its end, still too long."""
+    for found in _EQUATION.finditer(text):
+        before = text[max(0, found.start() - _LONGEST - 1) : found.start()]
+        if left := before[len(before.rstrip(_SIGNS)) :]:
+            yield left
 
 
 def _plain(text: str) -> str:
@@ -73,7 +82,7 @@ def _plain(text: str) -> str:
 
 
 def _solves(expression: str, numbers: list[int], target: int) -> bool:
-    if sorted(map(int, re.findall(r"\d+", expression))) != sorted(numbers) or len(expression) > 200:
+    if len(expression) > _LONGEST or sorted(map(int, re.findall(r"\d+", expression))) != sorted(numbers):
         return False
     try:
         return _value(ast.parse(expression.strip(), mode="eval").body) == target

@@ -74,8 +74,10 @@ def curves(
     is_stepped: bool = False,
     y_limits: tuple[float, float] | None = None,
     mark_x: float | None = None,
+    has_points: bool = False,
 ) -> str:
-    """Lines with bands; one without points only takes its colour. mark_x: where a vertical line stands."""
+    """Lines with bands; one without points only takes its colour. mark_x: where a vertical line stands. has_points:
+    whether what was measured is marked, the line between being no measurement."""
     xs = [value for curve in series.values() for value in curve.x]
     if not xs:
         return _empty(x_label)
@@ -96,7 +98,15 @@ def curves(
             parts.append(f'<polygon class="band {colour}" points="{" ".join([*above, *below])}"/>')
         points = " ".join(_points(frame, curve.x, curve.y, is_stepped))
         parts.append(f'<polyline class="line {colour}" points="{points}"><title>{escape(name)}</title></polyline>')
+        if has_points:
+            parts += [_point(frame, colour, name, x, y) for x, y in zip(curve.x, curve.y, strict=True)]
     return _svg(frame, "".join(parts), x_label, y_label)
+
+
+def _point(frame: _Frame, colour: str, name: str, x: float, y: float) -> str:
+    told = escape(f"{name}: {y:.3g} at {x:.4g}")
+    place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}"'
+    return f'<circle class="fill {colour}" {place} r="3"><title>{told}</title></circle>'
 
 
 def _points(frame: _Frame, xs: Sequence[float], ys: Sequence[float], is_stepped: bool) -> list[str]:

@@ -136,7 +136,17 @@ def natural(text: str) -> list[tuple[float, str]]:
 
 def number_in(text: str) -> float:
     """The last number in a level's name: depth_12 is 12."""
-    return float(re.findall(r"\d+(?:\.\d+)?", text)[-1])
+    return float(_last_number(text)[0])
+
+
+def without_number(text: str) -> str:
+    """A level's name with … for the number that `number_in` reads."""
+    number = _last_number(text)
+    return f"{text[: number.start()]}…{text[number.end() :]}"
+
+
+def _last_number(text: str) -> re.Match[str]:
+    return list(re.finditer(r"\d+(?:\.\d+)?", text))[-1]
 
 
 def _unpaired(

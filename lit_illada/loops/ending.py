@@ -6,16 +6,20 @@ from dataclasses import dataclass
 
 from lit_illada.loops.words import units_of_text
 
-_THINK_END = re.compile(r"</think>|<\|/think\|>|</reasoning>")
-_ANSWER_END = re.compile(r"</answer>|####[^\S\n]*[^\n]*")
+THINK_END = re.compile(r"</think>|<\|/think\|>|</reasoning>")
+# GSM8K's mark; before words, or "2. Solve it", it is a heading of Markdown
+_MARKED = r"####[^\S\n]*(?!\d+[.):][^\S\n]+\S)[-+−]?(?:[$€£]\s?[-−]?)?\.?\d"
+_BEGUN = rf"####\s*\Z|{_MARKED}"
+_TAG_END = re.compile(r"</answer>")
+_MARKED_LINE = re.compile(rf"{_MARKED}[^\n]*")
 _BOXED = re.compile(r"\\boxed\s*\{")
 # also what only begins an answer, or announces one
 _ANSWER = re.compile(
-    r"<answer>|\\boxed\s*\{|####|\banswers?\b[^.\n]{0,40}(?:\bis\b|\bare\b|[:=])|(?:</think>|<\|/think\|>)\s*\S",
+    rf"<answer>|\\boxed\s*\{{|{_BEGUN}|\banswers?\b[^.\n]{{0,40}}(?:\bis\b|\bare\b|[:=])|(?:</think>|<\|/think\|>)\s*\S",
     re.IGNORECASE,
 )
 ANSWER_SECTION = re.compile(
-    r"<+answer>|\\boxed\s*\{|####|</think>|<\|/think\|>|</reasoning>|\b(?:final )?answer\b", re.IGNORECASE
+    rf"<+answer>|\\boxed\s*\{{|{_BEGUN}|</think>|<\|/think\|>|</reasoning>|\b(?:final )?answer\b", re.IGNORECASE
 )
 
 
@@ -48,11 +52,13 @@ def num_units_after(content: str, position: int) -> int:
 
 
 def _answer_end(content: str) -> int | None:
-    """The end of the first marked answer behind the thinking; else of the last boxed one."""
-    thought = list(_THINK_END.finditer(content))
+    """The end of the first tagged answer behind the thinking; else of the last behind ####; else of the last box."""
+    thought = list(THINK_END.finditer(content))
     start = thought[-1].end() if thought else 0
-    if marked := _ANSWER_END.search(content, start):
-        return marked.end()
+    if tagged := _TAG_END.search(content, start):
+        return tagged.end()
+    if marked := list(_MARKED_LINE.finditer(content, start)):
+        return marked[-1].end()
     boxes = list(_BOXED.finditer(content, start))
     return _closing_brace(content, boxes[-1].end()) if boxes else None
 

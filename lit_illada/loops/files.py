@@ -3,6 +3,7 @@
 JSON lines; a JSON file with a list, or d1's layout; any other file is one text. Plain, .gz or .zst.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from lit_illada.errors import UserError
 
 _D1 = re.compile(r"(?P<task>[^_]+)_(?P<model>.+?)_(?P<length>\d+)_(?P<steps>\d+)_\d+_generations")
 _LM_EVAL = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT.*)?")
+
+_MOST_DIGITS = 300
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,31 @@ def _entry(value: Any, number: int, where: str, groups: dict[str, str], *sizes: 
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        tree = json.loads(text, parse_int=_int)
+        return _without_halves(tree) if _HALF.search(text) else tree
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error})") from error
 
 
+def _without_halves(tree: Any) -> Any:
+    """The same with U+FFFD for half surrogate pairs, which JSON may hold and no file can."""
+    match tree:
+        case str():
+            return re.sub("[\ud800-\udfff]", "\ufffd", tree)
+        case list():
+            return [_without_halves(item) for item in tree]
+        case dict():
+            return {_without_halves(key): _without_halves(value) for key, value in tree.items()}
+    return tree
+
+
+def _int(digits: str) -> int | str:
+    """A flood of digits stays a text: Python makes no number of more than 4 300."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
+
+
 def _lines(path: Path, encoding: str | None) -> Iterator[str]:
-    if _sniffed(path, encoding).startswith("utf-16"):
+    if _sniffed(path, encoding).startswith(("utf-16", "utf-32")):  # a byte of theirs may look like a line end
         yield from _decoded(path, encoding).split("\n")
         return
     for offset, line in raw_lines(path):
@@ -105,15 +127,29 @@ def _decoded(path: Path, encoding: str | None) -> str:
 
 def _sniffed(path: Path, encoding: str | None) -> str:
     first = next((line for _, line in raw_lines(path)), b"")
-    is_utf_16 = first.startswith((b"\xff\xfe", b"\xfe\xff"))
-    return encoding or ("utf-16" if is_utf_16 else "utf-8-sig")
+    if encoding is not None:
+        return _known(encoding)
+    return "utf-16" if first.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+
+
+def _known(encoding: str) -> str:
+    """The name that Python knows an encoding by."""
+    try:
+        return codecs.lookup(encoding).name
+    except LookupError as error:
+        raise _unknown(encoding) from error
+
+
+def _unknown(encoding: str) -> UserError:
+    return UserError(f"unknown encoding {encoding!r}; try utf-8, utf-16, latin-1 or cp1252")
 
 
 def _decode(raw: bytes, path: Path, encoding: str | None, offset: int) -> str:
     try:
-        return raw.decode(encoding or "utf-8-sig")
+        text = raw.decode(encoding or "utf-8-sig")
+        return text if offset else text.removeprefix("\ufeff")
     except LookupError as error:
-        raise UserError(f"unknown encoding {encoding!r}; try utf-8, utf-16, latin-1 or cp1252") from error
+        raise _unknown(encoding or "") from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not {encoding or 'UTF-8'} at byte {offset + error.start} ({error.reason}); --encoding names "

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from lit_illada.loops.answers import is_right, states_answer
+from lit_illada.loops.chained import share_well_formed
 from lit_illada.loops.config import LoopConfig, Unit
 from lit_illada.loops.detect import Findings, Known, detect, detect_tokens
 from lit_illada.loops.records import Generation
@@ -17,13 +18,15 @@ from lit_illada.loops.words import sentences
 @dataclass(frozen=True)
 class Outcome:
     """findings: in the unit asked for. traced: findings in the trace's tokens, or None. was_right_before: whether the
-    right answer stood in the text before the onset; None where nothing loops or no truth is known."""
+    right answer stood in the text before the onset; None where nothing loops or no truth is known.
+    share_well_formed: of the lines of chained arithmetic; None for other texts."""
 
     generation: Generation
     findings: Findings
     traced: Findings | None
     is_right: bool | None
     was_right_before: bool | None
+    share_well_formed: float | None
 
     @property
     def is_loop(self) -> bool:
@@ -33,6 +36,15 @@ class Outcome:
     def is_endless(self) -> bool:
         """It loops, or did not stop within its budget."""
         return self.is_loop or self.findings.is_finished is False
+
+    @property
+    def secondary(self) -> dict[str, float | None]:
+        """What stands beside the kinds of loops, rounded."""
+        share = self.share_well_formed
+        return {
+            **self.findings.secondary.rounded(),
+            "share_well_formed": round(share, 4) if share is not None else None,
+        }
 
     @cached_property
     def kinds(self) -> frozenset[Kind]:
@@ -60,7 +72,8 @@ def outcome(generation: Generation, config: LoopConfig) -> Outcome:
     main = findings.main
     if findings.is_loop and main is not None and written is not None:
         before = states_answer(written.between(0, main.onset), generation.truth)
-    return Outcome(generation, findings, traced, right, before)
+    well_formed = share_well_formed(generation.prompt, written.text) if written is not None else None
+    return Outcome(generation, findings, traced, right, before, well_formed)
 
 
 def watched(found: Outcome, config: LoopConfig) -> Watched | None:
@@ -110,7 +123,7 @@ def as_record(found: Outcome) -> dict[str, Any]:
         "temporal_onset": timed.temporal_onset,
         "temporal_lead": timed.temporal_lead,
         "presets": findings.presets,
-        **findings.secondary.rounded(),
+        **found.secondary,
         "spans": [
             {"kind": str(span.kind), "start": span.start, "end": span.end, "period": span.period}
             for span in findings.spans

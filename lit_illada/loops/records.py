@@ -5,8 +5,9 @@ what is known by convention, or named.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ _CORRECT_FIELDS = ("is_right", "is_correct", "correct", "exact_match", "acc")
 _TRUTH_FIELDS = ("truth", "ground_truth", "target")
 _FINISHED_FIELDS = ("is_finished", "is_stopped", "finish_reason")
 _GROUP_FIELDS = ("task", "length", "level", "difficulty", "arm", "model", "seed")
-_TRACE_FIELDS = ("token_ids", "tokens", "steps", "confidence", "entropy")
+_TRACE_FIELDS = {
+    "token_ids": "whole numbers",
+    "tokens": "texts",
+    "steps": "whole numbers",
+    "confidence": "numbers",
+    "entropy": "numbers",
+}
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,9 @@ def _generations(entry: Entry, file: str, fields: Fields) -> Iterator[Generation
     name, texts = _texts(record, fields.text, where)
     others = {key: value for key, value in record.items() if key != name}
     settings = record["settings"] if isinstance(record.get("settings"), dict) else {}
-    said = _value(others, fields.correct, _CORRECT_FIELDS, where)
-    trace = {key: record[key] for key in _TRACE_FIELDS if isinstance(record.get(key), list)} if len(texts) == 1 else {}
-    _check_lengths(trace, where)
+    is_traced = len(texts) == 1 and isinstance(record.get("token_ids"), list)
+    trace = {key: record[key] for key in _TRACE_FIELDS if isinstance(record.get(key), list)} if is_traced else {}
+    _check_trace(trace, where)
     for text in texts:
         yield Generation(
             file=file,
@@ -93,7 +100,7 @@ def _generations(entry: Entry, file: str, fields: Fields) -> Iterator[Generation
             text=text,
             prompt=_prompt(others, fields.prompt, where),
             truth=_value(others, fields.truth, _TRUTH_FIELDS, where),
-            is_right=None if said is None else _verdict(said, where),
+            is_right=_verdict(others, fields.correct, where),
             is_finished=_finished(record),
             num_canvas=_count(entry.num_canvas, record.get("max_new_tokens"), settings.get("max_new_tokens")),
             num_steps=_count(entry.num_steps, record.get("num_forwards")),
@@ -140,9 +147,13 @@ def _value(record: Mapping[str, Any], named: str | None, usual: Sequence[str], w
     return next((record[name] for name in usual if record.get(name) is not None), None)
 
 
-def _verdict(value: Any, where: str) -> bool:
-    if value in (0, 1):
-        return bool(value)
+def _verdict(record: Mapping[str, Any], named: str | None, where: str) -> bool | None:
+    """Of a field that is not named, what it says only where that is a verdict: "correct" may hold the right choice."""
+    if named is None:
+        return next((bool(record[name]) for name in _CORRECT_FIELDS if record.get(name) in (0, 1)), None)
+    value = _value(record, named, (), where)
+    if value is None or value in (0, 1):
+        return None if value is None else bool(value)
     raise UserError(f"{where}: whether it is right is said by true, false, 1 or 0; got {brief(value)}")
 
 
@@ -166,11 +177,23 @@ def _label(file: str) -> str:
     return "/".join(Path(file).parts[-2:])
 
 
-def _check_lengths(trace: Mapping[str, list[Any]], where: str) -> None:
+def _check_trace(trace: Mapping[str, list[Any]], where: str) -> None:
     lengths = {name: len(values) for name, values in trace.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise UserError(f"{where}: the lists of a trace must be equally long; {told}")
+    for name, values in trace.items():
+        wanted = _TRACE_FIELDS[name]
+        odd = next((place for place, value in enumerate(values) if not _IS_ONE[wanted](value)), None)
+        if odd is not None:
+            raise UserError(f"{where}: field {name!r} of a trace holds {wanted}; got {brief(values[odd])} at {odd}")
+
+
+_IS_ONE: dict[str, Callable[[Any], bool]] = {
+    "whole numbers": lambda value: type(value) is int and -(2**63) <= value < 2**63,
+    "numbers": lambda value: type(value) in (int, float) and isfinite(value),
+    "texts": lambda value: isinstance(value, str),
+}
 
 
 def _count(*values: Any) -> int | None:

@@ -1,6 +1,7 @@
 """What does a reader see of the loops in many generations? One page that loads nothing from anywhere."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from lit_illada.loops.analysis import (
 from lit_illada.loops.around import around_onset
 from lit_illada.loops.charts import NUM_COLOURS, Curve, curves, histogram
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.effects import by_level, differences, natural, number_in, points, rises
+from lit_illada.loops.effects import by_level, differences, natural, number_in, points, rises, without_number
 from lit_illada.loops.marking import shown
 from lit_illada.loops.outcome import Outcome, watched
 from lit_illada.loops.spans import Kind, Span
@@ -173,17 +174,33 @@ def _by_difficulty(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[li
         ("Right", lambda item: item.is_right),
     ]
     cells = dict(sorted(cells.items(), key=lambda cell: natural(cell[0])))  # each in the colour it has elsewhere
+    lines = _lines(levels, list(cells))
+    if len(lines) > NUM_COLOURS:
+        return None
     charts = []
     for title, question in questions:
         series = {}
-        for cell, of_level in cells.items():
-            rates = {number_in(level): rate_of(of_level[level], question) for level in levels if level in of_level}
-            known = {number: rate for number, rate in rates.items() if rate.tries}
+        for name, (cell, on_line) in lines.items():
+            of_level = cells[cell]
+            rates = {number_in(level): rate_of(of_level[level], question) for level in on_line if level in of_level}
+            known = {number: rate for number, rate in sorted(rates.items()) if rate.tries}
             low, high = ([rate.interval[side] for rate in known.values()] for side in (0, 1))
-            series[cell] = Curve(list(known), [rate.share for rate in known.values()], low, high)
+            series[name] = Curve(list(known), [rate.share for rate in known.values()], low, high)
         if any(curve.x for curve in series.values()):
-            charts.append((title, curves(series, " to ".join((levels[0], levels[-1])), "share", y_limits=(0, 1))))
-    return list(cells), charts
+            label = " to ".join((levels[0], levels[-1]))
+            charts.append((title, curves(series, label, "share", y_limits=(0, 1), has_points=True)))
+    return list(lines), charts
+
+
+def _lines(levels: Sequence[str], cells: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+    """(cell, levels) of each line of a chart: one a cell where a level's number tells it from the others; else also one
+    for each of what stands before the numbers."""
+    if len({number_in(level) for level in levels}) == len(levels):
+        return {cell: (cell, list(levels)) for cell in cells}
+    rests: dict[str, list[str]] = defaultdict(list)
+    for level in levels:
+        rests[without_number(level)].append(level)
+    return {f"{cell} · {rest}": (cell, on_line) for cell in cells for rest, on_line in rests.items()}
 
 
 def _texts(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[dict[str, Any]]:

@@ -19,13 +19,14 @@ class Secondary:
     """rep_4: the share of 4-grams that occur more than once. distinct_2: distinct 2-grams, of all. seq_rep_4: 1 −
     distinct 4-grams, of all (Welleck et al., arXiv 1908.04319). longest_repeat: units of the longest stretch that
     stands in the text twice, overlaps allowed. zlib_ratio: of the most compressible window of 1 500 bytes.
-    phrases_per_1000: phrases of self-correction on a thousand units."""
+    phrases: phrases of self-correction in the text; phrases_per_1000: on a thousand units."""
 
     rep_4: float
     distinct_2: float
     seq_rep_4: float
     longest_repeat: int
     zlib_ratio: float | None
+    phrases: int | None
     phrases_per_1000: float | None
 
     def rounded(self) -> dict[str, float | None]:
@@ -35,6 +36,7 @@ class Secondary:
 def secondary(ids: NDArray[np.int32], text: str | None) -> Secondary:
     """All of them; those of the text only where there is one."""
     levels = _levels(ids)
+    phrases = count_phrases(text) if text is not None else None
     counts_2, counts_4 = np.bincount(levels[1]), np.bincount(levels[2])
     return Secondary(
         rep_4=float(counts_4[counts_4 > 1].sum() / max(1, counts_4.sum())),
@@ -42,7 +44,8 @@ def secondary(ids: NDArray[np.int32], text: str | None) -> Secondary:
         seq_rep_4=1 - len(counts_4) / counts_4.sum() if len(counts_4) else 0.0,
         longest_repeat=longest_repeat(ids, levels),
         zlib_ratio=windowed_zlib(text) if text is not None else None,
-        phrases_per_1000=1000 * count_phrases(text) / max(1, len(ids)) if text is not None else None,
+        phrases=phrases,
+        phrases_per_1000=1000 * phrases / max(1, len(ids)) if phrases is not None else None,
     )
 
 

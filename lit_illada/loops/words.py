@@ -20,7 +20,8 @@ _WORD = re.compile(rf"\w+|{_RULING_LINE}|{_RULING}|[^\w\s]")
 _LONGEST_RULING = 120
 _DIGITS = re.compile(r"\d+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_SENTENCE_END = re.compile(r"[.!?]+(?=\s)|\n")
+# from the first of its signs on and never back: a flood of them would else be read again from each
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s)|\n")
 _FENCE = re.compile(r"^[^\S\n]*(?:```|~~~).*$", re.MULTILINE)
 _LONGEST_SENTENCE = 64  # units; what runs on without a full stop is cut, so that comparing stays cheap
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from lit_illada.cli import main
 from lit_illada.config import load
 from lit_illada.loops.config import LoopsConfig
+from lit_illada.loops.records import read_generations
 from lit_illada.share import conf_dir
 from lit_illada.tree import read_file
 
@@ -122,6 +123,32 @@ def test_the_effects_are_a_table_too(traces, tmp_path):
     assert len(row["each_seed"].split()) == 3
 
 
+def by_difficulty(page):
+    """(conditions, points measured) of the charts by difficulty."""
+    section = page.partition('<section id="what">')[2].partition("</section>")[0]
+    legend = re.findall(r'swatch s\d"></i>([^<]*)', section)
+    drawing = section.partition("<figcaption>Endless, by difficulty")[2].partition("</figure>")[0]
+    return legend, re.findall(r"<circle [^>]*><title>([^<]*)", drawing)
+
+
+@pytest.mark.parametrize(
+    ("levels", "conditions", "measured"),
+    [
+        (["depth_2", "depth_8", "depth_23"], ["all"], ["all: 0 at 2", "all: 0 at 8", "all: 0 at 23"]),
+        (
+            ["max_3_depth_2", "max_3_depth_8", "max_9_depth_8"],
+            ["all · max_3_depth_…", "all · max_9_depth_…"],
+            ["all · max_3_depth_…: 0 at 2", "all · max_3_depth_…: 0 at 8", "all · max_9_depth_…: 0 at 8"],
+        ),
+    ],
+)
+def test_the_charts_by_difficulty_mark_what_was_measured_and_leave_no_level_out(tmp_path, levels, conditions, measured):
+    rows = [{"text": "All is said.", "level": level, "is_finished": True} for level in levels]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert analyze(tmp_path / "rows.jsonl", "--out", tmp_path).exit_code == 0
+    assert by_difficulty((tmp_path / "report.html").read_text(encoding="utf-8")) == (conditions, measured)
+
+
 def test_thresholds_and_groups_come_from_the_command_line(traces, tmp_path):
     result = analyze(traces, "--group-field", "seed", "--out", tmp_path, "loops.exact.min_cycles=9", "loops.unit=words")
     assert result.exit_code == 0, result.output
@@ -129,6 +156,47 @@ def test_thresholds_and_groups_come_from_the_command_line(traces, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     assert not any("token_exact" in record["kinds"] for record in records)
     assert "min_cycles: 9" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_flood_of_digits_in_a_text_or_its_truth_ends_no_analysis(tmp_path):
+    flood = "1" * 5000
+    rows = [{"text": f"It is {flood}", "truth": 3}, {"text": "3", "truth": [[1, 2], 3]}, {"text": "3", "truth": flood}]
+    lines = [*map(json.dumps, rows), f'{{"text": "3", "truth": {flood}}}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    result = analyze(tmp_path / "rows.jsonl", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert [record["is_right"] for record in records] == [False, False, None, None]
+
+
+def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept(tmp_path):
+    row = r'{"text": "a \ud83d b \ud83d\ude00", "prompt": "\uDE00", "level": "\ud83d", "other": [{"\ud83d": 1}]}'
+    (tmp_path / "rows.jsonl").write_text(row, encoding="utf-8")
+    (tmp_path / "rows.json").write_text(f"[{row}]", encoding="utf-8")
+    found, again = read_generations([tmp_path])
+    assert found.text == again.text
+    assert (found.text, found.prompt, found.groups["level"]) == ("a \ufffd b \U0001f600", "\ufffd", "\ufffd")
+    result = analyze(tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+
+
+def test_of_chained_arithmetic_the_records_and_tables_tell_how_it_is_written(tmp_path):
+    prompt = "f=3+1\ng=x+2\nx mod 2?"
+    texts = {
+        "whole": "<|think|>f=3+1=0\nWait, let me check again.\nf=3+1=0\ng=0+2=0<|/think|>0",
+        "noise": "<|think|>f=3+1=0\nWait, let me\ng=\nWait, let me check again.",
+    }
+    rows = [{"text": text, "prompt": prompt, "task": name} for name, text in texts.items()]
+    rows.append({"text": "Wait, it is 3.", "prompt": "how many?", "task": "other"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = analyze(tmp_path / "rows.jsonl", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert [(record["phrases"], record["share_well_formed"]) for record in records] == [(2, 1.0), (3, 0.5), (1, None)]
+    assert re.search(r"whole *│ *2.0 │ *100.0%", result.output)
+    assert re.search(r"noise *│ *3.0 │ *50.0%", result.output)
+    assert re.search(r"other *│ *1.0 │ *–", result.output)
+    assert "share_well_formed" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_several_files_are_counted_apart(tmp_path):

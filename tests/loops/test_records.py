@@ -54,6 +54,11 @@ def test_token_ids_alone_will_do(tmp_path):
     assert found.token_ids == [1, 2, 3]
 
 
+def test_lists_of_the_same_names_without_token_ids_are_no_trace(tmp_path):
+    (found,) = read(write(tmp_path / "rows.jsonl", {"text": "t", "steps": ["First", "Then"], "tokens": [3]}))
+    assert (found.steps, found.tokens) == (None, None)
+
+
 def test_d1s_files_are_read(tmp_path):
     path = tmp_path / "countdown_instruct_512_256_3_generations.json"
     one = {"question": "Numbers: [1, 2]\nTarget: 3", "generations": "t<|eot_id|>", "ground_truth": [[1, 2], 3]}
@@ -97,6 +102,26 @@ def test_other_encodings_are_named(tmp_path):
         list(read_generations([path], encoding="klingon"))
 
 
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("utf-16", "UTF-16"), ("utf-16", "U16"), ("utf-32", "UTF_32"), ("utf-16-le", "UTF-16LE"),
+        ("utf-8-sig", "utf8"), ("latin-1", "ISO-8859-1"),
+    ],
+)  # fmt: skip
+def test_an_encoding_may_go_by_any_of_its_names(tmp_path, written, named):
+    path = write(tmp_path / "rows.jsonl", {"text": "né"}, {"text": "x"}, {"text": "ok"}, encoding=written)
+    assert [found.text for found in read_generations([path], encoding=named)] == ["né", "x", "ok"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "UTF-16-BE", "utf-8"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.txt"])
+def test_a_byte_order_mark_is_no_text(tmp_path, encoding, name):
+    content = {"rows.jsonl": '{"text": "t"}\n', "rows.json": '[{"text": "t"}]', "rows.txt": "t"}[name]
+    (tmp_path / name).write_bytes(f"\ufeff{content}".encode(encoding))
+    assert [found.text for found in read_generations([tmp_path / name], encoding=encoding)] == ["t"]
+
+
 def test_compressed_files_are_read(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "t"}\n'))
@@ -113,8 +138,14 @@ BAD = {
     "missing field": ("rows.jsonl", '{"prompt": "p", "reply": "t"}\n', "its fields are prompt, reply"),
     "no text in it": ("rows.jsonl", '{"text": 3}\n', "field 'text' holds no generated text but 3"),
     "scores": ("samples_x.jsonl", '{"resps": [[[-1.5, "False"]]]}\n', r"holds no generated text but \[\[\[-1.5"),
-    "odd verdict": ("rows.jsonl", '{"text": "t", "is_right": "yes"}\n', 'said by true, false, 1 or 0; got "yes"'),
     "uneven trace": ("rows.jsonl", '{"token_ids": [1, 2], "steps": [1]}\n', "token_ids has 2, steps has 1"),
+    "odd ids": ("rows.jsonl", '{"token_ids": ["a", "b"]}\n', "line 1: field .token_ids. .* got \"a\" at 0"),
+    "huge ids": ("rows.jsonl", f'{{"token_ids": [1, {2**64}]}}\n', "'token_ids' .* got 18446744073709551616 at 1"),
+    "odd tokens": ("rows.jsonl", '{"token_ids": [1, 2], "tokens": [1, 2]}\n', "'tokens' .* holds texts; got 1 at 0"),
+    "no step": ("rows.jsonl", '{"token_ids": [1, 2], "steps": [0, null]}\n', "'steps' .* got null at 1"),
+    "odd steps": ("rows.jsonl", '{"token_ids": [1, 2], "steps": ["x", "y"]}\n', "'steps' .* got \"x\" at 0"),
+    "true step": ("rows.jsonl", '{"token_ids": [1], "steps": [true]}\n', "'steps' .* got true at 0"),
+    "odd entropy": ("rows.jsonl", '{"token_ids": [1], "entropy": [NaN]}\n', "'entropy' .* holds numbers; got NaN at 0"),
     "other json": ("rows.json", '{"results": 3, "config": 4}', "has results, config"),
     "no list": ("rows.json", "3", "has int"),
 }  # fmt: skip
@@ -140,6 +171,19 @@ def test_a_field_that_is_not_there_is_named_with_those_that_are(tmp_path, fields
     path = write(tmp_path / "rows.jsonl", {"text": "t", "prompt": "p"})
     with pytest.raises(UserError, match=said):
         read(path, **fields)
+
+
+def test_a_verdict_is_known_only_where_it_is_one(tmp_path):
+    rows = [{"correct": "B"}, {"acc": 0.5}, {"correct": "B", "acc": 1.0}, {"is_right": [1]}, {"exact_match": False}]
+    path = write(tmp_path / "rows.jsonl", *({"text": "t", **row} for row in rows))
+    assert [found.is_right for found in read(path)] == [None, None, True, None, False]
+
+
+@pytest.mark.parametrize(("value", "said"), [("B", '"B"'), (0.5, "0.5")])
+def test_a_field_named_for_the_verdict_must_hold_one(tmp_path, value, said):
+    path = write(tmp_path / "rows.jsonl", {"text": "t", "verdict": 1}, {"text": "t", "verdict": value})
+    with pytest.raises(UserError, match=f"line 2: whether it is right is said by true, false, 1 or 0; got {said}"):
+        read(path, correct="verdict")
 
 
 def test_a_missing_file_is_named_with_the_nearest(tmp_path):

@@ -29,6 +29,13 @@ def test_sentences_end_at_full_stops_and_lines():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("signs", [".", "?!"])
+def test_a_flood_of_full_stops_takes_linear_time(signs):
+    flood = said(f"One two three four five six{signs * 200_000}")
+    assert flood[0].text.startswith("One two three four five six")
+    assert [sentence.end for sentence in flood[:2]] == [64, 128]
+
+
 @given(st.integers(0, 12), st.integers(2, 5), st.integers(4, 8), st.integers(0, 10**6))
 def test_an_injected_streak_is_recovered(prose, before, distinct, rounds, seed):
     rng = random.Random(seed)

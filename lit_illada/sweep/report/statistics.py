@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite, sqrt
 
-from scipy.special import nctdtr, stdtr, stdtrit
+from scipy.special import chdtr, nctdtr, stdtr, stdtrit
 
 from lit_illada.intervals import holm
 from lit_illada.sweep.spec import Goal
@@ -135,13 +135,25 @@ def power(difference: float, sd: float, n: int, level: float) -> float:
     By the noncentral t; the chance of a verdict the wrong way round is left out.
     """
     critical = float(stdtrit(n - 1, 1 - level / 2))
-    return 1 - float(nctdtr(n - 1, abs(difference) / sd * sqrt(n), critical))
+    centre = abs(difference) / sd * sqrt(n)
+    below = float(nctdtr(n - 1, centre, critical))
+    if isfinite(below):
+        return 1 - below
+    # scipy gives nan at some centres above 30, where t is the centre over a chi: its normal part is lost in that
+    return float(chdtr(n - 1, (n - 1) * (centre / critical) ** 2))
 
 
 def seeds_needed(difference: float, sd: float, level: float) -> int | None:
     """The fewest seeds with 80 % power; None for more than 10 000."""
-    candidates = range(2, _MOST_SEEDS + 1)
-    index = bisect_left(candidates, True, key=lambda n: power(difference, sd, n, level) >= POWER)
+
+    def is_enough(n: int) -> bool:
+        return power(difference, sd, n, level) >= POWER
+
+    high = 2
+    while high < _MOST_SEEDS and not is_enough(high):
+        high = min(2 * high, _MOST_SEEDS)
+    candidates = range(high // 2 + 1, high + 1)
+    index = bisect_left(candidates, True, key=is_enough)
     return candidates[index] if index < len(candidates) else None
 
 

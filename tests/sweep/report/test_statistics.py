@@ -1,10 +1,11 @@
 """Verdicts are what they say they are: against slow references, and over thousands of sweeps without a difference."""
 
+from itertools import count, pairwise
 from math import isclose, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -104,6 +105,27 @@ def test_the_seeds_needed_are_the_fewest_that_reach_the_power(effect, level):
     n = seeds_needed(effect, 1.0, level)
     assert power(effect, 1.0, n, level) >= POWER
     assert n == 2 or power(effect, 1.0, n - 1, level) < POWER
+
+
+@given(st.floats(0.3, 6), st.sampled_from([0.05, 0.05 / 3, 0.05 / 7, 0.05 / 17, 0.05 / 60]))
+@example(0.11458 / 0.0729, 0.05 / 17)
+def test_the_seeds_needed_are_what_counting_upwards_finds(ratio, level):
+    fewest = next(n for n in count(2) if power(ratio, 1.0, n, level) >= POWER)
+    assert seeds_needed(-ratio, 1.0, level) == fewest
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 17])
+@pytest.mark.parametrize("ratio", [0.3, 1.57, 6, 100])
+def test_the_power_is_a_chance_that_grows_with_the_seeds(ratio, level):
+    chances = [power(ratio, 1.0, n, level) for n in [*range(2, 800), 5000, 10_000]]
+    assert all(before <= after + 1e-9 for before, after in pairwise(chances))
+    assert 0 <= chances[0] <= chances[-1] <= 1
+
+
+def test_the_power_far_out_is_what_draws_of_t_show():
+    rng, centre, critical = np.random.default_rng(2), 400.0, 637.0  # of one degree of freedom, at 0.001
+    t = (rng.normal(size=200_000) + centre) / np.abs(rng.normal(size=200_000))
+    assert power(centre / sqrt(2), 1.0, 2, 0.001) == pytest.approx((t > critical).mean(), abs=0.01)
 
 
 def test_an_effect_too_small_for_any_sweep_says_so():

@@ -1,0 +1,42 @@
+"""How chained arithmetic is written: what the corpus holds is well formed, and what is not counts against it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_illada.data.reasoning import Portion, make_examples
+from lit_illada.data.sft_config import MAX_DEPTH, ProblemRange, ReasoningSource
+from lit_illada.loops.chained import share_well_formed
+
+PROMPT = "f=3+1\ng=x-2\nx mod 2?"
+
+
+@given(st.integers(0, 10**6), st.integers(1, MAX_DEPTH), st.integers(2, 4), st.integers(1, 2))
+def test_every_trace_of_the_corpus_is_well_formed(seed, depth, operands, digits):
+    source = ReasoningSource(seed=seed, operations="+-*", recheck_fraction=0.5, slip_fraction=0.5)
+    difficulty = ProblemRange(moduli=[2, 10], min_depth=1, max_depth=depth, operands=operands, digits=digits)
+    for example in make_examples(source, difficulty, Portion.TRAIN, 8, 0.1):
+        user, assistant = example.messages
+        for text in (assistant.reasoning, f"<|think|>{assistant.reasoning}<|/think|>{assistant.content}"):
+            assert share_well_formed(user.content, text) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("<think>f=3+1=0\ng=0-2=0</think>f=", 1.0),
+        ("f=3+1=0\ng=0-", 0.5),
+        ("f=3+1\n\n=\nf=3=+1=0\nWait, let me check", 0.0),
+        ("f=3+1=0 g=0-2=0", 0.0),
+        ("+<|think|>f=3+1=0\ng=0-2=0", 0.5),
+        ("<|think|><|/think|>0", None),
+        ("", None),
+    ],
+)
+def test_only_whole_lines_of_the_thought_count(text, share):
+    assert share_well_formed(PROMPT, text) == share
+
+
+@pytest.mark.parametrize("prompt", [None, "", "What is f=3+1?", "x mod 2?", f"{PROMPT} Think."])
+def test_of_other_problems_nothing_is_told(prompt):
+    assert share_well_formed(prompt, "f=3+1=0") is None
