@@ -186,7 +186,7 @@ def _example(problem: Problem, source: ReasoningSource, draws: NDArray[np.float6
 def _trace(problem: Problem, source: ReasoningSource, draws: list[float]) -> list[str]:
     happens, how_many, *choices = draws
     rechecked: dict[int, float] = {}  # step: its draw for a slip
-    if happens < source.recheck_fraction:
+    if happens < source.recheck_fraction and len(problem.steps) >= source.min_recheck_depth:
         steps = list(range(len(problem.steps)))
         # never more than half: doubt must not be what a step of a short chain is usually followed by
         num_rechecks = min(1 + int(how_many * _MAX_RECHECKS), len(steps) // 2)

@@ -61,6 +61,7 @@ class ReasoningSource:
     recheck_fraction: ρ, the share of traces that re-check one to three different steps in words, each step once; at
         most half of the steps, so that a trace of a single step never does.
     slip_fraction: the share of those re-checks that find a wrong result and correct it.
+    min_recheck_depth: shorter chains are never re-checked, as easy problems seldom are.
     easy: the range of training and validation. harder: of the test beyond it.
     """
 
@@ -71,6 +72,7 @@ class ReasoningSource:
     operations: str = "+"
     recheck_fraction: float = 0.25
     slip_fraction: float = 0.0
+    min_recheck_depth: int = 1
     easy: ProblemRange = field(default_factory=ProblemRange)
     harder: ProblemRange = field(default_factory=lambda: ProblemRange(min_depth=5, max_depth=8))
 
@@ -83,6 +85,10 @@ class ReasoningSource:
         for name in ("recheck_fraction", "slip_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"sft_data.source.{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if not 1 <= self.min_recheck_depth <= MAX_DEPTH:
+            raise UserError(
+                f"sft_data.source.min_recheck_depth is {self.min_recheck_depth}; it must lie in 1 … {MAX_DEPTH}"
+            )
 
 
 @dataclass(frozen=True)

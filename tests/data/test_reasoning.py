@@ -86,6 +86,16 @@ def test_the_share_of_rechecked_traces_is_the_one_asked_for(fraction):
     assert not any(RECHECK in example.messages[-1].reasoning for example in examples if example not in longer)
 
 
+def test_chains_too_short_to_doubt_are_never_rechecked_and_longer_ones_as_ever():
+    careless = replace(SOURCE, recheck_fraction=1.0)
+    doubting = replace(careless, min_recheck_depth=3)
+    examples = [make_examples(source, source.easy, Portion.TRAIN, 400, 0.1) for source in (careless, doubting)]
+    for before, after in zip(*examples, strict=True):
+        is_short = before.messages[0].content.count("\n") < 3
+        assert (RECHECK in after.messages[-1].reasoning) == (not is_short)
+        assert is_short or before == after
+
+
 def test_the_splits_share_no_problem_over_thousands_also_where_their_ranges_overlap():
     small = ProblemRange(min_depth=1, max_depth=2)
     for ranges in ([MIXED] * 3, [small] * 3, [small, small, ProblemRange(min_depth=2, max_depth=3)]):
@@ -214,7 +224,8 @@ def test_impossible_ranges_are_refused(fields):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"operations": "/"}, {"operations": ""}, {"recheck_fraction": 1.5}, {"num_train": 0}]
+    "fields",
+    [{"operations": "/"}, {"operations": ""}, {"recheck_fraction": 1.5}, {"num_train": 0}, {"min_recheck_depth": 0}],
 )
 def test_impossible_sources_are_refused(fields):
     with pytest.raises(UserError, match=r"sft_data\.source\."):
