@@ -294,8 +294,9 @@ def _merge(preparation: _Preparation) -> Manifest:
             parts = sorted({_part_of(place, plan["begun"]) for place in missing})
             again = ", ".join(f"lit-illada data part write --part {index}/{preparation.count}" for index in parts)
             raise UserError(f"{len(missing)} shards are not written: {again}")
-        for leftover in folder.glob("*.tmp"):  # of a step that was killed
-            leftover.unlink()
+        for leftover in folder.rglob("*.tmp"):  # of a step that was killed
+            if leftover.is_file():
+                leftover.unlink()
         return finish(folder, tokenizer, manifest_of(config, tokenizer, records, tally))
 
 

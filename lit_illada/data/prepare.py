@@ -212,7 +212,7 @@ def work_folder(folder: Path, settings: dict[str, Any]) -> Path:
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
     write_atomically(settings_file, wanted)
-    for leftover in [*folder.glob("*.tmp"), *work.glob("*.tmp")]:
+    for leftover in [*folder.rglob("*.tmp"), *work.glob("*.tmp")]:
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
     return work

@@ -90,6 +90,8 @@ class RankWatch(Callback):
                 signal.signal(signal.SIGTERM, self._terminate_before)
             self._close_log()
             return
+        # torchrun and Slurm end the others as soon as one has died; this one ends by itself, and has to say why
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if isinstance(error, UserError):
             self._write(ended=str(error))
             self._note("ended: %s", error)

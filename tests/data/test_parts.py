@@ -93,7 +93,9 @@ def test_a_step_that_is_done_again_keeps_what_is_finished(whole, tmp_path):
         do_step(step, config, Part(index, 2))
     times = {path: path.stat().st_mtime_ns for path in Path(config.dir).glob("*.tar")}
     assert times
-    (Path(config.dir) / "train-000000-abc.tar.1.tmp").write_bytes(b"half")
+    (Path(config.dir) / "tokenizer").mkdir(exist_ok=True)
+    for name in ("train-000000-abc.tar.1.tmp", "tokenizer/tokenizer.json.abc.tmp"):
+        (Path(config.dir) / name).write_bytes(b"half")
     begin(config)
     for step, index in [(Step.scan, 0), (Step.scan, 1), (Step.plan, 0), (Step.write, 0)]:
         do_step(step, config, Part(index, 2))

@@ -238,6 +238,8 @@ def test_a_killed_preparation_goes_on_and_keeps_its_finished_shards(tmp_path, ma
         open_dataset(folder)
     time.sleep(0.3)  # its own process ends by itself, with the shard it was at
     (folder / "train-000000-abc.tar.1.tmp").write_bytes(b"half")
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    (folder / "tokenizer" / "tokenizer.json.abc.tmp").write_bytes(b"half")
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
     assert len(finished) >= 3
 
