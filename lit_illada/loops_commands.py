@@ -34,7 +34,7 @@ def reproduce(
 
     A run that fails does not cost the reports of the others.
     """
-    _, place, runs = sweep_commands.planned(name, overrides, folder)
+    spec, place, runs = sweep_commands.planned(name, overrides, folder)
     if not any(map(_solves_problems, runs)):
         raise UserError(
             f"{name} is no experiment on loops: none of its stages solves problems (command: score, arguments: "
@@ -42,10 +42,16 @@ def reproduce(
         )
     gate(corpora(runs), Console())
     done = sweep_commands.work_off(name, overrides, folder, is_resumed, workers)
-    has_texts = any(_solves_problems(s.run) and s.state is RunState.FINISHED for s in done.statuses)
-    if has_texts and not done.was_stopped:
+    told = {
+        arm
+        for status in done.statuses
+        if _solves_problems(status.run) and status.state is RunState.FINISHED
+        for arm in status.run.arms
+    }
+    if told and not done.was_stopped:
         gather(place)
-        analyze.run([str(place.path / GENERATIONS)], place.path / "loops", Fields(groups=("arm", "level")), None)
+        pairs = [pair for pair in spec.comparisons() if set(pair) <= told]
+        analyze.run([str(place.path / GENERATIONS)], place.path / "loops", Fields(groups=("arm", "level")), None, pairs)
         sweep_report.run(str(place.path), None)
         print("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
     done.end("lit-illada loops reproduce --sweep {} --resume")

@@ -239,8 +239,9 @@ def _print_head(spec: SweepSpec, place: SweepFolder, console: Console) -> None:
 
 def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Table:
     table = Table()
-    for heading in ("runs", "seeds", "used by", "steps", "tokens", "FLOPs", "expected each"):
-        table.add_column(heading, justify="left" if heading in ("runs", "used by") else "right")
+    table.add_column("runs", overflow="fold")
+    for heading in ("seeds", "used by", "steps", "tokens", "FLOPs", "each"):
+        table.add_column(heading, justify="left" if heading == "used by" else "right", no_wrap=True)
     groups: dict[tuple[str, tuple[str, ...]], list[PlannedRun]] = {}
     for run in runs:
         groups.setdefault((run.stage, tuple(run.arms)), []).append(run)

@@ -45,6 +45,8 @@ def workplace(tiny_corpus, tmp_path_factory):
     folder.joinpath("items.jsonl").write_text(json.dumps(item) + "\n", encoding="utf-8")
     answer = {"response": "Wait, let me check this again. " * 9, "subject": "arithmetic"}
     folder.joinpath("answers.jsonl").write_text(json.dumps(answer) + "\n", encoding="utf-8")
+    arms = [{**answer, "prompt": "alpha", "arm": arm} for arm in ("none", "hard stop", "linear ramp")]
+    folder.joinpath("generations.jsonl").write_text("".join(json.dumps(arm) + "\n" for arm in arms), encoding="utf-8")
     turns = [{"role": "user", "content": "alpha"}, {"role": "assistant", "content": "beta"}]
     chats = [{"messages": [{**turns[0], "content": f"alpha {n}"}, turns[1]]} for n in range(40)]
     folder.joinpath("chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")

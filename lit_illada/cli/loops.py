@@ -18,6 +18,7 @@ Examples:
   lit-illada loops analyze trace.jsonl
   lit-illada loops analyze results/ --out loops-of-my-model
   lit-illada loops analyze answers.jsonl --text-field response --group-field subject loops.near_exact.mismatch=0.05
+  lit-illada loops analyze results/generations.jsonl --compare "hard stop 192" "linear ramp 20"
   lit-illada loops analyze samples_gsm8k_2026-01-01T12-00-00.jsonl
 
 \b
@@ -33,6 +34,10 @@ text; any other file is one text.
 @click.option("--correct-field", metavar="NAME", help="The field that says whether the answer is right.")
 @click.option("--truth-field", metavar="NAME", help="The field with the true answer, to compare numbers with.")
 @click.option("--group-field", "group_fields", multiple=True, metavar="NAME", help="Count by this field; repeatable.")
+@click.option(
+    "--compare", "pairs", nargs=2, multiple=True, metavar="FIRST SECOND",
+    help="These two groups on the same problems; repeatable (default: each with each, or beyond four with the first).",
+)  # fmt: skip
 @click.option("--encoding", metavar="NAME", help="Of the files, where it is not UTF-8 (or UTF-16 with its mark).")
 @guarded
 def analyze(
@@ -43,6 +48,7 @@ def analyze(
     correct_field: str | None,
     truth_field: str | None,
     group_fields: tuple[str, ...],
+    pairs: tuple[tuple[str, str], ...],
     encoding: str | None,
 ) -> None:
     """Count the loops in the generations of FILEs: a table here, a page and a record of each text in --out.
@@ -53,7 +59,7 @@ def analyze(
     from lit_illada.loops.records import Fields
 
     fields = Fields(text_field, prompt_field, correct_field, truth_field, group_fields)
-    run(words, out, fields, encoding)
+    run(words, out, fields, encoding, pairs)
 
 
 @loops.command(

@@ -12,7 +12,7 @@ from rich.table import Table
 from lit_illada.errors import UserError
 from lit_illada.loops.analysis import Summary, group_keys, summaries
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.effects import Effect, differences, rises
+from lit_illada.loops.effects import Effect, Effects, effects, points
 from lit_illada.loops.outcome import Outcome, as_record, outcome
 from lit_illada.loops.records import Fields, read_generations
 from lit_illada.loops.report import write_report
@@ -24,24 +24,29 @@ from lit_illada.tree import read_file
 REPORT, RECORDS, EFFECTS = "report.html", "records.jsonl", "effects.csv"
 _EFFECT_COLUMNS = (
     "compared where first second endless_first texts_first endless_second texts_second difference low_95 high_95 "
-    "p_holm verdict each_seed only_first only_second mcnemar_p"
+    "p_holm verdict each_seed only_first only_second mcnemar_p right_first right_second right_difference right_low_95 "
+    "right_high_95 harmed ended_right_first healed endless_wrong_first length_first length_second"
 ).split()
 
 
-def run(words: Sequence[str], out: Path, fields: Fields, encoding: str | None) -> None:
-    """Look at every generation of the files."""
+def run(
+    words: Sequence[str], out: Path, fields: Fields, encoding: str | None, pairs: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Look at every generation of the files. pairs: the groups to compare on the same problems, instead of the usual
+    ones."""
     files, overrides = tell_apart(words)
     config = read_file(LoopsConfig, conf_dir() / "loops.yaml", overrides).loops
     console = Console()
     outcomes = look(files, fields, encoding, config, console, out / RECORDS)
+    keys = group_keys(outcomes, fields.groups)
+    compared = effects(outcomes, keys, pairs)
     out.mkdir(parents=True, exist_ok=True)
     with (out / RECORDS).open("w", encoding="utf-8") as file:
         for found in outcomes:
             file.write(json.dumps(as_record(found), ensure_ascii=False) + "\n")
-    keys = group_keys(outcomes, fields.groups)
-    write_report(out / REPORT, outcomes, keys, config)
-    write_effects(out / EFFECTS, rises(outcomes, keys), differences(outcomes, keys))
-    for table in [*tables(summaries(outcomes, keys), keys), *effect_tables(outcomes, keys)]:
+    write_report(out / REPORT, outcomes, keys, config, compared)
+    write_effects(out / EFFECTS, compared)
+    for table in [*tables(summaries(outcomes, keys), keys), *effect_tables(compared)]:
         console.print(table)
     if "length" in keys:
         console.print("Rates at different lengths do not compare: a longer text has more room to loop.", style="dim")
@@ -107,41 +112,70 @@ def _written(groups: Sequence[Summary], names: Sequence[str]) -> list[Table]:
     return [table]
 
 
-def write_effects(path: Path, harder: Sequence[Effect], same: Sequence[Effect]) -> None:
+def write_effects(path: Path, compared: Effects) -> None:
     """What the tables of effects say, one line each, shares as fractions."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(_EFFECT_COLUMNS)
-        for compared, effects in (("levels", harder), ("the same problems", same)):
-            for item in effects:
+        for what, found in (("levels", compared.harder), ("the same problems", compared.same)):
+            for item in found:
                 rates = [item.first_rate.hits, item.first_rate.tries, item.second_rate.hits, item.second_rate.tries]
                 shares = [f"{share:.4f}" for share in (item.difference, item.low, item.high)]
-                found = [*shares, f"{item.p_value:.4g}", item.verdict]
+                said = [*shares, f"{item.p_value:.4g}", item.verdict]
                 seeds = " ".join(f"{share:.4f}" for share in item.by_seed.values())
                 pairs = item.paired
                 told = [pairs.only_first, pairs.only_second, f"{pairs.p_value:.4g}"] if pairs else [""] * 3
-                table.writerow([compared, item.where, item.first, item.second, *rates, *found, seeds, *told])
+                table.writerow(
+                    [what, item.where, item.first, item.second, *rates, *said, seeds, *told, *_besides(item)]
+                )
 
 
-def effect_tables(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Table]:
+def _besides(item: Effect) -> list[object]:
+    found = item.besides
+    if found is None:
+        return [""] * 11
+    right = found.right
+    shares = (found.first_right.share, found.second_right.share, right.value, right.low, right.high) if right else ()
+    judged = [f"{share:.4f}" for share in shares] if right else [""] * 5
+    counts = [found.harmed.hits, found.harmed.tries, found.healed.hits, found.healed.tries]
+    return [*judged, *counts, f"{found.first_length:.2f}", f"{found.second_length:.2f}"]
+
+
+def effect_tables(compared: Effects) -> list[Table]:
     """What changes the share of endless texts: harder problems, and other conditions on the same problems."""
     found = []
-    if harder := rises(outcomes, keys):
+    if harder := compared.harder:
         title = f"Endless (looping or never stopping), {harder[0].first} → {harder[0].second}, points, 95 %"
         table = _table(title, ["condition", *(item.where for item in harder)], ["easiest", "hardest", "difference", ""])
         for item in harder:
             rates = (f"{100 * rate.share:.0f}%" for rate in (item.first_rate, item.second_rate))
             table.add_row(item.where, *rates, str(item), item.verdict)
         found.append(table)
-    if pairs := differences(outcomes, keys):
+    if pairs := compared.same:
         names = [f"{item.first} → {item.second}" for item in pairs]
         headings = ["difference", "", "ended", "made\nendless"]
         table = _table("Endless, on the same problems, points, 95 %", ["conditions", *names], headings)
         for name, item in zip(names, pairs, strict=True):
             assert item.paired is not None
             table.add_row(name, str(item), item.verdict, *item.paired.changes)
-        found.append(table)
+        found += [table, *_cost_tables(pairs, names)]
     return found
+
+
+def _cost_tables(pairs: Sequence[Effect], names: Sequence[str]) -> list[Table]:
+    """What ends endless texts may cost right answers, and save tokens."""
+    headings = ["right, points", "harmed", "healed", "length"]
+    table = _table("Right on the same problems, points, 95 %", ["conditions", *names], headings)
+    for name, item in zip(names, pairs, strict=True):
+        found = item.besides
+        assert found is not None
+        right = found.right
+        told = "–" if right is None else f"{points(right.value)} ({points(right.low)} to {points(right.high)})"
+        changes = [f"{rate.hits} of {rate.tries}" for rate in (found.harmed, found.healed)]
+        table.add_row(name, told, *changes, f"{found.first_length:.0f} → {found.second_length:.0f}")
+    table.caption = "harmed: ended and right under the first alone; healed: right instead of endless"
+    table.caption_justify = "left"
+    return [table]
 
 
 def _table(title: str, names: Sequence[str], others: Sequence[str]) -> Table:

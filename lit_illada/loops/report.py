@@ -23,7 +23,7 @@ from lit_illada.loops.analysis import (
 from lit_illada.loops.around import around_onset
 from lit_illada.loops.charts import NUM_COLOURS, Curve, curves, histogram
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.effects import by_level, differences, natural, number_in, points, rises, without_number
+from lit_illada.loops.effects import Effects, by_level, natural, number_in, points, without_number
 from lit_illada.loops.marking import shown
 from lit_illada.loops.outcome import Outcome, watched
 from lit_illada.loops.spans import Kind, Span
@@ -46,15 +46,17 @@ KIND_NAMES = {
 }
 
 
-def write_report(path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig) -> None:
+def write_report(
+    path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig, compared: Effects
+) -> None:
     """Write the page."""
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(percent=_percent, points=points, place=_place)
-    page = environment.get_template("report.html").render(**_content(outcomes, keys, config))
+    page = environment.get_template("report.html").render(**_content(outcomes, keys, config, compared))
     path.write_text(page, encoding="utf-8")
 
 
-def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig) -> dict[str, Any]:
+def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig, compared: Effects) -> dict[str, Any]:
     groups = summaries(outcomes, keys)
     cells = _coloured(outcomes, keys)
     texts = _texts(outcomes, keys)
@@ -70,8 +72,8 @@ def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfi
         "kinds": KIND_NAMES,
         "kind_rows": [kind for kind in KIND_NAMES if any(group.kinds[kind].hits for group in groups)],
         "by_difficulty": _by_difficulty(outcomes, keys),
-        "rises": rises(outcomes, keys),
-        "differences": differences(outcomes, keys),
+        "rises": compared.harder,
+        "differences": compared.same,
         "same": same_prompts(outcomes),
         "charts": _charts(cells),
         "cells": list(cells),

@@ -130,6 +130,7 @@ class SweepSpec:
     validations: so many, evenly over a training run. warmup_fraction: of a run's steps; None: the schedule's own.
     axes: a grid, every value of one with every value of the others. arms: named ones, beside the grid if there is one.
     overrides: by stage, for every arm, before the arm's own.
+    also_compare: pairs of arms, (reference, arm), that are compared beside every arm with the baseline.
     equal_in_expectation: pairs of arms with one expected objective; cannot_learn: arms that learn no context. The
     report checks both.
     """
@@ -149,6 +150,7 @@ class SweepSpec:
     arms: list[Arm] = field(default_factory=list)
     axes: dict[str, list[Arm]] = field(default_factory=dict)
     overrides: dict[str, list[str]] = field(default_factory=dict)
+    also_compare: list[list[str]] = field(default_factory=list)
     equal_in_expectation: list[list[str]] = field(default_factory=list)
     cannot_learn: list[str] = field(default_factory=list)
     scale: str | None = PAPER
@@ -168,6 +170,11 @@ class SweepSpec:
                     of_axes[axis] = list(dict.fromkeys([*of_axes[axis], value.name]))
         labels = {"arm": ", ".join(arms), **{axis: ", ".join(names) for axis, names in of_axes.items() if names}}
         return labels if seed is None else {**labels, "seed": seed}
+
+    def comparisons(self) -> list[tuple[str, str]]:
+        """All that are planned, (reference, arm): verdicts are corrected for so many."""
+        others = [(self.baseline, arm.name) for arm in self.all_arms() if arm.name != self.baseline]
+        return [*others, *((first, second) for first, second in self.also_compare)]
 
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -239,12 +246,7 @@ def check(spec: SweepSpec) -> None:
             raise UserError(f"{what} names {', '.join(twice)} twice")
     if spec.baseline not in arms:
         raise unknown("baseline", spec.baseline, arms)
-    for pair in spec.equal_in_expectation:
-        if len(pair) != 2:
-            raise UserError(f"equal_in_expectation holds pairs of arms; got {pair}")
-    for arm in (*spec.cannot_learn, *(arm for pair in spec.equal_in_expectation for arm in pair)):
-        if arm not in arms:
-            raise unknown("arm", arm, arms)
+    _check_arms_named(spec, arms)
     first = spec.stages[0].command
     for each in spec.all_arms():
         begin_from = each.begin_from or spec.begin_from
@@ -267,6 +269,24 @@ def check(spec: SweepSpec) -> None:
         raise UserError(f"validations is {spec.validations}; it must be 1 or more")
     if spec.warmup_fraction is not None and not 0 <= spec.warmup_fraction < 1:
         raise UserError(f"warmup_fraction is {spec.warmup_fraction}; it must lie in [0, 1), or be null")
+
+
+def _check_arms_named(spec: SweepSpec, arms: Sequence[str]) -> None:
+    pairs = {"also_compare": spec.also_compare, "equal_in_expectation": spec.equal_in_expectation}
+    for what, named in pairs.items():
+        for pair in named:
+            if len(pair) != 2:
+                raise UserError(f"{what} holds pairs of arms; got {pair}")
+    for arm in (*spec.cannot_learn, *(arm for named in pairs.values() for pair in named for arm in pair)):
+        if arm not in arms:
+            raise unknown("arm", arm, arms)
+    planned = [frozenset(pair) for pair in spec.comparisons()]
+    for pair in spec.also_compare:
+        if planned.count(frozenset(pair)) > 1 or len(set(pair)) == 1:
+            raise UserError(
+                f"also_compare names {pair}: each pair must be of two arms and stand once, and every arm is compared "
+                f"with {spec.baseline} anyway"
+            )
 
 
 def _check_stage_names(spec: SweepSpec) -> None:

@@ -111,6 +111,9 @@ def test_the_page_stands_alone_and_holds_the_texts(traces, tmp_path):
         assert said in text
 
 
+COSTS = "right_first right_difference right_low_95 harmed healed length_first length_second".split()
+
+
 def test_the_effects_are_a_table_too(traces, tmp_path):
     assert analyze(traces, "--out", tmp_path).exit_code == 0
     with (tmp_path / "effects.csv").open(encoding="utf-8", newline="") as file:
@@ -121,6 +124,39 @@ def test_the_effects_are_a_table_too(traces, tmp_path):
     assert (int(row["endless_first"]), int(row["texts_first"]), int(row["endless_second"])) == (10, 20, 0)
     assert float(row["low_95"]) <= float(row["difference"]) == -0.5 <= float(row["high_95"])
     assert len(row["each_seed"].split()) == 3
+    assert {rows[0][name] for name in COSTS} == {""}
+    assert all(rows[1][name] for name in COSTS)
+
+
+def test_conditions_are_compared_as_the_command_asks(tmp_path):
+    rows = [
+        {
+            "text": "All is said.",
+            "prompt": f"problem {n}",
+            "arm": arm,
+            "is_right": arm != "stop" or n > 1,
+            "is_finished": arm != "none" or n > 5,
+        }
+        for arm in ("none", "stop", "ramp", "kick", "dry", "exit")
+        for n in range(8)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    command = [file, "--out", tmp_path, "--group-field", "arm"]
+    told = analyze(*command, "--compare", "none", "stop", "--compare", "stop", "ramp")
+    assert told.exit_code == 0, told.output
+    with (tmp_path / "effects.csv").open(encoding="utf-8", newline="") as found:
+        none_stop, stop_ramp = csv.DictReader(found)
+    assert (none_stop["only_first"], none_stop["only_second"], none_stop["harmed"], none_stop["ended_right_first"]) == (
+        "6", "0", "0", "2",
+    )  # fmt: skip
+    assert (stop_ramp["right_first"], stop_ramp["right_second"]) == ("0.7500", "1.0000")
+    assert "none → stop" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Right on the same problems" in told.output
+    wrong = analyze(*command, "--compare", "none", "stopp")
+    assert wrong.exit_code == 1
+    assert "unknown group to compare 'stopp'" in wrong.output
+    assert "did you mean 'stop'" in wrong.output
 
 
 def by_difficulty(page):

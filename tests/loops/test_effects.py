@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t, ttest_1samp
 
+from lit_illada.errors import UserError
 from lit_illada.loops.config import LoopConfig
-from lit_illada.loops.effects import LEVEL, differences, natural, rises
+from lit_illada.loops.effects import LEVEL, differences, effects, natural, rises
 from lit_illada.loops.outcome import outcome
 from lit_illada.loops.records import Generation
 from lit_illada.loops.statistics import difference_variance, mcnemar, mean_over_seeds, paired_variance
@@ -24,9 +25,15 @@ class Endless:
     prompt: str
     groups: dict
     is_endless: bool
+    is_right: bool | None = None
+    length: int = 0
 
     @property
     def generation(self):
+        return self
+
+    @property
+    def findings(self):
         return self
 
 
@@ -83,6 +90,58 @@ def test_beyond_four_values_each_is_compared_with_the_first():
     found = differences(experiment(rates), ["arm"])
     assert [(item.first, item.second) for item in found] == [("arm 3", f"arm {n}") for n in (1, 2, 4, 5)]
     assert {item.verdict for item in found} == {"not separable"}
+
+
+def test_pairs_that_are_asked_for_are_all_that_is_compared():
+    rates = {(f"arm {n}", "depth_2"): 0.3 for n in range(6)}
+    texts = experiment(rates, seeds=4)
+    pairs = [("arm 4", "arm 1"), ("arm 0", "arm 5")]
+    found = effects(texts, ["arm", "level"], pairs).same
+    assert [(item.first, item.second) for item in found] == pairs
+    usual = {(item.first, item.second): item for item in differences(texts, ["arm"])}
+    assert found[1].difference == usual["arm 0", "arm 5"].difference
+    assert found[1].p_value <= usual["arm 0", "arm 5"].p_value  # corrected for fewer
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [(("base", "rump"), r"group to compare 'rump'.*did you mean 'ramp'"), (("base", "depth_2"), "of different fields")],
+)
+def test_a_pair_of_no_key_is_refused(pair, said):
+    with pytest.raises(UserError, match=said):
+        effects(experiment(RATES), ["arm", "level"], [pair])
+
+
+TEXT = st.tuples(st.booleans(), st.sampled_from([True, False, None]), st.integers(0, 300))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), TEXT, TEXT), min_size=1, max_size=40))
+def test_what_a_condition_costs_is_counted_on_the_same_problems(problems):
+    texts = [
+        Endless(f"problem {n}", {"arm": arm, "seed": str(seed)}, *text)
+        for arm in "ab"
+        for n, (seed, *both) in enumerate(problems)
+        for text in [both["ab".index(arm)]]
+    ]
+    (found,) = differences(texts, ["arm"])
+    cost = found.besides
+    judged = [(one[1], other[1]) for _, one, other in problems if None not in (one[1], other[1])]
+    assert (cost.first_right.hits, cost.first_right.tries) == (sum(one for one, _ in judged), len(judged))
+    assert (cost.second_right.hits, cost.second_right.tries) == (sum(other for _, other in judged), len(judged))
+    whole = [(one, other) for _, one, other in problems if one[1] and not one[0]]
+    lost = [(one, other) for _, one, other in problems if one[0] and one[1] is False]
+    assert (cost.harmed.hits, cost.harmed.tries) == (sum(other[1] is False for _, other in whole), len(whole))
+    assert (cost.healed.hits, cost.healed.tries) == (sum(other[1] is True for _, other in lost), len(lost))
+    assert cost.first_length == pytest.approx(np.mean([one[2] for _, one, _ in problems]))
+    assert cost.second_length == pytest.approx(np.mean([other[2] for _, _, other in problems]))
+    if not judged:
+        assert cost.right is None
+        return
+    of_seed = {
+        seed: [b[1] - a[1] for at, a, b in problems if at == seed and None not in (a[1], b[1])] for seed in range(3)
+    }
+    assert cost.right.value == pytest.approx(np.mean([np.mean(both) for both in of_seed.values() if both]))
+    assert cost.right.low <= cost.right.value <= cost.right.high
 
 
 def test_levels_without_numbers_have_no_order():

@@ -36,6 +36,16 @@ class ArmFinding:
 
 
 @dataclass(frozen=True)
+class PairFinding:
+    """A comparison that the spec asks for beside those with the baseline: `second` less `first`."""
+
+    first: str
+    second: str
+    comparison: Comparison
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Check:
     """Something the spec says must come out so. is_passed: None while there are too few results to tell."""
 
@@ -53,6 +63,7 @@ class MetricFinding:
     metric: Metric
     unit: Unit
     arms: list[ArmFinding]
+    pairs: list[PairFinding]
     checks: list[Check]
     num_runs: int
     num_finished: int
@@ -69,13 +80,12 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
     spec = sweep.spec
     records = {arm.name: sweep.of_arm(arm.name, metric.stage) for arm in spec.all_arms()}
     values = {arm: _values(of_seed, metric.name) for arm, of_seed in records.items()}
-    comparisons = compare(values, spec.baseline, metric.goal, max(1, len(records) - 1))
+    comparisons = compare(values, spec.comparisons(), metric.goal)
     unit = unit_of(metric.name, [found.difference for found in comparisons.values() if found.difference])
-    reference = {record.run.id for record in records[spec.baseline].values()}
     arms: list[ArmFinding] = []
     for arm in spec.all_arms():
-        of_seed, comparison = records[arm.name], comparisons.get(arm.name)
-        is_same_run = {record.run.id for record in of_seed.values()} == reference
+        of_seed, comparison = records[arm.name], comparisons.get((spec.baseline, arm.name))
+        is_same_run = _are_same_runs(records, spec.baseline, arm.name)
         is_baseline = arm.name == spec.baseline
         said = "the baseline" if is_baseline else verdict(comparison, spec.baseline, unit, is_same_run=is_same_run)
         finite = list(values[arm.name].values())
@@ -91,11 +101,17 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
                 verdict=said,
             )
         )
+    pairs = []
+    for first, second in spec.also_compare:
+        comparison = comparisons[first, second]
+        said = verdict(comparison, first, unit, is_same_run=_are_same_runs(records, first, second))
+        pairs.append(PairFinding(first, second, comparison, said))
     sign = 1 if metric.goal is Goal.LOWER else -1
     arms.sort(key=lambda found: (found.estimate is None, sign * found.estimate.mean if found.estimate else 0.0))
     runs = {record.run.id: record for of_seed in records.values() for record in of_seed.values()}
     finished = sum(record.state is RunState.FINISHED for record in runs.values())
-    return MetricFinding(metric, unit, arms, _checks(spec, metric, records, values, unit), len(runs), finished)
+    checks = _checks(spec, metric, records, values, unit)
+    return MetricFinding(metric, unit, arms, pairs, checks, len(runs), finished)
 
 
 def grid(spec: SweepSpec, found: MetricFinding) -> tuple[list[str], list[str], list[list[float | None]]] | None:
@@ -117,9 +133,14 @@ Values = dict[str, dict[int | None, float]]
 Records = dict[str, dict[int | None, RunRecord]]
 
 
+def _are_same_runs(records: Records, one: str, other: str) -> bool:
+    runs, of_other = ({record.run.id for record in records[arm].values()} for arm in (one, other))
+    return runs == of_other
+
+
 def _checks(spec: SweepSpec, metric: Metric, records: Records, values: Values, unit: Unit) -> list[Check]:
     # with the verdicts: all that a page says of one metric is false in one of twenty sweeps at most
-    level = LEVEL / max(1, len(records) - 1 + len(spec.equal_in_expectation))
+    level = LEVEL / max(1, len(spec.comparisons()) + len(spec.equal_in_expectation))
     return [
         *(_agrees(pair, values, unit, level) for pair in spec.equal_in_expectation),
         *(_has_not_learnt(arm, spec.baseline, metric, records, values, unit) for arm in spec.cannot_learn),

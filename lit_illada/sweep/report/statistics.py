@@ -1,9 +1,10 @@
 """Which arms differ, how sure is that, and what could so few seeds have seen at all?
 
 Arms are paired by seed: two runs of one seed see the same data in the same order from the same initial weights, so
-their difference varies less than either. Each arm is tested against the baseline by a two-sided paired t test (n − 1
-degrees of freedom for n common seeds), and Holm's correction over all planned comparisons keeps the chance of *any*
-false verdict in a sweep at LEVEL, whatever the dependence that a shared baseline makes.
+their difference varies less than either. Each arm is tested against the baseline, and other pairs that are asked for,
+by a two-sided paired t test (n − 1 degrees of freedom for n common seeds), and Holm's correction over all planned
+comparisons keeps the chance of *any* false verdict in a sweep at LEVEL, whatever the dependence that a shared baseline
+makes.
 """
 
 from bisect import bisect_left
@@ -53,9 +54,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against a baseline on their common seeds.
+    """An arm against a reference on their common seeds.
 
-    difference: arm − baseline. p: None where there is nothing to test. p_holm: corrected. level: what a single
+    difference: arm − reference. p: None where there is nothing to test. p_holm: corrected. level: what a single
     comparison is tested at when it is the most significant of all.
     """
 
@@ -92,20 +93,17 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def compare(
-    values: Mapping[str, Mapping[Seed, float]], baseline: str, goal: Goal, num_comparisons: int
-) -> dict[str, Comparison]:
-    """Every arm but the baseline against it. values: arm -> seed -> metric; what is not finite is left out.
+    values: Mapping[str, Mapping[Seed, float]], planned: Sequence[tuple[str, str]], goal: Goal
+) -> dict[tuple[str, str], Comparison]:
+    """Each (reference, arm). values: arm -> seed -> metric; what is not finite is left out.
 
-    num_comparisons: all that are planned, so that a verdict does not become easier while arms are missing.
+    planned: all there will be, so that a verdict does not become easier while arms are missing.
     """
-    reference = values.get(baseline, {})
-    arms = [arm for arm in values if arm != baseline]
-    assert len(arms) <= num_comparisons
-    pairs = {arm: paired(values[arm], reference) for arm in arms}
-    p = {arm: value for arm in arms if (value := paired_p(pairs[arm])) is not None}
-    corrected = holm(p, num_comparisons)
-    level = LEVEL / num_comparisons
-    return {arm: _comparison(pairs[arm], p.get(arm), corrected.get(arm), goal, level) for arm in arms}
+    pairs = {(first, second): paired(values.get(second, {}), values.get(first, {})) for first, second in planned}
+    p = {both: value for both, found in pairs.items() if (value := paired_p(found)) is not None}
+    corrected = holm(p, len(planned))
+    level = LEVEL / max(1, len(planned))
+    return {both: _comparison(found, p.get(both), corrected.get(both), goal, level) for both, found in pairs.items()}
 
 
 Pairs = Mapping[Seed, tuple[float, float]]

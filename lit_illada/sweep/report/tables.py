@@ -11,6 +11,7 @@ import pyarrow.parquet
 
 from lit_illada.sweep.report.collect import RunRecord, Sweep
 from lit_illada.sweep.report.findings import MetricFinding
+from lit_illada.sweep.report.statistics import Comparison
 
 Row = dict[str, Any]
 
@@ -41,9 +42,12 @@ def costs(sweep: Sweep) -> list[Cost]:
 
 
 def write_tables(folder: Path, sweep: Sweep, found: Sequence[MetricFinding]) -> None:
-    """arms.csv, runs.csv, runs.parquet, curves.parquet."""
+    """arms.csv, runs.csv, runs.parquet, curves.parquet; pairs.csv where the sweep compares more than arms with the
+    baseline."""
     runs = _table([_run_row(record) for record in sweep.records])
     pa.csv.write_csv(_table([row for finding in found for row in _arm_rows(finding)]), folder / "arms.csv")
+    if sweep.spec.also_compare:
+        pa.csv.write_csv(_table([row for finding in found for row in _pair_rows(finding)]), folder / "pairs.csv")
     pa.csv.write_csv(runs, folder / "runs.csv")
     pa.parquet.write_table(runs, folder / "runs.parquet")
     pa.parquet.write_table(_curves(sweep), folder / "curves.parquet")
@@ -52,8 +56,7 @@ def write_tables(folder: Path, sweep: Sweep, found: Sequence[MetricFinding]) -> 
 def _arm_rows(found: MetricFinding) -> list[Row]:
     rows = []
     for arm in found.arms:
-        mean, comparison = arm.estimate, arm.comparison
-        difference = comparison.difference if comparison else None
+        mean = arm.estimate
         rows.append(
             {
                 "metric": found.metric.name,
@@ -66,15 +69,7 @@ def _arm_rows(found: MetricFinding) -> list[Row]:
                 "sd": mean.sd if mean else None,
                 "low_95": mean.low if mean else None,
                 "high_95": mean.high if mean else None,
-                "num_pairs": len(comparison.seeds) if comparison else None,
-                "difference": difference.mean if difference else None,
-                "difference_low_95": difference.low if difference else None,
-                "difference_high_95": difference.high if difference else None,
-                "p": comparison.p if comparison else None,
-                "p_holm": comparison.p_holm if comparison else None,
-                "finding": comparison.finding.value if comparison else "baseline",
-                "seeds_needed": comparison.seeds_needed if comparison else None,
-                "smallest_visible": comparison.smallest_visible if comparison else None,
+                **_compared(arm.comparison),
                 "verdict": arm.verdict,
                 "is_preliminary": found.is_preliminary,
                 "source": arm.source,
@@ -82,6 +77,38 @@ def _arm_rows(found: MetricFinding) -> list[Row]:
             }
         )
     return rows
+
+
+def _pair_rows(found: MetricFinding) -> list[Row]:
+    return [
+        {
+            "metric": found.metric.name,
+            "stage": found.metric.stage,
+            "goal": found.metric.goal.value,
+            "first": pair.first,
+            "second": pair.second,
+            **_compared(pair.comparison),
+            "verdict": pair.verdict,
+            "is_preliminary": found.is_preliminary,
+        }
+        for pair in found.pairs
+    ]
+
+
+def _compared(comparison: Comparison | None) -> Row:
+    """None: the baseline."""
+    difference = comparison.difference if comparison else None
+    return {
+        "num_pairs": len(comparison.seeds) if comparison else None,
+        "difference": difference.mean if difference else None,
+        "difference_low_95": difference.low if difference else None,
+        "difference_high_95": difference.high if difference else None,
+        "p": comparison.p if comparison else None,
+        "p_holm": comparison.p_holm if comparison else None,
+        "finding": comparison.finding.value if comparison else "baseline",
+        "seeds_needed": comparison.seeds_needed if comparison else None,
+        "smallest_visible": comparison.smallest_visible if comparison else None,
+    }
 
 
 def _run_row(record: RunRecord) -> Row:

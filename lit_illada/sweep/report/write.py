@@ -99,13 +99,14 @@ def write_report(path: Path, out: Path | None = None, now: datetime | None = Non
 
 
 def _plain(found: MetricFinding) -> list[str]:
-    """A line an arm, and one a check."""
+    """A line an arm, a further comparison, a check."""
     lines = [f"{found.metric.name} after {found.metric.stage}, {found.metric.goal} is better:"]
     width = max(len(arm.arm) for arm in found.arms)
     for arm in found.arms:
         mean = found.unit.value(arm.estimate.mean if arm.estimate else None)
         lines.append(f"  {arm.arm:<{width}}  {mean:>8}  {arm.verdict}")
-    return [*lines, *(f"  check: {check.text}" for check in found.checks)]
+    pairs = [f"  {pair.second}, compared with {pair.first}: {pair.verdict}" for pair in found.pairs]
+    return [*lines, *pairs, *(f"  check: {check.text}" for check in found.checks)]
 
 
 @cache

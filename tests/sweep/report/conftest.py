@@ -163,8 +163,8 @@ def make_spec():
 def make_sweep(tmp_path):
     """values: arm -> seed -> bound, the first arm being the baseline. shared: all arms use the first one's runs."""
 
-    def make(values, *, shared=False, **more):
-        spec = spec_of(list(values), (0, 1), **more)
+    def make(values, *, seeds=(0, 1), shared=False, **more):
+        spec = spec_of(list(values), seeds, **more)
         folder = write_sweep(tmp_path / "sweep", spec, values)
         if shared:
             runs = [replace(run, arms=list(values)) for run in folder.read_plan() if run.arms == [spec.baseline]]

@@ -36,6 +36,14 @@ def sweep_of(rng, num_arms, num_seeds, shift=0.0):
     return {arm: dict(enumerate(map(float, column))) for arm, column in table.items()}
 
 
+def against(table, baseline, goal, num_planned):
+    """Every arm against the baseline; of the planned comparisons that are more, nothing is there yet."""
+    pairs = [(baseline, arm) for arm in table if arm != baseline]
+    planned = [*pairs, *((baseline, f"to come {n}") for n in range(num_planned - len(pairs)))]
+    found = compare(table, planned, goal)
+    return {arm: found[baseline, arm] for _, arm in pairs}
+
+
 @given(st.lists(numbers, min_size=2, max_size=9, unique=True))
 def test_the_interval_is_students(values):
     found = estimate(values)
@@ -72,7 +80,7 @@ def test_sweeps_without_a_difference_give_false_verdicts_no_more_often_than_stat
     false = 0
     for _ in range(2000):
         table = sweep_of(rng, num_arms, num_seeds)
-        found = compare(table, "arm0", Goal.LOWER, num_arms - 1)
+        found = against(table, "arm0", Goal.LOWER, num_arms - 1)
         false += any(c.finding in (Finding.BETTER, Finding.WORSE) for c in found.values())
     # five standard errors of 2 000 draws above the level
     assert false / 2000 <= LEVEL + 5 * sqrt(LEVEL * (1 - LEVEL) / 2000)
@@ -82,8 +90,8 @@ def test_sweeps_without_a_difference_give_false_verdicts_no_more_often_than_stat
 
 def test_looking_before_every_arm_is_there_makes_no_verdict_easier():
     table = sweep_of(np.random.default_rng(0), 2, 3, shift=0.4)
-    alone = compare(table, "arm0", Goal.LOWER, 1)["arm1"]
-    planned = compare(table, "arm0", Goal.LOWER, 8)["arm1"]
+    alone = against(table, "arm0", Goal.LOWER, 1)["arm1"]
+    planned = against(table, "arm0", Goal.LOWER, 8)["arm1"]
     assert planned.p == alone.p
     assert planned.p_holm == pytest.approx(8 * alone.p_holm)
 
@@ -92,7 +100,7 @@ def test_the_power_is_what_simulated_sweeps_show():
     rng = np.random.default_rng(1)
     num_seeds, true = 4, 0.35
     hits = sum(
-        compare(sweep_of(rng, 4, num_seeds, true), "arm0", Goal.LOWER, 3)["arm3"].p <= LEVEL / 3 for _ in range(3000)
+        against(sweep_of(rng, 4, num_seeds, true), "arm0", Goal.LOWER, 3)["arm3"].p <= LEVEL / 3 for _ in range(3000)
     )
     expected = power(true, 0.1 * sqrt(2), num_seeds, LEVEL / 3)
     assert 0.3 < expected < 0.9
@@ -141,26 +149,41 @@ def test_the_smallest_visible_difference_is_seen_with_just_the_stated_power(n):
 
 def test_better_follows_the_goal():
     table = {"base": {0: 1.0, 1: 2.0, 2: 3.0}, "arm": {0: 0.5, 1: 1.51, 2: 2.49}}
-    assert compare(table, "base", Goal.LOWER, 1)["arm"].finding is Finding.BETTER
-    assert compare(table, "base", Goal.HIGHER, 1)["arm"].finding is Finding.WORSE
+    assert against(table, "base", Goal.LOWER, 1)["arm"].finding is Finding.BETTER
+    assert against(table, "base", Goal.HIGHER, 1)["arm"].finding is Finding.WORSE
+
+
+def test_other_pairs_are_compared_too_and_count_among_the_comparisons():
+    rng = np.random.default_rng(3)
+    table = sweep_of(rng, 3, 4, shift=0.3)
+    pairs = [("arm0", "arm1"), ("arm0", "arm2"), ("arm1", "arm2")]
+    found = compare(table, pairs, Goal.LOWER)
+    differences = [table["arm2"][seed] - table["arm1"][seed] for seed in range(4)]
+    last = found["arm1", "arm2"]
+    assert last.difference.mean == pytest.approx(np.mean(differences))
+    assert last.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert {comparison.level for comparison in found.values()} == {LEVEL / 3}
+    assert min(comparison.p_holm for comparison in found.values()) == pytest.approx(
+        3 * min(comparison.p for comparison in found.values())
+    )
 
 
 def test_only_seeds_that_both_have_are_compared():
     table = {"base": {0: 1.0, 1: 2.0, 3: float("nan")}, "arm": {1: 5.0, 2: 9.0, 3: 1.0}}
-    found = compare(table, "base", Goal.LOWER, 1)["arm"]
+    found = against(table, "base", Goal.LOWER, 1)["arm"]
     assert (found.seeds, found.finding, found.p, found.difference.mean) == ((1,), Finding.UNPAIRED, None, 3.0)
     assert found.difference.low is None
 
 
 def test_an_arm_without_results_or_a_baseline_without_any_gives_no_verdict():
-    assert compare({"base": {0: 1.0}, "arm": {}}, "base", Goal.LOWER, 1)["arm"].difference is None
-    assert compare({"arm": {0: 1.0}}, "base", Goal.LOWER, 1)["arm"].finding is Finding.UNPAIRED
+    assert against({"base": {0: 1.0}, "arm": {}}, "base", Goal.LOWER, 1)["arm"].difference is None
+    assert against({"arm": {0: 1.0}}, "base", Goal.LOWER, 1)["arm"].finding is Finding.UNPAIRED
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.25])
 def test_differences_that_do_not_vary_are_no_evidence_about_noise(shift):
     base = {seed: 0.1 * seed + 1 / 3 for seed in range(3)}
-    found = compare({"base": base, "arm": {s: v + shift for s, v in base.items()}}, "base", Goal.LOWER, 1)["arm"]
+    found = against({"base": base, "arm": {s: v + shift for s, v in base.items()}}, "base", Goal.LOWER, 1)["arm"]
     assert (found.finding, found.p) == (Finding.CONSTANT, None)
     assert found.difference.mean == pytest.approx(shift)
 

@@ -9,7 +9,7 @@ from lit_illada.sweep.spec import Goal
 
 def said(base, arm, metric="val/nll_bound", goal=Goal.LOWER):
     table = {"base": dict(enumerate(base)), "arm": dict(enumerate(arm))}
-    found = compare(table, "base", goal, 1)["arm"]
+    found = compare(table, [("base", "arm")], goal)["base", "arm"]
     return verdict(found, "base", unit_of(metric, [found.difference] if found.difference else []))
 
 

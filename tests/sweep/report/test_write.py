@@ -1,5 +1,6 @@
 """The report says what the runs carry and no more, in files that other programs read, and without torch."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -76,6 +77,33 @@ def test_a_pair_that_should_agree_and_does_not_is_shouted_out(make_sweep):
     agree, learnt = findings(folder).checks
     assert (agree.is_passed, learnt.is_passed) == (False, False)
     assert "yet they are separated" in report(folder).text
+
+
+def test_other_pairs_are_compared_where_the_sweep_asks_for_them(make_sweep):
+    values = {
+        "none": {0: 4.0, 1: 4.1, 2: 4.3},
+        "stop": {0: 3.0, 1: 3.11, 2: 3.29},
+        "ramp": {0: 3.51, 1: 3.6, 2: 3.8},
+        "kick": {0: 4.01, 1: 4.1, 2: 4.2},
+    }
+    folder = make_sweep(values, seeds=(0, 1, 2), also_compare=[["stop", "ramp"], ["ramp", "kick"]])
+    stop, kick = findings(folder).pairs
+    assert (stop.first, stop.second, kick.first, kick.second) == ("stop", "ramp", "ramp", "kick")
+    assert (stop.comparison.finding, kick.comparison.finding) == (Finding.WORSE, Finding.WORSE)
+    assert stop.verdict.startswith("worse than stop by 0.50")
+    assert stop.comparison.level == pytest.approx(0.05 / 5)
+    told = report(folder)
+    assert "Other comparisons on the same seeds" in told.text
+    assert "all 5 comparisons planned" in told.text
+    with (folder.path / "report" / "pairs.csv").open(encoding="utf-8", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["first"], first["second"], first["finding"]) == ("stop", "ramp", "worse")
+    assert float(second["difference"]) == pytest.approx(kick.comparison.difference.mean)
+
+
+def test_a_page_without_other_pairs_shows_no_table_of_them(page, reported_sweep):
+    assert "Other comparisons" not in page.text
+    assert not (reported_sweep.path / "report" / "pairs.csv").exists()
 
 
 def test_one_seed_gives_a_mean_and_no_verdict(make_sweep):
@@ -195,6 +223,21 @@ def test_training_losses_cannot_rank_arms():
 def test_a_check_of_an_arm_that_is_not_there_is_refused(make_spec):
     with pytest.raises(UserError, match=r"unknown arm 'unifrom'.*did you mean 'uniform'"):
         check(make_spec(["uniform", "cosine"], [0], equal_in_expectation=[["unifrom", "cosine"]]))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ([["cosine", "bend"]], r"unknown arm 'bend'.*did you mean 'band'"),
+        ([["cosine"]], r"also_compare holds pairs of arms; got \['cosine'\]"),
+        ([["cosine", "cosine"]], "must be of two arms"),
+        ([["band", "uniform"]], "every arm is compared with uniform anyway"),
+        ([["band", "cosine"], ["cosine", "band"]], "stand once"),
+    ],
+)
+def test_a_pair_that_cannot_be_compared_is_refused(make_spec, pairs, said):
+    with pytest.raises(UserError, match=said):
+        check(make_spec(["uniform", "cosine", "band"], [0], also_compare=pairs))
 
 
 def test_the_command_takes_a_name_or_a_folder_and_writes_where_it_is_told(finished_sweep, tmp_path, monkeypatch):
