@@ -59,6 +59,23 @@ def test_a_model_in_a_published_layout_is_asked_and_looked_at_by_one_command(tra
     assert "already holds an analysis" in again.output
 
 
+def test_runs_under_two_settings_are_compared_by_their_folders(trained, tmp_path):
+    """As a reader does to see what a mitigation does to a published model."""
+    published, converted = tmp_path / "published", tmp_path / "converted"
+    assert lit_illada("convert", trained, published, "--to", "illada").exit_code == 0
+    assert lit_illada("convert", published, converted).exit_code == 0
+    settings = {"plain": [], "short": ["generation/thinking_stop=hard", "generation.thinking_stop.answer_tokens=8"]}
+    for name, words in settings.items():
+        command = ["--checkpoint", converted, "--tasks", "reasoning", "--out", tmp_path / name, *SHORT, *words]
+        assert lit_illada("loops", "run", *command).exit_code == 0
+    arms = [word for name in settings for word in ("--arm", name, tmp_path / name)]
+    told = lit_illada("loops", "analyze", *arms, "--out", tmp_path / "both")
+    assert told.exit_code == 0, told.output
+    records = [json.loads(line) for line in (tmp_path / "both" / "records.jsonl").open(encoding="utf-8")]
+    assert [record["arm"] for record in records] == ["plain"] * 6 + ["short"] * 6
+    assert "plain → short" in told.output
+
+
 def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tmp_path, monkeypatch):
     def killed(*arguments, **options):
         raise KeyboardInterrupt

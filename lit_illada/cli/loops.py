@@ -18,6 +18,7 @@ Examples:
   lit-illada loops analyze trace.jsonl
   lit-illada loops analyze results/ --out loops-of-my-model
   lit-illada loops analyze answers.jsonl --text-field response --group-field subject loops.near_exact.mismatch=0.05
+  lit-illada loops analyze --arm plain loops-plain/scores --arm ramp loops-ramp/scores
   lit-illada loops analyze results/generations.jsonl --compare "hard stop 192" "linear ramp 20"
   lit-illada loops analyze samples_gsm8k_2026-01-01T12-00-00.jsonl
 
@@ -26,7 +27,9 @@ Read are: our own traces and scored problems, lm-eval's samples_*.jsonl, d1's *_
 text; any other file is one text.
 """
 )
-@click.argument("words", nargs=-1, required=True, metavar="FILE... [KEY=VALUE]...")
+@click.argument("words", nargs=-1, metavar="[FILE]... [KEY=VALUE]...")
+@click.option("--arm", "arms", nargs=2, multiple=True, type=(str, click.Path(path_type=Path)), metavar="NAME FILE",
+              help="A file or folder, and what its condition is called; repeatable, to compare runs.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("loops"), show_default=True,
               metavar="FOLDER", help="Where report.html and records.jsonl go.")  # fmt: skip
 @click.option("--text-field", metavar="NAME", help="The field with the generated text (default: by convention).")
@@ -42,6 +45,7 @@ text; any other file is one text.
 @guarded
 def analyze(
     words: tuple[str, ...],
+    arms: tuple[tuple[str, Path], ...],
     out: Path,
     text_field: str | None,
     prompt_field: str | None,
@@ -59,7 +63,7 @@ def analyze(
     from lit_illada.loops.records import Fields
 
     fields = Fields(text_field, prompt_field, correct_field, truth_field, group_fields)
-    run(words, out, fields, encoding, pairs)
+    run(words, out, fields, encoding, pairs, arms)
 
 
 @loops.command(

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from lit_illada.loops.analysis import Summary, group_keys, summaries
 from lit_illada.loops.config import LoopConfig, LoopsConfig
 from lit_illada.loops.effects import Effect, Effects, effects, points
 from lit_illada.loops.outcome import Outcome, as_record, outcome
-from lit_illada.loops.records import Fields, read_generations
+from lit_illada.loops.records import ARM, Fields, read_generations
 from lit_illada.loops.report import write_report
 from lit_illada.loops.spans import Kind
 from lit_illada.loops.statistics import Rate
@@ -30,14 +31,25 @@ _EFFECT_COLUMNS = (
 
 
 def run(
-    words: Sequence[str], out: Path, fields: Fields, encoding: str | None, pairs: Sequence[tuple[str, str]] = ()
+    words: Sequence[str],
+    out: Path,
+    fields: Fields,
+    encoding: str | None,
+    pairs: Sequence[tuple[str, str]] = (),
+    arms: Sequence[tuple[str, Path]] = (),
 ) -> None:
-    """Look at every generation of the files. pairs: the groups to compare on the same problems, instead of the usual
-    ones."""
+    """Look at every generation of the files.
+
+    pairs: the groups to compare on the same problems, instead of the usual ones. arms: the name of a condition, and the
+    file or folder of its generations.
+    """
     files, overrides = tell_apart(words)
+    if not files and not arms:
+        raise UserError("no file is named: give files or folders of generations before KEY=VALUE")
     config = read_file(LoopsConfig, conf_dir() / "loops.yaml", overrides).loops
     console = Console()
-    outcomes = look(files, fields, encoding, config, console, out / RECORDS)
+    sources = [*([(None, files)] if files else []), *((name, [path]) for name, path in arms)]
+    outcomes = look(sources, fields, encoding, config, console, out / RECORDS)
     keys = group_keys(outcomes, fields.groups)
     compared = effects(outcomes, keys, pairs)
     out.mkdir(parents=True, exist_ok=True)
@@ -59,26 +71,28 @@ def tell_apart(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Files and overrides: what exists, or holds no '=', is a file."""
     is_file = [Path(word).exists() or "=" not in word for word in words]
     files = [Path(word) for word, yes in zip(words, is_file, strict=True) if yes]
-    if not files:
-        raise UserError("no file is named: give files or folders of generations before KEY=VALUE")
     return files, [word for word, yes in zip(words, is_file, strict=True) if not yes]
 
 
 def look(
-    files: Sequence[Path],
+    sources: Sequence[tuple[str | None, Sequence[Path]]],
     fields: Fields,
     encoding: str | None,
     config: LoopConfig,
     console: Console,
     records: Path | None = None,
 ) -> list[Outcome]:
-    """Every generation's outcome, with a progress bar on a terminal. records: of an earlier look."""
+    """Every generation's outcome, with a progress bar on a terminal. sources: files, and the arm that they are of where
+    that is told. records: of an earlier look."""
     found = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("looking for loops", total=None)
-        for generation in read_generations(files, fields, encoding, records):
-            found.append(outcome(generation, config))
-            progress.update(task, advance=1, description=f"looking for loops: {len(found):,} texts")
+        for arm, files in sources:
+            for generation in read_generations(files, fields, encoding, records):
+                if arm is not None:
+                    generation = replace(generation, groups={**generation.groups, ARM: arm})
+                found.append(outcome(generation, config))
+                progress.update(task, advance=1, description=f"looking for loops: {len(found):,} texts")
     return found
 
 
@@ -173,7 +187,7 @@ def _cost_tables(pairs: Sequence[Effect], names: Sequence[str]) -> list[Table]:
         told = "–" if right is None else f"{points(right.value)} ({points(right.low)} to {points(right.high)})"
         changes = [f"{rate.hits} of {rate.tries}" for rate in (found.harmed, found.healed)]
         table.add_row(name, told, *changes, f"{found.first_length:.0f} → {found.second_length:.0f}")
-    table.caption = "harmed: ended and right under the first alone; healed: right instead of endless"
+    table.caption = "harmed: right and ended before, wrong now; healed: right instead of endless"
     table.caption_justify = "left"
     return [table]
 

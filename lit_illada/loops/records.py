@@ -16,6 +16,17 @@ from lit_illada.errors import UserError, unknown
 from lit_illada.loops.files import Entry, brief, read_entries
 
 FILE = "file"  # the group of what lies in one file
+ARM = "arm"
+# what runs and analyses of ours keep beside generations
+_BESIDE = {
+    "provenance.jsonl",
+    "summary.json",
+    "progress.json",
+    "labels.json",
+    "attempts.jsonl",
+    "done.json",
+    "plan.json",
+}
 _TEXT_FIELDS = ("text", "generation", "generations", "completion", "response", "output", "resps")
 _PROMPT_FIELDS = ("prompt", "question", "problem", "input")
 _CORRECT_FIELDS = ("is_right", "is_correct", "correct", "exact_match", "acc")
@@ -70,22 +81,27 @@ def read_generations(
 ) -> Iterator[Generation]:
     """All of all files; of a folder its .json and .jsonl files. Raises UserError, with the line, for what is none.
 
-    leave_out: a file that is none of them, wherever it lies.
+    leave_out: a file that is none of them, wherever it lies. What a folder of ours holds beside generations is none
+    either, if it is not named itself.
     """
     found = find_files([str(path) for path in paths], (".json", ".jsonl"))
-    files = [path for path in found if leave_out is None or path.resolve() != leave_out.resolve()]
-    if not files:
+    others = [path for path in found if leave_out is None or path.resolve() != leave_out.resolve()]
+    if not others:
         raise UserError(f"{leave_out} is what an analysis wrote: name the generations that it was made of")
+    files = [path for path in others if path in paths or not _is_beside(path)]
+    if not files:
+        raise UserError(f"{paths[0]}: no generations in it, but {', '.join(path.name for path in others)}")
+    labels = _labels(files)
     for path in files:
         is_empty = True
         for entry in read_entries(path, encoding):
             is_empty = False
-            yield from _generations(entry, str(path), fields or Fields())
+            yield from _generations(entry, str(path), labels[path], fields or Fields())
         if is_empty:
             raise UserError(f"{path}: no generations in it, the file is empty")
 
 
-def _generations(entry: Entry, file: str, fields: Fields) -> Iterator[Generation]:
+def _generations(entry: Entry, file: str, label: str, fields: Fields) -> Iterator[Generation]:
     record, where = entry.value, entry.where
     name, texts = _texts(record, fields.text, where)
     others = {key: value for key, value in record.items() if key != name}
@@ -105,7 +121,7 @@ def _generations(entry: Entry, file: str, fields: Fields) -> Iterator[Generation
             num_canvas=_count(entry.num_canvas, record.get("max_new_tokens"), settings.get("max_new_tokens")),
             num_steps=_count(entry.num_steps, record.get("num_forwards")),
             groups={
-                FILE: _label(file),
+                FILE: label,
                 **entry.groups,
                 **_groups(record, [g for g in fields.groups if g not in entry.groups], where),
             },
@@ -173,8 +189,18 @@ def _groups(record: Mapping[str, Any], named: Sequence[str], where: str) -> dict
     return {name: str(record[name]) for name in [*usual, *named]}
 
 
-def _label(file: str) -> str:
-    return "/".join(Path(file).parts[-2:])
+def _labels(files: Sequence[Path]) -> dict[Path, str]:
+    """The ends of the files' paths, of so many parts that no two are alike: two at least."""
+    most = max(len(path.parts) for path in files)
+    for count in range(2, most + 1):
+        labels = {path: "/".join(path.parts[-count:]) for path in files}
+        if len(set(labels.values())) == len(files):
+            return labels
+    return {path: str(path) for path in files}
+
+
+def _is_beside(path: Path) -> bool:
+    return path.name in _BESIDE or (path.name == "records.jsonl" and path.with_name("effects.csv").is_file())
 
 
 def _check_trace(trace: Mapping[str, list[Any]], where: str) -> None:

@@ -190,3 +190,21 @@ def test_a_missing_file_is_named_with_the_nearest(tmp_path):
     write(tmp_path / "rows.jsonl", {"text": "t"})
     with pytest.raises(UserError, match=r"no such file; did you mean .*rows\.jsonl"):
         read(tmp_path / "row.jsonl")
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for run in ("a", "b"):
+        (tmp_path / run / "scores").mkdir(parents=True)
+        (tmp_path / run / "scores" / "generations.jsonl").write_text('{"text": "x"}\n', encoding="utf-8")
+    found = [item.groups["file"] for item in read_generations([tmp_path / "a", tmp_path / "b"])]
+    assert found == ["a/scores/generations.jsonl", "b/scores/generations.jsonl"]
+
+
+def test_what_a_run_keeps_beside_its_generations_is_left_out_of_a_folder_only(tmp_path):
+    (tmp_path / "provenance.jsonl").write_text('{"commit": "x"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"no generations in it, but provenance\.jsonl"):
+        list(read_generations([tmp_path]))
+    (tmp_path / "generations.jsonl").write_text('{"text": "x"}\n', encoding="utf-8")
+    assert [item.text for item in read_generations([tmp_path])] == ["x"]
+    with pytest.raises(UserError, match=r"provenance\.jsonl, line 1: no text under any of"):
+        list(read_generations([tmp_path / "provenance.jsonl"]))
