@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import TypeVar
 
-Comparison = TypeVar("Comparison")
+Key = TypeVar("Key")
 
 Z_95 = 1.959963984540054
 
@@ -19,7 +19,7 @@ def wilson(num_hits: int, num_tries: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def holm(p: Mapping[Comparison, float], num_comparisons: int) -> dict[Comparison, float]:
+def holm(p: Mapping[Key, float], num_comparisons: int) -> dict[Key, float]:
     """Holm's step-down corrected p values; comparisons that are planned and not given count as p = 1."""
     corrected, so_far = {}, 0.0
     for rank, name in enumerate(sorted(p, key=lambda name: p[name])):

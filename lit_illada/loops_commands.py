@@ -42,16 +42,11 @@ def reproduce(
         )
     gate(corpora(runs), Console())
     done = sweep_commands.work_off(name, overrides, folder, is_resumed, workers)
-    told = {
-        arm
-        for status in done.statuses
-        if _solves_problems(status.run) and status.state is RunState.FINISHED
-        for arm in status.run.arms
-    }
-    if told and not done.was_stopped:
-        gather(place)
-        pairs = [pair for pair in spec.comparisons() if set(pair) <= told]
-        analyze.run([str(place.path / GENERATIONS)], place.path / "loops", Fields(groups=("arm", "level")), None, pairs)
+    has_texts = any(_solves_problems(s.run) and s.state is RunState.FINISHED for s in done.statuses)
+    if has_texts and not done.was_stopped:
+        written = str(gather(place))
+        by = Fields(groups=("arm", "level"))
+        analyze.run([written], place.path / "loops", by, None, planned=spec.comparisons())
         sweep_report.run(str(place.path), None)
         print("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
     done.end("lit-illada loops reproduce --sweep {} --resume")

@@ -1,5 +1,6 @@
 """`loops reproduce` and `loops run` as a user meets them: small models, real commands."""
 
+import csv
 import json
 import re
 
@@ -61,19 +62,18 @@ def test_a_model_in_a_published_layout_is_asked_and_looked_at_by_one_command(tra
 
 def test_runs_under_two_settings_are_compared_by_their_folders(trained, tmp_path):
     """As a reader does to see what a mitigation does to a published model."""
-    published, converted = tmp_path / "published", tmp_path / "converted"
+    published = tmp_path / "published"
     assert lit_illada("convert", trained, published, "--to", "illada").exit_code == 0
-    assert lit_illada("convert", published, converted).exit_code == 0
-    settings = {"plain": [], "short": ["generation/thinking_stop=hard", "generation.thinking_stop.answer_tokens=8"]}
+    settings = {"short": ["generation/thinking_stop=hard", "generation.thinking_stop.answer_tokens=8"], "plain": []}
     for name, words in settings.items():
-        command = ["--checkpoint", converted, "--tasks", "reasoning", "--out", tmp_path / name, *SHORT, *words]
+        command = ["--checkpoint", published, "--tasks", "reasoning", "--out", tmp_path / name, *SHORT, *words]
         assert lit_illada("loops", "run", *command).exit_code == 0
     arms = [word for name in settings for word in ("--arm", name, tmp_path / name)]
     told = lit_illada("loops", "analyze", *arms, "--out", tmp_path / "both")
     assert told.exit_code == 0, told.output
     records = [json.loads(line) for line in (tmp_path / "both" / "records.jsonl").open(encoding="utf-8")]
-    assert [record["arm"] for record in records] == ["plain"] * 6 + ["short"] * 6
-    assert "plain → short" in told.output
+    assert [record["arm"] for record in records] == ["short"] * 6 + ["plain"] * 6
+    assert "short → plain" in told.output
 
 
 def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tmp_path, monkeypatch):
@@ -183,15 +183,16 @@ def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_pa
             {"name": "generate", "command": "score", "arguments": ["--reasoning"], "overrides": SHORT},
         ],
         "arms": [
-            {"name": "rho 1"},
             {"name": "ramp", "overrides": {"generate": [
                 "generation/thinking_stop=mixture", "generation.thinking_stop.start_tokens=2",
                 "generation.thinking_stop.answer_tokens=4",
             ]}},
+            {"name": "rho 1"},
             {"name": "broken", "overrides": {
                 "tune": ["optim.optimizer.learning_rate=1e30", "trainer.max_nonfinite_steps=1"],
             }},
         ],
+        "also_compare": [["ramp", "broken"]],
     }  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
     told = lit_illada("loops", "reproduce", "--sweep", "tiny.yaml")
@@ -206,6 +207,10 @@ def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_pa
         (arm, seed, level) for arm in ("rho 1", "ramp") for seed in (0, 1) for level in ("depth_1", "depth_3")
     }
     assert (place / "loops" / "report.html").is_file()
+    with (place / "loops" / "effects.csv").open(encoding="utf-8", newline="") as file:
+        pairs = [(row["first"], row["second"]) for row in csv.DictReader(file) if row["where"] == "arm"]
+    assert pairs == [("rho 1", "ramp")]  # the baseline first, though its texts stand last
+    assert "ramp and broken are not compared: there is no text of broken" in " ".join(told.output.split())
     assert (place / "report" / "index.html").is_file()
     runs = SweepFolder(place).read_plan()
     assert len([run for run in runs if run.stage == "tune"]) == 4  # each shared by two arms, and the broken one's

@@ -116,6 +116,8 @@ def test_every_command_in_it_runs(workplace, tiny_dataset, tiny_run, monkeypatch
             continue
         result = CliRunner().invoke(main, shortened(words, tiny_dataset, tiny_run), catch_exceptions=False)
         assert result.exit_code == 0, f"{words}: {result.output}"
+        if "--compare" in words:
+            assert "hard stop → linear ramp" in result.output
 
 
 def test_what_it_gives_to_torchrun_is_a_run_of_as_many_processes():

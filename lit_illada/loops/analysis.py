@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lit_illada.loops.effects import SEED, natural
+from lit_illada.loops.effect import ABSENT, SEED
+from lit_illada.loops.harder import natural
 from lit_illada.loops.outcome import Outcome
 from lit_illada.loops.records import FILE
 from lit_illada.loops.spans import Kind
@@ -77,7 +78,7 @@ def by_group(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[tuple[str
     """The cells of the crossed keys, in a natural order: numbers by size."""
     cells: dict[tuple[str, ...], list[Outcome]] = defaultdict(list)
     for item in outcomes:
-        cells[tuple(item.generation.groups.get(key, "–") for key in keys)].append(item)
+        cells[tuple(item.generation.groups.get(key, ABSENT) for key in keys)].append(item)
     return dict(sorted(cells.items(), key=lambda cell: [natural(value) for value in cell[0]]))
 
 

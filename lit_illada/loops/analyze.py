@@ -2,21 +2,23 @@
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from lit_illada.errors import UserError
 from lit_illada.loops.analysis import Summary, group_keys, summaries
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.effects import Effect, Effects, effects, points
+from lit_illada.loops.effect import Effect, points
+from lit_illada.loops.effects import Effects, check_pairs, effects
 from lit_illada.loops.outcome import Outcome, as_record, outcome
-from lit_illada.loops.records import ARM, Fields, read_generations
+from lit_illada.loops.records import Fields, read_generations
 from lit_illada.loops.report import write_report
+from lit_illada.loops.same_problems import Pair, PairedEffect, SideEffects, usual_pairs
 from lit_illada.loops.spans import Kind
 from lit_illada.loops.statistics import Rate
 from lit_illada.share import conf_dir
@@ -26,7 +28,7 @@ REPORT, RECORDS, EFFECTS = "report.html", "records.jsonl", "effects.csv"
 _EFFECT_COLUMNS = (
     "compared where first second endless_first texts_first endless_second texts_second difference low_95 high_95 "
     "p_holm verdict each_seed only_first only_second mcnemar_p right_first right_second right_difference right_low_95 "
-    "right_high_95 harmed ended_right_first healed endless_wrong_first length_first length_second"
+    "right_high_95 harmed right_and_ended_first healed wrong_and_endless_first mean_length_first mean_length_second"
 ).split()
 
 
@@ -35,31 +37,33 @@ def run(
     out: Path,
     fields: Fields,
     encoding: str | None,
-    pairs: Sequence[tuple[str, str]] = (),
+    pairs: Sequence[Pair] = (),
     arms: Sequence[tuple[str, Path]] = (),
+    planned: Sequence[Pair] | None = None,
 ) -> None:
     """Look at every generation of the files.
 
-    pairs: the groups to compare on the same problems, instead of the usual ones. arms: the name of a condition, and the
-    file or folder of its generations.
+    pairs: the groups to compare on the same problems, instead of the usual ones. arms: instead of files, the name of a
+    condition with a file or folder of its generations. planned: as pairs, but some may not be there yet.
     """
     files, overrides = tell_apart(words)
-    if not files and not arms:
-        raise UserError("no file is named: give files or folders of generations before KEY=VALUE")
+    sources = _sources(files, arms)
     config = read_file(LoopsConfig, conf_dir() / "loops.yaml", overrides).loops
     console = Console()
-    sources = [*([(None, files)] if files else []), *((name, [path]) for name, path in arms)]
     outcomes = look(sources, fields, encoding, config, console, out / RECORDS)
     keys = group_keys(outcomes, fields.groups)
-    compared = effects(outcomes, keys, pairs)
+    check_pairs(pairs, outcomes, keys)
+    compared = effects(outcomes, keys, pairs or planned or (usual_pairs(list(dict(arms))) if arms else None))
     out.mkdir(parents=True, exist_ok=True)
+    write_effects(out / EFFECTS, compared)  # first: by it a folder is known as an analysis
     with (out / RECORDS).open("w", encoding="utf-8") as file:
         for found in outcomes:
             file.write(json.dumps(as_record(found), ensure_ascii=False) + "\n")
     write_report(out / REPORT, outcomes, keys, config, compared)
-    write_effects(out / EFFECTS, compared)
     for table in [*tables(summaries(outcomes, keys), keys), *effect_tables(compared)]:
         console.print(table)
+    for remark in compared.remarks:
+        console.print(f"Note: {remark}.", markup=False, highlight=False)
     if "length" in keys:
         console.print("Rates at different lengths do not compare: a longer text has more room to loop.", style="dim")
     told = {"records": out / RECORDS, "effects": out / EFFECTS, "page": out / REPORT}
@@ -74,23 +78,39 @@ def tell_apart(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     return files, [word for word, yes in zip(words, is_file, strict=True) if not yes]
 
 
+def _sources(files: Sequence[Path], arms: Sequence[tuple[str, Path]]) -> dict[str | None, list[Path]]:
+    """What to read, by arm; None: the files say themselves, or there is none."""
+    if bool(files) == bool(arms):
+        raise UserError(
+            "no file is named: give files or folders of generations before KEY=VALUE, or each with a name by --arm"
+            if not files
+            else f"{files[0]} has no name, and the others have: give --arm NAME {files[0]} too"
+        )
+    found: dict[str | None, list[Path]] = {None: list(files)} if files else {}
+    for name, path in arms:
+        if not name.strip():
+            raise UserError(f"--arm: {path} is given an empty name")
+        if path.resolve() in (other.resolve() for other in found.get(name, [])):
+            raise UserError(f"--arm {name}: {path} is named twice")
+        found.setdefault(name, []).append(path)
+    return found
+
+
 def look(
-    sources: Sequence[tuple[str | None, Sequence[Path]]],
+    sources: Mapping[str | None, Sequence[Path]],
     fields: Fields,
     encoding: str | None,
     config: LoopConfig,
     console: Console,
     records: Path | None = None,
 ) -> list[Outcome]:
-    """Every generation's outcome, with a progress bar on a terminal. sources: files, and the arm that they are of where
-    that is told. records: of an earlier look."""
+    """Every generation's outcome, with a progress bar on a terminal. sources: the files, by arm where that is told.
+    records: of an earlier look."""
     found = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("looking for loops", total=None)
-        for arm, files in sources:
-            for generation in read_generations(files, fields, encoding, records):
-                if arm is not None:
-                    generation = replace(generation, groups={**generation.groups, ARM: arm})
+        for arm, files in sources.items():
+            for generation in read_generations(files, fields, encoding, records, arm):
                 found.append(outcome(generation, config))
                 progress.update(task, advance=1, description=f"looking for loops: {len(found):,} texts")
     return found
@@ -106,10 +126,10 @@ def tables(groups: Sequence[Summary], keys: Sequence[str]) -> list[Table]:
     right = _table("How many are right", names, ["looped", "others", "exact run", "no exact run"])
     for group in groups:
         wasted = f"{100 * group.wasted:.1f}%"
-        often.add_row(group.name, f"{group.num_texts:,}", str(group.loop), str(group.exact_run), wasted)
-        kinds.add_row(group.name, *(f"{100 * group.kinds[kind].share:.1f}%" for kind in seen))
+        often.add_row(escape(group.name), f"{group.num_texts:,}", str(group.loop), str(group.exact_run), wasted)
+        kinds.add_row(escape(group.name), *(f"{100 * group.kinds[kind].share:.1f}%" for kind in seen))
         accuracies = (group.looped_right, group.other_right, group.exact_right, group.exact_other_right)
-        right.add_row(group.name, *map(_share_of, accuracies))
+        right.add_row(escape(group.name), *map(_share_of, accuracies))
     is_judged = any(group.looped_right.tries + group.other_right.tries for group in groups)
     return [often, *([kinds] if seen else []), *([right] if is_judged else []), *_written(groups, names)]
 
@@ -122,37 +142,69 @@ def _written(groups: Sequence[Summary], names: Sequence[str]) -> list[Table]:
     for group in groups:
         phrases, share = (group.secondary.get(name) for name in ("phrases", "share_well_formed"))
         told = [f"{phrases:.1f}" if phrases is not None else "–", f"{100 * share:.1f}%" if share is not None else "–"]
-        table.add_row(group.name, *told)
+        table.add_row(escape(group.name), *told)
     return [table]
 
 
 def write_effects(path: Path, compared: Effects) -> None:
     """What the tables of effects say, one line each, shares as fractions."""
+    rows = [{"compared": "levels", **_cells(item)} for item in compared.harder]
+    rows += [
+        {
+            "compared": "the same problems",
+            **_cells(item),
+            **_paired_cells(item),
+            **_side_effect_cells(item.side_effects),
+        }
+        for item in compared.same
+    ]
     with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(_EFFECT_COLUMNS)
-        for what, found in (("levels", compared.harder), ("the same problems", compared.same)):
-            for item in found:
-                rates = [item.first_rate.hits, item.first_rate.tries, item.second_rate.hits, item.second_rate.tries]
-                shares = [f"{share:.4f}" for share in (item.difference, item.low, item.high)]
-                said = [*shares, f"{item.p_value:.4g}", item.verdict]
-                seeds = " ".join(f"{share:.4f}" for share in item.by_seed.values())
-                pairs = item.paired
-                told = [pairs.only_first, pairs.only_second, f"{pairs.p_value:.4g}"] if pairs else [""] * 3
-                table.writerow(
-                    [what, item.where, item.first, item.second, *rates, *said, seeds, *told, *_besides(item)]
-                )
+        table = csv.DictWriter(file, _EFFECT_COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
 
 
-def _besides(item: Effect) -> list[object]:
-    found = item.besides
-    if found is None:
-        return [""] * 11
-    right = found.right
-    shares = (found.first_right.share, found.second_right.share, right.value, right.low, right.high) if right else ()
-    judged = [f"{share:.4f}" for share in shares] if right else [""] * 5
-    counts = [found.harmed.hits, found.harmed.tries, found.healed.hits, found.healed.tries]
-    return [*judged, *counts, f"{found.first_length:.2f}", f"{found.second_length:.2f}"]
+def _cells(item: Effect) -> dict[str, object]:
+    return {
+        "where": item.where,
+        "first": item.first,
+        "second": item.second,
+        "endless_first": item.first_rate.hits,
+        "texts_first": item.first_rate.tries,
+        "endless_second": item.second_rate.hits,
+        "texts_second": item.second_rate.tries,
+        "difference": f"{item.difference:.4f}",
+        "low_95": f"{item.low:.4f}",
+        "high_95": f"{item.high:.4f}",
+        "p_holm": f"{item.p_value:.4g}",
+        "verdict": item.verdict,
+        "each_seed": " ".join(f"{share:.4f}" for share in item.by_seed.values()),
+    }
+
+
+def _paired_cells(item: PairedEffect) -> dict[str, object]:
+    pairs = item.paired
+    return {"only_first": pairs.only_first, "only_second": pairs.only_second, "mcnemar_p": f"{pairs.p_value:.4g}"}
+
+
+def _side_effect_cells(item: SideEffects) -> dict[str, object]:
+    right = item.right
+    judged = {
+        "right_first": item.first_right.share,
+        "right_second": item.second_right.share,
+        "right_difference": right.value if right else 0.0,
+        "right_low_95": right.low if right else 0.0,
+        "right_high_95": right.high if right else 0.0,
+    }
+    return {
+        **{name: f"{share:.4f}" if right else "" for name, share in judged.items()},
+        "harmed": item.harmed.hits,
+        "right_and_ended_first": item.harmed.tries,
+        "healed": item.healed.hits,
+        "wrong_and_endless_first": item.healed.tries,
+        "mean_length_first": f"{item.first_length:.2f}",
+        "mean_length_second": f"{item.second_length:.2f}",
+    }
 
 
 def effect_tables(compared: Effects) -> list[Table]:
@@ -163,39 +215,45 @@ def effect_tables(compared: Effects) -> list[Table]:
         table = _table(title, ["condition", *(item.where for item in harder)], ["easiest", "hardest", "difference", ""])
         for item in harder:
             rates = (f"{100 * rate.share:.0f}%" for rate in (item.first_rate, item.second_rate))
-            table.add_row(item.where, *rates, str(item), item.verdict)
+            table.add_row(escape(item.where), *rates, str(item), item.verdict)
         found.append(table)
     if pairs := compared.same:
         names = [f"{item.first} → {item.second}" for item in pairs]
+        if len({item.where for item in pairs}) > 1:
+            names = [f"{item.where}: {name}" for item, name in zip(pairs, names, strict=True)]
         headings = ["difference", "", "ended", "made\nendless"]
         table = _table("Endless, on the same problems, points, 95 %", ["conditions", *names], headings)
-        for name, item in zip(names, pairs, strict=True):
-            assert item.paired is not None
-            table.add_row(name, str(item), item.verdict, *item.paired.changes)
-        found += [table, *_cost_tables(pairs, names)]
+        for name, paired in zip(names, pairs, strict=True):
+            table.add_row(escape(name), str(paired), paired.verdict, *paired.paired.changes)
+        found += [table, _side_effect_table(pairs, names)]
     return found
 
 
-def _cost_tables(pairs: Sequence[Effect], names: Sequence[str]) -> list[Table]:
-    """What ends endless texts may cost right answers, and save tokens."""
-    headings = ["right, points", "harmed", "healed", "length"]
-    table = _table("Right on the same problems, points, 95 %", ["conditions", *names], headings)
-    for name, item in zip(names, pairs, strict=True):
-        found = item.besides
-        assert found is not None
+def _side_effect_table(pairs: Sequence[PairedEffect], names: Sequence[str]) -> Table:
+    """What ends endless texts may cost right answers, and save length."""
+    lengths = [f"{item.side_effects.first_length:.0f} → {item.side_effects.second_length:.0f}" for item in pairs]
+    if all(item.side_effects.right is None for item in pairs):
+        table = _table("Length on the same problems", ["conditions", *names], ["mean length"])
+        for name, length in zip(names, lengths, strict=True):
+            table.add_row(escape(name), length)
+        return table
+    title = "Right on the same problems, points, each 95 % interval by itself"
+    table = _table(title, ["conditions", *names], ["difference", "harmed", "healed", "mean length"])
+    for name, item, length in zip(names, pairs, lengths, strict=True):
+        found = item.side_effects
         right = found.right
         told = "–" if right is None else f"{points(right.value)} ({points(right.low)} to {points(right.high)})"
-        changes = [f"{rate.hits} of {rate.tries}" for rate in (found.harmed, found.healed)]
-        table.add_row(name, told, *changes, f"{found.first_length:.0f} → {found.second_length:.0f}")
-    table.caption = "harmed: right and ended before, wrong now; healed: right instead of endless"
+        changes = [f"{rate.hits} of {rate.tries}" if rate.tries else "–" for rate in (found.harmed, found.healed)]
+        table.add_row(escape(name), told, *changes, length)
+    table.caption = "harmed: right and not endless before, wrong now; healed: endless and wrong before, right now"
     table.caption_justify = "left"
-    return [table]
+    return table
 
 
 def _table(title: str, names: Sequence[str], others: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     longest = max(len(word) for name in names for word in name.split())
-    table.add_column(names[0], overflow="fold", min_width=min(longest, 24))
+    table.add_column(escape(names[0]), overflow="fold", min_width=min(longest, 24))
     for heading in others:
         table.add_column(heading, justify="right", no_wrap=True)
     return table

@@ -6,7 +6,7 @@ what is known by convention, or named.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lit_illada.loops.files import Entry, brief, read_entries
 
 FILE = "file"  # the group of what lies in one file
 ARM = "arm"
-# what runs and analyses of ours keep beside generations
+# what runs, sweeps and analyses of ours keep beside generations, and the files by which their folders are known
 _BESIDE = {
     "provenance.jsonl",
     "summary.json",
@@ -27,6 +27,7 @@ _BESIDE = {
     "done.json",
     "plan.json",
 }
+_OURS = ("provenance.jsonl", "sweep.yaml")
 _TEXT_FIELDS = ("text", "generation", "generations", "completion", "response", "output", "resps")
 _PROMPT_FIELDS = ("prompt", "question", "problem", "input")
 _CORRECT_FIELDS = ("is_right", "is_correct", "correct", "exact_match", "acc")
@@ -77,12 +78,16 @@ class Fields:
 
 
 def read_generations(
-    paths: Sequence[Path], fields: Fields | None = None, encoding: str | None = None, leave_out: Path | None = None
+    paths: Sequence[Path],
+    fields: Fields | None = None,
+    encoding: str | None = None,
+    leave_out: Path | None = None,
+    arm: str | None = None,
 ) -> Iterator[Generation]:
     """All of all files; of a folder its .json and .jsonl files. Raises UserError, with the line, for what is none.
 
     leave_out: a file that is none of them, wherever it lies. What a folder of ours holds beside generations is none
-    either, if it is not named itself.
+    either, if it is not named itself. arm: the condition that all of them are of.
     """
     found = find_files([str(path) for path in paths], (".json", ".jsonl"))
     others = [path for path in found if leave_out is None or path.resolve() != leave_out.resolve()]
@@ -92,10 +97,19 @@ def read_generations(
     if not files:
         raise UserError(f"{paths[0]}: no generations in it, but {', '.join(path.name for path in others)}")
     labels = _labels(files)
+    arms: set[str] = set()
     for path in files:
         is_empty = True
         for entry in read_entries(path, encoding):
             is_empty = False
+            if arm is not None:
+                arms.add(str(entry.value.get(ARM, arm)))
+                if len(arms) > 1:
+                    raise UserError(
+                        f"{entry.where}: what is named {arm} already holds arms, {', '.join(sorted(arms))}: give the "
+                        "file without a name"
+                    )
+                entry = replace(entry, groups={**entry.groups, ARM: arm})
             yield from _generations(entry, str(path), labels[path], fields or Fields())
         if is_empty:
             raise UserError(f"{path}: no generations in it, the file is empty")
@@ -122,8 +136,8 @@ def _generations(entry: Entry, file: str, label: str, fields: Fields) -> Iterato
             num_steps=_count(entry.num_steps, record.get("num_forwards")),
             groups={
                 FILE: label,
-                **entry.groups,
                 **_groups(record, [g for g in fields.groups if g not in entry.groups], where),
+                **entry.groups,
             },
             **trace,
         )
@@ -190,17 +204,20 @@ def _groups(record: Mapping[str, Any], named: Sequence[str], where: str) -> dict
 
 
 def _labels(files: Sequence[Path]) -> dict[Path, str]:
-    """The ends of the files' paths, of so many parts that no two are alike: two at least."""
-    most = max(len(path.parts) for path in files)
-    for count in range(2, most + 1):
+    """The ends of the files' paths: two parts, or as many as it takes that no two are alike."""
+    for count in range(2, 2 + max(len(path.parts) for path in files)):
         labels = {path: "/".join(path.parts[-count:]) for path in files}
         if len(set(labels.values())) == len(files):
-            return labels
-    return {path: str(path) for path in files}
+            break
+    return labels
 
 
 def _is_beside(path: Path) -> bool:
-    return path.name in _BESIDE or (path.name == "records.jsonl" and path.with_name("effects.csv").is_file())
+    folder = path.parent
+    if path.name == "records.jsonl":
+        return (folder / "effects.csv").is_file()
+    is_ours = any((folder / name).is_file() for name in _OURS)
+    return folder.name == "tokenizer" or (is_ours and path.name in _BESIDE)
 
 
 def _check_trace(trace: Mapping[str, list[Any]], where: str) -> None:

@@ -23,7 +23,9 @@ from lit_illada.loops.analysis import (
 from lit_illada.loops.around import around_onset
 from lit_illada.loops.charts import NUM_COLOURS, Curve, curves, histogram
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.effects import Effects, by_level, natural, number_in, points, without_number
+from lit_illada.loops.effect import points
+from lit_illada.loops.effects import Effects
+from lit_illada.loops.harder import by_level, natural, number_in, without_number
 from lit_illada.loops.marking import shown
 from lit_illada.loops.outcome import Outcome, watched
 from lit_illada.loops.spans import Kind, Span
@@ -74,6 +76,9 @@ def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfi
         "by_difficulty": _by_difficulty(outcomes, keys),
         "rises": compared.harder,
         "differences": compared.same,
+        "has_keys": len({item.where for item in compared.same}) > 1,
+        "is_judged": any(item.side_effects.right is not None for item in compared.same),
+        "remarks": compared.remarks,
         "same": same_prompts(outcomes),
         "charts": _charts(cells),
         "cells": list(cells),

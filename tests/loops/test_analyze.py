@@ -111,7 +111,7 @@ def test_the_page_stands_alone_and_holds_the_texts(traces, tmp_path):
         assert said in text
 
 
-COSTS = "right_first right_difference right_low_95 harmed healed length_first length_second".split()
+COSTS = "right_first right_difference right_low_95 harmed healed mean_length_first mean_length_second".split()
 
 
 def test_the_effects_are_a_table_too(traces, tmp_path):
@@ -147,16 +147,79 @@ def test_conditions_are_compared_as_the_command_asks(tmp_path):
     assert told.exit_code == 0, told.output
     with (tmp_path / "effects.csv").open(encoding="utf-8", newline="") as found:
         none_stop, stop_ramp = csv.DictReader(found)
-    assert (none_stop["only_first"], none_stop["only_second"], none_stop["harmed"], none_stop["ended_right_first"]) == (
-        "6", "0", "0", "2",
-    )  # fmt: skip
+    counts = ("only_first", "only_second", "harmed", "right_and_ended_first")
+    assert [none_stop[name] for name in counts] == ["6", "0", "0", "2"]
     assert (stop_ramp["right_first"], stop_ramp["right_second"]) == ("0.7500", "1.0000")
     assert "none → stop" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Right on the same problems" in told.output
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Right answers and length on the same problems" in page
     wrong = analyze(*command, "--compare", "none", "stopp")
     assert wrong.exit_code == 1
     assert "unknown group to compare 'stopp'" in wrong.output
     assert "did you mean 'stop'" in wrong.output
+
+
+def written(folder, arm_field=None, *, is_right=True):
+    folder.mkdir()
+    row = {"text": "All is said.", "is_finished": True, **({"arm": arm_field} if arm_field else {})}
+    if is_right is not None:
+        row["is_right"] = is_right
+    rows = [{**row, "prompt": f"problem {n}"} for n in range(4)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+def test_folders_are_compared_by_the_names_that_they_are_given(tmp_path):
+    first, second = written(tmp_path / "x"), written(tmp_path / "y", is_right=False)
+    arms = ["--arm", "[red]plain", first, "--arm", "<b>a [/x] ramp", second]
+    told = analyze(*arms, "--out", tmp_path / "out", "--group-field", "arm")
+    assert told.exit_code == 0, told.output
+    assert "[red]plain →" in told.output
+    assert "-100 (" in told.output
+    assert "4 of 4" in told.output
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;a [/x] ramp" in page
+    assert "<b>a [/x]" not in page
+
+
+def test_without_a_truth_only_lengths_are_compared(tmp_path):
+    first, second = written(tmp_path / "x", is_right=None), written(tmp_path / "y", is_right=None)
+    told = analyze("--arm", "a", first, "--arm", "b", second, "--out", tmp_path / "out")
+    assert "Length on the same problems" in told.output
+    assert "harmed" not in told.output
+    assert "Right answers and length" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_comparison_that_cannot_be_made_says_why(tmp_path):
+    first, second = written(tmp_path / "x"), written(tmp_path / "y")
+    text = (second / "texts.jsonl").read_text(encoding="utf-8").replace("problem", "puzzle")
+    (second / "texts.jsonl").write_text(text, encoding="utf-8")
+    told = analyze("--arm", "a", first, "--arm", "b", second, "--out", tmp_path / "out")
+    assert told.exit_code == 0, told.output
+    reason = "a and b are not compared: none of their prompts is in both (4 and 4)"
+    assert f"Note: {reason}" in " ".join(told.output.split())
+    assert reason in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["x", "--arm", "b", "y"], "x has no name, and the others have"),
+        (["--arm", "a", "x", "--arm", "a", "x"], "x is named twice"),
+        (["--arm", " ", "x"], "is given an empty name"),
+        (["--arm", "a", "x", "--arm", "b", "two"], "what is named b already holds arms, c, d"),
+        ([], "or each with a name by --arm"),
+    ],
+)
+def test_names_that_tell_nothing_apart_are_refused(tmp_path, monkeypatch, arguments, said):
+    written(tmp_path / "x"), written(tmp_path / "y"), written(tmp_path / "two", "c")
+    with (tmp_path / "two" / "texts.jsonl").open("a", encoding="utf-8") as file:
+        file.write('\n{"text": "x", "arm": "d"}')
+    monkeypatch.chdir(tmp_path)
+    told = analyze(*arguments, "--out", tmp_path / "out")
+    assert told.exit_code == 1
+    assert said in " ".join(told.output.split())
 
 
 def by_difficulty(page):

@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 from scipy.stats import t, ttest_1samp
 
 from lit_illada.errors import UserError
+from lit_illada.loops import same_problems
 from lit_illada.loops.config import LoopConfig
-from lit_illada.loops.effects import LEVEL, differences, effects, natural, rises
+from lit_illada.loops.effect import LEVEL
+from lit_illada.loops.effects import check_pairs, effects
+from lit_illada.loops.harder import natural, rises
 from lit_illada.loops.outcome import outcome
 from lit_illada.loops.records import Generation
 from lit_illada.loops.statistics import difference_variance, mcnemar, mean_over_seeds, paired_variance
+
+
+def differences(outcomes, keys, pairs=None):
+    found, _ = same_problems.differences(outcomes, keys, pairs)
+    return found
 
 
 @dataclass
@@ -76,7 +84,8 @@ def test_a_rise_is_from_the_easiest_to_the_hardest_level_by_number():
 
 def test_conditions_compare_on_the_same_problems():
     found = {(item.first, item.second): item for item in differences(experiment(RATES, seeds=6), ["arm", "level"])}
-    assert set(found) == {("base", "block 4"), ("base", "ramp"), ("block 4", "ramp")}  # no problem has two depths
+    # in the order of the files; no problem has two depths
+    assert list(found) == [("base", "ramp"), ("base", "block 4"), ("ramp", "block 4")]
     ramp = found["base", "ramp"]
     assert (ramp.paired.num_pairs, ramp.paired.only_second, ramp.verdict) == (240, 0, "fewer")
     assert ramp.difference == pytest.approx(-ramp.paired.only_first / 240)
@@ -92,24 +101,100 @@ def test_beyond_four_values_each_is_compared_with_the_first():
     assert {item.verdict for item in found} == {"not separable"}
 
 
+def test_the_first_that_is_given_is_what_others_are_compared_with():
+    for arms in (["none", "hard stop"], ["hard stop", "none"]):
+        (found,) = differences(experiment({(arm, "depth_2"): 0.3 for arm in arms}), ["arm"])
+        assert [found.first, found.second] == arms
+    lengths = [Endless("p", {"length": length, "seed": "0"}, False) for length in ("512", "1024", "128")]
+    pairs = [(item.first, item.second) for item in differences(lengths, ["length"])]
+    assert pairs == [("128", "512"), ("128", "1024"), ("512", "1024")]
+
+
 def test_pairs_that_are_asked_for_are_all_that_is_compared():
-    rates = {(f"arm {n}", "depth_2"): 0.3 for n in range(6)}
-    texts = experiment(rates, seeds=4)
+    rates = {(f"arm {n}", "depth_2"): 0.1 * n for n in range(6)}
+    texts = experiment(rates, seeds=6)
     pairs = [("arm 4", "arm 1"), ("arm 0", "arm 5")]
     found = effects(texts, ["arm", "level"], pairs).same
     assert [(item.first, item.second) for item in found] == pairs
     usual = {(item.first, item.second): item for item in differences(texts, ["arm"])}
-    assert found[1].difference == usual["arm 0", "arm 5"].difference
-    assert found[1].p_value <= usual["arm 0", "arm 5"].p_value  # corrected for fewer
+    assert found[1].difference == usual["arm 0", "arm 5"].difference > 0.2
+    assert found[1].p_value < usual["arm 0", "arm 5"].p_value  # corrected for fewer
+
+
+def test_what_is_planned_and_not_there_yet_makes_no_verdict_easier():
+    rates = {("none", "depth_2"): 0.6, ("stop", "depth_2"): 0.1, ("ramp", "depth_2"): 0.2}
+    planned = [("none", "stop"), ("none", "ramp"), ("stop", "ramp")]
+    whole = effects(experiment(rates, seeds=6), ["arm"], planned)
+    del rates["ramp", "depth_2"]
+    part = effects(experiment(rates, seeds=6), ["arm"], planned)
+    assert [item.second for item in part.same] == ["stop"]
+    assert part.same[0].p_value >= whole.same[0].p_value > 0
+    assert part.remarks == [
+        "none and ramp are not compared: there is no text of ramp",
+        "stop and ramp are not compared: there is no text of ramp",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("pair", "said"),
-    [(("base", "rump"), r"group to compare 'rump'.*did you mean 'ramp'"), (("base", "depth_2"), "of different fields")],
+    ("pairs", "said"),
+    [
+        ([("base", "rump")], r"group to compare 'rump'.*did you mean 'ramp'"),
+        ([("base", "depth_2")], "of different fields"),
+        ([("base", "base")], "got base and base"),
+        ([("base", "ramp"), ("ramp", "base")], "each two once; got ramp and base"),
+    ],
 )
-def test_a_pair_of_no_key_is_refused(pair, said):
+def test_a_pair_that_cannot_be_compared_is_refused(pairs, said):
     with pytest.raises(UserError, match=said):
-        effects(experiment(RATES), ["arm", "level"], [pair])
+        check_pairs(pairs, experiment(RATES), ["arm", "level"])
+
+
+def of_arm(arm, prompts, **groups):
+    return [Endless(prompt, {"arm": arm, **groups}, False, True) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("second", "num_compared", "remarks"),
+    [
+        (of_arm("b", "xyz"), 2, []),
+        (of_arm("b", "vw"), 0, ["a and b are not compared: none of their prompts is in both (2 and 2)"]),
+        (of_arm("b", [None]), 0, ["a and b are not compared: the texts of one of them name no prompt"]),
+        (of_arm("b", "xy", length="512"), 2, ["a and b differ in length too: – and 512"]),
+        (
+            [*of_arm("b", "x", seed="0"), *of_arm("b", "x", seed="1")],
+            0,
+            ["a and b are not compared: their seed differs (–; 0, 1)"],
+        ),
+    ],
+)
+def test_what_is_asked_for_is_compared_or_the_reader_is_told_why_not(second, num_compared, remarks):
+    found = effects([*of_arm("a", "xy"), *second], ["arm"], [("a", "b")])
+    assert sum(item.paired.num_pairs for item in found.same) == num_compared
+    assert found.remarks == remarks
+
+
+def test_harm_and_healing_are_of_what_is_judged_under_both():
+    kinds = [  # (endless, right) under each, and how many such problems
+        ((False, True), (False, False), 3),  # harmed
+        ((False, True), (True, True), 2),
+        ((False, True), (False, None), 4),
+        ((True, False), (False, True), 5),  # healed
+        ((True, False), (True, False), 1),
+        ((True, None), (False, True), 6),
+        ((True, True), (False, False), 7),  # neither: it was right, though endless
+    ]
+    texts = [
+        Endless(f"{kind} {n}", {"arm": arm}, *text)
+        for kind, (*both, count) in enumerate(kinds)
+        for n in range(count)
+        for arm, text in zip("ab", both, strict=True)
+    ]
+    (found,) = differences(texts, ["arm"])
+    cost = found.side_effects
+    assert (cost.harmed.hits, cost.harmed.tries) == (3, 5)
+    assert (cost.healed.hits, cost.healed.tries) == (5, 6)
+    assert (cost.first_right.hits, cost.second_right.hits, cost.first_right.tries) == (12, 7, 18)
+    assert cost.right.value == pytest.approx(-5 / 18)
 
 
 TEXT = st.tuples(st.booleans(), st.sampled_from([True, False, None]), st.integers(0, 300))
@@ -124,14 +209,10 @@ def test_what_a_condition_costs_is_counted_on_the_same_problems(problems):
         for text in [both["ab".index(arm)]]
     ]
     (found,) = differences(texts, ["arm"])
-    cost = found.besides
+    cost = found.side_effects
     judged = [(one[1], other[1]) for _, one, other in problems if None not in (one[1], other[1])]
     assert (cost.first_right.hits, cost.first_right.tries) == (sum(one for one, _ in judged), len(judged))
     assert (cost.second_right.hits, cost.second_right.tries) == (sum(other for _, other in judged), len(judged))
-    whole = [(one, other) for _, one, other in problems if one[1] and not one[0]]
-    lost = [(one, other) for _, one, other in problems if one[0] and one[1] is False]
-    assert (cost.harmed.hits, cost.harmed.tries) == (sum(other[1] is False for _, other in whole), len(whole))
-    assert (cost.healed.hits, cost.healed.tries) == (sum(other[1] is True for _, other in lost), len(lost))
     assert cost.first_length == pytest.approx(np.mean([one[2] for _, one, _ in problems]))
     assert cost.second_length == pytest.approx(np.mean([other[2] for _, _, other in problems]))
     if not judged:
@@ -141,7 +222,7 @@ def test_what_a_condition_costs_is_counted_on_the_same_problems(problems):
         seed: [b[1] - a[1] for at, a, b in problems if at == seed and None not in (a[1], b[1])] for seed in range(3)
     }
     assert cost.right.value == pytest.approx(np.mean([np.mean(both) for both in of_seed.values() if both]))
-    assert cost.right.low <= cost.right.value <= cost.right.high
+    assert -1 <= cost.right.low <= cost.right.value <= cost.right.high <= 1
 
 
 def test_levels_without_numbers_have_no_order():

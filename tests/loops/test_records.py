@@ -200,11 +200,19 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert found == ["a/scores/generations.jsonl", "b/scores/generations.jsonl"]
 
 
-def test_what_a_run_keeps_beside_its_generations_is_left_out_of_a_folder_only(tmp_path):
+def test_what_our_folders_hold_beside_generations_is_left_out(tmp_path):
     (tmp_path / "provenance.jsonl").write_text('{"commit": "x"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"no generations in it, but provenance\.jsonl"):
+    (tmp_path / "summary.json").write_text('{"end": {}}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"no generations in it, but provenance\.jsonl, summary\.json"):
         list(read_generations([tmp_path]))
     (tmp_path / "generations.jsonl").write_text('{"text": "x"}\n', encoding="utf-8")
+    (tmp_path / "checkpoint" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "checkpoint" / "tokenizer" / "tokenizer.json").write_text('{"version": 1}\n', encoding="utf-8")
     assert [item.text for item in read_generations([tmp_path])] == ["x"]
     with pytest.raises(UserError, match=r"provenance\.jsonl, line 1: no text under any of"):
         list(read_generations([tmp_path / "provenance.jsonl"]))
+
+
+def test_a_strangers_summary_is_read(tmp_path):
+    (tmp_path / "summary.json").write_text('[{"text": "x"}]', encoding="utf-8")
+    assert [item.text for item in read_generations([tmp_path])] == ["x"]

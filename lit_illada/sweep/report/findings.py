@@ -149,7 +149,7 @@ def _checks(spec: SweepSpec, metric: Metric, records: Records, values: Values, u
 
 def _agrees(pair: Sequence[str], values: Values, unit: Unit, level: float) -> Check:
     one, other = pair
-    pairs = paired(values[one], values[other])
+    pairs = paired(values[other], values[one])
     found, p = difference(pairs), paired_p(pairs)
     what = f"{one} and {other} have the same expected objective"
     if found is None or p is None:

@@ -105,7 +105,7 @@ def _plain(found: MetricFinding) -> list[str]:
     for arm in found.arms:
         mean = found.unit.value(arm.estimate.mean if arm.estimate else None)
         lines.append(f"  {arm.arm:<{width}}  {mean:>8}  {arm.verdict}")
-    pairs = [f"  {pair.second}, compared with {pair.first}: {pair.verdict}" for pair in found.pairs]
+    pairs = [f"  {pair.first} → {pair.second}: {pair.verdict}" for pair in found.pairs]
     return [*lines, *pairs, *(f"  check: {check.text}" for check in found.checks)]
 
 
@@ -217,6 +217,9 @@ def _leading(found: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
     for finding, words in relations.items():
         if arms := [arm.arm for arm in found.arms if arm.comparison and arm.comparison.finding is finding]:
             said[words] = arms
+    for pair in found.pairs:
+        if pair.comparison.finding in (Finding.BETTER, Finding.WORSE):
+            said.setdefault(f"{pair.comparison.finding} than {pair.first}", []).append(pair.second)
     return said
 
 

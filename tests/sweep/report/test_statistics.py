@@ -74,13 +74,16 @@ def test_holm_rejects_what_the_step_by_step_procedure_rejects(p, num_missing):
     assert {name for name, value in holm(named, family).items() if value <= LEVEL} == rejected
 
 
+@pytest.mark.parametrize("has_pairs", [False, True])
 @pytest.mark.parametrize(("num_arms", "num_seeds"), [(2, 3), (6, 2), (6, 3), (9, 5)])
-def test_sweeps_without_a_difference_give_false_verdicts_no_more_often_than_stated(num_arms, num_seeds):
+def test_sweeps_without_a_difference_give_false_verdicts_no_more_often_than_stated(num_arms, num_seeds, has_pairs):
     rng = np.random.default_rng([num_arms, num_seeds])
     false = 0
+    planned = [("arm0", f"arm{k}") for k in range(1, num_arms)]
+    if has_pairs:
+        planned += [(f"arm{k}", f"arm{k + 1}") for k in range(1, num_arms - 1)]
     for _ in range(2000):
-        table = sweep_of(rng, num_arms, num_seeds)
-        found = against(table, "arm0", Goal.LOWER, num_arms - 1)
+        found = compare(sweep_of(rng, num_arms, num_seeds), planned, Goal.LOWER)
         false += any(c.finding in (Finding.BETTER, Finding.WORSE) for c in found.values())
     # five standard errors of 2 000 draws above the level
     assert false / 2000 <= LEVEL + 5 * sqrt(LEVEL * (1 - LEVEL) / 2000)

@@ -1,0 +1,85 @@
+"""Is a model endless more often on harder problems?"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+from lit_illada.loops.effect import ABSENT, SEED, Effect, corrected, within_1
+from lit_illada.loops.outcome import Outcome
+from lit_illada.loops.statistics import Rate, difference_variance, mean_over_seeds
+
+DIFFICULTY_KEYS = ("level", "difficulty")
+
+
+def rises(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Effect]:
+    """From the easiest level to the hardest, in each cell of the other keys. None where no level bears a number."""
+    levels, cells = by_level(outcomes, keys)
+    found = []
+    for cell, of_level in cells.items():
+        if len(levels) > 1 and levels[0] in of_level and levels[-1] in of_level:
+            easy, hard = (_by_seed(of_level[level]) for level in (levels[0], levels[-1]))
+            if easy.keys() & hard.keys():
+                found.append(_unpaired(cell, levels[0], levels[-1], easy, hard))
+    return corrected(found)
+
+
+def by_level(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[list[str], dict[str, dict[str, list[Outcome]]]]:
+    """The levels from easy to hard, and the texts by the cell of the other keys and by level.
+
+    Nothing where no key tells the difficulty, or its levels' names bear no numbers to order them by.
+    """
+    key = next((key for key in DIFFICULTY_KEYS if key in keys), None)
+    levels = sorted({item.generation.groups.get(key, "") for item in outcomes}, key=natural) if key else []
+    if key is None or not all(re.search(r"\d", level) for level in levels):
+        return [], {}
+    cells: dict[str, dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
+    for item in outcomes:
+        groups = item.generation.groups
+        cell = " · ".join(groups.get(other, ABSENT) for other in keys if other != key) or "all"
+        cells[cell][groups.get(key, "")].append(item)
+    return levels, cells
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """Sorts texts by the numbers in them: depth_2 before depth_12, 0.25 before 1."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if index % 2 else (-1.0, part) for index, part in enumerate(parts)]
+
+
+def number_in(text: str) -> float:
+    """The last number in a level's name: depth_12 is 12."""
+    return float(_last_number(text)[0])
+
+
+def without_number(text: str) -> str:
+    """A level's name with … for the number that `number_in` reads."""
+    number = _last_number(text)
+    return f"{text[: number.start()]}…{text[number.end() :]}"
+
+
+def _last_number(text: str) -> re.Match[str]:
+    return list(re.finditer(r"\d+(?:\.\d+)?", text))[-1]
+
+
+def _unpaired(
+    where: str, first: str, second: str, of_first: Mapping[str, list[bool]], of_second: Mapping[str, list[bool]]
+) -> Effect:
+    seeds = [seed for seed in of_first if seed in of_second]
+    by_seed = {seed: mean(of_second[seed]) - mean(of_first[seed]) for seed in seeds}
+    found = mean_over_seeds(
+        list(by_seed.values()), [difference_variance(of_first[seed], of_second[seed]) for seed in seeds]
+    )
+    rates = (_rate(of_first, seeds), _rate(of_second, seeds))
+    return Effect(where, first, second, *rates, *within_1(found.low, found.high), found.p_value, by_seed)
+
+
+def _by_seed(outcomes: Sequence[Outcome]) -> dict[str, list[bool]]:
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for item in outcomes:
+        hits[item.generation.groups.get(SEED, "")].append(item.is_endless)
+    return hits
+
+
+def _rate(hits: Mapping[str, list[bool]], seeds: Sequence[str]) -> Rate:
+    return Rate(sum(sum(hits[seed]) for seed in seeds), sum(len(hits[seed]) for seed in seeds))
