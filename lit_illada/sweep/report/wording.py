@@ -32,6 +32,10 @@ class Unit:
         """The size of a difference, in words."""
         return f"{abs(self.factor * value):.{self.decimals}f} {self.of_difference}".strip()
 
+    def is_possible(self, difference: float) -> bool:
+        """Two shares differ by 100 points at most."""
+        return self.name != "%" or abs(difference) <= 1
+
     def interval(self, found: Estimate | None, *, is_difference: bool = False) -> str:
         if found is None or found.low is None or found.high is None:
             return MISSING
@@ -58,6 +62,8 @@ _UNITS = {
     "accuracy": ("%", "points", 100.0),
     "rate": ("%", "points", 100.0),
     "share": ("%", "points", 100.0),
+    "endless": ("%", "points", 100.0),
+    "looped": ("%", "points", 100.0),
     "nll": ("nats a token", "nats a token", 1.0),
 }
 
@@ -88,6 +94,11 @@ def verdict(found: Comparison | None, baseline: str, unit: Unit, *, is_same_run:
         return (
             f"not separable at {n} seeds (Holm {p_value(found.p_holm)}), though {n} would mostly suffice for a true "
             "difference of this size"
+        )
+    if found.smallest_visible is not None and not unit.is_possible(found.smallest_visible):
+        return (
+            f"not separable at {n} seeds, too few to see any difference of shares among so many comparisons; {needed} "
+            "would be needed to see one of this size"
         )
     return f"not separable at {n} seeds; {needed} would be needed to see a difference of this size"
 

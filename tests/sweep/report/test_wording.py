@@ -63,3 +63,12 @@ def test_amounts_durations_and_p_values_are_short():
     assert [amount(x) for x in (None, 0, 950, 4.923e6, 3e21)] == ["–", "0", "950", "4.92 M", "3 Z"]
     assert [duration(x) for x in (None, 31.4, 600, 7200, 900_000)] == ["–", "31 s", "10 min", "2.0 h", "10.4 d"]
     assert [p_value(x) for x in (0.0001, 0.0496, 0.31, 1.0)] == ["p < 0.001", "p = 0.050", "p = 0.31", "p = 1.00"]
+
+
+def test_seeds_that_could_show_no_difference_of_shares_are_said_to_be_too_few():
+    text = said((0.2, 0.4, 0.9), (0.5, 0.2, 0.1), "endless")
+    assert text.startswith(
+        "not separable at 3 seeds, too few to see any difference of shares among so many comparisons"
+    )
+    assert "too few" not in said((0.20, 0.21, 0.22), (0.21, 0.21, 0.21), "endless")
+    assert "too few" not in said((2.0, 4.0, 9.0), (5.0, 2.0, 1.0), "val/nll_bound")
