@@ -72,4 +72,4 @@ def within_1(low: float, high: float) -> tuple[float, float]:
 
 def points(difference: float) -> str:
     """A difference of shares in percentage points, with its sign."""
-    return f"{100 * difference:+.0f}"
+    return f"{round(100 * difference):+d}"
