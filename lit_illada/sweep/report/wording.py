@@ -37,10 +37,14 @@ class Unit:
         return self.name != "%" or abs(difference) <= 1
 
     def interval(self, found: Estimate | None, *, is_difference: bool = False) -> str:
+        """Of shares, within what a share or a difference of two can be."""
         if found is None or found.low is None or found.high is None:
             return MISSING
         write = self.difference if is_difference else self.value
-        return f"{write(found.low)} to {write(found.high)}"
+        low, high = found.low, found.high
+        if self.name == "%":
+            low, high = max(low, -1.0 if is_difference else 0.0), min(high, 1.0)
+        return f"{write(low)} to {write(high)}"
 
 
 def unit_of(metric: str, estimates: Iterable[Estimate]) -> Unit:

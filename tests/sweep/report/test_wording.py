@@ -3,7 +3,7 @@
 import pytest
 
 from lit_illada.sweep.report.statistics import Estimate, compare, estimate
-from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of, verdict
+from lit_illada.sweep.report.wording import Unit, amount, duration, p_value, unit_of, verdict
 from lit_illada.sweep.spec import Goal
 
 
@@ -72,3 +72,10 @@ def test_seeds_that_could_show_no_difference_of_shares_are_said_to_be_too_few():
     )
     assert "too few" not in said((0.20, 0.21, 0.22), (0.21, 0.21, 0.21), "endless")
     assert "too few" not in said((2.0, 4.0, 9.0), (5.0, 2.0, 1.0), "val/nll_bound")
+
+
+def test_the_interval_of_a_share_ends_where_shares_do():
+    unit = Unit("%", "points", 100.0, 1)
+    assert unit.interval(Estimate(3, 0.02, 0.1, -0.2, 0.24)) == "0.0 to 24.0"
+    assert unit.interval(Estimate(3, -0.9, 0.1, -1.4, -0.4), is_difference=True) == "−100.0 to −40.0"
+    assert unit_of("val/nll_bound", []).interval(Estimate(3, 0.0, 0.1, -0.2, 0.2)) == "−0.200 to 0.200"
