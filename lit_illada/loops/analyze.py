@@ -16,7 +16,7 @@ from lit_illada.loops.config import LoopConfig, LoopsConfig
 from lit_illada.loops.effect import Effect, points
 from lit_illada.loops.effects import Effects, check_pairs, effects
 from lit_illada.loops.outcome import Outcome, as_record, outcome
-from lit_illada.loops.records import Fields, read_generations
+from lit_illada.loops.records import ARM, Fields, read_generations
 from lit_illada.loops.report import write_report
 from lit_illada.loops.same_problems import Pair, PairedEffect, SideEffects, usual_pairs
 from lit_illada.loops.spans import Kind
@@ -52,6 +52,8 @@ def run(
     console = Console()
     outcomes = look(sources, fields, encoding, config, console, out / RECORDS)
     keys = group_keys(outcomes, fields.groups)
+    if len(dict(arms)) > 1 and ARM not in keys:
+        keys.append(ARM)
     check_pairs(pairs, outcomes, keys)
     compared = effects(outcomes, keys, pairs or planned or (usual_pairs(list(dict(arms))) if arms else None))
     out.mkdir(parents=True, exist_ok=True)

@@ -54,10 +54,10 @@ class Effect:
         return f"{points(self.difference)} ({points(self.low)} to {points(self.high)})"
 
 
-Any = TypeVar("Any", bound=Effect)
+AnyEffect = TypeVar("AnyEffect", bound=Effect)
 
 
-def corrected(effects: Sequence[Any], num_planned: int = 0) -> list[Any]:
+def corrected(effects: Sequence[AnyEffect], num_planned: int = 0) -> list[AnyEffect]:
     """With p values for all of them together. num_planned: where more were to be compared than could be."""
     is_over_seeds = any(len(effect.by_seed) > 1 for effect in effects)
     # beside comparisons of several models, one model's problems are no comparison

@@ -183,6 +183,14 @@ def test_folders_are_compared_by_the_names_that_they_are_given(tmp_path):
     assert "<b>a [/x]" not in page
 
 
+def test_named_folders_are_compared_whatever_else_the_texts_are_counted_by(tmp_path):
+    first, second = written(tmp_path / "x"), written(tmp_path / "y", is_right=False)
+    told = analyze("--arm", "a", first, "--arm", "b", second, "--group-field", "is_finished", "--out", tmp_path / "out")
+    assert told.exit_code == 0, told.output
+    assert "a → b" in told.output
+    assert "not compared" not in told.output
+
+
 def test_without_a_truth_only_lengths_are_compared(tmp_path):
     first, second = written(tmp_path / "x", is_right=None), written(tmp_path / "y", is_right=None)
     told = analyze("--arm", "a", first, "--arm", "b", second, "--out", tmp_path / "out")
