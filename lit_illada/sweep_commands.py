@@ -16,11 +16,12 @@ from lit_illada.data.config import DataConfig
 from lit_illada.data_commands import prepare_dataset
 from lit_illada.errors import UserError
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
+from lit_illada.sweep.library import begin_path, library, read_spec
 from lit_illada.sweep.plan import Tree, expand, set_in
 from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.progress import Overview, RunStatus
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
-from lit_illada.sweep.spec import Command, Measure, SweepSpec, begin_path, library, read_spec
+from lit_illada.sweep.spec import Command, Measure, SweepSpec
 from lit_illada.sweep.table import SweepTable, duration, summary
 from lit_illada.sweep_costs import disk_bytes, expected_vocab_size, memory_bytes, step_flops
 from lit_illada.sweep_speed import Speed, speed_of

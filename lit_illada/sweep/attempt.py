@@ -16,7 +16,8 @@ from pathlib import Path
 from lit_illada.errors import UserError
 from lit_illada.files import write_atomically
 from lit_illada.sweep.layout import PlannedRun, SweepFolder, SweepRunFolder, locked, read_record
-from lit_illada.sweep.spec import Command, begin_path
+from lit_illada.sweep.library import begin_path
+from lit_illada.sweep.spec import Command
 
 # exit statuses beside the run's own: nothing was done, for another process has the run or has finished it
 NOT_MINE = 75

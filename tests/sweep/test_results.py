@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_illada.share import sweeps_dir
-from lit_illada.sweep.spec import read_spec
+from lit_illada.sweep.library import read_spec
 
 RESULTS = sweeps_dir() / "results"
 LOOPS = ["loop_causes", "loop_mitigation", "loop_reproduce"]

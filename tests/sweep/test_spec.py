@@ -8,7 +8,7 @@ import yaml
 from lit_illada.errors import UserError
 from lit_illada.share import sweeps_dir
 from lit_illada.sweep.layout import SweepFolder
-from lit_illada.sweep.spec import library, read_spec
+from lit_illada.sweep.library import library, read_spec
 
 SPEC = {
     "question": "Which?",

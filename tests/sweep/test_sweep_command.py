@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from lit_illada.cli import main
 from lit_illada.sweep.layout import RunState, SweepFolder
-from lit_illada.sweep.spec import library
+from lit_illada.sweep.library import library
 
 
 def sweep(*arguments):

@@ -1,0 +1,114 @@
+"""Which sweeps are there, and how does one of them, its scale and what the reader overrides become a spec?"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_illada.errors import UserError, unknown
+from lit_illada.share import sweeps_dir
+from lit_illada.sweep.spec import CommonScale, Scale, SweepSpec, check
+from lit_illada.tree import from_tree, read_yaml, to_tree
+
+RESOLVED_FILE = "sweep.yaml"
+
+
+def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
+    """The sweep of that name in the library, of a YAML file, or of a sweep's folder; at the scale `scale=` names."""
+    resolved_file = Path(name) / RESOLVED_FILE
+    path = resolved_file if resolved_file.is_file() else spec_file(name)
+    tree = read_yaml(path)
+    settings = [_assignment(override) for override in overrides]
+    for keys, value in settings:
+        if keys == ["scale"]:
+            if path == resolved_file:
+                raise UserError(f"{path}: a sweep that is begun has its scale, {tree['scale']}")
+            tree["scale"] = value
+    try:
+        if path != resolved_file:
+            tree = to_tree(_at_scale({"name": path.stem, **tree}))
+        for keys, value in settings:
+            if keys != ["scale"]:
+                _set(tree, keys, value)
+        spec = from_tree(SweepSpec, tree)
+        check(spec)
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from error
+    return spec
+
+
+def spec_file(name: str) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        return path
+    if name not in library():
+        raise unknown("sweep", name, library())
+    return sweeps_dir() / f"{name}.yaml"
+
+
+def begin_path(begin_from: str) -> Path:
+    """Where the checkpoint lies: as the path says, or in sweeps/."""
+    return Path(begin_from) if Path(begin_from).exists() else sweeps_dir() / begin_from
+
+
+def library() -> list[str]:
+    """The names of the sweeps that come with the package."""
+    return sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
+
+
+def _at_scale(tree: dict[str, Any]) -> SweepSpec:
+    """What all sweeps share at the scale under what the file says, its own scale on top; `scales` is then used up."""
+    spec = from_tree(SweepSpec, tree)
+    if spec.scale is None:
+        return replace(spec, scales={})
+    common_file = sweeps_dir() / "scale" / f"{spec.scale}.yaml"
+    if not common_file.is_file() and spec.scale not in spec.scales:
+        raise unknown("scale", spec.scale, {*spec.scales, *(p.stem for p in common_file.parent.glob("*.yaml"))})
+    own = spec.scales.get(spec.scale, Scale())
+    stages = [stage.name for stage in spec.stages]
+    for name in (*own.overrides, *own.arguments):
+        if name not in stages:
+            raise unknown(f"scales.{spec.scale}: stage", name, stages)
+    shared: dict[str, list[str]] = {}
+    if common_file.is_file():
+        common = from_tree(CommonScale, read_yaml(common_file))
+        shared = common.overrides
+        filled = {name: getattr(common, name) for name in ("seeds", "validations") if name not in tree}
+        budget = common.budget if spec.budget is None and not spec.no_budget else spec.budget
+        spec = replace(spec, budget=budget, **filled)
+    named = ("seeds", "budget", "validations", "baseline", "arms", "axes", "metrics")
+    given = {key: value for key in named if (value := getattr(own, key)) is not None}
+    scaled = [
+        replace(
+            stage,
+            overrides=[*shared.get(stage.command, []), *stage.overrides, *own.overrides.get(stage.name, [])],
+            arguments=[*stage.arguments, *own.arguments.get(stage.name, [])],
+        )
+        for stage in spec.stages
+    ]
+    return replace(spec, stages=scaled, scales={}, **given)
+
+
+def _assignment(override: str) -> tuple[list[str], Any]:
+    key, found, value = override.partition("=")
+    key = key.lstrip("+").strip()
+    if not found or not key:
+        raise UserError(f"{override!r} is no override: write key=value, such as seeds=[0,1] or +scale=nano")
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: {value!r} is not readable as YAML") from error
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if tree.get(key) is None:
+            tree[key] = {}
+        tree = tree[key]
+        if not isinstance(tree, dict):
+            raise UserError(f"{'.'.join(keys)} cannot be set: {key} is a list; edit a copy of the file instead")
+    tree[keys[-1]] = value
