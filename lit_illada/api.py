@@ -7,8 +7,9 @@ from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.prepare import prepare
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.generation.block import Generation, generate
+from lit_illada.generation.canvas import Generation
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.generate import generate
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
 from lit_illada.objective import AutoregressiveObjective, DiffusionObjective, DiffusionObjectiveConfig

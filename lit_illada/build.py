@@ -27,10 +27,10 @@ from lit_illada.data.sft_datamodule import Difficulty, EvaluationExample, SFTDat
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.autoregressive import generate_autoregressive
-from lit_illada.generation.block import generate
 from lit_illada.generation.canvas import Commit, Generation
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.control import TokenKinds
+from lit_illada.generation.generate import generate
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops

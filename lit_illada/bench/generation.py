@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lit_illada.batch import Layout
 from lit_illada.bench.figure import figure, seconds
-from lit_illada.generation.block import generate
 from lit_illada.generation.caching import DualCache
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.generate import generate
 from lit_illada.generation.selection import Threshold
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer

@@ -12,10 +12,9 @@ from torch import Tensor
 from lit_illada.batch import Layout
 from lit_illada.cache import KeyValueCache
 from lit_illada.errors import UserError
-from lit_illada.generation.block import own_controls
 from lit_illada.generation.canvas import Commit, Generation, left_padded, require_room
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.control import NO_KINDS, LogitControl, Place, TokenKinds
+from lit_illada.generation.control import NO_KINDS, LogitControl, Place, TokenKinds, own_controls
 from lit_illada.generation.draws import Draws
 from lit_illada.generation.mitigation import Mitigations
 from lit_illada.generation.proposal import Proposals, propose
@@ -70,7 +69,7 @@ def generate_autoregressive(
         num_rows=len(prompts),
         prompt_length=num_inputs - 1,
     )
-    controls = [*own_controls(config, mask_token_id, stops), *mitigations.controls, *controls]
+    controls = [*own_controls(config.min_new_tokens, mask_token_id, stops), *mitigations.controls, *controls]
     cache, start = KeyValueCache(), 0
     rows = list(range(len(prompts)))
     for step in range(config.max_new_tokens):

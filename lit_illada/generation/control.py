@@ -72,3 +72,11 @@ class MinNewTokens:
         is_early_M = place.columns - place.prompt_length < self.min_new_tokens
         stopless_MV = logits_MV.index_fill(1, self.stop_token_ids, -torch.inf)
         return torch.where(is_early_M[:, None], stopless_MV, logits_MV)
+
+
+def own_controls(min_new_tokens: int, mask_token_id: int, stop_token_ids: Tensor) -> list[LogitControl]:
+    """The controls of every generation: no mask tokens, and no stop token before `min_new_tokens`."""
+    controls: list[LogitControl] = [ForbidTokens(torch.tensor([mask_token_id], device=stop_token_ids.device))]
+    if min_new_tokens > 0:
+        controls.append(MinNewTokens(min_new_tokens, stop_token_ids))
+    return controls

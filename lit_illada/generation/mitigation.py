@@ -67,8 +67,15 @@ class Mitigations:
                 num_rows=num_rows,
             )
 
-    def heated(self, proposals: Proposals, logits_MV: Tensor, rows: list[int], block: slice, draws: Draws) -> Proposals:
-        """The proposals, those of rows after an alarm drawn at a higher temperature. logits_MV: after the controls."""
+    @property
+    def is_on(self) -> bool:
+        """Whether any mitigation acts beside its logit control."""
+        return self._loops is not None or self._thinking is not None
+
+    def redrawn(
+        self, proposals: Proposals, logits_MV: Tensor, rows: list[int], block: slice, draws: Draws
+    ) -> Proposals:
+        """The proposals; rows after a loop alarm are drawn again at a higher temperature. logits_MV: after controls."""
         if self._loops is None:
             return proposals
         increases = [self._loops.increase(row, block) for row in rows]

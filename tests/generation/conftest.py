@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lit_illada.generation.block import generate
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.generate import generate
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
 

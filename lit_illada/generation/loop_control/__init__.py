@@ -1,0 +1,1 @@
+"""Mitigations of reasoning loops, wrapped around the plain samplers."""
