@@ -16,11 +16,11 @@ from lit_illada.config import load
 from lit_illada.data.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.files import read_text
 from lit_illada.generation.canvas import Commit
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.trace import Recorder, Trace, write_traces
 from lit_illada.run_folder import flatten
+from lit_illada.runtime.files import read_text
 from lit_illada.training.trainer import Precision
 from lit_illada.tree import to_tree
 

@@ -20,10 +20,10 @@ from lit_illada.data.corpora import files_of
 from lit_illada.data.parts import begin
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.files import write_atomically
 from lit_illada.fit import open_run
 from lit_illada.job_script import Job, preparation_script, training_script
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import write_atomically
 from lit_illada.slurm import Allocation
 from lit_illada.training.trainer import Accelerator, TrainerConfig
 from lit_illada.tree import dump

@@ -19,7 +19,7 @@ from typing import Any
 
 from lit_illada import __version__
 from lit_illada.errors import UserError
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
 

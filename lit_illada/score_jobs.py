@@ -17,9 +17,9 @@ from lit_illada.config import PretrainConfig, ScoreConfig, SFTConfig
 from lit_illada.data.chat_template import ChatTemplate
 from lit_illada.data.instruction import Example
 from lit_illada.errors import UserError
-from lit_illada.files import read_text
 from lit_illada.held_out import config_of, continuations, score_problems
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import read_text
 from lit_illada.scoring.candidates import Candidate
 from lit_illada.scoring.config import ScoreRule
 from lit_illada.scoring.evaluation import (

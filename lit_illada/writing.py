@@ -11,11 +11,11 @@ import torch
 
 from lit_illada import build
 from lit_illada.data.tokenizer import Tokenizer
-from lit_illada.files import write_atomically
 from lit_illada.generation.canvas import Alarm, RowEvents, ThinkingEnd
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.trace import Recorder, Trace, rounded
 from lit_illada.model.transformer import Transformer
+from lit_illada.runtime.files import write_atomically
 from lit_illada.scoring.evaluation import Answer
 from lit_illada.tree import to_tree
 

@@ -15,33 +15,33 @@ MAY_IMPORT = {
     "choice": set(),
     "share": set(),
     "periodic": set(),
-    "files": {"errors"},
+    "runtime": {"errors"},
     "intervals": set(),
     "numbers": set(),
-    "completion": {"share"},
+    "completion": {"runtime", "share"},
     "batch": set(),
     "cache": set(),
-    "model": {"batch", "cache", "choice", "errors"},
-    "data": {"batch", "choice", "errors", "files"},
+    "model": {"batch", "cache", "choice", "errors", "runtime"},
+    "data": {"batch", "choice", "errors", "runtime"},
     "objective": {"batch", "choice", "errors"},
-    "generation": {"batch", "cache", "choice", "errors", "periodic"},
-    "scoring": {"batch", "choice", "errors", "generation", "intervals", "numbers", "objective"},
+    "generation": {"batch", "cache", "choice", "errors", "periodic", "runtime"},
+    "scoring": {"batch", "choice", "errors", "generation", "intervals", "numbers", "objective", "runtime"},
     # model: parallel.py alone knows which parts of it are cut
-    "training": {"batch", "choice", "errors", "files", "generation", "intervals", "model", "objective", "run_folder"}
+    "training": {"batch", "choice", "errors", "runtime", "generation", "intervals", "model", "objective", "run_folder"}
     | {"processes", "scoring"},
-    "loops": {"choice", "errors", "share", "intervals", "numbers", "tree", "data", "generation"},
-    "tree": {"choice", "errors"},
-    "config": {"choice", "tree", "errors", "share", "scoring", "training"}
+    "loops": {"choice", "errors", "runtime", "share", "intervals", "numbers", "tree", "data", "generation"},
+    "tree": {"choice", "errors", "runtime"},
+    "config": {"choice", "tree", "errors", "runtime", "share", "scoring", "training"}
     | {"data", "generation", "loops", "model", "objective"},
-    "checkpoints": {"tree", "config", "data", "errors", "model", "run_folder", "training"},
+    "checkpoints": {"tree", "config", "data", "errors", "model", "run_folder", "runtime", "training"},
     "board": {"errors"},
     "memory": {"model", "training"},
     "requirements": set(),
-    "doctor": {"errors", "files", "model", "requirements", "training"},
+    "doctor": {"errors", "runtime", "model", "requirements", "training"},
     "estimate": {"build", "checkpoints", "config", "errors", "memory", "model", "sweep_costs", "sweep_speed"}
     | {"training", "tree"},
-    "run_folder": {"errors", "files"},
-    "sweep": {"errors", "files", "intervals", "share", "slurm", "tree"},
+    "run_folder": {"errors", "runtime"},
+    "sweep": {"errors", "runtime", "intervals", "share", "slurm", "tree"},
     "sweep_report": {"errors", "sweep"},
 }
 OPTIONAL = {"flash_attn", "liger_kernel", "torchao", "datasets", "submitit", "lm_eval"}

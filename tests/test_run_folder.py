@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_illada.files import temporary_of
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import temporary_of
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):

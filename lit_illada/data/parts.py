@@ -49,7 +49,7 @@ from lit_illada.data.prepare import (
 from lit_illada.data.shards import write_whole
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 
 _DUPLICATE = -1
 _DIGEST_BYTES = 16

@@ -42,7 +42,7 @@ from lit_illada.data.shard_pool import ShardPool
 from lit_illada.data.shards import ShardJob, token_dtype
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 
 OnProgress = Callable[[str, int, int | None], None]  # stage, bytes of text done, all bytes where known
 

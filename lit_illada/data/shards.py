@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lit_illada.data.manifest import ShardRecord
 from lit_illada.data.tokenizer import Tokenizer
-from lit_illada.files import temporary_of
+from lit_illada.runtime.files import temporary_of
 
 TOKENS_MEMBER, LENGTHS_MEMBER = "tokens.npy", "lengths.npy"
 BUNDLE_DOCUMENTS = 256

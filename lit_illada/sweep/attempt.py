@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lit_illada.errors import UserError
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 from lit_illada.sweep.layout import PlannedRun, SweepFolder, SweepRunFolder, locked, read_record
 from lit_illada.sweep.library import begin_path
 from lit_illada.sweep.spec import Command

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_illada.errors import UserError
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 from lit_illada.sweep.library import RESOLVED_FILE
 from lit_illada.sweep.spec import SweepSpec
 from lit_illada.tree import dump, from_tree, read_yaml

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from lit_illada.errors import UserError
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 from lit_illada.slurm import cancel, queued_jobs
 from lit_illada.sweep.attempt import record_failure, was_stopped
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record

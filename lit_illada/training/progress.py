@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 from lit_illada.training.throughput import Throughput
 
 

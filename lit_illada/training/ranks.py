@@ -24,7 +24,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_illada.errors import UserError
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
 _EVERY_S = 1.0

@@ -6,8 +6,8 @@ What is to be done is written down first, in rollback.json; every step of doing 
 import json
 from typing import Any
 
-from lit_illada.files import write_atomically
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import write_atomically
 from lit_illada.training.checkpoint import checkpoints_by_step, remove_after
 
 

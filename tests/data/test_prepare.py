@@ -23,7 +23,7 @@ from lit_illada.data.part_workers import prepare_by_parts
 from lit_illada.data.prepare import prepare
 from lit_illada.data.shards import tokenise
 from lit_illada.errors import UserError
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 
 
 def stored_texts(config: DataConfig, split: str) -> list[str]:

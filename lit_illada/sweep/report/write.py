@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lit_illada import __version__
-from lit_illada.files import write_atomically
+from lit_illada.runtime.files import write_atomically
 from lit_illada.sweep.layout import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep, collect
 from lit_illada.sweep.report.figures import (

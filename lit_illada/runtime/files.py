@@ -1,0 +1,211 @@
+"""Reads and writes the package's own text, JSON, YAML and JSON Lines files.
+
+Every failure (a missing file, bytes that are not UTF-8, broken JSON, the wrong kind of content, a size, depth or number
+beyond its limit, a full disk) is a `FileError` of one line that names the file and the reason. Reading takes bounded
+time and memory whatever the file holds.
+"""
+
+import errno
+import json
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lit_illada.errors import UserError
+
+MAX_FILE_BYTES = 64 * 2**20  # of a file that is read whole
+MAX_LINE_BYTES = 32 * 2**20  # of one line of a JSON Lines file
+MAX_DEPTH = 100  # lists and objects inside one another
+MAX_DIGITS = 300  # of one integer
+
+
+class FileError(UserError, OSError):
+    """A file that cannot be read, written or understood. `errno` is set where the operating system reports one."""
+
+
+class MissingFileError(FileError):
+    """A file that does not exist."""
+
+
+class ContentError(FileError):
+    """A file that was read and does not hold what it should."""
+
+
+def write_atomically(path: Path, content: str | bytes, *, is_durable: bool = True) -> None:
+    """Write a whole file or leave the old one; a durable file also survives a loss of power.
+
+    A symbolic link at `path` is replaced, not followed. Raises FileError, naming `path`, for a full disk and the like.
+    """
+    temporary = temporary_of(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content if isinstance(content, bytes) else content.encode("utf-8"))
+            if is_durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _os_error(path, error, "cannot be written") from error
+    finally:
+        with suppress(OSError):  # the folder may be gone or read-only: the error that matters was raised already
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write one JSON value atomically."""
+    write_atomically(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a regular file. A symbolic link is refused, since it may lead outside the folder."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with os.fdopen(os.open(path, flags, 0o666), "ab") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise FileError(f"{path}: not a regular file; nothing was written to it")
+            stream.write(line.encode("utf-8") + b"\n")
+    except FileError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileError(f"{path}: is a symbolic link; remove it, nothing was written through it") from error
+        raise _os_error(path, error, "cannot be written") from error
+
+
+def temporary_of(path: Path) -> Path:
+    """A name beside `path` to write to before renaming; unique over calls, processes and machines."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file. Raises MissingFileError, and FileError for more than `max_bytes`."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(max_bytes + 1)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise _os_error(path, error, "cannot be read") from error
+    if len(content) > max_bytes:
+        raise ContentError(f"{path}: larger than the limit of {max_bytes / 2**20:g} MiB")
+    return content
+
+
+def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
+    """The UTF-8 text of a file. Raises FileError for a missing file, other bytes, or more than `max_bytes`."""
+    return decode_utf8(read_bytes(path, max_bytes), str(path))
+
+
+def decode_utf8(content: bytes, origin: str) -> str:
+    """UTF-8 text. Raises ContentError, naming `origin` and the offset of the first wrong byte."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ContentError(f"{origin}: not UTF-8 text at byte {error.start}") from error
+
+
+def read_json(path: Path, kind: type = dict, *, max_bytes: int = MAX_FILE_BYTES) -> Any:
+    """The JSON value of a file, of the given kind (dict, list, or object for any). Raises FileError."""
+    return parse_json(read_bytes(path, max_bytes), str(path), kind)
+
+
+def read_json_lines(path: Path, *, is_log: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file, one per line that is not blank. Raises FileError, naming the line.
+
+    is_log: a last line without its line end is left out: the process that appended it was killed.
+    """
+    return [record for _, record in iterate_json_lines(path, is_log=is_log)]
+
+
+def iterate_json_lines(path: Path, *, is_log: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of a JSON Lines file of any size; see `read_json_lines`."""
+    try:
+        with path.open("rb") as stream:
+            number = 0
+            while line := stream.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise ContentError(f"{path}, line {number}: longer than the limit of {MAX_LINE_BYTES >> 20} MiB")
+                if line.strip() and not (is_log and not line.endswith(b"\n")):
+                    yield number, parse_json(line, f"{path}, line {number}")
+    except FileError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file") from error
+    except OSError as error:
+        raise _os_error(path, error, "cannot be read") from error
+
+
+def parse_json(
+    text: str | bytes, origin: str, kind: type = dict, *, parse_int: Callable[[str], Any] | None = None
+) -> Any:
+    """A JSON value of the given kind (dict, list, or object for any).
+
+    origin: the file, for messages. parse_int: makes an integer of its digits; None refuses more than MAX_DIGITS.
+    Raises ContentError for anything that is not UTF-8, not JSON, of another kind, or nested deeper than MAX_DEPTH.
+    """
+    if isinstance(text, bytes):
+        text = decode_utf8(text, origin)
+    try:
+        value = json.loads(text.removeprefix("\ufeff"), parse_int=parse_int or _integer)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ContentError(f"{origin}: not JSON ({error.msg} at {line}column {error.colno})") from error
+    except RecursionError as error:
+        raise _too_deep(origin) from error
+    except ValueError as error:
+        raise ContentError(f"{origin}: {error}") from error
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _require_depth(value, origin)
+    require_kind(value, kind, origin)
+    return value
+
+
+def require_kind(value: Any, kind: type, origin: str) -> None:
+    """Raises ContentError for a value of another kind, such as a list where an object belongs."""
+    if not isinstance(value, kind):
+        wanted, seen = KINDS.get(kind, kind.__name__), KINDS.get(type(value), type(value).__name__)
+        raise ContentError(f"{origin}: must hold {wanted}, not {seen}")
+
+
+KINDS: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits):,} digits, over the limit of {MAX_DIGITS}")
+    return int(digits)
+
+
+def _require_depth(value: Any, origin: str) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        containers = [item for item in level if isinstance(item, dict | list)]
+        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return
+    raise _too_deep(origin)
+
+
+def _too_deep(origin: str) -> ContentError:
+    return ContentError(f"{origin}: nested deeper than the limit of {MAX_DEPTH} levels")
+
+
+def _os_error(path: Path, error: OSError | ValueError, what: str) -> FileError:
+    number = getattr(error, "errno", None)
+    hint = "; free some space and run it again" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    raised = FileError(f"{path}: {what} ({getattr(error, 'strerror', None) or error}){hint}")
+    raised.errno = number
+    return raised

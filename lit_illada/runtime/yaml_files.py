@@ -1,0 +1,91 @@
+"""Reads YAML from a file or text with bounds on its size, its depth and what its aliases expand to.
+
+PyYAML reads anything a file asks for: aliases that expand to billions of nodes, nesting that overflows the stack.
+The bounds are checked on the graph of nodes, before Python values are made. Numbers are read as YAML 1.2 does (`1e-3`
+is a number), timestamps stay text, and a key given twice is refused.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_illada.runtime.files import MAX_DEPTH, ContentError, read_text, require_kind
+
+MAX_YAML_BYTES = 2**20  # PyYAML takes about 3 s for it
+MAX_NODES = 100_000  # values, with each alias counted as all it stands for
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML file; {} for an empty file. Raises FileError, in one line, for anything else."""
+    return parse_yaml(read_text(path, MAX_YAML_BYTES), str(path))
+
+
+def parse_yaml(text: str, origin: str, kind: type = dict) -> Any:
+    """A YAML value of the given kind (object for any). origin: the file, for messages. Raises ContentError."""
+    try:
+        value = yaml.load(text, _Loader)
+    except _LimitError as error:
+        raise ContentError(f"{origin}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ContentError(f"{origin}: not YAML ({' '.join(str(error).split())})") from error
+    except (ValueError, OverflowError) as error:
+        raise ContentError(f"{origin}: a value that cannot be read ({str(error).partition(';')[0]})") from error
+    if value is None and kind is dict:
+        return {}
+    require_kind(value, kind, origin)
+    return value
+
+
+class _LimitError(Exception):
+    """A bound of this module that the text exceeds."""
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _LimitError(f"nested deeper than the limit of {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _size(node, {}) > MAX_NODES:
+            raise _LimitError(f"its aliases expand to more than the limit of {MAX_NODES:,} values")
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [
+            key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith("merge")
+        ]
+        if len(set(keys)) < len(keys):
+            twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+            raise _LimitError(f"key {twice!r} is given twice at line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+# our own copies: PyYAML's table is shared with every other user of the class
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag not in ("tag:yaml.org,2002:timestamp",)]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
+)
+
+
+def _size(node: Any, known: dict[int, float]) -> float:
+    """How many values a node stands for, its aliases expanded; infinite for a node inside itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        children = node.value if isinstance(node.value, list) else []
+        pairs = (part for child in children for part in (child if isinstance(child, tuple) else (child,)))
+        known[id(node)] = 1 + sum(_size(part, known) for part in pairs)
+    return known[id(node)]
