@@ -24,6 +24,7 @@ from lit_illada.generation.reader import LogitsFn
 _DIFFUSION_ONLY = (
     "canvas",
     "commit_rule",
+    "commit_schedule",
     "remask",
     "cache",
     "guidance_scale",

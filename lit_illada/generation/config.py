@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lit_illada.choice import choice
+from lit_illada.choice import choice, choice_name
 from lit_illada.errors import UserError
 from lit_illada.generation.caching import CACHES, CachePlan
+from lit_illada.generation.commit_schedule import COMMIT_SCHEDULES, CommitSchedule, Even
 from lit_illada.generation.early_exit import EARLY_EXITS, EarlyExit
 from lit_illada.generation.loop_response import LOOP_RESPONSES, LoopResponse
 from lit_illada.generation.remasking import REMASK_RULES, RemaskRule
@@ -52,6 +53,8 @@ class GenerationConfig:
     zero_stop_confidence: bool = False
     seed: int = 0
     commit_rule: CommitRule = choice(COMMIT_RULES, "low_confidence")
+    # how many tokens each step commits, for the commit rules random, low_confidence, margin and entropy
+    commit_schedule: CommitSchedule = choice(COMMIT_SCHEDULES, "even")
     remask: RemaskRule = choice(REMASK_RULES, "none")
     cache: CachePlan = choice(CACHES, "none")
     thinking_stop: ThinkingStop = choice(THINKING_STOPS, "none")
@@ -64,6 +67,7 @@ class GenerationConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"generation.{name} is {getattr(self, name)}: it must be 1 or more")
         self._check_steps()
+        self._check_schedule()
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"generation.temperature is {self.temperature}: it must be 0 or more")
         if not 0 < self.top_p <= 1:
@@ -81,6 +85,17 @@ class GenerationConfig:
                 f"generation.max_new_tokens, which is {self.max_new_tokens}"
             )
         self.thinking_stop.check(self.max_new_tokens)
+
+    def _check_schedule(self) -> None:
+        if isinstance(self.commit_schedule, Even) or self.commit_rule.counts:
+            return
+        schedule = choice_name(COMMIT_SCHEDULES, self.commit_schedule)
+        rule = choice_name(COMMIT_RULES, self.commit_rule)
+        counting = ", ".join(name for name, cls in COMMIT_RULES.items() if cls.counts)
+        raise UserError(
+            f"generation.commit_schedule is {schedule!r}, but commit_rule {rule!r} decides itself how many tokens a "
+            f"step commits: set generation/commit_schedule=even, or one of the commit rules {counting}"
+        )
 
     def _check_steps(self) -> None:
         if (self.num_steps is None) == (self.tokens_per_step is None):

@@ -101,7 +101,8 @@ class Sampler:
             index = torch.tensor(rows, device=token_ids_BT.device)
             is_masked_AL, is_written_AL = is_masked_BL[index], (is_due_BL & ~is_masked_BL)[index]
             proposals = self.propose(token_ids_BT[index], is_masked_AL, rows, block, number)
-            is_committed_AL = config.commit_rule(proposals, steps_left, draws.of(rows))
+            num_commits_A = config.commit_schedule(is_masked_AL.sum(-1), steps_left, num_steps)
+            is_committed_AL = config.commit_rule(proposals, steps_left, draws.of(rows), num_commits_A)
             is_remasked_AL = config.remask(confidence_BL[index], is_written_AL, steps_left, num_steps, draws.of(rows))
             step = self.revise(Step(number, rows, proposals, is_committed_AL, is_remasked_AL), is_masked_AL, block)
             block_ids_AL = proposals.token_ids.where(step.is_committed, token_ids_BT[index, block])

@@ -1,27 +1,36 @@
-"""Which of a block's masked positions are committed in a denoising step?
+"""Commit rules: which of a block's masked positions become final in a denoising step.
 
 Shapes: B rows, L tokens a block.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from lit_illada.errors import UserError
+from lit_illada.generation.commit_schedule import Even
 from lit_illada.generation.draws import RowDraws
 from lit_illada.generation.proposal import Proposals
 
 
 class CommitRule(Protocol):
-    """Names the positions whose proposed tokens become final in this step."""
+    """Selects the positions whose proposed tokens become final in this step.
 
-    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
-        """(B, L) bool, true at masked positions only, at one at least; with one step left, at all of them.
+    counts: whether the rule ranks positions and commits as many as the commit schedule says; otherwise it commits every
+    position that passes a test of its own, and at least one.
+    """
 
-        steps_left: denoising steps left in this block, this one included. A rule that counts spreads its commits evenly
-        over them, the larger shares first; one that measures commits as many as it is sure of.
+    counts: ClassVar[bool]
+
+    def __call__(
+        self, proposals: Proposals, steps_left: int, draws: RowDraws, num_commits_B: Tensor | None = None
+    ) -> Tensor:
+        """(B, L) bool, true at masked positions only; with one step left, at all of them.
+
+        steps_left: denoising steps left in this block, this one included. num_commits_B: (B,) int64, positions to
+        commit by a rule that counts; None: an even number in each of the steps left.
         """
         ...
 
@@ -31,33 +40,49 @@ class LowConfidence:
     """Commits the most confident proposals and leaves the low-confidence ones masked, LLaDA's "low-confidence
     remasking" (arXiv 2502.09992, algorithm 5)."""
 
-    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
-        return _even_share(proposals.confidence, proposals.is_masked, steps_left)
+    counts: ClassVar[bool] = True
+
+    def __call__(
+        self, proposals: Proposals, steps_left: int, draws: RowDraws, num_commits_B: Tensor | None = None
+    ) -> Tensor:
+        return _highest(proposals.confidence, proposals.is_masked, steps_left, num_commits_B)
 
 
 @dataclass(frozen=True)
 class Random:
     """Commits positions drawn at random, LLaDA's "random remasking" (arXiv 2502.09992, algorithm 4)."""
 
-    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+    counts: ClassVar[bool] = True
+
+    def __call__(
+        self, proposals: Proposals, steps_left: int, draws: RowDraws, num_commits_B: Tensor | None = None
+    ) -> Tensor:
         noise_BL = draws.uniform(proposals.is_masked.shape[1])
-        return _even_share(noise_BL, proposals.is_masked, steps_left)
+        return _highest(noise_BL, proposals.is_masked, steps_left, num_commits_B)
 
 
 @dataclass(frozen=True)
 class Margin:
     """Commits where the proposal leads the runner-up by most (arXiv 2502.06768)."""
 
-    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
-        return _even_share(proposals.margin, proposals.is_masked, steps_left)
+    counts: ClassVar[bool] = True
+
+    def __call__(
+        self, proposals: Proposals, steps_left: int, draws: RowDraws, num_commits_B: Tensor | None = None
+    ) -> Tensor:
+        return _highest(proposals.margin, proposals.is_masked, steps_left, num_commits_B)
 
 
 @dataclass(frozen=True)
 class Entropy:
     """Commits where the model's distribution has the lowest entropy (Dream, arXiv 2508.15487)."""
 
-    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
-        return _even_share(-proposals.entropy, proposals.is_masked, steps_left)
+    counts: ClassVar[bool] = True
+
+    def __call__(
+        self, proposals: Proposals, steps_left: int, draws: RowDraws, num_commits_B: Tensor | None = None
+    ) -> Tensor:
+        return _highest(-proposals.entropy, proposals.is_masked, steps_left, num_commits_B)
 
 
 @dataclass(frozen=True)
@@ -65,12 +90,15 @@ class Threshold:
     """Commits every proposal whose confidence reaches the threshold, and always the most confident one (Fast-dLLM,
     arXiv 2505.22618)."""
 
+    counts: ClassVar[bool] = False
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
         _require(0 < self.threshold <= 1, "threshold.threshold", self.threshold, "above 0 and at most 1")
 
-    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+    def __call__(
+        self, proposals: Proposals, steps_left: int, draws: RowDraws, num_commits_B: Tensor | None = None
+    ) -> Tensor:
         is_sure_BL = proposals.confidence >= self.threshold
         return _sure_or_first(is_sure_BL, proposals.confidence, proposals.is_masked, steps_left)
 
@@ -80,12 +108,15 @@ class Factor:
     """Commits the n most confident proposals for the largest n such that (i + 1)(1 − c⁽ⁱ⁾) < factor for the i-th of
     each of them, i ≤ n (Fast-dLLM, arXiv 2505.22618, section 3.3)."""
 
+    counts: ClassVar[bool] = False
     factor: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self.factor > 0, "factor.factor", self.factor, "above 0")
 
-    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+    def __call__(
+        self, proposals: Proposals, steps_left: int, draws: RowDraws, num_commits_B: Tensor | None = None
+    ) -> Tensor:
         sorted_BL, order_BL = _sorted(proposals.confidence, proposals.is_masked)
         number_L = torch.arange(1, sorted_BL.shape[1] + 1, device=sorted_BL.device)
         is_sure_BL = ((number_L + 1) * (1 - sorted_BL) < self.factor).cummin(-1).values
@@ -98,12 +129,15 @@ class EntropyBound:
     """Commits in the order of entropy while the entropies before the token add up to at most the bound, nats: a bound
     on what the tokens may tell of each other (EB-Sampler, arXiv 2505.24857; DiffusionGemma)."""
 
+    counts: ClassVar[bool] = False
     bound: float = 0.1
 
     def __post_init__(self) -> None:
         _require(self.bound >= 0, "entropy_bound.bound", self.bound, "0 or more")
 
-    def __call__(self, proposals: Proposals, steps_left: int, draws: RowDraws) -> Tensor:
+    def __call__(
+        self, proposals: Proposals, steps_left: int, draws: RowDraws, num_commits_B: Tensor | None = None
+    ) -> Tensor:
         certainty_BL = -proposals.entropy
         sorted_BL, order_BL = _sorted(certainty_BL, proposals.is_masked)
         entropy_BL = -sorted_BL
@@ -123,10 +157,11 @@ COMMIT_RULES: dict[str, type] = {
 }
 
 
-def _even_share(score_BL: Tensor, is_masked_BL: Tensor, steps_left: int) -> Tensor:
-    """The highest scores, as many as leave an even share to each of the later steps; ties go to the earlier token."""
-    num_commits_B1 = -(-is_masked_BL.sum(-1, keepdim=True) // steps_left)
-    return (_rank(score_BL, is_masked_BL) < num_commits_B1) & is_masked_BL
+def _highest(score_BL: Tensor, is_masked_BL: Tensor, steps_left: int, num_commits_B: Tensor | None) -> Tensor:
+    """The positions with the highest scores; ties go to the earlier token."""
+    if num_commits_B is None:
+        num_commits_B = Even()(is_masked_BL.sum(-1), steps_left, steps_left)
+    return (_rank(score_BL, is_masked_BL) < num_commits_B[:, None]) & is_masked_BL
 
 
 def _sure_or_first(is_sure_BL: Tensor, score_BL: Tensor, is_masked_BL: Tensor, steps_left: int) -> Tensor:

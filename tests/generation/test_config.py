@@ -6,12 +6,13 @@ import yaml
 from lit_illada.config import load
 from lit_illada.errors import UserError
 from lit_illada.generation.caching import CACHES
+from lit_illada.generation.commit_schedule import COMMIT_SCHEDULES, DreamSchedule
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.early_exit import EARLY_EXITS
 from lit_illada.generation.loop_response import LOOP_RESPONSES
 from lit_illada.generation.remasking import REMASK_RULES, ReMDMCap
 from lit_illada.generation.repetition import REPETITIONS
-from lit_illada.generation.selection import COMMIT_RULES
+from lit_illada.generation.selection import COMMIT_RULES, Threshold
 from lit_illada.generation.thinking_stop import THINKING_STOPS
 from lit_illada.share import conf_dir
 from lit_illada.tree import from_tree
@@ -19,6 +20,7 @@ from lit_illada.tree import from_tree
 FOLDER = conf_dir() / "generation"
 TABLES = {
     "commit_rule": COMMIT_RULES,
+    "commit_schedule": COMMIT_SCHEDULES,
     "remask": REMASK_RULES,
     "cache": CACHES,
     "thinking_stop": THINKING_STOPS,
@@ -65,6 +67,10 @@ def test_every_choice_has_a_file_with_all_its_fields_and_its_source(group):
         ({"num_steps": None}, "num_steps is null and generation.tokens_per_step is null: give one"),
         ({"tokens_per_step": 2}, "num_steps is 32 and generation.tokens_per_step is 2: give one"),
         ({"num_steps": None, "tokens_per_step": 33}, "tokens_per_step is 33: it must be at most"),
+        (
+            {"commit_rule": Threshold(), "commit_schedule": DreamSchedule()},
+            "commit_schedule is 'dream', but commit_rule 'threshold' decides itself .* random, low_confidence, margin",
+        ),
         ({"temperature": -0.5}, "temperature is -0.5"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0, "temperature": 1.0}, "top_p is 0.0"),

@@ -1,4 +1,4 @@
-"""LLaDA's settings give, token for token, what the published algorithm gives."""
+"""The settings of LLaDA and Dream give, token for token, what their published algorithms give."""
 
 from dataclasses import replace
 
@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from lit_illada.batch import Layout
+from lit_illada.config import load
+from lit_illada.errors import UserError
+from lit_illada.generation.commit_schedule import DreamSchedule
 from lit_illada.generation.config import Canvas, GenerationConfig
-from lit_illada.generation.selection import LowConfidence, Random
+from lit_illada.generation.selection import Entropy, LowConfidence, Margin, Random
 
 MASK, EOS = 0, 1
 CONFIG = GenerationConfig(canvas=Canvas.fixed, max_new_tokens=24, block_length=8, num_steps=4)
@@ -122,3 +125,89 @@ def test_the_controls_of_the_end(model, write, prompts):
     free = write(prompts, CONFIG, **options).token_ids
     assert not free.equal(never)
     assert not free.equal(late)
+
+
+@torch.no_grad()
+def dream_generate(model, prompt, *, steps, gen_length, alg, eps=1e-3):
+    """Dream's sampling loop at temperature 0 and alg_temp None, written from its formulas.
+
+    Times lie on a linear grid from 1 to eps; a step commits floor(n (1 - s/t)) of the n masked tokens, the last one all
+    of them. [M] is never proposed, and of equal confidences the earlier is taken.
+
+    Returns the tokens, and how many each step committed.
+    """
+    length = prompt.shape[1]
+    x = torch.cat([prompt, torch.full((len(prompt), gen_length), MASK)], dim=1)
+    timesteps = torch.linspace(1, eps, steps + 1)
+    counts = []
+    for i in range(steps):
+        is_masked = x == MASK
+        logits = model(x, Layout.whole_rows(*x.shape)).double()
+        logits[:, :, MASK] = -torch.inf
+        probs = logits.softmax(-1)
+        confidence, x0 = probs.max(-1)
+        if alg == "topk_margin":
+            top = probs.topk(2, dim=-1).values
+            confidence = top[..., 0] - top[..., 1]
+        elif alg == "entropy":
+            confidence = (probs * torch.log(probs + 1e-10)).sum(-1)
+        t, s = timesteps[i], timesteps[i + 1]
+        num_masked = is_masked.sum() / len(x)
+        number = int(num_masked * (1 - s / t)) if i < steps - 1 else int(num_masked)
+        counts.append(number)
+        order = confidence.masked_fill(~is_masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+        for row, chosen in enumerate(order[:, :number]):
+            x[row, chosen] = x0[row, chosen]
+    return x[:, length:], counts
+
+
+@pytest.mark.parametrize(
+    ("alg", "rule"), [("maskgit_plus", LowConfidence()), ("topk_margin", Margin()), ("entropy", Entropy())]
+)
+@pytest.mark.parametrize("steps", [24, 20, 7, 1])
+def test_dreams_commit_schedule(model, write, prompts, alg, rule, steps):
+    config = replace(CONFIG, block_length=24, num_steps=steps, commit_rule=rule, commit_schedule=DreamSchedule())
+    expected, counts = dream_generate(model, torch.stack(prompts), steps=steps, gen_length=24, alg=alg)
+    assert sum(counts) == 24
+    committed = [0] * steps
+
+    def count(commit):
+        committed[commit.step] += int(commit.is_committed[0].sum())
+
+    assert write(prompts, config, on_commit=count).token_ids.equal(expected)
+    assert committed == counts
+    if steps == 20:
+        even = write(prompts, replace(config, commit_schedule=CONFIG.commit_schedule)).token_ids
+        assert not even.equal(expected), "the schedules differ, and so do the texts"
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 32, 100, 512])
+@pytest.mark.parametrize("steps", [1, 2, 8, 100, 256])
+def test_dreams_numbers_are_those_of_its_formula_and_add_up(num_tokens, steps):
+    times = torch.linspace(1, 1e-3, steps + 1)
+    left = num_tokens
+    for step in range(steps):
+        expected = int(torch.tensor(left) * (1 - times[step + 1] / times[step])) if step < steps - 1 else left
+        assert DreamSchedule()(torch.tensor([left]), steps - step, steps).tolist() == [expected]
+        left -= expected
+    assert left == 0
+
+
+def test_the_preset_is_dreams(model, write, prompts):
+    preset = load("generate", ["generation=dream"]).generation
+    assert preset == GenerationConfig(
+        canvas=Canvas.fixed,
+        max_new_tokens=512,
+        block_length=512,
+        num_steps=512,
+        commit_rule=Entropy(),
+        commit_schedule=DreamSchedule(epsilon=1e-3),
+    )
+    short = replace(preset, max_new_tokens=32, block_length=32, num_steps=16)
+    expected, _ = dream_generate(model, torch.stack(prompts), steps=16, gen_length=32, alg="entropy")
+    assert write(prompts, short).token_ids.equal(expected)
+
+
+def test_an_impossible_end_of_the_grid_is_refused():
+    with pytest.raises(UserError, match=r"commit_schedule, epsilon is 1.0: it must be above 0 and below 1"):
+        DreamSchedule(1.0)
