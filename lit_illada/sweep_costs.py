@@ -1,6 +1,5 @@
 """What will a run of a resolved config cost? FLOPs, seconds, memory and disk, before it has begun."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,14 @@ import torch
 from lit_illada.batch import Layout
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.config import DataConfig, LoadTokenizer, PreparedSource, TrainTokenizer
-from lit_illada.data.manifest import MANIFEST_FILE, is_url
+from lit_illada.data.manifest import MANIFEST_FILE, Manifest, is_url
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.memory import MicroBatch, StepMemory, kernel_on, step_memory
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.objective import AutoregressiveObjectiveConfig, JointDraw
+from lit_illada.runtime.files import read_bytes
 from lit_illada.training.trainer import Accelerator
 from lit_illada.tree import from_tree
 
@@ -71,7 +71,7 @@ def expected_vocab_size(tree: dict[str, Any]) -> int | None:
     config = from_tree(DataConfig, tree, "data.")
     manifest = Path(config.dir) / MANIFEST_FILE
     if not is_url(config.dir) and manifest.is_file():
-        return json.loads(manifest.read_text(encoding="utf-8"))["vocab_size"]
+        return Manifest.from_json(read_bytes(manifest), str(manifest)).vocab_size
     match config.source, config.tokenizer:
         case PreparedSource(), _:
             return None

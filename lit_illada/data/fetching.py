@@ -1,7 +1,7 @@
-"""How is a URL read when its server is slow, busy or gone for a while?
+"""Reads URLs from servers that may be slow, busy or unreachable for a while.
 
-What may mend itself (no connection, a time-out, a body cut short, 408, 429, 5xx) is tried again after a pause that
-doubles, with jitter so that the ranks of a job do not come back all at once; a 404 is an answer. Every pause is told.
+Transient failures (no connection, a time-out, a body cut short, 408, 429, 5xx) are retried after a pause that doubles,
+with jitter so that the ranks of a job do not retry all at once; a 404 is final. Every pause is logged.
 """
 
 import http.client
@@ -27,14 +27,16 @@ class NotFoundError(UserError):
     """There is nothing at an address whose server answers."""
 
 
-def fetch(url: str, attempts: int) -> bytes:
-    """What lies at a URL (http, https; any other as webdataset opens it). Raises UserError after so many attempts, and
-    NotFoundError at once.
+def fetch(url: str, attempts: int, max_bytes: int | None = None) -> bytes:
+    """The content of a URL (http, https; any other as webdataset opens it), tried up to `attempts` times.
+
+    max_bytes: at most one byte more than this is read, so that callers see that there is more; None reads everything.
+    Raises UserError after the last attempt, and NotFoundError at once.
     """
     jitter = random.Random()
     for attempt in range(1, attempts + 1):
         try:
-            return _read(url)
+            return _read(url, max_bytes)
         except urllib.error.HTTPError as error:
             if error.code in (404, 410):
                 raise NotFoundError(f"{url} is not there (HTTP {error.code} {error.reason})") from error
@@ -51,9 +53,13 @@ def fetch(url: str, attempts: int) -> bytes:
     raise UserError(f"{url} could not be read ({problem}{tried}): check the address and the network")
 
 
-def _read(url: str) -> bytes:
+def _read(url: str, max_bytes: int | None) -> bytes:
+    size = None if max_bytes is None else max_bytes + 1
     if url.startswith(("http://", "https://")):
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
-            return answer.read()
+            content = answer.read(size)
+            if size is not None and len(content) < size and answer.length:  # read(size) ignores a body cut short
+                raise http.client.IncompleteRead(content, answer.length)
+            return content
     with gopen(url) as stream:
-        return stream.read()
+        return stream.read() if size is None else stream.read(size)

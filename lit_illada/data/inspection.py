@@ -101,8 +101,6 @@ def _shard_problems(dataset: Dataset, record: ShardRecord, tokenizer: Tokenizer 
         return [str(error)]
     where = f"{dataset.location}/{record.file}"
     problems = []
-    if shard.tokens.max() >= dataset.manifest.vocab_size:
-        problems.append(f"{where}: id {shard.tokens.max()} is outside the vocabulary; prepare the data set again")
     if tokenizer and (shard.tokens[np.cumsum(shard.lengths) - 1] != tokenizer.eos_token_id).any():
         problems.append(f"{where}: a document does not end with EOS; prepare the data set again")
     return problems

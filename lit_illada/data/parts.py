@@ -49,7 +49,7 @@ from lit_illada.data.prepare import (
 from lit_illada.data.shards import write_whole
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import read_bytes, read_json, write_atomically
 
 _DUPLICATE = -1
 _DIGEST_BYTES = 16
@@ -171,7 +171,7 @@ class _Preparation:
     def plan(self) -> dict[str, Any]:
         if not self.tally_file.is_file():
             raise UserError(f"the corpus is not planned: lit-illada data part plan --part 0/{self.count}")
-        plan: dict[str, Any] = json.loads(self.tally_file.read_text("utf-8"))
+        plan: dict[str, Any] = read_json(self.tally_file)
         return plan
 
     def places(self, index: int, scan: _Scan) -> Iterator[tuple[str, int] | None]:
@@ -336,6 +336,6 @@ def _joined(config: DataConfig) -> Path:
             raise UserError(f"{work.parent} holds a finished data set: choose another data.dir")
         work.mkdir(parents=True, exist_ok=True)
         write_atomically(work / SETTINGS_FILE, wanted)
-    if (work / SETTINGS_FILE).read_text("utf-8") != wanted:
+    if read_bytes(work / SETTINGS_FILE) != wanted.encode():
         raise UserError(f"{work} is of a preparation with other settings: end that one, or remove the folder")
     return work

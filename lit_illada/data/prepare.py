@@ -42,7 +42,8 @@ from lit_illada.data.shard_pool import ShardPool
 from lit_illada.data.shards import ShardJob, token_dtype
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import read_bytes, read_json, write_atomically
+from lit_illada.runtime.records import from_record
 
 OnProgress = Callable[[str, int, int | None], None]  # stage, bytes of text done, all bytes where known
 
@@ -89,7 +90,7 @@ def finished(config: DataConfig) -> Manifest | None:
     file = folder / MANIFEST_FILE
     if not file.is_file():
         return None
-    manifest = Manifest.from_json(file.read_text("utf-8"), str(file))
+    manifest = Manifest.from_json(read_bytes(file), str(file))
     require_same_settings(folder, manifest.settings, preparation_settings(config))
     return manifest
 
@@ -158,7 +159,7 @@ def shard_files(
 def finished_shard(file: Path, record_file: Path) -> ShardRecord | None:
     if not record_file.is_file() or not file.is_file():
         return None
-    record = ShardRecord.from_tree(json.loads(record_file.read_text("utf-8")))
+    record = from_record(ShardRecord, read_json(record_file), str(record_file))
     return record if file.stat().st_size == record.file_bytes else None
 
 
@@ -208,7 +209,7 @@ def work_folder(folder: Path, settings: dict[str, Any]) -> Path:
     work = folder / WORK_FOLDER
     settings_file = work / SETTINGS_FILE
     wanted = json.dumps([FORMAT, settings])
-    if work.is_dir() and not (settings_file.is_file() and settings_file.read_text("utf-8") == wanted):
+    if work.is_dir() and not (settings_file.is_file() and read_bytes(settings_file) == wanted.encode()):
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
     write_atomically(settings_file, wanted)
@@ -240,7 +241,7 @@ def _free_tokenizer_folder(folder: Path, tokenizer: Tokenizer) -> str:
     exchanged that one stays whole."""
     file = folder / MANIFEST_FILE
     if file.is_file():
-        old = Manifest.from_json(file.read_text("utf-8"), str(file))
+        old = Manifest.from_json(read_bytes(file), str(file))
         if old.tokenizer_folder == TOKENIZER_FOLDER and old.tokenizer_sha256 != tokenizer.sha256:
             return f"{TOKENIZER_FOLDER}-{tokenizer.sha256[:12]}"
     return TOKENIZER_FOLDER

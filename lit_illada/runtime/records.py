@@ -6,6 +6,7 @@ import typing
 from functools import cache
 from typing import Any, TypeVar, get_args, get_origin
 
+from lit_illada.errors import UserError
 from lit_illada.runtime.files import KINDS, ContentError, require_kind
 
 T = TypeVar("T")
@@ -26,7 +27,12 @@ def from_record(schema: type[T], record: Any, origin: str) -> T:
             values[item.name] = checked(hints[item.name], record[item.name], f"{origin}: {item.name}")
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise ContentError(f"{origin}: lacks {item.name!r}")
-    return schema(**values)
+    try:
+        return schema(**values)
+    except ContentError:
+        raise
+    except UserError as error:  # of the dataclass's own checks, which know no file
+        raise ContentError(f"{origin}: {error}") from error
 
 
 def checked(hint: Any, value: Any, origin: str) -> Any:
