@@ -223,7 +223,9 @@ def build_trainer(
     accelerator, precision = options.hardware()
     num_adapters = num_adapter_parameters(config.model, config.lora)
     throughput = Throughput(
-        lambda batch, head_rows: training_flops(config.model, batch.layout, head_rows, num_adapters),
+        lambda batch, head_rows, copies: training_flops(
+            config.model, batch.layout, head_rows, num_adapters, copies=copies
+        ),
         matmul_flops_per_s(accelerator.device, precision.dtype),
         options.log_every_steps,
     )

@@ -23,6 +23,7 @@ def test_an_installed_wheel_finds_its_configs_and_sweeps(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     assert (site / "lit_illada" / "_share" / "sweeps" / "LOG.md").is_file()
+    assert (site / "lit_illada" / "py.typed").is_file()  # type checkers read the annotations of an installed package
     env = {**os.environ, "PYTHONPATH": str(site)}
     script = "import lit_illada, sys; from lit_illada.cli import main; print(lit_illada.__file__); main(sys.argv[1:])"
     command = [sys.executable, "-c", script, "config", "pretrain", "experiment=demo"]

@@ -117,13 +117,13 @@ class TrainingStep:
             with record_function("objective"):
                 summed = self.objective.loss(scores, noisy)
                 loss = summed.sum / summed.count
-        self.num_selected = noisy.targets.numel()
+        self.num_selected, self.copies = noisy.targets.numel(), len(noisy.noisy_ids) // len(batch.row_ids)
         loss.backward()
         return loss.detach()
 
     def flops(self, batch: TokenBatch) -> int:
         """Of the last step, which had this batch: its masked tokens count."""
-        return training_flops(self.config, batch.layout, self.num_selected)
+        return training_flops(self.config, batch.layout, self.num_selected, copies=self.copies)
 
 
 def batches(case: Case, vocab_size: int, seed: int = 0) -> Iterator[TokenBatch]:

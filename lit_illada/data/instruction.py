@@ -11,7 +11,7 @@ from lit_illada.data.chat_template import Message, Role
 from lit_illada.data.corpora import OnBad, json_objects
 from lit_illada.data.grouping import split_of
 from lit_illada.data.manifest import VALIDATION
-from lit_illada.data.sft_config import AlpacaSource, Gsm8kSource, InstructionFiles, MessagesSource
+from lit_illada.data.sft_config import AlpacaSource, Gsm8kSource, InstructionFiles, MessagesSource, ShareGptSource
 from lit_illada.data.text_files import find_files
 from lit_illada.errors import UserError, unknown
 
@@ -71,6 +71,8 @@ def _parser(source: InstructionFiles) -> Callable[[dict[str, Any], str], Example
     match source:
         case MessagesSource():
             return _conversation
+        case ShareGptSource():
+            return _sharegpt
         case AlpacaSource():
             return _alpaca
         case Gsm8kSource():
@@ -80,7 +82,30 @@ def _parser(source: InstructionFiles) -> Callable[[dict[str, Any], str], Example
 
 def _conversation(record: dict[str, Any], origin: str) -> Example:
     rows = _field(record, "messages", list, origin)
-    messages = tuple(_message(row, f"{origin}, message {number}") for number, row in enumerate(rows, 1))
+    return _example(
+        [_message(row, f"{origin}, message {number}") for number, row in enumerate(rows, 1)], record, origin
+    )
+
+
+def _sharegpt(record: dict[str, Any], origin: str) -> Example:
+    rows = _field(record, "conversations", list, origin)
+    messages = [_sharegpt_message(row, f"{origin}, message {number}") for number, row in enumerate(rows, 1)]
+    if record.get("system"):
+        messages.insert(0, Message(Role.SYSTEM, _field(record, "system", str, origin)))
+    return _example(messages, record, origin)
+
+
+def _sharegpt_message(row: object, origin: str) -> Message:
+    if not isinstance(row, dict):
+        raise UserError(f"{origin}: a message must be an object with from and value; this is a {type(row).__name__}")
+    speaker = _field(row, "from", str, origin)
+    if speaker not in _SHAREGPT_ROLES:
+        raise unknown(f"from in {origin}:", speaker, _SHAREGPT_ROLES)
+    return _message({"role": _SHAREGPT_ROLES[speaker].value, "content": _field(row, "value", str, origin)}, origin)
+
+
+def _example(messages: list[Message], record: dict[str, Any], origin: str) -> Example:
+    """The example of a conversation. Raises UserError where the order of the roles is no conversation's."""
     roles = [message.role for message in messages]
     if Role.SYSTEM in roles[1:]:
         raise UserError(f"{origin}: a system message stands after the first place")
@@ -89,7 +114,7 @@ def _conversation(record: dict[str, Any], origin: str) -> Example:
     if roles[-1] is not Role.ASSISTANT:
         raise UserError(f"{origin}: the last message must be the assistant's; roles seen: {', '.join(roles)}")
     truth = record.get("answer")
-    return Example(messages, origin, None if truth is None else truth_of(str(truth)))
+    return Example(tuple(messages), origin, None if truth is None else truth_of(str(truth)))
 
 
 def _message(row: object, origin: str) -> Message:
@@ -149,4 +174,11 @@ def _field(record: dict[str, Any], name: str, kind: type, origin: str) -> Any:
     return record[name]
 
 
+_SHAREGPT_ROLES = {
+    "human": Role.USER,
+    "user": Role.USER,
+    "gpt": Role.ASSISTANT,
+    "assistant": Role.ASSISTANT,
+    "system": Role.SYSTEM,
+}
 _KINDS: dict[type, str] = {str: "text", list: "list"}

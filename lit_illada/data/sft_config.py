@@ -156,6 +156,15 @@ class MessagesSource(InstructionFiles):
 
 
 @dataclass(frozen=True)
+class ShareGptSource(InstructionFiles):
+    """ShareGPT's conversations: {"conversations": [{"from": …, "value": …}, …]}, one JSON object per line.
+
+    `from` is human (or user), gpt (or assistant) or system; an optional `system` beside `conversations` is the system
+    message. Reasoning stands in <think> … </think> before an answer, and `answer` is the truth, as for `messages`.
+    """
+
+
+@dataclass(frozen=True)
 class AlpacaSource(InstructionFiles):
     """The columns `instruction`, `input` (may be empty) and `output`."""
 
@@ -168,10 +177,11 @@ class Gsm8kSource(InstructionFiles):
     """
 
 
-SftSource = ReasoningSource | MessagesSource | AlpacaSource | Gsm8kSource
+SftSource = ReasoningSource | MessagesSource | ShareGptSource | AlpacaSource | Gsm8kSource
 SFT_SOURCES: dict[str, type] = {
     "reasoning": ReasoningSource,
     "messages": MessagesSource,
+    "sharegpt": ShareGptSource,
     "alpaca": AlpacaSource,
     "gsm8k": Gsm8kSource,
 }

@@ -1,29 +1,40 @@
-"""How many floating-point operations does a batch really need? The numerator of MFU.
+"""Floating-point operations that a batch needs: the numerator of MFU.
 
 A multiplication and an addition count as two. Norms, rotations and the softmax are left out, as is custom.
+Attention counts the pairs of tokens that see each other: L² in a segment of L tokens, and L·(L + 1)/2 where the model
+is causal, whatever a kernel computes beside them. (PaLM's MFU, arXiv 2204.02311, counts L² for causal models too.)
 """
 
 from lit_illada.batch import Layout
 from lit_illada.model.config import ModelConfig, num_linear_parameters
 
 
-def training_flops(config: ModelConfig, layout: Layout, num_selected: int, num_adapters: int | None = None) -> int:
-    """Forward and backward. What is computed again in the backward pass (activations, logits) is no useful work.
+def training_flops(
+    config: ModelConfig, layout: Layout, num_selected: int, num_adapters: int | None = None, *, copies: int = 1
+) -> int:
+    """Forward and backward. What the backward pass computes again (activations, logits) is not counted.
 
-    num_adapters: parameters of adapters that are all that is trained; of frozen weights no gradient is computed.
+    num_selected: tokens that reach the LM head, over all copies.
+    num_adapters: parameters of adapters, if they are all that is trained: frozen weights get no gradient.
+    copies: how often the model sees the rows of `layout` (2 with complementary masks).
     """
     linear, attention, head = _forward_parts(config, layout, num_selected)
+    linear, attention = copies * linear, copies * attention
     if num_adapters is None:
         return 3 * (linear + attention + head)
-    return 2 * (linear + head) + 3 * attention + 6 * num_adapters * layout.position_ids.numel()
+    num_tokens = copies * layout.position_ids.numel()
+    return 2 * (linear + head) + 3 * attention + 6 * num_adapters * num_tokens
 
 
 def forward_flops(config: ModelConfig, layout: Layout, num_selected: int) -> int:
-    """Linear layers for every token, full (not causal) attention within every segment, the LM head on selected rows."""
+    """Linear layers for every token, attention within every segment, the LM head on the selected tokens."""
     return sum(_forward_parts(config, layout, num_selected))
 
 
 def _forward_parts(config: ModelConfig, layout: Layout, num_selected: int) -> tuple[int, int, int]:
-    linear = 2 * num_linear_parameters(config) * layout.position_ids.numel()
-    attention = 4 * config.hidden_size * config.num_hidden_layers * layout.num_pairs
+    num_tokens = layout.position_ids.numel()
+    linear = 2 * num_linear_parameters(config) * num_tokens
+    # Σ L(L + 1)/2 over the segments, from Σ L² and Σ L
+    num_pairs = (layout.num_pairs + num_tokens) // 2 if config.is_causal else layout.num_pairs
+    attention = 4 * config.hidden_size * config.num_hidden_layers * num_pairs
     return linear, attention, 2 * config.hidden_size * config.known_vocab_size * num_selected

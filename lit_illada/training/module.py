@@ -93,7 +93,8 @@ class PretrainModule(pl.LightningModule):
         # The sum over a constant, so that gradients have an ordinary size; the step's own count follows when every
         # micro-batch of every rank is in.
         self._reference = noisy.noisy_ids.numel()
-        return {"loss": loss.sum / self._reference, "head_rows": noisy.targets.numel()}
+        copies = len(noisy.noisy_ids) // len(batch.row_ids)  # complementary masks repeat the batch
+        return {"loss": loss.sum / self._reference, "head_rows": noisy.targets.numel(), "copies": copies}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Normalise the summed gradient by the global count, then clip it; a non-finite one is dropped.

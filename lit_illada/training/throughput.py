@@ -1,4 +1,4 @@
-"""How fast does a run train, and which share of the hardware's speed is that?"""
+"""Training speed: tokens per second, and the fraction of the hardware's peak that it reaches (MFU)."""
 
 import math
 import resource
@@ -20,12 +20,15 @@ class Throughput(Callback):
 
     Its totals, the run's cost, go on where a resumed run's checkpoint left them.
 
-    count_flops: floating-point operations of a training micro-batch, from its layout and the LM-head rows computed.
+    Tokens are those of the data; FLOPs are those of the rows the model sees, twice as many with complementary masks.
+
+    count_flops: floating-point operations of a training micro-batch, from the batch, the LM-head rows computed, and how
+        often the model sees the batch.
     peak_flops_per_s: what one device's matrix multiplication reaches in the run's precision.
     """
 
     def __init__(
-        self, count_flops: Callable[[TokenBatch, int], float], peak_flops_per_s: float, every_steps: int
+        self, count_flops: Callable[[TokenBatch, int, int], float], peak_flops_per_s: float, every_steps: int
     ) -> None:
         self._count_flops = count_flops
         self._peak = peak_flops_per_s
@@ -65,7 +68,8 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
     ) -> None:
         self._tokens += batch.input_ids.numel() * num_data_ranks(trainer)
-        self._flops += self._count_flops(batch, outputs["head_rows"]) * num_data_ranks(trainer)
+        flops = self._count_flops(batch, outputs["head_rows"], outputs["copies"])
+        self._flops += flops * num_data_ranks(trainer)
         if trainer.global_step == self._step_before or trainer.global_step % self._every_steps:
             return
         if batch.input_ids.is_cuda:

@@ -8,7 +8,7 @@ import pytest
 
 from lit_illada.data.chat_template import Message, Role
 from lit_illada.data.instruction import Example, read_examples
-from lit_illada.data.sft_config import AlpacaSource, Gsm8kSource, MessagesSource
+from lit_illada.data.sft_config import AlpacaSource, Gsm8kSource, MessagesSource, ShareGptSource
 from lit_illada.errors import UserError
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
@@ -53,6 +53,32 @@ def test_messages_keep_roles_and_find_the_reasoning(tmp_path):
     assert train[1].messages[-1] == Message(Role.ASSISTANT, "1,000", "r")
     assert train[1].truth == "1000"
     assert train[1].origin == f"{file}:2"
+
+
+def chat(*turns, **fields):
+    return {"conversations": [{"from": speaker, "value": value} for speaker, value in turns], **fields}
+
+
+def test_sharegpt_conversations_become_messages(tmp_path):
+    file = write(
+        tmp_path / "sharegpt.jsonl",
+        chat(("system", "s"), ("human", "u"), ("gpt", "<think>why</think>a"), ("human", "v"), ("gpt", "b"), id="x_0"),
+        chat(("user", "u2"), ("assistant", "1,000"), system="t", answer="1000"),
+    )
+    train, _ = read(ShareGptSource([file]))
+    assert train[0].messages == (
+        Message(Role.SYSTEM, "s"),
+        Message(Role.USER, "u"),
+        Message(Role.ASSISTANT, "a", "why"),
+        Message(Role.USER, "v"),
+        Message(Role.ASSISTANT, "b"),
+    )
+    assert train[1].messages == (
+        Message(Role.SYSTEM, "t"),
+        Message(Role.USER, "u2"),
+        Message(Role.ASSISTANT, "1,000"),
+    )
+    assert train[1].truth == "1000"
 
 
 def test_alpaca_joins_instruction_and_input(tmp_path):
@@ -105,6 +131,18 @@ BAD = [
     ("messages", talk(("user", "u"), ("assistant", " \n")), "the assistant's answer is empty"),
     ("messages", talk(("user", "u"), ("assistant", "<think>x</think>")), "the assistant's answer is empty"),
     ("messages", talk(("user", "\ud800"), ("assistant", "a")), "half a surrogate pair"),
+    ("sharegpt", {"messages": []}, "no field 'conversations'; fields seen: messages"),
+    ("sharegpt", {"conversations": {"from": "human"}}, "field 'conversations' holds a dict, not a list"),
+    ("sharegpt", {"conversations": ["hi"]}, "message 1: a message must be an object with from and value"),
+    ("sharegpt", {"conversations": [{"value": "hi"}]}, "message 1: no field 'from'; fields seen: value"),
+    ("sharegpt", {"conversations": [{"from": "human"}]}, "message 1: no field 'value'; fields seen: from"),
+    ("sharegpt", chat(("human", None), ("gpt", "a")), "field 'value' holds a NoneType, not a text"),
+    ("sharegpt", chat(("human", "u"), ("gptt", "a")), "'gptt'.*did you mean 'gpt'"),
+    ("sharegpt", chat(("human", "u")), "the last message must be the assistant's; roles seen: user"),
+    ("sharegpt", chat(("human", "u"), ("gpt", "")), "the assistant's answer is empty"),
+    ("sharegpt", chat(("gpt", "a")), "no message of the role 'user'"),
+    ("sharegpt", chat(("human", "u"), ("gpt", "a"), system=3), "field 'system' holds a int, not a text"),
+    ("sharegpt", chat(("system", "s"), ("human", "u"), ("gpt", "a"), system="t"), "a system message stands after"),
     ("alpaca", {"instruction": "i", "input": ""}, "no field 'output'; fields seen: instruction, input"),
     ("alpaca", {"instruction": "", "output": "o"}, "the prompt is empty"),
     ("alpaca", {"instruction": "i", "output": ""}, "the assistant's answer is empty"),
@@ -112,9 +150,10 @@ BAD = [
     ("gsm8k", {"question": "q", "answer": "12"}, "holds no '####'"),
     ("gsm8k", {"question": "q", "answer": "x #### "}, "the assistant's answer is empty"),
 ]
-SOURCES = {"messages": MessagesSource, "alpaca": AlpacaSource, "gsm8k": Gsm8kSource}
+SOURCES = {"messages": MessagesSource, "sharegpt": ShareGptSource, "alpaca": AlpacaSource, "gsm8k": Gsm8kSource}
 GOOD = {
     "messages": talk(("user", "good"), ("assistant", "a")),
+    "sharegpt": chat(("human", "good"), ("gpt", "a")),
     "alpaca": {"instruction": "good", "output": "o"},
     "gsm8k": {"question": "good", "answer": "s #### 1"},
 }

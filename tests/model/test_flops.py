@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_illada.batch import Layout
-from lit_illada.model.config import AttentionKernel
+from lit_illada.model.config import AttentionKernel, ModelConfig
 from lit_illada.model.flops import forward_flops, training_flops
 
 
@@ -15,9 +17,36 @@ def test_forward_flops_are_those_torch_counts(make_model):
     assert forward_flops(model.config, layout, 12) == counter.get_total_flops()
 
 
-def test_documents_apart_cost_less_and_attention_counts_in_full_even_if_causal(tiny, packed):
+def test_documents_apart_cost_less(tiny, packed):
     _, layout, documents = packed
     apart, whole = (forward_flops(tiny, borders, 0) for borders in (layout, Layout.whole_rows(3, 12)))
     pairs_saved = 3 * 12**2 - sum(len(document) ** 2 for document in documents)
     assert whole - apart == 4 * tiny.hidden_size * tiny.num_hidden_layers * pairs_saved
     assert training_flops(tiny, layout, 0) == 3 * apart
+
+
+# width 4, MLP 6, one layer, 2 heads of 2 and one key-value head, vocabulary 10: a token needs
+# q 4·4 + k, v 2·4·2 + o 4·4 + MLP 3·4·6 = 120 multiplications, one of the LM head 4·10
+SMALL = ModelConfig(10, 4, 6, 1, 2, 1)
+SEGMENTS = Layout.from_lengths(torch.tensor([3, 2, 5]), 5)  # 10 tokens; 9 + 4 + 25 = 38 pairs
+
+
+def test_a_hand_counted_batch():
+    # queries times keys and weights times values: 2 · 4 multiplications a pair
+    assert forward_flops(SMALL, SEGMENTS, 7) == 2 * (120 * 10 + 2 * 4 * 38 + 4 * 10 * 7) == 3568
+    assert training_flops(SMALL, SEGMENTS, 7) == 3 * 3568
+
+
+def test_causal_attention_counts_the_pairs_that_a_causal_mask_leaves():
+    causal = replace(SMALL, is_causal=True)
+    pairs = sum(1 for length in (3, 2, 5) for query in range(length) for key in range(length) if key <= query)
+    assert pairs == 6 + 3 + 15
+    assert forward_flops(causal, SEGMENTS, 7) == 2 * (120 * 10 + 2 * 4 * 24 + 4 * 10 * 7) == 3344
+
+
+def test_rows_laid_twice_count_twice_and_their_head_once():
+    twice = SEGMENTS.repeat(2)
+    assert training_flops(SMALL, SEGMENTS, 10, copies=2) == training_flops(SMALL, twice, 10) == 3 * 2 * 3408
+    # adapters: the forward pass and the gradients of activations, attention's three passes, 6 for each of 5 parameters
+    assert training_flops(SMALL, SEGMENTS, 10, 5, copies=2) == training_flops(SMALL, twice, 10, 5)
+    assert training_flops(SMALL, twice, 10, 5) == 2 * 2 * (2400 + 400) + 3 * 2 * 608 + 6 * 5 * 20
