@@ -15,10 +15,10 @@ from lit_illada.config import PretrainConfig, SFTConfig, load_file
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.intervals import wilson
 from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.evaluation import Progress, Row
 from lit_illada.scoring.tasks import ChoiceItem
+from lit_illada.stats.intervals import wilson
 from lit_illada.tree import read_yaml
 from lit_illada.writing import Writer
 

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "share": set(),
     "periodic": set(),
     "runtime": {"errors"},
-    "intervals": set(),
+    "stats": set(),
     "numbers": set(),
     "completion": {"runtime", "share"},
     "batch": set(),
@@ -25,11 +25,11 @@ MAY_IMPORT = {
     "data": {"batch", "choice", "errors", "runtime"},
     "objective": {"batch", "choice", "errors"},
     "generation": {"batch", "cache", "choice", "errors", "periodic", "runtime"},
-    "scoring": {"batch", "choice", "errors", "generation", "intervals", "numbers", "objective", "runtime"},
+    "scoring": {"batch", "choice", "errors", "generation", "stats", "numbers", "objective", "runtime"},
     # model: parallel.py alone knows which parts of it are cut
-    "training": {"batch", "choice", "errors", "runtime", "generation", "intervals", "model", "objective", "run_folder"}
+    "training": {"batch", "choice", "errors", "runtime", "generation", "stats", "model", "objective", "run_folder"}
     | {"processes", "scoring"},
-    "loops": {"choice", "errors", "runtime", "share", "intervals", "numbers", "tree", "data", "generation"},
+    "loops": {"choice", "errors", "runtime", "share", "stats", "numbers", "tree", "data", "generation"},
     "tree": {"choice", "errors", "runtime"},
     "config": {"choice", "tree", "errors", "runtime", "share", "scoring", "training"}
     | {"data", "generation", "loops", "model", "objective"},
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "estimate": {"build", "checkpoints", "config", "errors", "memory", "model", "sweep_costs", "sweep_speed"}
     | {"training", "tree"},
     "run_folder": {"errors", "runtime"},
-    "sweep": {"errors", "runtime", "intervals", "share", "slurm", "tree"},
+    "sweep": {"errors", "runtime", "stats", "share", "slurm", "tree"},
     "sweep_report": {"errors", "sweep"},
 }
 OPTIONAL = {"flash_attn", "liger_kernel", "torchao", "datasets", "submitit", "lm_eval"}

@@ -10,7 +10,8 @@ from lit_illada.loops.harder import natural
 from lit_illada.loops.outcome import Outcome
 from lit_illada.loops.records import FILE
 from lit_illada.loops.spans import Kind
-from lit_illada.loops.statistics import Rate, Survival, kaplan_meier, mean_over_seeds, share_variance
+from lit_illada.stats.intervals import Rate, mean_over_seeds, share_variance
+from lit_illada.stats.survival import Survival, kaplan_meier
 
 
 @dataclass(frozen=True)

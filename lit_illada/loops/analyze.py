@@ -20,8 +20,8 @@ from lit_illada.loops.records import ARM, Fields, read_generations
 from lit_illada.loops.report import write_report
 from lit_illada.loops.same_problems import Pair, PairedEffect, SideEffects, usual_pairs
 from lit_illada.loops.spans import Kind
-from lit_illada.loops.statistics import Rate
 from lit_illada.share import conf_dir
+from lit_illada.stats.intervals import Rate
 from lit_illada.tree import read_file
 
 REPORT, RECORDS, EFFECTS = "report.html", "records.jsonl", "effects.csv"

@@ -11,8 +11,8 @@ from math import isnan, nan
 from statistics import mean
 from typing import TypeVar
 
-from lit_illada.intervals import holm
-from lit_illada.loops.statistics import Rate
+from lit_illada.stats.intervals import Rate
+from lit_illada.stats.tests import holm
 
 SEED = "seed"
 LEVEL = 0.05

@@ -7,7 +7,7 @@ from statistics import mean
 
 from lit_illada.loops.effect import ABSENT, SEED, Effect, corrected, within_1
 from lit_illada.loops.outcome import Outcome
-from lit_illada.loops.statistics import Rate, difference_variance, mean_over_seeds
+from lit_illada.stats.intervals import Rate, difference_variance, mean_over_seeds
 
 DIFFICULTY_KEYS = ("level", "difficulty")
 

@@ -29,8 +29,8 @@ from lit_illada.loops.harder import by_level, natural, number_in, without_number
 from lit_illada.loops.marking import shown
 from lit_illada.loops.outcome import Outcome, watched
 from lit_illada.loops.spans import Kind, Span
-from lit_illada.loops.statistics import Rate
 from lit_illada.loops.warning import Warning, warnings
+from lit_illada.stats.intervals import Rate
 from lit_illada.tree import dump
 
 _FOLDER = Path(__file__).parent / "page"

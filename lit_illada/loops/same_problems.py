@@ -12,7 +12,8 @@ from statistics import mean
 from lit_illada.loops.effect import ABSENT, SEED, Effect, corrected, within_1
 from lit_illada.loops.outcome import Outcome
 from lit_illada.loops.records import FILE
-from lit_illada.loops.statistics import Mean, Paired, Rate, mcnemar, mean_over_seeds, paired_variance
+from lit_illada.stats.intervals import Mean, Rate, mean_over_seeds
+from lit_illada.stats.tests import Paired, mcnemar, paired_variance
 
 _MOST_PAIRED = 4  # values of a key, beyond which each is compared with the first alone
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lit_illada.errors import UserError
-from lit_illada.intervals import wilson
 from lit_illada.numbers import final_number
 from lit_illada.scoring.agreement import agreement
 from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.config import ScoreRule
 from lit_illada.scoring.scorer import OnWork, Scorer
 from lit_illada.scoring.tasks import ChoiceItem, NumberItem
+from lit_illada.stats.intervals import wilson
 
 Progress = Callable[[str, int], OnWork]
 """(what is done, how much work it is) -> told of its progress."""

@@ -18,7 +18,8 @@ from lit_illada.loops.effects import check_pairs, effects
 from lit_illada.loops.harder import natural, rises
 from lit_illada.loops.outcome import outcome
 from lit_illada.loops.records import Generation
-from lit_illada.loops.statistics import difference_variance, mcnemar, mean_over_seeds, paired_variance
+from lit_illada.stats.intervals import difference_variance, mean_over_seeds
+from lit_illada.stats.tests import mcnemar, paired_variance
 
 
 def differences(outcomes, keys, pairs=None):

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
+from lit_illada.stats.intervals import Estimate
 from lit_illada.sweep.report.collect import Sweep
 from lit_illada.sweep.report.findings import ArmFinding, MetricFinding, grid
 from lit_illada.sweep.report.looks import Look
 from lit_illada.sweep.report.series import Band, Course, by_ratio, by_ratio_to_baseline, courses, gradient_norms
-from lit_illada.sweep.report.statistics import Estimate
 from lit_illada.sweep.spec import Goal
 
 _ROW_HEIGHT, _FRAME_HEIGHT, _CURVE_HEIGHT = 34, 96, 420

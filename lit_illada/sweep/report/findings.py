@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from itertools import product
 from math import isfinite
 
+from lit_illada.stats.intervals import LEVEL, Estimate, estimate
 from lit_illada.sweep.layout import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep
 from lit_illada.sweep.report.statistics import (
-    LEVEL,
     Comparison,
-    Estimate,
     compare,
     difference,
-    estimate,
     paired,
     paired_p,
 )

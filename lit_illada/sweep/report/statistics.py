@@ -15,10 +15,10 @@ from math import isfinite, sqrt
 
 from scipy.special import chdtr, nctdtr, stdtr, stdtrit
 
-from lit_illada.intervals import holm
+from lit_illada.stats.intervals import LEVEL, Estimate, estimate
+from lit_illada.stats.tests import holm
 from lit_illada.sweep.spec import Goal
 
-LEVEL = 0.05
 POWER = 0.8
 _MOST_SEEDS = 10_000
 # differences equal to so many digits are one number rounded, not a sample of noise
@@ -39,17 +39,6 @@ class Finding(StrEnum):
 
 
 Seed = int | None  # None: one run that stands for every seed
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds. low, high: its 95 % t interval; they and sd are None for a single seed."""
-
-    n: int
-    mean: float
-    sd: float | None = None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,16 +69,6 @@ class Comparison:
         if self.p is None or self.difference is None or self.difference.sd is None:
             return None
         return smallest_visible(self.difference.sd, self.difference.n, self.level)
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2:
-        return Estimate(n, mean)
-    sd = sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * sd / sqrt(n)
-    return Estimate(n, mean, sd, mean - half, mean + half)
 
 
 def compare(

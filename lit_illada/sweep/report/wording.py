@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from math import floor, log10
 from statistics import median
 
-from lit_illada.sweep.report.statistics import Comparison, Estimate, Finding
+from lit_illada.stats.intervals import Estimate
+from lit_illada.sweep.report.statistics import Comparison, Finding
 
 MISSING = "–"
 

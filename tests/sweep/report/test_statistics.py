@@ -9,14 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
+from lit_illada.stats.intervals import LEVEL
 from lit_illada.sweep.report.statistics import (
-    LEVEL,
     POWER,
     Finding,
     compare,
     difference,
-    estimate,
-    holm,
     paired,
     paired_p,
     power,
@@ -44,13 +42,6 @@ def against(table, baseline, goal, num_planned):
     return {arm: found[baseline, arm] for _, arm in pairs}
 
 
-@given(st.lists(numbers, min_size=2, max_size=9, unique=True))
-def test_the_interval_is_students(values):
-    found = estimate(values)
-    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high), abs=1e-9)
-
-
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=9))
 def test_the_p_value_is_that_of_scipys_paired_test(rows):
     pairs = dict(enumerate(rows))
@@ -60,18 +51,6 @@ def test_the_p_value_is_that_of_scipys_paired_test(rows):
         assert max(differences) - min(differences) < 1e-6
     else:
         assert isclose(p, stats.ttest_rel(*zip(*rows, strict=True)).pvalue, rel_tol=1e-6, abs_tol=1e-12)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.integers(0, 3))
-def test_holm_rejects_what_the_step_by_step_procedure_rejects(p, num_missing):
-    named = {str(index): value for index, value in enumerate(p)}
-    family = len(p) + num_missing
-    rejected = set()
-    for rank, (name, value) in enumerate(sorted(named.items(), key=lambda item: item[1])):
-        if value * (family - rank) > LEVEL:
-            break
-        rejected.add(name)
-    assert {name for name, value in holm(named, family).items() if value <= LEVEL} == rejected
 
 
 @pytest.mark.parametrize("has_pairs", [False, True])

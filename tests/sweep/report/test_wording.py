@@ -2,7 +2,8 @@
 
 import pytest
 
-from lit_illada.sweep.report.statistics import Estimate, compare, estimate
+from lit_illada.stats.intervals import Estimate, estimate
+from lit_illada.sweep.report.statistics import compare
 from lit_illada.sweep.report.wording import Unit, amount, duration, p_value, unit_of, verdict
 from lit_illada.sweep.spec import Goal
 
