@@ -1,4 +1,4 @@
-"""When is a text called a loop? Every threshold, with the default that the false-alarm rates were measured at.
+"""Thresholds of the loop detectors, each with the default at which false alarms were measured.
 
 Lengths and periods are in units: words and signs of the text, or the model's own tokens.
 """
@@ -10,102 +10,106 @@ from lit_illada.errors import UserError
 
 
 class Unit(StrEnum):
-    """words: a regular expression's, which compare across models. tokens: the model's, where a file holds them with
-    their texts, and words elsewhere."""
+    """What lengths are measured in."""
 
-    words = "words"
-    tokens = "tokens"
+    words = "words"  # words and signs by a regular expression; comparable across models
+    tokens = "tokens"  # the model's own, where a file holds them with their texts; words elsewhere
 
 
 @dataclass(frozen=True)
 class FloodRule:
-    """One or two units over and over."""
+    """One or two units over and over, such as "we, we, we,".
 
-    max_period: int = 2
-    min_cycles: float = 16
+    Fewer copies than min_cycles of so short a unit are neither a flood nor an exact run: "na na na" is no loop.
+    """
+
+    max_period: int = 2  # units of a copy, at most
+    min_cycles: float = 16  # copies
 
 
 @dataclass(frozen=True)
 class ExactRule:
-    """The same units again and again; inside code fences only min_cycles_in_code of them count."""
+    """The same units again and again, with a period above flood.max_period.
 
-    min_cycles: float = 3
-    min_length: int = 24
-    min_cycles_in_code: float = 5
+    Copies without any letter or digit, such as empty table cells, count from flood.min_cycles copies on.
+    """
+
+    min_cycles: float = 3  # copies
+    min_length: int = 24  # units of all copies together
+    min_cycles_in_code: float = 5  # copies inside code fences, tables and rows of data
 
 
 @dataclass(frozen=True)
 class NearExactRule:
-    """As exact, with some units exchanged. mismatch: which share at most. max_gap: how many in a row at most. What
-    changes a number in every copy, as a running sum does, is a template and no loop."""
+    """As exact, with some units exchanged.
 
-    mismatch: float = 0.1
-    max_gap: int = 2
-    min_cycles: float = 3
-    min_length: int = 32
-    min_cycles_in_code: float = 5
+    Copies that differ in what they say (in a number, an operator or a word that is no filler) are different fillings of
+    a template. A run is a loop only where consecutive copies repeat earlier fillings often enough: running sums,
+    drills, enumerations and forms are not. Closed code fences, tables and rows of data are left out.
+    """
+
+    mismatch: float = 0.1  # fraction of units that differ from the copy before, at most
+    max_gap: int = 2  # differing units in a row, at most
+    min_cycles: float = 3  # copies, and copies of each filling
+    min_length: int = 32  # units of all copies together
+    min_cycles_in_code: float = 5  # copies inside a code fence that is not closed
 
 
 @dataclass(frozen=True)
 class StatementRule:
     """Sentences that say what was said before.
 
-    A sentence of min_length units revisits one of the `lookback` before it when their rapidfuzz ratio reaches `ratio`
-    and their numbers are equal; a streak is `min_revisits` of `window` in a row. Where `self_correction` of its
-    sentences hold a phrase of self-correction, it is of that subtype. min_cycles_in_code: how often, inside code
-    fences, each sentence must stand there.
+    A sentence revisits one of the `lookback` sentences before it when their rapidfuzz ratio reaches `ratio` and they
+    agree in numbers, operators and all words but fillers ("next", "however"). A streak is min_revisits revisits in each
+    `window` consecutive sentences.
     """
 
-    min_length: int = 6
-    ratio: float = 90
-    lookback: int = 32
-    window: int = 10
-    min_revisits: int = 8
-    self_correction: float = 0.5
-    min_cycles_in_code: float = 5
+    min_length: int = 6  # units of a sentence; shorter ones are skipped
+    ratio: float = 90  # of 100
+    lookback: int = 32  # sentences
+    window: int = 10  # sentences
+    min_revisits: int = 8  # of `window`
+    min_cycles: float = 2.5  # units of a streak over units of its first copies: the third copy may be cut off
+    max_new: int = 1  # new sentences in a row; more of them, such as a verse between two refrains, end a streak
+    self_correction: float = 0.5  # fraction of sentences with a phrase of doubt that makes a streak self-correction
+    min_cycles_in_code: float = 5  # copies inside a code fence that is not closed; in closed ones none count
 
 
 @dataclass(frozen=True)
 class EndingRule:
-    """How a text ends.
+    """How a text ends."""
 
-    overflow_share: of the canvas, end-of-text tokens. runaway_length: units after the answer. escaped_share: new text
-    behind the loop, of the whole. terminal_slack: units behind the loop that still count as its end. closure_blocks:
-    an answer that a full canvas forces lies within so many blocks of block_length at its end.
-    """
-
-    overflow_share: float = 0.5
-    runaway_length: int = 20
-    escaped_share: float = 0.05
-    terminal_slack: int = 3
-    closure_blocks: int = 2
-    block_length: int = 32
+    overflow_share: float = 0.5  # fraction of the canvas that end-of-text tokens fill without an answer
+    runaway_length: int = 20  # units after the answer
+    escaped_share: float = 0.05  # fraction of the text that is new and follows the last loop
+    terminal_slack: int = 3  # units after a loop that still reaches the text's end
+    closure_blocks: int = 2  # blocks at the end of a full canvas within which a forced answer lies
+    block_length: int = 32  # units of such a block
 
 
 @dataclass(frozen=True)
 class WarningRule:
-    """The CUSUM that warns early. kappa: the slack a step, in standard deviations. false_alarms: of texts that do not
-    loop, which set the threshold. min_texts: fewer of them set none. ngram: the length whose novelty is followed."""
+    """The CUSUM that warns early."""
 
-    kappa: float = 0.5
-    false_alarms: float = 0.01
-    min_texts: int = 20
-    ngram: int = 4
+    kappa: float = 0.5  # slack per step, in standard deviations
+    false_alarms: float = 0.01  # fraction of texts without loops that may alarm; sets the threshold
+    min_texts: int = 20  # fewer texts without loops set no threshold
+    ngram: int = 4  # units whose novelty is followed
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """All rules. max_period: the longest period that is looked for. stop_texts: what ends a text."""
+    """All thresholds."""
 
     unit: Unit = Unit.tokens
-    max_period: int = 256
+    max_period: int = 256  # units of the longest period that is looked for
     flood: FloodRule = field(default_factory=FloodRule)
     exact: ExactRule = field(default_factory=ExactRule)
     near_exact: NearExactRule = field(default_factory=NearExactRule)
     statement: StatementRule = field(default_factory=StatementRule)
     ending: EndingRule = field(default_factory=EndingRule)
     warning: WarningRule = field(default_factory=WarningRule)
-    stop_texts: list[str] = field(
+    stop_texts: list[str] = field(  # what ends a text
         default_factory=lambda: [
             "<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eos|>", "</s>", "<eos>", "<pad>",
         ]
@@ -123,15 +127,18 @@ class LoopConfig:
                 f"loops.statement.min_revisits is {self.statement.min_revisits}; it must lie between 1 and "
                 f"loops.statement.window={self.statement.window}"
             )
-        for name, cycles in (("flood", self.flood), ("exact", self.exact), ("near_exact", self.near_exact)):
+        for name in ("flood", "exact", "near_exact", "statement"):
+            cycles = getattr(self, name)
             if cycles.min_cycles <= 1:
                 raise UserError(f"loops.{name}.min_cycles is {cycles.min_cycles}; it must be above 1")
+        if self.statement.max_new < 0:
+            raise UserError(f"loops.statement.max_new is {self.statement.max_new}; it must be 0 or more")
         if "" in self.stop_texts:
-            raise UserError("loops.stop_texts holds an empty text")
+            raise UserError("loops.stop_texts contains an empty text; remove it")
 
 
 @dataclass(frozen=True)
 class LoopsConfig:
-    """What `loops` is told."""
+    """The configuration of `loops analyze`."""
 
     loops: LoopConfig = field(default_factory=LoopConfig)

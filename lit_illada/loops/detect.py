@@ -118,7 +118,8 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
     num_canvas = known.num_canvas or len(units) + end.num_stops
     if not answered and end.num_stops >= config.ending.overflow_share * num_canvas > 0:
         kinds.add(Kind.overflow)
-    if end.answer_end is not None and num_units_after(end.content, end.answer_end) >= config.ending.runaway_length:
+    written, answer_end = units.written, end.answer_end
+    if written and answer_end is not None and num_units_after(written, answer_end) >= config.ending.runaway_length:
         kinds.add(Kind.runaway)
     if finished is False and not kinds:
         kinds.add(Kind.budget)
@@ -152,7 +153,7 @@ def _is_self_correction(units: Units, spans: list[Span]) -> bool:
     if units.written is None or not spans:
         return False
     main = max(spans, key=lambda span: span.end - span.start)
-    said = list(sentences(units_of_text(units.written.between(main.start, main.end)), 3))
+    said = list(sentences(units, 3, main.start, main.end))
     return sum(holds_phrase(sentence.text) for sentence in said) >= 0.5 * max(1, len(said))
 
 
@@ -162,11 +163,10 @@ def _is_forced_closure(units: Units, end: Ending, spans: list[Span], config: Loo
     room = config.ending.closure_blocks * config.ending.block_length
     if units.written is None or not 0 < len(units) - reached <= room or end.num_stops > room:
         return False
-    after = units.written.behind(reached)
-    answer = ANSWER_SECTION.search(after)
-    # a further copy that was cut short may stand before it
+    answer = ANSWER_SECTION.search(units.written.text, int(units.written.ends[reached - 1]))
+    # a further copy that was cut short may precede it
     least = max(8, *(span.period for span in spans))
-    return answer is not None and len(units_of_text(after[: answer.start()])) < least
+    return answer is not None and units.written.unit_at(answer.start()) - reached < least
 
 
 def _in_time(findings: Findings, steps: Sequence[int]) -> Findings:

@@ -4,13 +4,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_illada.loops.words import units_of_text
+from lit_illada.loops.words import Written
 
 THINK_END = re.compile(r"</think>|<\|/think\|>|</reasoning>")
 # GSM8K's mark; before words, or "2. Solve it", it is a heading of Markdown
 _MARKED = r"####[^\S\n]*(?!\d+[.):][^\S\n]+\S)[-+−]?(?:[$€£]\s?[-−]?)?\.?\d"
 _BEGUN = rf"####\s*\Z|{_MARKED}"
 _TAG_END = re.compile(r"</answer>")
+_TAG = re.compile(r"</?\w+>")
 _MARKED_LINE = re.compile(rf"{_MARKED}[^\n]*")
 _BOXED = re.compile(r"\\boxed\s*\{")
 # also what only begins an answer, or announces one
@@ -45,10 +46,10 @@ def ending(text: str, stop_texts: Sequence[str]) -> Ending:
     return Ending(content, num_stops, _ANSWER.search(content) is not None, _answer_end(content))
 
 
-def num_units_after(content: str, position: int) -> int:
-    """Words and signs behind a position, closing tags not counted."""
-    rest = re.sub(r"</?\w+>", " ", content[position:])
-    return len(units_of_text(rest))
+def num_units_after(written: Written, position: int) -> int:
+    """Units behind a position of the text, without those of closing tags."""
+    tags = [(written.unit_at(tag.start()), written.unit_at(tag.end())) for tag in _TAG.finditer(written.text, position)]
+    return len(written.starts) - written.unit_at(position) - sum(last - first for first, last in tags)
 
 
 def _answer_end(content: str) -> int | None:

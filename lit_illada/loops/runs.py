@@ -82,19 +82,40 @@ def near_runs(
     return new_ones(runs, np.zeros(len(ids), bool))
 
 
-def without_templates(runs: list[Run], ids: NDArray[np.int32], template_ids: NDArray[np.int32] | None) -> list[Run]:
-    """Those that come round to where they were: in a running sum or a drill every copy differs in some number."""
-    if template_ids is None:
-        return runs
-    kept = []
-    for run in runs:
-        here, before = slice(run.onset, run.end), slice(run.start, run.end - run.period)
-        is_new_number = (ids[here] != ids[before]) & (template_ids[here] == template_ids[before])
-        copies = np.arange(run.length - run.period) // run.period
-        num_whole = max(1, (run.length - run.period) // run.period)
-        if len(np.unique(copies[is_new_number])) < num_whole:
-            kept.append(run)
-    return kept
+def without_templates(
+    runs: list[Run], ids: NDArray[np.int32], is_content: NDArray[np.bool_], min_cycles: float
+) -> list[Run]:
+    """Runs whose copies stop saying anything new.
+
+    A slot is a position at which copies differ in a word, number or operator that says something. In a running sum, a
+    drill or a form every copy fills its slots anew. A run is a loop where several consecutive copies fill them as
+    earlier copies did: m such copies with u different fillings make (m + u) / u cycles, which must reach min_cycles.
+    """
+    return [run for run in runs if run.num_mismatches == 0 or _cycles_of_fillings(run, ids, is_content) >= min_cycles]
+
+
+def _cycles_of_fillings(run: Run, ids: NDArray[np.int32], is_content: NDArray[np.bool_]) -> float:
+    """The most cycles of fillings, where the whole copies are counted from the run's start or back from its end."""
+    length = run.length // run.period * run.period
+    parts = {(run.start, run.start + length), (run.end - length, run.end)}
+    return max(_cycles_of_whole(ids[low:high], is_content[low:high], run.period) for low, high in parts)
+
+
+def _cycles_of_whole(ids: NDArray[np.int32], is_content: NDArray[np.bool_], period: int) -> float:
+    num_copies = len(ids) // period
+    copies, says = ids.reshape(num_copies, period), is_content.reshape(num_copies, period)
+    is_slot = ((copies[1:] != copies[:-1]) & (says[1:] | says[:-1])).any(0)
+    if not is_slot.any():
+        return num_copies
+    _, first, filling = np.unique(copies[:, is_slot], axis=0, return_index=True, return_inverse=True)
+    filling = filling.reshape(-1)
+    is_old = first[filling] < np.arange(num_copies)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_old, [False]])))
+    most = 1.0
+    for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        num_fillings = len(np.unique(filling[begin:end]))
+        most = max(most, (end - begin + num_fillings) / num_fillings)
+    return most
 
 
 def new_ones(runs: list[Run], is_told: NDArray[np.bool_]) -> list[Run]:

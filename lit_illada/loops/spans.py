@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lit_illada.loops.config import LoopConfig
 from lit_illada.loops.runs import Run, bounds, exact_runs, near_runs, new_ones, without_templates
 from lit_illada.loops.statements import Streak, streaks
+from lit_illada.loops.structure import Structure, structure
 from lit_illada.loops.words import Units, sentences
 
 MAX_LENGTH = 2**18
@@ -56,18 +57,31 @@ class Span:
 def loop_spans(units: Units, config: LoopConfig) -> list[Span]:
     """Floods, exact and near-exact runs, by start; then statement streaks."""
     is_told = np.zeros(len(units), bool)
+    parts = structure(units.written) if units.written is not None else Structure(None, None)
+    exact = [run for run in _exact(units, config) if _has_words(run, units) or run.cycles >= config.flood.min_cycles]
+    floods = [  # a table of empty cells is none
+        run
+        for run in _floods(units, config)
+        if _has_words(run, units) or parts.share(parts.is_rigid, run.start, run.end) < 0.5
+    ]
     runs = {
-        Kind.flood: _floods(units, config),
-        Kind.exact: _counting(_exact(units, config), units, config.exact.min_cycles_in_code),
-        Kind.near_exact: _counting(_near(units, config), units, config.near_exact.min_cycles_in_code),
+        Kind.flood: floods,
+        Kind.exact: _outside_code(exact, parts, config.exact.min_cycles_in_code),
+        Kind.near_exact: _free(_near(units, config), parts, config.near_exact.min_cycles_in_code),
     }
     spans = [_span(kind, run) for kind, found in runs.items() for run in new_ones(found, is_told)]
     if units.written is not None:
         rule = config.statement
-        said = [sentence for sentence in sentences(units, rule.min_length) if sentence.end <= MAX_LENGTH]
-        found = _counting(streaks(said, rule), units, rule.min_cycles_in_code)
-        spans += [_statement_span(streak) for streak in found]
+        said = list(sentences(units, rule.min_length, end=min(len(units), MAX_LENGTH)))
+        spans += [_statement_span(streak) for streak in _free(streaks(said, rule), parts, rule.min_cycles_in_code)]
     return spans
+
+
+def _has_words(run: Run, units: Units) -> bool:
+    """Whether a copy holds a letter or a digit; empty cells and rulings hold none. True where only ids are known."""
+    if not units.words:
+        return True
+    return any(any(map(str.isalnum, units.words[index])) for index in set(units.ids[run.start : run.onset].tolist()))
 
 
 def is_template(units: Units, spans: list[Span], config: LoopConfig) -> bool:
@@ -98,7 +112,8 @@ def _exact(units: Units, config: LoopConfig) -> list[Run]:
 
 
 def _near(units: Units, config: LoopConfig) -> list[Run]:
-    return without_templates(_near_runs(units.ids, config), units.ids, units.template_ids)
+    runs = _near_runs(units.ids, config)
+    return without_templates(runs, units.ids, units.is_content, config.near_exact.min_cycles)
 
 
 def _near_runs(ids: NDArray[np.int32], config: LoopConfig) -> list[Run]:
@@ -120,12 +135,23 @@ def _above(runs: list[Run], period: int) -> list[Run]:
     return [run for run in runs if run.period > period]
 
 
-def _counting(loops: Sequence[T], units: Units, min_cycles: float) -> list[T]:
-    """Those that count: code repeats itself, so what lies in fences must do so more often."""
-    is_code = units.written.is_code if units.written is not None else None
-    if is_code is None:
-        return list(loops)
-    return [loop for loop in loops if loop.cycles >= min_cycles or is_code[loop.start : loop.end].mean() <= 0.5]
+def _outside_code(runs: list[Run], parts: Structure, min_cycles: float) -> list[Run]:
+    """Code and tables repeat themselves: a run that lies in them needs more copies."""
+
+    def is_inside(run: Run) -> bool:
+        masks = (parts.is_code, parts.is_rigid)
+        return any(parts.share(mask, run.start, run.end) > 0.5 for mask in masks)
+
+    return [run for run in runs if run.cycles >= min_cycles or not is_inside(run)]
+
+
+def _free(loops: Sequence[T], parts: Structure, min_cycles: float) -> list[T]:
+    """Closed code blocks and tables repeat themselves with small changes however long they are: what lies in them is
+    left out. In a block that is not closed, min_cycles copies count."""
+    free = [loop for loop in loops if parts.share(parts.is_rigid, loop.start, loop.end) <= 0.5]
+    return [
+        loop for loop in free if loop.cycles >= min_cycles or parts.share(parts.is_code, loop.start, loop.end) <= 0.5
+    ]
 
 
 def _span(kind: Kind, run: Run) -> Span:

@@ -1,6 +1,6 @@
-"""Does a text say again what it said, if in other words? Streaks of sentences that revisit earlier ones.
+"""Finds streaks of sentences that say again what earlier sentences said.
 
-Linear in the text: each sentence is compared with the `lookback` before it, and only where their numbers are equal.
+Linear in the text: each sentence is compared with the `lookback` before it, and only where their keys are equal.
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 from rapidfuzz.fuzz import ratio
 
 from lit_illada.loops.config import StatementRule
@@ -17,26 +18,24 @@ from lit_illada.loops.words import Sentence
 
 @dataclass(frozen=True)
 class Streak:
-    """start: of the first copy. onset: of the first sentence said again. period: from a sentence back to the one it
-    repeats, the median. cycles: sentences of the streak and their first copies, a distinct one. originals, copies:
-    (start, end) of first copies and of revisits."""
+    """A stretch of sentences most of which were said before. Positions and lengths in units."""
 
-    start: int
-    onset: int
+    start: int  # of the first copy
+    onset: int  # of the first sentence that is said again
     end: int
-    period: int
-    cycles: float
+    period: int  # median distance from a sentence back to the one it repeats
+    cycles: float  # units of the first copies and the revisits, over units of the first copies
     is_self_correction: bool
-    originals: list[tuple[int, int]]
-    copies: list[tuple[int, int]]
+    originals: list[tuple[int, int]]  # (start, end) of the first copies
+    copies: list[tuple[int, int]]  # (start, end) of the revisits
 
 
 def revisits(said: Sequence[Sentence], rule: StatementRule) -> list[int | None]:
-    """For each sentence the nearest of the `lookback` before it that says the same."""
-    before: dict[tuple[str, ...], list[int]] = {}
+    """For each sentence the index of the nearest earlier one that says the same, or None."""
+    before: dict[object, list[int]] = {}
     found: list[int | None] = []
     for index, sentence in enumerate(said):
-        earlier = before.setdefault(sentence.numbers, [])
+        earlier = before.setdefault(sentence.key, [])
         del earlier[: max(0, len(earlier) - rule.lookback)]
         found.append(_nearest(said, index, earlier, rule))
         earlier.append(index)
@@ -44,7 +43,7 @@ def revisits(said: Sequence[Sentence], rule: StatementRule) -> list[int | None]:
 
 
 def streaks(said: Sequence[Sentence], rule: StatementRule) -> list[Streak]:
-    """Stretches in which min_revisits of every `window` sentences revisit another."""
+    """Stretches in which min_revisits of every `window` sentences revisit another, with enough cycles."""
     found = revisits(said, rule)
     is_revisit = np.array([item is not None for item in found], np.int64)
     if len(said) < rule.window or is_revisit.sum() < rule.min_revisits:
@@ -53,11 +52,14 @@ def streaks(said: Sequence[Sentence], rule: StatementRule) -> list[Streak]:
     is_inside = np.zeros(len(said) + 1, bool)
     for begin in np.flatnonzero(counts >= rule.min_revisits).tolist():
         is_inside[begin : begin + rule.window] = True
+    is_inside[:-1] &= ~_in_groups(is_revisit == 0, rule.max_new)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], is_inside])))
-    return [
+    every = (
         _streak(said, found, first, last, rule)
         for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-    ]
+        if is_revisit[first:last].any()
+    )
+    return [streak for streak in every if streak.cycles >= rule.min_cycles and len(streak.copies) >= rule.min_revisits]
 
 
 def _nearest(said: Sequence[Sentence], index: int, earlier: list[int], rule: StatementRule) -> int | None:
@@ -88,8 +90,21 @@ def _streak(said: Sequence[Sentence], found: list[int | None], first: int, last:
         onset=said[again[0]].start,
         end=said[again[-1]].end,
         period=round(median(distances)),
-        cycles=len(members) / len(firsts),
+        cycles=_num_units(said, members) / _num_units(said, firsts),
         is_self_correction=share >= rule.self_correction,
         originals=[(said[index].start, said[index].end) for index in firsts],
         copies=[(said[index].start, said[index].end) for index in again],
     )
+
+
+def _num_units(said: Sequence[Sentence], members: Sequence[int]) -> int:
+    return sum(said[index].end - said[index].start for index in members)
+
+
+def _in_groups(is_new: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
+    """Whether each sentence lies among more than `most` new ones in a row."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_new, [False]])))
+    inside = np.zeros(len(is_new), bool)
+    for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        inside[first:last] = last - first > most
+    return inside

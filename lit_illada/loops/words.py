@@ -1,93 +1,130 @@
-"""What are the units of a text in which loops are measured, and its sentences?
+"""Splits a text into units (words and signs, or a model's tokens) and into sentences.
 
-Words and signs by a regular expression, so that texts of different models compare; or a model's own tokens.
+Words and signs come from one regular expression, so that texts of different models compare.
 """
 
 import re
-from array import array
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-# what rules a table or a heading off is one unit: its dashes are no loop; longer stretches are read sign by sign
+# a line that rules off a table or a heading is one unit: its dashes are no loop; longer stretches are read sign by sign
 _RULING_LINE = r"(?m:^[^\S\n]*[-=*#~+|:.─━═┼┬┴├┤]{2}[-=*#~+|:.─━═┼┬┴├┤ ]{2,197}$)"
 _RULING_SIGNS = "-=*#~─━═"
 _RULING = "|".join(f"{re.escape(sign)}{{4,}}" for sign in _RULING_SIGNS)
-_WORD = re.compile(rf"\w+|{_RULING_LINE}|{_RULING}|[^\w\s]")
+_WORD = re.compile(rf"(\w+|{_RULING_LINE}|{_RULING}|[^\w\s])")
 _LONGEST_RULING = 120
 _DIGITS = re.compile(r"\d+")
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-# from the first of its signs on and never back: a flood of them would else be read again from each
+# the possessive quantifier never backtracks: a long run of full stops is read once, not once per sign
 _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s)|\n")
-_FENCE = re.compile(r"^[^\S\n]*(?:```|~~~).*$", re.MULTILINE)
-_LONGEST_SENTENCE = 64  # units; what runs on without a full stop is cut, so that comparing stays cheap
+_LONGEST_SENTENCE = 64  # units; longer stretches without a full stop are cut, which bounds the cost of comparing them
+
+# Words that count, as digits do: two copies that differ in one of them say something else.
+_COUNTING = frozenset(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion "
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
+    "sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth hundredth thousandth "
+    "once twice thrice half quarter "
+    "monday tuesday wednesday thursday friday saturday sunday january february march april june july august september "
+    "october november december "
+    "ii iii iv vi vii viii ix xi xii xiii xiv xv".split()
+)
+# Words that bring nothing new: sentences and copies that differ in these alone say the same.
+_FILLERS = frozenset(
+    "a an the this that these those it its he she they them we us our you your i me my some any each both all "
+    "is are was were be been being am do does did done has have had can could will would shall should may might must "
+    "to of in on at by for with from as into onto up out off about than if or and but so yet nor not no "
+    "next now then finally however again also too still instead therefore thus hence after afterwards before further "
+    "furthermore moreover additionally alternatively similarly likewise lastly another other different same more just "
+    "doesn don didn isn aren wasn weren hasn haven hadn couldn wouldn shouldn cannot won "
+    "firstly let lets s t m d re ve ll okay ok well wait hmm actually maybe perhaps here there".split()
+)
+# arithmetic signs and their names in LaTeX: 2 + 3 and 2 * 3 are different attempts
+_OPERATORS = frozenset("+ - − * × ÷ / · times div cdot".split())
+_OPENING = "First"  # at the beginning of a sentence it counts nothing: First, … Next, … Finally, …
+_NUMBER, _OPERATOR = "\0", "\1"  # in templates; in no text
 
 
 @dataclass(frozen=True)
 class Written:
-    """Where units lie in their text. is_code: inside a code fence; None: there is no fence."""
+    """The text of a sequence of units and where they lie in it."""
 
     text: str
-    starts: NDArray[np.int64]
+    starts: NDArray[np.int64]  # characters
     ends: NDArray[np.int64]
-    is_code: NDArray[np.bool_] | None
 
     def between(self, start: int, end: int) -> str:
         """The text of the units start to end."""
         return self.text[self.starts[start] : self.ends[end - 1]] if end > start else ""
 
     def behind(self, unit: int) -> str:
-        """The text from the end of the units before `unit` on."""
+        """The text after the unit before `unit`."""
         return self.text[self.ends[unit - 1] :] if unit else self.text
+
+    def unit_at(self, position: int) -> int:
+        """The first unit that starts at a position of the text or behind it."""
+        return int(np.searchsorted(self.starts, position))
 
 
 @dataclass(frozen=True)
 class Units:
-    """A sequence in which loops are looked for.
+    """A sequence in which loops are looked for."""
 
-    ids: equal where the units are. template_ids: the same with all numbers made alike, or None where there are none to
-    make alike. written: None where only ids are known.
-    """
-
-    ids: NDArray[np.int32]
+    ids: NDArray[np.int32]  # equal where the units are equal
+    words: list[str]  # the text of each id; empty where only token ids are known
+    # as ids, with all numbers, ordinals and operators (slots) made equal; None where the text has none
     template_ids: NDArray[np.int32] | None = None
-    written: Written | None = None
+    written: Written | None = None  # None where only token ids are known
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def is_slot(self) -> NDArray[np.bool_]:
+        """For each unit, whether it is a number, a word that counts or an operator."""
+        return self._of_words(lambda word: _template(word)[:1] in (_NUMBER, _OPERATOR))
+
+    @cached_property
+    def is_content(self) -> NDArray[np.bool_]:
+        """For each unit, whether it is a word or a slot that says something: no filler and no punctuation."""
+        return self.is_slot | self._of_words(_is_content)
+
+    def _of_words(self, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
+        if not self.words:  # only token ids are known
+            return np.zeros(len(self.ids), bool)
+        return np.fromiter(map(holds, self.words), bool, len(self.words))[self.ids]
+
 
 def units_of_text(text: str) -> Units:
-    """Words and signs."""
-    table: dict[str, int] = {}
-    ids, starts = array("i"), array("q")
-    for found in _WORD.finditer(text):
-        ids.append(table.setdefault(found[0], len(table)))
-        starts.append(found.start())
-    words = list(table)
-    sizes = np.array([len(word) for word in words], np.int64)
-    numbers, places = np.array(ids, np.int32), np.array(starts, np.int64)
-    is_flood = [size > _LONGEST_RULING and word[0] in _RULING_SIGNS for word, size in zip(words, sizes, strict=True)]
+    """Words and signs of a text."""
+    pieces = _WORD.split(text)  # by turns what lies between two units, and a unit
+    ends = np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
+    said = pieces[1::2]
+    table = {word: index for index, word in enumerate(dict.fromkeys(said))}
+    ids = np.fromiter(map(table.__getitem__, said), np.int32, len(said))
+    words, starts, ends = list(table), ends[:-1:2], ends[1::2]
+    is_flood = [len(word) > _LONGEST_RULING and word[0] in _RULING_SIGNS for word in words]
     if any(is_flood):
-        numbers, places, words = _sign_by_sign(numbers, places, words, np.array(is_flood))
-        sizes = np.array([len(word) for word in words], np.int64)
-    return _units(numbers, words, text, places, places + sizes[numbers])
+        ids, starts, words = _sign_by_sign(ids, starts, words, np.array(is_flood))
+        ends = starts + np.array([len(word) for word in words], np.int64)[ids]
+    return _units(ids, words, text, starts, ends)
 
 
 def _sign_by_sign(
     ids: NDArray[np.int32], starts: NDArray[np.int64], words: list[str], is_flood: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], list[str]]:
-    """The same with each sign of a flooding word a unit."""
+    """The same units with each sign of an overlong ruling as a unit."""
     times = np.where(is_flood[ids], np.array([len(word) for word in words])[ids], 1)
     firsts = np.cumsum(times) - times
-    places = np.repeat(starts, times) + np.arange(times.sum()) - np.repeat(firsts, times)
+    positions = np.repeat(starts, times) + np.arange(times.sum()) - np.repeat(firsts, times)
     words = [word[0] if flood else word for word, flood in zip(words, is_flood.tolist(), strict=True)]
     table: dict[str, int] = {}
     renamed = np.array([table.setdefault(word, len(table)) for word in words], np.int32)
-    return renamed[np.repeat(ids, times)], places, list(table)
+    return renamed[np.repeat(ids, times)], positions, list(table)
 
 
 def units_of_tokens(token_ids: Sequence[int], tokens: Sequence[str] | None = None) -> Units:
@@ -95,7 +132,7 @@ def units_of_tokens(token_ids: Sequence[int], tokens: Sequence[str] | None = Non
     values, inverse = np.unique(np.asarray(token_ids, np.int64), return_inverse=True)
     ids = inverse.astype(np.int32)
     if tokens is None:
-        return Units(ids)
+        return Units(ids, [])
     words = [""] * len(values)
     for index, token in zip(ids.tolist(), tokens, strict=True):
         words[index] = token
@@ -107,42 +144,63 @@ def units_of_tokens(token_ids: Sequence[int], tokens: Sequence[str] | None = Non
 def _units(
     ids: NDArray[np.int32], words: list[str], text: str, starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> Units:
-    return Units(ids, _alike_but_numbers(ids, words), Written(text, starts, ends, _inside_fences(text, starts)))
-
-
-def _alike_but_numbers(ids: NDArray[np.int32], words: list[str]) -> NDArray[np.int32] | None:
     alike: dict[str, int] = {}
-    templates = [alike.setdefault(_DIGITS.sub("0", word), len(alike)) for word in words]
-    return np.array(templates, np.int32)[ids] if len(alike) < len(words) else None
+    templates = [alike.setdefault(_template(word), len(alike)) for word in words]
+    template_ids = np.array(templates, np.int32)[ids] if len(alike) < len(words) else None
+    return Units(ids, words, template_ids, Written(text, starts, ends))
 
 
-def _inside_fences(text: str, starts: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-    fences = [found.start() for found in _FENCE.finditer(text)]
-    # behind an odd number of fences a unit is in code
-    return np.searchsorted(np.array(fences), starts, side="right") % 2 == 1 if fences else None
+def _template(word: str) -> str:
+    """A word with its digits, or a whole counting word, replaced by a mark; likewise an operator."""
+    plain = word.strip()
+    if plain in _OPERATORS:
+        return _OPERATOR
+    if plain.isalpha():
+        return _NUMBER if plain.lower() in _COUNTING and plain != _OPENING else word
+    masked = _DIGITS.sub(_NUMBER, word)
+    return _NUMBER + masked if masked != word else word
+
+
+def _is_content(word: str) -> bool:
+    plain = word.strip()
+    if plain == _OPENING:
+        return False
+    plain = plain.lower()
+    return plain not in _FILLERS and any(map(str.isalnum, plain))
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """start, end: its units. numbers: what must be equal for two sentences to say the same."""
+    """A sentence, or a line without a full stop."""
 
-    start: int
+    start: int  # its units
     end: int
     text: str
-    numbers: tuple[str, ...]
+    key: tuple[frozenset[int], tuple[int, ...]]  # what must be equal for two sentences to say the same: the set of
+    # ids of their words but for fillers, and the ids of their numbers, counting words and operators, in order
 
 
-def sentences(units: Units, min_length: int) -> Iterator[Sentence]:
-    """Those of at least min_length units, in order; a line end ends a sentence."""
+def sentences(units: Units, min_length: int, start: int = 0, end: int | None = None) -> Iterator[Sentence]:
+    """Sentences of at least min_length units among the units start to end, in order; a line end ends a sentence."""
     assert units.written is not None
-    written, unit = units.written, 0
-    starts, text = written.starts.tolist(), written.text
-    cuts = [found.end() for found in _SENTENCE_END.finditer(text)]
-    for cut in [*cuts, len(text)]:
-        following = bisect_left(starts, cut, unit)
-        for start in range(unit, following, _LONGEST_SENTENCE):
-            end = min(start + _LONGEST_SENTENCE, following)
-            if end - start >= min_length:
-                said = " ".join(written.between(start, end).split())
-                yield Sentence(start, end, said, tuple(_NUMBER.findall(said)))
-        unit = following
+    end = len(units) if end is None else end
+    if start >= end:
+        return
+    written = units.written
+    low, high = int(written.starts[start]), int(written.ends[end - 1])
+    cuts = [match.end() for match in _SENTENCE_END.finditer(written.text, low, high)]
+    bounds = [*np.searchsorted(written.starts[:end], cuts).tolist(), end]
+    unit = start
+    for following in bounds:
+        for first in range(unit, following, _LONGEST_SENTENCE):
+            last = min(first + _LONGEST_SENTENCE, following)
+            if last - first >= min_length:
+                said = " ".join(written.between(first, last).split())
+                yield Sentence(first, last, said, _key(units, first, last))
+        unit = max(unit, following)
+
+
+def _key(units: Units, start: int, end: int) -> tuple[frozenset[int], tuple[int, ...]]:
+    ids = units.ids[start:end]
+    content, slots = ids[units.is_content[start:end]], ids[units.is_slot[start:end]]
+    return frozenset(content.tolist()), tuple(slots.tolist())

@@ -114,9 +114,9 @@ def test_a_running_sum_is_a_template_and_a_standing_one_a_loop():
     sums = ids([unit for copy in range(5) for unit in [*words, 1000 + copy]])
     template = ids([unit if unit < 1000 else number for unit in sums])
     (run,) = near_runs(sums, **NEAR)
-    assert without_templates([run], sums, template) == []
+    assert without_templates([run], sums, template, 3) == []
     standing = ids([unit for copy in range(5) for unit in [*words, 1000 + copy // 4]])
-    assert len(without_templates(near_runs(standing, **NEAR), standing, template)) == 1
+    assert len(without_templates(near_runs(standing, **NEAR), standing, template, 3)) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=8))
