@@ -12,7 +12,9 @@ from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.generate import generate
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
-from lit_illada.objective import AutoregressiveObjective, DiffusionObjective, DiffusionObjectiveConfig
+from lit_illada.objective.autoregressive import AutoregressiveObjective
+from lit_illada.objective.config import DiffusionObjectiveConfig
+from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, nll, nll_bound
 from lit_illada.training.module import PretrainModule
 from lit_illada.tree import dump

@@ -38,13 +38,10 @@ from lit_illada.model.hf import load_model
 from lit_illada.model.initial import InitialWeights, fill
 from lit_illada.model.lora import add_lora, num_adapter_parameters
 from lit_illada.model.transformer import Transformer
-from lit_illada.objective import (
-    AutoregressiveObjective,
-    AutoregressiveObjectiveConfig,
-    DiffusionObjective,
-    DiffusionObjectiveConfig,
-    Objective,
-)
+from lit_illada.objective.autoregressive import AutoregressiveObjective
+from lit_illada.objective.config import AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
+from lit_illada.objective.diffusion import DiffusionObjective
+from lit_illada.objective.loss import Objective
 from lit_illada.run_folder import RunFolder
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
@@ -52,7 +49,9 @@ from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.scoring.wording import Chat
 from lit_illada.training.callbacks import GracefulStop, ProgressBar, SkippedShards, TextSamples, TimeLimit
-from lit_illada.training.divergence import DivergenceGuard, Rollback
+from lit_illada.training.config.divergence import Rollback
+from lit_illada.training.config.trainer import Precision
+from lit_illada.training.divergence import DivergenceGuard
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.optim import check_optimizer
 from lit_illada.training.parallel import prepare_block, shard
@@ -60,7 +59,7 @@ from lit_illada.training.progress import ProgressFile
 from lit_illada.training.saving import Checkpoints, Retention
 from lit_illada.training.sft import ExactMatch, Question, SFTModule
 from lit_illada.training.throughput import Throughput, matmul_flops_per_s
-from lit_illada.training.trainer import Precision, make_trainer
+from lit_illada.training.trainer import make_trainer
 from lit_illada.tree import to_tree
 
 log = logging.getLogger(__name__)

@@ -22,12 +22,12 @@ from lit_illada.errors import UserError, unknown
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
-from lit_illada.model.lora import ADAPTERS, FullWeights, LoraConfig
-from lit_illada.objective import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
+from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
+from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir
-from lit_illada.training.optim import MuonConfig, OptimConfig
-from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
+from lit_illada.training.config.optim import MuonConfig, OptimConfig
+from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
 from lit_illada.tree import from_tree, keys_of, nearest_key, require_assignment
 
 T = TypeVar("T")

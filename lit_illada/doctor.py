@@ -17,7 +17,7 @@ from lit_illada import requirements
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import AttentionKernel
 from lit_illada.requirements import Finding, Verdict
-from lit_illada.training.trainer import Accelerator, Precision
+from lit_illada.training.config.trainer import Accelerator, Precision
 
 # package: what it is for, and the extra that brings it
 _OPTIONAL = {

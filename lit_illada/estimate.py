@@ -18,10 +18,9 @@ from lit_illada.model.config import ModelConfig, parameters_by_part
 from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.sweep_costs import row_length, selected_share, step_flops, with_vocabulary
 from lit_illada.sweep_speed import TYPICAL_MFU
-from lit_illada.training.parallel import ParallelConfig, Strategy
-from lit_illada.training.recomputation import Recomputation
+from lit_illada.training.config.parallel import ParallelConfig, Recomputation, Strategy
+from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
 from lit_illada.training.throughput import matmul_flops_per_s
-from lit_illada.training.trainer import Accelerator, Precision, TrainerConfig
 from lit_illada.tree import from_tree, to_tree
 
 

@@ -21,7 +21,7 @@ from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.trace import Recorder, Trace, write_traces
 from lit_illada.run_folder import flatten
 from lit_illada.runtime.files import read_text
-from lit_illada.training.trainer import Precision
+from lit_illada.training.config.trainer import Precision
 from lit_illada.tree import to_tree
 
 

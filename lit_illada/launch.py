@@ -25,7 +25,7 @@ from lit_illada.job_script import Job, preparation_script, training_script
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.files import write_atomically
 from lit_illada.slurm import Allocation
-from lit_illada.training.trainer import Accelerator, TrainerConfig
+from lit_illada.training.config.trainer import Accelerator, TrainerConfig
 from lit_illada.tree import dump
 
 _SCRIPT = "launch.sh"

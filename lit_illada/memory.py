@@ -14,10 +14,11 @@ from lit_illada.model.attention import LONGEST_MATMUL_ROW, takes_heads
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_linear_parameters, num_parameters
 from lit_illada.model.hf import tensor_shapes
 from lit_illada.model.lm_head import default_chunk_size
-from lit_illada.model.lora import LoraConfig, adapter_shapes, num_adapter_parameters
-from lit_illada.training.optim import AdamW8bitConfig, MuonConfig, OptimizerConfig, is_muons
-from lit_illada.training.parallel import ParallelConfig, Strategy
-from lit_illada.training.recomputation import Recomputation
+from lit_illada.model.lora import adapter_shapes, num_adapter_parameters
+from lit_illada.model.lora_config import LoraConfig
+from lit_illada.training.config.optim import AdamW8bitConfig, MuonConfig, OptimizerConfig
+from lit_illada.training.config.parallel import ParallelConfig, Recomputation, Strategy
+from lit_illada.training.optim import is_muons
 
 ALONE = ParallelConfig()
 

@@ -22,7 +22,7 @@ from lit_illada.score_jobs import Asked, Material
 from lit_illada.scoring.evaluation import Progress
 from lit_illada.scoring.scorer import OnWork
 from lit_illada.solve import numbers
-from lit_illada.training.trainer import Precision
+from lit_illada.training.config.trainer import Precision
 from lit_illada.tree import dump, read_yaml, to_tree
 from lit_illada.writing import Writer
 

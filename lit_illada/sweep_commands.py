@@ -16,7 +16,7 @@ from lit_illada.data.config import DataConfig
 from lit_illada.data_commands import prepare_dataset
 from lit_illada.errors import UserError
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
-from lit_illada.sweep.library import begin_path, library, read_spec
+from lit_illada.sweep.library import begin_path, read_spec
 from lit_illada.sweep.plan import Tree, expand, set_in
 from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.progress import Overview, RunStatus
@@ -25,7 +25,7 @@ from lit_illada.sweep.spec import Command, Measure, SweepSpec
 from lit_illada.sweep.table import SweepTable, duration, summary
 from lit_illada.sweep_costs import disk_bytes, expected_vocab_size, memory_bytes, step_flops
 from lit_illada.sweep_speed import Speed, speed_of
-from lit_illada.training.trainer import Accelerator
+from lit_illada.training.config.trainer import Accelerator
 from lit_illada.tree import from_tree, to_tree
 
 
@@ -36,14 +36,6 @@ class Workers:
     at_once: int | None
     threads: int
     slurm: SlurmOptions | None = None
-
-
-def show_library() -> None:
-    """Every sweep that comes with the package, and its question."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name in library():
-        table.add_row(name, read_spec(name).question)
-    Console().print(table, highlight=False)
 
 
 def plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:

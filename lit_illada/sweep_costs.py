@@ -14,9 +14,9 @@ from lit_illada.memory import MicroBatch, StepMemory, kernel_on, step_memory
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.lora import num_adapter_parameters
-from lit_illada.objective import AutoregressiveObjectiveConfig, JointDraw
+from lit_illada.objective.config import AutoregressiveObjectiveConfig, JointDraw
 from lit_illada.runtime.files import read_bytes
-from lit_illada.training.trainer import Accelerator
+from lit_illada.training.config.trainer import Accelerator
 from lit_illada.tree import from_tree
 
 # what interpreter and libraries hold before there is a model, seen with torch 2.13 on Linux

@@ -8,8 +8,8 @@ import torch
 
 from lit_illada.sweep.layout import PlannedRun
 from lit_illada.sweep.progress import RunStatus
+from lit_illada.training.config.trainer import Accelerator, Precision
 from lit_illada.training.throughput import matmul_flops_per_s
-from lit_illada.training.trainer import Accelerator, Precision
 
 # of the speed of large matrix products, as runs of this code were seen to reach; small models reach less
 TYPICAL_MFU = {Accelerator.cpu: 0.15, Accelerator.gpu: 0.35}

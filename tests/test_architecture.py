@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "processes": set(),
     "slurm": {"errors"},
     "choice": set(),
+    "lazy": set(),
     "share": set(),
     "periodic": set(),
     "runtime": {"errors"},
@@ -23,12 +24,12 @@ MAY_IMPORT = {
     "cache": set(),
     "model": {"batch", "cache", "choice", "errors", "runtime"},
     "data": {"batch", "choice", "errors", "runtime"},
-    "objective": {"batch", "choice", "errors"},
-    "generation": {"batch", "cache", "choice", "errors", "periodic", "runtime"},
+    "objective": {"batch", "choice", "errors", "lazy"},
+    "generation": {"batch", "cache", "choice", "errors", "lazy", "periodic", "runtime"},
     "scoring": {"batch", "choice", "errors", "generation", "stats", "numbers", "objective", "runtime"},
     # model: parallel.py alone knows which parts of it are cut
     "training": {"batch", "choice", "errors", "runtime", "generation", "stats", "model", "objective", "run_folder"}
-    | {"processes", "scoring"},
+    | {"lazy", "processes", "scoring"},
     "loops": {"choice", "errors", "runtime", "share", "stats", "numbers", "tree", "data", "generation"},
     "tree": {"choice", "errors", "runtime"},
     "config": {"choice", "tree", "errors", "runtime", "share", "scoring", "training"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lit_illada.config import SCHEMAS, PretrainConfig, load, load_file
 from lit_illada.errors import UserError
-from lit_illada.objective import DiffusionObjectiveConfig
+from lit_illada.objective.config import DiffusionObjectiveConfig
 from lit_illada.objective.mask_ratio import MASK_RATIOS
 from lit_illada.share import conf_dir
 from lit_illada.tree import dump, from_tree, to_tree

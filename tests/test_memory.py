@@ -15,11 +15,13 @@ from lit_illada.config import load
 from lit_illada.memory import MicroBatch, activation_bytes, kernel_on, optimizer_bytes, step_memory, trained_shapes
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_parameters, parameters_by_part
 from lit_illada.model.flops import training_flops
-from lit_illada.model.lora import TARGETS, LoraConfig, add_lora, num_adapter_parameters
+from lit_illada.model.lora import add_lora, num_adapter_parameters
+from lit_illada.model.lora_config import TARGETS, LoraConfig
 from lit_illada.model.transformer import Transformer
-from lit_illada.training.optim import AdamW8bitConfig, AdamWConfig, MuonConfig, build_optimizer
-from lit_illada.training.parallel import ParallelConfig, Strategy
-from lit_illada.training.recomputation import Recomputation, recompute
+from lit_illada.training.config.optim import AdamW8bitConfig, AdamWConfig, MuonConfig
+from lit_illada.training.config.parallel import ParallelConfig, Recomputation, Strategy
+from lit_illada.training.optim import build_optimizer
+from lit_illada.training.recomputation import recompute
 
 OPTIMIZERS = [
     pytest.param(AdamWConfig(), id="adamw"),

@@ -18,7 +18,7 @@ from lit_illada.generation.caching import DualCache
 from lit_illada.generation.selection import Threshold
 from lit_illada.model.hf import load_model
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.trainer import Precision
+from lit_illada.training.config.trainer import Precision
 from lit_illada.writing import Writer, Written
 
 

@@ -26,8 +26,8 @@ from lit_illada.model.config import AttentionKernel
 from lit_illada.model.fused_loss import fused_kernel
 from lit_illada.model.lm_head import default_chunk_size, token_scores
 from lit_illada.model.transformer import Transformer
-from lit_illada.training.recomputation import Recomputation
-from lit_illada.training.trainer import Precision
+from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.config.trainer import Precision
 
 # of the norm; bfloat16's own rounding is a few thousandths
 _LARGEST_ERROR = 0.02

@@ -17,9 +17,9 @@ from lit_illada.config import PretrainConfig, load
 from lit_illada.data.prepare import prepare
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.callbacks import GracefulStop
+from lit_illada.training.config.trainer import Precision
 from lit_illada.training.optim import build_optimizer
 from lit_illada.training.schedule import LearningRate
-from lit_illada.training.trainer import Precision
 
 _WARM_UP_STEPS = 2
 

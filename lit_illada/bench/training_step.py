@@ -15,10 +15,13 @@ from lit_illada.config import load
 from lit_illada.model.config import AttentionKernel, ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.transformer import Transformer
-from lit_illada.objective import DiffusionObjective, DiffusionObjectiveConfig
-from lit_illada.training.optim import OPTIMIZERS, build_optimizer
-from lit_illada.training.recomputation import Recomputation, recompute
-from lit_illada.training.trainer import Precision
+from lit_illada.objective.config import DiffusionObjectiveConfig
+from lit_illada.objective.diffusion import DiffusionObjective
+from lit_illada.training.config.optim import OPTIMIZERS
+from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.config.trainer import Precision
+from lit_illada.training.optim import build_optimizer
+from lit_illada.training.recomputation import recompute
 
 # of the models whose file leaves it to the tokenizer: the demo's, and one for larger models
 _VOCABULARIES = {"pico": 4096, "nano": 4096}

@@ -26,9 +26,9 @@ def sweep() -> None:
 @guarded
 def sweep_list() -> None:
     """Show the sweeps that come with the package, and the question each answers."""
-    from lit_illada import sweep_commands
+    from lit_illada.sweep.library import print_library
 
-    sweep_commands.show_library()
+    print_library()
 
 
 @sweep.command(

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from lit_illada.choice import choice
 from lit_illada.data.shortening import SHORTENINGS, NoShortening, SplitRow, TruncateRow
-from lit_illada.data.tokenizer import MIN_VOCAB_SIZE, TokenNames
+from lit_illada.data.token_names import MIN_VOCAB_SIZE, TokenNames
 from lit_illada.errors import UserError
 
 

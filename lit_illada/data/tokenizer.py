@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from lit_illada.data.token_names import NO_NAMES, OUR_TOKENS, TokenNames
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import write_atomically
 
@@ -26,30 +27,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 
 
-@dataclass(frozen=True)
-class TokenNames:
-    """The texts of the special tokens; None: the tokenizer has none of this kind (or its own config names it)."""
-
-    mask_token: str | None = None
-    eos_token: str | None = None
-    system_token: str | None = None
-    user_token: str | None = None
-    assistant_token: str | None = None
-    think_open_token: str | None = None
-    think_close_token: str | None = None
-
-
-OUR_TOKENS = TokenNames(
-    mask_token="<|mask|>",
-    eos_token="<|eos|>",
-    system_token="<|system|>",
-    user_token="<|user|>",
-    assistant_token="<|assistant|>",
-    think_open_token="<|think|>",
-    think_close_token="<|/think|>",
-)
 _STANDARD_NAMES = ("mask_token", "eos_token")  # the others go under `extra_special_tokens` of tokenizer_config.json
-MIN_VOCAB_SIZE = 256 + len(asdict(OUR_TOKENS))
 
 
 class Tokenizer:
@@ -108,7 +86,7 @@ class Tokenizer:
         return cls(backend.to_str(), OUR_TOKENS)
 
     @classmethod
-    def load(cls, folder: str | Path, names: TokenNames = TokenNames()) -> Self:
+    def load(cls, folder: str | Path, names: TokenNames = NO_NAMES) -> Self:
         """From a folder; `names` override what its tokenizer_config.json says."""
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
@@ -118,7 +96,7 @@ class Tokenizer:
         return cls.from_files(path.read_text(encoding="utf-8"), config_json, str(folder), names)
 
     @classmethod
-    def from_files(cls, tokenizer_json: str, config_json: str, origin: str, names: TokenNames = TokenNames()) -> Self:
+    def from_files(cls, tokenizer_json: str, config_json: str, origin: str, names: TokenNames = NO_NAMES) -> Self:
         """From the two files' contents, wherever they came from."""
         try:
             config = json.loads(config_json)

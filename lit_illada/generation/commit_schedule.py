@@ -3,13 +3,13 @@
 Commit rules that rank positions (`CommitRule.counts`) take the number from here. Shapes: B rows.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
 from lit_illada.errors import UserError
+from lit_illada.lazy import Tensor, torch
 
 
 class CommitSchedule(Protocol):

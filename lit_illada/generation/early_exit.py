@@ -6,14 +6,13 @@ every block, and the entropy is the mean over the first masked tokens of the ans
 M masked tokens in row-major order, V vocabulary.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from lit_illada.errors import UserError
+from lit_illada.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Trials:
         if not rows or answer.stop > self._num_columns:
             return []
         room = max(0, answer.stop - token_ids_AT.shape[1])
-        tried_AT = F.pad(token_ids_AT, (0, room), value=self._mask_token_id)
+        tried_AT = torch.nn.functional.pad(token_ids_AT, (0, room), value=self._mask_token_id)
         tried_AT[:, block.stop] = self._close_id
         tried_AT[:, answer] = self._mask_token_id
         is_masked_AL = torch.ones(len(rows), self._rule.answer_tokens, dtype=torch.bool, device=tried_AT.device)

@@ -15,7 +15,8 @@ from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.control import LogitControl, TokenKinds
 from lit_illada.generation.draws import Draws
 from lit_illada.generation.early_exit import Settled, Trials
-from lit_illada.generation.loop_response import LoopWatch, NoResponse
+from lit_illada.generation.loop_response import NoResponse
+from lit_illada.generation.loop_watch import LoopWatch
 from lit_illada.generation.proposal import Proposals, propose
 from lit_illada.generation.repetition import RepetitionControl
 from lit_illada.generation.thinking import Thinking

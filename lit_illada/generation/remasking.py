@@ -5,14 +5,16 @@ block is remasked with probability σ ≤ min(1, s / (1 − t)), the most that s
 last step nothing is. Shapes: B rows, L tokens of the block.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from lit_illada.errors import UserError
-from lit_illada.generation.draws import RowDraws
+from lit_illada.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    from lit_illada.generation.draws import RowDraws
 
 
 class RemaskRule(Protocol):

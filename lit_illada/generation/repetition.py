@@ -5,14 +5,16 @@ model, and only new ones. Digits, punctuation and special tokens are never penal
 digit again. Shapes: A rows, T tokens, M masked tokens in row-major order, V vocabulary.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from lit_illada.errors import UserError
-from lit_illada.generation.control import Place
+from lit_illada.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    from lit_illada.generation.control import Place
 
 _LONGEST_MATCH = 64  # tokens; the penalty of DRY stays that of this match beyond it: by then it is overwhelming
 
@@ -27,7 +29,7 @@ class Left:
     columns: Tensor
 
     @classmethod
-    def of(cls, place: Place, mask_token_id: int) -> "Left":
+    def of(cls, place: Place, mask_token_id: int) -> Left:
         token_ids_MT = place.token_ids[place.rows]
         column_T = torch.arange(token_ids_MT.shape[1], device=token_ids_MT.device)
         is_left_MT = (column_T >= place.prompt_length) & (column_T < place.columns[:, None])

@@ -3,16 +3,18 @@
 Shapes: B rows, L tokens a block.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from lit_illada.errors import UserError
 from lit_illada.generation.commit_schedule import Even
-from lit_illada.generation.draws import RowDraws
-from lit_illada.generation.proposal import Proposals
+from lit_illada.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    from lit_illada.generation.draws import RowDraws
+    from lit_illada.generation.proposal import Proposals
 
 
 class CommitRule(Protocol):

@@ -6,13 +6,13 @@ place, g₀ = `start_tokens`, G the budget of the thought, and u = max(0, (g −
 Shapes: R rows, one place in each, V vocabulary.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
 from lit_illada.errors import UserError
+from lit_illada.lazy import Tensor, torch
 
 _MOST = 1e6  # of a logit that is raised: anything above this is certain
 

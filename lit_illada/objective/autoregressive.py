@@ -4,23 +4,13 @@ Shapes: B rows, T tokens, M predicted tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lit_illada.batch import TokenBatch, TokenScores
-from lit_illada.errors import UserError
-from lit_illada.objective.loss import LossSum, NoisyBatch, Normaliser, RatioBins, normalise
-
-
-@dataclass(frozen=True)
-class AutoregressiveObjectiveConfig:
-    normaliser: Normaliser = Normaliser.TOKENS
-
-    def __post_init__(self) -> None:
-        if self.normaliser is Normaliser.MASKED:
-            raise UserError("objective.normaliser is 'masked', but nothing is masked here: set normaliser=tokens")
+from lit_illada.objective.config import AutoregressiveObjectiveConfig
+from lit_illada.objective.loss import LossSum, NoisyBatch, RatioBins, normalise
 
 
 class AutoregressiveObjective(nn.Module):

@@ -13,20 +13,11 @@ config refuses the rest.
 Shapes: B rows, N rows of the global batch.
 """
 
-from enum import StrEnum
-
 import torch
 from torch import Tensor
 
+from lit_illada.objective.config import JointDraw
 from lit_illada.objective.noise import Purpose, golden_steps, random_bits, uniform
-
-
-class JointDraw(StrEnum):
-    IID = "iid"
-    STRATIFIED = "stratified"
-    ANTITHETIC = "antithetic"
-    COMPLEMENTARY = "complementary"
-    KRONECKER = "kronecker"
 
 
 def draw_uniforms(joint_draw: JointDraw, seed: int, row_ids: Tensor, batch_rows: int) -> Tensor:

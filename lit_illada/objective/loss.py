@@ -8,22 +8,15 @@ Shapes: B rows, T tokens, M masked tokens, S segments.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
+from lit_illada.objective.config import Normaliser
 
 NUM_RATIO_BINS = 10
-
-
-class Normaliser(StrEnum):
-    TOKENS = "tokens"  # maskable tokens: the bound in nats a token
-    SEQUENCES = "sequences"  # rows, each weighing the same: Σ S/L_row
-    RESPONSE = "response"  # segments (examples), each weighing the same: Σ S/L_segment; LLaDA's fine-tuning
-    MASKED = "masked"  # masked tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,18 +7,18 @@ device.
 A new one is a frozen dataclass, a row in `MASK_RATIOS` and a YAML; tests find it there.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Self
 
-import torch
-from scipy.special import betainc
-from torch import Tensor
-from torch.special import ndtr, ndtri
-
 from lit_illada.errors import UserError
+from lit_illada.lazy import LazyModule, Tensor, torch
+
+scipy_special = LazyModule("scipy.special")
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,10 @@ class LogitNormal(Uniform):
         return _normal_density(z) / (self.std * x * (1 - x)).clamp(min=1e-300)
 
     def unit_cdf(self, x: Tensor) -> Tensor:
-        return ndtr((x.logit() - self.mean) / self.std)
+        return torch.special.ndtr((x.logit() - self.mean) / self.std)
 
     def unit_quantile(self, u: Tensor) -> Tensor:
-        return (self.mean + self.std * ndtri(u)).sigmoid()
+        return (self.mean + self.std * torch.special.ndtri(u)).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -243,11 +243,11 @@ class Curriculum(Uniform):
 
     def unit_cdf(self, x: Tensor) -> Tensor:
         below, above = self._cut()
-        return (ndtr((x - self.start) / self.std) - below) / (above - below)
+        return (torch.special.ndtr((x - self.start) / self.std) - below) / (above - below)
 
     def unit_quantile(self, u: Tensor) -> Tensor:
         below, above = self._cut()
-        return (self.start + self.std * ndtri(below + u * (above - below))).clamp(0, 1)
+        return (self.start + self.std * torch.special.ndtri(below + u * (above - below))).clamp(0, 1)
 
     def _cut(self) -> tuple[float, float]:
         """The normal's mass below 0, and below 1."""
@@ -279,7 +279,7 @@ class VarianceOptimal(Uniform):
         low, high = self.support
         return ((t - low) / (high - low) * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
 
-    def learnt(self, moments: Tensor) -> "Tabulated":
+    def learnt(self, moments: Tensor) -> Tabulated:
         """The density from `moments` (2, num_bins): sums of X², and of rows. A cell little seen leans on the mean."""
         total, count = moments.double()
         mean = total.sum() / count.sum().clamp(min=1)
@@ -352,7 +352,7 @@ def _normal_density(z: Tensor) -> Tensor:
 @lru_cache(maxsize=32)
 def _beta_table(a: float, b: float, device: torch.device, num_cells: int = 4096) -> Tabulated:
     borders = torch.linspace(0, 1, num_cells + 1, dtype=torch.float64)
-    return Tabulated(torch.from_numpy(betainc(a, b, borders.numpy())).diff().to(device), epsilon=0.0)
+    return Tabulated(torch.from_numpy(scipy_special.betainc(a, b, borders.numpy())).diff().to(device), epsilon=0.0)
 
 
 def _require(is_valid: bool, field: str, seen: object, allowed: str) -> None:

@@ -8,17 +8,12 @@ Shapes: B rows, T tokens.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from lit_illada.objective.config import MaskDraw
 from lit_illada.objective.mask_ratio import MaskRatio
-
-
-class MaskDraw(StrEnum):
-    BERNOULLI = "bernoulli"
-    EXACT_K = "exact_k"
 
 
 @dataclass(frozen=True, eq=False)

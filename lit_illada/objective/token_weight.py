@@ -4,14 +4,17 @@ Shapes: B rows, T tokens.
 A new one is a frozen dataclass, a row in `TOKEN_WEIGHTS` and a YAML; tests find it there.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from lit_illada.batch import Layout
 from lit_illada.errors import UserError
+from lit_illada.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    from lit_illada.batch import Layout
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ forms below are derived from that; the tests compare each with its f.
 A new one is a frozen dataclass, a row in `WEIGHTINGS` and a YAML; tests find it there.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from lit_illada.errors import UserError
+from lit_illada.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
+from rich.table import Table
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.share import sweeps_dir
@@ -58,6 +60,14 @@ def begin_path(begin_from: str) -> Path:
 def library() -> list[str]:
     """The names of the sweeps that come with the package."""
     return sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
+
+
+def print_library() -> None:
+    """Print every sweep of the library with its question."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name in library():
+        table.add_row(name, read_spec(name).question)
+    Console().print(table, highlight=False)
 
 
 def _at_scale(tree: dict[str, Any]) -> SweepSpec:

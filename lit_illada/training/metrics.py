@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_illada.objective import NUM_RATIO_BINS, LossSum
+from lit_illada.objective.loss import NUM_RATIO_BINS, LossSum
 
 
 class TrainingCurves(Metric):

@@ -15,11 +15,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import Metric
 
 from lit_illada.batch import TokenBatch, TokenScores
-from lit_illada.objective import NoisyBatch, Objective
+from lit_illada.objective.loss import NoisyBatch, Objective
 from lit_illada.scoring.likelihood import Likelihood, RowScores, ScoreFn
+from lit_illada.training.config.optim import OptimConfig
 from lit_illada.training.gradients import scale, total_norm
 from lit_illada.training.metrics import TrainingCurves, by_ratio, publish
-from lit_illada.training.optim import OptimConfig, build_optimizer
+from lit_illada.training.optim import build_optimizer
 from lit_illada.training.parallel import ShardedStrategy, num_data_ranks
 from lit_illada.training.schedule import LearningRate
 

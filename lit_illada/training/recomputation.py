@@ -1,6 +1,5 @@
 """Which activations of a block are kept for the backward pass, and which are computed again?"""
 
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -12,19 +11,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-
-class Recomputation(StrEnum):
-    """none: all are kept. full: a block's input alone.
-
-    selective: also the outputs of its linear layers and of attention, the dear ones; norms, rotations and the MLP's
-    product are computed again. Of `matmul` attention only the linear layers: its scores are as many as the row is
-    long; FlashAttention 4's output, whose function torch knows no operator of, is computed again too. As in torchtitan,
-    which keeps every second matrix product; here all are.
-    """
-
-    none = "none"
-    selective = "selective"
-    full = "full"
+from lit_illada.training.config.parallel import Recomputation
 
 
 def recompute(block: nn.Module, which: Recomputation) -> None:

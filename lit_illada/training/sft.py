@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_illada.batch import TokenBatch, TokenScores
-from lit_illada.objective import NoisyBatch
+from lit_illada.objective.loss import NoisyBatch
 from lit_illada.stats.intervals import wilson
 from lit_illada.training.metrics import publish
 from lit_illada.training.module import PretrainModule

@@ -1,7 +1,7 @@
 """The benchmark of the training loop runs, on the demo's own configuration."""
 
 from lit_illada.bench import loop
-from lit_illada.training.trainer import Accelerator
+from lit_illada.training.config.trainer import Accelerator
 
 
 def test_every_figure_is_there_and_both_loops_wait_for_their_device_at_both_ends(monkeypatch):

@@ -11,8 +11,8 @@ from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.step import measure_groups
 from lit_illada.bench.training_step import Case, TrainingStep, batches
 from lit_illada.model.config import AttentionKernel
-from lit_illada.training.recomputation import Recomputation
-from lit_illada.training.trainer import Precision
+from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.config.trainer import Precision
 
 CPU = torch.device("cpu")
 TINY = Case("pico", 2, 64, precision=Precision.float32)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lit_illada.data.chat_template import ChatTemplate, Message, Response, Role
 from lit_illada.data.sft_config import RoleTexts, RoleTokens
-from lit_illada.data.tokenizer import OUR_TOKENS, Tokenizer, TokenNames
+from lit_illada.data.token_names import OUR_TOKENS, TokenNames
+from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 
 TOKENIZER = Tokenizer.train(["some words to learn from, and some more words"], 300)

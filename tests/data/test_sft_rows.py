@@ -12,7 +12,8 @@ from lit_illada.data.draws import permutation
 from lit_illada.data.sft_config import Packed, Padded, PadTo
 from lit_illada.data.sft_rows import EncodedExamples, ExampleRows, build_stream
 from lit_illada.data.shortening import NoShortening, SplitRow, TruncateRow
-from lit_illada.objective.loss import NoisyBatch, Normaliser, normalise
+from lit_illada.objective.config import Normaliser
+from lit_illada.objective.loss import NoisyBatch, normalise
 
 EOS = 0
 PART = st.lists(st.integers(1, 99), min_size=1, max_size=9)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from lit_illada.data.tokenizer import MIN_VOCAB_SIZE, OUR_TOKENS, Tokenizer, TokenNames
+from lit_illada.data.token_names import MIN_VOCAB_SIZE, OUR_TOKENS, TokenNames
+from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 
 TRAINED = Tokenizer.train(["the cat sat on the mat, the end. " * 20, "ünïcödé 😀 text\n\n\tindented"] * 5, 300)

@@ -10,8 +10,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lit_illada.errors import UserError
-from lit_illada.model.lora import LoraConfig, MergedTensors, add_lora, merge_lora
-from lit_illada.training.optim import AdamWConfig, build_optimizer
+from lit_illada.model.lora import MergedTensors, add_lora, merge_lora
+from lit_illada.model.lora_config import LoraConfig
+from lit_illada.training.config.optim import AdamWConfig
+from lit_illada.training.optim import build_optimizer
 
 CONFIG = LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "v_proj", "down_proj"])
 

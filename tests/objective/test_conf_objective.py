@@ -7,7 +7,10 @@ import pytest
 import yaml
 
 from lit_illada.config import load
-from lit_illada.objective import MASK_RATIOS, OBJECTIVES, TOKEN_WEIGHTS, WEIGHTINGS
+from lit_illada.objective.config import OBJECTIVES
+from lit_illada.objective.mask_ratio import MASK_RATIOS
+from lit_illada.objective.token_weight import TOKEN_WEIGHTS
+from lit_illada.objective.weighting import WEIGHTINGS
 from lit_illada.share import conf_dir
 from lit_illada.tree import from_tree
 

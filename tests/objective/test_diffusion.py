@@ -10,20 +10,23 @@ from scipy import integrate
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.errors import UserError
-from lit_illada.objective import (
+from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw, MaskDraw, Normaliser
+from lit_illada.objective.diffusion import DiffusionObjective
+from lit_illada.objective.loss import NoisyBatch
+from lit_illada.objective.mask_ratio import (
     MASK_RATIOS,
-    WEIGHTINGS,
-    DiffusionObjective,
-    DiffusionObjectiveConfig,
-    JointDraw,
-    MaskDraw,
-    NoisyBatch,
-    Normaliser,
+    Band,
+    Beta,
+    Cosine,
+    Curriculum,
+    Fixed,
+    Polynomial,
+    Uniform,
+    VarianceOptimal,
 )
-from lit_illada.objective.mask_ratio import Band, Beta, Cosine, Curriculum, Fixed, Polynomial, Uniform, VarianceOptimal
 from lit_illada.objective.masking import draw_masks
 from lit_illada.objective.token_weight import Cart, Focal
-from lit_illada.objective.weighting import Elbo, Linear
+from lit_illada.objective.weighting import WEIGHTINGS, Elbo, Linear
 
 L = 4
 TOKENS = torch.tensor([3, 1, 4, 2])

@@ -2,7 +2,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lit_illada.objective.joint import JointDraw, draw_uniforms
+from lit_illada.objective.config import JointDraw
+from lit_illada.objective.joint import draw_uniforms
 
 every_draw = pytest.mark.parametrize("draw", JointDraw)
 

@@ -5,13 +5,9 @@ import torch
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.errors import UserError
-from lit_illada.objective import (
-    AutoregressiveObjective,
-    AutoregressiveObjectiveConfig,
-    DiffusionObjective,
-    DiffusionObjectiveConfig,
-    Normaliser,
-)
+from lit_illada.objective.autoregressive import AutoregressiveObjective
+from lit_illada.objective.config import AutoregressiveObjectiveConfig, DiffusionObjectiveConfig, Normaliser
+from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.objective.weighting import Elbo, Flat
 
 LENGTHS = torch.tensor([4, 8, 12, 3, 9, 12, 12, 12])

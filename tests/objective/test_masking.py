@@ -2,8 +2,9 @@ import pytest
 import torch
 from scipy import stats
 
+from lit_illada.objective.config import MaskDraw
 from lit_illada.objective.mask_ratio import Cosine, Fixed, Uniform
-from lit_illada.objective.masking import MaskDraw, draw_masks, exactly_k, num_masked
+from lit_illada.objective.masking import draw_masks, exactly_k, num_masked
 from lit_illada.objective.noise import Purpose, uniform
 
 ROWS, T = 4000, 20

@@ -26,7 +26,7 @@ from lit_illada.cli import main
 from lit_illada.config import load, load_file
 from lit_illada.data.stream import MicroBatches, row_at
 from lit_illada.errors import UserError
-from lit_illada.objective import DiffusionObjective
+from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.checkpoint import (
     Weights,
@@ -38,7 +38,8 @@ from lit_illada.training.checkpoint import (
     remove_after,
     remove_partials,
 )
-from lit_illada.training.divergence import LossSpikes, Rollback, SpikeConfig
+from lit_illada.training.config.divergence import Rollback, SpikeConfig
+from lit_illada.training.divergence import LossSpikes
 from lit_illada.training.rollback import complete_rollback, roll_back
 
 ROLLBACK = [

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import lit_illada.pretrain  # noqa: F401  before the forks, so that everything is imported once
 from lit_illada.checkpoints import open_checkpoint
 from lit_illada.cli import main
-from lit_illada.objective import DiffusionObjective
+from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.training.checkpoint import Weights, latest_checkpoint, read_checkpoint
 
 MAX_STEPS = 9

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from lit_illada.objective import LossSum, RatioBins
+from lit_illada.objective.loss import LossSum, RatioBins
 from lit_illada.training.metrics import TrainingCurves
 
 

@@ -12,15 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lit_illada.errors import UserError
-from lit_illada.training.optim import (
-    OPTIMIZERS,
-    AdamW8bitConfig,
-    AdamWConfig,
-    MuonConfig,
-    OptimConfig,
-    build_optimizer,
-    check_optimizer,
-)
+from lit_illada.training.config.optim import OPTIMIZERS, AdamW8bitConfig, AdamWConfig, MuonConfig, OptimConfig
+from lit_illada.training.optim import build_optimizer, check_optimizer
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
 NAMES = [pytest.param(name, marks=needs_torchao) if name == "adamw8bit" else name for name in OPTIMIZERS]

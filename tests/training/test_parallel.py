@@ -22,9 +22,11 @@ from lit_illada.model.config import ModelConfig
 from lit_illada.model.initial import InitialWeights
 from lit_illada.model.transformer import Transformer
 from lit_illada.training.checkpoint import latest_checkpoint, map_leaves, read_checkpoint
+from lit_illada.training.config.optim import AdamWConfig, MuonConfig
+from lit_illada.training.config.parallel import ParallelConfig, Recomputation, Strategy
 from lit_illada.training.gradients import scale, total_norm
-from lit_illada.training.optim import AdamWConfig, MuonConfig, build_optimizer
-from lit_illada.training.parallel import ParallelConfig, Recomputation, Strategy, shard
+from lit_illada.training.optim import build_optimizer
+from lit_illada.training.parallel import shard
 from lit_illada.training.sharded import StoredTensor
 
 TINY = ModelConfig(50, 32, 64, 2, 4, 2, attention_bias=True)

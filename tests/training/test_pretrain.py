@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from lit_illada import fit
 from lit_illada.cli import main
 from lit_illada.config import load_file
-from lit_illada.objective import DiffusionObjective
+from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
 from lit_illada.training.tensorboard import begin_board
 

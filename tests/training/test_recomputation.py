@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_illada.batch import Layout
 from lit_illada.model.config import AttentionKernel, ModelConfig
 from lit_illada.model.transformer import Transformer
-from lit_illada.training.recomputation import Recomputation, recompute
+from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.recomputation import recompute
 
 CONFIG = ModelConfig(300, 64, 176, 3, 4, 2, attention=AttentionKernel.SDPA)
 KERNELS = [AttentionKernel.SDPA, AttentionKernel.MATMUL]

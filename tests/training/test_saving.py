@@ -22,8 +22,8 @@ from lit_illada.training.checkpoint import (
     read_checkpoint,
 )
 from lit_illada.training.checkpoint_writer import CheckpointWriter
+from lit_illada.training.config.trainer import TrainerConfig
 from lit_illada.training.saving import Checkpoints, Retention
-from lit_illada.training.trainer import TrainerConfig
 
 STEPS = range(10, 101, 10)
 BOUNDS = {20: 3.0, 40: 1.5, 60: 1.5, 80: float("nan"), 100: 2.0}

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.errors import UserError
-from lit_illada.training.schedule import SCHEDULES, Cosine, DecayShape, LearningRate, Reactive, WarmupStableDecay
+from lit_illada.training.config.schedule import SCHEDULES, Cosine, DecayShape, Reactive, WarmupStableDecay
+from lit_illada.training.schedule import LearningRate
 
 MAX_STEPS = 100
 

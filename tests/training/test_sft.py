@@ -12,7 +12,7 @@ from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.bench import answers
 from lit_illada.checkpoints import open_checkpoint
 from lit_illada.cli import main
-from lit_illada.objective import NoisyBatch
+from lit_illada.objective.loss import NoisyBatch
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
 from lit_illada.training.sft import ResponseCurves
 

@@ -1,0 +1,1 @@
+"""Configs of training: trainer, devices, optimizer, schedule, divergence. Importing them does not import torch."""

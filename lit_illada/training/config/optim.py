@@ -1,0 +1,94 @@
+"""Configs of the optimizers; `training/optim.py` builds them."""
+
+import math
+from dataclasses import dataclass
+
+from lit_illada.choice import choice
+from lit_illada.errors import UserError
+from lit_illada.training.config.schedule import SCHEDULES, Schedule
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW (arXiv 1711.05101) on everything; norms are not decayed. The papers' optimizer."""
+
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_rates(self)
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """torch's Muon on the matrices inside the layers, AdamW on embedding, head and norms.
+
+    Muon's update is scaled to AdamW's typical size (`match_rms_adamw`, arXiv 2502.16982), so that one learning rate
+    serves both.
+    """
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_rates(self)
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class AdamW8bitConfig:
+    """AdamW whose moments take a byte a number, in blocks of 256 with a scale each (arXiv 2110.02861, by torchao).
+
+    A quarter of AdamW's state, for models that would not fit a device else. Tensors of less than 4 096 numbers keep
+    float32 moments. One device holds the whole model: states are not cut in pieces.
+    """
+
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_rates(self)
+
+
+OptimizerConfig = AdamWConfig | MuonConfig | AdamW8bitConfig
+
+
+OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "muon": MuonConfig, "adamw8bit": AdamW8bitConfig}
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """gradient_clip_norm: the largest global gradient norm of a step; None leaves gradients as they are."""
+
+    optimizer: OptimizerConfig = choice(OPTIMIZERS, "adamw")
+    schedule: Schedule = choice(SCHEDULES, "cosine")
+    gradient_clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.gradient_clip_norm is not None and not self.gradient_clip_norm > 0:
+            raise UserError(
+                f"optim.gradient_clip_norm must be above 0, or null for none; got {self.gradient_clip_norm}"
+            )
+
+
+def _check_rates(config: OptimizerConfig) -> None:
+    _require(0 < config.learning_rate < math.inf, "learning_rate", config.learning_rate, "be above 0")
+    _require(0 <= config.weight_decay < math.inf, "weight_decay", config.weight_decay, "be 0 or more")
+    _require(0 <= config.beta1 < 1, "beta1", config.beta1, "lie in [0, 1)")
+    _require(0 <= config.beta2 < 1, "beta2", config.beta2, "lie in [0, 1)")
+    _require(0 < config.eps < math.inf, "eps", config.eps, "be above 0")
+
+
+def _require(is_valid: bool, field: str, seen: float, allowed: str) -> None:
+    if not is_valid:
+        raise UserError(f"optim.optimizer.{field} must {allowed}; got {seen}")
