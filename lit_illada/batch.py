@@ -92,6 +92,7 @@ class TokenBatch(_Movable):
     row_ids: (B,) int64, the row's number in the endless stream of the run (over all ranks and epochs): the key of
         its noise, so that the noise does not depend on the world size, the accumulation or a resume.
     is_response: (B, T) bool, an assistant's tokens and the EOS that ends them; None where rows are plain text.
+    document_ids: (B, T) int64, number of each token's document in its split; only on validation rows, None elsewhere.
     """
 
     input_ids: Tensor
@@ -99,6 +100,7 @@ class TokenBatch(_Movable):
     row_ids: Tensor
     layout: Layout
     is_response: Tensor | None = None
+    document_ids: Tensor | None = None
 
     def repeat(self, times: int) -> Self:
         """The batch laid `times` over, one copy after the other."""
@@ -109,6 +111,7 @@ class TokenBatch(_Movable):
             row_ids=self.row_ids.repeat(times),
             layout=self.layout.repeat(times),
             is_response=None if self.is_response is None else self.is_response.repeat(times, 1),
+            document_ids=None if self.document_ids is None else self.document_ids.repeat(times, 1),
         )
 
 

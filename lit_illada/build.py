@@ -155,7 +155,7 @@ def build_module(
         config.optim,
         build_yardstick(config, tokenizer),
         Likelihood(torch.from_numpy(tokenizer.bytes_per_token())),
-        unigram_entropy=datamodule.unigram_entropy(),
+        unigram_cross_entropy=datamodule.unigram_cross_entropy(),
         max_steps=options.max_steps,
         log_every_steps=options.log_every_steps,
         hparams={"config": to_tree(config), "tokenizer_sha256": tokenizer.sha256},

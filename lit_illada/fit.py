@@ -307,7 +307,7 @@ def _report(
         "bound, nats a token": "val/nll_bound",
         "  its standard error": "val/nll_bound_stderr",
         "bits a byte": "val/bits_per_byte",
-        "unigram entropy, nats a token": "val/unigram_entropy",
+        "  of training frequencies": "val/unigram_cross_entropy",
     }
     for label, name in rows.items():
         table.add_row(label, *(f"{values[name]:.4f}" if name in values else "–" for values in (start, end)))

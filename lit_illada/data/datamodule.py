@@ -4,19 +4,22 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lit_illada.data.config import DataConfig, OnBadShard, PreparedSource
-from lit_illada.data.dataset import Dataset, open_dataset
+from lit_illada.data.dataset import BadShardError, Dataset, open_dataset
 from lit_illada.data.manifest import TRAIN, VALIDATION, Manifest, is_url
 from lit_illada.data.packing import PackedStream
 from lit_illada.data.prepare import prepare
-from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule, entropy
+from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule
 from lit_illada.data.shortening import NoShortening, SplitRow, TruncateRow
 from lit_illada.data.stream import PackedRows
 from lit_illada.data.tokenizer import Tokenizer
 
 # Decides which validation rows come first, so it is no setting: every arm is ranked on the same rows.
 _VALIDATION_STREAMS = 8
+# Training tokens whose frequencies are counted at a run's start; more would change the cross-entropy by little.
+_COUNTED_TOKENS = 2**23
 
 
 class PackedDataModule(RowDataModule):
@@ -61,12 +64,20 @@ class PackedDataModule(RowDataModule):
     def val_rows(self) -> PackedRows:
         return self._rows(VALIDATION, NoShortening(), _VALIDATION_STREAMS, VALIDATION_SEED)
 
-    def unigram_entropy(self) -> float:
-        """Of the validation split, nats a token: what a model that knows only the frequencies reaches."""
+    def training_counts(self) -> NDArray[np.int64]:
+        """(V,): of all training shards, or of evenly spaced ones of about 8 million tokens. Bad shards count nothing
+        where the run skips them."""
         counts = np.zeros(self.manifest.vocab_size, np.int64)
-        for record in self.manifest.validation.shards:
-            counts += np.bincount(self.dataset.load(record).tokens, minlength=len(counts))
-        return entropy(counts)
+        records = self.manifest.train.shards
+        for record in records[:: max(1, -(-self.manifest.train.tokens // _COUNTED_TOKENS))]:
+            try:
+                tokens = self.dataset.load(record).tokens
+            except BadShardError:
+                if self.config.on_bad_shard is OnBadShard.STOP:
+                    raise
+            else:
+                counts += np.bincount(tokens, minlength=len(counts))
+        return counts
 
     @property
     def is_bad_shard(self) -> torch.Tensor | None:
@@ -84,4 +95,5 @@ class PackedDataModule(RowDataModule):
             seed=seed,
             skips_bad=split == TRAIN and self.config.on_bad_shard is OnBadShard.SKIP,
         )
-        return PackedRows(stream, shortening, self.config.isolate_documents, seed)
+        names_documents = split == VALIDATION  # for the standard error of the validation metric
+        return PackedRows(stream, shortening, self.config.isolate_documents, seed, names_documents)

@@ -17,6 +17,7 @@ Shapes: B rows, T tokens a row, R rows of a shard.
 
 import logging
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,13 +71,20 @@ class PackedStream:
         """(B, T) token ids, and (B, T) whether a document, or the rest of one, starts there."""
         tokens_BT = np.empty((len(row_ids), self._row_length), self._dataset.manifest.dtype)
         is_start_BT = np.empty((len(row_ids), self._row_length), np.bool)
-        places = zip(*(part.tolist() for part in self._order.locate(row_ids)), strict=True)
-        for b, (epoch, shard, row) in enumerate(places):
-            packed = self._packed(epoch, shard)
-            row %= len(packed.tokens)  # of a shard in the place of a bad one, which may have had more
+        for b, (packed, row) in enumerate(self._places(row_ids)):
             tokens_BT[b] = packed.tokens[row]
             is_start_BT[b] = packed.is_start[row]
         return tokens_BT, is_start_BT
+
+    def document_ids(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B, T): the number of each token's document, counted over the split in the manifest's order."""
+        return np.stack([packed.document_ids(row) for packed, row in self._places(row_ids)])
+
+    def _places(self, row_ids: NDArray[np.int64]) -> Iterator[tuple["PackedShard", int]]:
+        """The packed shard of each row, and the row's index there."""
+        for epoch, shard, row in zip(*(part.tolist() for part in self._order.locate(row_ids)), strict=True):
+            packed = self._packed(epoch, shard)
+            yield packed, row % len(packed.tokens)  # a shard that replaces a bad one may have fewer rows
 
     def _packed(self, epoch: int, shard: int) -> "PackedShard":
         shard = self._good(shard)
@@ -105,7 +113,8 @@ class PackedStream:
             while len(self._loaded) >= self._max_loaded:
                 self._loaded.popitem(last=False)
             loaded = self._dataset.load(self._shards[shard])
-            self._loaded[key] = pack(loaded, self._row_length, self._seed, epoch, shard)
+            first_document = sum(record.documents for record in self._shards[:shard])
+            self._loaded[key] = pack(loaded, self._row_length, self._seed, epoch, shard, first_document)
         self._loaded.move_to_end(key)
         return self._loaded[key]
 
@@ -150,13 +159,27 @@ class RowOrder:
 
 @dataclass(frozen=True)
 class PackedShard:
-    """A shard's rows in an epoch's order. tokens: (R, T). is_start: (R, T), where a document or a row starts."""
+    """A shard's rows in an epoch's order.
+
+    tokens: (R, T). is_start: (R, T), where a document or a row starts. first_document: number of the shard's first
+    document in the split. row_starts: (R,), position of each row in the packed documents. ends: (D,), where each packed
+    document ends. order: (D,), their indices in the shard.
+    """
 
     tokens: NDArray[np.unsignedinteger]
     is_start: NDArray[np.bool]
+    first_document: int
+    row_starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    def document_ids(self, row: int) -> NDArray[np.int64]:
+        """(T,): the number of each token's document in the split."""
+        positions_T = self.row_starts[row] + np.arange(self.tokens.shape[1])
+        return self.first_document + self.order[np.searchsorted(self.ends, positions_T, side="right")]
 
 
-def pack(shard: Shard, row_length: int, seed: int, epoch: int, index: int) -> PackedShard:
+def pack(shard: Shard, row_length: int, seed: int, epoch: int, index: int, first_document: int = 0) -> PackedShard:
     """The documents in the order of (seed, epoch, index), end to end, cut into shuffled rows."""
     order = permutation(len(shard.lengths), seed, epoch, index, _DOCUMENTS)
     ends = np.cumsum(shard.lengths)
@@ -173,4 +196,11 @@ def pack(shard: Shard, row_length: int, seed: int, epoch: int, index: int) -> Pa
     is_start_RT[:, 0] = True
 
     rows = permutation(num_rows, seed, epoch, index, _ROWS)
-    return PackedShard(tokens[:size].reshape(num_rows, row_length)[rows], is_start_RT[rows])
+    return PackedShard(
+        tokens[:size].reshape(num_rows, row_length)[rows],
+        is_start_RT[rows],
+        first_document,
+        row_starts=rows * row_length,
+        ends=np.cumsum(lengths),
+        order=order,
+    )

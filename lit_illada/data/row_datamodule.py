@@ -1,6 +1,7 @@
 """What does Lightning train and validate on, and where in the stream is the run?"""
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 
 VALIDATION_SEED = 0  # every run and every arm of a sweep is measured on the same rows
+_ROWS_AT_ONCE = 256
 _log = logging.getLogger(__name__)
 
 
@@ -89,8 +91,23 @@ class RowDataModule(L.LightningDataModule, ABC):
         """The same for every seed and every setting of the training stream."""
 
     @abstractmethod
-    def unigram_entropy(self) -> float:
-        """Of what validation scores, nats a token: what a model that knows only the frequencies reaches."""
+    def training_counts(self) -> NDArray[np.int64]:
+        """(V,): how often each token occurs in the training data (or a sample of it), among those that validation
+        scores: text, or responses."""
+
+    def unigram_cross_entropy(self) -> float:
+        """Cross-entropy of the training data's token frequencies on the scored validation tokens, nats/token.
+
+        What a model reaches that has learnt the frequencies of the training data and nothing else. Every count is
+        raised by one, so that no token has probability 0. NaN when validation_rows is 0.
+        """
+        trained = self.training_counts()
+        scored = np.zeros_like(trained)
+        num_rows = min(self.validation_rows, self.val_rows.rows_per_epoch)
+        for first in range(0, num_rows, _ROWS_AT_ONCE):
+            rows = self.val_rows.arrays(np.arange(first, min(first + _ROWS_AT_ONCE, num_rows)))
+            scored += np.bincount(rows.tokens[rows.is_maskable], minlength=len(scored))
+        return cross_entropy(scored, trained + 1) if num_rows else math.nan
 
     @property
     def rows_per_epoch(self) -> int:
@@ -196,7 +213,7 @@ class RowDataModule(L.LightningDataModule, ABC):
         return getattr(self.trainer.strategy, "distributed_sampler_kwargs", alone) if self.trainer else alone
 
 
-def entropy(counts: NDArray[np.int64]) -> float:
-    """Of the distribution with these counts, nats."""
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
+def cross_entropy(counts: NDArray[np.int64], model_counts: NDArray[np.int64]) -> float:
+    """−Σ p·log q of the distributions p and q with these counts, nats. model_counts: of q, all above 0."""
+    p, q = counts / counts.sum(), model_counts / model_counts.sum()
+    return float(-(p * np.log(q)).sum())

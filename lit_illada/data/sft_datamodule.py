@@ -10,13 +10,14 @@ from functools import cached_property
 from itertools import compress
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lit_illada.data.answers import is_right
 from lit_illada.data.chat_template import ChatTemplate
 from lit_illada.data.grouping import Tally
 from lit_illada.data.instruction import Example, read_examples
 from lit_illada.data.reasoning import Portion, make_examples
-from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule, entropy
+from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule
 from lit_illada.data.sft_config import Packed, Padded, ReasoningSource, SFTDataConfig
 from lit_illada.data.sft_rows import EncodedExamples, ExampleRows, build_stream
 from lit_illada.data.tokenizer import Tokenizer
@@ -57,6 +58,11 @@ class _Split:
 
     def encoded(self) -> EncodedExamples:
         return EncodedExamples.of(self.pairs)
+
+    def conversations(self) -> NDArray[np.int64]:
+        """(D,) int64: equal for the turns of one conversation."""
+        _, numbers = np.unique([example.origin for example in self.examples], return_inverse=True)
+        return numbers.astype(np.int64)
 
 
 class SFTDataModule(RowDataModule):
@@ -122,17 +128,17 @@ class SFTDataModule(RowDataModule):
     def val_rows(self) -> ExampleRows:
         """One example a row, its response maskable, whatever `rows` says."""
         _, validation = self._splits
-        return self._rows(validation, _VALIDATION_ROWS, VALIDATION_SEED)
+        stream = self._rows(validation, _VALIDATION_ROWS, VALIDATION_SEED).stream
+        return ExampleRows(stream, validation.conversations())
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps in so many epochs, rounded up."""
         return max(1, math.ceil(epochs * self.rows_per_epoch / self.batch_rows))
 
-    def unigram_entropy(self) -> float:
-        """Of the validation responses, nats a token: what a model that knows only the frequencies reaches."""
-        _, validation = self._splits
-        examples = validation.encoded()
-        return entropy(np.bincount(examples.tokens[examples.is_response]))
+    def training_counts(self) -> NDArray[np.int64]:
+        """(V,): of the training responses."""
+        examples = self._splits[0].encoded()
+        return np.bincount(examples.tokens[examples.is_response], minlength=self.tokenizer.vocab_size)
 
     @property
     def difficulties(self) -> list[Difficulty]:

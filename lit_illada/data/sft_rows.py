@@ -157,7 +157,7 @@ class PaddedExamples:
         self.rows_per_epoch = len(examples)
 
     def rows(self, row_ids: NDArray[np.int64]) -> RowArrays:
-        chosen = self._chosen(row_ids)
+        chosen = self.examples_of(row_ids)
         lengths = self._examples.lengths[chosen]
         shape = (len(row_ids), self._width(row_ids))
         tokens_BT = np.full(shape, self._eos_token_id, np.int64)
@@ -192,9 +192,9 @@ class PaddedExamples:
             return self._row_length
         steps = np.unique(row_ids // self._batch_rows)
         step_rows = (steps[:, None] * self._batch_rows + np.arange(self._batch_rows)).reshape(-1)
-        return int(self._examples.lengths[self._chosen(step_rows)].max())
+        return int(self._examples.lengths[self.examples_of(step_rows)].max())
 
-    def _chosen(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def examples_of(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """(B,): each row's example."""
         epochs, places = np.divmod(row_ids, self.rows_per_epoch)
         chosen = np.empty_like(places)
@@ -212,14 +212,25 @@ class PaddedExamples:
 
 
 class ExampleRows(RowBatches):
-    """Batches of a stream of examples."""
+    """Batches of a stream of examples.
 
-    def __init__(self, stream: ExampleStream) -> None:
+    conversations: (D,) int64, the conversation of each example, given as document_ids; None: batches carry none. Only
+    for a stream of one example per row.
+    """
+
+    def __init__(self, stream: ExampleStream, conversations: NDArray[np.int64] | None = None) -> None:
+        assert conversations is None or isinstance(stream, PaddedExamples)
         self.stream = stream
+        self._conversations = conversations
 
     @property
     def rows_per_epoch(self) -> int:
         return self.stream.rows_per_epoch
 
     def arrays(self, row_ids: NDArray[np.int64]) -> RowArrays:
-        return self.stream.rows(row_ids)
+        rows = self.stream.rows(row_ids)
+        if self._conversations is None:
+            return rows
+        assert isinstance(self.stream, PaddedExamples)
+        ids_B = self._conversations[self.stream.examples_of(row_ids)]
+        return rows._replace(document_ids=np.repeat(ids_B[:, None], rows.tokens.shape[1], axis=1))

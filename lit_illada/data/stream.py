@@ -21,12 +21,17 @@ from lit_illada.errors import UserError
 
 
 class RowArrays(NamedTuple):
-    """(B, T) each. is_start: where a segment begins; the first token of every row does. is_response: None for text."""
+    """Rows as NumPy arrays, (B, T) each.
+
+    is_start: where a segment begins; the first token of every row does. is_response: None for text. document_ids:
+    int64, None for training rows.
+    """
 
     tokens: NDArray[np.integer]
     is_start: NDArray[np.bool]
     is_maskable: NDArray[np.bool]
     is_response: NDArray[np.bool] | None = None
+    document_ids: NDArray[np.int64] | None = None
 
     def row(self, index: int) -> tuple[NDArray[Any], ...]:
         """One row of each part that there is."""
@@ -63,6 +68,7 @@ class RowBatches(TorchDataset[TokenBatch], ABC):
             row_ids=torch.from_numpy(row_ids),
             layout=Layout.from_lengths(torch.from_numpy(np.diff(borders)), rows.tokens.shape[1]),
             is_response=None if rows.is_response is None else torch.from_numpy(rows.is_response),
+            document_ids=None if rows.document_ids is None else torch.from_numpy(rows.document_ids),
         )
 
 
@@ -70,13 +76,15 @@ class RowBatches(TorchDataset[TokenBatch], ABC):
 class PackedRows(RowBatches):
     """Batches of packed documents.
 
-    isolate_documents: every document is a segment; otherwise the row is. seed: of the shortening.
+    isolate_documents: every document is a segment; otherwise the row is. seed: of the shortening. names_documents:
+    whether batches carry document_ids.
     """
 
     stream: PackedStream
     shortening: NoShortening | SplitRow | TruncateRow
     isolate_documents: bool
     seed: int
+    names_documents: bool = False
 
     @property
     def rows_per_epoch(self) -> int:
@@ -88,7 +96,8 @@ class PackedRows(RowBatches):
             is_start_BT[:, 1:] = False
         is_maskable_BT = np.ones(tokens_BT.shape, np.bool)
         self.shortening.apply(is_start_BT, is_maskable_BT, row_ids, self.seed)
-        return RowArrays(tokens_BT, is_start_BT, is_maskable_BT)
+        document_ids_BT = self.stream.document_ids(row_ids) if self.names_documents else None
+        return RowArrays(tokens_BT, is_start_BT, is_maskable_BT, document_ids=document_ids_BT)
 
 
 class RowLoader(DataLoader[TokenBatch]):

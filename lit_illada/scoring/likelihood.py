@@ -1,10 +1,13 @@
-"""How well does a model know held-out text? The yardstick that every arm is ranked by, whatever objective trained it.
+"""The validation metric: a bound on the negative log-likelihood of held-out text, whatever objective trained the model.
 
 For a masked-diffusion model the bound on −log p(x) is E_k[(L/k)·S], k uniform on 1…L, S the cross-entropy summed over
-k masked tokens (LLaDA, arXiv 2502.09992); a token of it is S/k, the mean over the masked ones. The masks are a
-fixed grid, so that two models are told apart on the same questions: draw d of D takes k from the d-th of D equal
-strata, and the rows step through a stratum by the golden ratio, so the grid is even over k for every number of rows.
-For a causal model the likelihood is exact, on the same tokens.
+k masked tokens (LLaDA, arXiv 2502.09992); per token it is S/k, the mean over the masked ones. The masks are a fixed
+grid, so that two models are compared on the same inputs: draw d of D takes k from the d-th of D equal strata, and the
+rows step through a stratum by the golden ratio, so the grid is even over k for every number of rows. For a causal model
+the likelihood is exact, on the same tokens.
+
+Values of two runs compare only on the same rows and masks: the same validation documents, row length, number of rows
+and draws, and document isolation.
 
 Nothing here reads an objective's config. Shapes: B rows, T tokens, M masked tokens, V vocabulary.
 """
@@ -22,6 +25,10 @@ from lit_illada.objective.autoregressive import shift_right
 from lit_illada.objective.loss import NUM_RATIO_BINS, NoisyBatch, RatioBins
 from lit_illada.objective.masking import exactly_k, num_masked
 from lit_illada.objective.noise import Purpose, golden_steps, random_bits, uniform
+
+# Documents are summed in cells of a fixed number, so that ranks add up whatever documents they saw; beyond it several
+# documents share a cell, which keeps the standard error right on average.
+_NUM_CELLS = 2**16
 
 ScoreFn = Callable[[Tensor, Layout, Tensor, Tensor], TokenScores]
 """(noisy_ids (B, T), layout, select (B, T) bool, targets (M,)) -> scores of the M targets. The model itself is one."""
@@ -57,10 +64,19 @@ class MaskGrid:
 
 @dataclass(frozen=True, eq=False)
 class RowScores:
-    """nll: (B,) float64, nats a token of the row. num_tokens: (B,) int64, maskable ones; a row of 0 is left out."""
+    """Scores of validation rows.
+
+    nll: (B,) float64, nats/token of the row.
+    num_tokens: (B,) int64, maskable tokens; a row of 0 is left out.
+    weight: (B, T) float64, weight of each token in the row's bound, L/k where masked, averaged over the draws; a row's
+        sum is its num_tokens.
+    weighted_nll: (B, T) float64, weight times cross-entropy, averaged over the draws; a row's sum is num_tokens·nll.
+    """
 
     nll: Tensor
     num_tokens: Tensor
+    weight: Tensor
+    weighted_nll: Tensor
     bins: RatioBins
 
 
@@ -72,7 +88,10 @@ def nll_bound(score: ScoreFn, batch: TokenBatch, grid: MaskGrid, mask_token_id: 
     bins = scored[0].bins
     for one in scored[1:]:
         bins = bins + one.bins
-    return RowScores(torch.stack([one.nll for one in scored]).mean(0), scored[0].num_tokens, bins)
+    nll_B = torch.stack([one.nll for one in scored]).mean(0)
+    weight_BT = torch.stack([one.weight for one in scored]).mean(0)
+    weighted_nll_BT = torch.stack([one.weighted_nll for one in scored]).mean(0)
+    return RowScores(nll_B, scored[0].num_tokens, weight_BT, weighted_nll_BT, bins)
 
 
 @torch.no_grad()
@@ -98,58 +117,78 @@ def mask_batch(batch: TokenBatch, is_masked_BT: Tensor, mask_token_id: int) -> N
 def score_rows(score: ScoreFn, noisy: NoisyBatch) -> RowScores:
     """The mean cross-entropy over each row's masked tokens: S/k = (L/k)·S/L."""
     scores = score(noisy.noisy_ids, noisy.layout, noisy.is_masked, noisy.targets)
-    nll_B = noisy.spread(scores.nll).double().sum(1) / noisy.is_masked.sum(1).clamp(min=1)
-    return RowScores(nll_B, noisy.is_maskable.sum(1), RatioBins.of(scores, noisy))
+    nll_BT, k_B = noisy.spread(scores.nll).double(), noisy.is_masked.sum(1).clamp(min=1)
+    length_B = noisy.is_maskable.sum(1)
+    weight_BT = noisy.is_masked * (length_B / k_B.double())[:, None]
+    return RowScores(nll_BT.sum(1) / k_B, length_B, weight_BT, weight_BT * nll_BT, RatioBins.of(scores, noisy))
 
 
 class Likelihood(Metric):
-    """Adds rows up, on any number of ranks.
+    """Sums over rows and over documents, on any number of ranks.
 
-    compute() gives, as float64 tensors: `nll_bound` (nats a token; exact for a causal model), `nll_bound_stderr` (its
-    standard error; it treats rows as independent, though a long document spans several, so it is a lower estimate; of
-    a single row it is NaN), `bits_per_byte` (only with `bytes_per_token`), and by mask-ratio bin,
-    (10,) and NaN where nothing fell: `cross_entropy_by_ratio`, `accuracy_by_ratio`.
+    compute() gives, as float64 tensors: `nll_bound` (nats/token; exact for a causal model), `nll_bound_stderr`,
+    `num_documents`, `bits_per_byte` (only with `bytes_per_token`), and by mask-ratio bin, (10,) and NaN where nothing
+    fell: `cross_entropy_by_ratio`, `accuracy_by_ratio`.
+
+    The standard error is clustered by document, since tokens of one document are correlated, whether it shares a row
+    with others or spans several rows. The bound is m = Σ w·x / Σ w over tokens with cross-entropy x and weight w (L/k
+    where masked); with the residuals r_c = Σ_{i in c} w_i (x_i − m) of C documents,
+
+        stderr² = C/(C − 1) · Σ_c r_c² / (Σ w)²
+
+    (linearised ratio estimator; NaN for a single document). It treats the documents as a random sample, and conditions
+    on the trained model. A batch without document_ids counts each row as a document.
 
     bytes_per_token: (V,) how many bytes of text each token stands for, 0 for special ones; None if unknown.
     """
 
     full_state_update = False
-    # Sums over rows of L tokens and x nats a token:
-    row_sums: Tensor  # 1, L, L·x, L², L²·x, L²·x²
+    row_sums: Tensor  # (3,): rows, their tokens L, L·x with x nats/token
+    document_sums: Tensor  # (2, _NUM_CELLS): weighted nll, weight
     num_bytes: Tensor
     bin_sums: Tensor  # (3, 10): nll, num_correct, num_masked
 
     def __init__(self, bytes_per_token: Tensor | None = None) -> None:
         super().__init__()
         self.bytes_per_token = bytes_per_token
-        self.add_state("row_sums", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("row_sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("document_sums", torch.zeros(2, _NUM_CELLS, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num_bytes", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("bin_sums", torch.zeros(3, NUM_RATIO_BINS, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, rows: RowScores, batch: TokenBatch) -> None:
         """rows: the scores of `batch`."""
         x, length = rows.nll, rows.num_tokens.double()
-        self.row_sums += torch.stack(
-            [(length > 0).double(), length, length * x, length**2, length**2 * x, (length * x) ** 2]
-        ).sum(1)
+        self.row_sums += torch.stack([(length > 0).double(), length, length * x]).sum(1)
+        self.document_sums += torch.stack([_by_document(part, batch) for part in (rows.weighted_nll, rows.weight)])
         self.bin_sums += torch.stack([rows.bins.nll, rows.bins.num_correct, rows.bins.num_masked])
         if self.bytes_per_token is not None:
             table_V = self.bytes_per_token.to(batch.input_ids.device)
             self.num_bytes += (table_V[batch.input_ids] * batch.is_maskable).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        num_rows, tokens, nats, square_tokens, cross, square_nats = self.row_sums
+        _, tokens, nats = self.row_sums
         mean = nats / tokens
-        # The error of a ratio of sums: residuals L·(x − mean) of the rows, after Taylor.
-        residuals = (square_nats - 2 * mean * cross + mean**2 * square_tokens).clamp(min=0)
-        stderr = (num_rows / (num_rows - 1) * residuals).sqrt() / tokens
+        nll_C, weight_C = self.document_sums
+        num_documents = (weight_C > 0).sum().double()
+        residual_C = nll_C - mean * weight_C
+        stderr = (num_documents / (num_documents - 1) * residual_C.square().sum()).sqrt() / tokens
         nll_10, num_correct_10, num_masked_10 = self.bin_sums
         result = {
             "nll_bound": mean,
             "nll_bound_stderr": stderr,
+            "num_documents": num_documents,
             "cross_entropy_by_ratio": nll_10 / num_masked_10,
             "accuracy_by_ratio": num_correct_10 / num_masked_10,
         }
         if self.bytes_per_token is not None:
             result["bits_per_byte"] = nats / (math.log(2) * self.num_bytes)
         return result
+
+
+def _by_document(values_BT: Tensor, batch: TokenBatch) -> Tensor:
+    """(_NUM_CELLS,) float64: sums of the values by document."""
+    ids_BT = batch.row_ids[:, None].expand_as(values_BT) if batch.document_ids is None else batch.document_ids
+    # on the CPU, where the order of the additions is fixed
+    cells, values = (ids_BT % _NUM_CELLS).flatten().cpu(), values_BT.flatten().cpu()
+    return torch.bincount(cells, weights=values, minlength=_NUM_CELLS).to(values_BT.device)

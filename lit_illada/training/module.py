@@ -31,7 +31,8 @@ class PretrainModule(pl.LightningModule):
     model: input ids (B, T), layout, selection (B, T), targets (M,) -> TokenScores.
     score_rows: the bound of each validation row, the same question whatever the objective.
     shard: cuts the model over the devices of a mesh, and gives it its weights; None for one that every rank has whole.
-    likelihood: adds the rows up. unigram_entropy: of the validation text, nats a token; a line to compare with.
+    likelihood: adds the rows up. unigram_cross_entropy: of the training data's token frequencies on the validation
+    tokens, nats/token; logged beside the bound.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class PretrainModule(pl.LightningModule):
         score_rows: Callable[[ScoreFn, TokenBatch], RowScores],
         likelihood: Likelihood,
         *,
-        unigram_entropy: float,
+        unigram_cross_entropy: float,
         max_steps: int,
         log_every_steps: int,
         hparams: dict[str, Any],
@@ -53,7 +54,7 @@ class PretrainModule(pl.LightningModule):
         self.objective = objective
         self.score_rows = score_rows
         self.likelihood = likelihood
-        self.unigram_entropy = unigram_entropy
+        self.unigram_cross_entropy = unigram_cross_entropy
         self.curves = TrainingCurves()
         self.optim = optim
         self.max_steps = max_steps
@@ -158,7 +159,7 @@ class PretrainModule(pl.LightningModule):
                 **by_ratio("val_nll_by_ratio", values.pop("cross_entropy_by_ratio")),
                 **by_ratio("val_accuracy_by_ratio", values.pop("accuracy_by_ratio")),
                 **{f"val/{name}": value for name, value in values.items()},
-                "val/unigram_entropy": self.unigram_entropy,
+                "val/unigram_cross_entropy": self.unigram_cross_entropy,
             },
         )
         if self.trainer.state.fn == "fit" and self._schedule().observe(float(values["nll_bound"])):

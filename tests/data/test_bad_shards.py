@@ -82,7 +82,7 @@ def test_validation_never_skips(copy, prepared):
     config = replace(prepared, dir=str(copy), on_bad_shard=OnBadShard.SKIP)
     options = {"seed": 0, "batch_rows": 8, "micro_batch_rows": 8, "validation_rows": 2, "total_steps": 1}
     with pytest.raises(BadShardError, match=f"{shard.name} is missing"):
-        PackedDataModule(config, **options).unigram_entropy()
+        PackedDataModule(config, **options).unigram_cross_entropy()
 
 
 def test_a_run_that_skips_a_bad_shard_ends_and_its_curves_say_how_many(copy, tiny_run, tmp_path, caplog):

@@ -303,11 +303,34 @@ def test_a_batch_that_ranks_cannot_share_is_refused(prepared):
     assert make(prepared, world=(0, 2)).accumulation == 2
 
 
-def test_the_unigram_entropy_is_that_of_the_validation_tokens(prepared):
+@pytest.mark.parametrize("validation_rows", [5, 10_000])
+def test_the_unigram_cross_entropy_is_of_training_frequencies_on_the_scored_tokens(prepared, validation_rows):
     dataset = open_dataset(prepared.dir)
-    tokens = [token for shard in dataset.manifest.validation.shards for token in dataset.load(shard).tokens.tolist()]
-    entropy = -sum(n / len(tokens) * math.log(n / len(tokens)) for n in Counter(tokens).values())
-    assert make(prepared).unigram_entropy() == pytest.approx(entropy, rel=1e-12)
+    trained = Counter(t for shard in dataset.manifest.train.shards for t in dataset.load(shard).tokens.tolist())
+    module = make(prepared, validation_rows=validation_rows)
+    scored = [token for batch in module.val_dataloader() for token in batch.input_ids.flatten().tolist()]
+    total = trained.total() + dataset.manifest.vocab_size
+    expected = -sum(math.log((trained[token] + 1) / total) for token in scored) / len(scored)
+    assert module.unigram_cross_entropy() == pytest.approx(expected, rel=1e-12)
+    own = -sum(n / len(scored) * math.log(n / len(scored)) for n in Counter(scored).values())
+    assert expected > own, "the text's own entropy is lower: it knows the text"
+
+
+def test_a_large_training_split_is_counted_on_evenly_spaced_shards(prepared, monkeypatch):
+    dataset = open_dataset(prepared.dir)
+    records = dataset.manifest.train.shards
+    monkeypatch.setattr("lit_illada.data.datamodule._COUNTED_TOKENS", -(-dataset.manifest.train.tokens // 3))
+    assert make(prepared).training_counts().sum() == sum(record.tokens for record in records[::3])
+
+
+def test_without_validation_there_is_no_unigram_cross_entropy(prepared):
+    assert math.isnan(make(prepared, validation_rows=0).unigram_cross_entropy())
+
+
+def test_only_validation_rows_name_their_documents(prepared):
+    module = make(prepared)
+    assert all(batch.document_ids.shape == batch.input_ids.shape for batch in module.val_dataloader())
+    assert next(iter(module.train_dataloader())).document_ids is None
 
 
 def test_a_missing_data_set_is_prepared_and_a_prepared_one_only_opened(tmp_path, make_config, make_texts):

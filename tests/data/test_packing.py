@@ -57,6 +57,8 @@ def test_a_packed_shard_is_its_documents_end_to_end_cut_into_rows(lengths, row_l
     firsts = {document[0] for document in documents}
     is_start = [[i == 0 or token in firsts for i, token in enumerate(row)] for row in expected]
     assert packed.is_start.tolist() == is_start
+    ids = [packed.document_ids(row).tolist() for row in range(len(expected))]
+    assert ids == [[token // 100 - 1 for token in row] for row in expected]
 
 
 def test_an_epoch_is_every_token_but_the_tails_and_each_epoch_has_another_order(prepared):
@@ -125,3 +127,20 @@ def test_more_streams_than_rows_still_give_every_row(prepared):
 def test_a_split_without_a_row_is_refused(prepared):
     with pytest.raises(UserError, match=r"none of them a row of data\.row_length=100000"):
         make_stream(open_dataset(prepared.dir), row_length=100_000)
+
+
+def test_document_ids_count_over_the_shards_of_the_split(prepared):
+    dataset = open_dataset(prepared.dir)
+    stream = make_stream(dataset)
+    records = dataset.manifest.train.shards
+    assert len(records) > 2
+    documents = []
+    for record in records:
+        shard = dataset.load(record)
+        documents += np.split(shard.tokens, np.cumsum(shard.lengths)[:-1])
+    row_ids = np.arange(stream.rows_per_epoch)
+    tokens, _ = stream.rows(row_ids)
+    for row, ids in zip(tokens, stream.document_ids(row_ids), strict=True):
+        for document in np.unique(ids):
+            part = row[ids == document].tobytes()
+            assert part in documents[document].tobytes()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -288,12 +289,27 @@ def test_a_dialogue_gives_a_row_for_every_answer_unless_all_of_it_is_learnt(tmp_
             assert is_maskable.tolist() == [t > last for t in range(len(ids))]
 
 
-def test_the_unigram_entropy_is_that_of_the_validation_responses():
-    module = make()
+def test_the_unigram_cross_entropy_is_of_training_responses_on_validation_responses():
+    module = make(validation_rows=10_000)
+    trained, scored = (Counter(t for _, response in split.pairs for t in response) for split in module._splits)
+    total = trained.total() + TOKENIZER.vocab_size
+    nats = -sum(n * math.log((trained[token] + 1) / total) for token, n in scored.items())
+    assert module.unigram_cross_entropy() == pytest.approx(nats / scored.total())
+
+
+def test_the_turns_of_a_conversation_are_one_document(tmp_path):
+    turn = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    rows = [{"messages": [{"role": "user", "content": f"{n}"}, turn[1], *turn, *turn]} for n in range(20)]
+    source = MessagesSource([alpaca(tmp_path / "chat.jsonl", rows)])
+    module = make(SFTDataConfig(source=source, rows=Padded(is_prompt_maskable=False)), validation_rows=10_000)
     _, validation = module._splits
-    tokens = Counter(token for _, response in validation.pairs for token in response)
-    p = torch.tensor(list(tokens.values())).double() / tokens.total()
-    assert module.unigram_entropy() == pytest.approx(float(-(p * p.log()).sum()))
+    seen = Counter()
+    for batch in module.val_dataloader():
+        assert (batch.document_ids == batch.document_ids[:, :1]).all()
+        seen.update(batch.document_ids[:, 0].tolist())
+    assert set(seen.values()) == {3}
+    assert len(seen) == len({example.origin for example in validation.examples})
+    assert next(iter(module.train_dataloader())).document_ids is None
 
 
 @pytest.mark.parametrize(

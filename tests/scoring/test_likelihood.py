@@ -1,5 +1,6 @@
 """The yardstick on tiny distributions whose likelihood is known exactly."""
 
+import dataclasses
 import itertools
 import math
 
@@ -141,15 +142,83 @@ def test_prompts_and_empty_rows():
     assert metric.compute()["nll_bound"].item() == pytest.approx(-math.log(0.2), rel=1e-6)
 
 
-def test_standard_error_is_that_of_the_mean_over_rows():
+def scores_of(nll_BT, weight_BT, batch):
+    """Row scores with these cross-entropies and weights; weights add up to the row's length."""
+    bins = nll_bound(independent, batch, MaskGrid(1), MASK).bins
+    weighted_BT = nll_BT * weight_BT
+    length_B = batch.is_maskable.sum(1)
+    return RowScores(weighted_BT.sum(1) / length_B, length_B, weight_BT, weighted_BT, bins)
+
+
+def test_without_documents_the_standard_error_is_that_of_the_mean_over_rows():
     x = torch.rand(200, generator=torch.Generator().manual_seed(0)).double()
     batch = make_batch(torch.ones(200, 4, dtype=torch.long))
-    bins = nll_bound(independent, batch, MaskGrid(1), MASK).bins
     metric = Likelihood()
-    metric.update(RowScores(x, torch.full((200,), 4), bins), batch)
+    nll_BT = x[:, None].expand(-1, 4)
+    metric.update(scores_of(nll_BT, torch.ones_like(nll_BT), batch), batch)
     values = metric.compute()
+    assert values["num_documents"] == 200
     assert values["nll_bound"].item() == pytest.approx(x.mean().item())
     assert values["nll_bound_stderr"].item() == pytest.approx((x.std() / 200**0.5).item())
+
+
+def packed_documents(num_documents, row_length, mean_length, spread, generator):
+    """(batch, nll (B, T), weight (B, T)) of documents of random lengths laid end to end; tokens of a document share an
+    effect, and masks are drawn as the grid does."""
+    lengths = torch.randint(1, 2 * mean_length, (num_documents,), generator=generator)
+    ids = torch.repeat_interleave(torch.arange(num_documents), lengths)
+    rows = len(ids) // row_length
+    ids = ids[: rows * row_length].reshape(rows, row_length)
+    effect = 5 + spread * torch.randn(num_documents, dtype=torch.float64, generator=generator)
+    nll = effect[ids] + torch.randn(ids.shape, dtype=torch.float64, generator=generator)
+    batch = dataclasses.replace(make_batch(torch.ones_like(ids)), document_ids=ids)
+    masks = [MaskGrid(2).masks(batch, draw) for draw in range(2)]
+    weight = torch.stack([mask * (row_length / mask.sum(1, keepdim=True)).double() for mask in masks]).mean(0)
+    return batch, nll, weight
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("row_length", "mean_length"), [(16, 64), (64, 16), (32, 32)])
+def test_the_standard_error_is_that_of_resampled_documents(row_length, mean_length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    batch, nll, weight = packed_documents(150, row_length, mean_length, 1.0, generator)
+    metric = Likelihood()
+    metric.update(scores_of(nll, weight, batch), batch)
+    values = metric.compute()
+
+    documents = batch.document_ids.unique().tolist()
+    sums = [
+        (float((nll * weight)[of].sum()), float(weight[of].sum()))
+        for of in (batch.document_ids == d for d in documents)
+    ]
+    sums = torch.tensor([pair for pair in sums if pair[1] > 0], dtype=torch.float64)
+    drawn = torch.randint(len(sums), (4000, len(sums)), generator=generator)
+    bootstrap = sums[drawn].sum(1)
+    assert values["num_documents"] == len(sums)
+    assert values["nll_bound_stderr"] == pytest.approx(float((bootstrap[:, 0] / bootstrap[:, 1]).std()), rel=0.1)
+
+
+def test_the_standard_error_is_the_spread_of_the_bound_over_samples_of_documents():
+    bounds, clustered, by_row = [], [], []
+    for seed in range(200):
+        batch, nll, weight = packed_documents(60, 16, 64, 1.0, torch.Generator().manual_seed(seed))
+        scores = scores_of(nll, weight, batch)
+        metric, naive = Likelihood(), Likelihood()
+        metric.update(scores, batch)
+        naive.update(scores, dataclasses.replace(batch, document_ids=None))
+        bounds.append(float(metric.compute()["nll_bound"]))
+        clustered.append(float(metric.compute()["nll_bound_stderr"]))
+        by_row.append(float(naive.compute()["nll_bound_stderr"]))
+    spread = float(torch.tensor(bounds).std())
+    assert sum(clustered) / 200 == pytest.approx(spread, rel=0.15)
+    assert sum(by_row) / 200 < 0.7 * spread, "rows of one document are not independent"
+
+
+def test_documents_that_share_a_row_do_not_add_the_noise_of_its_masks():
+    batch, _, weight = packed_documents(100, 64, 16, 0.0, torch.Generator().manual_seed(0))
+    metric = Likelihood()
+    metric.update(scores_of(torch.full_like(weight, 5.0), weight, batch), batch)
+    assert metric.compute()["nll_bound_stderr"] == pytest.approx(0, abs=1e-6)
 
 
 def test_bits_per_byte_and_bins():

@@ -101,7 +101,7 @@ def test_the_curves_have_their_tags_at_the_right_steps(reference):
     scalars = {tag: sorted(events.Scalars(tag), key=lambda event: event.step) for tag in events.Tags()["scalars"]}
     for tag in ("train/loss", "train/nll", "train/accuracy", "train/gradient_norm", "train/learning_rate"):
         assert [event.step for event in scalars[tag]] == [2, 4, 6, 8, 10, 12], tag
-    for tag in ("val/nll_bound", "val/nll_bound_stderr", "val/bits_per_byte", "val/unigram_entropy"):
+    for tag in ("val/nll_bound", "val/nll_bound_stderr", "val/bits_per_byte", "val/unigram_cross_entropy"):
         assert [event.step for event in scalars[tag]] == [0, 6, 12], tag
     assert any(tag.startswith("val_nll_by_ratio/") for tag in scalars)
     assert all(event.value > 0 for event in scalars["perf/tokens_per_s"])

@@ -163,17 +163,16 @@ def _agrees(pair: Sequence[str], values: Values, unit: Unit, level: float) -> Ch
 
 
 def _has_not_learnt(arm: str, baseline: str, metric: Metric, records: Records, values: Values, unit: Unit) -> Check:
-    """Against the unigram entropy where the metric is the bound, else against the baseline.
-
-    The entropy is that of all held-out text, the bound that of some of its rows: two standard errors are allowed for.
+    """Against the cross-entropy of the training data's token frequencies on the scored tokens where the metric is the
+    bound, else against the baseline. Two standard errors of the bound are allowed.
     """
     if not values[arm]:
         return Check(f"{arm} cannot learn: no finished run to check it with", None)
     mean = estimate(list(values[arm].values())).mean
-    figures = [record.figures for record in records[arm].values() if "val/unigram_entropy" in record.figures]
+    figures = [record.figures for record in records[arm].values() if "val/unigram_cross_entropy" in record.figures]
     slack = 0.0
     if metric.name == "val/nll_bound" and figures:
-        limit, what = min(of_run["val/unigram_entropy"] for of_run in figures), "the unigram entropy"
+        limit, what = min(of_run["val/unigram_cross_entropy"] for of_run in figures), "the training frequencies"
         slack = 2 * max(of_run.get("val/nll_bound_stderr", 0.0) for of_run in figures)
     elif values[baseline]:
         limit, what = estimate(list(values[baseline].values())).mean, baseline

@@ -81,7 +81,7 @@ def write_curves(folder: Path, end: float, last_step: int = STEPS[-1], seed: int
 def write_finished(folder: Path, figures: dict, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     end = {
-        "val/unigram_entropy": 6.3,
+        "val/unigram_cross_entropy": 6.3,
         "perf/tokens_per_s": 9000.0 + seed,
         "perf/tokens": TOKENS,
         "perf/flops": FLOPS,
