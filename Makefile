@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu lint types bench bench-gpu board clean
+.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-attack lint types bench bench-gpu board clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -41,6 +41,9 @@ test-slurm: $(READY)  ## The tests that need a Slurm; .ci/install-slurm starts o
 
 test-gpu: $(READY)  ## The tests that need a CUDA device
 	$(BIN)/pytest -q -m gpu
+
+test-attack: $(READY)  ## Damage every file, fuzz overrides and inputs; the table goes to attack.md
+	$(BIN)/pytest -q -n0 -m slow tests/attack
 
 lint: $(READY)  ## Style
 	$(BIN)/ruff check .

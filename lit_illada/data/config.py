@@ -11,10 +11,7 @@ from lit_illada.errors import UserError
 
 @dataclass(frozen=True)
 class StdlibSource:
-    """The source and documentation text of the running Python's standard library: nothing is downloaded.
-
-    Its files are cut into sections of about 900 characters, which are the documents; near-duplicates are left out.
-    """
+    """The source and documentation text of the running Python's standard library: nothing is downloaded."""
 
 
 @dataclass(frozen=True)
