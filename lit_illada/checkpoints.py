@@ -20,6 +20,7 @@ from lit_illada.model.hf import CONFIG_FILE, Renamed, UnaccountedError, tensor_s
 from lit_illada.model.lora import MergedTensors
 from lit_illada.model.tensor_files import TensorFiles, write_file
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import ContentError, parse_json
 from lit_illada.training.checkpoint import Weights, is_checkpoint, latest_checkpoint, read_checkpoint
 from lit_illada.tree import from_tree, to_tree
 
@@ -146,9 +147,9 @@ def _read_weights(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor], d
         raise UserError(f"{path}: no such checkpoint")
     files = TensorFiles([path])
     try:
-        described = json.loads(files.metadata[_METADATA])
+        described = parse_json(files.metadata[_METADATA], str(path))
         return from_tree(ModelConfig, described["model"]), described["tokenizer_sha256"], files, files.shapes
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ContentError) as error:
         raise UserError(
             f"{path}: not a checkpoint of lit-illada; convert its folder first: lit-illada convert {path.parent} FOLDER"
         ) from error

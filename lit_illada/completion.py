@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from click.shell_completion import CompletionItem, get_completion_class
 
+from lit_illada.runtime.files import read_text
+from lit_illada.runtime.yaml_files import parse_yaml
 from lit_illada.share import conf_dir
 
 
@@ -50,7 +51,7 @@ def _compose(file: Path, group: str, package: str, chosen: Mapping[str, str]) ->
     groups: set[str] = set()
     if not file.is_file():
         return groups, set()
-    tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    tree = parse_yaml(read_text(file), str(file), object) or {}
     keys = set(_leaves({key: value for key, value in tree.items() if key != "defaults"}, package))
     if package:
         keys.discard(f"{package}.name")  # of a choice: its group says it

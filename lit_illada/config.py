@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
@@ -24,6 +23,7 @@ from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
+from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir
 from lit_illada.training.config.optim import MuonConfig, OptimConfig
@@ -249,12 +249,7 @@ def _compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     """The config saved with a run, with `key=value` overrides on top; they set values and choose no files."""
-    try:
-        tree = OmegaConf.create(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: not a readable config ({' '.join(str(error).split())})") from error
-    if not isinstance(tree, DictConfig):
-        raise UserError(f"{path}: a config is a mapping of keys; found {type(tree).__name__}")
+    tree = OmegaConf.create(read_yaml(path))
     try:
         from_tree(SCHEMAS[command], OmegaConf.to_container(tree))
     except UserError as error:

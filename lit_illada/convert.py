@@ -32,8 +32,8 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig, num_parameters
 from lit_illada.model.hf import CONFIG_FILE, HfCheckpoint, UnaccountedError, open_hf, write_hf, zero_biases
 from lit_illada.model.hf_layouts import HfLayout, layout_for
-from lit_illada.model.tensor_files import read_json
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import read_json, read_text
 
 # beside tokenizer.json, what other tools read of a tokenizer; never code
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -177,7 +177,7 @@ def _tokenizer_files(checkpoint: HfCheckpoint, mask_token: str | None, eos_token
     if not path.is_file():
         raise UserError(f"{folder}: no {TOKENIZER_FILE}, the only format of tokenizers that is read")
     config = read_json(config_path) if config_path.is_file() else {}
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     try:
         backend = Backend.from_str(text)
     except Exception as error:  # the library raises bare Exception

@@ -16,10 +16,10 @@ from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.scoring.evaluation import Progress, Row
 from lit_illada.scoring.tasks import ChoiceItem
 from lit_illada.stats.intervals import wilson
-from lit_illada.tree import read_yaml
 from lit_illada.writing import Writer
 
 _CONTEXT_TOKENS = 32

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,8 @@ from lit_illada.loops import analyze
 from lit_illada.loops.detect import detect
 from lit_illada.loops.records import Fields
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import iterate_json_lines
+from lit_illada.runtime.records import from_record
 from lit_illada.score_jobs import Asked
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.spec import Command
@@ -71,9 +74,19 @@ def run(
     place = _ours(checkpoint, folder)
     asked = Asked(files, is_reasoning="reasoning" in tasks)
     score.run(place, asked, scores.path, ["score/wording=chat", *overrides], is_resumed)
-    results = json.loads(scores.summary.read_text(encoding="utf-8"))["results"]
-    written = [str(scores.path / result["items"]) for result in results]
+    results = from_record(_Summary, scores.read_summary(), str(scores.summary)).results
+    written = [str(scores.path / result.items) for result in results]
     analyze.run(written, folder / "loops", Fields(), None)
+
+
+@dataclass(frozen=True)
+class _Result:
+    items: str  # file name of the generations
+
+
+@dataclass(frozen=True)
+class _Summary:
+    results: list[_Result]
 
 
 def _solves_problems(run: PlannedRun) -> bool:
@@ -122,8 +135,7 @@ def gather(sweep: SweepFolder) -> Path:
             if not _solves_problems(planned) or sweep.state_of(planned) is not RunState.FINISHED:
                 continue
             for source in sorted(sweep.run_folder(planned).path.glob("generations-*.jsonl")):
-                for line in source.open(encoding="utf-8"):
-                    row = json.loads(line)
+                for _, row in iterate_json_lines(source):
                     for arm in planned.arms:
                         file.write(json.dumps({"arm": arm, "seed": planned.seed, **row}, ensure_ascii=False) + "\n")
     return path

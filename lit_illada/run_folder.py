@@ -19,7 +19,8 @@ from typing import Any
 
 from lit_illada import __version__
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import append_line, read_json, read_json_lines, require_kind, write_atomically
+from lit_illada.runtime.records import require_fields
 
 log = logging.getLogger(__name__)
 
@@ -136,17 +137,25 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         """Figures of the start and the end, as far as there are any yet."""
-        return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.exists() else {}
+        if not self.summary.exists():
+            return {}
+        summary: dict[str, Any] = read_json(self.summary)
+        for key in ("start", "end"):
+            require_kind(summary.get(key, {}), dict, f"{self.summary}: {key}")
+        return summary
 
     def read_labels(self) -> dict[str, Any] | None:
         """What tells the run from the others of its sweep, such as its arm; None outside a sweep."""
-        return json.loads(self.labels.read_text(encoding="utf-8")) if self.labels.is_file() else None
+        return read_json(self.labels) if self.labels.is_file() else None
 
     def read_rollbacks(self) -> list[dict[str, Any]]:
         """How often, why and from where the run went on from an earlier checkpoint, the first first."""
         if not self.rollbacks.is_file():
             return []
-        return [json.loads(line) for line in self.rollbacks.read_text(encoding="utf-8").splitlines()]
+        return [
+            require_fields(record, {"skipped_rows": list[int] | None}, str(self.rollbacks))
+            for record in read_json_lines(self.rollbacks)
+        ]
 
     def write_rollback(self, number: int, record: dict[str, Any]) -> None:
         """The run's last so far, counted from 1. To write it again changes nothing."""
@@ -165,8 +174,7 @@ class RunFolder:
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": {"lit-illada": __version__, **{package: version(package) for package in packages}},
         }
-        with (self.path / "provenance.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path / "provenance.jsonl", json.dumps(record))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

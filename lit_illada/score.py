@@ -18,12 +18,13 @@ from lit_illada.checkpoints import checkpoint_file, run_of
 from lit_illada.config import ScoreConfig, load
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder, flatten
+from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.score_jobs import Asked, Material
 from lit_illada.scoring.evaluation import Progress
 from lit_illada.scoring.scorer import OnWork
 from lit_illada.solve import numbers
 from lit_illada.training.config.trainer import Precision
-from lit_illada.tree import dump, read_yaml, to_tree
+from lit_illada.tree import dump, to_tree
 from lit_illada.writing import Writer
 
 _ANSWERS = ".answers"  # what is written so far, until all is scored
@@ -106,7 +107,7 @@ def _before(folder: RunFolder, config: ScoreConfig, asked: dict[str, Any]) -> di
     something else, or otherwise."""
     summary: dict[str, Any] = {}
     if folder.summary.is_file():
-        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+        summary = folder.read_summary()
         there = flatten({**summary.get("config", {}), **summary.get("asked", {})})
     elif folder.config.is_file():
         there = flatten({**read_yaml(folder.config), **asked})

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.choice import choice_name
 from lit_illada.errors import UserError, unknown
+from lit_illada.runtime.yaml_files import read_yaml
 
 T = TypeVar("T")
 
@@ -62,17 +63,6 @@ def to_tree(value: Any) -> Any:
 def dump(config: Any) -> str:
     """The config as YAML."""
     return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=100)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A file's mapping. Raises UserError for a file that is missing, no YAML, or no mapping."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable config ({' '.join(str(error).split())})") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a config is a mapping of keys; found {type(tree).__name__}")
-    return tree
 
 
 def _read(hint: Any, value: Any, path: str) -> Any:
@@ -148,8 +138,7 @@ def nearest_key(key: str, known: list[str]) -> UserError:
 
 def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """The config of a file that composes no others, with `key=value` overrides on top."""
-    tree = OmegaConf.create(path.read_text(encoding="utf-8"))
-    assert isinstance(tree, DictConfig)
+    tree = OmegaConf.create(read_yaml(path))
     for override in overrides:
         if (key := require_assignment(override)) not in keys_of(tree):
             raise nearest_key(key, keys_of(tree))

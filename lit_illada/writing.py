@@ -15,7 +15,7 @@ from lit_illada.generation.canvas import Alarm, RowEvents, ThinkingEnd
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.trace import Recorder, Trace, rounded
 from lit_illada.model.transformer import Transformer
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import ContentError, parse_json, read_text, write_atomically
 from lit_illada.scoring.evaluation import Answer
 from lit_illada.tree import to_tree
 
@@ -114,6 +114,9 @@ class Writer:
             yield Written(ids, is_stopped, events, generation.num_forwards / len(prompts), trace)
 
 
+_MAX_ANSWERS_BYTES = 2**31  # of a file that only this package writes
+
+
 @dataclass(frozen=True)
 class KeptAnswers:
     """A line for each answer with the place of its prompt, in the order they came."""
@@ -130,11 +133,18 @@ class KeptAnswers:
         """By place. A line that a kill has cut off is removed, so that the next one begins where it did."""
         if not self.file.is_file():
             return {}
-        content = self.file.read_text(encoding="utf-8")
+        content = read_text(self.file, _MAX_ANSWERS_BYTES)
         whole = content[: content.rfind("\n") + 1]
         if whole != content:
             write_atomically(self.file, whole)
-        return {tree["place"]: _written(tree) for tree in map(json.loads, whole.splitlines())}
+        answers = {}
+        for number, line in enumerate(whole.splitlines(), start=1):
+            tree = parse_json(line, f"{self.file}, line {number}")
+            try:
+                answers[int(tree["place"])] = _written(tree)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ContentError(f"{self.file}, line {number}: not a generated answer ({error!r})") from error
+        return answers
 
 
 def _written(tree: Mapping[str, Any]) -> Written:

@@ -227,7 +227,7 @@ def test_damage_is_told_in_one_line_and_leaves_nothing_behind(published, tmp_pat
     assert result.output.count("has shape") == 6 + 3  # each of the six tensors, and three of them in the summary
     assert "; and 3 more" in result.output.splitlines()[-1]
     (folder / "config.json").write_text("{")
-    assert "not a JSON object" in refused("convert", folder, target)
+    assert "config.json: not JSON" in refused("convert", folder, target)
     (folder / "config.json").unlink()
     assert "no run there" in refused("convert", folder, target)
     assert not target.exists()

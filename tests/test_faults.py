@@ -212,7 +212,7 @@ FAULTS = {
     ),
     "a resume with a damaged config": (
         resume(spoil=lambda world: (world.run / "config.yaml").write_text("model: [")),
-        ["config.yaml", "not a readable config"],
+        ["config.yaml", "not YAML"],
     ),
     "weights and a model of another kind": (
         lambda world: ["pretrain", "--init-from", world.run, *world.on_data, "model=nano"],

@@ -3,7 +3,6 @@
 Documents come one at a time, so a corpus may be larger than memory; each knows its origin, for messages.
 """
 
-import json
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 from lit_illada.data.config import HuggingFaceSource, JsonlSource, PreparedSource, Source, StdlibSource, TextSource
 from lit_illada.data.text_files import decode, find_files, plain_size, raw_lines, read_text
 from lit_illada.errors import UserError
+from lit_illada.runtime.files import parse_json
 
 OnBad = Callable[[UserError], None]
 
@@ -138,12 +138,7 @@ def json_objects(files: list[Path], on_bad: OnBad) -> Iterator[tuple[dict[str, A
 def _json_object(line: str, origin: str) -> dict[str, Any] | None:
     if not line.strip():
         return None
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{origin}: not a JSON line ({error.msg} at column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{origin}: a line must be a JSON object; this one is a {type(record).__name__}")
+    record: dict[str, Any] = parse_json(line, origin)
     return record
 
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as Backend
 
 from lit_illada.data.token_names import NO_NAMES, OUR_TOKENS, TokenNames
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import parse_json, read_text, write_atomically
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -92,17 +92,14 @@ class Tokenizer:
         if not path.is_file():
             raise UserError(f"no tokenizer at {folder}: {path} does not exist")
         config = path.with_name(CONFIG_FILE)
-        config_json = config.read_text(encoding="utf-8") if config.is_file() else "{}"
-        return cls.from_files(path.read_text(encoding="utf-8"), config_json, str(folder), names)
+        config_json = read_text(config) if config.is_file() else "{}"
+        return cls.from_files(read_text(path), config_json, str(folder), names)
 
     @classmethod
     def from_files(cls, tokenizer_json: str, config_json: str, origin: str, names: TokenNames = NO_NAMES) -> Self:
         """From the two files' contents, wherever they came from."""
-        try:
-            config = json.loads(config_json)
-            extra = config.get("extra_special_tokens") or {}
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise UserError(f"{origin}: {CONFIG_FILE} is not a JSON object ({error})") from error
+        config = parse_json(config_json, f"{origin}/{CONFIG_FILE}")
+        extra = config.get("extra_special_tokens") or {}
         known = {**(extra if isinstance(extra, dict) else {}), **config}
         overrides = {name: token for name, token in asdict(names).items() if token is not None}
         found = {name: _token_text(known[name]) for name in asdict(names) if known.get(name) is not None}

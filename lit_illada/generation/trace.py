@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_illada.errors import UserError
+from lit_illada.runtime.files import iterate_json_lines
+from lit_illada.runtime.records import from_record
 
 if TYPE_CHECKING:
     from lit_illada.generation.canvas import Commit
@@ -76,11 +77,6 @@ def rounded(trace: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def read_traces(path: Path) -> Iterator[tuple[Trace, dict[str, Any]]]:
     """The inverse of `write_traces`. Raises UserError, with the line, for what is no trace."""
     names = [field.name for field in fields(Trace)]
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = json.loads(line)
-                trace = Trace(**{name: record.pop(name) for name in names})
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}, line {number}: not a trace ({error!r})") from error
-            yield trace, record
+    for number, record in iterate_json_lines(path):
+        trace = from_record(Trace, record, f"{path}, line {number}")
+        yield trace, {name: value for name, value in record.items() if name not in names}

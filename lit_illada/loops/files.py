@@ -13,6 +13,7 @@ from typing import Any
 
 from lit_illada.data.text_files import raw_lines
 from lit_illada.errors import UserError
+from lit_illada.runtime.files import parse_json
 
 _D1 = re.compile(r"(?P<task>[^_]+)_(?P<model>.+?)_(?P<length>\d+)_(?P<steps>\d+)_\d+_generations")
 _LM_EVAL = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT.*)?")
@@ -89,11 +90,8 @@ def _entry(value: Any, number: int, where: str, groups: dict[str, str], *sizes: 
 
 
 def _json(text: str, where: str) -> Any:
-    try:
-        tree = json.loads(text, parse_int=_int)
-        return _without_halves(tree) if _HALF.search(text) else tree
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no JSON ({error})") from error
+    tree = parse_json(text, where, object, parse_int=_int)
+    return _without_halves(tree) if _HALF.search(text) else tree
 
 
 def _without_halves(tree: Any) -> Any:

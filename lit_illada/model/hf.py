@@ -15,8 +15,9 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.hf_layouts import HfLayout, Json, QkvBias, read_config, write_config
 from lit_illada.model.initial import fill
-from lit_illada.model.tensor_files import TensorFiles, read_json, write_json, write_tensors
+from lit_illada.model.tensor_files import TensorFiles, write_tensors
 from lit_illada.model.transformer import Transformer
+from lit_illada.runtime.files import read_json, write_json
 
 CONFIG_FILE = "config.json"
 LM_HEAD = "lm_head.weight"

@@ -3,7 +3,6 @@
 A tensor that is read is mapped from its file, one that is written goes straight from its memory to the disk.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_illada.errors import UserError
+from lit_illada.runtime.files import read_json, write_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -133,21 +133,6 @@ def write_file(
         save_file({name: tensors[name].to(dtype).contiguous() for name in names}, path, metadata)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: the weights could not be written ({error})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError for what is no JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON object ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object, but {type(content).__name__}")
-    return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:

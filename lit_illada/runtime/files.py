@@ -12,8 +12,9 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lit_illada.errors import UserError
 
@@ -61,12 +62,17 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a regular file. A symbolic link is refused, since it may lead outside the folder."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    """Append one line to a regular file; what a killed process left of an unfinished last line is removed first.
+
+    A symbolic link is refused, since it may lead outside the folder. For one writer at a time.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with os.fdopen(os.open(path, flags, 0o666), "ab") as stream:
+        with os.fdopen(os.open(path, flags, 0o666), "r+b") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise FileError(f"{path}: not a regular file; nothing was written to it")
+            stream.seek(_end_of_lines(stream))
+            stream.truncate()
             stream.write(line.encode("utf-8") + b"\n")
     except FileError:
         raise
@@ -74,6 +80,18 @@ def append_line(path: Path, line: str) -> None:
         if error.errno == errno.ELOOP:
             raise FileError(f"{path}: is a symbolic link; remove it, nothing was written through it") from error
         raise _os_error(path, error, "cannot be written") from error
+
+
+def _end_of_lines(stream: BinaryIO) -> int:
+    """The offset behind the last line end."""
+    end = stream.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - 2**16)
+        stream.seek(begin)
+        if (newline := stream.read(end - begin).rfind(b"\n")) >= 0:
+            return begin + newline + 1
+        end = begin
+    return 0
 
 
 def temporary_of(path: Path) -> Path:
@@ -151,7 +169,7 @@ def parse_json(
     if isinstance(text, bytes):
         text = decode_utf8(text, origin)
     try:
-        value = json.loads(text.removeprefix("\ufeff"), parse_int=parse_int or _integer)
+        value = (json.JSONDecoder(parse_int=parse_int) if parse_int else _DECODER).decode(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ContentError(f"{origin}: not JSON ({error.msg} at {line}column {error.colno})") from error
@@ -180,6 +198,7 @@ KINDS: dict[type, str] = {
     float: "a number",
     bool: "true or false",
     type(None): "null",
+    datetime: "a date and time",
 }
 
 
@@ -187,6 +206,9 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits):,} digits, over the limit of {MAX_DIGITS}")
     return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)  # json.loads makes a new one in each call
 
 
 def _require_depth(value: Any, origin: str) -> None:

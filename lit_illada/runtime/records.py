@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -16,8 +17,9 @@ MAX_INTEGER = 2**63 - 1  # what numpy, torch and the file formats hold
 def from_record(schema: type[T], record: Any, origin: str) -> T:
     """A dataclass of a JSON object: fields by name, keys that are no field ignored, defaults where a key is missing.
 
-    origin: the file, for messages. Understands bool, int, float, str, None, Any, list[...], dict[str, ...], unions of
-    them and dataclasses. Raises ContentError for a missing field, another type, or an integer beyond 64 bits.
+    origin: the file, for messages. Understands bool, int, float, str, datetime (a text in ISO 8601, which it stays),
+    None, Any, list[...], dict[str, ...], unions of them and dataclasses. Raises ContentError for a missing field,
+    another type, or an integer beyond 64 bits.
     """
     require_kind(record, dict, origin)
     hints = _hints(schema)
@@ -33,6 +35,18 @@ def from_record(schema: type[T], record: Any, origin: str) -> T:
         raise
     except UserError as error:  # of the dataclass's own checks, which know no file
         raise ContentError(f"{origin}: {error}") from error
+
+
+def require_fields(record: dict[str, Any], required: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The record, where each required field is there and of its type; other fields may hold anything.
+
+    required: type hints by name, as `from_record` understands them. Raises ContentError.
+    """
+    for name, hint in required.items():
+        if name not in record:
+            raise ContentError(f"{origin}: lacks {name!r}")
+        checked(hint, record[name], f"{origin}: {name}")
+    return record
 
 
 def checked(hint: Any, value: Any, origin: str) -> Any:
@@ -68,9 +82,19 @@ def _is_plain(hint: Any, value: Any) -> bool:
         return isinstance(value, dict)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is datetime:
+        return isinstance(value, str) and _is_time(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INTEGER
     return isinstance(value, kind)
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _wrong(hint: Any, value: Any, origin: str) -> ContentError:

@@ -18,7 +18,7 @@ MAX_NODES = 100_000  # values, with each alias counted as all it stands for
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping of a YAML file; {} for an empty file. Raises FileError, in one line, for anything else."""
+    """The mapping of a YAML file. Raises FileError, in one line, for anything else."""
     return parse_yaml(read_text(path, MAX_YAML_BYTES), str(path))
 
 
@@ -32,8 +32,6 @@ def parse_yaml(text: str, origin: str, kind: type = dict) -> Any:
         raise ContentError(f"{origin}: not YAML ({' '.join(str(error).split())})") from error
     except (ValueError, OverflowError) as error:
         raise ContentError(f"{origin}: a value that cannot be read ({str(error).partition(';')[0]})") from error
-    if value is None and kind is dict:
-        return {}
     require_kind(value, kind, origin)
     return value
 

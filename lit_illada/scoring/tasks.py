@@ -15,6 +15,7 @@ from typing import Any
 
 from lit_illada.errors import UserError
 from lit_illada.numbers import final_number
+from lit_illada.runtime.files import parse_json, read_bytes
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,12 @@ def read_items(path: Path, limit: int | None = None) -> list[ChoiceItem] | list[
 
 def _rows(path: Path, limit: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line counted from 1, its object), blank lines left out."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+    lines = read_bytes(path).splitlines()
     given = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     for count, (number, line) in enumerate(given):
         if count == limit:
             return
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8 text at byte {error.start} of the line") from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: an item is an object with fields; this is {_shown(row)}")
-        yield number, row
+        yield number, parse_json(line, f"{path}:{number}")
 
 
 def _choice_item(where: str, line: int, row: dict[str, Any]) -> ChoiceItem:

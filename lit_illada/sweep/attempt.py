@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import append_line, write_atomically
 from lit_illada.sweep.layout import PlannedRun, SweepFolder, SweepRunFolder, locked, read_record
 from lit_illada.sweep.library import begin_path
 from lit_illada.sweep.spec import Command
@@ -69,8 +69,7 @@ def _do(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder, call: Calla
     place.failed.unlink(missing_ok=True)
     started_at, since = datetime.now(), time.monotonic()
     record = {"started_at": started_at.isoformat(), "fingerprint": run.fingerprint, "before_s": round(before_s, 3)}
-    with place.attempts.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append_line(place.attempts, json.dumps(record))
     write_atomically(place.labels, json.dumps(folder.read_spec().labels(run.arms, run.seed)) + "\n")
     _print_to(place.log)
     print(f"=== {started_at:%Y-%m-%d %H:%M:%S} lit-illada {' '.join(words)}", flush=True)

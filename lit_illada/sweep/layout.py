@@ -7,17 +7,20 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import MissingFileError, read_json, read_json_lines, write_atomically
+from lit_illada.runtime.records import from_record, require_fields
+from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.sweep.library import RESOLVED_FILE
 from lit_illada.sweep.spec import SweepSpec
-from lit_illada.tree import dump, from_tree, read_yaml
+from lit_illada.tree import dump, from_tree
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,11 @@ class PlannedRun:
     num_steps: int | None
     tokens: int | None
     flops: float | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    runs: list[PlannedRun]
 
 
 class RunState(StrEnum):
@@ -128,8 +136,12 @@ class SweepRunFolder:
         return False
 
     def read_attempts(self) -> list[dict[str, Any]]:
-        lines = self.attempts.read_text(encoding="utf-8").splitlines() if self.attempts.exists() else []
-        return [json.loads(line) for line in lines]
+        if not self.attempts.exists():
+            return []
+        fields = {"started_at": datetime, "fingerprint": str, "before_s": float}
+        return [
+            require_fields(record, fields, str(self.attempts)) for record in read_json_lines(self.attempts, is_log=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -171,9 +183,7 @@ class SweepFolder:
 
     def read_plan(self) -> list[PlannedRun]:
         self._require(self.plan)
-        known = {item.name for item in fields(PlannedRun)}
-        records = json.loads(self.plan.read_text(encoding="utf-8"))["runs"]
-        return [PlannedRun(**{key: value for key, value in record.items() if key in known}) for record in records]
+        return from_record(_Plan, read_json(self.plan), str(self.plan)).runs
 
     def begun(self) -> Iterator[tuple[str, str]]:
         """(fingerprint, id) of every run whose folder has been begun, planned still or not."""
@@ -212,9 +222,27 @@ def _warn_unlockable(runs: Path, error: str) -> None:
     log.warning("the runs in %s cannot be locked (%s): see that no two processes work at one of them", runs, error)
 
 
+_FIELDS: dict[str, dict[str, Any]] = {
+    "progress.json": {
+        "step": int,
+        "max_steps": int,
+        "begun_at_step": int,
+        "updated_at": datetime,
+        "elapsed_s": float,
+        "tokens_per_s": float | None,
+        "metrics": dict[str, float],
+    },
+    "done.json": {"elapsed_s": float, "max_rss_bytes": float},
+    "failed.json": {"last_lines": list[str]},
+    "words.json": {"job": str, "words": list[str]},
+    "job.json": {"job_id": str},
+}
+
+
 def read_record(file: Path) -> dict[str, Any] | None:
     """progress.json, done.json, failed.json or summary.json; None where there is none yet."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        record = read_json(file)
+    except MissingFileError:
         return None
+    return require_fields(record, _FIELDS.get(file.name, {}), str(file))

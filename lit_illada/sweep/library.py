@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from lit_illada.errors import UserError, unknown
+from lit_illada.runtime.files import ContentError
+from lit_illada.runtime.yaml_files import parse_yaml, read_yaml
 from lit_illada.share import sweeps_dir
 from lit_illada.sweep.spec import CommonScale, Scale, SweepSpec, check
-from lit_illada.tree import from_tree, read_yaml, to_tree
+from lit_illada.tree import from_tree, to_tree
 
 RESOLVED_FILE = "sweep.yaml"
 
@@ -109,8 +110,8 @@ def _assignment(override: str) -> tuple[list[str], Any]:
     if not found or not key:
         raise UserError(f"{override!r} is no override: write key=value, such as seeds=[0,1] or +scale=nano")
     try:
-        return key.split("."), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key.split("."), parse_yaml(value, repr(override), object)
+    except ContentError as error:
         raise UserError(f"{override!r}: {value!r} is not readable as YAML") from error
 
 

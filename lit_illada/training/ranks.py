@@ -24,7 +24,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import FileError, read_json, write_atomically
+from lit_illada.runtime.records import require_fields
 
 log = logging.getLogger(__name__)
 _EVERY_S = 1.0
@@ -199,8 +200,9 @@ class RankWatch(Callback):
 
     def _state(self, rank: int | None) -> dict[str, Any]:
         try:
-            return json.loads((self._folder / f"rank-{rank}.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            file = self._folder / f"rank-{rank}.json"
+            return require_fields(read_json(file), _STATE_FIELDS, str(file))
+        except FileError:
             return {}
 
     def _write(self, ended: str | None = None) -> None:
@@ -225,6 +227,9 @@ def _take_children_over() -> dict[int, "subprocess.Popen[bytes]"]:
             thread._child_processes = []  # type: ignore[attr-defined]
             return dict(enumerate(children, 1))
     return {}
+
+
+_STATE_FIELDS = {"pid": int, "host": str, "step": int | None, "renewed_at": float, "ended": str | None}
 
 
 def _how_ended(code: int) -> str:

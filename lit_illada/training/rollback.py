@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from lit_illada.run_folder import RunFolder
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import MissingFileError, read_json, write_atomically
+from lit_illada.runtime.records import require_fields
 from lit_illada.training.checkpoint import checkpoints_by_step, remove_after
 
 
@@ -26,9 +27,12 @@ def roll_back(folder: RunFolder, config: str, record: dict[str, Any]) -> None:
 def complete_rollback(folder: RunFolder) -> None:
     """Do what is left of a rollback that was begun; several processes may do it at the same time."""
     try:
-        wanted = json.loads(folder.rollback.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        wanted = read_json(folder.rollback)
+    except MissingFileError:
         return
+    fields = {"number": int, "record": dict[str, Any], "config": str}
+    require_fields(wanted, fields, str(folder.rollback))
+    require_fields(wanted["record"], {"to_step": int}, f"{folder.rollback}: record")
     remove_after(folder.checkpoints, wanted["record"]["to_step"])
     folder.write_config(wanted["config"])
     folder.write_rollback(wanted["number"], wanted["record"])

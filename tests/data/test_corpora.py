@@ -73,8 +73,8 @@ def test_jsonl_names_file_and_line(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n{"text": \n', "docs.jsonl:2: not a JSON line"),
-        (b'["a"]\n', "docs.jsonl:1: a line must be a JSON object; this one is a list"),
+        (b'{"text": "a"}\n{"text": \n', "docs.jsonl:2: not JSON"),
+        (b'["a"]\n', "docs.jsonl:1: must hold an object, not a list"),
         (b'{"body": 1, "title": 2}\n', "docs.jsonl:1: no field 'text'; fields seen: body, title"),
         (b'{"text": 3}\n', "docs.jsonl:1: field 'text' holds a int"),
         (b'{"text": "\\ud800"}\n', "half a surrogate pair"),

@@ -116,8 +116,8 @@ def test_gsm8k_own_files_are_read_whole():
 
 
 BAD = [
-    ("messages", '{"messages": [', "not a JSON line"),
-    ("messages", "[1]", "must be a JSON object; this one is a list"),
+    ("messages", '{"messages": [', "not JSON"),
+    ("messages", "[1]", "must hold an object, not a list"),
     ("messages", {"chat": []}, "no field 'messages'; fields seen: chat"),
     ("messages", {"messages": "hi"}, "field 'messages' holds a str, not a list"),
     ("messages", {"messages": ["hi"]}, "message 1: a message must be an object with role and content"),

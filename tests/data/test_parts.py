@@ -189,7 +189,7 @@ def test_there_are_no_more_workers_than_files(whole, tmp_path, monkeypatch):
 def test_what_a_worker_meets_is_raised_here(tmp_path, make_config):
     (tmp_path / "bad.jsonl").write_text("{broken\n")
     config = make_config(tmp_path / "set", [], source=JsonlSource([str(tmp_path / "bad.jsonl")]))
-    with pytest.raises(UserError, match=r"bad\.jsonl:1: not a JSON line"):
+    with pytest.raises(UserError, match=r"bad\.jsonl:1: not JSON"):
         prepare_by_parts(config, 2)
 
 

@@ -162,7 +162,7 @@ def test_an_overwrite_that_fails_leaves_the_old_data_set_whole(tmp_path, make_co
     prepare(config)
     bad = tmp_path / "bad.jsonl"
     bad.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_texts(80, seed=2)) + "{\n")
-    with pytest.raises(UserError, match="not a JSON line"):
+    with pytest.raises(UserError, match="not JSON"):
         prepare(replace(config, source=JsonlSource([str(bad)])), overwrite=True)
     assert verify(config.dir) == []
     assert prepare(config).train.documents == open_dataset(config.dir).manifest.train.documents

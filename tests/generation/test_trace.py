@@ -69,7 +69,7 @@ def test_what_is_no_trace_is_told_with_its_line(tmp_path, line):
     file = tmp_path / "traces.jsonl"
     write_traces(file, [(TRACE, {})])
     file.write_text(file.read_text() + line + "\n")
-    with pytest.raises(UserError, match="line 2: not a trace"):
+    with pytest.raises(UserError, match=r"traces\.jsonl, line 2: (not JSON|must hold an object|lacks)"):
         list(read_traces(file))
 
 

@@ -134,7 +134,7 @@ BAD = {
     "empty text": ("a.txt", "", "no generations in it"),
     "blank lines": ("rows.jsonl", "\n\n", "no generations in it"),
     "no object": ("rows.jsonl", '{"text": "t"}\n[1, 2]\n', r"line 2: not an object but \[1, 2\]"),
-    "no json": ("rows.jsonl", '{"text": "t"}\n{"text": \n', "line 2: no JSON"),
+    "no json": ("rows.jsonl", '{"text": "t"}\n{"text": \n', "line 2: not JSON"),
     "missing field": ("rows.jsonl", '{"prompt": "p", "reply": "t"}\n', "its fields are prompt, reply"),
     "no text in it": ("rows.jsonl", '{"text": 3}\n', "field 'text' holds no generated text but 3"),
     "scores": ("samples_x.jsonl", '{"resps": [[[-1.5, "False"]]]}\n', r"holds no generated text but \[\[\[-1.5"),

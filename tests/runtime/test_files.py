@@ -142,6 +142,13 @@ def test_nothing_is_appended_through_a_symbolic_link(tmp_path):
     append_line(link, "{}")
     append_line(link, "[]")
     assert link.read_text() == "{}\n[]\n"
+    link.write_text('{}\n{"cut off')
+    append_line(link, "[]")
+    assert link.read_text() == "{}\n[]\n"
+    link.unlink()
+    os.mkfifo(link)
+    with pytest.raises(FileError):
+        append_line(link, "{}")
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def test_problems_with_a_number(file):
     ("line", "said"),
     [
         ('{"question": "q", "choices": ["a"', ":2: not JSON (Expecting ',' delimiter at column 34)"),
-        ('["a list"]', ':2: an item is an object with fields; this is ["a list"]'),
-        (b'{"question": "\xff"}', ":2: not UTF-8 text at byte 14 of the line"),
+        ('["a list"]', ":2: must hold an object, not a list"),
+        (b'{"question": "\xff"}', ":2: not UTF-8 text at byte 14"),
         ('{"question": "q", "answers": 1}', ":2: no field 'choices'; it has 'answers', 'question'"),
         ("{}", ":2: no field 'choices'; it has none"),
         (GOOD.replace(', "answer": 1', ""), ":2: no field 'answer'; it has 'choices', 'question'"),
@@ -81,5 +81,5 @@ def test_a_first_line_that_is_neither_kind_no_items_and_no_file(file, tmp_path):
         read_items(file('{"prompt": "q"}'))
     with pytest.raises(UserError, match="no items there"):
         read_items(file("", "  "))
-    with pytest.raises(UserError, match=r"missing\.jsonl: No such file"):
+    with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):
         read_items(tmp_path / "missing.jsonl")

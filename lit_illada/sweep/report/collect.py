@@ -1,11 +1,11 @@
 """What is known of each run of a sweep by now: its figures, curves, cost, and where they come from."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_illada.runtime.files import read_json_lines
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, read_record
 from lit_illada.sweep.report.events import Curve, read_all
 from lit_illada.sweep.spec import SweepSpec
@@ -123,8 +123,7 @@ def _record(sweep: SweepFolder, run: PlannedRun, curves: dict[str, Curve]) -> Ru
 
 def _provenance(folder: Path, summary: dict[str, Any]) -> Provenance:
     file = folder / "provenance.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    begins = [json.loads(line) for line in lines]
+    begins = read_json_lines(file, is_log=True) if file.exists() else []
     scored = summary.get("checkpoint_file")
     newest = max((folder / "checkpoints").glob("step=*.ckpt"), key=lambda path: path.name, default=None)
     checkpoint = Path(scored) if scored else newest

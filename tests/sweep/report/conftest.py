@@ -198,9 +198,17 @@ def half_finished_sweep(tmp_path):
     write_failed(folder.runs / "pretrain-cosine-s2")
     interrupted = folder.runs / "pretrain-band-s1"
     interrupted.mkdir()
-    interrupted.joinpath("attempts.jsonl").write_text('{"started_at": "x", "fingerprint": "x", "before_s": 0}\n')
-    interrupted.joinpath("progress.json").write_text(
-        json.dumps({"step": 30, "max_steps": 60, "elapsed_s": 12.0, "tokens_per_s": 9000.0, "metrics": {}})
-    )
+    attempt = {"started_at": "2026-01-01T00:00:00", "fingerprint": "x", "before_s": 0}
+    interrupted.joinpath("attempts.jsonl").write_text(json.dumps(attempt) + "\n")
+    progress = {
+        "step": 30,
+        "max_steps": 60,
+        "begun_at_step": 0,
+        "updated_at": "2026-01-01T00:00:12",
+        "elapsed_s": 12.0,
+        "tokens_per_s": 9000.0,
+        "metrics": {},
+    }
+    interrupted.joinpath("progress.json").write_text(json.dumps(progress))
     write_curves(interrupted, 4.3, last_step=30)
     return folder
