@@ -13,9 +13,9 @@ from lit_illada.config import SFTConfig
 from lit_illada.data.reasoning import Portion, make_examples
 from lit_illada.data.sft_config import ReasoningSource
 from lit_illada.errors import UserError
-from lit_illada.loops import analyze
-from lit_illada.loops.detect import detect
+from lit_illada.loops.detect.findings import detect
 from lit_illada.loops.records import Fields
+from lit_illada.loops.report import analyze
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.files import iterate_json_lines
 from lit_illada.runtime.records import from_record

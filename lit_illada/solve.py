@@ -11,7 +11,7 @@ from lit_illada.data.instruction import Example
 from lit_illada.data.reasoning import Portion, make_examples
 from lit_illada.data.sft_config import ReasoningTask
 from lit_illada.errors import UserError
-from lit_illada.loops.detect import Known, detect_tokens
+from lit_illada.loops.detect.findings import Known, detect_tokens
 from lit_illada.scoring.evaluation import Progress
 from lit_illada.stats.intervals import wilson
 from lit_illada.writing import Writer, Written

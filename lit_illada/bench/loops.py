@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lit_illada.bench.figure import figure, seconds
-from lit_illada.loops.detect import detect
+from lit_illada.loops.detect.findings import detect
 
 _WORDS = "wait let me check the sum of these numbers and so it is that we add take then next step result again".split()
 

@@ -1,1 +1,1 @@
-"""Reasoning loops: found in generated texts of any model, counted, and shown. Nothing here needs torch."""
+"""Finds reasoning loops in generated texts of any model, counts them and shows them. Nothing here needs torch."""

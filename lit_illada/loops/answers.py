@@ -1,4 +1,4 @@
-r"""Is a generation right, where its file does not say, and did the answer stand there before the loop began?
+r"""Judges answers where a file has no verdict, and the lines of chained arithmetic.
 
 A truth is a number, a text that gives one, or, for Countdown, [the numbers, the target]: then the answer is an
 expression that uses each number once and has the target as its value. The expression is looked for in the last
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
+from lit_illada.data.reasoning import RECHECK
+from lit_illada.loops.detect.ending import THINK_END
 from lit_illada.numbers import final_number, first_number
 
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
@@ -99,3 +101,19 @@ def _value(node: ast.AST) -> Fraction:
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return Fraction(node.value)
     raise ValueError(f"no arithmetic: {ast.dump(node)}")
+
+
+_QUESTION = re.compile(r"(?:[a-w]=[-+*x\d]+\n)+x mod \d+\?")
+_LINE = re.compile(r"[a-w]=\d+(?:[-+*]\d+)*=\d+|" + re.escape(RECHECK))
+_THINK_OPEN = re.compile(r"\s*<\|?think\|?>")
+
+
+def share_well_formed(prompt: str | None, text: str) -> float | None:
+    """Of a thought's lines, the share of whole steps and re-checks; of a thought that was cut off, the last line counts
+    as it stands. None where the prompt is no chained arithmetic, or the thought holds no line."""
+    if prompt is None or not _QUESTION.fullmatch(prompt.strip()):
+        return None
+    end, begin = THINK_END.search(text), _THINK_OPEN.match(text)
+    thought = text[begin.end() if begin else 0 : end.start() if end else len(text)]
+    lines = [line.strip() for line in thought.splitlines() if line.strip()]
+    return sum(_LINE.fullmatch(line) is not None for line in lines) / len(lines) if lines else None

@@ -1,18 +1,17 @@
-"""What is known of one generation once it was looked at: what it was, what was found, whether it was right."""
+"""The outcome of one generation: what it was, the findings in it, and whether its answer is right."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lit_illada.loops.answers import is_right, states_answer
-from lit_illada.loops.chained import share_well_formed
+from lit_illada.loops.answers import is_right, share_well_formed, states_answer
 from lit_illada.loops.config import LoopConfig, Unit
-from lit_illada.loops.detect import Findings, Known, detect, detect_tokens
+from lit_illada.loops.detect.findings import Findings, Known, detect, detect_tokens
+from lit_illada.loops.detect.spans import Kind
+from lit_illada.loops.detect.statements import revisits
+from lit_illada.loops.detect.warning import Watched, watch
+from lit_illada.loops.detect.words import sentences
 from lit_illada.loops.records import Generation
-from lit_illada.loops.spans import Kind
-from lit_illada.loops.statements import revisits
-from lit_illada.loops.warning import Watched, watch
-from lit_illada.loops.words import sentences
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What is a generation, whoever wrote it: its text, its trace, its truth, and the groups it counts under?
+"""Generations of any origin: text, trace, truth, and the groups that they are counted by.
 
-Our own traces and scored problems, lm-eval's samples and d1's files are known; of any other record, which field holds
-what is known by convention, or named.
+Our own traces and scored problems, lm-eval's samples and d1's files are known. In other records, fields are known by
+their usual names, or named by the caller.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The benchmark of the loop detectors runs, and its texts are what they should be."""
 
 from lit_illada.bench import loops
-from lit_illada.loops.detect import detect
+from lit_illada.loops.detect.findings import detect
 
 
 def test_every_figure_is_there():

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from lit_illada.loops.analysis import summary
+from lit_illada.loops.compare.summaries import summary
 from lit_illada.loops.config import LoopConfig
 from lit_illada.loops.outcome import outcome
 from lit_illada.loops.records import read_generations

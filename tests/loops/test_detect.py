@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.loops.config import LoopConfig, NearExactRule
-from lit_illada.loops.detect import Known, detect, detect_tokens
-from lit_illada.loops.spans import Kind
-from lit_illada.loops.words import units_of_text
+from lit_illada.loops.detect.findings import Known, detect, detect_tokens
+from lit_illada.loops.detect.spans import Kind
+from lit_illada.loops.detect.words import units_of_text
 
 PROSE = """The eggs are laid before dawn, and the farmer walks through wet grass with a basket on each arm. Sixteen is a
 good morning; three go into breakfast, and a few more are kept for the neighbours who come by around noon. Whatever is

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import t, ttest_1samp
 
 from lit_illada.errors import UserError
-from lit_illada.loops import same_problems
+from lit_illada.loops.compare import comparisons
+from lit_illada.loops.compare.comparisons import check_pairs, effects
+from lit_illada.loops.compare.effects import LEVEL, natural, rises
 from lit_illada.loops.config import LoopConfig
-from lit_illada.loops.effect import LEVEL
-from lit_illada.loops.effects import check_pairs, effects
-from lit_illada.loops.harder import natural, rises
 from lit_illada.loops.outcome import outcome
 from lit_illada.loops.records import Generation
 from lit_illada.stats.intervals import difference_variance, mean_over_seeds
@@ -23,7 +22,7 @@ from lit_illada.stats.tests import mcnemar, paired_variance
 
 
 def differences(outcomes, keys, pairs=None):
-    found, _ = same_problems.differences(outcomes, keys, pairs)
+    found, _ = comparisons.differences(outcomes, keys, pairs)
     return found
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from lit_illada.data.reasoning import Portion, make_examples
 from lit_illada.data.sft_config import ReasoningSource
-from lit_illada.loops.detect import detect
-from lit_illada.loops.spans import Kind
+from lit_illada.loops.detect.findings import detect
+from lit_illada.loops.detect.spans import Kind
 
 
 def test_solutions_of_gsm8k_raise_none(shared_data):

@@ -7,10 +7,10 @@ import pytest
 from loops import hard_texts
 
 from lit_illada.loops.config import LoopConfig
-from lit_illada.loops.detect import detect
+from lit_illada.loops.detect.findings import detect
+from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.outcome import outcome
 from lit_illada.loops.records import read_generations
-from lit_illada.loops.spans import Kind
 
 LABELS = Path(__file__).with_name("d1_labels.csv")
 

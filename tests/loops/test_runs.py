@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.loops.runs import Run, bounds, exact_runs, near_runs, union_length, without_templates
+from lit_illada.loops.detect.runs import Run, bounds, exact_runs, near_runs, union_length, without_templates
 
 EXACT = {"min_period": 3, "max_period": 256, "min_cycles": 3, "min_length": 24}
 NEAR = {"min_period": 3, "max_period": 256, "min_cycles": 3, "min_length": 32, "mismatch": 0.1, "max_gap": 2}
@@ -104,7 +104,7 @@ def test_periods_are_found_alike_however_many_are_compared_at_once(monkeypatch):
     x = [rng.randrange(50) for _ in range(400)]
     x = ids(x[:100] + x[100:137] * 4 + x[137:] + x[50:130] * 3)
     whole = exact_runs(x, **EXACT), near_runs(x, **NEAR)
-    monkeypatch.setattr("lit_illada.loops.runs._CELLS", 700)
+    monkeypatch.setattr("lit_illada.loops.detect.runs._CELLS", 700)
     assert (exact_runs(x, **EXACT), near_runs(x, **NEAR)) == whole
     assert {run.period for run in whole[0]} == {37, 80}
 

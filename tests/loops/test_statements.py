@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.loops.config import StatementRule
-from lit_illada.loops.statements import revisits, streaks
-from lit_illada.loops.words import sentences, units_of_text
+from lit_illada.loops.detect.statements import revisits, streaks
+from lit_illada.loops.detect.words import sentences, units_of_text
 
 RULE = StatementRule()
 

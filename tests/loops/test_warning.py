@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.loops.config import WarningRule
-from lit_illada.loops.warning import Signal, Watched, cusum, is_repeated, warnings, watch
+from lit_illada.loops.detect.warning import Signal, Watched, cusum, is_repeated, warnings, watch
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=50), st.floats(0, 1))

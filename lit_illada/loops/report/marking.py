@@ -1,14 +1,14 @@
-"""What does the page's browser show of a text: its pieces with the copies marked, and its trace as a heat map?"""
+"""What the page shows of a text: its pieces with the copies marked, and its trace as a heat map."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_illada.loops.detect import Findings
+from lit_illada.loops.detect.findings import Findings
+from lit_illada.loops.detect.spans import LOOPS, Kind, Span
+from lit_illada.loops.detect.words import Written
 from lit_illada.loops.outcome import Outcome
-from lit_illada.loops.spans import LOOPS, Kind, Span
-from lit_illada.loops.words import Written
 
 _BEFORE, _BEHIND = 6_000, 18_000  # characters shown around the onset of a long text
 _PLAIN, _FIRST, _COPIES = 0, 1, (2, 3)  # colours: plain, a first copy, later ones by turns

@@ -1,10 +1,10 @@
-"""How does a text end: by itself, with an answer, or because its budget was spent?"""
+"""The ending of a text: its stop texts, and its answer."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_illada.loops.words import Written
+from lit_illada.loops.detect.words import Written
 
 THINK_END = re.compile(r"</think>|<\|/think\|>|</reasoning>")
 # GSM8K's mark; before words, or "2. Solve it", it is a heading of Markdown

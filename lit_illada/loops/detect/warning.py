@@ -1,9 +1,9 @@
-"""How early could a monitor have told that a loop begins? A CUSUM on what it sees while the text is denoised.
+"""Early warning: a CUSUM on signals that a monitor sees while a text is denoised.
 
     S_t = max(0, S_{t−1} + z_t − κ),  an alarm at the first S_t ≥ h
 
-z: a signal standardised on the generations that do not loop; h: so high that it alarms in 1 % of those. t runs through
-the tokens in the order they were committed; what needs its neighbours (an n-gram) is seen when the last of them is.
+z is a signal standardised on the generations that do not loop; h is set so that 1 % of those alarm. t runs through the
+tokens in the order in which they were committed; an n-gram is seen when the last of its tokens is.
 (CUSUM for loops: arXiv 2601.05693.)
 """
 

@@ -1,6 +1,6 @@
-"""How repetitive is a text by the usual measures? Columns beside the kinds of loops; none of them is an alarm.
+"""Usual measures of repetition, as columns beside the kinds of loops.
 
-Each misfires on finished texts of reasoning models, which is why.
+None of them is an alarm: each misfires on finished texts of reasoning models.
 """
 
 import zlib
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_illada.loops.phrases import count_phrases
+from lit_illada.loops.detect.statements import count_phrases
 
 _ZLIB_WINDOW = 1500  # bytes
 

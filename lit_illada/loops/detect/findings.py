@@ -1,10 +1,10 @@
-"""Does a generated text loop, how, from where on, and how much of it is waste?
+"""Findings in one text: whether it loops, how, from where on, and how much of it is waste.
 
     findings = detect(text)                                  any text
-    findings = detect_tokens(token_ids, tokens, steps=steps) a model's own tokens, with when each was committed
+    findings = detect_tokens(token_ids, tokens, steps=steps) a model's own tokens, with the step that committed each
 
-Looked for anywhere in the text, since on a fixed canvas a loop lies in its middle. Linear in the text. Of a text above
-MAX_LENGTH units exact runs are looked for everywhere, the rest in its first MAX_LENGTH units.
+Loops are looked for anywhere in the text, since on a fixed canvas they lie in its middle. Linear in the text. In a text
+of more than MAX_LENGTH units, exact runs are looked for everywhere, other kinds in its first MAX_LENGTH units.
 """
 
 from collections.abc import Sequence
@@ -14,44 +14,36 @@ from statistics import median
 import numpy as np
 
 from lit_illada.loops.config import LoopConfig
-from lit_illada.loops.ending import ANSWER_SECTION, Ending, ending, num_units_after
-from lit_illada.loops.phrases import holds_phrase
-from lit_illada.loops.presets import PRESETS
-from lit_illada.loops.runs import union_length
-from lit_illada.loops.secondary import Secondary, secondary
-from lit_illada.loops.spans import LOOPS, MAX_LENGTH, Kind, Span, is_template, loop_spans
-from lit_illada.loops.words import Units, sentences, units_of_text, units_of_tokens
+from lit_illada.loops.detect.ending import ANSWER_SECTION, Ending, ending, num_units_after
+from lit_illada.loops.detect.presets import PRESETS
+from lit_illada.loops.detect.runs import union_length
+from lit_illada.loops.detect.secondary import Secondary, secondary
+from lit_illada.loops.detect.spans import LOOPS, MAX_LENGTH, Kind, Span, is_template, loop_spans
+from lit_illada.loops.detect.statements import holds_phrase
+from lit_illada.loops.detect.words import Units, sentences, units_of_text, units_of_tokens
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in one text.
+    """Findings in one text. Positions and lengths are in units."""
 
-    kinds: all that hold, the headline first; empty: nothing. length: units of the content, before the first stop text.
-    spans: the looped stretches; main: the headline's longest. coverage: the share of the content in loops, first
-    copies left out; wasted: that in units. is_escaped, is_terminal, is_forced_closure: what follows the last loop.
-    is_template: alike but for its numbers, which is no loop. temporal_onset: the median denoising step that committed
-    the main loop's second copy; temporal_lead: by how many steps it came after the first copy (below 0: before it).
-    wasted_forwards: denoising steps that committed nothing but waste. answer_length: units behind the answer.
-    """
-
-    kinds: tuple[Kind, ...]
-    length: int
-    num_stops: int
-    spans: tuple[Span, ...]
-    coverage: float
-    wasted: int
-    is_escaped: bool
-    is_terminal: bool
-    is_forced_closure: bool
-    is_template: bool
-    is_self_correction: bool
-    is_finished: bool | None
+    kinds: tuple[Kind, ...]  # all that hold, the headline first
+    length: int  # of the content, before the first stop text
+    num_stops: int  # stop texts behind the content
+    spans: tuple[Span, ...]  # the looped stretches
+    coverage: float  # fraction of the content that is copies; first copies are left out
+    wasted: int  # units that are copies
+    is_escaped: bool  # new text follows the last loop
+    is_terminal: bool  # the last loop reaches the content's end
+    is_forced_closure: bool  # only an answer section follows, at the end of the canvas
+    is_template: bool  # something repeats but for numbers, counting words and operators; that is no loop
+    is_self_correction: bool  # half of the looped sentences hold a phrase of doubt
+    is_finished: bool | None  # whether the model ended the text; None: unknown
     has_answer: bool
-    temporal_onset: float | None
-    temporal_lead: float | None
-    wasted_forwards: int | None
-    presets: dict[str, bool]
+    temporal_onset: float | None  # median denoising step that committed the main loop's second copy; None: no trace
+    temporal_lead: float | None  # steps from the first copy's to the second's; below 0: the second came first
+    wasted_forwards: int | None  # denoising steps that committed only copies; None: no trace
+    presets: dict[str, bool]  # the literature's definitions, by name
     secondary: Secondary
     units: Units
 
@@ -70,13 +62,11 @@ class Findings:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a text beside itself. is_finished: whether the model ended it; None: told by a stop text, else
-    unknown. has_answer: None: told by the text. num_canvas: the places the model could write; None: content and stop
-    texts are all."""
+    """Facts about a text that it does not tell itself."""
 
-    is_finished: bool | None = None
-    has_answer: bool | None = None
-    num_canvas: int | None = None
+    is_finished: bool | None = None  # whether the model ended it; None: True with a stop text, else unknown
+    has_answer: bool | None = None  # None: by the text
+    num_canvas: int | None = None  # positions that the model could write; None: content and stop texts
 
 
 def detect(text: str, config: LoopConfig | None = None, known: Known | None = None) -> Findings:

@@ -1,4 +1,4 @@
-"""What does a reader see of the loops in many generations? One page that loads nothing from anywhere."""
+"""The report page: one HTML file that loads nothing from elsewhere."""
 
 import json
 from collections import defaultdict
@@ -11,7 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lit_illada import __version__
-from lit_illada.loops.analysis import (
+from lit_illada.loops.compare.comparisons import Effects
+from lit_illada.loops.compare.effects import by_level, natural, number_in, points, without_number
+from lit_illada.loops.compare.summaries import (
     by_group,
     cell_name,
     onset_survival,
@@ -20,27 +22,27 @@ from lit_illada.loops.analysis import (
     summaries,
     summary,
 )
-from lit_illada.loops.around import around_onset
-from lit_illada.loops.charts import NUM_COLOURS, Curve, curves, histogram
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.effect import points
-from lit_illada.loops.effects import Effects
-from lit_illada.loops.harder import by_level, natural, number_in, without_number
-from lit_illada.loops.marking import shown
+from lit_illada.loops.detect.spans import Kind, Span
+from lit_illada.loops.detect.warning import Warning, warnings
 from lit_illada.loops.outcome import Outcome, watched
-from lit_illada.loops.spans import Kind, Span
-from lit_illada.loops.warning import Warning, warnings
+from lit_illada.loops.report.around import around_onset
+from lit_illada.loops.report.charts import NUM_COLOURS, Curve, curves, histogram
+from lit_illada.loops.report.marking import shown
 from lit_illada.stats.intervals import Rate
 from lit_illada.tree import dump
 
-_FOLDER = Path(__file__).parent / "page"
+_FOLDER = Path(__file__).parent / "template"
 _MOST_TEXTS = 400  # in the browser
 
 KIND_NAMES = {
-    Kind.flood: ("flood", "one or two units, 16 times or more"),
+    Kind.flood: ("flood", "one or two units, 16 times or more; fewer copies of so few units count as nothing"),
     Kind.exact: ("token-exact", "the same 3 units or more, 3 times or more"),
-    Kind.near_exact: ("near-exact", "the same with at most 10 % exchanged"),
-    Kind.statement: ("statement", "8 of 10 sentences say what was said before"),
+    Kind.near_exact: (
+        "near-exact",
+        "the same with at most 10 % exchanged, and nothing new in the exchanged words and numbers",
+    ),
+    Kind.statement: ("statement", "8 of 10 sentences say what was said before, two and a half times over"),
     Kind.circling: ("circling", "as statement, but the text comes to an end by itself; no loop"),
     Kind.overflow: ("EOS overflow", "half of the canvas is end-of-text, and no answer"),
     Kind.runaway: ("runaway", "20 units or more after the answer"),

@@ -1,15 +1,14 @@
-"""What do many generations say together: how often, where, how long, and what does it cost?"""
+"""Summaries of many generations: how often, where and how long they loop, and what it costs."""
 
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lit_illada.loops.effect import ABSENT, SEED
-from lit_illada.loops.harder import natural
+from lit_illada.loops.compare.effects import ABSENT, SEED, natural
+from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.outcome import Outcome
 from lit_illada.loops.records import FILE
-from lit_illada.loops.spans import Kind
 from lit_illada.stats.intervals import Rate, mean_over_seeds, share_variance
 from lit_illada.stats.survival import Survival, kaplan_meier
 

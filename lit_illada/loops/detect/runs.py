@@ -1,7 +1,7 @@
-"""Where does a sequence repeat with a period: x[i] = x[i−p] over a span?
+"""Runs: spans of a sequence that repeat with a period, x[i] = x[i−p].
 
-Every period up to max_period is looked at, at every position: O(n · max_period) comparisons in numpy. Periods are taken
-so many at a time that the table of comparisons stays small, so a text of ten megabytes needs time, and little memory.
+All periods up to max_period are compared at all positions: O(n · max_period) comparisons in numpy. So many periods are
+compared at a time that the table of comparisons stays small: a text of ten megabytes takes time but little memory.
 """
 
 from collections.abc import Iterator
@@ -118,17 +118,17 @@ def _cycles_of_whole(ids: NDArray[np.int32], is_content: NDArray[np.bool_], peri
     return most
 
 
-def new_ones(runs: list[Run], is_told: NDArray[np.bool_]) -> list[Run]:
-    """Those that tell something new, by start: whose units are not told yet, by others of a shorter period first.
+def new_ones(runs: list[Run], is_covered: NDArray[np.bool_]) -> list[Run]:
+    """Runs whose units no run of a shorter period covers, by start.
 
-    is_told: for each unit, whether it lies in a run already; the new ones are added.
+    is_covered: for each unit, whether a run covers it; updated in place.
     """
     kept = []
     for run in sorted(runs, key=lambda run: (run.period, -run.length, run.start)):
-        told = is_told[run.start : run.end]
-        if np.count_nonzero(told) < _COVERED * run.length:
+        covered = is_covered[run.start : run.end]
+        if np.count_nonzero(covered) < _COVERED * run.length:
             kept.append(run)
-            told[:] = True
+            covered[:] = True
     return sorted(kept, key=lambda run: (run.start, run.period))
 
 

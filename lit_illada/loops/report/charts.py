@@ -1,7 +1,6 @@
-"""How are counts, times and curves drawn in a page that loads nothing? As SVG, coloured by the page's own style.
+"""Histograms and curves as SVG, coloured by the style sheet of the page.
 
-Every chart is as wide as a phone, and stands beside others where there is room. Colours are the classes s0, s1, … of
-the style sheet, so they follow light and dark.
+Every chart is as wide as a phone. Colours are the classes s0, s1, … of the style sheet, so they follow light and dark.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What would the literature's own definitions call a loop? Beside ours, for comparison; never an alarm of ours."""
+"""The literature's own definitions of a loop, beside ours for comparison; they raise no alarm here."""
 
 from collections.abc import Callable
 

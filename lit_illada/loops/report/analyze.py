@@ -1,4 +1,4 @@
-"""The command `loops analyze`: files in; a table, a file of records and a page out."""
+"""The command `loops analyze`: reads files; writes tables, a file of records and a page."""
 
 import csv
 import json
@@ -11,15 +11,22 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lit_illada.errors import UserError
-from lit_illada.loops.analysis import Summary, group_keys, summaries
+from lit_illada.loops.compare.comparisons import (
+    Effects,
+    Pair,
+    PairedEffect,
+    SideEffects,
+    check_pairs,
+    effects,
+    usual_pairs,
+)
+from lit_illada.loops.compare.effects import Effect, points
+from lit_illada.loops.compare.summaries import Summary, group_keys, summaries
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.effect import Effect, points
-from lit_illada.loops.effects import Effects, check_pairs, effects
+from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.outcome import Outcome, as_record, outcome
 from lit_illada.loops.records import ARM, Fields, read_generations
-from lit_illada.loops.report import write_report
-from lit_illada.loops.same_problems import Pair, PairedEffect, SideEffects, usual_pairs
-from lit_illada.loops.spans import Kind
+from lit_illada.loops.report.html import write_report
 from lit_illada.share import conf_dir
 from lit_illada.stats.intervals import Rate
 from lit_illada.tree import read_file
@@ -67,7 +74,9 @@ def run(
     for remark in compared.remarks:
         console.print(f"Note: {remark}.", markup=False, highlight=False)
     if "length" in keys:
-        console.print("Rates at different lengths do not compare: a longer text has more room to loop.", style="dim")
+        console.print(
+            "Rates at different lengths are not comparable: a longer text has more opportunity to loop.", style="dim"
+        )
     told = {"records": out / RECORDS, "effects": out / EFFECTS, "page": out / REPORT}
     for what, path in told.items():
         console.print(f"{what:<12} {path}", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_illada.loops.words import Written
+from lit_illada.loops.detect.words import Written
 
 _FENCE = re.compile(r"^[^\S\n]*(?:```|~~~).*$", re.MULTILINE)
 _ROW = re.compile(

@@ -3,6 +3,7 @@
 Linear in the text: each sentence is compared with the `lookback` before it, and only where their keys are equal.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -12,8 +13,35 @@ from numpy.typing import NDArray
 from rapidfuzz.fuzz import ratio
 
 from lit_illada.loops.config import StatementRule
-from lit_illada.loops.phrases import holds_phrase
-from lit_illada.loops.words import Sentence
+from lit_illada.loops.detect.words import Sentence
+
+# in small letters; each begins with a word
+PHRASES = (
+    r"wait\b",
+    r"hmm+\b",
+    r"on second thought\b",
+    r"let(?:'s|’s| me| us) (?:just )?(?:try|check|verify|re-?\w+|double|start|think|see if|consider|go back)\b",
+    r"(?:try|trying|check|checking|verify|compute|calculate|add|subtract|multiply|divide)\w* (?:\w+ ){0,4}again\b",
+    r"(?:another|a different|different|other) (?:approach|way|combination|method|order|strategy|possibility)\b",
+    r"(?:double|re)-?check",
+    r"reconsider",
+    r"start(?:ing)? over\b",
+    r"(?:that|this|it)(?:'s|’s| is) (?:right|correct|wrong|incorrect|too \w+)\b",
+    r"(?:that|this|it|which) (?:is(?: still| also)? not|isn't|does(?:n't| not)|did(?:n't| not))\b",
+    r"not (?:close|equal) to\b",
+    r"none of (?:these|those|them|the)\b",
+    r"(?:i|we) (?:made|have made) (?:a|an) (?:mistake|error)\b",
+    r"actually\b",
+)
+_ANY = re.compile(rf"\b(?:{'|'.join(PHRASES)})")
+
+
+def holds_phrase(text: str) -> bool:
+    return _ANY.search(text.lower()) is not None
+
+
+def count_phrases(text: str) -> int:
+    return sum(1 for _ in _ANY.finditer(text.lower()))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""What do entropy and confidence do around the onset of a loop? Averages over texts, aligned where it begins."""
+"""Entropy and confidence around the onset of a loop: averages over texts, aligned at the onset."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from lit_illada.loops.charts import Curve
 from lit_illada.loops.outcome import Outcome
+from lit_illada.loops.report.charts import Curve
 
 REACH = 64  # tokens before and behind the onset
 

@@ -1,7 +1,7 @@
-"""Which stretches of a text are loops, of which kind, and where are their copies?
+"""Spans of a text that are loops, by kind, with their copies.
 
-What a stricter kind tells is not told again. Of a text above MAX_LENGTH units, floods and exact runs are looked for
-everywhere, the other kinds in its first MAX_LENGTH units.
+A span that a stricter kind covers is not listed again. In a text of more than MAX_LENGTH units, floods and exact runs
+are looked for everywhere, other kinds in its first MAX_LENGTH units.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_illada.loops.config import LoopConfig
-from lit_illada.loops.runs import Run, bounds, exact_runs, near_runs, new_ones, without_templates
-from lit_illada.loops.statements import Streak, streaks
-from lit_illada.loops.structure import Structure, structure
-from lit_illada.loops.words import Units, sentences
+from lit_illada.loops.detect.runs import Run, bounds, exact_runs, near_runs, new_ones, without_templates
+from lit_illada.loops.detect.statements import Streak, streaks
+from lit_illada.loops.detect.structure import Structure, structure
+from lit_illada.loops.detect.words import Units, sentences
 
 MAX_LENGTH = 2**18
 
@@ -24,7 +24,7 @@ T = TypeVar("T", Run, Streak)
 
 
 class Kind(StrEnum):
-    """What may be wrong with a text; several may hold, and the first is the headline."""
+    """Kinds of failure of a text; several may hold, and the first is the headline."""
 
     flood = "flood"
     exact = "token_exact"
@@ -41,7 +41,7 @@ LOOPS = (Kind.flood, Kind.exact, Kind.near_exact, Kind.statement)  # circling go
 
 @dataclass(frozen=True)
 class Span:
-    """A looped stretch. originals: (start, end) of first copies; copies: of later ones. All in units."""
+    """A looped stretch. Positions and lengths are in units."""
 
     kind: Kind
     start: int
@@ -50,13 +50,13 @@ class Span:
     cycles: float
     onset: int
     num_mismatches: int
-    originals: list[tuple[int, int]]
-    copies: list[tuple[int, int]]
+    originals: list[tuple[int, int]]  # (start, end) of first copies
+    copies: list[tuple[int, int]]  # (start, end) of later copies
 
 
 def loop_spans(units: Units, config: LoopConfig) -> list[Span]:
     """Floods, exact and near-exact runs, by start; then statement streaks."""
-    is_told = np.zeros(len(units), bool)
+    is_covered = np.zeros(len(units), bool)
     parts = structure(units.written) if units.written is not None else Structure(None, None)
     exact = [run for run in _exact(units, config) if _has_words(run, units) or run.cycles >= config.flood.min_cycles]
     floods = [  # a table of empty cells is none
@@ -69,7 +69,7 @@ def loop_spans(units: Units, config: LoopConfig) -> list[Span]:
         Kind.exact: _outside_code(exact, parts, config.exact.min_cycles_in_code),
         Kind.near_exact: _free(_near(units, config), parts, config.near_exact.min_cycles_in_code),
     }
-    spans = [_span(kind, run) for kind, found in runs.items() for run in new_ones(found, is_told)]
+    spans = [_span(kind, run) for kind, found in runs.items() for run in new_ones(found, is_covered)]
     if units.written is not None:
         rule = config.statement
         said = list(sentences(units, rule.min_length, end=min(len(units), MAX_LENGTH)))
@@ -88,11 +88,11 @@ def is_template(units: Units, spans: list[Span], config: LoopConfig) -> bool:
     """Whether something repeats but for its numbers: running sums, tables."""
     if units.template_ids is None:
         return False
-    is_told = np.zeros(len(units), bool)
+    is_covered = np.zeros(len(units), bool)
     for span in spans:
-        is_told[span.start : span.end] = True
+        is_covered[span.start : span.end] = True
     runs = _near_runs(units.template_ids, config)
-    return any(np.count_nonzero(is_told[run.start : run.end]) < 0.5 * run.length for run in runs)
+    return any(np.count_nonzero(is_covered[run.start : run.end]) < 0.5 * run.length for run in runs)
 
 
 def _floods(units: Units, config: LoopConfig) -> list[Run]:

@@ -1,0 +1,1 @@
+"""Summaries of many outcomes, and differences between groups of them."""
