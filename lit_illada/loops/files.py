@@ -1,6 +1,7 @@
-"""Which objects does a file of generations hold, and what does its name say of them?
+"""Reads the objects of a file of generations, and what its name says of them.
 
-JSON lines; a JSON file with a list, or d1's layout; any other file is one text. Plain, .gz or .zst.
+JSON Lines; a JSON file with a list, or d1's layout; CSV and TSV with a header; Parquet; any other file is one text. All
+but Parquet may be compressed (.gz, .zst).
 """
 
 import codecs
