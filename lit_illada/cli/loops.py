@@ -24,7 +24,7 @@ Examples:
 
 \b
 Read are: our own traces and scored problems, lm-eval's samples_*.jsonl, d1's *_generations.json, any JSON lines with a
-text; any other file is one text.
+text, CSV, TSV and Parquet with a text column (of a folder only .json and .jsonl); any other file is one text.
 """
 )
 @click.argument("words", nargs=-1, metavar="[FILE]... [KEY=VALUE]...")

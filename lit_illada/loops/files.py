@@ -5,12 +5,17 @@ but Parquet may be compressed (.gz, .zst).
 """
 
 import codecs
+import csv
+import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
 
 from lit_illada.data.text_files import raw_lines
 from lit_illada.errors import UserError
@@ -19,6 +24,11 @@ from lit_illada.runtime.files import parse_json
 _D1 = re.compile(r"(?P<task>[^_]+)_(?P<model>.+?)_(?P<length>\d+)_(?P<steps>\d+)_\d+_generations")
 _LM_EVAL = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT.*)?")
 
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_LONGEST_CELL = 2**27  # characters; csv's own limit of 131,072 is less than a long generation
+_BINARY = (
+    ".xlsx .xls .ods .feather .arrow .orc .avro .pkl .pickle .npy .npz .pt .db .sqlite .zip .tar .pdf .docx .bz2 .xz"
+).split()
 _MOST_DIGITS = 300
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -37,12 +47,20 @@ class Entry:
 
 
 def read_entries(path: Path, encoding: str | None) -> Iterator[Entry]:
-    """All of a file's. Raises UserError, with the line, for what is none."""
+    """All objects of a file. Raises UserError, with the line, for anything else."""
     name = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
+    if name.suffix.lower() in _BINARY:
+        raise UserError(
+            f"{path}: {name.suffix} files are not read; save the generations as JSON Lines, CSV, TSV or Parquet"
+        )
     if name.suffix == ".jsonl":
         yield from _of_lines(path, name.stem, encoding)
     elif name.suffix == ".json":
         yield from _of_json(path, name.stem, encoding)
+    elif name.suffix.lower() in _SEPARATORS:
+        yield from _of_table(path, _SEPARATORS[name.suffix.lower()], encoding)
+    elif path.suffix.lower() == ".parquet":
+        yield from _of_parquet(path)
     elif text := _decoded(path, encoding):
         yield Entry({"text": text}, 1, str(path), {"kind": name.suffix.lstrip(".") or "text"})
 
@@ -82,6 +100,39 @@ def _of_json(path: Path, stem: str, encoding: str | None) -> Iterator[Entry]:
     sizes = (int(from_name["length"]), int(from_name["steps"])) if from_name else (None, None)
     for number, value in enumerate(values, start=1):
         yield _entry(value, number, f"{path}, generation {number}", groups, *sizes)
+
+
+def _of_table(path: Path, separator: str, encoding: str | None) -> Iterator[Entry]:
+    """One entry per row under the header; all values are texts, and empty cells are left out."""
+    csv.field_size_limit(_LONGEST_CELL)
+    rows = csv.reader(io.StringIO(_decoded(path, encoding), newline=""), delimiter=separator, strict=True)
+    try:
+        header = next(rows, [])
+        if len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise UserError(f"{path}: two columns are named {twice!r}; give each a name of its own")
+        for number, row in enumerate(rows, start=1):
+            where = f"{path}, line {rows.line_num}"
+            if row and len(row) != len(header):
+                raise UserError(f"{where}: {len(row)} cells, but the header has {len(header)} columns")
+            if row:
+                yield Entry({name: cell for name, cell in zip(header, row, strict=True) if cell}, number, where)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {rows.line_num}: not a table with {separator!r} between cells ({error})"
+        ) from error
+
+
+def _of_parquet(path: Path) -> Iterator[Entry]:
+    try:
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                value = {name: cell for name, cell in row.items() if cell is not None}
+                yield Entry(value, number, f"{path}, row {number}")
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
 
 
 def _entry(value: Any, number: int, where: str, groups: dict[str, str], *sizes: int | None) -> Entry:

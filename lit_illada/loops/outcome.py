@@ -36,7 +36,7 @@ class Outcome:
         """It loops, or did not stop within its budget."""
         return self.is_loop or self.findings.is_finished is False
 
-    @property
+    @cached_property
     def secondary(self) -> dict[str, float | None]:
         """What stands beside the kinds of loops, rounded."""
         share = self.share_well_formed

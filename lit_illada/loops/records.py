@@ -180,17 +180,28 @@ def _value(record: Mapping[str, Any], named: str | None, usual: Sequence[str], w
 def _verdict(record: Mapping[str, Any], named: str | None, where: str) -> bool | None:
     """Of a field that is not named, what it says only where that is a verdict: "correct" may hold the right choice."""
     if named is None:
-        return next((bool(record[name]) for name in _CORRECT_FIELDS if record.get(name) in (0, 1)), None)
-    value = _value(record, named, (), where)
-    if value is None or value in (0, 1):
-        return None if value is None else bool(value)
+        values = (_truth_value(record.get(name), ("true", "false")) for name in _CORRECT_FIELDS)
+        return next((value for value in values if value is not None), None)
+    value = record.get(named) if named in record else _value(record, named, (), where)
+    if value is None:
+        return None
+    if (verdict := _truth_value(value, ("true", "false", "1", "0"))) is not None:
+        return verdict
     raise UserError(f"{where}: whether it is right is said by true, false, 1 or 0; got {brief(value)}")
+
+
+def _truth_value(value: Any, words: Sequence[str]) -> bool | None:
+    """A boolean, 0 or 1, or one of the words for it that a table may hold, of which every other one means true."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return words.index(word) % 2 == 0 if word in words else None
+    return bool(value) if value in (0, 1) else None
 
 
 def _finished(record: Mapping[str, Any]) -> bool | None:
     value = next((record[name] for name in _FINISHED_FIELDS if record.get(name) is not None), None)
     if isinstance(value, str):
-        return {"stop": True, "eos": True, "length": False}.get(value)
+        return {"stop": True, "eos": True, "length": False, "true": True, "false": False}.get(value.lower())
     return value if isinstance(value, bool) else None
 
 

@@ -1,8 +1,11 @@
 """Files of generations are read whoever wrote them, and what is wrong is named with its line."""
 
+import csv
 import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from lit_illada.errors import UserError
@@ -216,3 +219,63 @@ def test_what_our_folders_hold_beside_generations_is_left_out(tmp_path):
 def test_a_strangers_summary_is_read(tmp_path):
     (tmp_path / "summary.json").write_text('[{"text": "x"}]', encoding="utf-8")
     assert [item.text for item in read_generations([tmp_path])] == ["x"]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("rows.csv", ","), ("rows.tsv", "\t"), ("rows.CSV", ",")])
+def test_each_row_of_a_table_is_a_generation(tmp_path, name, separator):
+    path = tmp_path / name
+    rows = [["prompt", "answer", "correct", "level"], ["p?", 'a "quoted"\ntext', "True", "2"], ["q?", "12", "0", ""]]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    first, second = read(path, text="answer", correct="correct")
+    assert (first.text, first.prompt, first.is_right, first.groups["level"]) == (rows[1][1], "p?", True, "2")
+    assert (second.text, second.is_right) == ("12", False)
+    assert "level" not in second.groups
+
+
+def test_a_table_without_a_known_text_column_names_its_columns(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("id,said\n1,hello\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"rows.csv, line 2: no text .* its fields are id, said \(--text-field names one\)"
+    ):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("text,level\nhello\n", "line 2: 1 cells, but the header has 2 columns"),
+        ("text,text\na,b\n", "two columns are named 'text'"),
+        ('text\n"open\n', "not a table with ',' between cells"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_broken_table_is_refused_in_one_line(tmp_path, table, reason):
+    path = tmp_path / "rows.csv"
+    path.write_text(table, encoding="utf-8")
+    with pytest.raises(UserError, match=reason) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_long_cell_is_read(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text\n" + "word " * 100_000 + "\n", encoding="utf-8")
+    assert len(read(path)[0].text) == 500_000
+
+
+def test_parquet_is_read(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": ["t", "u"], "is_right": [True, None], "level": [1, 2]}), path)
+    found = read(path)
+    assert [(item.text, item.is_right, item.groups["level"]) for item in found] == [("t", True, "1"), ("u", None, "2")]
+
+
+def test_what_is_not_read_is_refused_with_what_is(tmp_path):
+    (tmp_path / "rows.xlsx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match=r"\.xlsx files are not read; save the generations as JSON Lines, CSV"):
+        read(tmp_path / "rows.xlsx")
+    (tmp_path / "rows.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        read(tmp_path / "rows.parquet")

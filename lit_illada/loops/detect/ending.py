@@ -42,7 +42,7 @@ def ending(text: str, stop_texts: Sequence[str]) -> Ending:
         stop = re.compile("|".join(map(re.escape, sorted(stop_texts, key=len, reverse=True))))
         if first := stop.search(text):
             content = text[: first.start()]
-            num_stops = sum(1 for _ in stop.finditer(text, first.start()))
+            num_stops = len(stop.findall(text, first.start()))
     return Ending(content, num_stops, _ANSWER.search(content) is not None, _answer_end(content))
 
 

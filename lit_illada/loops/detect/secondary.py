@@ -4,7 +4,7 @@ None of them is an alarm: each misfires on finished texts of reasoning models.
 """
 
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class Secondary:
     phrases_per_1000: float | None
 
     def rounded(self) -> dict[str, float | None]:
-        return {name: round(value, 4) if value is not None else None for name, value in asdict(self).items()}
+        return {name: round(value, 4) if value is not None else None for name, value in vars(self).items()}
 
 
 def secondary(ids: NDArray[np.int32], text: str | None) -> Secondary:
@@ -58,7 +58,8 @@ def longest_repeat(ids: NDArray[np.int32], levels: list[NDArray[np.int64]] | Non
     low, high = 2 ** repeated[-1], 2 ** (repeated[-1] + 1)  # a repeat of `low` exists, none of `high`
     while high - low > 1:
         middle = (low + high) // 2
-        if _holds_twice(_joined(levels[repeated[-1]], middle - 2 ** repeated[-1])):
+        pairs = np.sort(_pairs(levels[repeated[-1]], middle - 2 ** repeated[-1]))
+        if (pairs[1:] == pairs[:-1]).any():
             low = middle
         else:
             high = middle
@@ -82,11 +83,22 @@ def _levels(ids: NDArray[np.int32]) -> list[NDArray[np.int64]]:
 
 
 def _joined(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
-    """Classes of the pairs (i, i + shift)."""
+    """Classes of the pairs (i, i + shift), numbered from 0 in the order of their values."""
+    pairs = _pairs(classes, shift)
+    order = np.argsort(pairs)
+    ordered = pairs[order]
+    numbers = np.zeros(len(pairs), np.int64)
+    np.cumsum(ordered[1:] != ordered[:-1], out=numbers[1:])
+    joined = np.empty_like(numbers)
+    joined[order] = numbers
+    return joined
+
+
+def _pairs(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
+    """A number for each pair (i, i + shift)."""
     if len(classes) <= shift:
         return classes[:0]
-    pairs = classes[: len(classes) - shift] * (classes.max() + 1) + classes[shift:]
-    return np.unique(pairs, return_inverse=True)[1]
+    return classes[: len(classes) - shift] * (classes.max() + 1) + classes[shift:]
 
 
 def _holds_twice(classes: NDArray[np.int64]) -> bool:

@@ -5,8 +5,9 @@ Words and signs come from one regular expression, so that texts of different mod
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ class Units:
     @cached_property
     def is_slot(self) -> NDArray[np.bool_]:
         """For each unit, whether it is a number, a word that counts or an operator."""
-        return self._of_words(lambda word: _template(word)[:1] in (_NUMBER, _OPERATOR))
+        return self._of_words(_is_slot)
 
     @cached_property
     def is_content(self) -> NDArray[np.bool_]:
@@ -150,6 +151,7 @@ def _units(
     return Units(ids, words, template_ids, Written(text, starts, ends))
 
 
+@lru_cache(2**16)
 def _template(word: str) -> str:
     """A word with its digits, or a whole counting word, replaced by a mark; likewise an operator."""
     plain = word.strip()
@@ -161,12 +163,15 @@ def _template(word: str) -> str:
     return _NUMBER + masked if masked != word else word
 
 
+@lru_cache(2**16)
+def _is_slot(word: str) -> bool:
+    return _template(word)[:1] in (_NUMBER, _OPERATOR)
+
+
+@lru_cache(2**16)
 def _is_content(word: str) -> bool:
     plain = word.strip()
-    if plain == _OPENING:
-        return False
-    plain = plain.lower()
-    return plain not in _FILLERS and any(map(str.isalnum, plain))
+    return plain != _OPENING and (plain := plain.lower()) not in _FILLERS and any(map(str.isalnum, plain))
 
 
 @dataclass(frozen=True)
@@ -175,9 +180,15 @@ class Sentence:
 
     start: int  # its units
     end: int
-    text: str
-    key: tuple[frozenset[int], tuple[int, ...]]  # what must be equal for two sentences to say the same: the set of
-    # ids of their words but for fillers, and the ids of their numbers, counting words and operators, in order
+    # what must be equal for two sentences to say the same: the set of ids of their words but for fillers, and the ids
+    # of their numbers, counting words and operators, in order
+    key: tuple[frozenset[int], tuple[int, ...]]
+    written: Written = field(repr=False)
+
+    @cached_property
+    def text(self) -> str:
+        """The sentence with single spaces."""
+        return " ".join(self.written.between(self.start, self.end).split())
 
 
 def sentences(units: Units, min_length: int, start: int = 0, end: int | None = None) -> Iterator[Sentence]:
@@ -190,17 +201,13 @@ def sentences(units: Units, min_length: int, start: int = 0, end: int | None = N
     low, high = int(written.starts[start]), int(written.ends[end - 1])
     cuts = [match.end() for match in _SENTENCE_END.finditer(written.text, low, high)]
     bounds = [*np.searchsorted(written.starts[:end], cuts).tolist(), end]
+    ids, is_content, is_slot = units.ids.tolist(), units.is_content.tolist(), units.is_slot.tolist()
     unit = start
     for following in bounds:
         for first in range(unit, following, _LONGEST_SENTENCE):
             last = min(first + _LONGEST_SENTENCE, following)
             if last - first >= min_length:
-                said = " ".join(written.between(first, last).split())
-                yield Sentence(first, last, said, _key(units, first, last))
+                content = frozenset(compress(ids[first:last], is_content[first:last]))
+                slots = tuple(compress(ids[first:last], is_slot[first:last]))
+                yield Sentence(first, last, (content, slots), written)
         unit = max(unit, following)
-
-
-def _key(units: Units, start: int, end: int) -> tuple[frozenset[int], tuple[int, ...]]:
-    ids = units.ids[start:end]
-    content, slots = ids[units.is_content[start:end]], ids[units.is_slot[start:end]]
-    return frozenset(content.tolist()), tuple(slots.tolist())
