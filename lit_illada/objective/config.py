@@ -15,10 +15,13 @@ from lit_illada.objective.mask_ratio import (
 from lit_illada.objective.token_weight import TOKEN_WEIGHTS, TokenWeight
 from lit_illada.objective.weighting import WEIGHTINGS, Weighting
 
+# What importance correction may leave out at either end of [0, 1]: LLaDA's epsilon of 0.001, and a little more.
+_MOST_LEFT_OUT = 0.01
+
 
 class MaskDraw(StrEnum):
-    BERNOULLI = "bernoulli"
-    EXACT_K = "exact_k"
+    BERNOULLI = "bernoulli"  # each token with probability t
+    EXACT_K = "exact_k"  # k of a row's tokens, with Bernoulli's expected loss; ⌈r·L⌉ of L for a fixed ratio r
 
 
 class JointDraw(StrEnum):
@@ -54,6 +57,13 @@ class DiffusionObjectiveConfig:
             raise UserError(
                 f"objective.importance_corrected is true, but mask_ratio {name!r} is a point mass without a density to "
                 "divide by: set importance_corrected=false or choose another mask_ratio"
+            )
+        low, high = self.mask_ratio.support
+        if self.importance_corrected and (low > _MOST_LEFT_OUT or high < 1 - _MOST_LEFT_OUT):
+            raise UserError(
+                f"objective.importance_corrected is true, but mask_ratio {name!r} never draws ratios outside "
+                f"[{low:g}, {high:g}], so the corrected objective would lack them: set importance_corrected=false, or "
+                f"let it draw from at most {_MOST_LEFT_OUT:g} to at least {1 - _MOST_LEFT_OUT:g}"
             )
         if isinstance(self.mask_ratio, VarianceOptimal) and not self.importance_corrected:
             raise UserError(

@@ -52,10 +52,10 @@ class DiffusionObjective(nn.Module):
         """
         config = self.config
         mask_ratio = self.mask_ratio(progress)
-        t_B = mask_ratio.quantile(draw_uniforms(config.joint_draw, self.seed, batch.row_ids, self.batch_rows))
+        u_B = draw_uniforms(config.joint_draw, self.seed, batch.row_ids, self.batch_rows)
         positions_T = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
         noise_BT = uniform(self.seed, Purpose.MASK, batch.row_ids, positions_T)
-        masks = draw_masks(config.mask_draw, mask_ratio, t_B, noise_BT, batch.is_maskable)
+        masks = draw_masks(config.mask_draw, mask_ratio, config.weighting, u_B, noise_BT, batch.is_maskable)
         if config.joint_draw is JointDraw.COMPLEMENTARY:
             masks, batch = masks.with_complement(batch.is_maskable), batch.repeat(2)
         return NoisyBatch(
@@ -66,13 +66,14 @@ class DiffusionObjective(nn.Module):
             is_maskable=batch.is_maskable,
             mask_ratio=masks.mask_ratio,
             density=masks.density,
+            weight=masks.weight,
         )
 
     def loss(self, scores: TokenScores, noisy: NoisyBatch) -> LossSum:
         """Σ_rows w(t)[/p(t)] Σ_i a_i·CE_i, and its count. When nothing is masked: 0, and still in the graph."""
         nll_BT = noisy.spread(scores.nll)
         factor, count = normalise(self.config.normaliser, noisy)
-        weight_B = self.config.weighting(noisy.mask_ratio)
+        weight_B = self.config.weighting(noisy.mask_ratio) if noisy.weight is None else noisy.weight
         token_weight_BT = self.config.token_weight(nll_BT, noisy.is_masked, noisy.layout)
         integrand_B = (token_weight_BT * nll_BT * (weight_B[:, None] * factor).float()).sum(1)
         self._observe(integrand_B.detach(), noisy)

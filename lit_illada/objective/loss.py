@@ -28,7 +28,8 @@ class NoisyBatch:
     targets: (M,) int64, the clean tokens there, row-major.
     is_maskable: (B, T) bool.
     mask_ratio: (B,) float64, t.
-    density: (B,) float64, p(t): how densely t is drawn.
+    density: (B,) float64, p(t): divisor of the weight under importance correction.
+    weight: (B,) float64, weight of the row's masked sum; None: that of the objective's weighting at mask_ratio.
     """
 
     noisy_ids: Tensor
@@ -38,6 +39,7 @@ class NoisyBatch:
     is_maskable: Tensor
     mask_ratio: Tensor
     density: Tensor
+    weight: Tensor | None = None
 
     def spread(self, values_M: Tensor) -> Tensor:
         """(B, T) float32: the masked tokens' values at their places, 0 elsewhere. Differentiable, also when M is 0."""

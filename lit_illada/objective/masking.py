@@ -1,8 +1,8 @@
-"""Which tokens are masked, given a row's ratio? Each by its own coin (Bernoulli), or exactly k of them.
+"""Masks: each token independently with probability t (Bernoulli), or exactly k of a row's tokens.
 
-Exact-k is Bernoulli with its luck taken out: k = ⌈t·L⌉ of the row's L maskable tokens. With p uniform and weight 1/t
-the two have the same mean (its weight is then L/k, k uniform on 1…L) and exact-k never has more variance. With another
-w the means differ by O(1/L), since w is then taken at k/L.
+Exact-k has Bernoulli's expected loss for every density and weight, and never more variance; `exact_k.py` derives it.
+The exception is a fixed ratio r: exact-k then masks ⌈r·L⌉ of L tokens, as BERT does, with the weight at that ratio,
+which is another objective than masking each with probability r (they differ by O(1/L)).
 
 Shapes: B rows, T tokens.
 """
@@ -13,16 +13,23 @@ import torch
 from torch import Tensor
 
 from lit_illada.objective.config import MaskDraw
+from lit_illada.objective.exact_k import draw_counts
 from lit_illada.objective.mask_ratio import MaskRatio
+from lit_illada.objective.weighting import Weighting
 
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """is_masked: (B, T) bool. mask_ratio, density: (B,) float64, the ratio used and how densely it is drawn."""
+    """Masks of a batch.
+
+    is_masked: (B, T) bool. mask_ratio: (B,) float64, the ratio drawn, or k/L. density: (B,) float64, divisor of the
+    weight under importance correction. weight: (B,) float64, weight of the row's masked sum; None: w(mask_ratio).
+    """
 
     is_masked: Tensor
     mask_ratio: Tensor
     density: Tensor
+    weight: Tensor | None = None
 
     def with_complement(self, is_maskable_BT: Tensor) -> "Masks":
         """The masks, then those that mask the other maskable tokens: 2·B rows. Why p stays is in joint.py."""
@@ -35,17 +42,29 @@ class Masks:
 
 
 def draw_masks(
-    mask_draw: MaskDraw, mask_ratio: MaskRatio, t_B: Tensor, noise_BT: Tensor, is_maskable_BT: Tensor
+    mask_draw: MaskDraw,
+    mask_ratio: MaskRatio,
+    weighting: Weighting,
+    u_B: Tensor,
+    noise_BT: Tensor,
+    is_maskable_BT: Tensor,
 ) -> Masks:
-    """Masks for ratios `t_B` drawn from `mask_ratio`. noise_BT: uniform numbers. Nothing unmaskable is ever masked."""
+    """Masks with ratios drawn from `mask_ratio`. Nothing unmaskable is ever masked.
+
+    u_B, noise_BT: uniform numbers, of the rows' ratios and of the tokens.
+    """
     if mask_draw is MaskDraw.BERNOULLI:
-        return Masks((noise_BT < t_B[:, None]) & is_maskable_BT, t_B, mask_ratio.density(t_B))
+        t_B = mask_ratio.quantile(u_B)
+        is_masked_BT = (noise_BT < t_B[:, None]) & is_maskable_BT
+        return Masks(is_masked_BT, t_B, mask_ratio.density(t_B))
     length_B = is_maskable_BT.sum(1)
-    k_B = num_masked(t_B, length_B)
-    # A row with nothing maskable is told as one of length 1: its numbers stay finite and no token ever asks for them.
-    length_B, k_filled_B = length_B.clamp(min=1), k_B.clamp(min=1)
-    mass_B = mask_ratio.cdf(k_filled_B / length_B.double()) - mask_ratio.cdf((k_filled_B - 1) / length_B.double())
-    return Masks(exactly_k(k_B, noise_BT, is_maskable_BT), k_filled_B / length_B.double(), length_B * mass_B)
+    # a row with nothing maskable counts as one of length 1: its numbers stay finite and no token uses them
+    if mask_ratio.has_density:
+        k_B, weight_B, density_B = draw_counts(mask_ratio, weighting, u_B, length_B)
+    else:
+        k_B, weight_B, density_B = num_masked(mask_ratio.quantile(u_B), length_B), None, torch.ones_like(u_B)
+    ratio_B = k_B.clamp(min=1) / length_B.clamp(min=1).double()
+    return Masks(exactly_k(k_B, noise_BT, is_maskable_BT), ratio_B, density_B, weight_B)
 
 
 def num_masked(t_B: Tensor, length_B: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate
+from scipy import integrate, stats
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.errors import UserError
 from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw, MaskDraw, Normaliser
 from lit_illada.objective.diffusion import DiffusionObjective
+from lit_illada.objective.exact_k import count_table
 from lit_illada.objective.loss import NoisyBatch
 from lit_illada.objective.mask_ratio import (
     MASK_RATIOS,
@@ -24,9 +25,8 @@ from lit_illada.objective.mask_ratio import (
     Uniform,
     VarianceOptimal,
 )
-from lit_illada.objective.masking import draw_masks
 from lit_illada.objective.token_weight import Cart, Focal
-from lit_illada.objective.weighting import WEIGHTINGS, Elbo, Linear
+from lit_illada.objective.weighting import WEIGHTINGS, Elbo, Flat, Linear, Sech
 
 L = 4
 TOKENS = torch.tensor([3, 1, 4, 2])
@@ -82,12 +82,17 @@ def tanh_sinh(step=0.05, reach=3.0):
     return torch.sigmoid(2 * inner), step * math.pi / 2 * torch.cosh(x) / torch.cosh(inner) ** 2 / 2
 
 
+def wide(name):
+    """A density of this name that importance correction allows."""
+    return Band(low=0.0, high=1.0) if name == "band" else MASK_RATIOS[name]()
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("name", [name for name, cls in MASK_RATIOS.items() if cls.has_density])
 def test_the_corrected_estimate_is_unbiased(world, name, weighting):
     """E over u of E over masks of the loss, by quadrature and enumeration, is the integral of w without any p."""
     config = DiffusionObjectiveConfig(
-        mask_ratio=MASK_RATIOS[name](), weighting=WEIGHTINGS[weighting](), importance_corrected=True
+        mask_ratio=wide(name), weighting=WEIGHTINGS[weighting](), importance_corrected=True
     )
     objective = DiffusionObjective(config, world.MASK, seed=0, batch_rows=1)
     p = objective.mask_ratio(progress=0.4)
@@ -154,18 +159,87 @@ def test_exact_k_training_reaches_the_enumerated_mean(world):
     assert (loss.sum / loss.count).item() == pytest.approx(reference_integral(world, Elbo(), 0, 1), rel=3e-3)
 
 
-@pytest.mark.parametrize("p", [Uniform(epsilon=0.0), Cosine(epsilon=0.0), Beta(a=2, b=3, epsilon=0.0)])
-def test_corrected_exact_k_reaches_the_bound_whatever_p(world, p):
-    """By enumeration of the masks with the probability that p gives their k."""
-    objective = build(world, mask_ratio=p, mask_draw=MaskDraw.EXACT_K, importance_corrected=True)
-    masks, k = ALL_MASKS[1:], SIZES[1:]
-    drawn = draw_masks(MaskDraw.EXACT_K, p, (k - 0.5).double() / L, torch.rand(15, L), torch.ones(15, L).bool())
-    mass = p.cdf(k.double() / L) - p.cdf((k - 1).double() / L)
-    subsets = torch.tensor([math.comb(L, int(size)) for size in k])
-    noisy = noisy_of(masks, drawn.mask_ratio, drawn.density, world.MASK)
-    nll = world.score(noisy).nll.detach().double() * (mass / subsets)[masks.nonzero()[:, 0]]
-    loss = objective.loss(TokenScores(nll, nll < 0), noisy)
-    assert loss.sum.item() / L == pytest.approx(reference_integral(world, Elbo(), 0, 1), rel=1e-5)
+def expected_exact_k_loss(mask_ratio, weighting, length, is_corrected, mean_of_size):
+    """Σ_k P(k)·weight(k)·mean loss of masks of k tokens, with P(k) from the quantiles that the table defines."""
+    table = count_table(mask_ratio, weighting, length, torch.device("cpu"))
+    probability = torch.cat([table.cdf[:1], table.cdf.diff()])
+    weight = table.weight / table.density if is_corrected else table.weight
+    return float((probability * weight * mean_of_size).sum())
+
+
+def expected_bernoulli_loss(mask_ratio, weighting, length, is_corrected, mean_of_size):
+    """E over t of w(t)[/p(t)]·Σ_k Bin(k; L, t)·mean loss of masks of k tokens, by quadrature over the quantiles."""
+    u, quadrature = tanh_sinh(step=0.01, reach=3.4)
+    t = mask_ratio.quantile(u)
+    k = np.arange(1, length + 1)
+    binomial = torch.from_numpy(stats.binom.pmf(k, length, t.numpy()[:, None]))
+    weight = weighting(t) / mask_ratio.density(t) if is_corrected else weighting(t)
+    return float((quadrature * weight * (binomial @ mean_of_size)).sum())
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 40])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("name", [name for name, cls in MASK_RATIOS.items() if cls.has_density])
+def test_exact_k_has_bernoullis_expected_loss_for_every_weight_density_and_length(name, weighting, length):
+    """The mean loss of masks of k tokens is any function of k; a steep one shows where weights fall."""
+    mask_ratio, weighting = MASK_RATIOS[name](), WEIGHTINGS[weighting]()
+    if isinstance(mask_ratio, VarianceOptimal):
+        mask_ratio = mask_ratio.learnt(torch.rand(2, 32, generator=torch.Generator().manual_seed(0)).double())
+    k = torch.arange(1, length + 1, dtype=torch.float64)
+    for mean_of_size in (k, k**2 / length):
+        arguments = (mask_ratio, weighting, length, False, mean_of_size)
+        assert expected_exact_k_loss(*arguments) == pytest.approx(expected_bernoulli_loss(*arguments), rel=2e-3)
+        if name in ("uniform", "cosine", "polynomial", "beta", "curriculum"):
+            arguments = (mask_ratio, weighting, length, True, mean_of_size)
+            assert expected_exact_k_loss(*arguments) == pytest.approx(expected_bernoulli_loss(*arguments), rel=1e-2)
+
+
+def test_a_row_of_one_token_is_weighted_as_bernoulli_weights_it():
+    """At k/L = 1 the weights of sech, linear and gaussian are 0, and flat's is twice Bernoulli's."""
+    p, cpu = Uniform(epsilon=0.0), torch.device("cpu")
+    expected = {Flat(): 1 / 2, Linear(): 1 / 6, Elbo(): 1.0, Sech(): math.pi / 4}
+    for weighting, mean in expected.items():
+        assert count_table(p, weighting, 1, cpu).weight.item() == pytest.approx(mean, rel=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 7, 256])
+def test_exact_k_of_the_bound_is_lladas_form(length):
+    table = count_table(Uniform(epsilon=0.0), Elbo(), length, torch.device("cpu"))
+    k = torch.arange(1, length + 1, dtype=torch.float64)
+    assert torch.allclose(table.cdf, k / length, rtol=1e-7)
+    assert torch.allclose(table.weight, length / k, rtol=1e-7)
+    assert torch.allclose(table.density, torch.ones_like(k), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")  # beta's density is a table
+@pytest.mark.parametrize("is_corrected", [False, True])
+@pytest.mark.parametrize("weighting", [Flat(), Linear(), Elbo()])
+def test_exact_k_of_rows_of_different_lengths_reaches_the_integrals(world, weighting, is_corrected):
+    """End to end: corrupt and loss on rows of 1 to 4 maskable tokens."""
+    rows, p = 20_000, Beta(a=2, b=3, epsilon=0.0)
+    objective = build(
+        world, batch_rows=rows, mask_ratio=p, weighting=weighting, mask_draw=MaskDraw.EXACT_K,
+        joint_draw=JointDraw.KRONECKER, importance_corrected=is_corrected,
+    )  # fmt: skip
+    for length in range(1, L + 1):
+        is_maskable = (torch.arange(L) < length).expand(rows, -1)
+        ids = TOKENS.expand(rows, -1)
+        noisy = objective.corrupt(TokenBatch(ids, is_maskable, torch.arange(rows), Layout.whole_rows(rows, L)))
+        one = TokenScores(torch.ones(len(noisy.targets)), torch.zeros(len(noisy.targets), dtype=torch.bool))
+        loss = objective.loss(one, noisy).sum.item() / rows / length
+        density = 1.0 if is_corrected else None
+        want = integrate.quad(
+            lambda t, density=density: t * float(weighting(torch.tensor([t]).double()))
+            * (density or float(p.density(torch.tensor([t]).double()))), 1e-9, 1 - 1e-9, limit=200,
+        )[0]  # fmt: skip
+        assert loss == pytest.approx(want, rel=0.01), length
+
+
+def test_the_default_correction_never_weighs_more_than_the_weight_itself():
+    """E[w | k] is a mean of w over the support, also where few ratios are drawn, so it cannot blow up."""
+    for length in (5, 999, 1001, 4000):
+        weight = count_table(Uniform(epsilon=1e-3), Elbo(), length, torch.device("cpu")).weight
+        assert bool((weight <= 1000).all())
 
 
 def test_lladas_published_loss_is_reproduced_on_the_same_mask(world):
@@ -343,6 +417,11 @@ def test_other_objectives_keep_no_state(world):
     ("config", "message"),
     [
         ({"mask_ratio": Fixed(), "importance_corrected": True}, "point mass"),
+        (
+            {"mask_ratio": Band(), "importance_corrected": True},
+            r"'band' never draws ratios outside \[0.3, 0.8\], so the corrected objective would lack them",
+        ),
+        ({"mask_ratio": Uniform(epsilon=0.1), "importance_corrected": True}, r"outside \[0.1, 1\]"),
         ({"mask_ratio": VarianceOptimal()}, "importance_corrected=true"),
         ({"joint_draw": JointDraw.COMPLEMENTARY}, "epsilon=0"),
         ({"joint_draw": JointDraw.COMPLEMENTARY, "mask_ratio": Cosine(epsilon=0.0)}, "not symmetric"),

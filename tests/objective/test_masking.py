@@ -3,17 +3,19 @@ import torch
 from scipy import stats
 
 from lit_illada.objective.config import MaskDraw
-from lit_illada.objective.mask_ratio import Cosine, Fixed, Uniform
+from lit_illada.objective.mask_ratio import Band, Cosine, Fixed, Uniform
 from lit_illada.objective.masking import draw_masks, exactly_k, num_masked
 from lit_illada.objective.noise import Purpose, uniform
+from lit_illada.objective.weighting import Elbo
 
 ROWS, T = 4000, 20
 NOISE = uniform(1, Purpose.MASK, torch.arange(ROWS), torch.arange(T))
 ALL = torch.ones(ROWS, T, dtype=torch.bool)
 
 
-def masks(draw, t, is_maskable=ALL, p=Uniform(epsilon=0)):  # noqa: B008
-    return draw_masks(draw, p, torch.full((ROWS,), t, dtype=torch.float64), NOISE, is_maskable)
+def masks(draw, u, is_maskable=ALL, p=Uniform(epsilon=0)):  # noqa: B008
+    """Masks of the ratio at the quantile u, which is u itself for U[0, 1]."""
+    return draw_masks(draw, p, Elbo(), torch.full((ROWS,), u, dtype=torch.float64), NOISE, is_maskable)
 
 
 @pytest.mark.parametrize("draw", MaskDraw)
@@ -60,21 +62,21 @@ def test_k_survives_rounding():
     assert num_masked(t, length).tolist() == [7, 29, 3, 3, 13, 1, 0]
 
 
-@pytest.mark.parametrize("p", [Uniform(), Cosine()])
-def test_exact_k_density_is_the_mass_of_k(p):
-    t = p.quantile((torch.arange(ROWS, dtype=torch.float64) + 0.5) / ROWS)
-    drawn = draw_masks(MaskDraw.EXACT_K, p, t, NOISE, ALL)
-    k = drawn.is_masked.sum(1)
-    for count in (1, 10, 20):
-        mass = (k == count).double().mean()
-        assert drawn.density[k == count][0] == pytest.approx(float(mass) * T, rel=0.05)
+@pytest.mark.parametrize("p", [Uniform(), Cosine(), Band()])
+def test_exact_k_draws_as_many_as_bernoulli_of_rows_with_a_mask(p):
+    u = (torch.arange(ROWS, dtype=torch.float64) + 0.5) / ROWS
+    k = draw_masks(MaskDraw.EXACT_K, p, Elbo(), u, NOISE, ALL).is_masked.sum(1)
+    expected = stats.binom(T, p.quantile(u).numpy()[:, None]).pmf(range(T + 1)).mean(0)
+    expected = expected[1:] / expected[1:].sum()
+    assert (torch.bincount(k, minlength=T + 1)[1:] / ROWS).tolist() == pytest.approx(expected.tolist(), abs=2 / ROWS)
 
 
 def test_rows_with_nothing_maskable_have_finite_numbers():
     for draw in MaskDraw:
         drawn = masks(draw, 0.5, torch.zeros_like(ALL))
         assert bool((drawn.mask_ratio > 0).all())
-        assert bool((drawn.density.isfinite() & (drawn.density > 0)).all())
+        for numbers in filter(torch.is_tensor, (drawn.density, drawn.weight)):
+            assert bool((numbers.isfinite() & (numbers > 0)).all())
 
 
 def test_the_complement_covers_every_maskable_token_exactly_once():
