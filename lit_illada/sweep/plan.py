@@ -11,6 +11,7 @@ from itertools import chain, count
 from typing import Any, Protocol
 
 from lit_illada.errors import UserError
+from lit_illada.sweep.comparable import check_comparable
 from lit_illada.sweep.layout import PlannedRun
 from lit_illada.sweep.spec import Arm, Command, Measure, Stage, SweepSpec
 
@@ -61,10 +62,12 @@ def expand(
 ) -> list[PlannedRun]:
     """Every run once, parents before children. begun: ids of runs that exist already, by fingerprint; they keep them.
 
-    Raises UserError where two arms resolve to the same runs, or a run would take the id of another that has begun.
+    Raises UserError where two arms resolve to the same runs, a metric cannot compare arms, or a run would take the id
+    of another that has begun.
     """
     resolved: dict[tuple[str, ...], _Step] = {}
     paths = {arm.name: _steps(spec, arm, resolve, step_flops, open_begin, resolved) for arm in spec.all_arms()}
+    check_comparable(spec, {arm: {step.stage.name: step.config for step in steps} for arm, steps in paths.items()})
     runs: dict[str, PlannedRun] = {}
     for seed in spec.seeds:
         ends: dict[str, str] = {}

@@ -1,0 +1,68 @@
+"""Refuses sweeps whose arms would be ranked by a validation metric that means something else for each of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lit_illada.errors import UserError
+from lit_illada.sweep.spec import Command, SweepSpec
+
+Tree = dict[str, Any]
+
+# Settings that decide which tokens validation scores, and what is visible while it does, by a stage's command.
+_ROWS = {
+    Command.PRETRAIN: [
+        "trainer.val_rows",
+        "trainer.val_draws",
+        "data.row_length",
+        "data.isolate_documents",
+        "data.source",
+        "data.validation_fraction",
+        "data.shard_tokens",
+    ],
+    Command.SFT: [
+        "trainer.val_rows",
+        "trainer.val_draws",
+        "sft_data.row_length",
+        "sft_data.source",
+        "sft_data.template",
+        "sft_data.validation_fraction",
+    ],
+}
+# What else has to be the same for a figure per token; bits per byte exist to compare tokenizers.
+_TOKENS = {Command.PRETRAIN: ["data.tokenizer"], Command.SFT: []}
+_KEYS = {
+    "val/nll_bound": {command: [*keys, *_TOKENS[command]] for command, keys in _ROWS.items()},
+    "val/bits_per_byte": _ROWS,
+}
+
+
+def check_comparable(spec: SweepSpec, configs: Mapping[str, Mapping[str, Tree]]) -> None:
+    """Raises UserError that names the settings in which arms differ though a metric needs them equal.
+
+    configs: the resolved config of each stage of each arm.
+    """
+    for metric in spec.metrics:
+        keys = _KEYS.get(metric.name, {}).get(spec.stage(metric.stage).command, [])
+        seen = {arm: {key: _value(stages[metric.stage], key) for key in keys} for arm, stages in configs.items()}
+        first, *others = seen
+        for arm in others:
+            different = [key for key in keys if seen[arm][key] != seen[first][key]]
+            if different:
+                listed = "; ".join(f"{key}: {_shown(seen[first][key])}, {_shown(seen[arm][key])}" for key in different)
+                raise UserError(
+                    f"metrics: {metric.name} of stage {metric.stage!r} cannot rank arms {first!r} and {arm!r}, which "
+                    f"validate on other tokens ({listed}): give them the same values, or rank by a metric of a score "
+                    "stage"
+                )
+
+
+def _value(tree: Tree, key: str) -> Any:
+    node, _, name = key.rpartition(".")
+    value = tree[node][name]
+    if key == "data.source" and value["name"] == "prepared":
+        return {**value, "dir": tree["data"]["dir"]}
+    return value
+
+
+def _shown(value: Any) -> str:
+    return value["name"] if isinstance(value, dict) and "name" in value else str(value)

@@ -1,0 +1,50 @@
+"""Arms are ranked by a validation metric only where all of them validate on the same tokens."""
+
+import pytest
+
+from lit_illada import sweep_commands
+from lit_illada.errors import UserError
+from lit_illada.sweep.library import read_spec
+from lit_illada.sweep.plan import expand
+from lit_illada.sweep_costs import step_flops
+
+
+@pytest.fixture
+def plan(tiny_sweep):
+    def plan(metric, *overrides):
+        arms = [
+            {"name": "a", "overrides": {"pretrain": ["optim.optimizer.learning_rate=0.01"]}},
+            {"name": "b", "overrides": {"pretrain": list(overrides)}},
+        ]
+        file = tiny_sweep(baseline="a", metrics=[{"name": metric, "stage": "pretrain"}], arms=arms)
+        return expand(read_spec(str(file)), sweep_commands.resolve, step_flops)
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.row_length=16", r"data.row_length: \d+, 16"),
+        ("trainer.val_rows=3", r"trainer.val_rows: \d+, 3"),
+        ("trainer.val_draws=5", r"trainer.val_draws: \d+, 5"),
+        ("data.isolate_documents=false", r"data.isolate_documents: True, False"),
+        ("data.validation_fraction=0.3", r"data.validation_fraction: 0\.\d+, 0.3"),
+    ],
+)
+@pytest.mark.parametrize("metric", ["val/nll_bound", "val/bits_per_byte"])
+def test_arms_that_validate_on_other_tokens_are_refused(plan, metric, override, told):
+    with pytest.raises(UserError, match=f"{metric} of stage 'pretrain' cannot rank arms 'a' and 'b'.*{told}") as error:
+        plan(metric, override)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_is_compared_in_bits_per_byte_only(plan):
+    with pytest.raises(UserError, match=r"val/nll_bound .*data.tokenizer"):
+        plan("val/nll_bound", "data.tokenizer.vocab_size=512")
+    plan("val/bits_per_byte", "data.tokenizer.vocab_size=512")
+
+
+def test_other_settings_and_other_metrics_may_vary(plan):
+    plan("val/nll_bound", "trainer.batch_rows=2", "trainer.micro_batch_rows=2", "data.shortening.probability=0.1")
+    plan("perf/tokens_per_s", "data.row_length=16")
