@@ -1,22 +1,32 @@
-"""The public names: what a notebook or another package builds on."""
+"""The public names, also as `lit_illada.NAME`."""
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
-from lit_illada.build import build_datamodule, build_model, build_module, build_objective, complete, load_checkpoint
-from lit_illada.config import GenerateConfig, PretrainConfig, load, load_file
+from lit_illada.build import (
+    build_datamodule,
+    build_model,
+    build_module,
+    build_objective,
+    build_sft_datamodule,
+)
+from lit_illada.checkpoints import load_sft
+from lit_illada.config import GenerateConfig, PretrainConfig, SFTConfig, load, load_file
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.prepare import prepare
+from lit_illada.data.sft_datamodule import SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.canvas import Generation
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.generate import generate
+from lit_illada.language_model import LanguageModel, TextBound, generate, load_checkpoint, nll_bound
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
+from lit_illada.module_loading import load_module
 from lit_illada.objective.autoregressive import AutoregressiveObjective
 from lit_illada.objective.config import DiffusionObjectiveConfig
 from lit_illada.objective.diffusion import DiffusionObjective
-from lit_illada.scoring.likelihood import Likelihood, MaskGrid, nll, nll_bound
+from lit_illada.scoring.likelihood import Likelihood, MaskGrid
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.sft import SFTModule
 from lit_illada.tree import dump
 
 __all__ = [
@@ -26,6 +36,7 @@ __all__ = [
     "GenerateConfig",
     "Generation",
     "GenerationConfig",
+    "LanguageModel",
     "Layout",
     "Likelihood",
     "MaskGrid",
@@ -33,6 +44,10 @@ __all__ = [
     "PackedDataModule",
     "PretrainConfig",
     "PretrainModule",
+    "SFTConfig",
+    "SFTDataModule",
+    "SFTModule",
+    "TextBound",
     "TokenBatch",
     "TokenScores",
     "Tokenizer",
@@ -42,13 +57,14 @@ __all__ = [
     "build_model",
     "build_module",
     "build_objective",
-    "complete",
+    "build_sft_datamodule",
     "dump",
     "generate",
     "load",
     "load_checkpoint",
     "load_file",
-    "nll",
+    "load_module",
+    "load_sft",
     "nll_bound",
     "prepare",
 ]

@@ -142,11 +142,23 @@ def with_steps_of_epochs(config: SFTConfig, tokenizer: Tokenizer) -> SFTConfig:
 def build_module(
     config: PretrainConfig | SFTConfig, datamodule: RowDataModule, *, is_resumed: bool = False
 ) -> PretrainModule:
-    """The Lightning module of a resolved config, on the weights of `init_from` or on initial ones.
+    """The Lightning module of a config, with the weights of `init_from` or initial ones.
 
-    is_resumed: the weights come from the run's own checkpoint, so `init_from` need not exist any more.
+    Prepares the data set first, where it is not prepared yet. Raises UserError where the model does not fit the
+    tokenizer. is_resumed: the weights come from the run's own checkpoint, so `init_from` need not exist any more.
     """
-    tokenizer, options = datamodule.tokenizer, config.trainer
+    datamodule.prepare_data()  # the tokenizer may be trained from the data, and knows the vocabulary's size
+    tokenizer = datamodule.tokenizer
+    if isinstance(config, PretrainConfig):
+        config = resolve(config, tokenizer)
+    return make_module(config, tokenizer, datamodule.unigram_cross_entropy(), is_resumed=is_resumed)
+
+
+def make_module(
+    config: PretrainConfig | SFTConfig, tokenizer: Tokenizer, unigram_cross_entropy: float, *, is_resumed: bool
+) -> PretrainModule:
+    """The module of a config whose vocabulary size is known. unigram_cross_entropy: nats/token, or NaN."""
+    options = config.trainer
     model, cut = _model_of(config, is_resumed)
     make = partial(SFTModule, eos_token_id=tokenizer.eos_token_id) if isinstance(config, SFTConfig) else PretrainModule
     return make(
@@ -155,9 +167,10 @@ def build_module(
         config.optim,
         build_yardstick(config, tokenizer),
         Likelihood(torch.from_numpy(tokenizer.bytes_per_token())),
-        unigram_cross_entropy=datamodule.unigram_cross_entropy(),
+        unigram_cross_entropy=unigram_cross_entropy,
         max_steps=options.max_steps,
-        log_every_steps=options.log_every_steps,
+        batch_rows=options.batch_rows,
+        tokenizer=tokenizer,
         hparams={"config": to_tree(config), "tokenizer_sha256": tokenizer.sha256},
         shard=cut,
     )
@@ -348,10 +361,12 @@ def _token_kinds(tokenizer: Tokenizer, config: GenerationConfig) -> TokenKinds:
     )
 
 
-def load_checkpoint(path: Path, device: torch.device) -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer of a run folder (its newest checkpoint), a converted folder or one checkpoint file."""
-    checkpoint = open_checkpoint(path)
-    return load_model(checkpoint.model, checkpoint.tensors, device).eval(), checkpoint.tokenizer
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> tuple[Transformer, Tokenizer]:
+    """The model, in evaluation mode, and the tokenizer of a run folder (its newest checkpoint), a converted folder or
+    one checkpoint. Raises UserError for a path without one, and for a damaged one.
+    """
+    checkpoint = open_checkpoint(Path(path))
+    return load_model(checkpoint.model, checkpoint.tensors, torch.device(device)).eval(), checkpoint.tokenizer
 
 
 def build_scorer(

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_illada.config import SFTConfig, load
-from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
+from lit_illada.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.hf import CONFIG_FILE, Renamed, UnaccountedError, tensor_shapes, unaccounted
@@ -44,12 +45,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Of a run folder (its newest checkpoint), a converted folder, or one checkpoint. Reads no weights yet."""
     file = checkpoint_file(path)
     folder = RunFolder.of_checkpoint(file)
-    model, sha256, tensors, shapes = _read_weights(file) if file.suffix == ".safetensors" else _read_ckpt(file)
+    model, sha256, tensors, shapes, saved = _read_weights(file) if file.suffix == ".safetensors" else _read_ckpt(file)
     if problems := unaccounted({name: shapes[name] for name in tensors}, tensor_shapes(model), {}):
         raise UnaccountedError(str(file), problems)
-    tokenizer = Tokenizer.load(folder.tokenizer)
+    tokenizer = Tokenizer.load(folder.tokenizer) if saved is None else saved
     if tokenizer.sha256 != sha256:
-        raise UserError(f"{folder.tokenizer}: not the tokenizer that {file.name} was trained with")
+        raise UserError(
+            f"{folder.tokenizer if saved is None else file}: not the tokenizer that {file.name} was trained with"
+        )
     return Checkpoint(file, model, tokenizer, tensors)
 
 
@@ -126,7 +129,10 @@ def run_of(checkpoint: Path) -> RunFolder:
     return RunFolder(checkpoint) if is_folder else RunFolder.of_checkpoint(checkpoint)
 
 
-def _read_ckpt(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor], dict[str, tuple[int, ...]]]:
+_Read = tuple[ModelConfig, str, Mapping[str, Tensor], dict[str, tuple[int, ...]], Tokenizer | None]
+
+
+def _read_ckpt(path: Path) -> _Read:
     content = read_checkpoint(path)
     try:
         hparams, weights = content["hyper_parameters"], Weights(content)
@@ -139,16 +145,19 @@ def _read_ckpt(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor], dict
     adapter = config.get("adapter", {"name": "none"})
     if adapter["name"] == "lora":
         tensors = MergedTensors(tensors, adapter["alpha"] / adapter["rank"])
-    return model, sha256, tensors, {name: weights.shapes[key] for name, key in names.items()}
+    # of a Trainer of the user's own; a run's own lies in its folder
+    files = content.get("tokenizer")
+    saved = None if files is None else Tokenizer.from_files(files[TOKENIZER_FILE], files[TOKENIZER_CONFIG], str(path))
+    return model, sha256, tensors, {name: weights.shapes[key] for name, key in names.items()}, saved
 
 
-def _read_weights(path: Path) -> tuple[ModelConfig, str, Mapping[str, Tensor], dict[str, tuple[int, ...]]]:
+def _read_weights(path: Path) -> _Read:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     files = TensorFiles([path])
     try:
         described = parse_json(files.metadata[_METADATA], str(path))
-        return from_tree(ModelConfig, described["model"]), described["tokenizer_sha256"], files, files.shapes
+        return from_tree(ModelConfig, described["model"]), described["tokenizer_sha256"], files, files.shapes, None
     except (KeyError, TypeError, ContentError) as error:
         raise UserError(
             f"{path}: not a checkpoint of lit-illada; convert its folder first: lit-illada convert {path.parent} FOLDER"

@@ -51,7 +51,7 @@ def generate(
     Blocks of [MASK] are appended and denoised until the model ends the text or the budget is spent; a causal model
     writes token by token. generation=llada denoises a fixed canvas, generation=fast several sure tokens a step.
     """
-    from lit_illada import generate as command
+    from lit_illada.commands import generate as command
 
     draw = None
     if trace_picture is not None:

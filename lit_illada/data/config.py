@@ -11,7 +11,10 @@ from lit_illada.errors import UserError
 
 @dataclass(frozen=True)
 class StdlibSource:
-    """The source and documentation text of the running Python's standard library: nothing is downloaded."""
+    """The source and documentation text of the running Python's standard library: nothing is downloaded.
+
+    Its files are cut into sections of about 900 characters, which are the documents; near-duplicates are left out.
+    """
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_illada.data.config import HuggingFaceSource, JsonlSource, PreparedSource, Source, StdlibSource, TextSource
+from lit_illada.data.sections import NearDuplicates, sections
 from lit_illada.data.text_files import decode, find_files, plain_size, raw_lines, read_text
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import parse_json
@@ -56,6 +57,8 @@ def read(source: Source, on_bad: OnBad, files: list[Path] | None = None) -> Iter
         return _hugging_face(source, on_bad)
     named = files_of(source) if files is None else files
     match source:
+        case StdlibSource():
+            return _stdlib(named, on_bad)
         case TextSource(_, str(separator)):
             return _separated(named, separator, on_bad)
         case JsonlSource(_, text_field):
@@ -88,6 +91,24 @@ def _stdlib_files() -> list[Path]:
     if not files:
         raise UserError(f"the standard library at {root} holds no text files: choose another data.source")
     return sorted(files)
+
+
+def _stdlib(files: list[Path], on_bad: OnBad) -> Iterator[Document]:
+    """The sections of these of the library's files that are no near-duplicates of any before, in all its files."""
+    wanted, near_duplicates = set(files), NearDuplicates()
+    for path in _stdlib_files():
+        if not wanted:
+            return
+        try:
+            text = read_text(path)
+        except UserError as error:
+            if path in wanted:
+                on_bad(error)
+        else:
+            for line, section in sections(text):
+                if near_duplicates.accepts(section) and path in wanted:
+                    yield Document(section, f"{path}:{line}")
+        wanted.discard(path)
 
 
 def _whole_files(files: list[Path], on_bad: OnBad) -> Iterator[Document]:

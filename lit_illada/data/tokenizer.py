@@ -109,6 +109,11 @@ class Tokenizer:
         """Write the two files; tokenizer.json is what was read or trained, byte for byte."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            write_atomically(folder / name, content)
+
+    def files(self) -> dict[str, str]:
+        """The contents of tokenizer.json and tokenizer_config.json, by file name."""
         named = {name: token for name, token in asdict(self.names).items() if token is not None}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -116,8 +121,7 @@ class Tokenizer:
             **{name: token for name, token in named.items() if name in _STANDARD_NAMES},
             "extra_special_tokens": {name: token for name, token in named.items() if name not in _STANDARD_NAMES},
         }
-        write_atomically(folder / TOKENIZER_FILE, self._json)
-        write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        return {TOKENIZER_FILE: self._json, CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, nothing added."""

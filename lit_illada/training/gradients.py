@@ -33,6 +33,12 @@ def scale(gradients: Sequence[Tensor], factor: float) -> None:
     torch._foreach_mul_([_local(gradient) for gradient in gradients], factor)
 
 
+def clamp(gradients: Sequence[Tensor], limit: float) -> None:
+    """Clip every element to [−limit, limit], in place."""
+    for gradient in gradients:
+        _local(gradient).clamp_(-limit, limit)
+
+
 def _by_layout(
     gradients: Sequence[Tensor],
 ) -> dict[tuple[DeviceMesh, tuple[Placement, ...]] | None, list[Tensor]]:

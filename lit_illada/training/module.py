@@ -1,11 +1,12 @@
-"""One training step and one validation step, as Lightning runs them.
+"""The LightningModule of a training run: training step, gradient normalisation and clipping, validation.
 
 Receives a built model and objective, and knows neither's config. Shapes: B rows, T tokens, M masked tokens.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import lightning.pytorch as pl
 import torch
@@ -15,25 +16,37 @@ from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import Metric
 
 from lit_illada.batch import TokenBatch, TokenScores
+from lit_illada.errors import UserError
 from lit_illada.objective.loss import NoisyBatch, Objective
 from lit_illada.scoring.likelihood import Likelihood, RowScores, ScoreFn
 from lit_illada.training.config.optim import OptimConfig
-from lit_illada.training.gradients import scale, total_norm
+from lit_illada.training.gradients import clamp, scale, total_norm
 from lit_illada.training.metrics import TrainingCurves, by_ratio, publish
 from lit_illada.training.optim import build_optimizer
 from lit_illada.training.parallel import ShardedStrategy, num_data_ranks
+from lit_illada.training.portable import PortableState
 from lit_illada.training.schedule import LearningRate
+from lit_illada.training.user_trainer import check_batch, reconcile
+
+
+class TokenizerFiles(Protocol):
+    """A tokenizer, as checkpoints keep it."""
+
+    def files(self) -> dict[str, str]:
+        """Contents by file name."""
 
 
 class PretrainModule(pl.LightningModule):
-    """Pretraining of `model` on `objective`.
+    """Pretraining of `model` on `objective`, under the project's own Trainer or any other of Lightning's.
 
-    model: input ids (B, T), layout, selection (B, T), targets (M,) -> TokenScores.
-    score_rows: the bound of each validation row, the same question whatever the objective.
-    shard: cuts the model over the devices of a mesh, and gives it its weights; None for one that every rank has whole.
-    likelihood: adds the rows up. unigram_cross_entropy: of the training data's token frequencies on the validation
-    tokens, nats/token; logged beside the bound.
+    Of a Trainer, `accumulate_grad_batches` and `max_steps` follow from the config where they are left out;
+    `gradient_clip_val` (0: no clipping) and `gradient_clip_algorithm` override `optim.gradient_clip_norm`, and
+    `log_every_n_steps` is the interval of the training curves. A Trainer that would train other batches than the
+    config's raises UserError. `train/…` and `val/…` are logged, for `ModelCheckpoint(monitor="val/nll_bound")`.
     """
+
+    # builds a module from a checkpoint; set by lit_illada.module_loading, which knows the configs
+    _load: ClassVar[Callable[[Path, Any], "PretrainModule"] | None] = None
 
     def __init__(
         self,
@@ -45,10 +58,22 @@ class PretrainModule(pl.LightningModule):
         *,
         unigram_cross_entropy: float,
         max_steps: int,
-        log_every_steps: int,
+        batch_rows: int,
+        tokenizer: TokenizerFiles,
         hparams: dict[str, Any],
         shard: Callable[[DeviceMesh], None] | None = None,
     ) -> None:
+        """
+        model: input ids (B, T), layout, selection (B, T), targets (M,) -> TokenScores.
+        score_rows: the bound of each validation row, the same for every objective. likelihood: their sum.
+        unigram_cross_entropy: nats/token, of the training data's token frequencies on the validation tokens, logged
+            beside the bound; NaN where it is not known.
+        max_steps: optimizer steps, the length of the learning rate's schedule.
+        batch_rows: rows of an optimizer step, over all ranks.
+        tokenizer: saved in the checkpoints of a Trainer that has no run folder.
+        hparams: plain values only, saved in every checkpoint.
+        shard: shards the model over a mesh and gives it its weights; None where every rank holds the whole model.
+        """
         super().__init__()
         self.model = model
         self.objective = objective
@@ -58,10 +83,13 @@ class PretrainModule(pl.LightningModule):
         self.curves = TrainingCurves()
         self.optim = optim
         self.max_steps = max_steps
-        self.log_every_steps = log_every_steps
+        self.batch_rows = batch_rows
+        self.tokenizer = tokenizer
         self.gradient_norm = math.nan
         self.learning_rate = math.nan
         self.validated_at: int | None = None
+        self._step_before = 0
+        self._is_batch_checked = False
         self._shard = shard
         self._data_group: ProcessGroup | None = None
         # of the step so far: the loss's count, the masked tokens' cross-entropy, how many they are. No buffer: DDP
@@ -71,12 +99,21 @@ class PretrainModule(pl.LightningModule):
         # plain values only: a checkpoint with objects in it could not be read under weights_only
         self.save_hyperparameters(hparams, logger=False)
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            reconcile(self.trainer, self.max_steps)
+            self._is_batch_checked = False
+
     def configure_model(self) -> None:
-        """Lightning calls it before every fit and every validation; the first cuts the model."""
+        """Lightning calls it before every fit and every validation; the first call shards the model."""
         if self._shard is None:
             return
         strategy = self.trainer.strategy
-        assert isinstance(strategy, ShardedStrategy)
+        if not isinstance(strategy, ShardedStrategy):
+            raise UserError(
+                "the config shards the model over devices (trainer.parallel.strategy=fsdp), and your Trainer does "
+                "not: set trainer.parallel.strategy=ddp, or run `lit-illada pretrain`"
+            )
         assert strategy.data_mesh is not None
         self._shard(strategy.device_mesh)
         self._shard = None
@@ -85,7 +122,16 @@ class PretrainModule(pl.LightningModule):
             if isinstance(metric, Metric):
                 metric.process_group = self._data_group
 
+    def on_train_epoch_start(self) -> None:
+        self._is_batch_checked = False
+
+    def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
+        self._step_before = self.global_step
+
     def training_step(self, batch: TokenBatch, batch_idx: int) -> dict[str, Any]:
+        if not self._is_batch_checked:
+            check_batch(self.trainer, len(batch.row_ids), self.batch_rows)
+            self._is_batch_checked = True
         noisy = self.objective.corrupt(batch, progress=self.global_step / self.max_steps)
         scores = self.model(noisy.noisy_ids, noisy.layout, select=noisy.is_masked, targets=noisy.targets)
         loss = self.objective.loss(scores, noisy)
@@ -98,10 +144,16 @@ class PretrainModule(pl.LightningModule):
         copies = len(noisy.noisy_ids) // len(batch.row_ids)  # complementary masks repeat the batch
         return {"loss": loss.sum / self._reference, "head_rows": noisy.targets.numel(), "copies": copies}
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Normalise the summed gradient by the global count, then clip it; a non-finite one is dropped.
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Normalise the summed gradient by the global count, then clip it; a non-finite gradient is dropped.
 
         Without gradients the optimizer leaves weights and moments alone: the step is skipped.
+        gradient_clip_val, gradient_clip_algorithm: the Trainer's; None: `optim.gradient_clip_norm`, by norm.
         """
         self.objective.end_step(self._sum_over_ranks)
         self.learning_rate = optimizer.param_groups[0]["lr"]
@@ -111,15 +163,19 @@ class PretrainModule(pl.LightningModule):
         if not math.isfinite(self.gradient_norm):
             optimizer.zero_grad(set_to_none=True)
             return
-        clip = self.optim.gradient_clip_norm
-        if clip is not None and self.gradient_norm > clip:
+        clip = self.optim.gradient_clip_norm if gradient_clip_val is None else gradient_clip_val
+        is_by_value = gradient_clip_algorithm == "value" and gradient_clip_val is not None
+        if clip and not is_by_value and self.gradient_norm > clip:
             factor *= clip / self.gradient_norm
         scale(gradients, factor)
+        if clip and is_by_value:
+            clamp(gradients, clip)
 
     def on_train_batch_end(self, outputs: Any, batch: TokenBatch, batch_idx: int) -> None:
-        if self._is_mid_step:
+        if self.global_step == self._step_before:
             return
-        if self.global_step % self.log_every_steps == 0 or self.global_step == self.max_steps:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step % every == 0 or self.global_step == self.trainer.max_steps):
             publish(self, self.training_values())
 
     def watch(self, batch: TokenBatch, noisy: NoisyBatch, scores: TokenScores) -> None:
@@ -139,6 +195,8 @@ class PretrainModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts micro-batches; a step may be divided otherwise now than when they were counted."""
+        if "loops" not in checkpoint:  # weights alone
+            return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         for counts in (progress["total"], progress["current"]):
@@ -146,20 +204,40 @@ class PretrainModule(pl.LightningModule):
             pending = counts["processed"] - counts["completed"]
             counts.update(ready=done, started=done, processed=done, completed=done - pending)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not isinstance(self.trainer.strategy, PortableState):  # of no run folder, which has the tokenizer
+            checkpoint["tokenizer"] = self.tokenizer.files()
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **_: Any
+    ) -> Self:
+        """The module of a checkpoint, whole on one device, ready for `trainer.validate` or `lit_illada.generate`.
+
+        checkpoint_path: a `.ckpt`, or a run folder (its newest). map_location: a device; None is the CPU.
+        Raises UserError where it is no checkpoint of a training run.
+        """
+        assert PretrainModule._load is not None, "import it as lit_illada.PretrainModule"
+        return PretrainModule._load(Path(checkpoint_path), map_location)  # type: ignore[return-value]
+
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         self.likelihood.update(self.score_rows(self.model, batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         values = self.likelihood.compute()
         self.likelihood.reset()
+        if self.trainer.sanity_checking:  # a few rows, whose bound compares with nothing
+            return
         self.validated_at = self.global_step
+        unigram = self.unigram_cross_entropy
+        baseline = {} if math.isnan(unigram) else {"val/unigram_cross_entropy": unigram}
         publish(
             self,
             {
                 **by_ratio("val_nll_by_ratio", values.pop("cross_entropy_by_ratio")),
                 **by_ratio("val_accuracy_by_ratio", values.pop("accuracy_by_ratio")),
                 **{f"val/{name}": value for name, value in values.items()},
-                "val/unigram_cross_entropy": self.unigram_cross_entropy,
+                **baseline,
             },
         )
         if self.trainer.state.fn == "fit" and self._schedule().observe(float(values["nll_bound"])):
@@ -184,10 +262,6 @@ class PretrainModule(pl.LightningModule):
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(value, group=self._data_group, reduce_op="sum")  # type: ignore[return-value]
-
-    @property
-    def _is_mid_step(self) -> bool:
-        return (self.trainer.fit_loop.total_batch_idx + 1) % self.trainer.accumulate_grad_batches != 0
 
     def _schedule(self) -> LearningRate:
         return self.lr_schedulers()  # type: ignore[return-value]

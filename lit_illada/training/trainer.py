@@ -41,6 +41,7 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
         val_check_interval=config.val_every_steps * config.accumulation,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every_steps,
         use_distributed_sampler=False,
         # metric states made in inference mode could not be added to afterwards
         inference_mode=False,

@@ -32,11 +32,16 @@ def bad_and_good(source) -> tuple[list[str], list[str]]:
 def test_stdlib_is_text_without_tests_and_always_in_the_same_order():
     found = documents(StdlibSource())
     origins = [document.origin for document in found]
-    assert origins == sorted(origins)
-    assert len(found) > 300
-    assert any(origin.endswith("argparse.py") for origin in origins)
+    files = [origin.rpartition(":")[0] for origin in origins]
+    assert files == sorted(files)
+    assert found == documents(StdlibSource())
+    assert len(found) > 5000
+    assert any(file.endswith("argparse.py") for file in files)
     assert not any("site-packages" in origin or "/test/" in origin for origin in origins)
-    assert total_bytes(StdlibSource()) == sum(len(document.text.encode()) for document in found)
+    num_bytes = sum(len(document.text.encode()) for document in found)
+    assert 0.8 * total_bytes(StdlibSource()) < num_bytes <= total_bytes(StdlibSource()), (
+        "only near-duplicates are left out"
+    )
 
 
 def test_text_comes_from_files_globs_folders_and_both_compressions(tmp_path: Path):

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_illada.data.config import DataConfig, StdlibSource
+from lit_illada.data.corpora import files_of, read
+from lit_illada.data.grouping import digest_of, split_of
+from lit_illada.data.manifest import VALIDATION
+from lit_illada.data.sections import NearDuplicates, line_runs, sections
+
+
+@pytest.fixture(scope="module")
+def stdlib():
+    """(validation, training): the documents of the standard library by the split of the default settings."""
+    splits = [], []
+    for document in read(StdlibSource(), pytest.fail):
+        split = split_of(digest_of(document.text.encode()), DataConfig().validation_fraction)
+        splits[split != VALIDATION].append(document)
+    return splits
+
+
+def function(name, num_lines):
+    return f"def {name}():\n" + "".join(f"    {name}_{line} = {line}\n" for line in range(num_lines)) + "\n"
+
+
+@given(st.lists(st.sampled_from(["x\n", "    y\n", "\n", "z" * 300 + "\n"]), max_size=60))
+def test_sections_are_the_whole_text_and_know_their_lines(lines):
+    text = "".join(lines)
+    found = list(sections(text))
+    assert "".join(section for _, section in found) == text
+    for number, section in found:
+        assert "".join(lines[number - 1 :]).startswith(section)
+        assert len(section) < 4 * 400 + 301
+
+
+def test_a_section_ends_between_definitions():
+    text = "".join(function(name, 30) for name in "abcd")
+    assert [section for _, section in sections(text)] == [function(name, 30) for name in "abcd"]
+    short = "".join(function(name, 2) for name in "abc")
+    assert [section for _, section in sections(short)] == [short]
+
+
+def test_a_near_duplicate_is_left_out_and_a_rewritten_text_is_not():
+    seen = NearDuplicates()
+    original = function("a", 20)
+    assert seen.accepts(original)
+    assert not seen.accepts(original)
+    assert not seen.accepts(original.replace("a_7 = 7", "a_7 = 8").replace("    ", "\t"))
+    assert seen.accepts(original.replace("a_", "b_"))
+
+
+def test_the_standard_library_has_five_hundred_validation_documents_that_are_no_copies_of_training_ones(stdlib):
+    validation, training = stdlib
+    assert len(validation) >= 500
+    trained = set().union(*(line_runs(document.text) for document in training))
+    copies = [d for d in validation if len((runs := line_runs(d.text)) & trained) > 0.5 * len(runs)]
+    assert len(copies) <= 0.01 * len(validation)
+
+
+def test_files_of_a_part_hold_what_they_hold_in_the_whole(stdlib):
+    files = files_of(StdlibSource())[100:140]
+    part = [document.origin for document in read(StdlibSource(), pytest.fail, files)]
+    whole = {document.origin for split in stdlib for document in split}
+    assert part
+    assert set(part) == {origin for origin in whole if Path(origin.rpartition(":")[0]) in files}
