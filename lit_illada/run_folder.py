@@ -84,6 +84,8 @@ class RunFolder:
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
         """A new folder; without a path runs/<name>-<time>. Raises UserError when the path already holds a run."""
+        if not path:
+            _require_name(name)
         folder = cls(Path(path) if path else _unused(Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"))
         if folder.config.exists():
             raise UserError(
@@ -175,6 +177,15 @@ class RunFolder:
             "versions": {"lit-illada": __version__, **{package: version(package) for package in packages}},
         }
         append_line(self.path / "provenance.jsonl", json.dumps(record))
+
+
+def _require_name(name: str) -> None:
+    """Raises UserError for a name that would put the run's folder elsewhere than in runs/."""
+    if not name.strip() or name.startswith(".") or len(name) > 100 or not name.isprintable() or set(name) & {"/", "\\"}:
+        raise UserError(
+            f"name={name[:100]!r} is not a folder's name (no '/', no leading '.', 1 to 100 printable characters); "
+            "to choose the folder itself, set run_dir"
+        )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,10 +4,12 @@ import errno
 import fcntl
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.files import temporary_of
 
@@ -45,3 +47,23 @@ def test_processes_of_two_machines_write_to_places_of_their_own(tmp_path, monkey
     one, other = (temporary_of(tmp_path / "config.yaml") for _ in range(2))
     assert one != other
     assert one.parent == other.parent == tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/abs/evil", "a/b", "..", ".hidden", "", " ", "a\nb", "\x1b[31m", "x" * 101]
+)
+def test_a_name_cannot_put_a_run_outside_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is not a folder's name") as caught:
+        RunFolder.create(None, name, datetime(2026, 1, 1))
+    assert caught.value.args[0].isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_provenance_is_not_written_through_a_symbolic_link(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("mine\n")
+    (tmp_path / "provenance.jsonl").symlink_to(outside)
+    with pytest.raises(UserError, match=r"provenance\.jsonl: is a symbolic link"):
+        RunFolder(tmp_path).write_provenance(datetime(2026, 1, 1))
+    assert outside.read_text() == "mine\n"

@@ -1,4 +1,8 @@
-"""How is a text file found, opened (plain, .gz, .zst) and decoded, with errors that name the file and the place?"""
+"""Finds, opens (plain, .gz, .zst) and decodes text files; errors name the file and the place.
+
+Lines, whole texts and what a compressed file expands to are bounded, so that a hostile file takes bounded memory and
+time.
+"""
 
 import difflib
 import glob
@@ -13,8 +17,12 @@ from typing import BinaryIO, cast
 import zstandard
 
 from lit_illada.errors import UserError
+from lit_illada.runtime.files import MAX_LINE_BYTES
 
 _COMPRESSED = (".gz", ".zst")
+MAX_TEXT_BYTES = 2**30  # of a file that is read as one text
+MAX_EXPANSION = 200  # decompressed bytes per byte of a file; text compresses 3 to 30 times
+_ALWAYS_EXPANDED = 64 * 2**20  # decompressed bytes that any file may have
 
 
 def find_files(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> list[Path]:
@@ -32,19 +40,57 @@ def find_files(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> l
 def read_text(path: Path) -> str:
     """A file's whole text.
 
-    Raises UserError for a binary file, broken UTF-8 (with the byte offset) or a broken compressed file.
+    Raises UserError for a binary file, broken UTF-8 (with the byte offset), a broken compressed file, or more than
+    MAX_TEXT_BYTES.
     """
+    return decode(read_content(path), str(path))
+
+
+def read_content(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """A file's whole content, decompressed. Raises UserError for a broken compressed file and more than `max_bytes`."""
+    limit = min(max_bytes, _expansion_limit(path))
     with _opened(path) as stream:
-        return decode(stream.read(), str(path))
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise _too_long(path, limit, max_bytes)
+    return content
+
+
+def first_bytes(path: Path, size: int) -> bytes:
+    """The first bytes of a file, decompressed."""
+    with _opened(path) as stream:
+        return stream.read(size)
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(offset in the text, bytes) of each line with its end; raises UserError for a broken compressed file."""
-    offset = 0
+    """(offset in the text, bytes) of each line with its end.
+
+    Raises UserError for a broken compressed file, one that expands beyond its limit, and a line over MAX_LINE_BYTES.
+    """
+    offset, number = 0, 0
+    limit = _expansion_limit(path)
     with _opened(path) as stream:
-        for line in stream:
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise UserError(f"{path}:{number}: the line is longer than the limit of {MAX_LINE_BYTES >> 20} MiB")
+            if offset + len(line) > limit:
+                raise _too_long(path, limit, limit)
             yield offset, line
             offset += len(line)
+
+
+def _expansion_limit(path: Path) -> int:
+    """Bytes that a compressed file may expand to; more than any file has for a plain one."""
+    if path.suffix not in _COMPRESSED or not path.is_file():
+        return 2**62
+    return max(_ALWAYS_EXPANDED, MAX_EXPANSION * path.stat().st_size)
+
+
+def _too_long(path: Path, limit: int, max_bytes: int) -> UserError:
+    if limit < max_bytes or path.suffix in _COMPRESSED:
+        return UserError(f"{path}: expands to more than the limit of {limit / 2**20:.0f} MiB for a file of its size")
+    return UserError(f"{path}: larger than the limit of {limit / 2**20:.0f} MiB")
 
 
 def decode(raw: bytes, origin: str, offset: int = 0) -> str:

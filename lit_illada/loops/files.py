@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from lit_illada.data.text_files import raw_lines
+from lit_illada.data.text_files import first_bytes, raw_lines, read_content
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import parse_json
 
@@ -30,6 +30,7 @@ _BINARY = (
     ".xlsx .xls .ods .feather .arrow .orc .avro .pkl .pickle .npy .npz .pt .db .sqlite .zip .tar .pdf .docx .bz2 .xz"
 ).split()
 _MOST_DIGITS = 300
+_MAX_FILE_BYTES = 256 * 2**20  # of a file that is no JSON Lines
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -172,11 +173,11 @@ def _lines(path: Path, encoding: str | None) -> Iterator[str]:
 
 
 def _decoded(path: Path, encoding: str | None) -> str:
-    return _decode(b"".join(line for _, line in raw_lines(path)), path, _sniffed(path, encoding), 0)
+    return _decode(read_content(path, _MAX_FILE_BYTES), path, _sniffed(path, encoding), 0)
 
 
 def _sniffed(path: Path, encoding: str | None) -> str:
-    first = next((line for _, line in raw_lines(path)), b"")
+    first = first_bytes(path, 4)
     if encoding is not None:
         return _known(encoding)
     return "utf-16" if first.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"

@@ -5,6 +5,7 @@ and each process's parts of those. Both carry the same content, under the same n
 """
 
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -190,6 +191,11 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:  # torch's own message advises to run the code
+        raise UserError(
+            f"{path}: not a readable checkpoint (damaged, or it holds objects that could run code; only tensors and "
+            "plain values are read)"
+        ) from error
     except Exception as error:
         raise UserError(f"{path}: not a readable checkpoint ({cause(error)})") from error
 

@@ -1,0 +1,82 @@
+"""Compressed bombs and endless lines end in one line that names the file and the limit, in bounded memory and time."""
+
+import gzip
+import json
+import resource
+import time
+
+import pytest
+import zstandard
+
+from lit_illada.data.config import JsonlSource, TextSource
+from lit_illada.data.corpora import read
+from lit_illada.data.text_files import raw_lines, read_text
+from lit_illada.errors import UserError
+from lit_illada.loops.files import read_entries
+
+BOMB_BYTES = 100 * 2**20
+
+
+def gz_bomb(path, line):
+    with gzip.open(path, "wb", compresslevel=6) as stream:
+        for _ in range(BOMB_BYTES // len(line)):
+            stream.write(line)
+
+
+def zst_bomb(path, line):
+    with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as stream:
+        for _ in range(BOMB_BYTES // len(line)):
+            stream.write(line)
+
+
+@pytest.mark.parametrize(("suffix", "write"), [(".gz", gz_bomb), (".zst", zst_bomb)])
+@pytest.mark.parametrize("line", [(b"a" * 1023 + b"\n") * 2**10, b"a" * 2**20], ids=["lines", "one line"])
+def test_a_bomb_is_refused_early(suffix, write, line, tmp_path):
+    path = tmp_path / f"bomb.txt{suffix}"
+    write(path, line)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    with pytest.raises(
+        UserError, match=rf"bomb\.txt\{suffix}.*(expands to more than|longer than) the limit of \d+ MiB"
+    ):
+        for _ in raw_lines(path):
+            pass
+    with pytest.raises(UserError, match=r"bomb\.txt.*expands to more than the limit of \d+ MiB"):
+        read_text(path)
+    assert time.monotonic() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700 * 1024  # KiB
+
+
+def test_a_line_of_100_mb_is_refused_and_named(tmp_path):
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"text": "a"}\n{"text": "')
+        for _ in range(100):
+            file.write(b"x" * 2**20)
+        file.write(b'"}\n')
+    seen, problems = [], []
+    for document in read(JsonlSource([str(path)]), problems.append):
+        seen.append(document.text)
+    assert seen == ["a"]
+    assert "long.jsonl:2: the line is longer than the limit of 32 MiB" in str(problems[0])
+    with pytest.raises(UserError, match=r"long\.jsonl:2: the line is longer than the limit of 32 MiB"):
+        list(read_entries(path, None))
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a": ' * 100_000, json.dumps({"a": 1})[:-1] + ', "b": ' + "9" * 5000]
+)
+def test_nested_and_long_numbers_in_a_corpus_are_named(content, tmp_path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text(content + "\n")
+    problems = []
+    assert list(read(JsonlSource([str(path)]), problems.append)) == []
+    assert "deep.jsonl:1: " in str(problems[0])
+    assert len(str(problems[0])) < 300
+
+
+def test_ordinary_compressed_text_is_read(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"same words again\n" * 2**20))
+    assert len(read_text(path)) == 17 * 2**20
+    assert len(list(read(TextSource([str(path)]), pytest.fail))) == 1
