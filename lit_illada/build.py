@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -52,6 +51,7 @@ from lit_illada.training.callbacks import GracefulStop, ProgressBar, SkippedShar
 from lit_illada.training.config.divergence import Rollback
 from lit_illada.training.config.trainer import Precision
 from lit_illada.training.divergence import DivergenceGuard
+from lit_illada.training.loggers import build_loggers, require_loggers
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.optim import check_optimizer
 from lit_illada.training.parallel import prepare_block, shard
@@ -89,6 +89,7 @@ def check_hardware(config: RunConfig, row_length: int) -> None:
             "processes of a node, num_nodes the nodes"
         )
     check_optimizer(config.optim.optimizer)
+    require_loggers(config.logger)
     accelerator, precision = config.trainer.hardware()
     is_short = row_length <= LONGEST_MATMUL_ROW
     choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short, config.model.head_dim)
@@ -263,8 +264,7 @@ def build_trainer(
     if options.ema_decay is not None:
         # last, so that what looks at the model after a validation sees the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
-    logger = TensorBoardLogger(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)
-    return make_trainer(options, folder.path, callbacks, logger), time_limit
+    return make_trainer(options, folder.path, callbacks, build_loggers(config.logger, folder)), time_limit
 
 
 def _texts(

@@ -26,6 +26,7 @@ from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfi
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir
+from lit_illada.training.config.loggers import LoggerConfig
 from lit_illada.training.config.optim import MuonConfig, OptimConfig
 from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
 from lit_illada.tree import from_tree, keys_of, nearest_key, require_assignment
@@ -57,6 +58,7 @@ class RunConfig:
     objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def __post_init__(self) -> None:
         is_autoregressive = isinstance(self.objective, AutoregressiveObjectiveConfig)

@@ -27,6 +27,7 @@ _OPTIONAL = {
     "torchao": ("an optimizer with 8-bit states: optim/optimizer=adamw8bit", "torchao"),
     "submitit": ("sweeps on Slurm", "slurm"),
     "datasets": ("corpora from the Hugging Face hub", "hf"),
+    "wandb": ("curves in Weights & Biases: logger=wandb", "wandb"),
     "lm-eval": ("the tasks of lm-evaluation-harness", "eval"),
 }
 _OF_NO_USE_ON_A_CPU = ("flash-attn-4", "flash-attn", "liger-kernel")

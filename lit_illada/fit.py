@@ -32,6 +32,7 @@ from lit_illada.training import rollback
 from lit_illada.training.callbacks import GracefulStop
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint, remove_partials, step_of
 from lit_illada.training.divergence import Diverged
+from lit_illada.training.loggers import begin_records, continue_records, end_records
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.ranks import RankWatch
 from lit_illada.training.tensorboard import begin_board
@@ -109,12 +110,17 @@ def _fit(
     throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
     if checkpoint is None:
         if trainer.is_global_zero:
+            begin_records(trainer.loggers, to_tree(config))
             begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
         trainer.validate(module, datamodule=datamodule, verbose=False)
         _append_summary(folder, "start", trainer, module, {})
     if checkpoint is not None:
         # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
-        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: _record(config, folder, datamodule)))  # type: ignore[attr-defined]
+        def on_train_start(*_: Any) -> None:
+            _record(config, folder, datamodule)
+            continue_records(trainer.loggers, step_of(checkpoint))
+
+        trainer.callbacks.append(LambdaCallback(on_train_start=on_train_start))  # type: ignore[attr-defined]
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     except Diverged:
@@ -127,7 +133,8 @@ def _fit(
     _append_summary(folder, "end", trainer, module, throughput.cost())
     if trainer.is_global_zero:
         _report(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
-    # who leaves first may be taken for a failure that ends the others
+    end_records(trainer.loggers)
+    # torchrun treats an early exit as a failure, so ranks leave together
     trainer.strategy.barrier()
     return is_finished
 

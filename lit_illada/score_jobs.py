@@ -46,7 +46,8 @@ Job = Callable[[Progress], dict[str, Any]]
 @dataclass(frozen=True)
 class Asked:
     """What is scored. include_path: of lm-eval tasks. is_reasoning: problems made on the spot are solved too.
-    num_held_out: so many questions made of what the run itself has held out.
+    num_held_out: so many questions made of what the run itself has held out. num_fewshot: solved examples before each
+    question of an lm-eval task; None: as the task says.
     """
 
     tasks: Sequence[Path] = ()
@@ -55,8 +56,11 @@ class Asked:
     include_path: Path | None = None
     is_reasoning: bool = False
     num_held_out: int | None = None
+    num_fewshot: int | None = None
 
     def __post_init__(self) -> None:
+        if self.num_fewshot is not None and not self.harness:
+            raise UserError(f"--num-fewshot {self.num_fewshot} is of lm-eval's tasks: name one by --harness TASK")
         if not (self.files or self.harness or self.is_reasoning or self.num_held_out):
             raise UserError(
                 "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"
@@ -79,6 +83,7 @@ class Asked:
             "harness": list(self.harness),
             "is_reasoning": self.is_reasoning,
             "num_held_out": self.num_held_out,
+            "num_fewshot": self.num_fewshot,
         }
 
 
@@ -124,7 +129,7 @@ class Material:
         if self.held_out is not None:
             jobs.append(partial(_score_held_out, self.held_out, self.asked.num_held_out or 0, writer, config, folder))
         if self.asked.harness:
-            jobs.append(partial(_score_harness, self.asked.harness, self.asked.include_path, scorer, write))
+            jobs.append(partial(_score_harness, self.asked, scorer, write, folder))
         return jobs
 
 
@@ -184,9 +189,7 @@ def _score_text(
     return result
 
 
-def _score_harness(
-    tasks: Sequence[str], include_path: Path | None, scorer: Scorer, write: Write, progress: Progress
-) -> dict[str, Any]:
+def _score_harness(asked: Asked, scorer: Scorer, write: Write, folder: RunFolder, progress: Progress) -> dict[str, Any]:
     def write_what_fits(
         prompts: Sequence[str], max_new_tokens: int | None, temperature: float | None
     ) -> Iterator[Answer]:
@@ -195,7 +198,8 @@ def _score_harness(
             raise UserError(f"a prompt of the task fills all the model's {scorer.model.max_length} positions")
         return write(prompts, room if max_new_tokens is None else min(room, max_new_tokens), temperature)
 
-    results = evaluate(scorer, write_what_fits, tasks, include_path, progress)
+    out = folder.path / "lm-eval"
+    results = evaluate(scorer, write_what_fits, asked.harness, asked.include_path, progress, asked.num_fewshot, out)
     print(harness_table(results))
     kept = ("results", "groups", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
     lm_eval = json.loads(json.dumps({key: results[key] for key in kept if key in results}, default=str))

@@ -97,6 +97,12 @@ Examples:
     "--include-path", type=click.Path(path_type=Path), metavar="FOLDER", help="A folder with lm-eval tasks of your own."
 )
 @click.option(
+    "--num-fewshot",
+    type=click.IntRange(min=0),
+    metavar="NUMBER",
+    help="Solved examples before each question of an lm-eval task (default: as the task says).",
+)
+@click.option(
     "--reasoning", "is_reasoning", is_flag=True, help="Chained arithmetic, made on the spot, for a fine-tuned model."
 )
 @click.option(
@@ -117,6 +123,7 @@ def score(
     texts: tuple[Path, ...],
     harness: tuple[str, ...],
     include_path: Path | None,
+    num_fewshot: int | None,
     is_reasoning: bool,
     held_out: int | None,
     out: Path | None,
@@ -133,7 +140,7 @@ def score(
     from lit_illada import score as command
     from lit_illada.score_jobs import Asked
 
-    asked = Asked(tasks, texts, harness, include_path, is_reasoning, held_out)
+    asked = Asked(tasks, texts, harness, include_path, is_reasoning, held_out, num_fewshot)
     command.run(checkpoint, asked, out, overrides, is_resumed)
 
 

@@ -3,10 +3,13 @@
 The package is optional (the extra `eval`) and imported only when asked for.
 """
 
+import copy
 import difflib
 import importlib.util
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,24 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    scorer: Scorer, write: Write, tasks: Sequence[str], include_path: Path | None, progress: Progress
+    scorer: Scorer,
+    write: Write,
+    tasks: Sequence[str],
+    include_path: Path | None,
+    progress: Progress,
+    num_fewshot: int | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """lm-eval's results for tasks by name, or by the path of a file that describes one; answers are scored by the
-    scorer's first rule. Raises UserError where lm-eval is missing or knows no such task."""
+    scorer's first rule.
+
+    num_fewshot: solved examples before each question; None: what each task says. out: the folder that gets lm-eval's
+    own files, results_<time>.json and samples_<task>_<time>.jsonl; None: none are written.
+    Raises UserError where lm-eval is missing or knows no such task.
+    """
     model = harness_model(scorer, write, progress)
-    from lm_eval.evaluator import simple_evaluate
+    import lm_eval.evaluator
+    from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -39,9 +54,20 @@ def evaluate(
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"lm-eval knows no task {name!r}{hint}")
     try:
-        return simple_evaluate(
-            model, tasks=list(tasks), task_manager=manager, limit=scorer.config.limit, bootstrap_iters=1000
-        )
+        tracker = EvaluationTracker(output_path=None if out is None else str(out / "results.json"))
+        tracker.general_config_tracker.model_source = "lit_illada"
+        with _quiet_git(lm_eval.evaluator):
+            results = lm_eval.evaluator.simple_evaluate(
+                model,
+                tasks=list(tasks),
+                task_manager=manager,
+                num_fewshot=num_fewshot,
+                limit=scorer.config.limit,
+                bootstrap_iters=1000,
+            )
+        if out is not None:
+            _write_files(tracker, results)
+        return results
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:  # of a bad description, or data that is not there
@@ -52,6 +78,39 @@ def require_harness() -> None:
     """Raises UserError where lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm-eval is not installed: pip install 'lit-illada[eval]'")
+
+
+@contextmanager
+def _quiet_git(evaluator: Any) -> Iterator[None]:
+    """lm-eval asks git for the commit of the working folder, and lets git complain on stderr where there is none."""
+    ask = getattr(evaluator, "get_git_commit_hash", None)
+
+    def ask_quietly() -> Any:
+        stderr = os.dup(2)
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        try:
+            return ask() if ask is not None else None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+    if ask is not None:
+        evaluator.get_git_commit_hash = ask_quietly
+    try:
+        yield
+    finally:
+        if ask is not None:
+            evaluator.get_git_commit_hash = ask
+
+
+def _write_files(tracker: Any, results: dict[str, Any]) -> None:
+    """What `lm_eval --output_path --log_samples` writes."""
+    kept = {name: value for name, value in results.items() if name != "samples"}
+    samples = copy.deepcopy(results.get("samples", {}))  # the tracker changes what it writes
+    tracker.save_results_aggregated(results=copy.deepcopy(kept), samples=samples)
+    for task, rows in samples.items():
+        tracker.save_results_samples(task_name=task, samples=rows)
 
 
 def harness_table(results: dict[str, Any]) -> str:

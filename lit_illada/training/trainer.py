@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 _SRUN_ADVICE = ".*`srun` command is available on your system but is not used.*"
 
 
-def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callback], logger: Logger) -> Trainer:
+def make_trainer(
+    config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger]
+) -> Trainer:
     """Lightning's Trainer for this config. Raises UserError where the hardware asked for is absent."""
     accelerator, precision = config.hardware()
     _quiet_lightning()
@@ -49,7 +51,7 @@ def make_trainer(config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callb
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        logger=logger,
+        logger=list(loggers),
         plugins=[CheckpointWriter(is_async=config.checkpoint_async), *_cluster()],
         default_root_dir=run_dir,
     )

@@ -15,9 +15,10 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
+from lit_illada.score_jobs import Asked
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.evaluation import Answer
-from lit_illada.scoring.harness import harness_model
+from lit_illada.scoring.harness import evaluate, harness_model
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
 
@@ -177,6 +178,13 @@ def test_local_tasks_of_every_kind_run_offline_on_a_checkpoint(tiny_overrides, t
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "phrases" in result.output
+    (results,) = (tmp_path / "out" / "lm-eval").glob("results_*.json")
+    own = json.loads(results.read_text(encoding="utf-8"))
+    assert {"phrases", "whole", "written"} == own["results"].keys() == own["task_hashes"].keys()
+    (samples,) = (tmp_path / "out" / "lm-eval").glob("samples_phrases_*.jsonl")
+    assert [json.loads(line)["doc"]["question"] for line in samples.open(encoding="utf-8")] == [
+        row["question"] for row in rows
+    ]
     (told,) = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["results"]
     assert {"phrases", "whole", "written"} <= told["lm_eval"]["results"].keys()
     assert 0 <= told["lm_eval"]["results"]["phrases"]["acc,none"] <= 1
@@ -184,3 +192,29 @@ def test_local_tasks_of_every_kind_run_offline_on_a_checkpoint(tiny_overrides, t
     same = CliRunner().invoke(main, ["score", str(run), "--harness", "phrase", "--include-path", str(folder)])
     assert same.exit_code == 1
     assert "did you mean 'phrases'" in same.output
+
+
+@pytest.mark.skipif(not has_lm_eval, reason="lm-eval is not installed")
+def test_few_shot_examples_stand_before_the_question_and_git_is_silent(
+    base_class, scorer, tmp_path, monkeypatch, capfd
+):
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.chdir(tmp_path)  # no repository
+    rows = [{"question": f"alpha {word}", "choices": ["gamma", word], "answer": 1} for word in ("pi", "rho", "nu")]
+    items, task = tmp_path / "items.jsonl", tmp_path / "phrases.yaml"
+    items.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    task.write_text(CHOICES.format(file=items), encoding="utf-8")
+    nothing = lambda what, amount: lambda done: None  # noqa: E731
+    prompts = {}
+    for num_fewshot in (None, 1):
+        found = evaluate(scorer(max_length=64, num_draws=2), no_writing, [str(task)], None, nothing, num_fewshot)
+        prompts[num_fewshot] = [sample["arguments"][0][0] for sample in found["samples"]["phrases"]]
+    assert prompts[None] == [row["question"] for row in rows]
+    assert all(long.endswith(f"\n\n{short}") for long, short in zip(prompts[1], prompts[None], strict=True))
+    assert "fatal" not in capfd.readouterr().err
+
+
+def test_few_shot_without_a_harness_task_is_refused():
+    with pytest.raises(UserError, match="--num-fewshot 3 is of lm-eval's tasks"):
+        Asked(texts=["a.txt"], num_fewshot=3)

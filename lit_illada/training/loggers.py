@@ -1,0 +1,143 @@
+"""Loggers of a run: TensorBoard always, a CSV file and Weights & Biases where the config says so.
+
+A resumed run continues the records of the run it resumes.
+"""
+
+import csv
+import importlib.util
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_illada.errors import UserError
+from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import write_atomically
+from lit_illada.training.config.loggers import LoggerConfig, WandbConfig, WandbMode
+
+_STEP = "step"
+
+
+def require_loggers(config: LoggerConfig) -> None:
+    """Raises UserError where the config names a logger whose package is not installed."""
+    if config.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError("logger=wandb, but wandb is not installed: pip install 'lit-illada[wandb]'")
+
+
+def build_loggers(config: LoggerConfig, folder: RunFolder) -> list[Logger]:
+    """TensorBoard's first: it is what `Trainer.logger` returns."""
+    require_loggers(config)
+    loggers: list[Logger] = [
+        TensorBoardLogger(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)
+    ]
+    if config.csv:
+        loggers.append(CsvCurves(folder.path / "metrics.csv"))
+    if config.wandb is not None:
+        loggers.append(_wandb(config.wandb, folder))
+    return loggers
+
+
+def begin_records(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
+    """Begin the records of a new run: with its config, where a logger keeps one, and without rows of a killed one."""
+    continue_records(loggers, -1)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_hyperparams(dict(config))
+
+
+def continue_records(loggers: Iterable[Logger], step: int) -> None:
+    """Drop what was recorded after `step`, from which the run resumes."""
+    for logger in loggers:
+        if isinstance(logger, CsvCurves):
+            logger.drop_after(step)
+
+
+def end_records(loggers: Iterable[Logger]) -> None:
+    """Finish the records, so that another run of this process begins its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+            logger.experiment.finish()
+
+
+class CsvCurves(Logger):
+    """Appends every set of values to a CSV file, flushed row by row; columns are added as their values come.
+
+    Unlike Lightning's CSVLogger it continues an existing file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {_STEP: step, **metrics}
+        if self._columns is None:
+            self._columns = list(self._read()[0]) if self._file.is_file() else [_STEP]
+        if missing := [name for name in row if name not in self._columns]:
+            self._columns += missing
+            self._write(self._read()[1])
+        with self._file.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def drop_after(self, step: int) -> None:
+        """Remove the rows of later steps, and the unfinished line that a kill may have left."""
+        if not self._file.is_file():
+            return
+        self._columns, rows = self._read()
+        self._write([row for row in rows if int(row[_STEP]) <= step])
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """The columns and the whole rows of the file."""
+        if not self._file.is_file():
+            return [_STEP], []
+        lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
+        reader = csv.DictReader(line for line in lines if line.endswith("\n"))
+        rows = list(reader)
+        return list(reader.fieldnames or [_STEP]), rows
+
+    def _write(self, rows: Sequence[Mapping[str, str]]) -> None:
+        assert self._columns is not None
+        lines = [self._columns, *([row.get(name, "") for name in self._columns] for row in rows)]
+        write_atomically(self._file, "".join(",".join(values) + "\n" for values in lines))
+
+
+def _wandb(config: WandbConfig, folder: RunFolder) -> WandbLogger:
+    return WandbLogger(
+        name=folder.path.name,
+        save_dir=str(folder.path),
+        id=_run_id(folder),
+        resume="allow",
+        project=config.project,
+        entity=config.entity,
+        group=config.group,
+        tags=list(config.tags),
+        offline=config.mode is WandbMode.offline,
+        settings={"silent": True, "console": "off"},
+    )
+
+
+def _run_id(folder: RunFolder) -> str:
+    """The name under which Weights & Biases knows the run, whichever process continues it."""
+    file = folder.path / "wandb" / "run_id"
+    if not file.is_file() and rank_zero_only.rank == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, uuid.uuid4().hex[:12])
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
