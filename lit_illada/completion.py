@@ -7,6 +7,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from lit_illada.key_hints import similar_key
 from lit_illada.runtime.files import read_text
 from lit_illada.runtime.yaml_files import parse_yaml
 from lit_illada.share import conf_dir
@@ -29,6 +30,15 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
     groups, keys = _compose(conf_dir() / f"{_config_of(ctx)}.yaml", "", "", chosen)
     candidates = [f"{name}=" for name in [*sorted(groups), *sorted(keys)]]
     return [CompletionItem(text) for text in candidates if text.startswith(incomplete)]
+
+
+def key_hint(ctx: click.Context, option: str) -> str:
+    """What to write instead of an option that does not exist, where config keys are written KEY=VALUE."""
+    key = option.lstrip("-").replace("-", "_")
+    config = "pretrain" if ctx.info_name in ("config", "estimate") else _config_of(ctx)
+    _, keys = _compose(conf_dir() / f"{config}.yaml", "", "", {})
+    near = key if key in keys else similar_key(key, sorted(keys))
+    return f" Config values are written KEY=VALUE: {near}=…" if near else " Config values are written KEY=VALUE."
 
 
 def _config_of(ctx: click.Context) -> str:

@@ -23,13 +23,14 @@ from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
+from lit_illada.overrides import one_line, require_assignment
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir
 from lit_illada.training.config.loggers import LoggerConfig
 from lit_illada.training.config.optim import MuonConfig, OptimConfig
 from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
-from lit_illada.tree import from_tree, keys_of, nearest_key, require_assignment
+from lit_illada.tree import UnknownKeyError, apply_overrides, check_fields, from_tree, keys_of, nearest_key
 
 T = TypeVar("T")
 
@@ -228,7 +229,11 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
     given: top-level values that no file holds, such as the model of a checkpoint.
     Raises UserError for an unknown key or choice (naming the nearest), a wrong type or an impossible combination.
     """
-    return from_tree(SCHEMAS[command], {**compose_tree(command, overrides), **(given or {})})
+    tree = {**compose_tree(command, overrides), **(given or {})}
+    try:
+        return from_tree(SCHEMAS[command], tree)
+    except UnknownKeyError as error:
+        raise nearest_key(error.key, keys_of(_compose(command))) from error
 
 
 def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -239,7 +244,7 @@ def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             raise UserError(f"{override!r}: Hydra only composes the config here, and has no settings of its own")
     try:
         return OmegaConf.to_container(_compose(command, overrides), resolve=True)  # type: ignore[return-value]
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+    except Exception as error:  # Hydra, OmegaConf and ANTLR raise errors of many classes for malformed overrides
         raise _explain(error, command, overrides) from error
 
 
@@ -247,6 +252,22 @@ def _compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="lit-illada"):
         return compose(command, list(overrides))
+
+
+def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bool = True) -> dict[str, Any]:
+    """Refuse what `load` would refuse, before anything slow is imported or prepared. Returns the composed tree.
+
+    is_whole: False where the model is that of a checkpoint, which is not read here: each field is checked by itself.
+    """
+    tree = compose_tree(command, overrides)
+    try:
+        if is_whole:
+            from_tree(SCHEMAS[command], tree)
+        else:
+            check_fields(SCHEMAS[command], tree)
+    except UnknownKeyError as error:  # a key that was added with +: the nearest may lie in another group
+        raise nearest_key(error.key, keys_of(_compose(command))) from error
+    return tree
 
 
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
@@ -263,10 +284,7 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
                 f"{override!r} would choose a file of the group {key}: on a saved config only values can be set, such "
                 "as trainer.max_steps=500"
             )
-        if key not in keys_of(tree):
-            raise nearest_key(key, keys_of(tree))
-    merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
-    return from_tree(SCHEMAS[command], OmegaConf.to_container(merged))
+    return from_tree(SCHEMAS[command], apply_overrides(tree, overrides))
 
 
 def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserError:
@@ -277,16 +295,21 @@ def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserEr
             if _is_group(group) and not (_group_folder(group) / f"{value}.yaml").is_file():
                 return UserError(f"{override!r} names no file: allowed are {', '.join(_files(_group_folder(group)))}")
     key = getattr(error.__cause__, "full_key", None)
-    if key:
-        # with the overrides that choose files, so that the keys are those of the chosen ones
-        choosing = [
-            override for override in overrides if _is_group(override.partition("=")[0]) and "={" not in override
-        ]
-        return nearest_key(str(key), keys_of(_compose(command, choosing)))
+    if key and str(key) not in (known := _keys_with(command, overrides)):
+        return nearest_key(str(key), known)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return unknown(f"config {group or 'group'}", name, _files(conf_dir() / group))
-    return UserError(" ".join(str(error).split()))
+    return UserError(one_line(str(error) or type(error).__name__))
+
+
+def _keys_with(command: str, overrides: Sequence[str]) -> list[str]:
+    """Every key of the command's config, with those overrides that choose files."""
+    choosing = [override for override in overrides if _is_group(override.partition("=")[0]) and "={" not in override]
+    try:
+        return keys_of(_compose(command, choosing))
+    except Exception:  # a choice that is malformed itself
+        return keys_of(_compose(command))
 
 
 def _is_group(key: str) -> bool:

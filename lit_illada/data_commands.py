@@ -1,5 +1,7 @@
 """The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying."""
 
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,7 +17,7 @@ from lit_illada.data.part_workers import prepare_by_parts
 from lit_illada.data.parts import Part, Step, do_step
 from lit_illada.data.prepare import OnProgress
 from lit_illada.data.prepare import prepare as prepare_folder
-from lit_illada.errors import UserError
+from lit_illada.errors import InterruptedByUserError, UserError
 
 
 def prepare(overrides: Sequence[str], overwrite: bool, workers: int | None) -> None:
@@ -67,8 +69,14 @@ def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = F
     """Prepare, showing progress, what is not prepared yet. None where the config names no source."""
     if isinstance(config.source, PreparedSource) or is_url(config.dir):
         return None
-    with _progress(console) as on_progress:
-        return prepare_folder(config, overwrite=overwrite, on_progress=on_progress)
+    try:
+        with _progress(console) as on_progress:
+            return prepare_folder(config, overwrite=overwrite, on_progress=on_progress)
+    except KeyboardInterrupt as error:
+        raise InterruptedByUserError(
+            f"stopped while preparing {config.dir}; finished shards stay. Resume with the same command: "
+            f"lit-illada {shlex.join(sys.argv[1:])}"
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake of the user's, or of their files. The command line prints the message alone, without a traceback."""
 
 
+class InterruptedByUserError(UserError):
+    """Ctrl-C where work can be resumed; the message is the command that does. The exit status is 130."""
+
+
 def unknown(what: str, seen: object, allowed: Iterable[str]) -> UserError:
     """The error for a name that is not in a table, naming the nearest one that is."""
     names = sorted(allowed)

@@ -87,12 +87,16 @@ class RunFolder:
         if not path:
             _require_name(name)
         folder = cls(Path(path) if path else _unused(Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"))
-        if folder.config.exists():
-            raise UserError(
-                f"{folder.path} already holds a run: go on with it by --resume {folder.path}, or give another run_dir"
-            )
+        folder.require_unused()
         folder.path.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def require_unused(self) -> None:
+        """Raises UserError where the folder already holds a run."""
+        if self.config.exists():
+            raise UserError(
+                f"{self.path} already holds a run: resume it by --resume {self.path}, or give another run_dir"
+            )
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":

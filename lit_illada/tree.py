@@ -1,7 +1,7 @@
 """How a frozen dataclass becomes plain dicts, lists and scalars, and comes back, every value checked."""
 
 import dataclasses
-import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from enum import EnumType, StrEnum
 from functools import cache
@@ -15,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.choice import choice_name
 from lit_illada.errors import UserError, unknown
+from lit_illada.key_hints import similar_key
+from lit_illada.overrides import one_line, parse_assignment
 from lit_illada.runtime.yaml_files import read_yaml
 
 T = TypeVar("T")
@@ -39,6 +41,19 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
     if missing := [f"{where}{name}" for name in required if name not in values]:
         raise UserError(f"{where.rstrip('.') or 'a config'} lacks {', '.join(missing)}")
     return schema(**values)
+
+
+def check_fields(schema: type, tree: Mapping[str, Any]) -> None:
+    """Read each field of the tree by itself, where the whole is not known yet. Raises UserError as `from_tree` does."""
+    hints = get_type_hints(schema)
+    items = {item.name: item for item in dataclasses.fields(schema)}
+    for key, child in tree.items():
+        if key not in items:
+            raise nearest_key(key, list(items))
+        cls = hints[key]
+        if table := items[key].metadata.get("choices"):
+            cls, child = _chosen(table, child, key)
+        _read(cls, child, key)
 
 
 def to_tree(value: Any) -> Any:
@@ -99,11 +114,39 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
         if value not in allowed:
             raise unknown(path, value, allowed)
         return hint(value)
+    _check_numbers(value, path)
+    if type(value) is hint:
+        return value
     try:
         node = OmegaConf.merge(OmegaConf.structured(_leaf_schema(hint)), {"value": value})
-        return OmegaConf.to_container(node)["value"]  # type: ignore[index, call-overload]
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {value!r} is not {_type_name(hint)}") from error
+        read = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)["value"]  # type: ignore[index, call-overload]
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{path}: {value!r} is not {_type_name(hint)}{_list_hint(hint, value, path)}") from error
+    _check_numbers(read, path)
+    return read
+
+
+def _check_numbers(value: Any, path: str) -> None:
+    """Raises UserError for integers beyond 64 bits, which no tensor holds, and for NaN, at any depth."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_numbers(item, path)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_numbers(key, path)
+            _check_numbers(item, path)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"{path} is an integer of {value.bit_length()} bits; at most 64 are allowed")
+    elif isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{path} is nan; it must be a number")
+
+
+def _list_hint(hint: Any, value: Any, path: str) -> str:
+    """The fix where one item was given for a list."""
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if isinstance(value, str | int | float) and any(get_origin(part) is list for part in parts):
+        return f": write {path}=[{value}]"
+    return ""
 
 
 @cache
@@ -114,7 +157,15 @@ def _leaf_schema(hint: Any) -> type:
 def _type_name(hint: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
     parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return " or ".join(names.get(part, str(part)) for part in parts)
+    return " or ".join(
+        f"a list of {_PLURALS.get(get_args(part)[0], get_args(part)[0])}"
+        if get_origin(part) is list
+        else names.get(part, str(part))
+        for part in parts
+    )
+
+
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dict[str, Any]]:
@@ -122,36 +173,51 @@ def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dic
         child = {"name": child}
     if not isinstance(child, Mapping) or "name" not in child:
         raise UserError(f"{path} needs a name: one of {', '.join(table)}")
-    if child["name"] not in table:
-        raise unknown(path, child["name"], table)
-    return table[child["name"]], {key: value for key, value in child.items() if key != "name"}
+    name = child["name"]
+    if not isinstance(name, str) or name not in table:
+        raise unknown(f"{path}.name", name, table)
+    return table[name], {key: value for key, value in child.items() if key != "name"}
 
 
-def nearest_key(key: str, known: list[str]) -> UserError:
-    # the last word counts most: `model.num_layers` is near `model.num_hidden_layers`
+class UnknownKeyError(UserError):
+    """A config key that does not exist. key: as it was given."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def nearest_key(key: str, known: Sequence[str]) -> UnknownKeyError:
+    """The error for a key that is not among `known`, naming the nearest one that is."""
     parent = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == parent] or known
-    close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5) or difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return UserError(f"unknown config key {key!r}: allowed there are {', '.join(siblings)}{hint}")
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    if siblings:
+        allowed = f"allowed there are {', '.join(siblings)}"
+    else:
+        allowed = f"top-level keys are {', '.join(dict.fromkeys(name.partition('.')[0] for name in known))}"
+    near = similar_key(key, known)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    return UnknownKeyError(key, f"unknown config key {key!r}{hint}: {allowed}")
 
 
 def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """The config of a file that composes no others, with `key=value` overrides on top."""
     tree = OmegaConf.create(read_yaml(path))
+    return from_tree(schema, apply_overrides(tree, overrides))
+
+
+def apply_overrides(tree: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree with KEY=VALUE on top, as plain dicts. Raises UserError for a key that it does not have."""
+    known = keys_of(tree)
     for override in overrides:
-        if (key := require_assignment(override)) not in keys_of(tree):
-            raise nearest_key(key, keys_of(tree))
-    merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
-    return from_tree(schema, OmegaConf.to_container(merged))
-
-
-def require_assignment(override: str) -> str:
-    """The key of a `key=value`."""
-    key, found, _ = override.partition("=")
-    if not found or not key.strip():
-        raise UserError(f"{override!r} is no override: write key=value, such as trainer.max_steps=500")
-    return key
+        assignment = parse_assignment(override)
+        if assignment.key not in known:
+            raise nearest_key(assignment.key, known)
+        try:
+            OmegaConf.update(tree, assignment.key, assignment.value)
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise UserError(one_line(f"{override!r}: {error}")) from error
+    return OmegaConf.to_container(tree)  # type: ignore[return-value]
 
 
 def keys_of(node: DictConfig) -> list[str]:

@@ -13,13 +13,15 @@ MAY_IMPORT = {
     "processes": set(),
     "slurm": {"errors"},
     "choice": set(),
+    "key_hints": set(),
+    "overrides": {"errors", "lazy"},
     "lazy": set(),
     "share": set(),
     "periodic": set(),
     "runtime": {"errors"},
     "stats": set(),
     "numbers": set(),
-    "completion": {"runtime", "share"},
+    "completion": {"key_hints", "runtime", "share"},
     "batch": set(),
     "cache": set(),
     "model": {"batch", "cache", "choice", "errors", "runtime"},
@@ -31,8 +33,8 @@ MAY_IMPORT = {
     "training": {"batch", "choice", "errors", "runtime", "generation", "stats", "model", "objective", "run_folder"}
     | {"lazy", "processes", "scoring"},
     "loops": {"choice", "errors", "runtime", "share", "stats", "numbers", "tree", "data", "generation"},
-    "tree": {"choice", "errors", "runtime"},
-    "config": {"choice", "tree", "errors", "runtime", "share", "scoring", "training"}
+    "tree": {"key_hints", "overrides", "choice", "errors", "runtime"},
+    "config": {"overrides", "choice", "tree", "errors", "runtime", "share", "scoring", "training"}
     | {"data", "generation", "loops", "model", "objective"},
     "checkpoints": {"tree", "config", "data", "errors", "model", "run_folder", "runtime", "training"},
     "board": {"errors"},
@@ -42,7 +44,7 @@ MAY_IMPORT = {
     "estimate": {"build", "checkpoints", "config", "errors", "memory", "model", "sweep_costs", "sweep_speed"}
     | {"training", "tree"},
     "run_folder": {"errors", "runtime"},
-    "sweep": {"errors", "runtime", "stats", "share", "slurm", "tree"},
+    "sweep": {"overrides", "errors", "runtime", "stats", "share", "slurm", "tree"},
     "sweep_report": {"errors", "sweep"},
 }
 OPTIONAL = {"flash_attn", "liger_kernel", "torchao", "datasets", "submitit", "lm_eval"}

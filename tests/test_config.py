@@ -141,7 +141,7 @@ def test_a_saved_config_loads_with_overrides_and_refuses_unknown_keys(tmp_path):
     assert load_file("pretrain", file, ["trainer.max_steps=700"]).trainer.max_steps == 700
     with pytest.raises(UserError, match=r"did you mean 'trainer\.max_steps'"):
         load_file("pretrain", file, ["trainer.max_stepz=7"])
-    with pytest.raises(UserError, match="write key=value"):
+    with pytest.raises(UserError, match="write KEY=VALUE"):
         load_file("pretrain", file, ["seed"])
 
 

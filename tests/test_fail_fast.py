@@ -1,9 +1,15 @@
 """Commands that read or refuse a config answer without importing torch."""
 
+import os
+import shlex
 import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
+
+from lit_illada import data_commands
+from lit_illada.cli import main
 
 HEAVY = {"torch", "lightning", "torchmetrics", "scipy", "matplotlib", "tokenizers", "transformers", "webdataset"}
 SCRIPT = f"""
@@ -18,6 +24,10 @@ sys.exit(f"imported {{heavy}}" if heavy else status)
 """
 
 
+def run(*words, env=None):
+    return subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=False, env=env)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "shown"),
     [
@@ -26,10 +36,41 @@ sys.exit(f"imported {{heavy}}" if heavy else status)
         (["config", "pretrain", "model.depth=8"], 1, "model.depth"),
         (["config", "generate", "generation.block_length=0"], 1, "block_length"),
         (["sweep", "list"], 0, "mask_ratio"),
+        (["pretrain", "experiment=demo", "trainer.lr=1"], 1, "optim.optimizer.learning_rate"),
+        (["sft", "runs/none", "sft_data.row_length=2"], 1, "sft_data.row_length is 2"),
+        (["generate", "runs/none", "generation.block_length=0"], 1, "generation.block_length is 0"),
+        (["score", "runs/none", "score.num_draws=1"], 1, "score.num_draws is 1"),
+        (["pretrain", "--lr", "1"], 2, "KEY=VALUE: optim.optimizer.learning_rate="),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_no_heavy_module_is_imported(words, status, shown):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=False)
+    done = run(*words)
     assert done.returncode == status, done.stderr
     assert shown in done.stdout + done.stderr
+
+
+def test_an_existing_run_is_refused_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: old\n", encoding="utf-8")
+    done = run("pretrain", "experiment=demo", f"run_dir={tmp_path}")
+    assert done.returncode == 1, done.stderr
+    assert f"already holds a run: resume it by --resume {tmp_path}" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["sweep", "list"], ["config", "pretrain", "name='é═σ'"], ["config", "data", "σ=═"]])
+def test_a_locale_without_unicode_prints_escapes_and_no_traceback(words):
+    done = run(*words, env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert "Traceback" not in done.stderr
+    assert done.returncode == ("σ=═" in words)
+
+
+def test_ctrl_c_while_preparing_data_names_the_command_that_resumes(tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data_commands, "prepare_folder", interrupted)
+    words = ["data", "prepare", "data=stdlib", f"data.dir={tmp_path / 'a b'}"]
+    monkeypatch.setattr(sys, "argv", ["lit-illada", *words])
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 130
+    assert f"Resume with the same command: lit-illada {shlex.join(words)}" in result.output

@@ -137,7 +137,7 @@ FAULTS = {
     "a file that a group lacks": (config("model=nanno"), ["'nanno'", "allowed are", "did you mean 'nano'"]),
     "a word where a number is due": (config("trainer.max_steps=many"), ["trainer.max_steps", "'many'"]),
     "an unknown precision": (config("trainer.precision=bf16"), ["'bf16'", "did you mean 'bf16-mixed'"]),
-    "no override at all": (config("seed"), ["'seed'", "write key=value"]),
+    "no override at all": (config("seed"), ["'seed'", "write KEY=VALUE"]),
     "an unknown answer to divergence": (config("trainer/on_divergence=rolback"), ["did you mean 'rollback'"]),
     "an unknown answer to bad shards": (config("data.on_bad_shard=skp"), ["did you mean 'skip'"]),
     # what does not go together

@@ -2,15 +2,15 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lit_illada import completion
-from lit_illada.errors import UserError
+from lit_illada import completion, processes
+from lit_illada.errors import InterruptedByUserError, UserError
 
 overrides_argument = click.argument(
     "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completion.complete_override
@@ -44,6 +44,18 @@ def file_to_write(context: click.Context, option: click.Parameter, path: Path | 
     return path
 
 
+def refuse_early(command: str, overrides: Sequence[str]) -> None:
+    """Raises UserError for overrides or a run_dir that the command refuses, before torch is imported."""
+    from lit_illada.config import check_overrides
+    from lit_illada.run_folder import RunFolder
+
+    has_own_model = command != "sft" and not any(override.startswith("init_from=") for override in overrides)
+    tree = check_overrides(command, overrides, is_whole=has_own_model)
+    run_dir = tree.get("run_dir")
+    if run_dir and processes.rank() == 0:  # other ranks may find the folder that rank 0 has just made
+        RunFolder(Path(run_dir)).require_unused()
+
+
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """A user's mistake ends in one line; a bug keeps its traceback."""
 
@@ -54,7 +66,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             if click.get_current_context().find_root().params["debug"]:
                 raise
-            raise click.ClickException(str(error)) from error
+            refusal = click.ClickException(str(error))
+            refusal.exit_code = 130 if isinstance(error, InterruptedByUserError) else 1
+            raise refusal from error
         except OSError as error:
             if error.errno not in _TOLD or click.get_current_context().find_root().params["debug"]:
                 raise

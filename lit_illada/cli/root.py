@@ -1,12 +1,14 @@
 """The command `lit-illada`, with all its commands in the order a user meets them."""
 
+import io
 import logging
 import os
 import sys
+from typing import Any
 
 import click
 
-from lit_illada import __version__, processes
+from lit_illada import __version__, completion, processes
 from lit_illada.cli.data import data
 from lit_illada.cli.launch import launch
 from lit_illada.cli.loops import loops
@@ -18,7 +20,19 @@ from lit_illada.cli.use import convert, generate, score
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(context_settings=_CONTEXT, epilog="Start with:  lit-illada pretrain experiment=demo")
+class _Commands(click.Group):
+    """Explains options that are config keys elsewhere, such as `--lr`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if error.ctx is not None and any(p.name == "overrides" for p in error.ctx.command.params):
+                error.message += completion.key_hint(error.ctx, error.option_name)
+            raise
+
+
+@click.group(cls=_Commands, context_settings=_CONTEXT, epilog="Start with:  lit-illada pretrain experiment=demo")
 @click.version_option(__version__, prog_name="lit-illada")
 @click.option("--debug", is_flag=True, help="Show tracebacks of user errors and debug logs.")
 def main(debug: bool) -> None:
@@ -27,6 +41,10 @@ def main(debug: bool) -> None:
     Every command composes its config from the YAML files in conf/; write KEY=VALUE to override any value
     (model.num_hidden_layers=8) or to choose another file of a group (model=100m, objective/mask_ratio=cosine).
     """
+    # in a locale without Unicode, box characters and Greek letters are written as escapes instead of failing
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="backslashreplace")
     # of several processes that do the same, one tells
     usual = logging.INFO if processes.rank() == 0 else logging.WARNING
     logging.basicConfig(level=logging.DEBUG if debug else usual, format="%(message)s", stream=sys.stderr)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lit_illada.cli.frame import guarded, overrides_argument
+from lit_illada.cli.frame import guarded, overrides_argument, refuse_early
 from lit_illada.errors import UserError
 
 
@@ -37,12 +37,14 @@ def pretrain(resume: Path | None, init_from: Path | None, overrides: tuple[str, 
 
     Curves, samples, checkpoints and the resolved config go to a new folder under runs/. Ctrl-C saves and stops.
     """
-    from lit_illada import pretrain as command
-
     if init_from is not None:
         if resume is not None:
             raise UserError("give --resume or --init-from, not both: a resumed run has its weights")
         overrides = (*overrides, f"init_from='{init_from}'")
+    if resume is None:
+        refuse_early("pretrain", overrides)
+    from lit_illada import pretrain as command
+
     command.run(overrides, resume)
 
 
@@ -70,9 +72,11 @@ def sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]
     Without files it learns chained arithmetic, made on the spot; answers to held-out problems, as easy as those of
     training and harder ones, are checked at every validation.
     """
-    from lit_illada import sft as command
-
     if resume is not None and checkpoint is not None:
         # click takes the first word for the checkpoint
         checkpoint, overrides = None, (str(checkpoint), *overrides)
+    if resume is None and checkpoint is not None:
+        refuse_early("sft", overrides)
+    from lit_illada import sft as command
+
     command.run(checkpoint, overrides, resume)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lit_illada.cli.frame import guarded, overrides_argument
+from lit_illada.cli.frame import guarded, overrides_argument, refuse_early
 
 
 @click.command(
@@ -51,6 +51,7 @@ def generate(
     Blocks of [MASK] are appended and denoised until the model ends the text or the budget is spent; a causal model
     writes token by token. generation=llada denoises a fixed canvas, generation=fast several sure tokens a step.
     """
+    refuse_early("generate", overrides)
     from lit_illada.commands import generate as command
 
     draw = None
@@ -137,6 +138,7 @@ def score(
     bound (its standard error is told), exactly for a causal model, or by score.rule=NAME. Items, scores and settings
     are written to a folder.
     """
+    refuse_early("score", overrides)
     from lit_illada import score as command
     from lit_illada.score_jobs import Asked
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_illada.errors import UserError, unknown
-from lit_illada.runtime.files import ContentError
-from lit_illada.runtime.yaml_files import parse_yaml, read_yaml
+from lit_illada.overrides import parse_assignment
+from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.share import sweeps_dir
 from lit_illada.sweep.spec import CommonScale, Scale, SweepSpec, check
 from lit_illada.tree import from_tree, to_tree
@@ -78,7 +78,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
         return replace(spec, scales={})
     common_file = sweeps_dir() / "scale" / f"{spec.scale}.yaml"
     if not common_file.is_file() and spec.scale not in spec.scales:
-        raise unknown("scale", spec.scale, {*spec.scales, *(p.stem for p in common_file.parent.glob("*.yaml"))})
+        raise unknown("scale", spec.scale, {*spec.scales, *_scales()})
     own = spec.scales.get(spec.scale, Scale())
     stages = [stage.name for stage in spec.stages]
     for name in (*own.overrides, *own.arguments):
@@ -105,14 +105,14 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
 
 
 def _assignment(override: str) -> tuple[list[str], Any]:
-    key, found, value = override.partition("=")
-    key = key.lstrip("+").strip()
-    if not found or not key:
-        raise UserError(f"{override!r} is no override: write key=value, such as seeds=[0,1] or +scale=nano")
-    try:
-        return key.split("."), parse_yaml(value, repr(override), object)
-    except ContentError as error:
-        raise UserError(f"{override!r}: {value!r} is not readable as YAML") from error
+    if override in _scales():
+        raise UserError(f"{override!r} is no override: write +scale={override}")
+    assignment = parse_assignment(override)
+    return assignment.key.split("."), assignment.value
+
+
+def _scales() -> list[str]:
+    return sorted(path.stem for path in (sweeps_dir() / "scale").glob("*.yaml"))
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -1,0 +1,54 @@
+"""KEY=VALUE in Hydra's grammar, for files that Hydra does not compose: saved configs, sweeps, loops.yaml."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_illada.errors import UserError
+from lit_illada.lazy import LazyModule
+
+parser = LazyModule("hydra.core.override_parser.overrides_parser")  # without overrides, Hydra is not needed
+
+_MAX_LENGTH = 10_000  # characters; ANTLR takes a second for 100 000
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One KEY=VALUE: the key without `+`, and the value as plain lists, mappings and scalars."""
+
+    key: str
+    value: Any
+
+
+def require_assignment(override: str) -> str:
+    """The key of a KEY=VALUE, with its prefix. Raises UserError for anything else."""
+    key, found, _ = override.partition("=")
+    bare = key.lstrip("+~").strip()
+    if key.startswith("~") and bare:
+        raise UserError(
+            f"{override!r} would delete a key, and a config needs all of them: set it instead, to null for none"
+        )
+    if not found or not bare:
+        raise UserError(f"{override!r} is no override: write KEY=VALUE, such as trainer.max_steps=500")
+    if len(override) > _MAX_LENGTH:
+        raise UserError(f"the override of {key[:40]!r} is longer than {_MAX_LENGTH} characters: write a file instead")
+    return key
+
+
+def parse_assignment(override: str) -> Assignment:
+    """The key and the value of KEY=VALUE or +KEY=VALUE. Raises UserError where Hydra's grammar does not allow it."""
+    require_assignment(override)
+    try:
+        parsed = parser.OverridesParser.create().parse_override(override)
+        if parsed.is_sweep_override():
+            raise UserError(f"{override!r} gives several values: write a list, such as {parsed.key_or_group}=[1,2]")
+        return Assignment(parsed.key_or_group, parsed.value())
+    except UserError:
+        raise
+    except Exception as error:  # ANTLR and the converters raise errors of many classes
+        raise UserError(one_line(f"{override!r} is no KEY=VALUE: {error}")) from error
+
+
+def one_line(text: str, limit: int = 500) -> str:
+    """The text on one line, its end left out where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[:limit]} …"
