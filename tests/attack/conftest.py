@@ -1,11 +1,13 @@
 """The world that is attacked, made once, and the report of all attacks."""
 
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from attack.report import Report
-from attack.world import baselines as run_baselines
-from attack.world import make_world
+from attack.world import Baselines, make_world
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +17,21 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def baselines(world, tmp_path_factory):
-    return run_baselines(world, tmp_path_factory.mktemp("baselines"))
+    return Baselines(world, tmp_path_factory.mktemp("baselines"))
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves tmp_path; its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 @pytest.fixture(scope="session")

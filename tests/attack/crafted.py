@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from attack.signing import sign_checkpoint, sign_folder
 from attack.world import SHORT, TEXT, TINY
 
 _NAMES = {
@@ -215,8 +216,6 @@ def _newest(box: Path) -> Path:
 
 def _saved(box: Path, content: Any) -> None:
     """Written as the program writes it, with whatever proves that it is whole."""
-    from attack.signing import sign_checkpoint
-
     torch.save(content, _newest(box))
     sign_checkpoint(_newest(box))
 
@@ -230,12 +229,10 @@ def _with_weight(value: float, command: list[str], box: Path, url: str) -> list[
 
 
 def _with_exported_weight(value: float, file: str, command: list[str], box: Path, url: str) -> list[str]:
-    from attack.signing import sign_weights
-
     content = bytearray((box / file).read_bytes())
     content[-4:] = struct.pack("<f", value)
     (box / file).write_bytes(content)
-    sign_weights(box / file)
+    sign_folder(box / file.partition("/")[0])
     return command
 
 
@@ -302,6 +299,7 @@ for _label, (_shape, _offsets) in _ODD_TENSOR.items():
 
 def _with_header(content: bytes, file: str, command: list[str], box: Path, url: str) -> list[str]:
     (box / file).write_bytes(content)
+    sign_folder(box / file.partition("/")[0])
     return command
 
 
@@ -310,7 +308,8 @@ def _names() -> Iterator[Case]:
         "above runs/": "../../evil", "absolute": "/tmp/evil", "a shell command": "x; touch CANARY",
         "terminal escapes": "\x1b[31mred", "300 characters": "x" * 300, "dots": "..", "empty": "",
     }.items():  # fmt: skip
-        yield Case("hostile run name", label, partial(_with_run_name, name), ("name",))
+        yield Case("hostile run name", label, partial(_with_run_name, name), ("name",),
+                   may_succeed=label == "a shell command")  # fmt: skip
     yield Case("terminal escape in a file name", "data prepare", _prepare_escape, ("red",), may_succeed=True)
     yield Case("terminal escape in a file name", "loops analyze", _analyze_escape, ("red",), may_succeed=True)
     yield Case("slow pattern in a tokenizer", "data prepare", _slow_pattern, ("tokenizer",), may_succeed=True)

@@ -1,29 +1,12 @@
 """Hostile manifests, shards, checkpoints, weights and names."""
 
-import threading
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from attack.crafted import cases
 from attack.report import VALID, common_faults, endings_of
 from attack.sandbox import Job, run_all
 from attack.world import prepare_case
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server(tmp_path):
-    """Serves tmp_path; yields its address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
 
 
 def attack_crafted(chosen, world, folder, server, report):

@@ -110,7 +110,7 @@ def _of_lines(reader: Reader, rng: random.Random) -> list[Case]:
 
 
 _EXTRAS: list[dict[str, Any]] = [
-    {"text\x1b[31m": 1}, {"level": "\x1b[31mred"}, {"answer ": "x" * 1000}, {"id": 10**400}, {"x": float("nan")},
+    {"text\x1b[31m": 1}, {"level": "\x1b[31mred"}, {"answer ": "x" * 1000}, {"id": 10**200}, {"x": float("nan")},
     {"level": "../../evil"}, {"task": "<script>alert(1)</script>"}, {"arm": "$(touch CANARY)"},
 ]  # fmt: skip
 
