@@ -15,7 +15,7 @@ from lit_illada.data.manifest import MANIFEST_FILE, Manifest, ShardRecord, is_ur
 from lit_illada.data.shards import LENGTHS_MEMBER, TOKENS_MEMBER, write_whole
 from lit_illada.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import MAX_FILE_BYTES, decode_utf8
+from lit_illada.runtime.files import MAX_FILE_BYTES, FileError, MissingFileError, decode_utf8, open_regular
 
 log = logging.getLogger(__name__)
 _PREPARE_AGAIN = "prepare it again (lit-illada data prepare --overwrite)"
@@ -115,10 +115,12 @@ def _fetch(url: str, attempts: int, max_bytes: int) -> bytes:
     try:
         if is_url(url):
             return fetch(url, attempts, max_bytes)
-        with Path(url).open("rb") as stream:
+        with open_regular(Path(url)) as stream:
             return stream.read(max_bytes + 1)
-    except (FileNotFoundError, NotFoundError) as error:
+    except (MissingFileError, NotFoundError) as error:
         raise BadShardError(f"{url} is missing: {_restore(url)}") from error
+    except FileError:
+        raise
     except OSError as error:
         raise UserError(f"{url} could not be read ({error.strerror}): check the file and the disk") from error
 

@@ -99,15 +99,31 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
-def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """The bytes of a file. Raises MissingFileError, and FileError for more than `max_bytes`."""
+def open_regular(path: Path) -> BinaryIO:
+    """A file opened for reading. Raises MissingFileError, and FileError for a folder, a pipe or a device.
+
+    A pipe that nobody writes to would keep a reader waiting, and a device may have no end.
+    """
     try:
-        with path.open("rb") as stream:
-            content = stream.read(max_bytes + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise _os_error(path, error, "cannot be read") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise FileError(f"{path}: {'Is a directory' if stat.S_ISDIR(mode) else 'not a regular file'}")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file. Raises MissingFileError, and FileError for more than `max_bytes`."""
+    with open_regular(path) as stream:
+        try:
+            content = stream.read(max_bytes + 1)
+        except OSError as error:
+            raise _os_error(path, error, "cannot be read") from error
     if len(content) > max_bytes:
         raise ContentError(f"{path}: larger than the limit of {max_bytes / 2**20:g} MiB")
     return content
@@ -142,7 +158,7 @@ def read_json_lines(path: Path, *, is_log: bool = False) -> list[dict[str, Any]]
 def iterate_json_lines(path: Path, *, is_log: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of a JSON Lines file of any size; see `read_json_lines`."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             number = 0
             while line := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -152,8 +168,6 @@ def iterate_json_lines(path: Path, *, is_log: bool = False) -> Iterator[tuple[in
                     yield number, parse_json(line, f"{path}, line {number}")
     except FileError:
         raise
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: no such file") from error
     except OSError as error:
         raise _os_error(path, error, "cannot be read") from error
 

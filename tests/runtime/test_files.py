@@ -108,6 +108,15 @@ def test_missing_and_oversized_files_and_folders_are_refused(tmp_path, monkeypat
         read_json_lines(path)
 
 
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    for name in ("pipe.json", "zero.json"):
+        for read in (read_json, read_json_lines):
+            with pytest.raises(FileError, match=rf"{name}: not a regular file$"):
+                read(tmp_path / name)
+
+
 def test_json_lines_leave_out_a_line_that_a_kill_cut_off_only_in_logs(tmp_path):
     path = tmp_path / "attempts.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n{"a"')
