@@ -23,7 +23,8 @@ from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
-from lit_illada.overrides import one_line, require_assignment
+from lit_illada.overrides import require_assignment
+from lit_illada.runtime.terminal import one_line
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.share import conf_dir

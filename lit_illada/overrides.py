@@ -5,6 +5,7 @@ from typing import Any
 
 from lit_illada.errors import UserError
 from lit_illada.lazy import LazyModule
+from lit_illada.runtime.terminal import one_line
 
 parser = LazyModule("hydra.core.override_parser.overrides_parser")  # without overrides, Hydra is not needed
 
@@ -46,9 +47,3 @@ def parse_assignment(override: str) -> Assignment:
         raise
     except Exception as error:  # ANTLR and the converters raise errors of many classes
         raise UserError(one_line(f"{override!r} is no KEY=VALUE: {error}")) from error
-
-
-def one_line(text: str, limit: int = 500) -> str:
-    """The text on one line, its end left out where it is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[:limit]} …"

@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from lit_illada.choice import choice_name
 from lit_illada.errors import UserError, unknown
 from lit_illada.key_hints import similar_key
-from lit_illada.overrides import one_line, parse_assignment
+from lit_illada.overrides import parse_assignment
+from lit_illada.runtime.terminal import one_line
 from lit_illada.runtime.yaml_files import read_yaml
 
 T = TypeVar("T")

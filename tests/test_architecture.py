@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "slurm": {"errors"},
     "choice": set(),
     "key_hints": set(),
-    "overrides": {"errors", "lazy"},
+    "overrides": {"errors", "lazy", "runtime"},
     "lazy": set(),
     "share": set(),
     "periodic": set(),

@@ -11,6 +11,7 @@ import click
 
 from lit_illada import completion, processes
 from lit_illada.errors import InterruptedByUserError, UserError
+from lit_illada.runtime.terminal import one_line
 
 overrides_argument = click.argument(
     "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completion.complete_override
@@ -66,13 +67,13 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             if click.get_current_context().find_root().params["debug"]:
                 raise
-            refusal = click.ClickException(str(error))
+            refusal = click.ClickException(one_line(str(error)))
             refusal.exit_code = 130 if isinstance(error, InterruptedByUserError) else 1
             raise refusal from error
         except OSError as error:
             if error.errno not in _TOLD or click.get_current_context().find_root().params["debug"]:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{where}{error.strerror}{_TOLD[error.errno]}") from error
+            raise click.ClickException(one_line(f"{where}{error.strerror}{_TOLD[error.errno]}")) from error
 
     return wrapped

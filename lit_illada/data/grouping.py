@@ -51,7 +51,7 @@ class Tally:
         """The error for a corpus that leaves a split without a document; None for one that fills both."""
         num_documents = sum(self.documents.values())
         if not num_documents:
-            return self._empty_corpus()
+            return self._empty_corpus(config)
         empty = next((split for split in (TRAIN, VALIDATION) if not self.documents[split]), None)
         if empty is None:
             return None
@@ -64,10 +64,12 @@ class Tally:
             f"(data.validation_fraction={config.validation_fraction}): {ways}"
         )
 
-    def _empty_corpus(self) -> UserError:
+    def _empty_corpus(self, config: DataConfig) -> UserError:
         left_out = f"{self.empty} empty, {self.bad} unreadable documents left out"
         first = f"; the first: {self.examples[0]}" if self.examples else ""
-        return UserError(f"the corpus has no text ({left_out}{first})")
+        paths = getattr(config.source, "paths", [])
+        named = f" of {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}" if paths else ""
+        return UserError(f"the corpus{named} has no text ({left_out}{first})")
 
 
 @dataclass(frozen=True)

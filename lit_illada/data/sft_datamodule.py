@@ -197,8 +197,8 @@ class SFTDataModule(RowDataModule):
         if not kept.examples:
             first = f"; the first left out: {self.left_out.examples[0]}" if self.left_out.examples else ""
             raise UserError(
-                f"sft_data.source has no {split} examples ({self.left_out.bad} bad ones left out{first}); name more "
-                "files, or another validation_fraction"
+                f"sft_data.source{_listed(self.config.source)} has no {split} examples "
+                f"({self.left_out.bad} bad ones left out{first}); name more files, or another validation_fraction"
             )
         return kept
 
@@ -225,3 +225,9 @@ class SFTDataModule(RowDataModule):
                 seed=seed,
             )
         )
+
+
+def _listed(source: object) -> str:
+    """The first of a source's paths, for a message; empty for a source that reads none."""
+    paths = getattr(source, "paths", [])
+    return f".paths=[{', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}]" if paths else ""

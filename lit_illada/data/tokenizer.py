@@ -102,7 +102,12 @@ class Tokenizer:
         extra = config.get("extra_special_tokens") or {}
         known = {**(extra if isinstance(extra, dict) else {}), **config}
         overrides = {name: token for name, token in asdict(names).items() if token is not None}
-        found = {name: _token_text(known[name]) for name in asdict(names) if known.get(name) is not None}
+        config_file = f"{origin}/{CONFIG_FILE}"
+        found = {
+            name: _token_text(known[name], f"{config_file}: {name}")
+            for name in asdict(names)
+            if known.get(name) is not None
+        }
         return cls(tokenizer_json, TokenNames(**{**found, **overrides}), origin)
 
     def save(self, folder: str | Path) -> None:
@@ -165,9 +170,12 @@ class Tokenizer:
         return index
 
 
-def _token_text(entry: object) -> str:
+def _token_text(entry: object, where: str) -> str:
     """A token in tokenizer_config.json is a text, or an object with the text under `content`."""
-    return str(entry["content"]) if isinstance(entry, dict) else str(entry)
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    if not isinstance(text, str):
+        raise UserError(f"{where} must be a text, or an object with one under 'content'")
+    return text
 
 
 def _is_letter(character: str) -> bool:

@@ -159,9 +159,12 @@ def _without_halves(tree: Any) -> Any:
     return tree
 
 
-def _int(digits: str) -> int | str:
-    """A flood of digits stays a text: Python makes no number of more than 4 300."""
-    return int(digits) if len(digits) <= _MOST_DIGITS else digits
+class Digits(str):
+    """An integer of more digits than Python makes a number of, as text."""
+
+
+def _int(digits: str) -> int | Digits:
+    return int(digits) if len(digits) <= _MOST_DIGITS else Digits(digits)
 
 
 def _lines(path: Path, encoding: str | None) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_illada.data.text_files import find_files
 from lit_illada.errors import UserError, unknown
-from lit_illada.loops.files import Entry, brief, read_entries
+from lit_illada.loops.files import Digits, Entry, brief, read_entries
 
 FILE = "file"  # the group of what lies in one file
 ARM = "arm"
@@ -155,7 +155,7 @@ def _texts(record: Mapping[str, Any], named: str | None, where: str) -> tuple[st
     while isinstance(value, list) and value and isinstance(value[0], list):
         value = value[0]
     values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(item, str) for item in values):
+    if not values or not all(isinstance(item, str) and not isinstance(item, Digits) for item in values):
         raise UserError(f"{where}: field {name!r} holds no generated text but {brief(record[name])}")
     return name, values
 

@@ -6,6 +6,7 @@ counted from A, or the text of a choice. Problems with a number for an answer (G
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +17,8 @@ from typing import Any
 from lit_illada.errors import UserError
 from lit_illada.numbers import final_number
 from lit_illada.runtime.files import parse_json, read_bytes
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,20 @@ def _rows(path: Path, limit: int | None) -> Iterator[tuple[int, dict[str, Any]]]
     for count, (number, line) in enumerate(given):
         if count == limit:
             return
-        yield number, parse_json(line, f"{path}:{number}")
+        where = f"{path}:{number}"
+        row = parse_json(line, where)
+        if _HALF.search(line) and (name := next((name for name in row if _is_broken(row[name])), None)) is not None:
+            raise UserError(f"{where}: field {name!r} holds half a surrogate pair, which is no text")
+        yield number, row
+
+
+def _is_broken(value: Any) -> bool:
+    """Whether a text in it has half a surrogate pair, which JSON may hold and no tokenizer takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _choice_item(where: str, line: int, row: dict[str, Any]) -> ChoiceItem:

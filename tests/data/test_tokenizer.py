@@ -120,3 +120,12 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(UserError, match=r"tokenizer_config\.json: not JSON"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("entry", [{"a": 1}, {"content": 3}, ["x"], 7])
+def test_a_token_that_is_no_text_is_named_with_its_file(entry, tmp_path):
+    TRAINED.save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mask_token": entry}))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: mask_token must be a text"):
+        Tokenizer.load(tmp_path)

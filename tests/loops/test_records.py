@@ -279,3 +279,11 @@ def test_what_is_not_read_is_refused_with_what_is(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match="not a readable Parquet file"):
         read(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_is_no_generated_text_however_long(digits, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"text": {"9" * digits}}}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 1: field 'text' holds no generated text"):
+        read(path)

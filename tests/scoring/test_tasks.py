@@ -83,3 +83,10 @@ def test_a_first_line_that_is_neither_kind_no_items_and_no_file(file, tmp_path):
         read_items(file("", "  "))
     with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):
         read_items(tmp_path / "missing.jsonl")
+
+
+def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_text(file):
+    (item,) = read_items(file(GOOD.replace("Two", "\\ud83d\\ude00")))
+    assert item.question.startswith("😀")
+    with pytest.raises(UserError, match=r":2: field 'question' holds half a surrogate pair"):
+        read_items(file(GOOD, GOOD.replace("Two", "\\ud83d")))

@@ -27,6 +27,7 @@ from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.outcome import Outcome, as_record, outcome
 from lit_illada.loops.records import ARM, Fields, read_generations
 from lit_illada.loops.report.html import write_report
+from lit_illada.runtime.terminal import printable
 from lit_illada.share import conf_dir
 from lit_illada.stats.intervals import Rate
 from lit_illada.tree import read_file
@@ -72,14 +73,14 @@ def run(
     for table in [*tables(summaries(outcomes, keys), keys), *effect_tables(compared)]:
         console.print(table)
     for remark in compared.remarks:
-        console.print(f"Note: {remark}.", markup=False, highlight=False)
+        console.print(f"Note: {printable(str(remark))}.", markup=False, highlight=False)
     if "length" in keys:
         console.print(
             "Rates at different lengths are not comparable: a longer text has more opportunity to loop.", style="dim"
         )
     told = {"records": out / RECORDS, "effects": out / EFFECTS, "page": out / REPORT}
     for what, path in told.items():
-        console.print(f"{what:<12} {path}", highlight=False, soft_wrap=True)
+        console.print(f"{what:<12} {printable(str(path))}", markup=False, highlight=False, soft_wrap=True)
 
 
 def tell_apart(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -137,10 +138,10 @@ def tables(groups: Sequence[Summary], keys: Sequence[str]) -> list[Table]:
     right = _table("How many are right", names, ["looped", "others", "exact run", "no exact run"])
     for group in groups:
         wasted = f"{100 * group.wasted:.1f}%"
-        often.add_row(escape(group.name), f"{group.num_texts:,}", str(group.loop), str(group.exact_run), wasted)
-        kinds.add_row(escape(group.name), *(f"{100 * group.kinds[kind].share:.1f}%" for kind in seen))
+        often.add_row(_cell(group.name), f"{group.num_texts:,}", str(group.loop), str(group.exact_run), wasted)
+        kinds.add_row(_cell(group.name), *(f"{100 * group.kinds[kind].share:.1f}%" for kind in seen))
         accuracies = (group.looped_right, group.other_right, group.exact_right, group.exact_other_right)
-        right.add_row(escape(group.name), *map(_share_of, accuracies))
+        right.add_row(_cell(group.name), *map(_share_of, accuracies))
     is_judged = any(group.looped_right.tries + group.other_right.tries for group in groups)
     return [often, *([kinds] if seen else []), *([right] if is_judged else []), *_written(groups, names)]
 
@@ -153,7 +154,7 @@ def _written(groups: Sequence[Summary], names: Sequence[str]) -> list[Table]:
     for group in groups:
         phrases, share = (group.secondary.get(name) for name in ("phrases", "share_well_formed"))
         told = [f"{phrases:.1f}" if phrases is not None else "–", f"{100 * share:.1f}%" if share is not None else "–"]
-        table.add_row(escape(group.name), *told)
+        table.add_row(_cell(group.name), *told)
     return [table]
 
 
@@ -226,7 +227,7 @@ def effect_tables(compared: Effects) -> list[Table]:
         table = _table(title, ["condition", *(item.where for item in harder)], ["easiest", "hardest", "difference", ""])
         for item in harder:
             rates = (f"{100 * rate.share:.0f}%" for rate in (item.first_rate, item.second_rate))
-            table.add_row(escape(item.where), *rates, str(item), item.verdict)
+            table.add_row(_cell(item.where), *rates, str(item), item.verdict)
         found.append(table)
     if pairs := compared.same:
         names = [f"{item.first} → {item.second}" for item in pairs]
@@ -235,7 +236,7 @@ def effect_tables(compared: Effects) -> list[Table]:
         headings = ["difference", "", "ended", "made\nendless"]
         table = _table("Endless, on the same problems, points, 95 %", ["conditions", *names], headings)
         for name, paired in zip(names, pairs, strict=True):
-            table.add_row(escape(name), str(paired), paired.verdict, *paired.paired.changes)
+            table.add_row(_cell(name), str(paired), paired.verdict, *paired.paired.changes)
         found += [table, _side_effect_table(pairs, names)]
     return found
 
@@ -246,7 +247,7 @@ def _side_effect_table(pairs: Sequence[PairedEffect], names: Sequence[str]) -> T
     if all(item.side_effects.right is None for item in pairs):
         table = _table("Length on the same problems", ["conditions", *names], ["mean length"])
         for name, length in zip(names, lengths, strict=True):
-            table.add_row(escape(name), length)
+            table.add_row(_cell(name), length)
         return table
     title = "Right on the same problems, points, each 95 % interval by itself"
     table = _table(title, ["conditions", *names], ["difference", "harmed", "healed", "mean length"])
@@ -255,16 +256,16 @@ def _side_effect_table(pairs: Sequence[PairedEffect], names: Sequence[str]) -> T
         right = found.right
         told = "–" if right is None else f"{points(right.value)} ({points(right.low)} to {points(right.high)})"
         changes = [f"{rate.hits} of {rate.tries}" if rate.tries else "–" for rate in (found.harmed, found.healed)]
-        table.add_row(escape(name), told, *changes, length)
+        table.add_row(_cell(name), told, *changes, length)
     table.caption = "harmed: right and not endless before, wrong now; healed: endless and wrong before, right now"
     table.caption_justify = "left"
     return table
 
 
 def _table(title: str, names: Sequence[str], others: Sequence[str]) -> Table:
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=_cell(title), title_justify="left")
     longest = max(len(word) for name in names for word in name.split())
-    table.add_column(escape(names[0]), overflow="fold", min_width=min(longest, 24))
+    table.add_column(_cell(names[0]), overflow="fold", min_width=min(longest, 24))
     for heading in others:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
@@ -272,3 +273,8 @@ def _table(title: str, names: Sequence[str], others: Sequence[str]) -> Table:
 
 def _share_of(rate: Rate) -> str:
     return f"{100 * rate.share:.1f}% of {rate.tries:,}" if rate.tries else "–"
+
+
+def _cell(text: str) -> str:
+    """A name from a file, as a cell of a table that prints it as it is."""
+    return escape(printable(text))
