@@ -17,11 +17,13 @@ from lit_illada.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from lit_illada.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
-from lit_illada.model.hf import CONFIG_FILE, Renamed, UnaccountedError, tensor_shapes, unaccounted
+from lit_illada.model.hf import CONFIG_FILE, Renamed, UnaccountedError, expected_shapes, unaccounted
 from lit_illada.model.lora import MergedTensors
 from lit_illada.model.tensor_files import TensorFiles, write_file
+from lit_illada.model.weight_check import CheckedTensors
 from lit_illada.run_folder import RunFolder
-from lit_illada.runtime.files import ContentError, parse_json
+from lit_illada.runtime.checksums import CHECKSUMS_FILE, DamagedFileError, check_files, write_folder_checksums
+from lit_illada.runtime.files import parse_json
 from lit_illada.training.checkpoint import Weights, is_checkpoint, latest_checkpoint, read_checkpoint
 from lit_illada.tree import from_tree, to_tree
 
@@ -41,12 +43,20 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Of a run folder (its newest checkpoint), a converted folder, or one checkpoint. Reads no weights yet."""
+def open_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> Checkpoint:
+    """The checkpoint of a run folder (its newest) or a converted folder, or the one at this path.
+
+    Compares the files with their checksums, where they have any; of several processes each takes its part of a sharded
+    checkpoint's files. Its tensors are read, and checked, when asked for.
+    Raises UserError for a checkpoint that is missing, damaged or of another model than its config says.
+    """
     file = checkpoint_file(path)
     folder = RunFolder.of_checkpoint(file)
-    model, sha256, tensors, shapes, saved = _read_weights(file) if file.suffix == ".safetensors" else _read_ckpt(file)
-    if problems := unaccounted({name: shapes[name] for name in tensors}, tensor_shapes(model), {}):
+    is_converted = file.suffix == ".safetensors"
+    read = _read_weights(file) if is_converted else _read_ckpt(file, process, num_processes)
+    model, sha256, tensors, shapes, saved = read
+    wanted = expected_shapes(model, str(file), len(shapes))
+    if problems := unaccounted({name: shapes[name] for name in tensors}, wanted, {}):
         raise UnaccountedError(str(file), problems)
     tokenizer = Tokenizer.load(folder.tokenizer) if saved is None else saved
     if tokenizer.sha256 != sha256:
@@ -64,7 +74,14 @@ def write_weights(
     path.parent.mkdir(parents=True, exist_ok=True)
     described = json.dumps({"model": to_tree(model), "tokenizer_sha256": tokenizer.sha256})
     write_file(path, tensors, list(tensors), {"format": "pt", _METADATA: described}, dtype)
+    names = [path, *folder_files(RunFolder(folder).tokenizer)]
+    write_folder_checksums(folder, [str(name.relative_to(folder)) for name in names])
     return path
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """The files of a folder and of its subfolders, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def load_sft(base: Path, overrides: Sequence[str]) -> tuple[SFTConfig, Tokenizer]:
@@ -129,22 +146,28 @@ def run_of(checkpoint: Path) -> RunFolder:
     return RunFolder(checkpoint) if is_folder else RunFolder.of_checkpoint(checkpoint)
 
 
+# (model, the tokenizer's sha256, tensors, their shapes, the tokenizer where the file holds it)
 _Read = tuple[ModelConfig, str, Mapping[str, Tensor], dict[str, tuple[int, ...]], Tokenizer | None]
 
 
-def _read_ckpt(path: Path) -> _Read:
-    content = read_checkpoint(path)
+def _read_ckpt(path: Path, process: int, num_processes: int) -> _Read:
+    content = read_checkpoint(path, process, num_processes)
     try:
         hparams, weights = content["hyper_parameters"], Weights(content)
         config, sha256 = hparams["config"], hparams["tokenizer_sha256"]
         model = from_tree(ModelConfig, config["model"], "model.")
+        adapter = config.get("adapter", {"name": "none"})
+        scale = adapter["alpha"] / adapter["rank"] if adapter["name"] == "lora" else None
     except KeyError as error:
         raise UserError(f"{path}: not a checkpoint of lit-illada (no {error})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: not a checkpoint of lit-illada ({error})") from error
     names = {key.removeprefix("model."): key for key in weights if key.startswith("model.")}
-    tensors: Mapping[str, Tensor] = Renamed(weights, names)
-    adapter = config.get("adapter", {"name": "none"})
-    if adapter["name"] == "lora":
-        tensors = MergedTensors(tensors, adapter["alpha"] / adapter["rank"])
+    tensors: Mapping[str, Tensor] = CheckedTensors(Renamed(weights, names), str(path))
+    if scale is not None:
+        tensors = MergedTensors(tensors, scale)
     # of a Trainer of the user's own; a run's own lies in its folder
     files = content.get("tokenizer")
     saved = None if files is None else Tokenizer.from_files(files[TOKENIZER_FILE], files[TOKENIZER_CONFIG], str(path))
@@ -154,11 +177,17 @@ def _read_ckpt(path: Path) -> _Read:
 def _read_weights(path: Path) -> _Read:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
+    checksums = RunFolder.of_checkpoint(path).path / CHECKSUMS_FILE
+    if checksums.is_file() and str(path.resolve().relative_to(checksums.parent)) not in check_files(checksums):
+        raise DamagedFileError(f"{checksums}: does not list {path.name}")
     files = TensorFiles([path])
-    try:
-        described = parse_json(files.metadata[_METADATA], str(path))
-        return from_tree(ModelConfig, described["model"]), described["tokenizer_sha256"], files, files.shapes, None
-    except (KeyError, TypeError, ContentError) as error:
+    if _METADATA not in files.metadata:
         raise UserError(
             f"{path}: not a checkpoint of lit-illada; convert its folder first: lit-illada convert {path.parent} FOLDER"
-        ) from error
+        )
+    described = parse_json(files.metadata[_METADATA], str(path))
+    try:
+        model, sha256 = from_tree(ModelConfig, described.get("model"), "model."), described.get("tokenizer_sha256")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return model, str(sha256), CheckedTensors(files, str(path)), files.shapes, None

@@ -1,6 +1,8 @@
 """The `convert` command: a published checkpoint into a folder our commands open, and ours into a published layout."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -11,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -25,7 +28,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from lit_illada.checkpoints import open_checkpoint, write_weights
+from lit_illada.checkpoints import folder_files, open_checkpoint, write_weights
 from lit_illada.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from lit_illada.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
@@ -33,6 +36,7 @@ from lit_illada.model.config import ModelConfig, num_parameters
 from lit_illada.model.hf import CONFIG_FILE, HfCheckpoint, UnaccountedError, open_hf, write_hf, zero_biases
 from lit_illada.model.hf_layouts import HfLayout, layout_for
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.checksums import write_folder_checksums
 from lit_illada.runtime.files import read_json, read_text
 
 # beside tokenizer.json, what other tools read of a tokenizer; never code
@@ -67,8 +71,7 @@ def run(
 ) -> None:
     """Convert, and print what became of every tensor."""
     console = Console(stderr=True)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} already exists: name a new folder")
+    _require_new(destination)
     if destination.resolve() == Path.cwd():  # the new folder takes the place of an empty one
         raise UserError(f"{destination} is the folder you are in, and cannot be replaced: name a new one")
     path = _local(source, revision)
@@ -101,6 +104,7 @@ def run(
                 dtype=wanted,
                 max_shard_bytes=int(max_shard_gb * 1e9),
             )
+            write_folder_checksums(folder, [str(path.relative_to(folder)) for path in folder_files(folder)])
     _report(found, layout, destination, wanted, console)
 
 
@@ -230,20 +234,57 @@ def _with_token(backend: Backend, token: str, rows: int, folder: Path) -> str:
     return backend.to_str()
 
 
+def _require_new(destination: Path) -> None:
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} already exists: name a new folder")
+
+
 @contextmanager
 def _made_whole(destination: Path) -> Iterator[Path]:
-    """A folder beside the destination that takes its place once everything is written."""
+    """A folder beside the destination that takes its place once everything is written.
+
+    Raises UserError where another process is writing it, and for a full disk.
+    """
     partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        if destination.is_dir():
-            destination.rmdir()
-        partial.replace(destination)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_at(destination):
+            _require_new(destination)  # another process may have made it since the first look
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                yield partial
+                if destination.is_dir():
+                    destination.rmdir()
+                partial.replace(destination)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except UserError:
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{destination}: cannot be written ({os.strerror(error.errno)}): free some space and run it again"
+        ) from error
+
+
+@contextmanager
+def _alone_at(destination: Path) -> Iterator[None]:
+    """Keeps other conversions to the same folder out. Raises UserError where one is at work."""
+    lock = FileLock(destination.with_name(f".{destination.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"{destination} is being written by another lit-illada convert: wait for it, or name another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # before the release: nobody else holds it now
+        lock.release()
 
 
 def _report(

@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
@@ -23,6 +23,7 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 
 from lit_illada import build, processes
+from lit_illada.checkpoints import open_checkpoint
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, load_file
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
@@ -262,8 +263,27 @@ def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, R
 
 
 def _check_same_run(config: RunConfig, folder: RunFolder, checkpoint: Path) -> None:
-    content = read_checkpoint(checkpoint)
-    saved, asked = content["hyper_parameters"]["config"], to_tree(config)
+    """Raises UserError for a damaged checkpoint, one of another model or run, and a run that is finished."""
+    parts = (processes.rank(), max(1, processes.started_outside()))
+    open_checkpoint(checkpoint, *parts)
+    content = read_checkpoint(checkpoint, *parts)
+    try:
+        saved, step = content["hyper_parameters"]["config"], int(content["global_step"])
+        _compare(config, saved, checkpoint)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint}: not a checkpoint of a training run of lit-illada ({error!r})") from error
+    max_steps = config.trainer.max_steps
+    # a run killed after its last step and before its last figures has these to come
+    is_reported = folder.read_summary().get("end", {}).get("step") == step
+    if step > max_steps or (step == max_steps and is_reported):
+        raise UserError(
+            f"{folder.path} is finished at step {step}: to go on, raise trainer.max_steps above it (now {max_steps})"
+        )
+
+
+def _compare(config: RunConfig, saved: Mapping[str, Any], checkpoint: Path) -> None:
+    """Raises UserError where the config is of another run than the checkpoint's."""
+    asked = to_tree(config)
     free = {"attention", "max_position_embeddings", "initializer_range", "vocab_size"}
     different = [key for key in asked["model"] if key not in free and saved["model"].get(key) != asked["model"][key]]
     if different:
@@ -278,13 +298,6 @@ def _check_same_run(config: RunConfig, folder: RunFolder, checkpoint: Path) -> N
     optimizers = [tree["optim"]["optimizer"]["name"] for tree in (saved, asked)]
     if optimizers[0] != optimizers[1]:
         raise UserError(f"the run's optimizer is {optimizers[0]}; {optimizers[1]} cannot take over its moments")
-    step, max_steps = content["global_step"], config.trainer.max_steps
-    # a run killed after its last step and before its last figures has these to come
-    is_reported = folder.read_summary().get("end", {}).get("step") == step
-    if step > max_steps or (step == max_steps and is_reported):
-        raise UserError(
-            f"{folder.path} is finished at step {step}: to go on, raise trainer.max_steps above it (now {max_steps})"
-        )
 
 
 def _append_summary(

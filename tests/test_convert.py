@@ -343,6 +343,8 @@ def test_weights_that_do_not_fit_the_run_are_refused(published, tiny_overrides, 
     assert "the checkpoint brings its own model, leave out model=nano" in said
     file = source / "tokenizer" / "tokenizer_config.json"
     edit(file, {"eos_token": "<|user|>"})
+    assert "tokenizer_config.json: damaged, " in refused("generate", source, "--prompt", "a")
+    (source / "checksums.json").unlink()
     assert "not the tokenizer that weights.safetensors" in refused("generate", source, "--prompt", "a")
     assert not (tmp_path / "run").exists()
     assert "give --resume or --init-from" in refused("pretrain", "--init-from", source, "--resume", trained)

@@ -17,6 +17,8 @@ from lit_illada.model.hf_layouts import HfLayout, Json, QkvBias, read_config, wr
 from lit_illada.model.initial import fill
 from lit_illada.model.tensor_files import TensorFiles, write_tensors
 from lit_illada.model.transformer import Transformer
+from lit_illada.model.weight_check import CheckedTensors
+from lit_illada.runtime.checksums import CHECKSUMS_FILE, check_files
 from lit_illada.runtime.files import read_json, write_json
 
 CONFIG_FILE = "config.json"
@@ -61,8 +63,8 @@ class HfCheckpoint:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """Under our names, each mapped from its file when asked for."""
-        return Renamed(self.files, self.names)
+        """Under our names, each mapped from its file, and checked, when asked for."""
+        return Renamed(CheckedTensors(self.files, str(self.folder)), self.names)
 
 
 class UnaccountedError(UserError):
@@ -75,14 +77,19 @@ class UnaccountedError(UserError):
 
 
 def open_hf(folder: Path) -> HfCheckpoint:
-    """A folder with config.json and safetensors. Reads no tensor but those that must equal another; runs no code."""
+    """A folder with config.json and safetensors. Reads no tensor but those that must equal another; runs no code.
+
+    Compares the files with `checksums.json`, which folders that `convert` exported have. Raises UserError.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{folder}: no Hugging Face checkpoint there (no {CONFIG_FILE})")
+    if (folder / CHECKSUMS_FILE).is_file():
+        check_files(folder / CHECKSUMS_FILE)
     content = read_json(path)
     layout, config = read_config(content, str(path))
     files = TensorFiles.open(folder)
-    shapes = tensor_shapes(config)
+    shapes = expected_shapes(config, str(path), len(files))
     names = {ours: layout.published_name(ours) for ours in shapes}
     unused = _unused(files, layout, config)
     problems = unaccounted(files.shapes, {names[ours]: shape for ours, shape in shapes.items()}, unused)
@@ -142,9 +149,26 @@ def zero_biases(layout: HfLayout, config: ModelConfig) -> dict[str, tuple[int]]:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Of every tensor of the model, under our names. Allocates none."""
+    """The shape of every tensor of the model, under our names. Allocates none."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
+
+
+def expected_shapes(config: ModelConfig, origin: str, num_tensors: int) -> dict[str, tuple[int, ...]]:
+    """`tensor_shapes` of a config from a checkpoint of `num_tensors` tensors, which may say anything.
+
+    Raises UserError, naming `origin`, for a config that no model of so many tensors has.
+    """
+    if config.vocab_size is None:
+        raise UserError(f"{origin}: its config has no vocab_size, so it describes no weights")
+    if config.num_hidden_layers > num_tensors:
+        raise UserError(
+            f"{origin}: the config says {config.num_hidden_layers} layers, the checkpoint holds {num_tensors} tensors"
+        )
+    try:
+        return tensor_shapes(config)
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what torch can describe
+        raise UserError(f"{origin}: no model has these sizes ({' '.join(str(error).split())[:160]})") from error
 
 
 def load_model(

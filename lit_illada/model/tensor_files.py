@@ -3,6 +3,8 @@
 A tensor that is read is mapped from its file, one that is written goes straight from its memory to the disk.
 """
 
+import errno
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -132,7 +134,15 @@ def write_file(
     try:
         save_file({name: tensors[name].to(dtype).contiguous() for name in names}, path, metadata)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: the weights could not be written ({error})") from error
+        raise UserError(f"{path}: cannot be written ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's words, without what the library puts around them, and what helps."""
+    match = re.search(r"os error (\d+)", str(error))
+    number = int(match[1]) if match else getattr(error, "errno", None)
+    hint = "; free some space and run it again" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    return f"{os.strerror(number) if number else ' '.join(str(error).split())}{hint}"
 
 
 def _shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from lit_illada.errors import UserError
+from lit_illada.runtime.checksums import DamagedFileError, check_files, check_zip
 from lit_illada.training.sharded import StoredTensor, open_parts
 
 PARTIAL_SUFFIX = ".partial"
 STATE_FILE = "state.pt"
 BEST = "best"  # a link to the best checkpoint that is kept
 ELSEWHERE = "<in the parts>"  # what stands in state.pt for a tensor that lies in the parts
+HAS_CHECKSUM = "has_checksum"  # key of a saved state whose file ends with its checksum; older ones have none
 _SUFFIX = ".ckpt"
 
 
@@ -33,6 +35,11 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 def parts_file(process: int, num_processes: int) -> str:
     """The name of a process's parts."""
     return f"parts-{process:05d}-of-{num_processes:05d}.safetensors"
+
+
+def checksums_file(process: int, num_processes: int) -> str:
+    """The name of the checksums of a process's parts."""
+    return f"checksums-{process:05d}-of-{num_processes:05d}.json"
 
 
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
@@ -78,28 +85,62 @@ def is_checkpoint(path: Path) -> bool:
     return path.is_file() or (path / STATE_FILE).is_file()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> dict[str, Any]:
     """A checkpoint's content on the CPU, tensors and plain values only (nothing in the files is executed).
 
     Tensors are mapped from the file, or are StoredTensors, so that those nobody uses (the optimizer's) cost no memory.
-    Raises UserError for a missing or damaged checkpoint.
+    process, num_processes: where several processes read a sharded checkpoint, each compares its part of the files with
+    their checksums. Raises UserError for a missing or damaged checkpoint, naming the newest whole one before it.
     """
+    try:
+        return _read(path, process, num_processes)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{error}{_earlier_whole(path)}") from error
+
+
+def _read(path: Path, process: int, num_processes: int) -> dict[str, Any]:
     if not path.is_dir():
         return _load(path)
     if not (path / STATE_FILE).is_file():
         raise UserError(f"{path}: no such checkpoint (no {STATE_FILE} in it)")
     state = _load(path / STATE_FILE)
-    files = [path / parts_file(number, state["num_processes"]) for number in range(state["num_processes"])]
+    number = state.get("num_processes")
+    if not isinstance(number, int) or number < 1 or "content" not in state:
+        raise DamagedFileError(f"{path / STATE_FILE}: not the state of a sharded checkpoint")
+    files = [path / parts_file(each, number) for each in range(number)]
+    if state[HAS_CHECKSUM]:
+        for each in range(process, number, num_processes):
+            _check_parts(files[each], path / checksums_file(each, number))
     parts = open_parts(files)
 
     def put_back(name: str, leaf: Any) -> Any:
         if not (isinstance(leaf, str) and leaf == ELSEWHERE):
             return leaf
         if name not in parts:
-            raise UserError(f"{path}: damaged, none of its files holds {name}")
+            raise DamagedFileError(f"{path}: damaged, none of its files holds {name}")
         return parts[name]
 
     return map_leaves(state["content"], put_back)
+
+
+def _check_parts(file: Path, checksums: Path) -> None:
+    if not checksums.is_file():
+        raise DamagedFileError(f"{checksums}: missing, the checkpoint cannot be checked")
+    if file.name not in check_files(checksums):
+        raise DamagedFileError(f"{checksums}: damaged, it does not list {file.name}")
+
+
+def _earlier_whole(path: Path) -> str:
+    """The end of a message about a damaged checkpoint: which earlier one can take its place."""
+    there = checkpoints_by_step(path.parent)
+    if path not in there.values():
+        return ""
+    for step, earlier in reversed(there.items()):
+        if step < step_of(path):
+            with suppress(UserError):
+                _read(earlier, 0, 1)
+                return f"; the newest whole checkpoint before it is {earlier}: remove {path} and resume from that"
+    return "; no whole checkpoint before it is left"
 
 
 class Weights(Mapping[str, Tensor]):
@@ -187,17 +228,24 @@ def cause(error: BaseException) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """A file that `torch.save` wrote, compared with its checksum, if it has one: HAS_CHECKSUM says."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
+    has_checksum = check_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to run the code
-        raise UserError(
+        raise DamagedFileError(
             f"{path}: not a readable checkpoint (damaged, or it holds objects that could run code; only tensors and "
             "plain values are read)"
         ) from error
-    except Exception as error:
-        raise UserError(f"{path}: not a readable checkpoint ({cause(error)})") from error
+    except Exception as error:  # archives fail in many ways
+        raise DamagedFileError(f"{path}: not a readable checkpoint ({cause(error)})") from error
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path}: not a checkpoint of lit-illada, it holds a {type(content).__name__}")
+    if content.get(HAS_CHECKSUM) and not has_checksum:
+        raise DamagedFileError(f"{path}: damaged, its checksum is missing")
+    return {**content, HAS_CHECKSUM: has_checksum}
 
 
 def _remove_folder(path: Path) -> None:

@@ -4,12 +4,13 @@ Training stops for the copy alone. What is being written is a partial beside the
 them when every process has written its parts: `Checkpoints` asks them all between two steps.
 """
 
+import errno
 import os
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +19,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_illada.errors import UserError
+from lit_illada.runtime.checksums import ChecksummedWriter, write_checksums
 from lit_illada.training.checkpoint import (
     ELSEWHERE,
+    HAS_CHECKSUM,
     STATE_FILE,
     cause,
+    checksums_file,
     map_leaves,
     partial_of,
     parts_file,
@@ -65,7 +69,20 @@ class CheckpointWriter(CheckpointIO):
             thread.join()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        """The content, read by all processes together. Raises UserError in all of them where one finds damage."""
+        content: dict[str, Any] = {}
+        message = None
+        try:
+            content = read_checkpoint(Path(path), _rank(), _num_processes())
+        except UserError as error:
+            message = str(error)
+        messages = [message]
+        if dist.is_initialized():
+            messages = [None] * _num_processes()
+            dist.all_gather_object(messages, message)
+        if found := next((each for each in messages if each is not None), None):
+            raise UserError(found)
+        return content
 
     def remove_checkpoint(self, path: Any) -> None:
         remove_checkpoint(Path(path))
@@ -130,7 +147,8 @@ class CheckpointWriter(CheckpointIO):
                 _write_file(partial_of(path), content)
             self._is_written = True
         except Exception as error:  # whatever it is: a thread that dies tells nobody
-            self.error = UserError(f"{path}: the checkpoint could not be written ({cause(error)})")
+            detail = f"{error.strerror}); free some space and resume" if _is_full(error) else f"{cause(error)})"
+            self.error = UserError(f"{path}: the checkpoint could not be written ({detail}")
             self.error.__cause__ = error
         self.write_s = time.perf_counter() - started_at
 
@@ -154,21 +172,37 @@ def _on_host(leaf: Any) -> Any:
 
 def _write_file(partial: Path, content: Mapping[str, Any]) -> None:
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    with partial.open("w+b") as file:
+        stream = ChecksummedWriter(file)
+        try:
+            torch.save({**content, HAS_CHECKSUM: True}, stream)  # type: ignore[arg-type]
+        except RuntimeError as error:  # torch's own words for a full disk name a line of its source
+            raise stream.error or error from error
+        stream.end_zip()
+        _sync(file)
 
 
 def _write_folder(partial: Path, content: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
     partial.mkdir(parents=True, exist_ok=True)
-    with (partial / parts_file(_rank(), _num_processes())).open("wb") as file:
-        write_parts(file, parts)
-        file.flush()
-        os.fsync(file.fileno())
+    name = parts_file(_rank(), _num_processes())
+    with (partial / name).open("wb") as file:
+        stream = ChecksummedWriter(file)
+        write_parts(stream, parts)
+        digest = (stream.num_bytes, stream.hexdigest())
+        _sync(file)
+    write_checksums(partial / checksums_file(_rank(), _num_processes()), {name: digest})
     if _rank() == 0:
         _write_file(partial / STATE_FILE, {"num_processes": _num_processes(), "content": content})
     sync_folder(partial)  # on every machine: its file's name is its own to keep
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _rank() -> int:

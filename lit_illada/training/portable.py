@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_illada.errors import UserError
+from lit_illada.model.weight_check import check_weights
 from lit_illada.training.sharded import StoredTensor, local_box
 
 
@@ -67,12 +68,14 @@ def model_state(module: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_model_state(module: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Copies what this process holds of each. Raises UserError where names or shapes differ."""
+    """Copy what this process holds of each. Raises UserError for other names or shapes, NaN and huge weights."""
     own = model_state(module)
     if different := sorted(own.keys() ^ saved.keys()):
         raise UserError(f"the checkpoint is of another model: only one of the two has {different[0]}")
     for name, target in own.items():
         _copy(saved[name], target, name)
+        if name.startswith("model."):
+            check_weights(name, target.to_local() if isinstance(target, DTensor) else target, "the checkpoint")
 
 
 def optimizer_state(optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:

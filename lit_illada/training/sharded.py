@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lit_illada.errors import UserError
+from lit_illada.runtime.checksums import ChecksummedWriter, DamagedFileError
 
 Box = tuple[slice, ...]
 _DTYPES = {
@@ -71,7 +72,7 @@ def own_parts(tensors: Mapping[str, DTensor]) -> dict[str, tuple[int, ...]]:
     return mine
 
 
-def write_parts(file: BinaryIO, parts: Mapping[str, Part]) -> None:
+def write_parts(file: ChecksummedWriter | BinaryIO, parts: Mapping[str, Part]) -> None:
     """The parts by the names of their tensors, from wherever they are, one at a time."""
     # the widest numbers first, so that all are aligned
     ordered = sorted(parts.items(), key=lambda item: -item[1].values.itemsize)
@@ -138,7 +139,7 @@ def open_parts(paths: Sequence[Path]) -> dict[str, StoredTensor]:
             file = safe_open(str(path), "pt")
             described = json.loads(file.metadata()[_PARTS])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not a whole file of a sharded checkpoint ({error})") from error
+            raise DamagedFileError(f"{path}: not a whole file of a sharded checkpoint ({error})") from error
         for name, (shape, offset) in described.items():
             header = file.get_slice(name)
             if name not in stored:

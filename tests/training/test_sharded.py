@@ -4,6 +4,8 @@ import ast
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from lit_illada.training import checkpoint, checkpoint_writer
 from lit_illada.training.checkpoint import (
     STATE_FILE,
     Weights,
+    checksums_file,
     is_checkpoint,
     latest_checkpoint,
     partial_of,
@@ -184,7 +187,8 @@ def test_names_are_on_the_disk_before_a_checkpoint_is_one(tmp_path):
     own, all_files, renamed = first
     assert own[0] == all_files[0] == partial
     assert {parts_file(0, 2), STATE_FILE} <= set(own[1])
-    assert set(all_files[1]) == {parts_file(0, 2), parts_file(1, 2), STATE_FILE}
+    checksums = {checksums_file(rank, 2) for rank in range(2)}
+    assert set(all_files[1]) == {parts_file(0, 2), parts_file(1, 2), STATE_FILE, *checksums}
     assert renamed == ("out", [whole])
     assert [name for name, _ in second] == [partial]
     assert parts_file(1, 2) in second[0][1]
@@ -280,6 +284,32 @@ def test_a_folder_that_lacks_a_process_s_parts_or_has_half_of_them_is_refused(sa
         last.unlink() if damage == "missing" else os.truncate(last, last.stat().st_size // 2)
         with pytest.raises(UserError, match=f"{last.name}: not a whole file"):
             read_checkpoint(path)
+
+
+def test_a_damaged_file_of_a_folder_is_refused_by_the_process_that_checks_it(saved, tmp_path):
+    names = sorted(file.name for file in (saved / "cut in two.ckpt").iterdir())
+    assert len(names) == 5
+    for name in names:
+        damaged = shutil.copytree(saved / "cut in two.ckpt", tmp_path / name)
+        content = bytearray((damaged / name).read_bytes())
+        content[len(content) // 3] ^= 1
+        (damaged / name).write_bytes(content)
+        with pytest.raises(UserError, match=re.escape(f"{damaged / name}: ")):
+            read_checkpoint(damaged)
+        checking = [rank for rank in range(2) if not is_read(damaged, rank)]
+        assert checking == ([0, 1] if name == STATE_FILE else [int(name.split("-")[1])])
+    damaged = shutil.copytree(saved / "cut in two.ckpt", tmp_path / "without")
+    (damaged / checksums_file(1, 2)).unlink()
+    with pytest.raises(UserError, match=f"{checksums_file(1, 2)}: missing"):
+        read_checkpoint(damaged)
+
+
+def is_read(path, rank):
+    try:
+        read_checkpoint(path, rank, 2)
+    except UserError:
+        return False
+    return True
 
 
 def test_nothing_in_a_folder_is_executed(saved, tmp_path):
