@@ -16,7 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +36,8 @@ from lit_illada.training.divergence import Diverged
 from lit_illada.training.loggers import begin_records, continue_records, end_records
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.ranks import RankWatch
+from lit_illada.training.record import record_files, take_back
+from lit_illada.training.saving import Checkpoints
 from lit_illada.training.tensorboard import begin_board
 from lit_illada.training.throughput import Throughput
 from lit_illada.tree import dump, to_tree
@@ -101,7 +103,10 @@ def _fit(
 ) -> bool:
     """Whether the run is finished."""
     started_at = time.perf_counter()
+    record = record_files(folder.path) if _is_rank_zero() else []
     if checkpoint is None:
+        if folder.provenance.exists():  # a process was killed before the first checkpoint
+            take_back(record, {}, step=-1)
         _record(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
@@ -115,18 +120,16 @@ def _fit(
             begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
         trainer.validate(module, datamodule=datamodule, verbose=False)
         _append_summary(folder, "start", trainer, module, {})
+    continuation = _Continuation(config, folder, datamodule, record)
     if checkpoint is not None:
-        # not before Lightning has taken the checkpoint over: a resume that is refused leaves the run as it was
-        def on_train_start(*_: Any) -> None:
-            _record(config, folder, datamodule)
-            continue_records(trainer.loggers, step_of(checkpoint))
-
-        trainer.callbacks.append(LambdaCallback(on_train_start=on_train_start))  # type: ignore[attr-defined]
+        trainer.callbacks.append(continuation)  # type: ignore[attr-defined]
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     except Diverged:
         _release(trainer, module)
         raise
+    if checkpoint is not None:
+        continuation.begin(trainer)  # Lightning starts no training where no step is left
     is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
     if is_finished and module.validated_at != trainer.global_step:
         trainer.limit_val_batches = 1.0  # all of them, also where a signal in the last step has called validation off
@@ -138,6 +141,31 @@ def _fit(
     # torchrun treats an early exit as a failure, so ranks leave together
     trainer.strategy.barrier()
     return is_finished
+
+
+class _Continuation(Callback):
+    """Takes the run's record back to the checkpoint, and notes the resume in the folder.
+
+    Not before Lightning has read the checkpoint: a resume that is refused leaves the run as it was.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder, datamodule: RowDataModule, record: Sequence[Path]) -> None:
+        self._config, self._folder, self._datamodule, self._record = config, folder, datamodule, record
+        self._has_begun = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begin(trainer)
+
+    def begin(self, trainer: pl.Trainer) -> None:
+        if self._has_begun:
+            return
+        self._has_begun = True
+        checkpoints = trainer.checkpoint_callback
+        assert isinstance(checkpoints, Checkpoints)
+        if checkpoints.record_sizes is not None:
+            take_back(self._record, checkpoints.record_sizes, trainer.global_step)
+        continue_records(trainer.loggers, trainer.global_step)
+        _record(self._config, self._folder, self._datamodule)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -62,6 +62,10 @@ class RunFolder:
         return self.path / "progress.json"
 
     @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.jsonl"
+
+    @property
     def labels(self) -> Path:
         return self.path / "labels.json"
 

@@ -27,6 +27,7 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.hf import load_model, tensor_shapes, write_hf
 from lit_illada.model.hf_layouts import LAYOUTS
+from lit_illada.model.tensor_files import TensorFiles
 from lit_illada.training.checkpoint import latest_checkpoint, read_checkpoint
 from lit_illada.training.checkpoint_writer import CheckpointWriter
 from lit_illada.tree import to_tree
@@ -385,10 +386,11 @@ def test_loading_keeps_the_weights_dtype(published, tmp_path):
 def test_a_checkpoint_of_ours_that_lacks_a_tensor_is_refused(published, tmp_path):
     assert lit_illada("convert", published("illada"), tmp_path / "in").exit_code == 0
     file = tmp_path / "in" / "checkpoints" / "weights.safetensors"
-    metadata = open_checkpoint(tmp_path / "in").tensors.metadata
+    metadata = TensorFiles([file]).metadata
     tensors = load_file(file)
     del tensors["model.norm.weight"]
     save_file(tensors, file, metadata)
+    (tmp_path / "in" / "checksums.json").unlink()
     with pytest.raises(UserError, match=r"model\.norm\.weight is missing"):
         open_checkpoint(tmp_path / "in")
 

@@ -1,6 +1,6 @@
 """What the training curves show: sums over steps and ranks, divided once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from lightning.pytorch import LightningModule
@@ -45,6 +45,18 @@ class TrainingCurves(Metric):
             "nll_by_ratio": nll / num_masked,
             "accuracy_by_ratio": num_correct / num_masked,
         }
+
+
+def sums_of(metric: Metric, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The states of a metric, all of which are sums, added up over the ranks. Every rank calls it."""
+    return {name: sum_over_ranks(getattr(metric, name).clone()) for name in metric._defaults}
+
+
+def set_sums(metric: Metric, sums: Mapping[str, Tensor]) -> None:
+    """Continue a metric from saved sums. One rank takes them; the others keep zeros."""
+    for name in metric._defaults:
+        getattr(metric, name).copy_(sums[name])
+    metric._update_count, metric._computed = 1, None
 
 
 def by_ratio(tag: str, values: Tensor) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from lit_illada.objective.loss import NoisyBatch, Objective
 from lit_illada.scoring.likelihood import Likelihood, RowScores, ScoreFn
 from lit_illada.training.config.optim import OptimConfig
 from lit_illada.training.gradients import clamp, scale, total_norm
-from lit_illada.training.metrics import TrainingCurves, by_ratio, publish
+from lit_illada.training.metrics import TrainingCurves, by_ratio, publish, set_sums, sums_of
 from lit_illada.training.optim import build_optimizer
 from lit_illada.training.parallel import ShardedStrategy, num_data_ranks
 from lit_illada.training.portable import PortableState
@@ -88,9 +88,9 @@ class PretrainModule(pl.LightningModule):
         self.gradient_norm = math.nan
         self.learning_rate = math.nan
         self.validated_at: int | None = None
-        self._step_before = 0
         self._is_batch_checked = False
         self._shard = shard
+        self._step_before = 0  # optimizer steps when the micro-batch in progress began
         self._data_group: ProcessGroup | None = None
         # of the step so far: the loss's count, the masked tokens' cross-entropy, how many they are. No buffer: DDP
         # would overwrite every rank's own with rank 0's.
@@ -121,6 +121,9 @@ class PretrainModule(pl.LightningModule):
         for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.process_group = self._data_group
+
+    def on_train_start(self) -> None:
+        self._step_before = self.global_step
 
     def on_train_epoch_start(self) -> None:
         self._is_batch_checked = False
@@ -172,8 +175,16 @@ class PretrainModule(pl.LightningModule):
             clamp(gradients, clip)
 
     def on_train_batch_end(self, outputs: Any, batch: TokenBatch, batch_idx: int) -> None:
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Log the training curves, if a step has ended that is due; a second call for the same step does nothing.
+
+        Lightning calls callbacks first, and one that saves the step calls this before it does.
+        """
         if self.global_step == self._step_before:
             return
+        self._step_before = self.global_step
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step % every == 0 or self.global_step == self.trainer.max_steps):
             publish(self, self.training_values())
@@ -193,10 +204,19 @@ class PretrainModule(pl.LightningModule):
             "train/learning_rate": self.learning_rate,
         }
 
+    @property
+    def interval_metrics(self) -> dict[str, Metric]:
+        """The metrics that add up the training steps since curves were last logged, by name."""
+        return {"curves": self.curves}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts micro-batches; a step may be divided otherwise now than when they were counted."""
         if "loops" not in checkpoint:  # weights alone
             return
+        group = self._data_group
+        if (self.trainer.global_rank if group is None else torch.distributed.get_rank(group)) == 0:
+            for name, sums in checkpoint.get("interval_sums", {}).items():
+                set_sums(self.interval_metrics[name], sums)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         for counts in (progress["total"], progress["current"]):
@@ -205,6 +225,10 @@ class PretrainModule(pl.LightningModule):
             counts.update(ready=done, started=done, processed=done, completed=done - pending)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.end_step()
+        checkpoint["interval_sums"] = {
+            name: sums_of(metric, self._sum_over_ranks) for name, metric in self.interval_metrics.items()
+        }
         if not isinstance(self.trainer.strategy, PortableState):  # of no run folder, which has the tokenizer
             checkpoint["tokenizer"] = self.tokenizer.files()
 

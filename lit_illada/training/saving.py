@@ -11,11 +11,13 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_illada.errors import UserError
 from lit_illada.training.checkpoint import checkpoint_path, checkpoints_by_step, link_best, remove_checkpoint
 from lit_illada.training.checkpoint_writer import CheckpointWriter
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.record import record_sizes
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +64,18 @@ class Checkpoints(Checkpoint):
         self._val_every_steps = val_every_steps
         self._retention = retention
         self._bounds: dict[int, float] = {}
+        self.record_sizes: dict[str, int] | None = None  # of the record at this checkpoint; None: an older version's
         self._saved_step: int | None = None
         self._is_in_flight = False
         self._is_asked = False
         self._error: UserError | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bounds": dict(self._bounds)}
+        return {"bounds": dict(self._bounds), "record_sizes": self.record_sizes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._bounds = dict(state_dict["bounds"])
+        self.record_sizes = state_dict.get("record_sizes")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step or None  # a resumed run begins with what is saved
@@ -142,9 +146,13 @@ class Checkpoints(Checkpoint):
         assert isinstance(module, PretrainModule)
         if module.validated_at == step:
             self._bounds[step] = float(trainer.callback_metrics[_BOUND])
+        module.end_step()  # its curves belong to the step that is saved
+        if trainer.is_global_zero:
+            _flush(trainer)
+            self.record_sizes = record_sizes(self.dirpath.parent)
         trainer.save_checkpoint(checkpoint_path(self.dirpath, step), weights_only=False)
         self._is_in_flight, self._saved_step = True, step
-        _tell(trainer, {"perf/checkpoint_pause_s": time.perf_counter() - started_at})
+        _tell(trainer, {"perf/checkpoint_pause_s": time.perf_counter() - started_at}, step)
 
     def _publish(self, trainer: Trainer, *, is_waiting: bool) -> None:
         """Let what every process has written take its place. Raises UserError in all of them where one could not."""
@@ -159,8 +167,10 @@ class Checkpoints(Checkpoint):
         if error := _any_error(trainer, writer):
             writer.discard()
             raise error
+        assert self._saved_step is not None
+        _tell(trainer, {"perf/checkpoint_write_s": writer.write_s}, self._saved_step)
+        _flush(trainer)  # before the checkpoint: a kill must not lose points of steps that are not trained again
         writer.publish()
-        _tell(trainer, {"perf/checkpoint_write_s": writer.write_s})
         if trainer.is_global_zero:
             self._tidy()
 
@@ -191,7 +201,15 @@ def _writer(trainer: Trainer) -> CheckpointWriter:
     return writer
 
 
-def _tell(trainer: Trainer, figures: dict[str, float]) -> None:
+def _tell(trainer: Trainer, figures: dict[str, float], step: int) -> None:
     if trainer.is_global_zero:
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+            logger.log_metrics(figures, step=step)
+
+
+def _flush(trainer: Trainer) -> None:
+    """Write the logged points to the files."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()

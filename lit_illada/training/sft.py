@@ -35,6 +35,10 @@ class SFTModule(PretrainModule):
     def watch(self, batch: TokenBatch, noisy: NoisyBatch, scores: TokenScores) -> None:
         self.responses.update(batch, noisy, scores)
 
+    @property
+    def interval_metrics(self) -> dict[str, Metric]:
+        return {**super().interval_metrics, "responses": self.responses}
+
     def training_values(self) -> dict[str, float | Tensor]:
         responses = {f"train/{name}": value for name, value in self.responses.compute().items() if not value.isnan()}
         self.responses.reset()
