@@ -122,7 +122,7 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
         node = OmegaConf.merge(OmegaConf.structured(_leaf_schema(hint)), {"value": value})
         read = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)["value"]  # type: ignore[index, call-overload]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{path}: {value!r} is not {_type_name(hint)}{_list_hint(hint, value, path)}") from error
+        raise UserError(f"{path}: {value!r} is not {type_name(hint)}{_list_hint(hint, value, path)}") from error
     _check_numbers(read, path)
     return read
 
@@ -155,7 +155,10 @@ def _leaf_schema(hint: Any) -> type:
     return dataclasses.make_dataclass("Leaf", [("value", hint)])
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """A field's type in words, such as `a whole number or null`."""
+    if isinstance(hint, EnumType):
+        return "one of the values below"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
     parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     return " or ".join(

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from lit_illada import __version__
 from lit_illada.cli import main
-from lit_illada.completion import complete_override
+from lit_illada.cli.completion import complete_override
 from lit_illada.config import load
 from lit_illada.errors import UserError
 from lit_illada.run_folder import flatten

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from lit_illada import completion, processes
+from lit_illada import processes
+from lit_illada.cli import completion
 from lit_illada.errors import InterruptedByUserError, UserError
 from lit_illada.runtime.terminal import one_line
 

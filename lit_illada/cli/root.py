@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from lit_illada import __version__, completion, processes
+from lit_illada import __version__, processes
+from lit_illada.cli import completion
 from lit_illada.cli.data import data
 from lit_illada.cli.launch import launch
 from lit_illada.cli.loops import loops

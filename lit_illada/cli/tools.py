@@ -4,16 +4,36 @@ from pathlib import Path
 
 import click
 
-from lit_illada import completion
+from lit_illada.cli import completion
 from lit_illada.cli.frame import file_to_write, guarded, overrides_argument
+from lit_illada.errors import UserError
 
 
-@click.command(epilog="\b\nExample:\n  lit-illada config pretrain experiment=demo model.num_hidden_layers=8\n")
-@click.argument("command", type=click.Choice(["pretrain", "sft", "generate", "score", "data", "examples", "loops"]))
+@click.command(
+    epilog="""\b
+Examples:
+  lit-illada config pretrain experiment=demo model.num_hidden_layers=8
+  lit-illada config --explain optim.schedule.warmup_steps
+  lit-illada config sft --explain trainer.precision
+"""
+)
+@click.argument(
+    "command",
+    type=click.Choice(["pretrain", "sft", "generate", "score", "data", "examples", "loops"]),
+    required=False,
+)
+@click.option("--explain", "key", metavar="KEY", help="Print what a key means: type, default, allowed values, source.")
 @overrides_argument
 @guarded
-def config(command: str, overrides: tuple[str, ...]) -> None:
+def config(command: str | None, key: str | None, overrides: tuple[str, ...]) -> None:
     """Print the resolved config that COMMAND would run with."""
+    if key is not None:
+        from lit_illada.explain import explain, show
+
+        click.echo(show(explain(key, command, overrides)), nl=False)
+        return
+    if command is None:
+        raise UserError("which command's config? Name it, such as: lit-illada config pretrain")
     from lit_illada.config import load
     from lit_illada.tree import dump
 

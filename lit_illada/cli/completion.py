@@ -21,15 +21,25 @@ def script(command: click.Command, shell: str) -> str:
 
 
 def complete_override(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Groups (`model=`), their files (`model=nano`) and keys (`model.hidden_size=`) that continue what was typed."""
+    """Groups (`model=`), their files (`model=nano`), keys (`model.hidden_size=`) and values that continue the word."""
     key, has_value, typed = incomplete.partition("=")
     folder = conf_dir() / key.partition("@")[0]
     if has_value and folder.is_dir():
         return [CompletionItem(f"{key}={name}") for name in _files(folder) if name.startswith(typed)]
+    if has_value:
+        return [CompletionItem(f"{key}={value}") for value in _values(ctx, key) if value.startswith(typed)]
     chosen = dict(word.split("=", 1) for word in ctx.params.get("overrides") or () if "=" in word)
     groups, keys = _compose(conf_dir() / f"{_config_of(ctx)}.yaml", "", "", chosen)
     candidates = [f"{name}=" for name in [*sorted(groups), *sorted(keys)]]
     return [CompletionItem(text) for text in candidates if text.startswith(incomplete)]
+
+
+def _values(ctx: click.Context, key: str) -> list[str]:
+    """Names of a choice, members of an enumeration, true and false."""
+    from lit_illada.explain import values_of
+
+    overrides = [word for word in ctx.params.get("overrides") or () if "=" in word]
+    return values_of(key, _config_of(ctx), overrides)
 
 
 def key_hint(ctx: click.Context, option: str) -> str:
