@@ -67,7 +67,7 @@ def print_library() -> None:
     """Print every sweep of the library with its question."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in library():
-        table.add_row(name, read_spec(name).question)
+        table.add_row(name, str(read_yaml(spec_file(name)).get("question", "")))  # without validating arms: 1 s less
     Console().print(table, highlight=False)
 
 
