@@ -15,6 +15,7 @@ from lit_illada.config import SCHEMAS, compose_tree
 from lit_illada.data.config import DataConfig
 from lit_illada.data_commands import prepare_dataset
 from lit_illada.errors import UserError
+from lit_illada.sweep.design import describe
 from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import begin_path, read_spec
 from lit_illada.sweep.plan import Tree, expand, set_in
@@ -223,7 +224,7 @@ def _print_head(spec: SweepSpec, place: SweepFolder, console: Console) -> None:
         "arms": f"{len(spec.all_arms())}, baseline {spec.baseline}",
         "seeds": ", ".join(map(str, spec.seeds)),
         "budget": budget,
-        "ranked by": f"{spec.metrics[0].name}, {spec.metrics[0].goal} is better",
+        **describe(spec),
         "folder": str(place.path),
     }
     for what, text in told.items():

@@ -91,7 +91,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
         filled = {name: getattr(common, name) for name in ("seeds", "validations") if name not in tree}
         budget = common.budget if spec.budget is None and not spec.no_budget else spec.budget
         spec = replace(spec, budget=budget, **filled)
-    named = ("seeds", "budget", "validations", "baseline", "arms", "axes", "metrics")
+    named = ("seeds", "budget", "validations", "baseline", "arms", "axes", "metrics", "equivalence_margin")
     given = {key: value for key in named if (value := getattr(own, key)) is not None}
     scaled = [
         replace(

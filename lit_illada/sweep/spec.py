@@ -98,6 +98,7 @@ class Scale:
     arms: list[Arm] | None = None
     axes: dict[str, list[Arm]] | None = None
     metrics: list[Metric] | None = None
+    equivalence_margin: float | None = None
     overrides: dict[str, list[str]] = field(default_factory=dict)
     arguments: dict[str, list[str]] = field(default_factory=dict)
 
@@ -116,7 +117,8 @@ class CommonScale:
 class SweepSpec:
     """A sweep. With its scale applied, `scales` is empty and all else is final.
 
-    baseline: the arm that others are compared with. metrics: the first is what arms are ranked by.
+    baseline: the arm that others are compared with.
+    metrics: the first is the primary one, by which arms are ranked and get verdicts; the others are descriptive.
     seeds, budget, validations: those of sweeps/scale/<scale>.yaml where the file names none.
     no_budget: why arms share none, where the budget is what they differ in.
     begin_from: the checkpoint that the first stage begins with, where that is not pretraining: a run, a converted
@@ -127,6 +129,8 @@ class SweepSpec:
     also_compare: pairs of arms, (reference, arm), that are compared beside every arm with the baseline.
     equal_in_expectation: pairs of arms with one expected objective; cannot_learn: arms that learn no context. The
     report checks both.
+    equivalence_margin: in units of the primary metric, the largest difference of such a pair that is negligible; None:
+    the report does not test whether they are equivalent.
     """
 
     question: str
@@ -146,6 +150,7 @@ class SweepSpec:
     overrides: dict[str, list[str]] = field(default_factory=dict)
     also_compare: list[list[str]] = field(default_factory=list)
     equal_in_expectation: list[list[str]] = field(default_factory=list)
+    equivalence_margin: float | None = None
     cannot_learn: list[str] = field(default_factory=list)
     scale: str | None = PAPER
     scales: dict[str, Scale] = field(default_factory=dict)
@@ -166,9 +171,20 @@ class SweepSpec:
         return labels if seed is None else {**labels, "seed": seed}
 
     def comparisons(self) -> list[tuple[str, str]]:
-        """All that are planned, (reference, arm): verdicts are corrected for so many."""
+        """Every arm with the baseline, then those of also_compare: (reference, arm)."""
         others = [(self.baseline, arm.name) for arm in self.all_arms() if arm.name != self.baseline]
         return [*others, *((first, second) for first, second in self.also_compare)]
+
+    def tested_pairs(self) -> list[tuple[str, str]]:
+        """All pairs, (reference, arm), that can get a verdict: `comparisons`, then other pairs of equal_in_expectation.
+
+        Verdicts are corrected for their number.
+        """
+        pairs = self.comparisons()
+        for one, other in self.equal_in_expectation:
+            if (one, other) not in pairs and (other, one) not in pairs:
+                pairs.append((one, other))
+        return pairs
 
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -213,7 +229,12 @@ def check(spec: SweepSpec) -> None:
             raise UserError(f"stage {stage.name!r} follows {previous.name!r}, which makes no checkpoint")
     _check_stage_names(spec)
     if not spec.metrics:
-        raise UserError("metrics is empty: the first is what arms are ranked by")
+        raise UserError("metrics is empty: name at least one; the first carries the verdicts")
+    if spec.equivalence_margin is not None and not spec.equivalence_margin > 0:
+        raise UserError(
+            f"equivalence_margin is {spec.equivalence_margin}; it must be above 0, in units of {spec.metrics[0].name}, "
+            "or null"
+        )
     if spec.validations < 1:
         raise UserError(f"validations is {spec.validations}; it must be 1 or more")
     if spec.warmup_fraction is not None and not 0 <= spec.warmup_fraction < 1:

@@ -1,14 +1,19 @@
 """What is committed as found is what the sweeps that come with the package find: their arms, metrics, comparisons."""
 
 import csv
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from lit_illada.share import sweeps_dir
+from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import read_spec
+from lit_illada.sweep.report.collect import Provenance, RunRecord, Sweep
+from lit_illada.sweep.report.findings import find
 
 RESULTS = sweeps_dir() / "results"
+NOT_FIGURES = {"run", "stage", "arms", "seed", "state", "parent", "config", "commit", "data_sha256", "checkpoint"}
 LOOPS = ["loop_causes", "loop_mitigation", "loop_reproduce"]
 
 
@@ -24,6 +29,37 @@ def test_its_arms_and_metrics_are_those_of_the_sweep(name):
     assert {row["metric"] for row in found} == {metric.name for metric in spec.metrics}
     assert {row["is_preliminary"] for row in found} == {"false"}
     assert name in (sweeps_dir() / "LOG.md").read_text(encoding="utf-8")
+
+
+def sweep_of(name):
+    """The sweep as its committed runs.csv records it: the figures of every run, without curves."""
+    spec = read_spec(name, ["+scale=loops"] if name in LOOPS else ["+scale=nano"])
+    records = []
+    for row in rows(RESULTS / name / "runs.csv"):
+        planned = {field.name: None for field in fields(PlannedRun)}
+        planned |= {"id": row["run"], "stage": row["stage"], "arms": row["arms"].split("; ")}
+        run = PlannedRun(**{**planned, "seed": int(row["seed"]) if row["seed"] else None})
+        figures = {key: float(value) for key, value in row.items() if key not in NOT_FIGURES and value}
+        origin = Provenance(Path(row["config"]), [], [], None, None)
+        records.append(RunRecord(run, RunState(row["state"]), Path(name), figures, {}, origin))
+    return Sweep(SweepFolder(Path(name)), spec, records)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RESULTS.iterdir()))
+def test_its_verdicts_are_those_of_its_runs(name):
+    """The present statistics, applied to the committed figures of every run, give the committed verdicts."""
+    sweep = sweep_of(name)
+    committed = {(row["metric"], row["arm"]): row for row in rows(RESULTS / name / "arms.csv")}
+    for metric in sweep.spec.metrics:
+        for arm in find(sweep, metric).arms:
+            row = committed.pop((metric.name, arm.arm))
+            comparison = arm.comparison
+            assert row["verdict"] == arm.verdict
+            assert float(row["mean"]) == pytest.approx(arm.estimate.mean)
+            assert row["finding"] == (comparison.finding if comparison else "baseline")
+            if comparison and comparison.p_holm is not None:
+                assert float(row["p_holm"]) == pytest.approx(comparison.p_holm)
+    assert not committed
 
 
 @pytest.mark.parametrize("name", LOOPS)

@@ -94,9 +94,9 @@ def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
     if not absolute:
         return None
     x = {"title": {"text": "mask ratio t"}, "range": [0, 1], "dtick": 0.2}
-    tables = [("cross-entropy", absolute, "nats a masked token")]
+    tables = [("cross-entropy", absolute, "nats/masked token")]
     if relative:
-        tables.append(("less the baseline", relative, f"nats a masked token, less {sweep.spec.baseline}"))
+        tables.append(("less the baseline", relative, f"nats/masked token, less {sweep.spec.baseline}"))
     variants: list[Variant] = []
     data: list[Trace] = []
     for label, table, title in tables:
@@ -311,6 +311,7 @@ def _band_traces(arm: str, band: Band, look: Look) -> list[Trace]:
 def _rows(arms: list[str]) -> dict[str, Any]:
     return {
         "height": _FRAME_HEIGHT + _ROW_HEIGHT * len(arms),
+        "meta": {"row_height": _ROW_HEIGHT},
         "yaxis": {"type": "category", "categoryorder": "array", "categoryarray": arms, "automargin": True},
     }
 

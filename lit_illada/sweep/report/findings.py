@@ -1,35 +1,30 @@
-"""What does a sweep say, metric by metric: how good is each arm, and how does it compare with the baseline?"""
+"""Findings of a sweep by metric: means, comparisons with the baseline, and the checks that the spec asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import isfinite
 
+from lit_illada.stats.comparisons import Comparison, Finding, compare
 from lit_illada.stats.intervals import LEVEL, Estimate, estimate
+from lit_illada.stats.tests import holm
 from lit_illada.sweep.layout import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep
-from lit_illada.sweep.report.statistics import (
-    Comparison,
-    compare,
-    difference,
-    paired,
-    paired_p,
-)
 from lit_illada.sweep.report.wording import Unit, p_value, unit_of, verdict
 from lit_illada.sweep.spec import Goal, Metric, SweepSpec
 
 
 @dataclass(frozen=True)
 class ArmFinding:
-    """One arm by one metric. values: by seed, of finished runs. comparison: None for the baseline itself."""
+    """One arm by one metric."""
 
     arm: str
-    source: str
+    source: str  # the paper or code it is from
     is_baseline: bool
-    records: dict[int | None, RunRecord]
-    values: dict[int | None, float]
+    records: dict[int | None, RunRecord]  # by seed
+    values: dict[int | None, float]  # by seed, of finished runs
     estimate: Estimate | None
-    comparison: Comparison | None
+    comparison: Comparison | None  # None for the baseline
     verdict: str
 
 
@@ -45,25 +40,23 @@ class PairFinding:
 
 @dataclass(frozen=True)
 class Check:
-    """Something the spec says must come out so. is_passed: None while there are too few results to tell."""
+    """An outcome that the spec predicts."""
 
     text: str
-    is_passed: bool | None
+    is_passed: bool | None  # None: undecided
 
 
 @dataclass(frozen=True)
 class MetricFinding:
-    """All arms by one metric, the best mean first, those without results last.
-
-    num_runs, num_finished: of the runs that the metric is taken from.
-    """
+    """All arms by one metric."""
 
     metric: Metric
+    is_primary: bool  # carries verdicts; others are descriptive
     unit: Unit
-    arms: list[ArmFinding]
+    arms: list[ArmFinding]  # the best mean first, those without results last
     pairs: list[PairFinding]
-    checks: list[Check]
-    num_runs: int
+    checks: list[Check]  # of the primary metric; else empty
+    num_runs: int  # that the metric is taken from
     num_finished: int
 
     @property
@@ -78,7 +71,15 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
     spec = sweep.spec
     records = {arm.name: sweep.of_arm(arm.name, metric.stage) for arm in spec.all_arms()}
     values = {arm: _values(of_seed, metric.name) for arm, of_seed in records.items()}
-    comparisons = compare(values, spec.comparisons(), metric.goal)
+    is_primary = metric == spec.metrics[0]
+    is_lower_better = metric.goal is Goal.LOWER
+    comparisons = compare(
+        values,
+        spec.tested_pairs(),
+        is_lower_better=is_lower_better,
+        is_primary=is_primary,
+        controls=spec.cannot_learn,
+    )
     unit = unit_of(metric.name, [found.difference for found in comparisons.values() if found.difference])
     arms: list[ArmFinding] = []
     for arm in spec.all_arms():
@@ -104,12 +105,12 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
         comparison = comparisons[first, second]
         said = verdict(comparison, first, unit, is_same_run=_are_same_runs(records, first, second))
         pairs.append(PairFinding(first, second, comparison, said))
-    sign = 1 if metric.goal is Goal.LOWER else -1
+    sign = 1 if is_lower_better else -1
     arms.sort(key=lambda found: (found.estimate is None, sign * found.estimate.mean if found.estimate else 0.0))
     runs = {record.run.id: record for of_seed in records.values() for record in of_seed.values()}
     finished = sum(record.state is RunState.FINISHED for record in runs.values())
-    checks = _checks(spec, metric, records, values, unit)
-    return MetricFinding(metric, unit, arms, pairs, checks, len(runs), finished)
+    checks = _checks(spec, metric, records, values, comparisons, unit) if is_primary else []
+    return MetricFinding(metric, is_primary, unit, arms, pairs, checks, len(runs), finished)
 
 
 def grid(spec: SweepSpec, found: MetricFinding) -> tuple[list[str], list[str], list[list[float | None]]] | None:
@@ -129,6 +130,7 @@ def _values(of_seed: dict[int | None, RunRecord], name: str) -> dict[int | None,
 
 Values = dict[str, dict[int | None, float]]
 Records = dict[str, dict[int | None, RunRecord]]
+Comparisons = Mapping[tuple[str, str], Comparison]
 
 
 def _are_same_runs(records: Records, one: str, other: str) -> bool:
@@ -136,29 +138,47 @@ def _are_same_runs(records: Records, one: str, other: str) -> bool:
     return runs == of_other
 
 
-def _checks(spec: SweepSpec, metric: Metric, records: Records, values: Values, unit: Unit) -> list[Check]:
-    # with the verdicts: all that a page says of one metric is false in one of twenty sweeps at most
-    level = LEVEL / max(1, len(spec.comparisons()) + len(spec.equal_in_expectation))
+def _checks(
+    spec: SweepSpec, metric: Metric, records: Records, values: Values, comparisons: Comparisons, unit: Unit
+) -> list[Check]:
     return [
-        *(_agrees(pair, values, unit, level) for pair in spec.equal_in_expectation),
+        *_equivalences(spec, comparisons, unit),
         *(_has_not_learnt(arm, spec.baseline, metric, records, values, unit) for arm in spec.cannot_learn),
     ]
 
 
-def _agrees(pair: Sequence[str], values: Values, unit: Unit, level: float) -> Check:
-    one, other = pair
-    pairs = paired(values[other], values[one])
-    found, p = difference(pairs), paired_p(pairs)
-    what = f"{one} and {other} have the same expected objective"
-    if found is None or p is None:
-        return Check(f"{what}: too few seeds in common to check that they come out alike", None)
-    seen = f"difference {unit.difference(found.mean)} ({unit.interval(found, is_difference=True)}), {p_value(p)}"
-    if p > level:
-        return Check(f"{what}: {seen}: not separable, as it should be", True)
+def _equivalences(spec: SweepSpec, comparisons: Comparisons, unit: Unit) -> list[Check]:
+    """One check per pair of `equal_in_expectation`: two one-sided tests, Holm's correction over these pairs."""
+    pairs = [(one, other) for one, other in spec.equal_in_expectation]
+    found = {pair: comparisons.get(pair) or comparisons[pair[1], pair[0]] for pair in pairs}
+    margin = spec.equivalence_margin
+    p = {pair: value for pair in pairs if margin and (value := found[pair].p_equivalent(margin)) is not None}
+    corrected = holm(p, len(pairs))
+    return [_equivalence(pair, found[pair], margin, corrected.get(pair), unit) for pair in pairs]
+
+
+def _equivalence(pair: tuple[str, str], found: Comparison, margin: float | None, p: float | None, unit: Unit) -> Check:
+    what = f"{pair[0]} and {pair[1]} have the same expected objective"
+    if found.difference is None or found.p is None:
+        return Check(f"{what}: too few seeds in common, or nothing varies: not tested", None)
+    seen = (
+        f"difference {unit.difference(found.difference.mean)} "
+        f"(95\u00a0% interval {unit.interval(found.difference, is_difference=True)})"
+    )
+    if margin is not None and p is not None and p <= LEVEL:
+        return Check(f"{what}: equivalent within ±{unit.size(margin)} (TOST {p_value(p)}): {seen}", True)
+    if found.finding is not Finding.NOT_SEPARABLE:
+        return Check(
+            f"{what}, yet they differ (Holm {p_value(found.p_holm)}): {seen}. Either the implementation is wrong, or "
+            "one of them learns better for its smaller variance: resolve this before relying on any verdict here",
+            False,
+        )
+    if margin is None:
+        return Check(f"{what}: not separable, but equivalence is not tested without equivalence_margin: {seen}", None)
     return Check(
-        f"{what}, yet they are separated: {seen}. Either the implementation is wrong, or one of them learns better for "
-        "its smaller variance: look before any verdict here is believed",
-        False,
+        f"{what}: undecided, neither different nor shown to be equivalent within ±{unit.size(margin)} "
+        f"(TOST {p_value(p)}): {seen}",
+        None,
     )
 
 
@@ -182,4 +202,4 @@ def _has_not_learnt(arm: str, baseline: str, metric: Metric, records: Records, v
     seen = f"{unit.value(mean)} {unit.name}, {what} {unit.value(limit)}"
     if is_passed:
         return Check(f"{arm} cannot learn context, and did not: {seen}", True)
-    return Check(f"{arm} cannot learn context, yet it did: {seen}. The yardstick or the arm is wrong", False)
+    return Check(f"{arm} cannot learn context, yet it did: {seen}. The validation metric or the arm is wrong", False)

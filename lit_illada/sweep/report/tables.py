@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from lit_illada.stats.comparisons import Comparison
 from lit_illada.sweep.report.collect import RunRecord, Sweep
 from lit_illada.sweep.report.findings import MetricFinding
-from lit_illada.sweep.report.statistics import Comparison
 
 Row = dict[str, Any]
 
@@ -62,6 +62,7 @@ def _arm_rows(found: MetricFinding) -> list[Row]:
                 "metric": found.metric.name,
                 "stage": found.metric.stage,
                 "goal": found.metric.goal.value,
+                "is_primary": found.is_primary,
                 "arm": arm.arm,
                 "is_baseline": arm.is_baseline,
                 "num_seeds": len(arm.values),
@@ -85,6 +86,7 @@ def _pair_rows(found: MetricFinding) -> list[Row]:
             "metric": found.metric.name,
             "stage": found.metric.stage,
             "goal": found.metric.goal.value,
+            "is_primary": found.is_primary,
             "first": pair.first,
             "second": pair.second,
             **_compared(pair.comparison),
@@ -98,15 +100,19 @@ def _pair_rows(found: MetricFinding) -> list[Row]:
 def _compared(comparison: Comparison | None) -> Row:
     """None: the baseline."""
     difference = comparison.difference if comparison else None
+    needed = comparison.seeds_needed if comparison else None
     return {
         "num_pairs": len(comparison.seeds) if comparison else None,
         "difference": difference.mean if difference else None,
         "difference_low_95": difference.low if difference else None,
         "difference_high_95": difference.high if difference else None,
+        "standard_error": comparison.standard_error if comparison else None,
+        "dof": comparison.dof if comparison else None,
         "p": comparison.p if comparison else None,
         "p_holm": comparison.p_holm if comparison else None,
         "finding": comparison.finding.value if comparison else "baseline",
-        "seeds_needed": comparison.seeds_needed if comparison else None,
+        "seeds_needed_low": needed[0] if needed else None,
+        "seeds_needed_high": needed[1] if needed else None,
         "smallest_visible": comparison.smallest_visible if comparison else None,
     }
 

@@ -1,12 +1,12 @@
-"""How are numbers and verdicts said, so that nobody reads more into them than the seeds carry?"""
+"""Wording of numbers and verdicts, with no more digits or certainty than the seeds support."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import floor, log10
 from statistics import median
 
+from lit_illada.stats.comparisons import Comparison, Finding
 from lit_illada.stats.intervals import Estimate
-from lit_illada.sweep.report.statistics import Comparison, Finding
 
 MISSING = "–"
 
@@ -60,16 +60,16 @@ def unit_of(metric: str, estimates: Iterable[Estimate]) -> Unit:
 
 
 _UNITS = {
-    "nll_bound": ("nats a token", "nats a token", 1.0),
-    "nats_per_token": ("nats a token", "nats a token", 1.0),
-    "bits_per_byte": ("bits a byte", "bits a byte", 1.0),
+    "nll_bound": ("nats/token", "nats/token", 1.0),
+    "nats_per_token": ("nats/token", "nats/token", 1.0),
+    "bits_per_byte": ("bits per byte", "bits per byte", 1.0),
     "exact_match": ("%", "points", 100.0),
     "accuracy": ("%", "points", 100.0),
     "rate": ("%", "points", 100.0),
     "share": ("%", "points", 100.0),
     "endless": ("%", "points", 100.0),
     "looped": ("%", "points", 100.0),
-    "nll": ("nats a token", "nats a token", 1.0),
+    "nll": ("nats/token", "nats/token", 1.0),
 }
 
 
@@ -89,23 +89,33 @@ def verdict(found: Comparison | None, baseline: str, unit: Unit, *, is_same_run:
             f"differs by {unit.size(difference.mean)} from {baseline} at every one of {n} seeds alike: nothing varies, "
             "so there is no noise to test against"
         )
+    if found.finding is Finding.DESCRIPTIVE:
+        return (
+            f"{unit.difference(difference.mean)} {unit.of_difference}".rstrip()
+            + f" (95\u00a0% interval {unit.interval(difference, is_difference=True)}), descriptive"
+        )
     if found.finding is not Finding.NOT_SEPARABLE:
         return (
             f"{found.finding} than {baseline} by {unit.size(difference.mean)} "
             f"(95\u00a0% interval {_sizes(difference, unit)}, Holm {p_value(found.p_holm)})"
         )
-    needed = "more than 10 000" if found.seeds_needed is None else f"about {found.seeds_needed}"
-    if found.seeds_needed is not None and found.seeds_needed <= n:
-        return (
-            f"not separable at {n} seeds (Holm {p_value(found.p_holm)}), though {n} would mostly suffice for a true "
-            "difference of this size"
-        )
     if found.smallest_visible is not None and not unit.is_possible(found.smallest_visible):
         return (
-            f"not separable at {n} seeds, too few to see any difference of shares among so many comparisons; {needed} "
-            "would be needed to see one of this size"
+            f"not separable at {n} seeds, too few to find any difference of fractions in {found.num_comparisons} tests"
         )
-    return f"not separable at {n} seeds; {needed} would be needed to see a difference of this size"
+    return f"not separable at {n} seeds{_seeds_needed(found)}"
+
+
+def _seeds_needed(found: Comparison) -> str:
+    """A range, and nothing where the interval of the difference holds 0: such data exclude no number of seeds."""
+    needed = found.seeds_needed
+    if needed is None:
+        return ""
+    low, high = needed
+    if low == high:
+        return f"; {low} seeds needed for a true difference within its interval"
+    top = "more than 10 000" if high is None else str(high)
+    return f"; {low} to {top} seeds needed for a true difference within its interval"
 
 
 def p_value(p: float | None) -> str:

@@ -19,6 +19,8 @@ from plotly.offline import get_plotlyjs
 
 from lit_illada import __version__
 from lit_illada.runtime.files import write_atomically
+from lit_illada.stats.comparisons import Finding
+from lit_illada.sweep.design import TEST, describe
 from lit_illada.sweep.layout import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep, collect
 from lit_illada.sweep.report.figures import (
@@ -31,7 +33,6 @@ from lit_illada.sweep.report.figures import (
 from lit_illada.sweep.report.findings import MetricFinding, find
 from lit_illada.sweep.report.looks import Look, looks_of
 from lit_illada.sweep.report.pictures import draw
-from lit_illada.sweep.report.statistics import Finding
 from lit_illada.sweep.report.strip import strips
 from lit_illada.sweep.report.tables import costs, write_tables
 from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of
@@ -85,7 +86,9 @@ def write_report(path: Path, out: Path | None = None, now: datetime | None = Non
             budget=_budget_text(sweep.spec),
             warnings=_warnings(sweep),
             leading=_leading(sections[0].found, sweep.spec),
-            checks=[check for section in sections[:1] for check in section.found.checks],
+            checks=sections[0].found.checks,
+            design=describe(sweep.spec),
+            test=TEST,
             pictures=[f"{figure.id}.png" for figure in figures],
             figures_json=_script_safe(json.dumps([figure.to_tree() for figure in figures], separators=(",", ":"))),
             library=_plotting_library(),
@@ -95,12 +98,14 @@ def write_report(path: Path, out: Path | None = None, now: datetime | None = Non
             version=__version__,
         ),
     )
-    return file, [_state_text(sweep), *(line for section in sections for line in _plain(section.found))]
+    design = [f"{heading}: {text}" for heading, text in describe(sweep.spec).items()]
+    return file, [_state_text(sweep), *design, *(line for section in sections for line in _plain(section.found))]
 
 
 def _plain(found: MetricFinding) -> list[str]:
-    """A line an arm, a further comparison, a check."""
-    lines = [f"{found.metric.name} after {found.metric.stage}, {found.metric.goal} is better:"]
+    """One line per arm, further comparison and check."""
+    kind = "primary" if found.is_primary else "descriptive"
+    lines = [f"{found.metric.name} after {found.metric.stage}, {found.metric.goal} is better ({kind}):"]
     width = max(len(arm.arm) for arm in found.arms)
     for arm in found.arms:
         mean = found.unit.value(arm.estimate.mean if arm.estimate else None)

@@ -137,7 +137,8 @@ VALUES = {
 
 def write_four_arms(path):
     """Four arms at three seeds: one like the baseline, one truly better, one that learns nothing."""
-    spec = spec_of(list(VALUES), SEEDS, equal_in_expectation=[["uniform", "cosine"]], cannot_learn=["fixed 1.0"])
+    checks = {"equal_in_expectation": [["uniform", "cosine"]], "cannot_learn": ["fixed 1.0"]}
+    spec = spec_of(list(VALUES), SEEDS, equivalence_margin=0.1, **checks)
     return write_sweep(path, spec, VALUES)
 
 

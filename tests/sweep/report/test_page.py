@@ -1,5 +1,7 @@
 """The page in a browser: it draws without a complaint, sorts, hides arms, changes axes and leads to sources."""
 
+import re
+
 import pytest
 from chromium import EXECUTABLE, Browser
 
@@ -59,6 +61,67 @@ def test_a_hidden_arm_is_gone_from_every_plot_and_comes_back(page):
     assert page.run(visible) is False
     page.run("document.querySelector('[data-all]').click()")
     assert page.run(visible) is True
+
+
+def test_a_hidden_arm_leaves_no_empty_row(page):
+    plot = "document.querySelector('[id^=seeds]')"
+    rows = f"[...{plot}.querySelectorAll('.ytick')].map(tick => tick.textContent.trim())"
+    height = f"{plot}.getBoundingClientRect().height"
+    before, height_before = page.run(rows), page.run(height)
+    assert set(before) == {"band", "uniform", "cosine", "fixed 1.0"}
+    page.run("document.querySelector('[data-arm=cosine]').click()")
+    page.wait_for(f"{rows}.length === 3")
+    assert page.run(rows) == [arm for arm in before if arm != "cosine"]
+    page.wait_for(f"{height} === {height_before} - 34")
+    page.run("document.querySelector('[data-all]').click()")
+    page.wait_for(f"{rows}.length === 4 && {height} === {height_before}")
+
+
+def contrast(colour, other):
+    """Ratio of two CSS colours (WCAG 2)."""
+
+    def luminance(text):
+        red, green, blue = (float(part) / 255 for part in re.findall(r"[\d.]+", text)[:3])
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(colour), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_hover_text_is_readable(page, is_dark):
+    page.look(1200, 900, is_dark=is_dark)
+    page.wait_for(f"document.querySelector('.plot').layout.font.color === '{'#e6e8ec' if is_dark else '#1b1e24'}'")
+    for plot in ("seeds", "course"):
+        selector = f"document.querySelector('[id^={plot}]')"
+        for curve in range(page.run(f"{selector}.data.length")):
+            if page.run(f"{selector}.data[{curve}].hoverinfo === 'skip' || !{selector}.data[{curve}].x.length"):
+                continue
+            page.run(f"Plotly.Fx.hover({selector}, [{{curveNumber: {curve}, pointNumber: 0}}])")
+            page.wait_for(f"!!{selector}.querySelector('.hoverlayer .hovertext')")
+            label = page.run(
+                f"(() => {{ const box = {selector}.querySelector('.hoverlayer .hovertext');"
+                "const paper = getComputedStyle(box.querySelector('path')).fill;"
+                "return [...box.querySelectorAll('text')].filter(t => t.textContent.trim())"
+                ".map(t => [t.textContent, getComputedStyle(t).fill, paper, t.classList.contains('name')]) })()"
+            )
+            for text, ink, paper, is_name in label:
+                around = "rgb(20, 22, 26)" if is_dark else "rgb(255, 255, 255)"
+                assert contrast(ink, around if is_name else paper) >= 4.5, (plot, curve, text, ink, paper)
+
+
+def test_tables_that_scroll_say_so(page):
+    page.look(390, 844)
+    boxes = "[...document.querySelectorAll('main > section .scroll')].filter(box => box.clientWidth)"
+    page.wait_for(f"{boxes}.every(box => box.scrollWidth > box.clientWidth + 1 === box.classList.contains('more'))")
+    assert page.run(f"{boxes}.filter(box => box.classList.contains('more')).length") >= 2
+    fits = "box.scrollWidth <= box.clientWidth + 1"
+    assert page.run(f"{boxes}.every(box => box.previousElementSibling.hidden === ({fits}))")
+    page.run(f"{boxes}[0].scrollLeft = 1e5")
+    page.wait_for(f"!{boxes}[0].classList.contains('more')")
+    page.look(1200, 900)
+    page.wait_for(f"{boxes}.some(box => box.previousElementSibling.hidden)")
 
 
 def test_the_axis_of_the_curves_can_be_changed(page):

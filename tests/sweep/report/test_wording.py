@@ -2,15 +2,14 @@
 
 import pytest
 
+from lit_illada.stats.comparisons import compare
 from lit_illada.stats.intervals import Estimate, estimate
-from lit_illada.sweep.report.statistics import compare
 from lit_illada.sweep.report.wording import Unit, amount, duration, p_value, unit_of, verdict
-from lit_illada.sweep.spec import Goal
 
 
-def said(base, arm, metric="val/nll_bound", goal=Goal.LOWER):
+def said(base, arm, metric="val/nll_bound", *, is_lower_better=True, is_primary=True):
     table = {"base": dict(enumerate(base)), "arm": dict(enumerate(arm))}
-    found = compare(table, [("base", "arm")], goal)["base", "arm"]
+    found = compare(table, [("base", "arm")], is_lower_better=is_lower_better, is_primary=is_primary)["base", "arm"]
     return verdict(found, "base", unit_of(metric, [found.difference] if found.difference else []))
 
 
@@ -20,17 +19,17 @@ def said(base, arm, metric="val/nll_bound", goal=Goal.LOWER):
         (
             (4.0, 4.2, 4.1),
             (3.88, 4.1, 3.98),
-            "better than base by 0.113 nats a token (95\u00a0% interval 0.085 to 0.142, Holm p = 0.003)",
+            "better than base by 0.113 nats/token (95\u00a0% interval 0.085 to 0.142, Holm p = 0.003)",
         ),
         (
             (4.0, 4.2, 4.1),
             (4.1, 4.2, 4.25),
-            "not separable at 3 seeds; about 9 would be needed to see a difference of this size",
+            "not separable at 3 seeds",
         ),
         (
             (4.0, 4.0),
             (4.1, 3.9),
-            "not separable at 2 seeds; more than 10 000 would be needed to see a difference of this size",
+            "not separable at 2 seeds",
         ),
         ((4.0,), (3.0,), "one seed in common with base: no interval, no test"),
         ((4.0,), (), "no seed finished in common with base yet"),
@@ -38,7 +37,7 @@ def said(base, arm, metric="val/nll_bound", goal=Goal.LOWER):
         (
             (4.0, 4.5),
             (4.25, 4.75),
-            "differs by 0.250 nats a token from base at every one of 2 seeds alike: nothing varies, so there is no "
+            "differs by 0.250 nats/token from base at every one of 2 seeds alike: nothing varies, so there is no "
             "noise to test against",
         ),
     ],
@@ -48,8 +47,24 @@ def test_verdicts(base, arm, sentence):
 
 
 def test_shares_are_told_in_percent_and_their_differences_in_points():
-    sentence = said((0.5, 0.52, 0.51), (0.6, 0.63, 0.61), "val/exact_match_easy", Goal.HIGHER)
+    sentence = said((0.5, 0.52, 0.51), (0.6, 0.63, 0.61), "val/exact_match_easy", is_lower_better=False)
     assert sentence.startswith("better than base by 10.3 points (95\u00a0% interval 8.9 to 11.8, ")
+
+
+def test_seeds_needed_are_a_range_of_the_interval():
+    values = {"base": [0.0] * 3, "arm": [0.8, 1.0, 1.3], "other": [0.1, -0.2, 0.3], "third": [0.1, 0.2, -0.3]}
+    table = {name: dict(enumerate(of_seed)) for name, of_seed in values.items()}
+    planned = [("base", "arm"), ("base", "other"), ("base", "third"), *(("base", f"to come {n}") for n in range(60))]
+    found = compare(table, planned, is_lower_better=True)
+    text = verdict(found["base", "arm"], "base", unit_of("val/nll_bound", []))
+    low, high = found["base", "arm"].seeds_needed
+    assert text == f"not separable at 3 seeds; {low} to {high} seeds needed for a true difference within its interval"
+    assert verdict(found["base", "other"], "base", unit_of("val/nll_bound", [])) == "not separable at 3 seeds"
+
+
+def test_a_descriptive_difference_has_an_interval_and_no_verdict():
+    text = said((0.5, 0.52, 0.51), (0.6, 0.63, 0.61), "exact_match", is_primary=False)
+    assert text == "+10.3 points (95\u00a0% interval +8.9 to +11.8), descriptive"
 
 
 def test_decimals_follow_the_uncertainty_and_zero_has_no_sign():
@@ -68,9 +83,7 @@ def test_amounts_durations_and_p_values_are_short():
 
 def test_seeds_that_could_show_no_difference_of_shares_are_said_to_be_too_few():
     text = said((0.2, 0.4, 0.9), (0.5, 0.2, 0.1), "endless")
-    assert text.startswith(
-        "not separable at 3 seeds, too few to see any difference of shares among so many comparisons"
-    )
+    assert text.startswith("not separable at 3 seeds, too few to find any difference of fractions in 1 tests")
     assert "too few" not in said((0.20, 0.21, 0.22), (0.21, 0.21, 0.21), "endless")
     assert "too few" not in said((2.0, 4.0, 9.0), (5.0, 2.0, 1.0), "val/nll_bound")
 

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from lit_illada.cli import main
 from lit_illada.errors import UserError
+from lit_illada.stats.comparisons import Finding
 from lit_illada.sweep.report import write_report
 from lit_illada.sweep.report.collect import collect
 from lit_illada.sweep.report.findings import find, grid
-from lit_illada.sweep.report.statistics import Finding
 from lit_illada.sweep.spec import Metric, check
 
 
@@ -66,8 +66,10 @@ def test_the_verdicts_of_a_sweep_with_one_better_one_alike_and_one_hopeless_arm(
     assert [arm.arm for arm in found.arms] == ["band", "uniform", "cosine", "fixed 1.0"]
     kinds = {arm.arm: arm.comparison.finding for arm in found.arms if arm.comparison}
     assert kinds == {"band": Finding.BETTER, "cosine": Finding.NOT_SEPARABLE, "fixed 1.0": Finding.WORSE}
-    assert found.of("band").verdict.startswith("better than uniform by 0.199 nats a token (95\u00a0% interval 0.19")
-    assert found.of("cosine").verdict.startswith("not separable at 3 seeds; about ")
+    assert found.of("band").verdict.startswith(
+        "better than uniform by 0.199 nats/token (95\u00a0% interval 0.156 to 0.243"
+    )
+    assert found.of("cosine").verdict == "not separable at 3 seeds"
     assert [check.is_passed for check in found.checks] == [True, True]
 
 
@@ -76,7 +78,59 @@ def test_a_pair_that_should_agree_and_does_not_is_shouted_out(make_sweep):
     folder = make_sweep(values, equal_in_expectation=[["a", "b"]], cannot_learn=["b"])
     agree, learnt = findings(folder).checks
     assert (agree.is_passed, learnt.is_passed) == (False, False)
-    assert "yet they are separated" in report(folder).text
+    assert "yet they differ" in report(folder).text
+
+
+EQUAL = {"a": {0: 4.0, 1: 4.1, 2: 4.3}, "b": {0: 4.01, 1: 4.09, 2: 4.31}}
+
+
+@pytest.mark.parametrize(
+    ("margin", "is_passed", "said"),
+    [
+        (0.1, True, "equivalent within ±0.10"),
+        (0.02, None, "undecided, neither different nor shown to be equivalent within ±0.02"),
+        (None, None, "not separable, but equivalence is not tested without equivalence_margin"),
+    ],
+)
+def test_equality_is_claimed_only_within_a_margin(margin, is_passed, said, make_sweep):
+    pairs = {"equal_in_expectation": [["a", "b"]], "equivalence_margin": margin}
+    folder = make_sweep(EQUAL, seeds=(0, 1, 2), **pairs)
+    (check,) = findings(folder).checks
+    assert check.is_passed is is_passed
+    assert said in check.text
+
+
+def test_a_margin_of_nothing_is_refused(make_spec):
+    with pytest.raises(UserError, match=r"equivalence_margin is 0.0; it must be above 0, in units of val/nll_bound"):
+        check(make_spec(["a", "b"], [0], equivalence_margin=0.0))
+
+
+def test_pairs_that_should_be_equal_count_among_the_comparisons(make_spec):
+    spec = make_spec(["a", "b", "c"], [0], equal_in_expectation=[["a", "b"], ["b", "c"]])
+    assert spec.tested_pairs() == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def test_only_the_primary_metric_carries_verdicts(make_sweep):
+    """By a second metric the arms differ as clearly; it is shown with its interval and no test."""
+    metrics = [{"name": name, "stage": "pretrain"} for name in ("val/nll_bound", "perf/tokens_per_s")]
+    values = {"a": {0: 4.0, 1: 4.1, 2: 4.3}, "b": {0: 3.5, 1: 3.61, 2: 3.79}}
+    folder = make_sweep(values, seeds=(0, 1, 2), metrics=metrics)
+    for seed in (0, 1, 2):
+        file = folder.runs / f"pretrain-b-s{seed}" / "summary.json"
+        tree = json.loads(file.read_text())
+        tree["end"]["perf/tokens_per_s"] += 500 + seed
+        file.write_text(json.dumps(tree))
+    page = report(folder)
+    with (folder.path / "report" / "arms.csv").open(encoding="utf-8", newline="") as file:
+        found = {(row["metric"], row["arm"]): row for row in csv.DictReader(file)}
+    assert found["val/nll_bound", "b"]["finding"] == "better"
+    second = found["perf/tokens_per_s", "b"]
+    assert (second["finding"], second["is_primary"], second["p"], second["p_holm"]) == ("descriptive", "false", "", "")
+    assert second["verdict"].startswith("+501.0")
+    assert second["verdict"].endswith("descriptive")
+    assert page.text.count("Holm p") == 1 + page.text.count("Holm p =") + page.text.count("Holm p <")
+    for words in ("carries the verdicts; perf/tokens_per_s: intervals only, no verdicts", "sd with 80 %"):
+        assert words in page.text
 
 
 def test_other_pairs_are_compared_where_the_sweep_asks_for_them(make_sweep):
@@ -91,10 +145,10 @@ def test_other_pairs_are_compared_where_the_sweep_asks_for_them(make_sweep):
     assert (stop.first, stop.second, kick.first, kick.second) == ("stop", "ramp", "ramp", "kick")
     assert (stop.comparison.finding, kick.comparison.finding) == (Finding.WORSE, Finding.WORSE)
     assert stop.verdict.startswith("worse than stop by 0.50")
-    assert stop.comparison.level == pytest.approx(0.05 / 5)
+    assert stop.comparison.num_comparisons == 5
     told = report(folder)
     assert "Other comparisons on the same seeds" in told.text
-    assert "all 5 comparisons planned" in told.text
+    assert "all 5 planned comparisons" in told.text
     with (folder.path / "report" / "pairs.csv").open(encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["first"], first["second"], first["finding"]) == ("stop", "ramp", "worse")
@@ -246,7 +300,7 @@ def test_the_command_takes_a_name_or_a_folder_and_writes_where_it_is_told(finish
     (tmp_path / "runs" / "sweeps" / "mine").symlink_to(finished_sweep.path)
     by_name = CliRunner().invoke(main, ["sweep", "report", "mine"])
     assert by_name.exit_code == 0, by_name.output
-    assert "better than uniform by 0.199 nats a token" in by_name.output
+    assert "better than uniform by 0.199 nats/token" in by_name.output
     assert (finished_sweep.report / "index.html").is_file()
     by_folder = CliRunner().invoke(main, ["sweep", "report", str(finished_sweep.path), "--out", "elsewhere"])
     assert by_folder.exit_code == 0

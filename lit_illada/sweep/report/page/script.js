@@ -49,15 +49,30 @@ function themed(layout) {
   };
 }
 
+/* the arm's name inside the label, in its text colour: Plotly's own name box has the colour of the trace */
+const hover = ({ hovertemplate: text }) =>
+  text && !text.includes("<extra>") ? { hovertemplate: `<b>%{fullData.name}</b><br>${text}<extra></extra>` } : {};
 const shown = (figure) => figure.data.map((trace) => !hidden.has(trace.meta?.arm));
-const changed = (figure) => ({ ...figure.layout, ...figure.variants[figure.variant ?? 0]?.layout });
+const changed = (figure) => withoutHiddenRows({ ...figure.layout, ...figure.variants[figure.variant ?? 0]?.layout });
+
+/* plots with one row per arm: hidden arms take no space, and at least one row stays for the axis */
+function withoutHiddenRows(layout) {
+  const rows = layout.yaxis?.categoryarray;
+  if (!rows) return layout;
+  const left = rows.filter((arm) => !hidden.has(arm));
+  const perRow = layout.meta.row_height;
+  const height = layout.height - perRow * (rows.length - Math.max(1, left.length));
+  return { ...layout, height, yaxis: { ...layout.yaxis, categoryarray: left } };
+}
 
 function draw(figure) {
-  const data = figure.data.map((trace, index) => ({ ...trace, visible: shown(figure)[index] }));
+  const data = figure.data.map((trace, index) => ({ ...trace, ...hover(trace), visible: shown(figure)[index] }));
   const variant = figure.variants[figure.variant ?? 0];
   if (variant) data.forEach((trace, index) => { trace.x = variant.x[index]; trace.y = variant.y[index]; });
   const options = { responsive: true, displaylogo: false, displayModeBar: hasPointer ? "hover" : false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
-  return Plotly.react(figure.id, data, themed(changed(figure)), options);
+  const layout = themed(changed(figure));
+  document.getElementById(figure.id).style.minHeight = `${layout.height}px`;
+  return Plotly.react(figure.id, data, layout, options);
 }
 
 function drawAll() { return Promise.all(figures.map(draw)); }
@@ -103,7 +118,7 @@ document.querySelector("[data-all]").addEventListener("click", () => { hidden.cl
 
 function refresh() {
   chips.forEach((chip) => chip.setAttribute("aria-pressed", String(!hidden.has(chip.dataset.arm))));
-  for (const figure of figures) Plotly.restyle(figure.id, { visible: shown(figure) });
+  drawAll();
 }
 
 for (const button of document.querySelectorAll("[data-variant]")) {
@@ -113,6 +128,22 @@ for (const button of document.querySelectorAll("[data-variant]")) {
     for (const other of button.parentNode.children) other.setAttribute("aria-pressed", String(other === button));
     draw(figure);
   });
+}
+
+/* tables wider than the window say so: a hint above, and a fade at the edge that hides columns */
+for (const box of document.querySelectorAll(".scroll")) {
+  const hint = document.createElement("p");
+  hint.className = "hint";
+  hint.textContent = "Scroll sideways for more columns →";
+  box.before(hint);
+  const update = () => {
+    const hiddenWidth = box.scrollWidth - box.clientWidth;
+    hint.hidden = hiddenWidth <= 1;
+    box.classList.toggle("more", box.scrollLeft < hiddenWidth - 1);
+  };
+  box.addEventListener("scroll", update, { passive: true });
+  new ResizeObserver(update).observe(box);
+  update();
 }
 
 start();

@@ -1,0 +1,160 @@
+"""Verdicts on many arms of an experiment, each against a reference on the same seeds.
+
+Two runs of one seed see the same data in the same order from the same initial weights, so their difference varies less
+than either: arms are compared by a two-sided paired t test over seeds with moderated variances (`moderated.py`).
+Holm's correction over all planned comparisons keeps the chance of any false verdict at LEVEL.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import isfinite, nan, sqrt
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from lit_illada.stats.intervals import LEVEL, Estimate, estimate
+from lit_illada.stats.moderated import moderate
+from lit_illada.stats.power import seeds_needed_range, visible_effect
+from lit_illada.stats.tests import holm
+
+# differences that agree to this relative precision are one number, rounded, and not a sample of noise
+_RELATIVE_NOISE = 1e-9
+
+
+class Finding(StrEnum):
+    """What the seeds say about a difference."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NOT_SEPARABLE = "not separable"
+    DESCRIPTIVE = "descriptive"  # of a metric that carries no verdict
+    CONSTANT = "constant"  # the same at every seed: there is no variance to test against
+    UNPAIRED = "unpaired"  # fewer than two seeds in common
+
+
+Seed = int | None  # None: one run that stands for every seed
+Values = Mapping[Seed, float]
+Pairs = Mapping[Seed, tuple[float, float]]
+Names = tuple[str, str]  # (reference, arm)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against a reference on their common seeds."""
+
+    seeds: tuple[Seed, ...]
+    difference: Estimate | None  # arm − reference; the interval has the moderated variance, sd is the observed one
+    standard_error: float | None  # of the mean difference, moderated; None where nothing can be tested
+    dof: float | None  # degrees of freedom of the moderated variance
+    p: float | None  # uncorrected; None where nothing is tested
+    p_holm: float | None  # corrected for num_comparisons
+    finding: Finding
+    num_comparisons: int  # planned
+
+    @property
+    def seeds_needed(self) -> tuple[int, int | None] | None:
+        """From (largest plausible effect) to (smallest); None where the 95 % interval holds 0, or nothing is tested."""
+        if self.p is None or self.difference is None or not self.standard_error or self.dof is None:
+            return None
+        t = self.difference.mean / self.standard_error
+        return seeds_needed_range(t, self.dof, len(self.seeds), self.num_comparisons)
+
+    @property
+    def smallest_visible(self) -> float | None:
+        """The true difference that these seeds find with 80 % power, if their moderated variance is the true one."""
+        if self.p is None or not self.standard_error:
+            return None
+        n = len(self.seeds)
+        return self.standard_error * sqrt(n) * visible_effect(n, self.num_comparisons)
+
+    def p_equivalent(self, margin: float) -> float | None:
+        """p value of the two one-sided tests (Schuirmann 1987) of a true difference beyond ± margin."""
+        if self.difference is None or not self.standard_error or self.dof is None:
+            return None
+        return float(stdtr(self.dof, (abs(self.difference.mean) - margin) / self.standard_error))
+
+
+def compare(
+    values: Mapping[str, Values],
+    planned: Sequence[Names],
+    *,
+    is_lower_better: bool,
+    is_primary: bool = True,
+    controls: Collection[str] = (),
+) -> dict[Names, Comparison]:
+    """Each planned (reference, arm). values: arm -> seed -> metric; values that are not finite are left out.
+
+    planned: all comparisons there will be, so that no verdict becomes easier while arms are missing. is_primary: False
+    gives intervals and no p values or verdicts. controls: arms known to behave unlike the others, such as one that
+    cannot learn; their comparisons neither borrow nor lend variance.
+    """
+    pairs = {names: paired(values.get(names[1], {}), values.get(names[0], {})) for names in planned}
+    estimates = {names: difference(of_seeds) for names, of_seeds in pairs.items()}
+    tested = {names: found for names, found in estimates.items() if found and _has_variance(found, pairs[names])}
+    moderated = _moderated(tested, controls)
+    p = (
+        {names: 2 * float(stdtr(dof, -abs(tested[names].mean) / error)) for names, (error, dof) in moderated.items()}
+        if is_primary
+        else {}
+    )
+    corrected = holm(p, len(planned))
+    found = {}
+    for names in planned:
+        error, dof = moderated.get(names, (None, None))
+        shown = _with_interval(estimates[names], error, dof)
+        finding = _finding(shown, names in tested, corrected.get(names), is_lower_better, is_primary)
+        both = p.get(names), corrected.get(names)
+        found[names] = Comparison(tuple(pairs[names]), shown, error, dof, *both, finding, len(planned))
+    return found
+
+
+def paired(values: Values, reference: Values) -> Pairs:
+    """(value, reference value) of every seed that has both, finite."""
+    common = sorted(values.keys() & reference.keys(), key=lambda seed: (seed is None, seed))
+    return {s: (values[s], reference[s]) for s in common if isfinite(values[s]) and isfinite(reference[s])}
+
+
+def difference(pairs: Pairs) -> Estimate | None:
+    return estimate([value - reference for value, reference in pairs.values()]) if pairs else None
+
+
+def _has_variance(found: Estimate, pairs: Pairs) -> bool:
+    if found.sd is None:
+        return False
+    return found.sd > _RELATIVE_NOISE * max(abs(number) for pair in pairs.values() for number in pair)
+
+
+def _moderated(tested: Mapping[Names, Estimate], controls: Collection[str]) -> dict[Names, tuple[float, float]]:
+    """(standard error, degrees of freedom) of every mean difference."""
+    estimates = list(tested.values())
+    if not estimates:
+        return {}
+    variances = np.array([found.sd**2 if found.sd is not None else nan for found in estimates])
+    numbers = np.array([found.n for found in estimates], float)
+    dof = numbers - 1
+    is_ordinary = np.array([not set(names) & set(controls) for names in tested])
+    variances[is_ordinary], dof[is_ordinary] = moderate(variances[is_ordinary], dof[is_ordinary])
+    errors = np.sqrt(variances / numbers)
+    return {names: (float(e), float(d)) for names, e, d in zip(tested, errors, dof, strict=True)}
+
+
+def _with_interval(found: Estimate | None, error: float | None, dof: float | None) -> Estimate | None:
+    if found is None or error is None or dof is None:
+        return found
+    half = float(stdtrit(dof, 1 - LEVEL / 2)) * error
+    return Estimate(found.n, found.mean, found.sd, found.mean - half, found.mean + half)
+
+
+def _finding(
+    found: Estimate | None, is_tested: bool, p_holm: float | None, is_lower_better: bool, is_primary: bool
+) -> Finding:
+    if found is None or found.sd is None:
+        return Finding.UNPAIRED
+    if not is_tested:
+        return Finding.CONSTANT
+    if not is_primary:
+        return Finding.DESCRIPTIVE
+    if p_holm is None or p_holm > LEVEL:
+        return Finding.NOT_SEPARABLE
+    return Finding.BETTER if (found.mean < 0) == is_lower_better else Finding.WORSE
