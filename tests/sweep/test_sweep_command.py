@@ -54,6 +54,8 @@ def test_plan_tells_what_is_shared_and_what_it_costs_and_runs_nothing(tiny_sweep
     assert "all arms" in told
     assert "runs 6, 2 shared by several arms, 0 finished already" in told
     assert re.search(r"pretrain │ 2 │ all arms │ 10 │ 2.56e\+03", told)
+    assert "power 2 seeds find a true difference of 1, 2 and 3 sd of the paired differences with" in told
+    assert "carries the verdicts" in told
     assert "time about" in told
     assert "disk about" in told
     assert not (tmp_path / "kept").exists()
