@@ -63,6 +63,7 @@ from lit_illada.training.trainer import make_trainer
 from lit_illada.tree import to_tree
 
 log = logging.getLogger(__name__)
+_NUM_OPEN_ENDED = 4  # validation prompts that a fine-tuning run without checkable answers shows completions of
 
 
 def resolve(config: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
@@ -278,11 +279,24 @@ def _texts(
     as_trained = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=is_autocast)
     if isinstance(config, PretrainConfig):
         generation = config.samples.generation
-        continue_prompt = as_trained(lambda prompt: tokenizer.decode(complete(model, tokenizer, prompt, generation)))
-        return TextSamples(config.samples.prompts, lambda prompt: prompt + continue_prompt(prompt), folder.samples)
+        prompts = config.samples.prompts
+        # one by one: each text is what `generate` would write for this prompt alone
+        complete_all = as_trained(
+            lambda: [tokenizer.decode(complete(model, tokenizer, p, generation)) for p in prompts]
+        )
+        return TextSamples(prompts, complete_all, folder.samples)
     assert isinstance(datamodule, SFTDataModule)
     evaluation = config.evaluation
     levels = datamodule.difficulties if evaluation.num_examples else []
+    if not levels:  # open-ended conversations: nothing to compare answers with
+        prompt_ids = datamodule.validation_prompts(min(evaluation.num_examples, _NUM_OPEN_ENDED))
+        answer_all = as_trained(
+            lambda: [
+                tokenizer.decode(ids)
+                for ids in complete_batch(model, tokenizer, prompt_ids, evaluation.generation).texts()
+            ]
+        )
+        return TextSamples([tokenizer.decode(ids) for ids in prompt_ids], answer_all, folder.samples)
     return ExactMatch(
         {level.value: _questions(datamodule, level, evaluation.num_examples) for level in levels},
         as_trained(lambda prompts: complete_batch(model, tokenizer, prompts, evaluation.generation).texts()),

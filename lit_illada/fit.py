@@ -38,7 +38,7 @@ from lit_illada.training.module import PretrainModule
 from lit_illada.training.ranks import RankWatch
 from lit_illada.training.record import record_files, take_back
 from lit_illada.training.saving import Checkpoints
-from lit_illada.training.tensorboard import begin_board
+from lit_illada.training.tensorboard import begin_board, draw_unigram_line
 from lit_illada.training.throughput import Throughput
 from lit_illada.tree import dump, to_tree
 
@@ -118,6 +118,9 @@ def _fit(
         if trainer.is_global_zero:
             begin_records(trainer.loggers, to_tree(config))
             begin_board(trainer.logger, to_tree(config), folder.read_labels())  # type: ignore[arg-type]
+            row_length = (config.sft_data if isinstance(config, SFTConfig) else config.data).row_length
+            num_tokens = config.trainer.max_steps * config.trainer.batch_rows * row_length
+            draw_unigram_line(trainer.logger, module.unigram_cross_entropy, config.trainer.max_steps, num_tokens)  # type: ignore[arg-type]
         trainer.validate(module, datamodule=datamodule, verbose=False)
         _append_summary(folder, "start", trainer, module, {})
     continuation = _Continuation(config, folder, datamodule, record)

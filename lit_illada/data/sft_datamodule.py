@@ -159,6 +159,10 @@ class SFTDataModule(RowDataModule):
             if example.truth is not None
         ][:num]
 
+    def validation_prompts(self, num: int) -> list[list[int]]:
+        """The ids of the first `num` validation prompts, or as many as there are."""
+        return [prompt for prompt, _ in self._splits[1].pairs[:num]]
+
     def is_right(self, example: EvaluationExample, response_ids: Sequence[int]) -> bool:
         """Exact match of a generated response, up to its EOS. One that has not ended its reasoning is wrong."""
         return is_right(example.truth, self.template.read(response_ids).answer)

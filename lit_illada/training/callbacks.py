@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from lit_illada import processes
 from lit_illada.training.metrics import publish
 from lit_illada.training.saving import Checkpoints
+from lit_illada.training.tensorboard import add_completion
 from lit_illada.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
@@ -150,26 +150,24 @@ class SkippedShards(Callback):
 class TextSamples(Callback):
     """Generates from each prompt at every validation: into TensorBoard and `samples.txt` of the run folder.
 
-    complete: prompt -> prompt with its continuation, deterministic.
+    complete: the completion of each prompt, deterministic.
     """
 
-    def __init__(self, prompts: list[str], complete: Callable[[str], str], file: Path) -> None:
+    def __init__(self, prompts: list[str], complete: Callable[[], list[str]], file: Path) -> None:
         self._prompts = prompts
         self._complete = complete
         self._file = file
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        texts = [self._complete(prompt) for prompt in self._prompts]
-        if not trainer.is_global_zero or not texts:
+        completions = self._complete() if self._prompts else []
+        if not trainer.is_global_zero or not completions:
             return
+        step = trainer.global_step
         with self._file.open("a", encoding="utf-8") as file:
-            for text in texts:
-                file.write(f"=== step {trainer.global_step}\n{text}\n\n")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for index, text in enumerate(texts):
-                    quoted = "\n".join(f"    {line}" for line in text.splitlines())
-                    logger.experiment.add_text(f"samples/prompt_{index}", quoted, trainer.global_step)
+            for prompt, completion in zip(self._prompts, completions, strict=True):
+                file.write(f"=== step {step}\n{prompt}{completion}\n\n")
+        for index, (prompt, completion) in enumerate(zip(self._prompts, completions, strict=True)):
+            add_completion(trainer.loggers, f"samples/prompt_{index}", prompt, completion, step)
 
 
 class ProgressBar(Callback):

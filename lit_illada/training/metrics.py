@@ -4,10 +4,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchmetrics import Metric
 
 from lit_illada.objective.loss import NUM_RATIO_BINS, LossSum
+
+OVER_TOKENS = "over_tokens"
+_MAIN = ("val/nll_bound", "val/bits_per_byte", "train/loss", "train/nll", "train/accuracy")
+_EXACT_MATCH = "val/exact_match_"
 
 
 class TrainingCurves(Metric):
@@ -68,8 +73,17 @@ def by_ratio(tag: str, values: Tensor) -> dict[str, Tensor]:
 def publish(module: LightningModule, values: Mapping[str, float | Tensor]) -> None:
     """Log values that are equal on every rank, at the number of optimizer steps done.
 
-    Lightning's own step counts from 0 and writes only at multiples of one interval.
+    TensorBoard gets the main curves a second time, as over_tokens/<tag>, whose step is the number of training tokens:
+    runs of different batch sizes compare there. Lightning's own step counts from 0 and writes only at multiples of one
+    interval.
     """
     module.log_dict({name: float(value) for name, value in values.items()}, logger=False)
     for logger in module.loggers:
         logger.log_metrics({name: float(value) for name, value in values.items()}, step=module.global_step)
+        if isinstance(logger, TensorBoardLogger):
+            over_tokens = {
+                f"{OVER_TOKENS}/{name}": float(value)
+                for name, value in values.items()
+                if name in _MAIN or (name.startswith(_EXACT_MATCH) and not name.endswith(("_low", "_high")))
+            }
+            logger.log_metrics(over_tokens, step=getattr(module, "tokens_seen", module.global_step))

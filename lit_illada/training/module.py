@@ -87,6 +87,7 @@ class PretrainModule(pl.LightningModule):
         self.tokenizer = tokenizer
         self.gradient_norm = math.nan
         self.learning_rate = math.nan
+        self.tokens_seen = 0  # training tokens so far, over all ranks
         self.validated_at: int | None = None
         self._is_batch_checked = False
         self._shard = shard
@@ -135,6 +136,7 @@ class PretrainModule(pl.LightningModule):
         if not self._is_batch_checked:
             check_batch(self.trainer, len(batch.row_ids), self.batch_rows)
             self._is_batch_checked = True
+        self.tokens_seen += batch.input_ids.numel() * num_data_ranks(self.trainer)
         noisy = self.objective.corrupt(batch, progress=self.global_step / self.max_steps)
         scores = self.model(noisy.noisy_ids, noisy.layout, select=noisy.is_masked, targets=noisy.targets)
         loss = self.objective.loss(scores, noisy)
@@ -211,6 +213,7 @@ class PretrainModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts micro-batches; a step may be divided otherwise now than when they were counted."""
+        self.tokens_seen = checkpoint.get("tokens_seen", 0)
         if "loops" not in checkpoint:  # weights alone
             return
         group = self._data_group
@@ -229,6 +232,7 @@ class PretrainModule(pl.LightningModule):
         checkpoint["interval_sums"] = {
             name: sums_of(metric, self._sum_over_ranks) for name, metric in self.interval_metrics.items()
         }
+        checkpoint["tokens_seen"] = self.tokens_seen
         if not isinstance(self.trainer.strategy, PortableState):  # of no run folder, which has the tokenizer
             checkpoint["tokenizer"] = self.tokenizer.files()
 

@@ -19,6 +19,9 @@ from lit_illada.objective.loss import NoisyBatch
 from lit_illada.stats.intervals import wilson
 from lit_illada.training.metrics import publish
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.tensorboard import add_completion
+
+_NUM_SHOWN = 3  # answers of a difficulty in TensorBoard
 
 
 class SFTModule(PretrainModule):
@@ -88,7 +91,9 @@ class Question:
 
 
 class ExactMatch(Callback):
-    """val/exact_match_<difficulty> at every validation, with its 95 % Wilson interval; the answers go to a file.
+    """val/exact_match_<difficulty> at every validation, with its 95 % Wilson interval.
+
+    The answers go to a file, the first ones of each difficulty to TensorBoard too.
 
     questions: by difficulty. answer: prompts' ids -> responses' ids, deterministic.
     """
@@ -114,6 +119,10 @@ class ExactMatch(Callback):
             publish(pl_module, {tag: share, f"{tag}_low": low, f"{tag}_high": high})
             if not trainer.is_global_zero:
                 continue
+            shown = zip(questions[:_NUM_SHOWN], checked, strict=False)
+            for index, (question, (text, _)) in enumerate(shown):
+                tag = f"answers_{difficulty}/prompt_{index}"
+                add_completion(trainer.loggers, tag, question.prompt, text, trainer.global_step)
             with self._file.open("a", encoding="utf-8") as file:
                 for question, (text, is_right) in zip(questions, checked, strict=True):
                     record = {

@@ -1,24 +1,35 @@
-"""What does TensorBoard get beside the curves? The charts' grouping, and the hyper-parameters to compare runs by."""
+"""TensorBoard content beside the curves: grouped charts, hyper-parameters, the unigram line and generated texts."""
 
 import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lit_illada.run_folder import flatten
+from lit_illada.training.metrics import OVER_TOKENS
 
 _RATIO_BINS = [f"{low / 10:.1f}-{(low + 1) / 10:.1f}" for low in range(10)]
 
 # each entry is a regular expression over the tags
 _LAYOUT = {
     "Held-out text": {
-        "bound, nats a token": ["Multiline", ["val/nll_bound$", "val/unigram_entropy$"]],
-        "bits a byte": ["Multiline", ["val/bits_per_byte$"]],
+        "bound, nats/token": ["Multiline", ["^val/nll_bound$"]],
+        "bits per byte": ["Multiline", ["^val/bits_per_byte$"]],
+        "exact match of answers": ["Multiline", ["^val/exact_match_(easy|harder)$"]],
+    },
+    "Over training tokens": {
+        "bound, nats/token": ["Multiline", ["over_tokens/val/nll_bound$"]],
+        "cross-entropy of masked tokens, nats/token": ["Multiline", ["over_tokens/train/nll$"]],
+        "exact match of answers": ["Multiline", ["over_tokens/val/exact_match_"]],
     },
     "Training": {
-        "loss (never compare arms by it)": ["Multiline", ["train/loss$"]],
-        "cross-entropy of masked tokens": ["Multiline", ["train/nll$"]],
+        "loss (never compare arms by it)": ["Multiline", ["^train/loss$"]],
+        "cross-entropy of masked tokens": ["Multiline", ["^train/nll$"]],
         "gradient norm": ["Multiline", ["train/gradient_norm$"]],
         "learning rate": ["Multiline", ["train/learning_rate$"]],
     },
@@ -29,20 +40,22 @@ _LAYOUT = {
         "training accuracy": ["Multiline", ["train_accuracy_by_ratio/"]],
     },
     "Speed": {
-        "tokens a second": ["Multiline", ["perf/tokens_per_s$"]],
-        "share of the hardware's peak (MFU)": ["Multiline", ["perf/mfu$"]],
+        "tokens/s": ["Multiline", ["perf/tokens_per_s$"]],
+        "fraction of the hardware's peak (MFU)": ["Multiline", ["perf/mfu$"]],
     },
 }
 _METRICS = ("val/nll_bound", "val/bits_per_byte")
 _SFT_METRICS = ("val/exact_match_easy", "val/exact_match_harder")
+# TensorBoard labels and colours curves by run, so the line that the bound is compared with is a run of its own
+UNIGRAM_RUN = "unigram frequencies of training"
 # what arms of an ablation may differ in; names and folders would only fill the table
 _COMPARED = ("objective", "optim", "model", "seed", "trainer", "data", "sft_data", "adapter")
 
 
 def begin_board(logger: TensorBoardLogger, config: dict[str, Any], labels: dict[str, Any] | None = None) -> None:
-    """Write the layout and what the HParams tab compares runs by, their last metrics beside it.
+    """Write the layout and the hyper-parameters that the HParams tab shows beside the last metrics.
 
-    labels: what tells the run from the others of its sweep; None: it is in none, and its settings are written.
+    labels: what distinguishes the run within its sweep; None: it is in none, and its settings are written.
     """
     logger.experiment.add_custom_scalars(_LAYOUT)
     # not through the logger, which would begin every metric's curve with a value made up
@@ -50,3 +63,29 @@ def begin_board(logger: TensorBoardLogger, config: dict[str, Any], labels: dict[
     compared = labels or {key: config[key] for key in _COMPARED if key in config}
     for summary in hparams(flatten(compared), dict.fromkeys(names, math.nan)):
         logger.experiment._get_file_writer().add_summary(summary)
+
+
+def draw_unigram_line(logger: TensorBoardLogger, cross_entropy: float, num_steps: int, num_tokens: int) -> None:
+    """Draw the cross-entropy of the training data's token frequencies into the charts of the bound, as a run beside
+    this one: a horizontal line over so many steps, and tokens."""
+    if math.isnan(cross_entropy):
+        return
+    folder = Path(logger.log_dir, UNIGRAM_RUN)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its first checkpoint
+    with SummaryWriter(str(folder)) as writer:
+        for tag, end in (("val/nll_bound", num_steps), (f"{OVER_TOKENS}/val/nll_bound", num_tokens)):
+            for step in (0, end):
+                writer.add_scalar(tag, cross_entropy, step)
+
+
+def add_completion(loggers: Sequence[Logger], tag: str, prompt: str, completion: str, step: int) -> None:
+    """Show a generated text in TensorBoard, its prompt set off from it."""
+    text = f"**Prompt**\n\n{_quoted(prompt)}\n\n**Completion**\n\n{_quoted(completion)}"
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, text, step)
+
+
+def _quoted(text: str) -> str:
+    """As a Markdown code block."""
+    return "\n".join(f"    {line}" for line in text.splitlines()) or "    (empty)"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,7 +21,7 @@ from lit_illada.cli import main
 from lit_illada.config import load_file
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
-from lit_illada.training.tensorboard import begin_board
+from lit_illada.training.tensorboard import UNIGRAM_RUN, begin_board
 
 
 def pretrain(*overrides, resume=None):
@@ -115,6 +116,29 @@ def test_tensorboard_has_the_layout_the_samples_and_the_hyper_parameters(referen
     assert "custom_scalars__config__" in tags["tensors"]
     assert "samples/prompt_0/text_summary" in tags["tensors"]
     assert any("hparams" in str(plugin) for plugin in curves(reference).summary_metadata.values())
+
+
+def test_tensorboard_sets_the_prompt_off_from_the_completion(reference):
+    text = curves(reference).Tensors("samples/prompt_0/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert text.startswith("**Prompt**\n\n    alpha \n\n**Completion**\n\n    ")
+
+
+def test_tensorboard_has_the_main_curves_over_tokens_too(reference):
+    events, config = curves(reference), yaml.safe_load((reference / "config.yaml").read_text())
+    for tag in ("val/nll_bound", "val/bits_per_byte", "train/loss", "train/nll"):
+        over_steps, over_tokens = events.Scalars(tag), events.Scalars(f"over_tokens/{tag}")
+        assert [event.value for event in over_tokens] == [event.value for event in over_steps]
+        tokens = config["trainer"]["batch_rows"] * config["data"]["row_length"]
+        assert [event.step for event in over_tokens] == [event.step * tokens for event in over_steps]
+
+
+def test_the_unigram_line_is_a_run_of_its_own_in_the_charts_of_the_bound(reference):
+    line = curves(reference / UNIGRAM_RUN)
+    (expected,) = {event.value for event in curves(reference).Scalars("val/unigram_cross_entropy")}
+    for tag in ("val/nll_bound", "over_tokens/val/nll_bound"):
+        own = curves(reference).Scalars(tag)
+        assert [event.step for event in line.Scalars(tag)] == [own[0].step, own[-1].step]
+        assert {event.value for event in line.Scalars(tag)} == {expected}
 
 
 def test_a_run_of_a_sweep_is_compared_by_its_labels_alone(tmp_path):

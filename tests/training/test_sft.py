@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.bench import answers
@@ -89,6 +90,17 @@ WAYS = {
     "complementary masks": ["objective=complementary"],
     "the papers' schedules": ["optim=llada_sft"],
 }
+
+
+def test_tensorboard_shows_prompts_and_answers(tuned):
+    events = EventAccumulator(str(tuned), size_guidance={"tensors": 0})
+    events.Reload()
+    first = json.loads((tuned / "answers.jsonl").read_text().splitlines()[0])
+    text = events.Tensors("answers_easy/prompt_0/text_summary")[0].tensor_proto.string_val[0].decode()
+    prompt, _, answer = text.removeprefix("**Prompt**\n\n").partition("\n\n**Completion**\n\n")
+    assert prompt == "\n".join(f"    {line}" for line in first["prompt"].splitlines())
+    assert answer == ("\n".join(f"    {line}" for line in first["response"].splitlines()) or "    (empty)")
+    assert "answers_harder/prompt_0/text_summary" in events.Tags()["tensors"]
 
 
 @pytest.mark.parametrize("way", WAYS)
