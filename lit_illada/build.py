@@ -15,25 +15,24 @@ from rich.console import Console
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lit_illada import processes
 from lit_illada.batch import TokenBatch
-from lit_illada.checkpoints import open_checkpoint
+from lit_illada.checkpoints.hf import load_model
+from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
-from lit_illada.data.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.row_datamodule import RowDataModule
+from lit_illada.data.sft.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.sft_datamodule import Difficulty, EvaluationExample, SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.autoregressive import generate_autoregressive
 from lit_illada.generation.canvas import Commit, Generation
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.control import TokenKinds
 from lit_illada.generation.generate import generate
+from lit_illada.generation.logit_controls import TokenKinds
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
-from lit_illada.model.hf import load_model
 from lit_illada.model.initial import InitialWeights, fill
 from lit_illada.model.lora import add_lora, num_adapter_parameters
 from lit_illada.model.transformer import Transformer
@@ -42,25 +41,26 @@ from lit_illada.objective.config import AutoregressiveObjectiveConfig, Diffusion
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.objective.loss import Objective
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime import ranks as processes
+from lit_illada.schema import to_tree
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.scoring.wording import Chat
-from lit_illada.training.callbacks import GracefulStop, ProgressBar, SkippedShards, TextSamples, TimeLimit
+from lit_illada.training.callbacks.basic import GracefulStop, ProgressBar, SkippedShards, TextSamples, TimeLimit
+from lit_illada.training.callbacks.divergence import DivergenceGuard
+from lit_illada.training.callbacks.progress_file import ProgressFile
+from lit_illada.training.callbacks.throughput import Throughput, matmul_flops_per_s
+from lit_illada.training.checkpointing.saving import Checkpoints, Retention
 from lit_illada.training.config.divergence import Rollback
 from lit_illada.training.config.trainer import Precision
-from lit_illada.training.divergence import DivergenceGuard
+from lit_illada.training.distributed.parallel import prepare_block, shard
 from lit_illada.training.loggers import build_loggers, require_loggers
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.optim import check_optimizer
-from lit_illada.training.parallel import prepare_block, shard
-from lit_illada.training.progress import ProgressFile
-from lit_illada.training.saving import Checkpoints, Retention
-from lit_illada.training.sft import ExactMatch, Question, SFTModule
-from lit_illada.training.throughput import Throughput, matmul_flops_per_s
+from lit_illada.training.sft_module import ExactMatch, Question, SFTModule
 from lit_illada.training.trainer import make_trainer
-from lit_illada.tree import to_tree
 
 log = logging.getLogger(__name__)
 _NUM_OPEN_ENDED = 4  # validation prompts that a fine-tuning run without checkable answers shows completions of

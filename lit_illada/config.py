@@ -14,9 +14,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_illada.choice import choice, choice_name
 from lit_illada.data.config import DataConfig
-from lit_illada.data.sft_config import TEMPLATES, ReasoningTask, RoleTexts, RoleTokens, SFTDataConfig
+from lit_illada.data.sft.config import TEMPLATES, ReasoningTask, RoleTexts, RoleTokens, SFTDataConfig
 from lit_illada.errors import UserError, unknown
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.loops.config import LoopsConfig
@@ -24,14 +23,23 @@ from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
 from lit_illada.overrides import require_assignment
+from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.terminal import one_line
 from lit_illada.runtime.yaml_files import read_yaml
+from lit_illada.schema import (
+    UnknownKeyError,
+    apply_overrides,
+    check_fields,
+    choice,
+    choice_name,
+    from_tree,
+    keys_of,
+    nearest_key,
+)
 from lit_illada.scoring.config import ScoringConfig
-from lit_illada.share import conf_dir
 from lit_illada.training.config.loggers import LoggerConfig
 from lit_illada.training.config.optim import MuonConfig, OptimConfig
 from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
-from lit_illada.tree import UnknownKeyError, apply_overrides, check_fields, from_tree, keys_of, nearest_key
 
 T = TypeVar("T")
 

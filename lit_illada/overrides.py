@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_illada.errors import UserError
-from lit_illada.lazy import LazyModule
+from lit_illada.runtime.lazy import LazyModule
 from lit_illada.runtime.terminal import one_line
 
 parser = LazyModule("hydra.core.override_parser.overrides_parser")  # without overrides, Hydra is not needed

@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 
 from lit_illada.config import load
-from lit_illada.data.prepare import prepare
+from lit_illada.data.prepare.prepare import prepare
 
 torch.set_num_threads(1)
 # the examples are drawn from the test's own source, so that a failure fails for everyone

@@ -1,58 +1,27 @@
-"""The house's rule: imports run down only, and heavy packages stay where they belong."""
+"""Imports run one way, and heavy packages stay where they belong."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lit_illada"
 
-# a room may import the rooms below it in this list of what it may reach
-MAY_IMPORT = {
-    "errors": set(),
-    "processes": set(),
-    "slurm": {"errors"},
-    "choice": set(),
-    "key_hints": set(),
-    "overrides": {"errors", "lazy", "runtime"},
-    "lazy": set(),
-    "share": set(),
-    "periodic": set(),
-    "runtime": {"errors"},
-    "stats": set(),
-    "numbers": set(),
-    "field_docs": set(),
-    "explain": {"choice", "config", "errors", "field_docs", "run_folder", "tree"},
-    "batch": set(),
-    "cache": set(),
-    "model": {"batch", "cache", "choice", "errors", "runtime"},
-    "data": {"batch", "choice", "errors", "runtime"},
-    "objective": {"batch", "choice", "errors", "lazy"},
-    "generation": {"batch", "cache", "choice", "errors", "lazy", "periodic", "runtime"},
-    "scoring": {"batch", "choice", "errors", "generation", "stats", "numbers", "objective", "runtime"},
-    # model: parallel.py alone knows which parts of it are cut
-    "training": {"batch", "choice", "errors", "runtime", "generation", "stats", "model", "objective", "run_folder"}
-    | {"lazy", "processes", "scoring"},
-    "loops": {"choice", "errors", "runtime", "share", "stats", "numbers", "tree", "data", "generation"},
-    "tree": {"key_hints", "overrides", "choice", "errors", "runtime"},
-    "config": {"overrides", "choice", "tree", "errors", "runtime", "share", "scoring", "training"}
-    | {"data", "generation", "loops", "model", "objective"},
-    "checkpoints": {"tree", "config", "data", "errors", "model", "run_folder", "runtime", "training"},
-    "board": {"errors"},
-    "memory": {"model", "training"},
-    "requirements": set(),
-    "doctor": {"errors", "runtime", "model", "requirements", "training"},
-    "estimate": {"build", "checkpoints", "config", "errors", "memory", "model", "sweep_costs", "sweep_speed"}
-    | {"training", "tree"},
-    "run_folder": {"errors", "runtime"},
-    "sweep": {"overrides", "errors", "runtime", "stats", "share", "slurm", "tree"},
-    "sweep_report": {"errors", "sweep"},
-}
-OPTIONAL = {"flash_attn", "liger_kernel", "torchao", "datasets", "submitit", "lm_eval"}
+# A package or module imports only those before it.
+ORDER = (
+    "errors batch tasks stats runtime overrides schema model data objective slurm run_folder sweep loops scoring "
+    "generation training config checkpoints cost build api evaluation bench commands cli"
+).split()
+WITHOUT_TORCH = {"errors", "tasks", "stats", "runtime", "schema", "slurm", "run_folder", "sweep", "loops", "config"}
+MOST_ROOT_MODULES = 10
+OPTIONAL = {"flash_attn", "liger_kernel", "torchao", "datasets", "submitit", "lm_eval", "wandb"}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_share" not in path.parts)
 
 
 def imports_of(path):
-    """(imported module, whether it stands inside a function) of every import statement of a file."""
+    """(imported module, whether inside a function) of every import statement of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inside = {
         node
@@ -71,45 +40,52 @@ def imports_of(path):
                 yield f"{node.module}.{name}".rstrip("."), node in inside
 
 
-def room_of(module):
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else None
+def package_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_share" not in path.parts)
+def test_the_order_names_every_package_and_module():
+    names = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES} - {"__init__", "__main__"}
+    assert names == set(ORDER)
+
+
+def test_the_package_root_holds_few_modules():
+    modules = [path for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]
+    assert len(modules) <= MOST_ROOT_MODULES, [path.name for path in modules]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_down_only(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    allowed = MAY_IMPORT.get(room)
+def test_imports_follow_the_order_of_packages(path):
+    package = package_of(path)
+    if package in ("__init__", "__main__"):
+        return
     for module, _ in imports_of(path):
-        target = room_of(module) if module.startswith("lit_illada") else None
-        if allowed is not None and target not in (None, "__version__", room):
-            assert target in allowed, f"{path.relative_to(PACKAGE)} imports {module}: up, or across"
+        parts = module.split(".")
+        if parts[0] == "lit_illada" and len(parts) > 1 and parts[1] not in ("__version__", package):
+            assert ORDER.index(parts[1]) < ORDER.index(package), f"{path.relative_to(PACKAGE)} imports {module}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_the_cli_and_optional_packages_are_imported_inside_functions(path):
-    if path.parent.name == "cli":
+    if package_of(path) in ("cli", "__init__"):
         return
     for module, is_inside in imports_of(path):
         if is_inside:
             assert module.split(".")[0] in OPTIONAL, f"{path.relative_to(PACKAGE)} imports {module} inside a function"
 
 
-@pytest.mark.parametrize(("package", "files"), [("hydra", {"config.py"}), ("omegaconf", {"config.py", "tree.py"})])
-def test_hydra_and_omegaconf_stay_where_configs_are_made(package, files):
-    users = {path.name for path in FILES for module, _ in imports_of(path) if module.split(".")[0] == package}
-    assert users == files
+@pytest.mark.parametrize("package", sorted(WITHOUT_TORCH))
+def test_a_package_without_torch_imports_without_it(package):
+    files = [path for path in FILES if package_of(path) == package]
+    names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in files]
+    modules = [name.removesuffix(".__init__") for name in names]
+    script = f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\nassert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert result.returncode == 0, result.stderr
 
 
-def test_the_command_line_module_imports_nothing_heavy():
+def test_the_command_line_imports_nothing_heavy_at_module_level():
     heavy = {"torch", "lightning", "hydra", "omegaconf", "tokenizers", "webdataset", "numpy", "scipy", "rich"}
     for path in (PACKAGE / "cli").glob("*.py"):
         at_top = {module.split(".")[0] for module, is_inside in imports_of(path) if not is_inside}
         assert not at_top & heavy, path
-
-
-def test_the_room_table_names_rooms_that_exist():
-    assert all((PACKAGE / room).exists() or (PACKAGE / f"{room}.py").exists() for room in MAY_IMPORT)

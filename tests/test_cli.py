@@ -20,8 +20,8 @@ from lit_illada.cli.completion import complete_override
 from lit_illada.config import load
 from lit_illada.errors import UserError
 from lit_illada.run_folder import flatten
-from lit_illada.share import conf_dir
-from lit_illada.tree import dump
+from lit_illada.runtime.paths import conf_dir
+from lit_illada.schema import dump
 
 
 def lit_illada(*arguments, **options):

@@ -11,8 +11,8 @@ from lit_illada.config import SCHEMAS, PretrainConfig, load, load_file
 from lit_illada.errors import UserError
 from lit_illada.objective.config import DiffusionObjectiveConfig
 from lit_illada.objective.mask_ratio import MASK_RATIOS
-from lit_illada.share import conf_dir
-from lit_illada.tree import dump, from_tree, to_tree
+from lit_illada.runtime.paths import conf_dir
+from lit_illada.schema import dump, from_tree, to_tree
 
 
 @pytest.mark.parametrize("command", SCHEMAS)

@@ -8,8 +8,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from lit_illada import data_commands
 from lit_illada.cli import main
+from lit_illada.commands import data as data_commands
 
 HEAVY = {"torch", "lightning", "torchmetrics", "scipy", "matplotlib", "tokenizers", "transformers", "webdataset"}
 SCRIPT = f"""

@@ -17,8 +17,8 @@ import torch
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.data.dataset import open_dataset
-from lit_illada.training.checkpoint import latest_checkpoint
+from lit_illada.data.dataset.reading import open_dataset
+from lit_illada.training.checkpointing.files import latest_checkpoint
 
 
 def lit_illada(*arguments):

@@ -9,11 +9,11 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from lit_illada.checkpoints import open_checkpoint
+from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.cli import main
 from lit_illada.errors import UserError
-from lit_illada.training.checkpoint import HAS_CHECKSUM, checkpoint_path, latest_checkpoint, read_checkpoint
-from lit_illada.training.checkpoint_writer import CheckpointWriter
+from lit_illada.training.checkpointing.files import HAS_CHECKSUM, checkpoint_path, latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.writer import CheckpointWriter
 
 SHORT = ["generation.max_new_tokens=8", "generation.block_length=8", "generation.num_steps=2"]
 

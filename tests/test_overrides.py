@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from lit_illada.cli import main
 from lit_illada.config import SCHEMAS, load, load_file
 from lit_illada.errors import UserError
-from lit_illada.key_hints import SYNONYMS, similar_key
 from lit_illada.overrides import parse_assignment
 from lit_illada.run_folder import flatten
+from lit_illada.runtime.key_hints import SYNONYMS, similar_key
+from lit_illada.schema import dump, from_tree, to_tree
 from lit_illada.sweep.library import read_spec
 from lit_illada.sweep.spec import SweepSpec
-from lit_illada.tree import dump, from_tree, to_tree
 
 KEYS = {command: list(flatten(to_tree(load(command)))) for command in SCHEMAS}
 SWEEP_KEYS = ["budget.measure", "budget.amount", "warmup_fraction", "seeds"]

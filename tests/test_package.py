@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lit_illada
 from lit_illada import api
-from lit_illada.requirements import REQUIRED
+from lit_illada.runtime.packages import REQUIRED
 
 ROOT = Path(__file__).parents[1]
 

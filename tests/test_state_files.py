@@ -8,10 +8,10 @@ import pytest
 
 from lit_illada.config import load_file
 from lit_illada.errors import UserError
+from lit_illada.evaluation.writer import KeptAnswers
 from lit_illada.run_folder import RunFolder
-from lit_illada.sweep.layout import PlannedRun, SweepFolder, SweepRunFolder, read_record
-from lit_illada.training.rollback import complete_rollback
-from lit_illada.writing import KeptAnswers
+from lit_illada.sweep.folder import PlannedRun, SweepFolder, SweepRunFolder, read_record
+from lit_illada.training.checkpointing.rollback import complete_rollback
 
 DAMAGE = {
     "not UTF-8": b'{"a": "\xff\xfe"}\n',

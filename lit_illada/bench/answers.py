@@ -10,16 +10,16 @@ import torch
 
 from lit_illada import build
 from lit_illada.bench.figure import figure, seconds
-from lit_illada.checkpoints import open_checkpoint
+from lit_illada.checkpoints.hf import load_model
+from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.config import SFTConfig, load_file
 from lit_illada.data.sft_datamodule import Difficulty
 from lit_illada.errors import UserError
-from lit_illada.generation.caching import DualCache
-from lit_illada.generation.selection import Threshold
-from lit_illada.model.hf import load_model
+from lit_illada.evaluation.writer import Writer, Written
+from lit_illada.generation.cache import DualCache
+from lit_illada.generation.commit_rules import Threshold
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.config.trainer import Precision
-from lit_illada.writing import Writer, Written
 
 
 def measure(run: Path, num_prompts: int = 32, repeats: int = 5) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from tokenizers import Tokenizer as Backend
 
 from lit_illada.bench.figure import Figure, attempted, figure, seconds
 from lit_illada.data.config import DataConfig, LoadTokenizer, StdlibSource
-from lit_illada.data.corpora import read
+from lit_illada.data.corpora.sources import read
 from lit_illada.data.datamodule import PackedDataModule
-from lit_illada.data.manifest import TOKENIZER_FOLDER
-from lit_illada.data.prepare import prepare
+from lit_illada.data.dataset.manifest import TOKENIZER_FOLDER
+from lit_illada.data.prepare.prepare import prepare
 from lit_illada.errors import UserError
 
 

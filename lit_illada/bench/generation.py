@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lit_illada.batch import Layout
 from lit_illada.bench.figure import figure, seconds
-from lit_illada.generation.caching import DualCache
+from lit_illada.generation.cache import DualCache
+from lit_illada.generation.commit_rules import Threshold
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.generate import generate
-from lit_illada.generation.selection import Threshold
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
 

@@ -18,7 +18,7 @@ from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.step import GPU_GROUPS, measure_groups
 from lit_illada.bench.training_step import Case, documents, fill
 from lit_illada.errors import UserError
-from lit_illada.generation.caching import DualCache, NoCache
+from lit_illada.generation.cache import DualCache, NoCache
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.generate import generate
 from lit_illada.model.attention import Attention

@@ -18,7 +18,7 @@ from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.bench.figure import Figure, figure, seconds
 from lit_illada.bench.training_step import TrainingStep
 from lit_illada.config import PretrainConfig, load
-from lit_illada.data.prepare import prepare
+from lit_illada.data.prepare.prepare import prepare
 from lit_illada.model.attention import visible_tokens
 from lit_illada.model.transformer import Transformer
 from lit_illada.training.optim import build_optimizer

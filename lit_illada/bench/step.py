@@ -17,9 +17,9 @@ from lit_illada.bench.profile import profile_step
 from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.training_step import Case, TrainingStep, batches
 from lit_illada.model.config import AttentionKernel
+from lit_illada.training.callbacks.throughput import matmul_flops_per_s
 from lit_illada.training.config.parallel import Recomputation
 from lit_illada.training.config.trainer import Precision
-from lit_illada.training.throughput import matmul_flops_per_s
 
 # Cases of a group alternate, and are told as times of the group's first; so they must fit the device together.
 CPU_GROUPS = [

@@ -20,8 +20,8 @@ from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.training.config.optim import OPTIMIZERS
 from lit_illada.training.config.parallel import Recomputation
 from lit_illada.training.config.trainer import Precision
+from lit_illada.training.distributed.activation_checkpointing import recompute
 from lit_illada.training.optim import build_optimizer
-from lit_illada.training.recomputation import recompute
 
 # of the models whose file leaves it to the tokenizer: the demo's, and one for larger models
 _VOCABULARIES = {"pico": 4096, "nano": 4096}

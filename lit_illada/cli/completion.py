@@ -7,10 +7,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from lit_illada.key_hints import similar_key
 from lit_illada.runtime.files import read_text
+from lit_illada.runtime.key_hints import similar_key
+from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.yaml_files import parse_yaml
-from lit_illada.share import conf_dir
 
 
 def script(command: click.Command, shell: str) -> str:
@@ -36,7 +36,7 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
 
 def _values(ctx: click.Context, key: str) -> list[str]:
     """Names of a choice, members of an enumeration, true and false."""
-    from lit_illada.explain import values_of
+    from lit_illada.commands.explain import values_of
 
     overrides = [word for word in ctx.params.get("overrides") or () if "=" in word]
     return values_of(key, _config_of(ctx), overrides)

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from lit_illada import processes
 from lit_illada.cli import completion
 from lit_illada.errors import InterruptedByUserError, UserError
+from lit_illada.runtime import ranks as processes
 from lit_illada.runtime.terminal import one_line
 
 overrides_argument = click.argument(

@@ -9,7 +9,7 @@ import click
 from lit_illada.cli.frame import guarded, overrides_argument
 
 if TYPE_CHECKING:
-    from lit_illada.launch import Request
+    from lit_illada.commands.launch import Request
 
 _OPTIONS = [
     click.option("--partition", help="Of the cluster (default: the cluster's)."),
@@ -90,7 +90,7 @@ def launch_pretrain(resume: Path | None, overrides: tuple[str, ...], **options: 
     A job that is preempted, or told SIGUSR1 before its time is over, saves, goes back into the queue and goes on
     exactly where it was. A job that is cancelled stays so; sbatch RUN/launch.sh goes on with it.
     """
-    from lit_illada import launch as room
+    from lit_illada.commands import launch as room
 
     room.train("pretrain", None, overrides, resume, _request(**options))
 
@@ -109,7 +109,7 @@ Examples:
 @guarded
 def launch_sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...], **options: Any) -> None:
     """Fine-tune the model of CHECKPOINT as a job, which survives what launch pretrain says."""
-    from lit_illada import launch as room
+    from lit_illada.commands import launch as room
 
     if resume is not None and checkpoint is not None:
         # click takes the first word for the checkpoint
@@ -136,7 +136,7 @@ def launch_data(parts: int, at_once: int | None, overrides: tuple[str, ...], **o
     One array scans the files; one job trains the tokenizer and finds duplicates and the shards' ends; one array
     tokenises and writes; one job writes the manifest. data.dir lies on a file system that all nodes see.
     """
-    from lit_illada import launch as room
+    from lit_illada.commands import launch as room
 
     room.data(overrides, parts, at_once, _request(**options))
 
@@ -151,7 +151,7 @@ def _request(
     save_before_s: int = 120,
     **allocation: Any,
 ) -> "Request":
-    from lit_illada.launch import Request
-    from lit_illada.slurm import Allocation
+    from lit_illada.commands.launch import Request
+    from lit_illada.slurm.client import Allocation
 
     return Request(Allocation(**allocation, other=sbatch), nodes, gpus_per_node, setup, after, save_before_s, is_dry)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lit_illada import __version__, processes
+from lit_illada import __version__
 from lit_illada.cli import completion
 from lit_illada.cli.data import data
 from lit_illada.cli.launch import launch
@@ -17,6 +17,7 @@ from lit_illada.cli.sweep import sweep
 from lit_illada.cli.tools import bench, board, completion_command, config, doctor, estimate
 from lit_illada.cli.train import pretrain, sft
 from lit_illada.cli.use import convert, generate, score
+from lit_illada.runtime import ranks as processes
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

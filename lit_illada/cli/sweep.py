@@ -47,7 +47,7 @@ Examples:
 @guarded
 def sweep_plan(name: str, folder: Path | None, workers: int | None, threads: int, overrides: tuple[str, ...]) -> None:
     """Print the runs of the sweep NAME, what they share, and the time and disk they will take. Nothing is run."""
-    from lit_illada import sweep_commands
+    from lit_illada.commands import sweep as sweep_commands
 
     sweep_commands.plan(name, overrides, folder, sweep_commands.Workers(workers, threads))
 
@@ -96,7 +96,7 @@ def sweep_run(
     What is finished is never run again. Ctrl-C lets every run save and stop. With --slurm, a run takes the nodes and
     devices that its trainer names, is requeued when it is preempted or out of time, and goes on from its checkpoint.
     """
-    from lit_illada import sweep_commands
+    from lit_illada.commands import sweep as sweep_commands
     from lit_illada.sweep.slurm import SlurmOptions
 
     slurm = None
@@ -125,7 +125,7 @@ def sweep_report(sweep: str, out: Path | None, is_opened: bool) -> None:
 
     Reads files alone, so it can be asked at any time, and of a copy on another machine.
     """
-    from lit_illada import sweep_report as command
+    from lit_illada.commands import sweep_report as command
 
     page = command.run(sweep, out)
     if is_opened:
@@ -140,7 +140,7 @@ def sweep_report(sweep: str, out: Path | None, is_opened: bool) -> None:
 def sweep_one(context: click.Context, folder: Path, run_id: str) -> None:
     """Do one run of a planned sweep in this process; the pool and cluster jobs call it."""
     from lit_illada.sweep.attempt import attempt
-    from lit_illada.sweep.layout import SweepFolder
+    from lit_illada.sweep.folder import SweepFolder
 
     main = context.find_root().command
 

@@ -28,14 +28,14 @@ Examples:
 def config(command: str | None, key: str | None, overrides: tuple[str, ...]) -> None:
     """Print the resolved config that COMMAND would run with."""
     if key is not None:
-        from lit_illada.explain import explain, show
+        from lit_illada.commands.explain import explain, show
 
         click.echo(show(explain(key, command, overrides)), nl=False)
         return
     if command is None:
         raise UserError("which command's config? Name it, such as: lit-illada config pretrain")
     from lit_illada.config import load
-    from lit_illada.tree import dump
+    from lit_illada.schema import dump
 
     click.echo(dump(load(command, overrides)), nl=False)
 
@@ -54,12 +54,12 @@ def doctor(json_file: Path | None) -> None:
 
     Ends with status 1 only where something is broken that every run needs.
     """
-    from lit_illada import requirements
+    from lit_illada.runtime import packages as requirements
 
     if missing := requirements.missing():
         requirements.tell(missing, json_file)
         raise SystemExit(1)
-    from lit_illada import doctor as command
+    from lit_illada.commands import doctor as command
 
     if not command.run(json_file):
         raise SystemExit(1)
@@ -91,7 +91,7 @@ def estimate(
     The model that sft fine-tunes is CHECKPOINT's, or one without weights, such as +model=illada_8b.
     The GPUs need not be here. Memory is what tensors hold: beside it a GPU needs a gigabyte or two for itself.
     """
-    from lit_illada import estimate as room
+    from lit_illada.commands import estimate as room
 
     base = None
     if overrides and ("=" not in overrides[0] or Path(overrides[0]).exists()):  # step=00000100.ckpt has one too
@@ -106,7 +106,7 @@ def estimate(
 @guarded
 def board(runs: Path, port: int, host: str) -> None:
     """Open TensorBoard on the runs folder."""
-    from lit_illada import board as command
+    from lit_illada.commands import board as command
 
     command.serve(runs, host, port)
 

@@ -139,8 +139,8 @@ def score(
     are written to a folder.
     """
     refuse_early("score", overrides)
-    from lit_illada import score as command
-    from lit_illada.score_jobs import Asked
+    from lit_illada.commands import score as command
+    from lit_illada.evaluation.jobs import Asked
 
     asked = Asked(tasks, texts, harness, include_path, is_reasoning, held_out, num_fewshot)
     command.run(checkpoint, asked, out, overrides, is_resumed)
@@ -183,6 +183,6 @@ def convert(
     Reads the layouts of iLLaDA, LLaDA, Dream, Llama and Qwen2 from safetensors, and writes them; no code of a
     checkpoint runs. Shows what was mapped, and refuses a checkpoint with a tensor missing, left over or misshapen.
     """
-    from lit_illada import convert as command
+    from lit_illada.commands import convert as command
 
     command.run(source, destination, to, mask_token, eos_token, dtype, max_shard_gb, revision)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lit_illada import build
 from lit_illada.config import load
-from lit_illada.data.chat_template import ChatTemplate, Message, Role
+from lit_illada.data.sft.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.canvas import Commit
@@ -21,8 +21,8 @@ from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.trace import Recorder, Trace, write_traces
 from lit_illada.run_folder import flatten
 from lit_illada.runtime.files import read_text
+from lit_illada.schema import to_tree
 from lit_illada.training.config.trainer import Precision
-from lit_illada.tree import to_tree
 
 
 def run(

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lit_illada.choice import choice
 from lit_illada.data.shortening import SHORTENINGS, NoShortening, SplitRow, TruncateRow
 from lit_illada.data.token_names import MIN_VOCAB_SIZE, TokenNames
 from lit_illada.errors import UserError
+from lit_illada.schema import choice
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 
 from lit_illada.data.config import DataConfig, OnBadShard, PreparedSource
-from lit_illada.data.dataset import BadShardError, Dataset, open_dataset
-from lit_illada.data.manifest import TRAIN, VALIDATION, Manifest, is_url
+from lit_illada.data.dataset.manifest import TRAIN, VALIDATION, Manifest, is_url
+from lit_illada.data.dataset.reading import BadShardError, Dataset, open_dataset
 from lit_illada.data.packing import PackedStream
-from lit_illada.data.prepare import prepare
+from lit_illada.data.prepare.prepare import prepare
 from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule
 from lit_illada.data.shortening import NoShortening, SplitRow, TruncateRow
 from lit_illada.data.stream import PackedRows

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lit_illada.data.dataset import BadShardError, Dataset, Shard
+from lit_illada.data.dataset.reading import BadShardError, Dataset, Shard
 from lit_illada.data.draws import permutation
 from lit_illada.errors import UserError
 

@@ -12,16 +12,16 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_illada.data.answers import is_right
-from lit_illada.data.chat_template import ChatTemplate
-from lit_illada.data.grouping import Tally
-from lit_illada.data.instruction import Example, read_examples
-from lit_illada.data.reasoning import Portion, make_examples
+from lit_illada.data.corpora.grouping import Tally
 from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule
-from lit_illada.data.sft_config import Packed, Padded, ReasoningSource, SFTDataConfig
-from lit_illada.data.sft_rows import EncodedExamples, ExampleRows, build_stream
+from lit_illada.data.sft.arithmetic import Portion, make_examples
+from lit_illada.data.sft.chat_template import ChatTemplate
+from lit_illada.data.sft.config import Packed, Padded, ReasoningSource, SFTDataConfig
+from lit_illada.data.sft.instruction import Example, read_examples
+from lit_illada.data.sft.rows import EncodedExamples, ExampleRows, build_stream
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
+from lit_illada.tasks.exact_match import is_right
 
 _log = logging.getLogger(__name__)
 # What is scored is the response given its prompt, whatever the training sees and counts: so all arms compare.

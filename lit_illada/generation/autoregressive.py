@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_illada.batch import Layout
-from lit_illada.cache import KeyValueCache
 from lit_illada.errors import UserError
 from lit_illada.generation.canvas import Commit, Generation, left_padded, require_room
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.control import NO_KINDS, LogitControl, Place, TokenKinds, own_controls
 from lit_illada.generation.draws import Draws
-from lit_illada.generation.mitigation import Mitigations
-from lit_illada.generation.proposal import Proposals, propose
+from lit_illada.generation.logit_controls import NO_KINDS, LogitControl, Place, TokenKinds, own_controls
+from lit_illada.generation.loop_control.mitigation import Mitigations
+from lit_illada.generation.proposals import Proposals, propose
 from lit_illada.generation.reader import LogitsFn
+from lit_illada.model.kv_cache import KeyValueCache
 
 # what a causal model has no use for: it writes one token a step, always from a cache, and its prompt cannot be masked
 _DIFFUSION_ONLY = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lit_illada.errors import UserError
-from lit_illada.lazy import Tensor, torch
+from lit_illada.runtime.lazy import Tensor, torch
 
 
 class CommitSchedule(Protocol):

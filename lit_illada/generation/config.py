@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lit_illada.choice import choice, choice_name
 from lit_illada.errors import UserError
-from lit_illada.generation.caching import CACHES, CachePlan
+from lit_illada.generation.cache import CACHES, CachePlan
+from lit_illada.generation.commit_rules import COMMIT_RULES, CommitRule
 from lit_illada.generation.commit_schedule import COMMIT_SCHEDULES, CommitSchedule, Even
-from lit_illada.generation.early_exit import EARLY_EXITS, EarlyExit
-from lit_illada.generation.loop_response import LOOP_RESPONSES, LoopResponse
+from lit_illada.generation.loop_control.early_exit import EARLY_EXITS, EarlyExit
+from lit_illada.generation.loop_control.loop_response import LOOP_RESPONSES, LoopResponse
+from lit_illada.generation.loop_control.repetition import REPETITIONS, Repetition
+from lit_illada.generation.loop_control.thinking_stop import THINKING_STOPS, ThinkingStop
 from lit_illada.generation.remasking import REMASK_RULES, RemaskRule
-from lit_illada.generation.repetition import REPETITIONS, Repetition
-from lit_illada.generation.selection import COMMIT_RULES, CommitRule
-from lit_illada.generation.thinking_stop import THINKING_STOPS, ThinkingStop
+from lit_illada.schema import choice, choice_name
 
 
 class Canvas(StrEnum):

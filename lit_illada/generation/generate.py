@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_illada.generation.caching import CachePlan, NoCache
+from lit_illada.generation.cache import CachePlan, NoCache
 from lit_illada.generation.canvas import Commit, Generation, left_padded, require_room
 from lit_illada.generation.config import Canvas, GenerationConfig
-from lit_illada.generation.control import NO_KINDS, LogitControl, TokenKinds, own_controls
 from lit_illada.generation.draws import Draws
+from lit_illada.generation.logit_controls import NO_KINDS, LogitControl, TokenKinds, own_controls
+from lit_illada.generation.loop_control.mitigation import Mitigations
 from lit_illada.generation.loop_control.sampler import ControlledSampler
-from lit_illada.generation.mitigation import Mitigations
 from lit_illada.generation.reader import LogitsFn, Reader
 from lit_illada.generation.sampler import Sampler
 

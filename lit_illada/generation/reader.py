@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_illada.batch import Layout
-from lit_illada.cache import KeyValueCache
-from lit_illada.generation.caching import CachePlan
+from lit_illada.generation.cache import CachePlan
+from lit_illada.model.kv_cache import KeyValueCache
 
 
 class LogitsFn(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from lit_illada.errors import UserError
-from lit_illada.lazy import Tensor, torch
+from lit_illada.runtime.lazy import Tensor, torch
 
 if TYPE_CHECKING:
     from lit_illada.generation.draws import RowDraws

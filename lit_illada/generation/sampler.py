@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lit_illada.generation.canvas import Commit
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.control import LogitControl, Place
 from lit_illada.generation.draws import Draws
-from lit_illada.generation.proposal import Proposals, propose
+from lit_illada.generation.logit_controls import LogitControl, Place
+from lit_illada.generation.proposals import Proposals, propose
 from lit_illada.generation.reader import Reader
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
-from lit_illada.data.reasoning import RECHECK
+from lit_illada.data.sft.arithmetic import RECHECK
 from lit_illada.loops.detect.ending import THINK_END
-from lit_illada.numbers import final_number, first_number
+from lit_illada.tasks.numbers import final_number, first_number
 
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 _EQUATION = re.compile(r"=(?=\s*[-0-9. ])")

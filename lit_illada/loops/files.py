@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from lit_illada.data.text_files import first_bytes, raw_lines, read_content
+from lit_illada.data.corpora.text_files import first_bytes, raw_lines, read_content
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import parse_json
 

@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from lit_illada.data.text_files import find_files
+from lit_illada.data.corpora.text_files import find_files
 from lit_illada.errors import UserError, unknown
 from lit_illada.loops.files import Digits, Entry, brief, read_entries
 

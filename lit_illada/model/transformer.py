@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_illada.batch import Layout, TokenScores
-from lit_illada.cache import KeyValueCache, LayerWindow
 from lit_illada.model.attention import Attention
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.initial import InitialWeights, fill
+from lit_illada.model.kv_cache import KeyValueCache, LayerWindow
 from lit_illada.model.lm_head import token_scores
 from lit_illada.model.rope import Rotation, rotate, rotation
 

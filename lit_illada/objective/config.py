@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lit_illada.choice import choice, choice_name
 from lit_illada.errors import UserError
 from lit_illada.objective.mask_ratio import (
     MASK_RATIOS,
@@ -14,6 +13,7 @@ from lit_illada.objective.mask_ratio import (
 )
 from lit_illada.objective.token_weight import TOKEN_WEIGHTS, TokenWeight
 from lit_illada.objective.weighting import WEIGHTINGS, Weighting
+from lit_illada.schema import choice, choice_name
 
 # What importance correction may leave out at either end of [0, 1]: LLaDA's epsilon of 0.001, and a little more.
 _MOST_LEFT_OUT = 0.01

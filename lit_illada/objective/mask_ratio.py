@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import ClassVar, Self
 
 from lit_illada.errors import UserError
-from lit_illada.lazy import LazyModule, Tensor, torch
+from lit_illada.runtime.lazy import LazyModule, Tensor, torch
 
 scipy_special = LazyModule("scipy.special")
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from lit_illada.errors import UserError
-from lit_illada.lazy import Tensor, torch
+from lit_illada.runtime.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lit_illada.choice import choice
 from lit_illada.errors import UserError
+from lit_illada.schema import choice
 from lit_illada.scoring.wording import WORDINGS, Chat, Plain
 
 

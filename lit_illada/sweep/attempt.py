@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import append_line, write_atomically
-from lit_illada.sweep.layout import PlannedRun, SweepFolder, SweepRunFolder, locked, read_record
+from lit_illada.sweep.folder import PlannedRun, SweepFolder, SweepRunFolder, locked, read_record
 from lit_illada.sweep.library import begin_path
 from lit_illada.sweep.spec import Command
 

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.overrides import parse_assignment
+from lit_illada.runtime.paths import sweeps_dir
 from lit_illada.runtime.yaml_files import read_yaml
-from lit_illada.share import sweeps_dir
+from lit_illada.schema import from_tree, to_tree
 from lit_illada.sweep.spec import CommonScale, Scale, SweepSpec, check
-from lit_illada.tree import from_tree, to_tree
 
 RESOLVED_FILE = "sweep.yaml"
 

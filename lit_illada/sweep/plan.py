@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from lit_illada.errors import UserError
 from lit_illada.sweep.comparable import check_comparable
-from lit_illada.sweep.layout import PlannedRun
+from lit_illada.sweep.folder import PlannedRun
 from lit_illada.sweep.spec import Arm, Command, Measure, Stage, SweepSpec
 
 Tree = dict[str, Any]

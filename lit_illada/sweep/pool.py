@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from lit_illada.sweep.attempt import NOT_MINE, record_failure, was_stopped
-from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
+from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.progress import Overview, RunStatus
 
 ONE = (sys.executable, "-m", "lit_illada.cli", "sweep", "one")

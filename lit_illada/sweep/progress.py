@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
+from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
 
 # a run that has not said anything for so long may be stuck, or its machine gone
 _SILENT_S = 120.0

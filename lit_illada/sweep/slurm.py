@@ -19,9 +19,9 @@ from typing import Any
 
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import write_atomically
-from lit_illada.slurm import cancel, queued_jobs
+from lit_illada.slurm.client import cancel, queued_jobs
 from lit_illada.sweep.attempt import record_failure, was_stopped
-from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
+from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
 from lit_illada.sweep.outage import Outage
 from lit_illada.sweep.pool import ONE, thread_variables
 from lit_illada.sweep.progress import Overview, RunStatus

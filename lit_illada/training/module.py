@@ -19,12 +19,12 @@ from lit_illada.batch import TokenBatch, TokenScores
 from lit_illada.errors import UserError
 from lit_illada.objective.loss import NoisyBatch, Objective
 from lit_illada.scoring.likelihood import Likelihood, RowScores, ScoreFn
+from lit_illada.training.checkpointing.portable import PortableState
 from lit_illada.training.config.optim import OptimConfig
-from lit_illada.training.gradients import clamp, scale, total_norm
+from lit_illada.training.distributed.gradients import clamp, scale, total_norm
+from lit_illada.training.distributed.parallel import ShardedStrategy, num_data_ranks
 from lit_illada.training.metrics import TrainingCurves, by_ratio, publish, set_sums, sums_of
 from lit_illada.training.optim import build_optimizer
-from lit_illada.training.parallel import ShardedStrategy, num_data_ranks
-from lit_illada.training.portable import PortableState
 from lit_illada.training.schedule import LearningRate
 from lit_illada.training.user_trainer import check_batch, reconcile
 
@@ -45,7 +45,7 @@ class PretrainModule(pl.LightningModule):
     config's raises UserError. `train/…` and `val/…` are logged, for `ModelCheckpoint(monitor="val/nll_bound")`.
     """
 
-    # builds a module from a checkpoint; set by lit_illada.module_loading, which knows the configs
+    # builds a module from a checkpoint; set by lit_illada.api.module_loading, which knows the configs
     _load: ClassVar[Callable[[Path, Any], "PretrainModule"] | None] = None
 
     def __init__(

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_illada.errors import UserError
 from lit_illada.training.config.optim import AdamW8bitConfig, AdamWConfig, MuonConfig, OptimizerConfig
-from lit_illada.training.eight_bit import EightBitAdamW
+from lit_illada.training.optim_8bit import EightBitAdamW
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -10,11 +10,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from lit_illada.training.checkpoint_writer import CheckpointWriter
+from lit_illada.training.checkpointing.portable import DataParallel, OneDevice
+from lit_illada.training.checkpointing.writer import CheckpointWriter
 from lit_illada.training.config.parallel import Strategy
 from lit_illada.training.config.trainer import Accelerator, TrainerConfig
-from lit_illada.training.parallel import ShardedStrategy
-from lit_illada.training.portable import DataParallel, OneDevice
+from lit_illada.training.distributed.parallel import ShardedStrategy
 
 log = logging.getLogger(__name__)
 

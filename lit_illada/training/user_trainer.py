@@ -9,7 +9,7 @@ import logging
 from lightning.pytorch import Trainer
 
 from lit_illada.errors import UserError
-from lit_illada.training.parallel import num_data_ranks
+from lit_illada.training.distributed.parallel import num_data_ranks
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_illada.data.config import DataConfig, JsonlSource, TrainTokenizer
-from lit_illada.data.prepare import prepare
+from lit_illada.data.prepare.prepare import prepare
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_illada.cli import main
 from lit_illada.data.config import OnBadShard
 from lit_illada.data.datamodule import PackedDataModule
-from lit_illada.data.dataset import BadShardError, open_dataset
+from lit_illada.data.dataset.reading import BadShardError, open_dataset
 from lit_illada.data.packing import PackedStream
 from lit_illada.errors import UserError
 

@@ -17,9 +17,9 @@ from lightning.pytorch.callbacks import Callback
 from lit_illada.batch import TokenBatch
 from lit_illada.data.config import DataConfig, PreparedSource
 from lit_illada.data.datamodule import PackedDataModule
-from lit_illada.data.dataset import open_dataset
+from lit_illada.data.dataset.reading import open_dataset
 from lit_illada.data.packing import PackedStream
-from lit_illada.data.prepare import prepare
+from lit_illada.data.prepare.prepare import prepare
 from lit_illada.data.shortening import NoShortening, SplitRow, TruncateRow
 from lit_illada.errors import UserError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_illada.data.dataset import open_dataset
+from lit_illada.data.dataset.reading import open_dataset
 from lit_illada.errors import UserError
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.data.dataset import Dataset, Shard, open_dataset
+from lit_illada.data.dataset.reading import Dataset, Shard, open_dataset
 from lit_illada.data.draws import permutation
 from lit_illada.data.packing import PackedStream, RowOrder, pack
 from lit_illada.errors import UserError

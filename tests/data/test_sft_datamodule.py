@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lit_illada.data.config import OnBadDocument
-from lit_illada.data.sft_config import (
+from lit_illada.data.sft.config import (
     AlpacaSource,
     Gsm8kSource,
     MessagesSource,

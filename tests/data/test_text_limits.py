@@ -9,8 +9,8 @@ import pytest
 import zstandard
 
 from lit_illada.data.config import JsonlSource, TextSource
-from lit_illada.data.corpora import read
-from lit_illada.data.text_files import raw_lines, read_text
+from lit_illada.data.corpora.sources import read
+from lit_illada.data.corpora.text_files import raw_lines, read_text
 from lit_illada.errors import UserError
 from lit_illada.loops.files import read_entries
 

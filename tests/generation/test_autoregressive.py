@@ -6,9 +6,9 @@ import torch
 from lit_illada.batch import Layout
 from lit_illada.errors import UserError
 from lit_illada.generation.autoregressive import generate_autoregressive
-from lit_illada.generation.caching import DualCache
+from lit_illada.generation.cache import DualCache
+from lit_illada.generation.commit_rules import Threshold
 from lit_illada.generation.config import Canvas, GenerationConfig
-from lit_illada.generation.selection import Threshold
 
 MASK, EOS = 0, 1
 CONFIG = GenerationConfig(max_new_tokens=12, block_length=6, num_steps=6)

@@ -6,15 +6,21 @@ import pytest
 import torch
 
 from lit_illada.batch import Layout
-from lit_illada.generation.caching import DualCache, PrefixCache
+from lit_illada.generation.cache import DualCache, PrefixCache
+from lit_illada.generation.commit_rules import Random, Threshold
 from lit_illada.generation.config import Canvas, GenerationConfig
-from lit_illada.generation.control import TokenKinds
-from lit_illada.generation.early_exit import NoExit, Settled
-from lit_illada.generation.loop_response import NoResponse, RemaskSpan, TemperatureKick
+from lit_illada.generation.logit_controls import TokenKinds
+from lit_illada.generation.loop_control.early_exit import NoExit, Settled
+from lit_illada.generation.loop_control.loop_response import NoResponse, RemaskSpan, TemperatureKick
+from lit_illada.generation.loop_control.repetition import DRY, NoPenalty, Penalty
+from lit_illada.generation.loop_control.thinking_stop import (
+    ExponentialRamp,
+    HardStop,
+    LinearRamp,
+    MixtureRamp,
+    NoThinkingStop,
+)
 from lit_illada.generation.remasking import ReMDMConfidence
-from lit_illada.generation.repetition import DRY, NoPenalty, Penalty
-from lit_illada.generation.selection import Random, Threshold
-from lit_illada.generation.thinking_stop import ExponentialRamp, HardStop, LinearRamp, MixtureRamp, NoThinkingStop
 
 CONFIG = GenerationConfig(max_new_tokens=12, block_length=6, num_steps=4)
 KINDS = {

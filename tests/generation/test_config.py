@@ -5,17 +5,17 @@ import yaml
 
 from lit_illada.config import load
 from lit_illada.errors import UserError
-from lit_illada.generation.caching import CACHES
+from lit_illada.generation.cache import CACHES
+from lit_illada.generation.commit_rules import COMMIT_RULES, Threshold
 from lit_illada.generation.commit_schedule import COMMIT_SCHEDULES, DreamSchedule
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.early_exit import EARLY_EXITS
-from lit_illada.generation.loop_response import LOOP_RESPONSES
+from lit_illada.generation.loop_control.early_exit import EARLY_EXITS
+from lit_illada.generation.loop_control.loop_response import LOOP_RESPONSES
+from lit_illada.generation.loop_control.repetition import REPETITIONS
+from lit_illada.generation.loop_control.thinking_stop import THINKING_STOPS
 from lit_illada.generation.remasking import REMASK_RULES, ReMDMCap
-from lit_illada.generation.repetition import REPETITIONS
-from lit_illada.generation.selection import COMMIT_RULES, Threshold
-from lit_illada.generation.thinking_stop import THINKING_STOPS
-from lit_illada.share import conf_dir
-from lit_illada.tree import from_tree
+from lit_illada.runtime.paths import conf_dir
+from lit_illada.schema import from_tree
 
 FOLDER = conf_dir() / "generation"
 TABLES = {

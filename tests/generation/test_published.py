@@ -8,9 +8,9 @@ import torch
 from lit_illada.batch import Layout
 from lit_illada.config import load
 from lit_illada.errors import UserError
+from lit_illada.generation.commit_rules import Entropy, LowConfidence, Margin, Random
 from lit_illada.generation.commit_schedule import DreamSchedule
 from lit_illada.generation.config import Canvas, GenerationConfig
-from lit_illada.generation.selection import Entropy, LowConfidence, Margin, Random
 
 MASK, EOS = 0, 1
 CONFIG = GenerationConfig(canvas=Canvas.fixed, max_new_tokens=24, block_length=8, num_steps=4)

@@ -5,9 +5,9 @@ import torch
 
 from lit_illada.batch import Layout
 from lit_illada.errors import UserError
+from lit_illada.generation.commit_rules import Threshold
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.remasking import ReMDMCap
-from lit_illada.generation.selection import Threshold
 
 MASK, STOP, VOCABULARY = 0, 1, 23
 CONFIG = GenerationConfig(max_new_tokens=12, block_length=6, num_steps=4)

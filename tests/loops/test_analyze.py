@@ -15,8 +15,8 @@ from lit_illada.cli import main
 from lit_illada.config import load
 from lit_illada.loops.config import LoopsConfig
 from lit_illada.loops.records import read_generations
-from lit_illada.share import conf_dir
-from lit_illada.tree import read_file
+from lit_illada.runtime.paths import conf_dir
+from lit_illada.schema import read_file
 
 UNIT = " Wait , let me check the sum of those two numbers again :".split(" ")[1:]
 

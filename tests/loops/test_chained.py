@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.data.reasoning import Portion, make_examples
-from lit_illada.data.sft_config import MAX_DEPTH, ProblemRange, ReasoningSource
+from lit_illada.data.sft.arithmetic import Portion, make_examples
+from lit_illada.data.sft.config import MAX_DEPTH, ProblemRange, ReasoningSource
 from lit_illada.loops.answers import share_well_formed
 
 PROMPT = "f=3+1\ng=x-2\nx mod 2?"

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lit_illada.batch import Layout
-from lit_illada.cache import KeyValueCache
 from lit_illada.errors import UserError
+from lit_illada.model.kv_cache import KeyValueCache
 
 
 def test_logits_are_the_plain_models_moved_one_to_the_right_within_every_document(make_model, packed):

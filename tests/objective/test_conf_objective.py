@@ -11,8 +11,8 @@ from lit_illada.objective.config import OBJECTIVES
 from lit_illada.objective.mask_ratio import MASK_RATIOS
 from lit_illada.objective.token_weight import TOKEN_WEIGHTS
 from lit_illada.objective.weighting import WEIGHTINGS
-from lit_illada.share import conf_dir
-from lit_illada.tree import from_tree
+from lit_illada.runtime.paths import conf_dir
+from lit_illada.schema import from_tree
 
 CONF = Path(conf_dir()) / "objective"
 TABLES = {"mask_ratio": MASK_RATIOS, "weighting": WEIGHTINGS, "token_weight": TOKEN_WEIGHTS}

@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from lit_illada.config import ScoreConfig, load
-from lit_illada.data.sft_config import ReasoningTask
+from lit_illada.data.sft.config import ReasoningTask
 from lit_illada.errors import UserError
+from lit_illada.runtime.paths import conf_dir
 from lit_illada.scoring.config import DIFFUSION_RULES, ScoreRule, ScoringConfig
 from lit_illada.scoring.wording import WORDINGS
-from lit_illada.share import conf_dir
 
 
 def test_the_file_names_every_field_and_holds_the_defaults():

@@ -4,7 +4,7 @@ import textwrap
 import pytest
 import yaml
 
-from lit_illada.sweep.layout import PlannedRun, SweepFolder
+from lit_illada.sweep.folder import PlannedRun, SweepFolder
 from lit_illada.sweep.spec import Arm, Command, Metric, Stage, SweepSpec
 
 # does a run without a model: writes a step a line, so that a test sees every step that was done, and by whom
@@ -14,7 +14,7 @@ began_at = time.time()
 import json, os, sys
 from pathlib import Path
 from lit_illada.sweep.attempt import attempt
-from lit_illada.sweep.layout import SweepFolder
+from lit_illada.sweep.folder import SweepFolder
 
 folder, run_id = SweepFolder(Path(sys.argv[1])), sys.argv[2]
 place = folder.runs / run_id

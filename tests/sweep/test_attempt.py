@@ -12,7 +12,7 @@ import pytest
 
 from lit_illada.sweep import attempt as attempt_module
 from lit_illada.sweep.attempt import NOT_MINE, attempt
-from lit_illada.sweep.layout import RunState, locked, read_record
+from lit_illada.sweep.folder import RunState, locked, read_record
 
 
 @pytest.fixture(autouse=True)

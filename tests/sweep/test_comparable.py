@@ -2,11 +2,11 @@
 
 import pytest
 
-from lit_illada import sweep_commands
+from lit_illada.commands import sweep as sweep_commands
+from lit_illada.cost.run_cost import step_flops
 from lit_illada.errors import UserError
 from lit_illada.sweep.library import read_spec
 from lit_illada.sweep.plan import expand
-from lit_illada.sweep_costs import step_flops
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from lit_illada import sweep_commands
+from lit_illada.commands import sweep as sweep_commands
+from lit_illada.cost.run_cost import step_flops
 from lit_illada.errors import UserError
 from lit_illada.sweep.library import library, read_spec
 from lit_illada.sweep.plan import expand, set_in
 from lit_illada.sweep.spec import Arm, Budget, Command, Measure, Stage, SweepSpec
-from lit_illada.sweep_costs import step_flops
 
 TREES = {
     "pretrain": {

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
 
 POOL = """
 import sys
 from pathlib import Path
-from lit_illada.sweep.layout import SweepFolder
+from lit_illada.sweep.folder import SweepFolder
 from lit_illada.sweep.pool import Pool, cpu_slots
 
 folder = SweepFolder(Path(sys.argv[1]))

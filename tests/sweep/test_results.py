@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_illada.share import sweeps_dir
-from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder
+from lit_illada.runtime.paths import sweeps_dir
+from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import read_spec
 from lit_illada.sweep.report.collect import Provenance, RunRecord, Sweep
 from lit_illada.sweep.report.findings import find

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.slurm import queued_jobs
-from lit_illada.sweep.layout import RunState, SweepFolder, read_record
+from lit_illada.slurm.client import queued_jobs
+from lit_illada.sweep.folder import RunState, SweepFolder, read_record
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, _machines
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 QUEUE = """
 import sys
 from pathlib import Path
-from lit_illada.sweep.layout import SweepFolder
+from lit_illada.sweep.folder import SweepFolder
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue
 
 folder = SweepFolder(Path(sys.argv[1]))

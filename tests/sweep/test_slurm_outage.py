@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_illada.errors import UserError
-from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue
 
 pytest.importorskip("submitit")

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from lit_illada.errors import UserError
-from lit_illada.share import sweeps_dir
-from lit_illada.sweep.layout import SweepFolder
+from lit_illada.runtime.paths import sweeps_dir
+from lit_illada.sweep.folder import SweepFolder
 from lit_illada.sweep.library import library, read_spec
 
 SPEC = {

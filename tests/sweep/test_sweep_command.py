@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.sweep.layout import RunState, SweepFolder
+from lit_illada.sweep.folder import RunState, SweepFolder
 from lit_illada.sweep.library import library
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from lit_illada.cli import main
 from lit_illada.config import load
 from lit_illada.errors import UserError
-from lit_illada.training.checkpoint import checkpoints_by_step
+from lit_illada.training.checkpointing.files import checkpoints_by_step
 from lit_illada.training.config.loggers import LoggerConfig, WandbConfig, WandbMode
 from lit_illada.training.loggers import CsvCurves
 

@@ -16,12 +16,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from lit_illada import fit
 from lit_illada.cli import main
+from lit_illada.commands import training_run as fit
 from lit_illada.config import load_file
 from lit_illada.objective.diffusion import DiffusionObjective
-from lit_illada.training.checkpoint import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
-from lit_illada.training.tensorboard import UNIGRAM_RUN, begin_board
+from lit_illada.training.callbacks.tensorboard import UNIGRAM_RUN, begin_board
+from lit_illada.training.checkpointing.files import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
 
 
 def pretrain(*overrides, resume=None):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_illada.cli import main
-from lit_illada.training.checkpoint import checkpoints_by_step
+from lit_illada.training.checkpointing.files import checkpoints_by_step
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.record import record_files, record_sizes, take_back
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_illada.generation.config import Canvas
-from lit_illada.generation.mitigation import Mitigations
-from lit_illada.generation.proposal import Proposals
+from lit_illada.generation.loop_control.mitigation import Mitigations
+from lit_illada.generation.proposals import Proposals
 from lit_illada.generation.sampler import Sampler, Step
 
 

@@ -27,10 +27,10 @@ from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.outcome import Outcome, as_record, outcome
 from lit_illada.loops.records import ARM, Fields, read_generations
 from lit_illada.loops.report.html import write_report
+from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.terminal import printable
-from lit_illada.share import conf_dir
+from lit_illada.schema import read_file
 from lit_illada.stats.intervals import Rate
-from lit_illada.tree import read_file
 
 REPORT, RECORDS, EFFECTS = "report.html", "records.jsonl", "effects.csv"
 _EFFECT_COLUMNS = (

@@ -29,8 +29,8 @@ from lit_illada.loops.outcome import Outcome, watched
 from lit_illada.loops.report.around import around_onset
 from lit_illada.loops.report.charts import NUM_COLOURS, Curve, curves, histogram
 from lit_illada.loops.report.marking import shown
+from lit_illada.schema import dump
 from lit_illada.stats.intervals import Rate
-from lit_illada.tree import dump
 
 _FOLDER = Path(__file__).parent / "template"
 _MOST_TEXTS = 400  # in the browser

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_illada.runtime.files import read_json_lines
-from lit_illada.sweep.layout import PlannedRun, RunState, SweepFolder, read_record
+from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder, read_record
 from lit_illada.sweep.report.events import Curve, read_all
 from lit_illada.sweep.spec import SweepSpec
 

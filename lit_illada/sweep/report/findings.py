@@ -8,7 +8,7 @@ from math import isfinite
 from lit_illada.stats.comparisons import Comparison, Finding, compare
 from lit_illada.stats.intervals import LEVEL, Estimate, estimate
 from lit_illada.stats.tests import holm
-from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep
 from lit_illada.sweep.report.wording import Unit, p_value, unit_of, verdict
 from lit_illada.sweep.spec import Goal, Metric, SweepSpec

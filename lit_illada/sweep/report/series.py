@@ -6,7 +6,7 @@ from math import isfinite, nan
 
 import numpy as np
 
-from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep
 from lit_illada.sweep.report.events import Curve
 

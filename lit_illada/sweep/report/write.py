@@ -21,7 +21,7 @@ from lit_illada import __version__
 from lit_illada.runtime.files import write_atomically
 from lit_illada.stats.comparisons import Finding
 from lit_illada.sweep.design import TEST, describe
-from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep, collect
 from lit_illada.sweep.report.figures import (
     PlotFigure,

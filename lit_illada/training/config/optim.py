@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from lit_illada.choice import choice
 from lit_illada.errors import UserError
+from lit_illada.schema import choice
 from lit_illada.training.config.schedule import SCHEDULES, Schedule
 
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lit_illada.choice import choice
 from lit_illada.errors import UserError
-from lit_illada.lazy import torch
+from lit_illada.runtime.lazy import torch
+from lit_illada.schema import choice
 from lit_illada.training.config.divergence import ON_DIVERGENCE, Rollback, SpikeConfig, Stop
 from lit_illada.training.config.parallel import ParallelConfig, Strategy
 

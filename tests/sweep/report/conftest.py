@@ -11,10 +11,10 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from lit_illada.sweep.layout import PlannedRun, SweepFolder
+from lit_illada.schema import from_tree
+from lit_illada.sweep.folder import PlannedRun, SweepFolder
 from lit_illada.sweep.report import write_report
 from lit_illada.sweep.spec import SweepSpec, check
-from lit_illada.tree import from_tree
 
 STEPS = (0, 10, 20, 30, 40, 50, 60)
 TOKENS, FLOPS = 60 * 4096, 3.0e12

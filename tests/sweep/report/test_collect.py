@@ -9,7 +9,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lit_illada.errors import UserError
-from lit_illada.sweep.layout import RunState
+from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.report import events
 from lit_illada.sweep.report.collect import collect
 from lit_illada.sweep.report.events import read_all, read_curves

@@ -1,0 +1,1 @@
+"""Reads, converts and writes checkpoints: ours, Hugging Face's layouts, safetensors files."""

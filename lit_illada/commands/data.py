@@ -1,0 +1,107 @@
+"""The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lit_illada.config import load
+from lit_illada.data.config import DataConfig, PreparedSource
+from lit_illada.data.dataset.inspection import inspect as inspect_dataset
+from lit_illada.data.dataset.inspection import verify as verify_dataset
+from lit_illada.data.dataset.manifest import Manifest, is_url
+from lit_illada.data.prepare.part_workers import prepare_by_parts
+from lit_illada.data.prepare.parts import Part, Step, do_step
+from lit_illada.data.prepare.prepare import OnProgress
+from lit_illada.data.prepare.prepare import prepare as prepare_folder
+from lit_illada.errors import InterruptedByUserError, UserError
+
+
+def prepare(overrides: Sequence[str], overwrite: bool, workers: int | None) -> None:
+    config = load("data", overrides).data
+    if workers is not None:
+        console = Console(stderr=True)
+        manifest: Manifest | None = prepare_by_parts(
+            config, workers, overwrite=overwrite, on_step=lambda step: console.print(f"{step} …", highlight=False)
+        )
+    else:
+        manifest = prepare_dataset(config, Console(stderr=True), overwrite=overwrite)
+    if manifest is None:
+        raise UserError(f"{config.dir}: nothing to prepare from; choose data=stdlib, text, jsonl or hf")
+    _show(manifest, config)
+
+
+def prepare_part(step: str, part: str, overrides: Sequence[str]) -> None:
+    config = load("data", overrides).data
+    with _progress(Console(stderr=True)) as on_progress:
+        manifest = do_step(Step(step), config, Part.parse(part), on_progress)
+    if manifest is not None:
+        _show(manifest, config)
+
+
+def _show(manifest: Manifest, config: DataConfig) -> None:
+    for name in ("train", "validation"):
+        split = manifest.split(name)
+        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")
+    print(
+        f"left out: {manifest.duplicates:,} duplicates, {manifest.empty:,} empty, {manifest.bad_documents:,} unreadable"
+    )
+    print(f"in {config.dir}; look at it with: lit-illada data inspect {config.dir}")
+
+
+def inspect(folder: str) -> None:
+    print(inspect_dataset(folder))
+
+
+def verify(folder: str) -> None:
+    problems = verify_dataset(folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(f"{folder}: {len(problems)} problem{'s' * (len(problems) > 1)} found")
+    print(f"{folder}: every shard is whole")
+
+
+def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = False) -> Manifest | None:
+    """Prepare, showing progress, what is not prepared yet. None where the config names no source."""
+    if isinstance(config.source, PreparedSource) or is_url(config.dir):
+        return None
+    try:
+        with _progress(console) as on_progress:
+            return prepare_folder(config, overwrite=overwrite, on_progress=on_progress)
+    except KeyboardInterrupt as error:
+        raise InterruptedByUserError(
+            f"stopped while preparing {config.dir}; finished shards stay. Resume with the same command: "
+            f"lit-illada {shlex.join(sys.argv[1:])}"
+        ) from error
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[OnProgress]:
+    columns = [
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+    ]
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def on_progress(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                for finished in tasks.values():
+                    bar.update(finished, total=1, completed=1)
+                tasks[stage] = bar.add_task(stage, total=total, amount="")
+                if not console.is_terminal:
+                    console.print(f"{stage} …", highlight=False)
+            amount = f"{done / 1e6:,.1f} MB" if done else ""
+            bar.update(tasks[stage], completed=done, total=total, amount=amount)
+
+        yield on_progress
+        for finished in tasks.values():
+            bar.update(finished, total=1, completed=1)

@@ -1,0 +1,45 @@
+"""`data examples`: rows of fine-tuning data on screen, as a model sees them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from lit_illada.config import load
+from lit_illada.data.sft.preview import Span, spans
+from lit_illada.data.sft_datamodule import SFTDataModule
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.run_folder import RunFolder
+
+
+def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
+    """Print the first training rows. folder: a run, or a folder with a tokenizer."""
+    of_run = RunFolder(folder).tokenizer
+    datamodule = SFTDataModule(
+        load("examples", overrides).sft_data,
+        Tokenizer.load(of_run if of_run.is_dir() else folder),
+        seed=0,
+        batch_rows=num_rows,
+        micro_batch_rows=1,
+        total_steps=1,
+        validation_rows=0,
+    )
+    console = Console(highlight=False)
+    for batch in datamodule.train_dataloader():
+        console.rule(f"row {int(batch.row_ids[0])}, {batch.input_ids.shape[1]} tokens", align="left")
+        marked = [_marked(span, console.is_terminal) for span in spans(batch, 0, datamodule.tokenizer)]
+        console.print(*marked, sep="", soft_wrap=True)
+    console.rule(align="left")
+    learnt = "green" if console.is_terminal else "in ⟦ ⟧"
+    print(f"what is masked and learnt is {learnt}; ‖ is where a segment begins, beyond which nothing is seen")
+    print(f"an epoch has {datamodule.rows_per_epoch:,} rows; {datamodule.left_out.bad:,} bad examples left out")
+    for message in datamodule.left_out.examples:
+        print(f"  {message}")
+
+
+def _marked(span: Span, has_colour: bool) -> Text:
+    border = "‖" if span.starts_segment else ""
+    if has_colour:
+        return Text.assemble(border, (span.text, "green" if span.is_maskable else "dim"))
+    return Text(f"{border}⟦{span.text}⟧" if span.is_maskable else f"{border}{span.text}")

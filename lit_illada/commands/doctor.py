@@ -1,0 +1,194 @@
+"""The `doctor` command: what can this machine do, and by which command is mended what it lacks?"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
+from lit_illada.model.config import AttentionKernel
+from lit_illada.runtime import packages as requirements
+from lit_illada.runtime.packages import Finding, Verdict
+from lit_illada.training.config.trainer import Accelerator, Precision
+
+# package: what it is for, and the extra that brings it
+_OPTIONAL = {
+    "flash-attn-4": ("the fastest attention from NVIDIA's Hopper on", "flash-attn-4"),
+    "flash-attn": ("attention on NVIDIA GPUs by another build than torch's own", "flash-attn"),
+    "liger-kernel": ("a fused loss on NVIDIA GPUs", "liger"),
+    "torchao": ("an optimizer with 8-bit states: optim/optimizer=adamw8bit", "torchao"),
+    "submitit": ("sweeps on Slurm", "slurm"),
+    "datasets": ("corpora from the Hugging Face hub", "hf"),
+    "wandb": ("curves in Weights & Biases: logger=wandb", "wandb"),
+    "lm-eval": ("the tasks of lm-evaluation-harness", "eval"),
+}
+_OF_NO_USE_ON_A_CPU = ("flash-attn-4", "flash-attn", "liger-kernel")
+_LITTLE_DISK_BYTES = 5e9
+
+
+def run(json_file: Path | None) -> bool:
+    """Print the findings, and write them; whether nothing is broken that every run needs."""
+    findings = list(examine())
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    told = None
+    for finding in findings:
+        colour = {Verdict.good: "green", Verdict.absent: "yellow", Verdict.broken: "red"}[finding.verdict]
+        section = "" if finding.section == told else finding.section
+        table.add_row(section, finding.name, f"[{colour}]{finding.verdict}[/]", finding.seen)
+        told = finding.section
+    console = Console()
+    console.print(table, highlight=False)
+    mendable = [finding for finding in findings if finding.mend]
+    if mendable:
+        console.print("\nTo mend:")
+    for finding in mendable:
+        console.print(f"  {finding.name}: {finding.mend}", highlight=False, soft_wrap=True, markup=False)
+    if json_file is not None:
+        requirements.write(findings, json_file)
+    return all(finding.verdict is not Verdict.broken for finding in findings)
+
+
+def examine() -> Iterator[Finding]:
+    """Everything that is looked at, section by section."""
+    yield from _machine()
+    yield from _packages()
+    yield from _devices()
+    yield from _precision()
+    yield from _attention()
+    yield from _distributed()
+    yield from _disk()
+    yield from _slurm()
+
+
+def _machine() -> Iterator[Finding]:
+    supported = sys.version_info >= (3, 11)
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if supported:
+        yield Finding("machine", "Python", python)
+    else:
+        yield Finding("machine", "Python", python, Verdict.broken, "install Python 3.11 or later")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Finding("machine", "processor", f"{cores} cores for us, {memory / 1e9:.0f} GB of memory")
+
+
+def _packages() -> Iterator[Finding]:
+    yield from requirements.examine()
+    for name, (purpose, extra) in _OPTIONAL.items():
+        version = _version(name)
+        if version is not None:
+            yield Finding("packages", name, f"{version}, for {purpose}")
+        elif name in _OF_NO_USE_ON_A_CPU and not torch.cuda.is_available():
+            yield Finding("packages", name, "not installed, and of no use without a CUDA device", Verdict.absent)
+        elif name.startswith("flash-attn") and any(map(_version, ("flash-attn", "flash-attn-4"))):
+            yield Finding("packages", name, "not installed: the two flash-attn exclude each other", Verdict.absent)
+        else:
+            seen = f"not installed; it is for {purpose}"
+            yield Finding("packages", name, seen, Verdict.absent, f"pip install 'lit-illada[{extra}]'")
+
+
+def _devices() -> Iterator[Finding]:
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        seen = (
+            f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, compute {properties.major}.{properties.minor}"
+        )
+        yield Finding("devices", f"cuda:{index}", seen)
+    if torch.cuda.is_available():
+        yield Finding("devices", "CUDA", f"{torch.version.cuda}, as torch was built with")
+        return
+    if shutil.which("nvidia-smi") is None:
+        yield Finding("devices", "CUDA", "no NVIDIA driver here: runs are on the CPU", Verdict.absent)
+        return
+    reason, mend = "nvidia-smi is here, but torch sees no device", "see whether nvidia-smi itself lists a GPU"
+    if torch.version.cuda is None:
+        reason, mend = f"torch {torch.__version__} is built for the CPU alone", "pip install --force-reinstall torch"
+    elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        reason, mend = "CUDA_VISIBLE_DEVICES hides every device", "unset CUDA_VISIBLE_DEVICES"
+    yield Finding("devices", "CUDA", reason, Verdict.absent, mend)
+
+
+def _precision() -> Iterator[Finding]:
+    for accelerator in _accelerators():
+        resolved = Precision.auto.resolve(accelerator)
+        slow = "" if resolved is Precision.bf16_mixed else ": this processor does not multiply bfloat16"
+        yield Finding("precision", f"auto on {accelerator}", f"{resolved}{slow}")
+
+
+def _attention() -> Iterator[Finding]:
+    for accelerator in _accelerators():
+        dtype = Precision.auto.resolve(accelerator).dtype
+        kernels = [
+            choose_kernel(AttentionKernel.AUTO, accelerator.device.type, dtype, short) for short in (True, False)
+        ]
+        rows = f"{kernels[0]} for rows up to {LONGEST_MATMUL_ROW} tokens, {kernels[1]} for longer ones"
+        yield Finding("attention", f"auto on {accelerator}", str(kernels[0]) if len(set(kernels)) == 1 else rows)
+
+
+def _distributed() -> Iterator[Finding]:
+    available = torch.distributed.is_available()
+    if available and torch.distributed.is_gloo_available():
+        yield Finding("distributed", "gloo", "for several processes on CPUs")
+    else:
+        yield Finding("distributed", "gloo", "torch is built without it: one process only", Verdict.absent)
+    if available and torch.distributed.is_nccl_available():
+        version = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "of torch"
+        yield Finding("distributed", "NCCL", f"{version}, for several GPUs")
+    else:
+        mend = "pip install --force-reinstall torch" if torch.cuda.device_count() > 1 else None
+        yield Finding(
+            "distributed", "NCCL", "torch is built without it: no training on several GPUs", Verdict.absent, mend
+        )
+
+
+def _disk() -> Iterator[Finding]:
+    for name in (".", "data", "runs"):
+        place = Path(name)
+        found = place if place.exists() else Path(".")
+        if not os.access(found, os.W_OK):
+            mend = f"chmod u+w {found.resolve()}, or work in another folder"
+            yield Finding("disk", name, "cannot be written", Verdict.broken, mend)
+            continue
+        free = shutil.disk_usage(found).free
+        seen = f"{free / 1e9:,.0f} GB free" + ("" if place.exists() else ", not made yet")
+        if free < _LITTLE_DISK_BYTES:
+            mend = f"du -sh {found.resolve()}/* shows what takes it; lower trainer.keep_checkpoints"
+            yield Finding("disk", name, seen, Verdict.absent, mend)
+        else:
+            yield Finding("disk", name, seen)
+
+
+def _slurm() -> Iterator[Finding]:
+    if shutil.which("sinfo") is None:
+        yield Finding("Slurm", "sinfo", "not on this machine: sweeps run here", Verdict.absent)
+        return
+    try:
+        done = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=10, check=False)
+        reachable, said = done.returncode == 0, done.stderr.strip().partition("\n")[0]
+    except subprocess.TimeoutExpired:
+        reachable, said = False, "no answer within 10 s"
+    if reachable:
+        yield Finding("Slurm", "sinfo", f"answers, {len(done.stdout.splitlines())} partitions and states")
+    else:
+        yield Finding(
+            "Slurm", "sinfo", f"does not answer: {said}", Verdict.absent, "scontrol ping says which daemon is down"
+        )
+
+
+def _accelerators() -> list[Accelerator]:
+    return [Accelerator.cpu, *([Accelerator.gpu] if torch.cuda.is_available() else [])]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,119 @@
+"""What a config key means: type, default, allowed values and the place in the source."""
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import EnumType
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+from lit_illada.config import SCHEMAS, load
+from lit_illada.errors import UserError
+from lit_illada.run_folder import flatten
+from lit_illada.runtime.field_docs import member_docs, summary
+from lit_illada.schema import choice_name, nearest_key, to_tree, type_name
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """One key of a config."""
+
+    key: str
+    meaning: str
+    """What it sets; empty where the source does not say."""
+    type: str
+    """The type in words, such as `a whole number or null`."""
+    value: Any
+    """The value with the overrides given, without overrides the default."""
+    allowed: dict[str, str]
+    """Allowed values with what each means; empty where any value of the type is allowed."""
+    source: str
+    """Module and class that define it."""
+
+
+def explain(key: str, command: str | None = None, overrides: Sequence[str] = ()) -> KeyInfo:
+    """The key of a command's config; without a command, of the first one that has it. Raises UserError for no such key.
+
+    Keys of a choice are those of the chosen class: overrides choose another.
+    """
+    commands = [command] if command else list(SCHEMAS)
+    known: list[str] = []
+    for each in commands:
+        config = load(each, overrides if command else ())
+        if found := _find(config, key):
+            return found
+        known += flatten(to_tree(config))
+    raise nearest_key(key, list(dict.fromkeys(known)))
+
+
+def show(info: KeyInfo) -> str:
+    """The text of `config --explain`."""
+    lines = [info.key, *([f"  {info.meaning}"] if info.meaning else [])]
+    lines += [f"  type     {info.type}", f"  default  {info.value}"]
+    if info.allowed:
+        width = max(map(len, info.allowed))
+        lines += ["  allowed", *(f"    {name:<{width}}  {text}".rstrip() for name, text in info.allowed.items())]
+    return "\n".join([*lines, f"  source   {info.source}"]) + "\n"
+
+
+def _find(config: Any, key: str) -> KeyInfo | None:
+    """The key, looked up from a config object downwards."""
+    *parents, name = key.split(".")
+    owner, field = config, None
+    for part in parents:
+        items = _fields(owner)
+        if part not in items:
+            return None
+        field, owner = items[part], getattr(owner, part)
+    if name == "name" and field is not None and (table := field.metadata.get("choices")):
+        allowed = {chosen: summary(cls) for chosen, cls in table.items()}
+        return KeyInfo(key, summary(type(owner)), "a choice", choice_name(table, owner), allowed, _place(type(owner)))
+    if name not in _fields(owner):
+        return None
+    return _info(key, owner, name)
+
+
+def _info(key: str, owner: Any, name: str) -> KeyInfo:
+    cls, value = type(owner), getattr(owner, name)
+    hint, meaning = get_type_hints(cls)[name], member_docs(cls).get(name, "")
+    if table := _fields(owner)[name].metadata.get("choices"):
+        allowed = {chosen: summary(each) for chosen, each in table.items()}
+        return KeyInfo(key, meaning, "a choice, by its name", choice_name(table, value), allowed, _place(cls))
+    if dataclasses.is_dataclass(hint):
+        allowed = {item: member_docs(type(value)).get(item, "") for item in _fields(value)}
+        return KeyInfo(key, meaning or summary(type(value)), "a group of keys", "see its keys", allowed, _place(cls))
+    return KeyInfo(key, meaning, type_name(hint), _shown(to_tree(value)), allowed_values(hint), _place(cls))
+
+
+def allowed_values(hint: Any) -> dict[str, str]:
+    """Values of an enumeration or a boolean, with null where it is allowed; empty for other types."""
+    allowed: dict[str, str] = {}
+    for part in get_args(hint) if isinstance(hint, UnionType) else (hint,):
+        if isinstance(part, EnumType):
+            allowed |= {str(member): member_docs(part).get(member.name, "") for member in part}  # type: ignore[var-annotated]
+        elif part is bool:
+            allowed |= {"true": "", "false": ""}
+        elif part is type(None) and allowed:
+            allowed["null"] = ""
+    return allowed
+
+
+def _fields(owner: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {item.name: item for item in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or "''"
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}, line {inspect.getsourcelines(cls)[1]}"
+
+
+def values_of(key: str, command: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Values that a shell may offer for a key; empty where there is no list of them, or no such key."""
+    try:
+        return list(explain(key, command, overrides).allowed)
+    except UserError:
+        return []

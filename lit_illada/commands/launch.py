@@ -1,0 +1,217 @@
+"""The `launch` command: training and data preparation as jobs of Slurm.
+
+What a job will do is settled here: its config is composed, checked and written to the run's folder before it waits in
+the queue, and the job goes on with that folder, at its first turn as at every later one.
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lit_illada.checkpoints.open import load_sft, with_model_of_init
+from lit_illada.commands.training_run import open_run
+from lit_illada.config import RunConfig, load
+from lit_illada.data.corpora.sources import files_of
+from lit_illada.data.prepare.parts import begin
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.errors import UserError
+from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import write_atomically
+from lit_illada.schema import dump
+from lit_illada.slurm import client as slurm
+from lit_illada.slurm.client import Allocation
+from lit_illada.slurm.script import Job, preparation_script, training_script
+from lit_illada.training.config.trainer import Accelerator, TrainerConfig
+
+_SCRIPT = "launch.sh"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a user asks of Slurm. nodes, gpus_per_node: None leaves them to the config's trainer.
+
+    save_before_s: how long before the end of its time a run is told to save.
+    """
+
+    allocation: Allocation
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    setup: tuple[str, ...] = ()
+    after: str | None = None
+    save_before_s: int = 120
+    is_dry: bool = False
+
+    def __post_init__(self) -> None:
+        if wrong := [line for line in self.setup if "\n" in line]:
+            raise UserError(f"--setup {wrong[0]!r}: give each line by a --setup of its own")
+
+    def overrides(self, given: Sequence[str]) -> list[str]:
+        """The trainer's, as the nodes and GPUs say."""
+        wanted = [] if self.nodes is None else [("--nodes", "trainer.num_nodes", str(self.nodes))]
+        if self.gpus_per_node:
+            wanted.append(("--gpus-per-node", "trainer.devices", str(self.gpus_per_node)))
+            wanted.append(("--gpus-per-node", "trainer.accelerator", Accelerator.gpu.value))
+        for option, key, _ in wanted:
+            if twice := next((text for text in given if text.startswith(f"{key}=")), None):
+                raise UserError(f"{twice} and {option} say the same: give one of them")
+        return [f"{key}={value}" for _, key, value in wanted]
+
+
+def train(command: str, base: Path | None, overrides: Sequence[str], resume: Path | None, request: Request) -> None:
+    """Submit a pretraining or a fine-tuning, or one that goes on."""
+    words = [*overrides, *request.overrides(overrides)]
+    if resume is not None:
+        config, folder, _ = open_run(command, resume, words)
+        _require_slurm(request, [command, "--resume", str(resume), *words], config)
+        _start(command, config, folder, words, request)
+        return
+    tokenizer = None
+    if command == "sft":
+        if base is None:
+            raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
+        config, tokenizer = load_sft(base, words)
+    else:
+        config = load("pretrain", with_model_of_init(words))
+    _require_slurm(request, [command, *([] if base is None else [str(base)]), *words], config)
+    _begin(command, config, tokenizer, request)
+
+
+def _begin(command: str, config: RunConfig, tokenizer: Tokenizer | None, request: Request) -> None:
+    now = datetime.now()
+    if request.is_dry:
+        folder = RunFolder(Path(config.run_dir or f"runs/{config.name}-{now:%Y%m%d-%H%M%S}"))
+        _start(command, config, folder, [], request)
+        return
+    # what Slurm refuses is refused before a folder is made
+    slurm.check(_script(command, config, RunFolder(Path(config.run_dir or "runs/new")), [], request))
+    folder = RunFolder.create(config.run_dir, config.name, now)
+    if tokenizer is not None:
+        tokenizer.save(folder.tokenizer)
+    folder.write_config(dump(dataclasses.replace(config, run_dir=str(folder.path))))
+    _start(command, config, folder, [], request)
+
+
+def _start(command: str, config: RunConfig, folder: RunFolder, words: Sequence[str], request: Request) -> None:
+    script = _script(command, config, folder, words, request)
+    if request.is_dry:
+        print(script, end="")
+        return
+    path = folder.path / _SCRIPT
+    write_atomically(path, script)
+    job = slurm.submit(path)
+    trainer = config.trainer
+    each = f"{trainer.devices} GPUs" if _is_on_gpus(trainer) else f"{trainer.devices} processes without a GPU"
+    _tell(
+        f"job {job}: {command} on {trainer.num_nodes} × {each}, in {folder.path}",
+        {
+            "follow": f"tail -F {shlex.quote(str(folder.path / f'slurm-{job}.log'))}",
+            "look": f"squeue --job {job}",
+            "cancel": f"scancel {job}",
+            "requeue": f"scancel --signal=USR1 {job}   (saves, and goes back into the queue)",
+            "go on": f"sbatch {shlex.quote(str(path))}   (from the last checkpoint, whatever ended it)",
+        },
+    )
+
+
+def _script(command: str, config: RunConfig, folder: RunFolder, words: Sequence[str], request: Request) -> str:
+    where = folder.path.absolute()
+    trainer = config.trainer
+    allocation = dataclasses.replace(
+        request.allocation,
+        nodes=trainer.num_nodes,
+        ntasks_per_node=trainer.devices,
+        gpus_per_node=trainer.devices if _is_on_gpus(trainer) else None,
+    )
+    job = Job(
+        path=where / _SCRIPT,
+        name=config.name,
+        log=_pattern(where, "slurm-%j.log"),
+        work_folder=Path.cwd(),
+        allocation=allocation,
+        setup=request.setup,
+        save_before_s=request.save_before_s,
+        after=request.after,
+    )
+    return training_script(job, where / folder.checkpoints.name, [command, "--resume", str(where), *words])
+
+
+def _is_on_gpus(trainer: TrainerConfig) -> bool:
+    return trainer.accelerator is Accelerator.gpu
+
+
+def data(overrides: Sequence[str], parts: int, at_once: int | None, request: Request) -> None:
+    """Submit a preparation: an array that scans, a plan, an array that writes, a merge."""
+    config = load("data", overrides).data
+    parts = min(parts, len(files_of(config.source)))
+    where = Path(config.dir).absolute()
+    folder = where / "slurm"
+    job = Job(
+        path=folder / "prepare.sh",
+        name=f"prepare-{where.name}",
+        log=_pattern(folder, "%x-%A-%a.log"),
+        work_folder=Path.cwd(),
+        allocation=request.allocation,
+        setup=request.setup,
+    )
+    script = preparation_script(job, parts, overrides)
+    if request.is_dry:
+        print(script, end="")
+        return
+    if not slurm.is_there():
+        prepare = ["lit-illada", "data", "prepare", *overrides, "--workers", str(parts)]
+        raise UserError(f"there is no sbatch here; on this machine alone: {shlex.join(prepare)}")
+    slurm.check(script)
+    if begin(config) is not None:
+        raise UserError(f"{config.dir} is prepared already, with these settings")
+    folder.mkdir(exist_ok=True)
+    write_atomically(job.path, script)
+    array = f"--array=0-{parts - 1}" + ("" if at_once is None else f"%{at_once}")
+    jobs: dict[str, str] = {}
+    before = request.after
+    for step in ("scan", "plan", "write", "merge"):
+        options = [f"--job-name={step}-{where.name}", *([array] if step in ("scan", "write") else [])]
+        if before is not None:
+            options += [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"]
+        before = jobs[step] = slurm.submit(job.path, step, options=options)
+    _tell(
+        f"jobs {', '.join(f'{id} ({step})' for step, id in jobs.items())}: {parts} parts, into {config.dir}",
+        {
+            "follow": f"tail -F {shlex.quote(str(folder))}/*.log",
+            "look": f"squeue --job {','.join(jobs.values())}",
+            "cancel": f"scancel {' '.join(jobs.values())}",
+            "go on": "the same command again: what is finished is kept",
+            "train": f"lit-illada launch pretrain … data.dir={config.dir} --after {jobs['merge']}",
+        },
+    )
+
+
+def _require_slurm(request: Request, words: Sequence[str], config: RunConfig) -> None:
+    """Raises UserError with the same command by torchrun where there is no Slurm to submit to."""
+    if request.is_dry or slurm.is_there():
+        return
+    trainer = config.trainer
+    ours = ["-m", "lit_illada", *words]
+    each = ["torchrun", "--nproc-per-node", str(trainer.devices)]
+    if trainer.world_size == 1:
+        raise UserError(f"there is no sbatch here; on this machine: {shlex.join(['python', *ours])}")
+    if trainer.num_nodes == 1:
+        raise UserError(f"there is no sbatch here; on this machine: {shlex.join([*each, '--standalone', *ours])}")
+    meeting = f"--nnodes {trainer.num_nodes} --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29400"
+    raise UserError(f"there is no sbatch here; on every node: {shlex.join(each)} {meeting} {shlex.join(ours)}")
+
+
+def _pattern(folder: Path, name: str) -> Path:
+    """A file name as sbatch expands it, in a folder that it takes as it is."""
+    return Path(str(folder).replace("%", "%%")) / name
+
+
+def _tell(headline: str, told: dict[str, Any]) -> None:
+    console = Console()
+    console.print(headline, highlight=False, soft_wrap=True)
+    for what, text in told.items():
+        console.print(f"{what:<8} {text}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,153 @@
+"""The `loops reproduce` and `loops run` commands: generations made, looked at, and reported on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_illada.commands import convert, score, sweep_report
+from lit_illada.commands import sweep as sweep_commands
+from lit_illada.config import SFTConfig
+from lit_illada.data.sft.arithmetic import Portion, make_examples
+from lit_illada.data.sft.config import ReasoningSource
+from lit_illada.errors import UserError
+from lit_illada.evaluation.jobs import Asked
+from lit_illada.loops.detect.findings import detect
+from lit_illada.loops.records import Fields
+from lit_illada.loops.report import analyze
+from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.files import iterate_json_lines
+from lit_illada.runtime.records import from_record
+from lit_illada.schema import from_tree
+from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
+from lit_illada.sweep.spec import Command
+from lit_illada.training.checkpointing.files import is_checkpoint
+
+SMALL = "loop_reproduce"
+GENERATIONS = "generations.jsonl"
+_GATE_TEXTS = 2000
+
+
+def reproduce(
+    name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: sweep_commands.Workers
+) -> None:
+    """The experiment: corpora (gate), training and generation by the sweep engine, then both reports.
+
+    A run that fails does not cost the reports of the others.
+    """
+    spec, place, runs = sweep_commands.planned(name, overrides, folder)
+    if not any(map(_solves_problems, runs)):
+        raise UserError(
+            f"{name} is no experiment on loops: none of its stages solves problems (command: score, arguments: "
+            "[--reasoning]), as those of loop_reproduce, loop_causes and loop_mitigation do"
+        )
+    gate(corpora(runs), Console())
+    done = sweep_commands.work_off(name, overrides, folder, is_resumed, workers)
+    has_texts = any(_solves_problems(s.run) and s.state is RunState.FINISHED for s in done.statuses)
+    if has_texts and not done.was_stopped:
+        written = str(gather(place))
+        by = Fields(groups=("arm", "level"))
+        analyze.run([written], place.path / "loops", by, None, planned=spec.comparisons())
+        sweep_report.run(str(place.path), None)
+        print("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
+    done.end("lit-illada loops reproduce --sweep {} --resume")
+
+
+def run(
+    checkpoint: str, tasks: Sequence[str], folder: Path, overrides: Sequence[str], is_resumed: bool = False
+) -> None:
+    """Ask a published model, or one of ours, and look at what it writes.
+
+    tasks: files of problems with a number for an answer, or `reasoning` for chained arithmetic. A checkpoint in a
+    published layout, on the hub or in a folder, is converted first, once. is_resumed: go on where a killed attempt was.
+    """
+    scores = RunFolder(folder / "scores")
+    if not is_resumed and ((folder / "loops").exists() or scores.config.exists()):
+        raise UserError(
+            f"{folder} already holds an analysis, or a part of one: go on by --resume, or give another --out"
+        )
+    files = [Path(task) for task in tasks if task != "reasoning"]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"{missing[0]}: no such file of problems; give JSON lines, or the word reasoning")
+    place = _ours(checkpoint, folder)
+    asked = Asked(files, is_reasoning="reasoning" in tasks)
+    score.run(place, asked, scores.path, ["score/wording=chat", *overrides], is_resumed)
+    results = from_record(_Summary, scores.read_summary(), str(scores.summary)).results
+    written = [str(scores.path / result.items) for result in results]
+    analyze.run(written, folder / "loops", Fields(), None)
+
+
+@dataclass(frozen=True)
+class _Result:
+    items: str  # file name of the generations
+
+
+@dataclass(frozen=True)
+class _Summary:
+    results: list[_Result]
+
+
+def _solves_problems(run: PlannedRun) -> bool:
+    return run.command == Command.SCORE and "--reasoning" in run.arguments
+
+
+def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float], SFTConfig]:
+    """The fine-tuning data of a sweep by (share of traces that re-check, share of re-checks that correct a slip)."""
+    found: dict[tuple[float, float], SFTConfig] = {}
+    for run in runs:
+        if run.command == Command.SFT:
+            config = from_tree(SFTConfig, run.config)
+            source = config.sft_data.source
+            if isinstance(source, ReasoningSource):
+                rechecks = source.recheck_fraction
+                found.setdefault((rechecks, source.slip_fraction if rechecks else 0.0), config)
+    return found
+
+
+def gate(sources: dict[tuple[float, float], SFTConfig], console: Console) -> None:
+    """No corpus may loop: what a model then repeats, it was not shown. Raises UserError for one that does."""
+    table = Table(title=f"the gate: loops in {_GATE_TEXTS:,} traces of each corpus", title_justify="left")
+    for heading in ("ρ, traces that re-check", "of these, correct a slip", "tokens of a trace, mean", "loops"):
+        table.add_column(heading, justify="right")
+    for (rechecks, slips), config in sorted(sources.items()):
+        source, fraction = config.sft_data.source, config.sft_data.validation_fraction
+        assert isinstance(source, ReasoningSource)
+        examples = make_examples(source, source.easy, Portion.TRAIN, _GATE_TEXTS, fraction)
+        findings = [detect(f"{m.reasoning}\n{m.content}") for m in (example.messages[-1] for example in examples)]
+        looped = [example for example, found in zip(examples, findings, strict=True) if found.is_loop]
+        if looped:
+            raise UserError(
+                f"the corpus with recheck_fraction={rechecks} itself loops in {len(looped)} of {_GATE_TEXTS} traces, "
+                f"such as {looped[0].origin}; a model would copy that"
+            )
+        mean = sum(found.length for found in findings) / len(findings)
+        table.add_row(f"{rechecks:g}", f"{slips:g}" if rechecks else "–", f"{mean:.0f}", "0")
+    console.print(table)
+
+
+def gather(sweep: SweepFolder) -> Path:
+    """The generations of all finished runs in one file, each with its arm and seed."""
+    path = sweep.path / GENERATIONS
+    with path.open("w", encoding="utf-8") as file:
+        for planned in sweep.read_plan():
+            if not _solves_problems(planned) or sweep.state_of(planned) is not RunState.FINISHED:
+                continue
+            for source in sorted(sweep.run_folder(planned).path.glob("generations-*.jsonl")):
+                for _, row in iterate_json_lines(source):
+                    for arm in planned.arms:
+                        file.write(json.dumps({"arm": arm, "seed": planned.seed, **row}, ensure_ascii=False) + "\n")
+    return path
+
+
+def _ours(checkpoint: str, folder: Path) -> Path:
+    """The checkpoint in our layout."""
+    path = Path(checkpoint)
+    if is_checkpoint(path) or (path / "checkpoints").is_dir():
+        return path
+    converted = folder / "checkpoint"
+    if not (converted / "checkpoints").is_dir():
+        convert.run(checkpoint, converted, None, None, None, None, 5.0, None)
+    return converted

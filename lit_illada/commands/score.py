@@ -1,0 +1,138 @@
+"""The `score` command: a checkpoint and questions or texts in; accuracies, agreement and likelihoods out."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+
+from lit_illada import build
+from lit_illada.checkpoints.open import checkpoint_file, run_of
+from lit_illada.config import ScoreConfig, load
+from lit_illada.errors import UserError
+from lit_illada.evaluation.jobs import Asked, Material
+from lit_illada.evaluation.reasoning import numbers
+from lit_illada.evaluation.task_scores import Progress
+from lit_illada.evaluation.writer import Writer
+from lit_illada.run_folder import RunFolder, flatten
+from lit_illada.runtime.yaml_files import read_yaml
+from lit_illada.schema import dump, to_tree
+from lit_illada.scoring.scorer import OnWork
+from lit_illada.training.config.trainer import Precision
+
+_ANSWERS = ".answers"  # what is written so far, until all is scored
+
+
+def run(checkpoint: Path, asked: Asked, out: Path | None, overrides: Sequence[str], is_resumed: bool = False) -> None:
+    """Score everything, print a table of each, and write items and summary to a folder.
+
+    is_resumed: what a killed attempt has scored and answered in the same folder is not done again.
+    """
+    now = datetime.now()
+    config: ScoreConfig = load("score", overrides)
+    folder = _folder(out, checkpoint, now, is_resumed)
+    material = Material.read(asked, config, checkpoint)
+    file = checkpoint_file(checkpoint)  # the newest by now, however long the run goes on
+    recorded = asked.recorded(file)
+    before = _before(folder, config, recorded) if is_resumed else {}
+    if "end" in before:
+        print(f"{folder.path} is scored already")
+        return
+    accelerator = config.accelerator.resolve()
+    model, tokenizer = build.load_checkpoint(file, accelerator.device)
+    is_bf16 = config.precision.resolve(accelerator) is Precision.bf16_mixed
+    writer = Writer(model, tokenizer, config.generation, config.score.batch_prompts, is_bf16, folder.path / _ANSWERS)
+    jobs = material.jobs(writer, config, folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_config(dump(config))
+    folder.write_provenance(now, asked.sha256())
+    summary = {
+        "checkpoint": str(checkpoint),
+        "checkpoint_file": str(file),
+        "tokenizer_sha256": tokenizer.sha256,
+        "model": to_tree(model.config),
+        "config": to_tree(config),
+        "asked": recorded,
+        "results": before.get("results", []),
+    }
+    folder.write_summary(summary)
+    with _progress() as progress:
+        for job in jobs[len(summary["results"]) :]:
+            # what is finished is kept, whatever happens to the rest
+            summary["results"].append(job(progress))
+            folder.write_summary(summary)
+    folder.write_summary({**summary, "end": _figures(summary["results"])})
+    shutil.rmtree(folder.path / _ANSWERS, ignore_errors=True)
+    print(f"written to {folder.path}")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar with the time left for every part of the work, where there is a terminal to show it."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with ProgressBar(
+        TextColumn("[bold]{task.description}"), *columns, console=console, disable=not console.is_terminal
+    ) as bar:
+
+        def progress(what: str, amount: int) -> OnWork:
+            task = bar.add_task(what, total=amount)
+            return lambda done: bar.advance(task, done)
+
+        yield progress
+
+
+def _folder(out: Path | None, checkpoint: Path, now: datetime, is_resumed: bool) -> RunFolder:
+    """The given folder, or a new one in scores/ of the run's. Raises UserError for one that holds scores already and is
+    not gone on with."""
+    if out is None and is_resumed:
+        raise UserError("--resume goes on with the scores in a folder: name it by --out")
+    if out is None:
+        name = run_of(checkpoint).path / "scores" / f"{now:%Y%m%d-%H%M%S}"
+        out = next(p for p in chain([name], (Path(f"{name}-{n}") for n in count(2))) if not p.exists())
+    elif not is_resumed and RunFolder(out).config.exists():
+        raise UserError(f"{out} already holds a run or its scores: go on with these by --resume, or give another --out")
+    return RunFolder(out)
+
+
+def _before(folder: RunFolder, config: ScoreConfig, asked: dict[str, Any]) -> dict[str, Any]:
+    """The summary of the attempt that is gone on with; empty where there is none. Raises UserError where it scored
+    something else, or otherwise."""
+    summary: dict[str, Any] = {}
+    if folder.summary.is_file():
+        summary = folder.read_summary()
+        there = flatten({**summary.get("config", {}), **summary.get("asked", {})})
+    elif folder.config.is_file():
+        there = flatten({**read_yaml(folder.config), **asked})
+    else:
+        return summary
+    now = flatten(json.loads(json.dumps({**to_tree(config), **asked})))
+    if different := [
+        f"{name}: {there.get(name)} there, {value} asked" for name, value in now.items() if there.get(name) != value
+    ]:
+        raise UserError(
+            f"{folder.path} holds other scores ({'; '.join(different[:3])}): remove it, or give another --out"
+        )
+    return summary
+
+
+def _figures(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Every number under a name of its own: `accuracy`, `bound/accuracy`, or `<file>/bound/accuracy` where several
+    rules or files are scored.
+    """
+    figures: dict[str, float] = {}
+    for result in results:
+        file = f"{Path(result.get('file', result['kind'])).stem}/" if len(results) > 1 else ""
+        rules = result.get("rules") or {"": dict(numbers(result)) if result["kind"] == "reasoning" else result}
+        for rule, told in rules.items():
+            prefix = f"{file}{rule}/" if len(rules) > 1 else file
+            named = {name: value for name, value in told.items() if isinstance(value, int | float)}
+            figures |= {f"{prefix}{name}": float(value) for name, value in named.items()}
+    return figures

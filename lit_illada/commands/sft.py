@@ -1,0 +1,38 @@
+"""The `sft` command: a checkpoint and examples in, a fine-tuned run out."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lit_illada import build
+from lit_illada.checkpoints.open import load_sft
+from lit_illada.commands.training_run import fit, new_folder, open_run
+from lit_illada.config import SFTConfig
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.errors import UserError
+from lit_illada.run_folder import RunFolder
+
+
+def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:
+    """Fine-tune the model of `base`, or go on with a fine-tuning."""
+    folder: RunFolder | None
+    if resume is not None:
+        config: SFTConfig
+        config, folder, checkpoint = open_run("sft", resume, overrides)
+        tokenizer = Tokenizer.load(folder.tokenizer)
+    elif base is not None:
+        config, tokenizer = load_sft(base, overrides)
+        folder, checkpoint = None, None
+    else:
+        raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
+    build.check_hardware(config, config.sft_data.row_length)
+    config = build.with_steps_of_epochs(config, tokenizer)
+    datamodule = build.build_sft_datamodule(config, tokenizer)
+    # what cannot be trained on is refused before a folder is made
+    datamodule.train_dataloader()
+    datamodule.val_dataloader()
+    if folder is None:
+        folder = new_folder(config, tokenizer)
+    fit(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, checkpoint, Console(stderr=True))

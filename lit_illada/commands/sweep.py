@@ -1,0 +1,277 @@
+"""The `sweep` commands: a spec becomes a plan, its runs are worked off, and the reader is told what to expect."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lit_illada.checkpoints.open import open_checkpoint
+from lit_illada.commands.data import prepare_dataset
+from lit_illada.config import SCHEMAS, compose_tree
+from lit_illada.cost.run_cost import disk_bytes, expected_vocab_size, memory_bytes, step_flops
+from lit_illada.cost.run_time import Speed, speed_of
+from lit_illada.data.config import DataConfig
+from lit_illada.errors import UserError
+from lit_illada.schema import from_tree, to_tree
+from lit_illada.sweep.design import describe
+from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
+from lit_illada.sweep.library import begin_path, read_spec
+from lit_illada.sweep.plan import Tree, expand, set_in
+from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
+from lit_illada.sweep.progress import Overview, RunStatus
+from lit_illada.sweep.progress_table import SweepTable, duration, summary
+from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
+from lit_illada.sweep.spec import Command, Measure, SweepSpec
+from lit_illada.training.config.trainer import Accelerator
+
+
+@dataclass(frozen=True)
+class Workers:
+    """at_once: runs; None: as many as memory and cores, or GPUs, allow. threads: a run. slurm: there, not here."""
+
+    at_once: int | None
+    threads: int
+    slurm: SlurmOptions | None = None
+
+
+def plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
+    """Print the runs of a sweep, what they share, and what they will cost."""
+    spec, place, runs = planned(name, overrides, folder)
+    statuses = Overview(place, runs, spec.metrics[0].name).look()
+    console = Console()
+    _print_head(spec, place, console)
+    speed = speed_of(statuses, _accelerator(runs, is_asked=False), workers.threads)
+    console.print(_runs_table(runs, spec, speed), highlight=False)
+    slots = _slots(runs, workers, is_asked=False)
+    _print_costs(statuses, speed, len(slots), console)
+
+
+def run(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> None:
+    """Work off a sweep, showing where it stands, here or by Slurm; exits with 1 where a run failed."""
+    work_off(name, overrides, folder, is_resumed, workers).end("lit-illada sweep run {} --resume")
+
+
+@dataclass(frozen=True)
+class WorkedOff:
+    """A sweep as the pool left it. was_stopped: by the user, not by what failed."""
+
+    place: SweepFolder
+    statuses: list[RunStatus]
+    at_once: int
+    was_stopped: bool
+
+    @property
+    def is_finished(self) -> bool:
+        return all(status.state is RunState.FINISHED for status in self.statuses)
+
+    def end(self, go_on: str) -> None:
+        """Say what became of it; exits with 1 where a run failed, with 130 where the sweep was stopped.
+
+        go_on: the command that does, {} its folder.
+        """
+        console = Console()
+        for status in self.statuses:
+            if status.state is RunState.FAILED:
+                log = self.place.run_folder(status.run).log
+                console.print(f"\n{status.run.id} failed; the last of {log}:", highlight=False)
+                for line in status.last_lines:
+                    console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+        told = {self.place.path: summary(self.statuses, self.at_once), "curves": f"lit-illada board {self.place.runs}"}
+        if not self.is_finished:
+            told["go on"] = go_on.format(self.place.path)
+        for what, text in told.items():
+            console.print(f"{what!s:<12} {text}", highlight=False, soft_wrap=True)
+        if not self.is_finished:
+            raise SystemExit(130 if self.was_stopped else 1)
+
+
+def work_off(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> WorkedOff:
+    """Every run of a sweep that is not finished, here or by Slurm, and a table of where they stand."""
+    console, slurm = Console(), workers.slurm
+    spec, place, runs = planned(name, overrides, folder)
+    if slurm is not None:
+        require_slurm()
+    refuse_broken_off(place, runs, is_resumed)
+    for config in data_configs(runs):
+        prepare_dataset(config, Console(stderr=True))
+    if spec.budget is not None and spec.budget.measure is Measure.FLOPS:
+        spec, place, runs = planned(name, overrides, folder)  # the size of the vocabulary is certain only now
+    place.write(spec, runs)
+    metric = spec.metrics[0].name
+    slots = [] if slurm is not None else _slots(runs, workers)
+    at_once = len(slots) if slurm is None else min(slurm.at_once, len(runs))
+    with SweepTable(f"{spec.name}: {spec.question}", metric, at_once, console) as table:
+        pool: Pool | SlurmQueue = (
+            Pool(place, runs, slots, table.show, metric)
+            if slurm is None
+            else SlurmQueue(place, runs, slurm, table.show, metric)
+        )
+        statuses = pool.run()
+    return WorkedOff(place, list(statuses), at_once, pool.was_stopped)
+
+
+def refuse_broken_off(place: SweepFolder, runs: Sequence[PlannedRun], is_resumed: bool) -> None:
+    """Raises UserError for a folder some of whose runs did not end, unless it is resumed."""
+    broken = [run.id for run in runs if place.state_of(run) in (RunState.FAILED, RunState.INTERRUPTED)]
+    if broken and not is_resumed:
+        raise UserError(
+            f"{place.path} holds {len(broken)} run{'s' * (len(broken) > 1)} that did not end ({', '.join(broken[:3])}"
+            f"{', …' * (len(broken) > 3)}): go on with --resume, or choose another --folder"
+        )
+
+
+def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:
+    """Every data set that the runs read, once."""
+    configs: dict[tuple[str, str, str], DataConfig] = {}
+    for run in runs:
+        if run.command == Command.PRETRAIN:
+            config = from_tree(DataConfig, run.config["data"], "data.")
+            configs.setdefault((config.dir, repr(config.source), repr(config.tokenizer)), config)
+    return list(configs.values())
+
+
+def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle: Callable[[Tree], Tree]) -> Tree:
+    """A command's config, validated; the model of fine-tuning is that of the stage before."""
+    tree = compose_tree(command, overrides)
+    if command == Command.SFT:
+        assert parent is not None
+        model = dict(parent["model"])
+        if model["vocab_size"] is None and "data" in parent:
+            model["vocab_size"] = expected_vocab_size(parent["data"])
+        tree = {**tree, "model": model}
+    for key, value in settle(tree).items():
+        set_in(tree, key, value)
+    return to_tree(from_tree(SCHEMAS[command], tree))
+
+
+def open_begin(begin_from: str) -> tuple[Tree, str]:
+    """The model of a checkpoint that a sweep begins with, and a hash of its file. Raises UserError where it is none."""
+    checkpoint = open_checkpoint(begin_path(begin_from))
+    with checkpoint.path.open("rb") as file:
+        return {"model": to_tree(checkpoint.model)}, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def planned(
+    name: str, overrides: Sequence[str], folder: Path | None
+) -> tuple[SweepSpec, SweepFolder, list[PlannedRun]]:
+    """What a sweep is, where it lies, and its runs: as it was begun, or as it would be."""
+    begun_folder = SweepFolder(Path(name))
+    if begun_folder.plan.is_file() and not overrides and folder in (None, begun_folder.path):
+        # as it was planned, whatever has become of the config files since
+        return begun_folder.read_spec(), begun_folder, begun_folder.read_plan()
+    spec = read_spec(name, overrides)
+    place = begun_folder if begun_folder.plan.is_file() else SweepFolder(folder or Path("runs") / "sweeps" / spec.name)
+    begun = dict(place.begun())
+    runs = expand(spec, resolve, step_flops, begun, open_begin)
+    return spec, place, runs
+
+
+def _accelerator(runs: Sequence[PlannedRun], *, is_asked: bool = True) -> Accelerator:
+    """What the runs will be on. is_asked: raise UserError where it is absent."""
+    named = {Accelerator(run.config.get("trainer", run.config)["accelerator"]) for run in runs}
+    if not is_asked:
+        named -= {Accelerator.gpu}
+    resolved = {accelerator.resolve() for accelerator in named}
+    return Accelerator.gpu if Accelerator.gpu in resolved else Accelerator.cpu
+
+
+def _slots(runs: Sequence[PlannedRun], workers: Workers, *, is_asked: bool = True) -> list[Slot]:
+    """As many as memory and cores, or GPUs, allow."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if _accelerator(runs, is_asked=is_asked) is Accelerator.gpu:
+        trainers = [run.config["trainer"] for run in runs if "trainer" in run.config]
+        if is_asked and any(trainer["num_nodes"] > 1 for trainer in trainers):
+            raise UserError("trainer.num_nodes is above 1: one machine cannot run that, use --slurm")
+        devices = max((trainer["devices"] for trainer in trainers), default=1)
+        gpus = _visible_gpus()
+        if is_asked and devices > len(gpus):
+            raise UserError(f"trainer.devices={devices}, but torch sees {len(gpus)} CUDA devices")
+        fitting = gpu_slots(gpus, devices, max(1, cores * devices // len(gpus)))
+        return fitting[: workers.at_once] if workers.at_once else fitting
+    at_once = workers.at_once
+    if at_once is None:
+        largest = max((memory_bytes(run.config) for run in runs if "model" in run.config), default=1.0)
+        at_once = max(1, min(cores // workers.threads, int(_free_memory_bytes() // largest), len(runs)))
+    return cpu_slots(at_once, workers.threads)
+
+
+def _visible_gpus() -> list[str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
+
+
+def _free_memory_bytes() -> float:
+    """What the system could give without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return 1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    except (OSError, StopIteration):
+        return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+
+
+def _print_head(spec: SweepSpec, place: SweepFolder, console: Console) -> None:
+    budget = "none: " + spec.no_budget
+    if spec.budget is not None:
+        budget = f"{spec.budget.amount:.3g} {spec.budget.measure} in stage {spec.budget_stage}"
+    told = {
+        "question": spec.question,
+        "paper": spec.paper,
+        "arms": f"{len(spec.all_arms())}, baseline {spec.baseline}",
+        "seeds": ", ".join(map(str, spec.seeds)),
+        "budget": budget,
+        **describe(spec),
+        "folder": str(place.path),
+    }
+    for what, text in told.items():
+        console.print(f"{what:<12} {text}", highlight=False, soft_wrap=True)
+
+
+def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Table:
+    table = Table()
+    table.add_column("runs", overflow="fold")
+    for heading in ("seeds", "used by", "steps", "tokens", "FLOPs", "each"):
+        table.add_column(heading, justify="left" if heading == "used by" else "right", no_wrap=True)
+    groups: dict[tuple[str, tuple[str, ...]], list[PlannedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.stage, tuple(run.arms)), []).append(run)
+    num_arms = len(spec.all_arms())
+    for (_, arms), members in groups.items():
+        first = members[0]
+        used_by = (
+            "" if num_arms == 1 or len(arms) == 1 else "all arms" if len(arms) == num_arms else f"{len(arms)} arms"
+        )
+        expected_s = speed.seconds(first)
+        table.add_row(
+            first.id.removesuffix(f"-s{first.seed}"),
+            "same" if first.seed is None else str(len(members)),
+            used_by,
+            f"{first.num_steps:,}" if first.num_steps else "",
+            f"{first.tokens:.3g}" if first.tokens else "",
+            f"{first.flops:.3g}" if first.flops else "",
+            duration(expected_s) if expected_s is not None else "",
+        )
+    return table
+
+
+def _print_costs(statuses: Sequence[RunStatus], speed: Speed, workers: int, console: Console) -> None:
+    left = [status.run for status in statuses if status.state is not RunState.FINISHED]
+    expected = [seconds for run in left if (seconds := speed.seconds(run)) is not None]
+    num_unknown = len(left) - len(expected)
+    unknown = f", and {num_unknown} whose length is not known before they begin" if num_unknown else ""
+    shared = sum(1 for status in statuses if len(status.run.arms) > 1)
+    disk = sum(disk_bytes(status.run.config) for status in statuses if "model" in status.run.config)
+    memory = max((memory_bytes(status.run.config) for status in statuses if "model" in status.run.config), default=0.0)
+    told = {
+        "runs": f"{len(statuses)}, {shared} shared by several arms, {len(statuses) - len(left)} finished already",
+        "time": f"about {duration(sum(expected) / workers)} with {workers} at a time{unknown}",
+        "": speed.origin,
+        "disk": f"about {disk / 1e9:,.1f} GB of checkpoints",
+        "memory": f"about {memory / 1e9:,.1f} GB a run",
+    }
+    for what, text in told.items():
+        console.print(f"{what:<12} {text}", highlight=False, soft_wrap=True)

@@ -1,0 +1,128 @@
+"""What will a run of a resolved config cost? FLOPs, seconds, memory and disk, before it has begun."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_illada.batch import Layout
+from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
+from lit_illada.cost.memory import MicroBatch, StepMemory, kernel_on, step_memory
+from lit_illada.data.config import DataConfig, LoadTokenizer, PreparedSource, TrainTokenizer
+from lit_illada.data.dataset.manifest import MANIFEST_FILE, Manifest, is_url
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.model.config import ModelConfig
+from lit_illada.model.flops import training_flops
+from lit_illada.model.lora import num_adapter_parameters
+from lit_illada.objective.config import AutoregressiveObjectiveConfig, JointDraw
+from lit_illada.runtime.files import read_bytes
+from lit_illada.schema import from_tree
+from lit_illada.training.config.trainer import Accelerator
+
+# what interpreter and libraries hold before there is a model, seen with torch 2.13 on Linux
+_BASE_BYTES = 0.7e9
+# what oneDNN comes to keep beside them on a CPU: a matrix product for every number of masked tokens it has met
+_CPU_CACHE_BYTES = 0.8e9
+_UNKNOWN_VOCABULARY = 4096
+
+
+def step_flops(tree: dict[str, Any]) -> float | None:
+    """Of an optimizer step, as `perf/mfu` counts them, documents taken as long as rows.
+
+    None while the vocabulary's size is not known. For fine-tuning every token counts as one that may be masked.
+    """
+    config = _config(tree)
+    model = with_vocabulary(config.model, tree)
+    if model.vocab_size is None:
+        return None
+    length = row_length(tree)
+    rows, share = selected_share(config, config.trainer.batch_rows)
+    num_adapters = num_adapter_parameters(model, config.lora)
+    return float(training_flops(model, Layout.whole_rows(rows, length), round(share * rows * length), num_adapters))
+
+
+def selected_share(config: RunConfig, rows: int) -> tuple[int, float]:
+    """How many rows the model sees for so many of the data, and the share of their tokens that carries loss."""
+    if isinstance(config.objective, AutoregressiveObjectiveConfig):
+        return rows, 1.0
+    if config.objective.joint_draw is JointDraw.COMPLEMENTARY:
+        return 2 * rows, 0.5
+    return rows, _mean_ratio(config)
+
+
+def row_length(tree: dict[str, Any]) -> int:
+    return (tree.get("data") or tree["sft_data"])["row_length"]
+
+
+def memory_bytes(tree: dict[str, Any]) -> float:
+    """Roughly what a process of the run holds at most; while it saves, it holds a copy of the state."""
+    memory = _step_memory(tree)
+    caches = _CPU_CACHE_BYTES if _accelerator(_config(tree)) is Accelerator.cpu else 0.0
+    return _BASE_BYTES + caches + max(memory.peak, memory.state + memory.checkpoint)
+
+
+def disk_bytes(tree: dict[str, Any]) -> float:
+    """Of the checkpoints that it keeps."""
+    return tree["trainer"]["keep_checkpoints"] * _step_memory(tree).checkpoint
+
+
+def expected_vocab_size(tree: dict[str, Any]) -> int | None:
+    """What the data set's tokenizer has or will have; None where only reading it tells."""
+    config = from_tree(DataConfig, tree, "data.")
+    manifest = Path(config.dir) / MANIFEST_FILE
+    if not is_url(config.dir) and manifest.is_file():
+        return Manifest.from_json(read_bytes(manifest), str(manifest)).vocab_size
+    match config.source, config.tokenizer:
+        case PreparedSource(), _:
+            return None
+        case _, LoadTokenizer() as load:
+            return Tokenizer.load(load.path, load.token_names).vocab_size if Path(load.path).is_dir() else None
+        case _, TrainTokenizer() as train:
+            return train.vocab_size
+
+
+def with_vocabulary(model: ModelConfig, tree: dict[str, Any]) -> ModelConfig:
+    size = expected_vocab_size(tree["data"]) if "data" in tree and model.vocab_size is None else None
+    return model if size is None else model.with_vocab_size(size)
+
+
+def _step_memory(tree: dict[str, Any]) -> StepMemory:
+    """As though every token carried loss, and the vocabulary were small where it is not known yet."""
+    config = _config(tree)
+    model = with_vocabulary(config.model, tree)
+    if model.vocab_size is None:
+        model = model.with_vocab_size(_UNKNOWN_VOCABULARY)
+    trainer, length = config.trainer, row_length(tree)
+    accelerator = _accelerator(config)
+    precision = trainer.precision.resolve(accelerator)
+    rows, _ = selected_share(config, trainer.micro_batch_rows)
+    device, compute_bytes = accelerator.device.type, precision.dtype.itemsize
+    kernel = kernel_on(model, device, compute_bytes, length)
+    batch = MicroBatch(rows, length, rows * length, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
+    batch = batch.shared(trainer.parallel, trainer.world_size)
+    return step_memory(
+        model,
+        config.optim.optimizer,
+        batch,
+        has_moving_average=trainer.ema_decay is not None,
+        is_accumulating=trainer.accumulation > 1,
+        parallel=trainer.parallel,
+        world_size=trainer.world_size,
+    )
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    """A plan is also made where the GPUs are not."""
+    asked = config.trainer.accelerator
+    return asked if asked is Accelerator.gpu else asked.resolve()
+
+
+def _config(tree: dict[str, Any]) -> RunConfig:
+    return from_tree(SFTConfig if "sft_data" in tree else PretrainConfig, tree)
+
+
+def _mean_ratio(config: RunConfig) -> float:
+    """The masked share of tokens, over the whole training."""
+    u = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
+    ratio = config.objective.mask_ratio  # type: ignore[union-attr]
+    return sum(float(ratio.at(progress).quantile(u).mean()) for progress in (0.0, 0.5, 1.0)) / 3

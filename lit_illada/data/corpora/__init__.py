@@ -1,0 +1,1 @@
+"""Text sources: which documents a corpus has, deduplication and splits."""

@@ -1,0 +1,169 @@
+"""The manifest of a prepared data set: its shards, its tokenizer and the settings it was made with.
+
+manifest.json is written last and at once, so a folder with a manifest is a finished data set. A manifest may come from
+elsewhere: names in it are plain names inside the data set, so that they can neither lead out of its folder or of a
+cache, nor mean anything to a shell.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from lit_illada.data.config import SOURCES, TOKENIZERS, DataConfig
+from lit_illada.errors import UserError
+from lit_illada.runtime.files import ContentError, parse_json
+from lit_illada.runtime.records import from_record
+from lit_illada.schema import choice_name
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+TRAIN, VALIDATION = "train", "validation"
+DTYPES = {"uint16": 2**16, "uint32": 2**32}  # of token arrays, with the number of ids that each holds
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard of a data set. Raises UserError for a name that is not plain, a negative count or a malformed hash."""
+
+    file: str  # a plain name inside the data set
+    documents: int
+    tokens: int
+    text_bytes: int  # UTF-8 bytes of the documents
+    file_bytes: int  # size of the tar
+    sha256: str  # of the tar
+
+    def __post_init__(self) -> None:
+        require_plain_name(self.file, "a shard's file")
+        for name in ("documents", "tokens", "text_bytes", "file_bytes"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} of {self.file} is {getattr(self, name)}; it cannot be negative")
+        _require_sha256(self.sha256, f"sha256 of {self.file}")
+
+
+def require_plain_name(name: str, what: str) -> None:
+    """Raises UserError for a name with a folder, a space or any other character outside letters, digits and `._-`."""
+    if not _PLAIN_NAME.fullmatch(name):
+        shown = repr(name[:60])
+        raise UserError(
+            f"{what} is {shown}, which is not a plain name inside the data set (letters, digits, '.', '_', '-')"
+        )
+
+
+def _require_sha256(value: str, what: str) -> None:
+    if not _SHA256.fullmatch(value):
+        raise UserError(f"{what} is {value[:70]!r}; expected 64 hexadecimal digits")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of `train` or `validation`, in the order of the corpus."""
+
+    shards: list[ShardRecord]
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(shard.text_bytes for shard in self.shards)
+
+    def to_tree(self) -> dict[str, Any]:
+        totals = {"documents": self.documents, "tokens": self.tokens, "text_bytes": self.text_bytes}
+        return {**totals, "shards": [asdict(shard) for shard in self.shards]}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished data set. Raises UserError for values that no data set has, such as a shard name with a folder."""
+
+    dtype: str  # of the token arrays: uint16 or uint32
+    vocab_size: int
+    tokenizer_sha256: str
+    train: Split
+    validation: Split
+    duplicates: int  # documents left out because an equal one came before
+    empty: int  # documents left out because they have no text
+    bad_documents: int  # documents that could not be read
+    bad_examples: list[str]  # messages of the first unreadable documents
+    settings: dict[str, Any]  # what made the data set, flat: `source.paths` and so on
+    tokenizer_folder: str = TOKENIZER_FOLDER  # a plain name inside the data set; older manifests do not state it
+
+    def split(self, name: str) -> Split:
+        assert name in (TRAIN, VALIDATION), name
+        return self.train if name == TRAIN else self.validation
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content: the tokenizer and every shard. Two data sets with one fingerprint are the same."""
+        hashes = [shard.sha256 for split in (self.train, self.validation) for shard in split.shards]
+        return hashlib.sha256(" ".join([self.tokenizer_sha256, *hashes]).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        splits = {TRAIN: self.train.to_tree(), VALIDATION: self.validation.to_tree()}
+        tree = {"format": FORMAT, **{f.name: getattr(self, f.name) for f in fields(self)}, **splits}
+        return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+
+    def __post_init__(self) -> None:
+        require_plain_name(self.tokenizer_folder, "tokenizer_folder")
+        _require_sha256(self.tokenizer_sha256, "tokenizer_sha256")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype is {self.dtype[:60]!r}; expected {' or '.join(DTYPES)}")
+        if not 1 <= self.vocab_size <= DTYPES[self.dtype]:
+            raise UserError(f"vocab_size is {self.vocab_size}; {self.dtype} allows 1 to {DTYPES[self.dtype]}")
+        files = [shard.file for split in (self.train, self.validation) for shard in split.shards]
+        if len(set(files)) < len(files):
+            twice = next(file for index, file in enumerate(files) if file in files[:index])
+            raise UserError(f"the shard {twice} is listed twice")
+
+    @classmethod
+    def from_json(cls, content: str | bytes, origin: str) -> Self:
+        """Raises UserError for anything but a manifest of this format. origin: the file or URL it came from."""
+        try:
+            tree = parse_json(content, origin)
+            if tree.get("format", FORMAT) != FORMAT:
+                seen = str(tree["format"])[:60]
+                raise UserError(f"{origin} has format {seen}; this version reads format {FORMAT}: prepare it again")
+            return from_record(cls, tree, origin)
+        except ContentError as error:
+            reason = str(error).removeprefix(f"{origin}: ")
+            raise UserError(f"{origin} is not a manifest ({reason}): prepare the data set again") from error
+
+
+def preparation_settings(config: DataConfig) -> dict[str, Any]:
+    """The settings that decide what a data set holds, flat and as JSON knows them."""
+    return {
+        "source": choice_name(SOURCES, config.source),
+        **{f"source.{key}": value for key, value in asdict(config.source).items()},
+        "tokenizer": choice_name(TOKENIZERS, config.tokenizer),
+        **{f"tokenizer.{key}": value for key, value in asdict(config.tokenizer).items()},
+        "validation_fraction": config.validation_fraction,
+        "shard_tokens": config.shard_tokens,
+        "on_bad_document": config.on_bad_document.value,
+    }
+
+
+def require_same_settings(folder: str | Path, seen: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raises UserError that names every setting of a finished data set which is not as asked."""
+    names = [name for name in {**seen, **asked} if seen.get(name) != asked.get(name)]
+    if names:
+        differing = "; ".join(f"data.{name} is {seen.get(name)!r} there, {asked.get(name)!r} asked" for name in names)
+        raise UserError(
+            f"{folder} holds a data set of other settings ({differing}): choose another data.dir, "
+            "or replace it (lit-illada data prepare --overwrite)"
+        )
+
+
+def is_url(location: str) -> bool:
+    """Whether webdataset would fetch it rather than open it: `https://...`, `pipe:cat ...`."""
+    return location.startswith("pipe:") or "://" in location

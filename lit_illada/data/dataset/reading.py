@@ -1,0 +1,205 @@
+"""Reads a prepared data set from a folder or a URL, and checks every shard before its tokens are used."""
+
+import hashlib
+import io
+import logging
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_illada.data.dataset.fetching import NotFoundError, fetch
+from lit_illada.data.dataset.manifest import MANIFEST_FILE, Manifest, ShardRecord, is_url
+from lit_illada.data.dataset.shards import LENGTHS_MEMBER, TOKENS_MEMBER, write_whole
+from lit_illada.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
+from lit_illada.errors import UserError
+from lit_illada.runtime.files import MAX_FILE_BYTES, FileError, MissingFileError, decode_utf8, open_regular
+
+log = logging.getLogger(__name__)
+_PREPARE_AGAIN = "prepare it again (lit-illada data prepare --overwrite)"
+
+
+class BadShardError(UserError):
+    """A shard that is missing, truncated or altered, where its folder or server answers."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """tokens: (N,) uint16 or uint32, the documents one after the other. lengths: (D,) int64, sums to N."""
+
+    tokens: NDArray[np.unsignedinteger]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set at a folder or URL prefix; cache_dir keeps what comes from a URL, tried `attempts` times."""
+
+    location: str
+    manifest: Manifest
+    cache_dir: str | None = None
+    attempts: int = 3
+
+    def tokenizer(self) -> Tokenizer:
+        """The data set's own. Raises UserError when it is not the one that made the shards."""
+        folder = f"{self.location}/{self.manifest.tokenizer_folder}"
+        tokenizer_json, settings = (
+            _fetch_text(f"{folder}/{name}", self.attempts) for name in (TOKENIZER_FILE, CONFIG_FILE)
+        )
+        tokenizer = Tokenizer.from_files(tokenizer_json, settings, folder)
+        if tokenizer.sha256 != self.manifest.tokenizer_sha256:
+            raise UserError(
+                f"the tokenizer at {folder} does not fit the shards (sha256 {tokenizer.sha256[:12]}, the manifest says "
+                f"{self.manifest.tokenizer_sha256[:12]}): {_restore(self.location)}"
+            )
+        if tokenizer.vocab_size != self.manifest.vocab_size:
+            raise UserError(
+                f"{self.location}/{MANIFEST_FILE}: vocab_size is {self.manifest.vocab_size}, its tokenizer "
+                f"has {tokenizer.vocab_size}: {_PREPARE_AGAIN}"
+            )
+        return tokenizer
+
+    def load(self, record: ShardRecord) -> Shard:
+        """A shard's tokens. Raises BadShardError, which says what to do, when it is missing, truncated or altered."""
+        url = f"{self.location}/{record.file}"
+        return _parse(self._content(url, record), url, record, self.manifest)
+
+    def _content(self, url: str, record: ShardRecord) -> bytes:
+        if not is_url(self.location):
+            content = _fetch(url, 1, record.file_bytes)
+            _require_whole(content, url, record)
+            return content
+        if self.cache_dir is None:
+            return self._fetch_whole(url, record)
+        cached = Path(self.cache_dir, self.manifest.fingerprint[:12], record.file)
+        if cached.is_file() and _is_whole(content := _fetch(str(cached), 1, record.file_bytes), record):
+            return content
+        content = self._fetch_whole(url, record)
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(cached, content)
+        except OSError as error:
+            raise UserError(f"cannot keep {url} in data.cache_dir={self.cache_dir}: {error.strerror}") from error
+        return content
+
+    def _fetch_whole(self, url: str, record: ShardRecord) -> bytes:
+        """The content of a URL, fetched a second time if it arrives damaged: the network may be at fault."""
+        content = _fetch(url, self.attempts, record.file_bytes)
+        if not _is_whole(content, record) and self.attempts > 1:
+            log.warning("%s arrived damaged (%d of %d bytes); fetching it again", url, len(content), record.file_bytes)
+            content = _fetch(url, self.attempts, record.file_bytes)
+        _require_whole(content, url, record)
+        return content
+
+
+def open_dataset(location: str | Path, cache_dir: str | None = None, attempts: int = 3) -> Dataset:
+    """The data set at a folder or URL prefix. Raises UserError where there is none."""
+    location = str(location).rstrip("/")
+    url = f"{location}/{MANIFEST_FILE}"
+    if not is_url(location) and not Path(url).is_file():
+        raise UserError(f"no prepared data set at {location}: make it with `lit-illada data prepare`")
+    return Dataset(location, Manifest.from_json(_fetch_text(url, attempts), url), cache_dir, attempts)
+
+
+def _fetch_text(url: str, attempts: int) -> str:
+    content = _fetch(url, attempts, MAX_FILE_BYTES)
+    if len(content) > MAX_FILE_BYTES:
+        raise UserError(f"{url}: larger than the limit of {MAX_FILE_BYTES >> 20} MiB")
+    return decode_utf8(content, url)
+
+
+def _fetch(url: str, attempts: int, max_bytes: int) -> bytes:
+    """The content; of a longer one, the first `max_bytes` + 1 bytes."""
+    try:
+        if is_url(url):
+            return fetch(url, attempts, max_bytes)
+        with open_regular(Path(url)) as stream:
+            return stream.read(max_bytes + 1)
+    except (MissingFileError, NotFoundError) as error:
+        raise BadShardError(f"{url} is missing: {_restore(url)}") from error
+    except FileError:
+        raise
+    except OSError as error:
+        raise UserError(f"{url} could not be read ({error.strerror}): check the file and the disk") from error
+
+
+def _is_whole(content: bytes, record: ShardRecord) -> bool:
+    return len(content) == record.file_bytes and hashlib.sha256(content).hexdigest() == record.sha256
+
+
+def _require_whole(content: bytes, url: str, record: ShardRecord) -> None:
+    if len(content) != record.file_bytes:
+        what = "truncated" if len(content) < record.file_bytes else "too long"
+        seen = f"{len(content)} of" if what == "truncated" else "more than"
+        raise BadShardError(f"{url} is {what}: {seen} {record.file_bytes} bytes; {_restore(url)}")
+    if not _is_whole(content, record):
+        raise BadShardError(f"{url} was altered: its sha256 is not the manifest's; {_restore(url)}")
+
+
+def _restore(url: str) -> str:
+    return f"{'upload' if is_url(url) else 'copy or download'} it again, or {_PREPARE_AGAIN}"
+
+
+def _parse(content: bytes, url: str, record: ShardRecord, manifest: Manifest) -> Shard:
+    tokens, lengths = [], []
+    try:
+        for sample in _samples(content):
+            tokens.append(_array(sample[TOKENS_MEMBER], TOKENS_MEMBER))
+            lengths.append(_array(sample[LENGTHS_MEMBER], LENGTHS_MEMBER))
+        shard = Shard(np.concatenate(tokens), np.concatenate(lengths).astype(np.int64))
+    except KeyError as error:
+        raise BadShardError(f"{url} lacks the member {error} of a sample: {_PREPARE_AGAIN}") from error
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise BadShardError(f"{url} is no readable shard ({reason}): {_PREPARE_AGAIN}") from error
+    counts = len(shard.lengths), len(shard.tokens), int(shard.lengths.sum()), shard.tokens.dtype.name
+    if counts != (record.documents, record.tokens, record.tokens, manifest.dtype):
+        raise BadShardError(
+            f"{url} holds {counts[0]} documents, {counts[1]} tokens of {counts[3]}; the manifest says "
+            f"{record.documents}, {record.tokens} of {manifest.dtype}: {_PREPARE_AGAIN}"
+        )
+    if not shard.lengths.all():
+        raise BadShardError(f"{url} holds a document without tokens: {_PREPARE_AGAIN}")
+    if len(shard.tokens) and (largest := int(shard.tokens.max())) >= manifest.vocab_size:
+        raise BadShardError(
+            f"{url} holds the id {largest}, outside the vocabulary of {manifest.vocab_size}: {_PREPARE_AGAIN}"
+        )
+    return shard
+
+
+def _samples(content: bytes) -> list[dict[str, bytes]]:
+    """The members of a tar by the part of their names before the first dot, in the order of the file.
+
+    Only what `shards.write_shard` writes is read: plain files in an uncompressed tar. tarfile itself follows extended
+    headers, sparse members and negative sizes, which let a small file take any amount of memory or time.
+    """
+    samples: dict[str, dict[str, bytes]] = {}
+    offset = 0
+    while any(header := content[offset : offset + tarfile.BLOCKSIZE]):
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        begin = offset + tarfile.BLOCKSIZE
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise tarfile.TarError(f"{member.name!r} is not a plain file")
+        if not 0 <= member.size <= len(content) - begin:
+            raise tarfile.TarError(f"{member.name!r} is cut off")
+        key, _, name = member.name.partition(".")
+        if name in samples.setdefault(key, {}):
+            raise tarfile.TarError(f"{member.name!r} is there twice")
+        samples[key][name] = content[begin : begin + member.size]
+        offset = begin + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return list(samples.values())
+
+
+def _array(content: bytes, name: str) -> NDArray[np.unsignedinteger]:
+    """The (N,) unsigned integers of a .npy file; its header is checked before memory is taken for what it states."""
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError(f"{name}: not version 1.0 of the npy format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if len(shape) != 1 or dtype.str not in ("<u2", "<u4"):
+        raise ValueError(f"{name}: shape {shape} of {dtype}, not one dimension of uint16 or uint32")
+    if shape[0] * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"{name}: {len(content) - stream.tell()} bytes, not the {shape[0]} values of its header")
+    return np.frombuffer(content, dtype, offset=stream.tell())

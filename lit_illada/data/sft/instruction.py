@@ -1,0 +1,184 @@
+"""Which examples do a user's instruction files hold, and which rows of them are no examples?"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lit_illada.data.corpora.grouping import split_of
+from lit_illada.data.corpora.sources import OnBad, json_objects
+from lit_illada.data.corpora.text_files import find_files
+from lit_illada.data.dataset.manifest import VALIDATION
+from lit_illada.data.sft.chat_template import Message, Role
+from lit_illada.data.sft.config import AlpacaSource, Gsm8kSource, InstructionFiles, MessagesSource, ShareGptSource
+from lit_illada.errors import UserError, unknown
+from lit_illada.tasks.exact_match import truth_of
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation that ends with an assistant's message, and where it came from.
+
+    truth: what its last answer must be for exact match; None: nothing to compare with.
+    """
+
+    messages: tuple[Message, ...]
+    origin: str
+    truth: str | None = None
+
+    @property
+    def prompt_digest(self) -> bytes:
+        """Of everything before the last answer: what decides the split."""
+        parts = [f"{m.role}\0{m.reasoning}\0{m.content}\0" for m in self.messages[:-1]]
+        return hashlib.blake2b("".join(parts).encode(), digest_size=16).digest()
+
+    def turns(self) -> list["Example"]:
+        """An example for every answer of the conversation, each with all that went before (LLaDA, section 2.3)."""
+        ends = [end for end, message in enumerate(self.messages, 1) if message.role is Role.ASSISTANT]
+        return [Example(self.messages[:end], self.origin) for end in ends[:-1]] + [self]
+
+
+def read_examples(source: InstructionFiles, validation_fraction: float, on_bad: OnBad) -> tuple[list[Example], ...]:
+    """The examples for training and for validation; no prompt is in both.
+
+    on_bad: is given the error of every row that is no example; the reading goes on if it returns.
+    """
+    examples = list(_read(source, source.paths, "paths", on_bad))
+    if source.validation_paths:
+        validation = list(_read(source, source.validation_paths, "validation_paths", on_bad))
+    else:
+        validation = [e for e in examples if split_of(e.prompt_digest, validation_fraction) == VALIDATION]
+    held_out = {example.prompt_digest for example in validation}
+    return [example for example in examples if example.prompt_digest not in held_out], validation
+
+
+def _read(source: InstructionFiles, paths: list[str], field: str, on_bad: OnBad) -> Iterator[Example]:
+    if not paths:
+        raise UserError(f"sft_data.source.{field} is empty: name files, globs or folders, such as [chats.jsonl]")
+    parse = _parser(source)
+    for record, origin in json_objects(find_files(paths, (".jsonl",)), on_bad):
+        try:
+            example = parse(record, origin)
+            _require_answer(example)
+        except UserError as error:
+            on_bad(error)
+        else:
+            yield example
+
+
+def _parser(source: InstructionFiles) -> Callable[[dict[str, Any], str], Example]:
+    match source:
+        case MessagesSource():
+            return _conversation
+        case ShareGptSource():
+            return _sharegpt
+        case AlpacaSource():
+            return _alpaca
+        case Gsm8kSource():
+            return _gsm8k
+    raise AssertionError(source)
+
+
+def _conversation(record: dict[str, Any], origin: str) -> Example:
+    rows = _field(record, "messages", list, origin)
+    return _example(
+        [_message(row, f"{origin}, message {number}") for number, row in enumerate(rows, 1)], record, origin
+    )
+
+
+def _sharegpt(record: dict[str, Any], origin: str) -> Example:
+    rows = _field(record, "conversations", list, origin)
+    messages = [_sharegpt_message(row, f"{origin}, message {number}") for number, row in enumerate(rows, 1)]
+    if record.get("system"):
+        messages.insert(0, Message(Role.SYSTEM, _field(record, "system", str, origin)))
+    return _example(messages, record, origin)
+
+
+def _sharegpt_message(row: object, origin: str) -> Message:
+    if not isinstance(row, dict):
+        raise UserError(f"{origin}: a message must be an object with from and value; this is a {type(row).__name__}")
+    speaker = _field(row, "from", str, origin)
+    if speaker not in _SHAREGPT_ROLES:
+        raise unknown(f"from in {origin}:", speaker, _SHAREGPT_ROLES)
+    return _message({"role": _SHAREGPT_ROLES[speaker].value, "content": _field(row, "value", str, origin)}, origin)
+
+
+def _example(messages: list[Message], record: dict[str, Any], origin: str) -> Example:
+    """The example of a conversation. Raises UserError where the order of the roles is no conversation's."""
+    roles = [message.role for message in messages]
+    if Role.SYSTEM in roles[1:]:
+        raise UserError(f"{origin}: a system message stands after the first place")
+    if Role.USER not in roles:
+        raise UserError(f"{origin}: no message of the role 'user'; roles seen: {', '.join(roles) or 'none'}")
+    if roles[-1] is not Role.ASSISTANT:
+        raise UserError(f"{origin}: the last message must be the assistant's; roles seen: {', '.join(roles)}")
+    truth = record.get("answer")
+    return Example(tuple(messages), origin, None if truth is None else truth_of(str(truth)))
+
+
+def _message(row: object, origin: str) -> Message:
+    if not isinstance(row, dict):
+        raise UserError(f"{origin}: a message must be an object with role and content; this is a {type(row).__name__}")
+    role = _field(row, "role", str, origin)
+    if role not in set(Role):
+        raise unknown(f"role in {origin}:", role, map(str, Role))
+    content = _field(row, "content", str, origin)
+    if role != Role.ASSISTANT:
+        return Message(Role(role), content)
+    if isinstance(reasoning := row.get("reasoning_content"), str):
+        return Message(Role.ASSISTANT, content, reasoning)
+    if found := re.fullmatch(r"\s*<think>(.*?)</think>(.*)", content, re.DOTALL):
+        return Message(Role.ASSISTANT, found[2].strip(), found[1].strip())
+    return Message(Role.ASSISTANT, content)
+
+
+def _alpaca(record: dict[str, Any], origin: str) -> Example:
+    instruction = _field(record, "instruction", str, origin)
+    extra = _field(record, "input", str, origin) if record.get("input") else ""
+    prompt = f"{instruction}\n\n{extra}" if extra else instruction
+    return _dialogue(prompt, Message(Role.ASSISTANT, _field(record, "output", str, origin)), origin)
+
+
+def _gsm8k(record: dict[str, Any], origin: str) -> Example:
+    question, answer = (_field(record, name, str, origin) for name in ("question", "answer"))
+    steps, found, truth = answer.rpartition("####")
+    if not found:
+        raise UserError(f"{origin}: the answer holds no '####' before its number")
+    steps = re.sub(r"<<.*?>>", "", steps).strip()
+    message = Message(Role.ASSISTANT, truth.strip(), steps)
+    return _dialogue(question, message, origin, truth_of(truth))
+
+
+def _dialogue(prompt: str, answer: Message, origin: str, truth: str | None = None) -> Example:
+    if not prompt.strip():
+        raise UserError(f"{origin}: the prompt is empty")
+    return Example((Message(Role.USER, prompt), answer), origin, truth)
+
+
+def _require_answer(example: Example) -> None:
+    for message in example.messages:
+        if message.role is Role.ASSISTANT and not message.content.strip():
+            raise UserError(f"{example.origin}: the assistant's answer is empty")
+        try:
+            f"{message.reasoning}{message.content}".encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{example.origin}: half a surrogate pair, which is no text") from error
+
+
+def _field(record: dict[str, Any], name: str, kind: type, origin: str) -> Any:
+    if name not in record:
+        raise UserError(f"{origin}: no field {name!r}; fields seen: {', '.join(map(str, record)) or 'none'}")
+    if not isinstance(record[name], kind):
+        raise UserError(f"{origin}: field {name!r} holds a {type(record[name]).__name__}, not a {_KINDS[kind]}")
+    return record[name]
+
+
+_SHAREGPT_ROLES = {
+    "human": Role.USER,
+    "user": Role.USER,
+    "gpt": Role.ASSISTANT,
+    "assistant": Role.ASSISTANT,
+    "system": Role.SYSTEM,
+}
+_KINDS: dict[type, str] = {str: "text", list: "list"}

@@ -1,0 +1,1 @@
+"""Asks a model many questions: batched generation, multiple choice, lm-eval, held-out problems."""

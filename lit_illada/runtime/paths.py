@@ -1,0 +1,18 @@
+"""Where the configs and sweeps lie: inside an installed wheel, or at the top of a checkout."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def conf_dir() -> Path:
+    return _share() / "conf"
+
+
+def sweeps_dir() -> Path:
+    return _share() / "sweeps"
+
+
+def _share() -> Path:
+    installed = _PACKAGE / "_share"
+    return installed if installed.is_dir() else _PACKAGE.parent

@@ -1,0 +1,250 @@
+"""How a frozen dataclass becomes plain dicts, lists and scalars, and comes back, every value checked."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field
+from enum import EnumType, StrEnum
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_illada.errors import UserError, unknown
+from lit_illada.overrides import parse_assignment
+from lit_illada.runtime.key_hints import similar_key
+from lit_illada.runtime.terminal import one_line
+from lit_illada.runtime.yaml_files import read_yaml
+
+
+def choice(table: Mapping[str, type], default: str) -> Any:
+    """A dataclass field that takes an instance of any class in `table`; by default what the name `default` makes.
+
+    In YAML it reads `{name: <key of the table>, <the class's own fields>}`.
+    """
+    return field(default_factory=lambda: table[default](), metadata={"choices": table})
+
+
+def choice_name(table: Mapping[str, type], value: object) -> str:
+    """The table's key for an instance: the inverse of reading its `name`."""
+    return next(name for name, cls in table.items() if cls is type(value))
+
+
+T = TypeVar("T")
+
+
+def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
+    """A frozen dataclass from plain dicts, lists and scalars, every choice resolved by its name."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where.rstrip('.') or 'a config'} must be a mapping of keys; got {tree!r}")
+    hints = get_type_hints(schema)
+    items = {item.name: item for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    values = {}
+    for key, child in tree.items():
+        path = f"{where}{key}"
+        if key not in items:
+            raise nearest_key(path, [f"{where}{name}" for name in items])
+        cls = hints[key]
+        if table := items[key].metadata.get("choices"):
+            cls, child = _chosen(table, child, path)
+        values[key] = _read(cls, child, path)
+    required = (name for name, item in items.items() if _is_required(item))
+    if missing := [f"{where}{name}" for name in required if name not in values]:
+        raise UserError(f"{where.rstrip('.') or 'a config'} lacks {', '.join(missing)}")
+    return schema(**values)
+
+
+def check_fields(schema: type, tree: Mapping[str, Any]) -> None:
+    """Read each field of the tree by itself, where the whole is not known yet. Raises UserError as `from_tree` does."""
+    hints = get_type_hints(schema)
+    items = {item.name: item for item in dataclasses.fields(schema)}
+    for key, child in tree.items():
+        if key not in items:
+            raise nearest_key(key, list(items))
+        cls = hints[key]
+        if table := items[key].metadata.get("choices"):
+            cls, child = _chosen(table, child, key)
+        _read(cls, child, key)
+
+
+def to_tree(value: Any) -> Any:
+    """The inverse of `from_tree`: plain dicts, lists and scalars."""
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, list):
+        return [to_tree(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_tree(item) for key, item in value.items()}
+    if not dataclasses.is_dataclass(value):
+        return value
+    tree = {}
+    for item in dataclasses.fields(value):
+        child = getattr(value, item.name)
+        tree[item.name] = to_tree(child)
+        if table := item.metadata.get("choices"):
+            tree[item.name] = {"name": choice_name(table, child), **tree[item.name]}
+    return tree
+
+
+def dump(config: Any) -> str:
+    """The config as YAML."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _read(hint: Any, value: Any, path: str) -> Any:
+    """The value as its hint says, down through lists and mappings that hold dataclasses."""
+    parts = get_args(hint)
+    if isinstance(hint, UnionType) and any(_holds_nodes(part) for part in parts):
+        (hint,) = (part for part in parts if part is not type(None))
+        return None if value is None else _read(hint, value, path)
+    if dataclasses.is_dataclass(hint):
+        return from_tree(hint, value, f"{path}.")  # type: ignore[arg-type]
+    if not _holds_nodes(hint):
+        return _leaf(hint, value, path)
+    if get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{path} must be a list; got {value!r}")
+        return [_read(parts[0], item, f"{path}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} must be a mapping of names; got {value!r}")
+    return {str(key): _read(parts[1], item, f"{path}.{key}") for key, item in value.items()}
+
+
+def _holds_nodes(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) or any(map(_holds_nodes, get_args(hint)))
+
+
+def _is_required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def _leaf(hint: Any, value: Any, path: str) -> Any:
+    """The value as the field's type; OmegaConf decides what converts."""
+    if isinstance(hint, EnumType):
+        allowed = list(map(str, hint.__members__.values()))
+        if value not in allowed:
+            raise unknown(path, value, allowed)
+        return hint(value)
+    _check_numbers(value, path)
+    if type(value) is hint:
+        return value
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(_leaf_schema(hint)), {"value": value})
+        read = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)["value"]  # type: ignore[index, call-overload]
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{path}: {value!r} is not {type_name(hint)}{_list_hint(hint, value, path)}") from error
+    _check_numbers(read, path)
+    return read
+
+
+def _check_numbers(value: Any, path: str) -> None:
+    """Raises UserError for integers beyond 64 bits, which no tensor holds, and for NaN, at any depth."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_numbers(item, path)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_numbers(key, path)
+            _check_numbers(item, path)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"{path} is an integer of {value.bit_length()} bits; at most 64 are allowed")
+    elif isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{path} is nan; it must be a number")
+
+
+def _list_hint(hint: Any, value: Any, path: str) -> str:
+    """The fix where one item was given for a list."""
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if isinstance(value, str | int | float) and any(get_origin(part) is list for part in parts):
+        return f": write {path}=[{value}]"
+    return ""
+
+
+@cache
+def _leaf_schema(hint: Any) -> type:
+    return dataclasses.make_dataclass("Leaf", [("value", hint)])
+
+
+def type_name(hint: Any) -> str:
+    """A field's type in words, such as `a whole number or null`."""
+    if isinstance(hint, EnumType):
+        return "one of the values below"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return " or ".join(
+        f"a list of {_PLURALS.get(get_args(part)[0], get_args(part)[0])}"
+        if get_origin(part) is list
+        else names.get(part, str(part))
+        for part in parts
+    )
+
+
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
+def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dict[str, Any]]:
+    if isinstance(child, str):
+        child = {"name": child}
+    if not isinstance(child, Mapping) or "name" not in child:
+        raise UserError(f"{path} needs a name: one of {', '.join(table)}")
+    name = child["name"]
+    if not isinstance(name, str) or name not in table:
+        raise unknown(f"{path}.name", name, table)
+    return table[name], {key: value for key, value in child.items() if key != "name"}
+
+
+class UnknownKeyError(UserError):
+    """A config key that does not exist. key: as it was given."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def nearest_key(key: str, known: Sequence[str]) -> UnknownKeyError:
+    """The error for a key that is not among `known`, naming the nearest one that is."""
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    if siblings:
+        allowed = f"allowed there are {', '.join(siblings)}"
+    else:
+        allowed = f"top-level keys are {', '.join(dict.fromkeys(name.partition('.')[0] for name in known))}"
+    near = similar_key(key, known)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    return UnknownKeyError(key, f"unknown config key {key!r}{hint}: {allowed}")
+
+
+def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """The config of a file that composes no others, with `key=value` overrides on top."""
+    tree = OmegaConf.create(read_yaml(path))
+    return from_tree(schema, apply_overrides(tree, overrides))
+
+
+def apply_overrides(tree: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree with KEY=VALUE on top, as plain dicts. Raises UserError for a key that it does not have."""
+    known = keys_of(tree)
+    for override in overrides:
+        assignment = parse_assignment(override)
+        if assignment.key not in known:
+            raise nearest_key(assignment.key, known)
+        try:
+            OmegaConf.update(tree, assignment.key, assignment.value)
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise UserError(one_line(f"{override!r}: {error}")) from error
+    return OmegaConf.to_container(tree)  # type: ignore[return-value]
+
+
+def keys_of(node: DictConfig) -> list[str]:
+    return list(_walk(node, ""))
+
+
+def _walk(node: DictConfig, where: str) -> Iterator[str]:
+    for key in map(str, node):
+        yield f"{where}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _walk(child, f"{where}{key}.")

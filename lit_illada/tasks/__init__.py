@@ -1,0 +1,1 @@
+"""Verifiable tasks and answer parsing; needs no torch."""

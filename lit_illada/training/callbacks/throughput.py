@@ -1,0 +1,133 @@
+"""Training speed: tokens per second, and the fraction of the hardware's peak that it reaches (MFU)."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_illada.batch import TokenBatch
+from lit_illada.training.distributed.parallel import num_data_ranks
+from lit_illada.training.metrics import publish
+
+
+class Throughput(Callback):
+    """perf/tokens_per_s and perf/mfu over wall-clock time, waiting for data included, validation not.
+
+    Its totals, the run's cost, go on where a resumed run's checkpoint left them.
+
+    Tokens are those of the data; FLOPs are those of the rows the model sees, twice as many with complementary masks.
+
+    count_flops: floating-point operations of a training micro-batch, from the batch, the LM-head rows computed, and how
+        often the model sees the batch.
+    peak_flops_per_s: what one device's matrix multiplication reaches in the run's precision.
+    """
+
+    def __init__(
+        self, count_flops: Callable[[TokenBatch, int, int], float], peak_flops_per_s: float, every_steps: int
+    ) -> None:
+        self._count_flops = count_flops
+        self._peak = peak_flops_per_s
+        self._every_steps = every_steps
+        self.tokens_per_s = 0.0
+        self._total = {"tokens": 0, "flops": 0.0, "elapsed_s": 0.0, "peak_memory_bytes": 0}
+        self._since = time.perf_counter()
+        self._begin()
+
+    def state_dict(self) -> dict[str, Any]:
+        self._pause()
+        return {"total": self.cost()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._total = dict(state_dict["total"])
+
+    def cost(self) -> dict[str, float]:
+        """tokens, flops and elapsed_s of training so far, over all devices; peak_memory_bytes of this process.
+
+        The memory is the GPU's where there is one (of rank 0), else what the process held of the machine's.
+        """
+        return {
+            "tokens": self._total["tokens"] + self._tokens,
+            "flops": self._total["flops"] + self._flops,
+            "elapsed_s": self._total["elapsed_s"] + self._elapsed_s,
+            "peak_memory_bytes": max(self._total["peak_memory_bytes"], _peak_memory_bytes()),
+        }
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin()
+        self._since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
+    ) -> None:
+        self._tokens += batch.input_ids.numel() * num_data_ranks(trainer)
+        flops = self._count_flops(batch, outputs["head_rows"], outputs["copies"])
+        self._flops += flops * num_data_ranks(trainer)
+        if trainer.global_step == self._step_before or trainer.global_step % self._every_steps:
+            return
+        if batch.input_ids.is_cuda:
+            torch.cuda.synchronize()
+        self._pause()
+        self.tokens_per_s = self._tokens / self._elapsed_s
+        publish(
+            pl_module,
+            {
+                "perf/tokens_per_s": self.tokens_per_s,
+                "perf/mfu": self._flops / self._elapsed_s / self._peak / trainer.world_size,
+            },
+        )
+        self._total = self.cost()
+        self._begin()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause()
+
+    def _begin(self) -> None:
+        self._tokens, self._flops, self._elapsed_s = 0, 0.0, 0.0
+
+    def _pause(self) -> None:
+        now = time.perf_counter()
+        self._elapsed_s += now - self._since
+        self._since = now
+
+
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """What square matrix products reach on the device now: the best of a few timings, operations a second."""
+    # large enough that a GPU's start-up of each product does not count
+    size, products = (8192, 8) if device.type == "cuda" else (1024, 2)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best_s = math.inf
+    for _ in range(6):
+        _wait(device)
+        started_at = time.perf_counter()
+        for _ in range(products):
+            a @ a
+        _wait(device)
+        best_s = min(best_s, time.perf_counter() - started_at)
+    return products * 2 * size**3 / best_s
+
+
+def _peak_memory_bytes() -> int:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""Saves, finds, reads and rolls back checkpoints of a run."""

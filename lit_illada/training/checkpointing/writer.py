@@ -1,0 +1,213 @@
+"""How is a run's state written while training goes on? Copied off the devices, then written by a thread.
+
+Training stops for the copy alone. What is being written is a partial beside the whole checkpoints; it becomes one of
+them when every process has written its parts: `Checkpoints` asks them all between two steps.
+"""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lit_illada.errors import UserError
+from lit_illada.runtime.checksums import ChecksummedWriter, write_checksums
+from lit_illada.training.checkpointing.files import (
+    ELSEWHERE,
+    HAS_CHECKSUM,
+    STATE_FILE,
+    cause,
+    checksums_file,
+    map_leaves,
+    partial_of,
+    parts_file,
+    publish_partial,
+    read_checkpoint,
+    remove_checkpoint,
+    sync_folder,
+)
+from lit_illada.training.checkpointing.sharded import Part, own_parts, write_parts
+
+
+class CheckpointWriter(CheckpointIO):
+    """Writes one checkpoint at a time: `save_checkpoint` begins, `publish` or `discard` ends it, in every process.
+
+    is_async: write beside the training, from a copy in the machine's memory (page-locked, where it comes off a GPU);
+    else before the training goes on, and without a copy.
+    """
+
+    def __init__(self, *, is_async: bool) -> None:
+        self._is_async = is_async
+        self._path: Path | None = None
+        self._thread: threading.Thread | None = None
+        self.is_sharded = False
+        self.error: UserError | None = None
+        self._is_written = False
+        self.write_s = 0.0
+        self._own: dict[str, tuple[int, ...]] = {}
+        self._own_of: list[str] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        assert self._path is None, f"{self._path} is being written still"
+        self.error, self._is_written = None, False
+        content, parts = self._divided(checkpoint)
+        self.is_sharded = parts is not None
+        if self._is_async:
+            content, parts = _copied(content, parts)
+        thread = threading.Thread(target=self._write, args=(Path(path), content, parts), daemon=True)
+        thread.start()
+        self._path, self._thread = Path(path), thread  # not before: there may be no memory for the copy
+        if not self._is_async:
+            thread.join()
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """The content, read by all processes together. Raises UserError in all of them where one finds damage."""
+        content: dict[str, Any] = {}
+        message = None
+        try:
+            content = read_checkpoint(Path(path), _rank(), _num_processes())
+        except UserError as error:
+            message = str(error)
+        messages = [message]
+        if dist.is_initialized():
+            messages = [None] * _num_processes()
+            dist.all_gather_object(messages, message)
+        if found := next((each for each in messages if each is not None), None):
+            raise UserError(found)
+        return content
+
+    def remove_checkpoint(self, path: Any) -> None:
+        remove_checkpoint(Path(path))
+
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until this process has written its parts, or failed: `error` says."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def publish(self) -> None:
+        """Ends a write that went well in every process."""
+        assert self._is_written, f"{self._path} is not whole"
+        path = self._end()
+        if _rank() == 0:
+            publish_partial(path)
+
+    def discard(self) -> None:
+        """Ends a write that failed in some process."""
+        path = self._end()
+        if _rank() == 0:
+            remove_checkpoint(partial_of(path))
+
+    def _divided(self, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Part] | None]:
+        """What the first process writes of it, and this process's parts of the tensors that several share.
+
+        No parts where every process has all.
+        """
+        shared: dict[str, DTensor] = {}
+
+        def take_out(name: str, leaf: Any) -> Any:
+            if not isinstance(leaf, DTensor):
+                return leaf
+            shared[name] = leaf
+            return ELSEWHERE
+
+        content = map_leaves(checkpoint, take_out)
+        if not shared:
+            return content, None
+        if self._own_of != list(shared):  # in the same save everywhere: the names are those of the whole model
+            self._own, self._own_of = own_parts(shared), list(shared)
+        return content, {
+            name: Part(tuple(shared[name].shape), offset, shared[name].to_local().detach())
+            for name, offset in self._own.items()
+        }
+
+    def _end(self) -> Path:
+        assert self._path is not None
+        assert not self.is_busy
+        path, self._path, self._thread = self._path, None, None
+        return path
+
+    def _write(self, path: Path, content: dict[str, Any], parts: dict[str, Part] | None) -> None:
+        started_at = time.perf_counter()
+        try:
+            if parts is not None:
+                _write_folder(partial_of(path), content, parts)
+            elif _rank() == 0:
+                _write_file(partial_of(path), content)
+            self._is_written = True
+        except Exception as error:  # whatever it is: a thread that dies tells nobody
+            detail = f"{error.strerror}); free some space and resume" if _is_full(error) else f"{cause(error)})"
+            self.error = UserError(f"{path}: the checkpoint could not be written ({detail}")
+            self.error.__cause__ = error
+        self.write_s = time.perf_counter() - started_at
+
+
+def _copied(content: dict[str, Any], parts: dict[str, Part] | None) -> tuple[dict[str, Any], dict[str, Part] | None]:
+    """What this process writes, as it is now, in memory that training does not touch."""
+    mine = map_leaves(content if _rank() == 0 else {}, lambda _, leaf: _on_host(leaf))
+    if parts is not None:
+        parts = {name: Part(part.shape, part.offset, _on_host(part.values)) for name, part in parts.items()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return mine, parts
+
+
+def _on_host(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    # the first begins a copy into page-locked memory, which torch keeps for the next time
+    return leaf.detach().to("cpu", non_blocking=True) if leaf.is_cuda else leaf.detach().clone()
+
+
+def _write_file(partial: Path, content: Mapping[str, Any]) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w+b") as file:
+        stream = ChecksummedWriter(file)
+        try:
+            torch.save({**content, HAS_CHECKSUM: True}, stream)  # type: ignore[arg-type]
+        except RuntimeError as error:  # torch's own words for a full disk name a line of its source
+            raise stream.error or error from error
+        stream.end_zip()
+        _sync(file)
+
+
+def _write_folder(partial: Path, content: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
+    partial.mkdir(parents=True, exist_ok=True)
+    name = parts_file(_rank(), _num_processes())
+    with (partial / name).open("wb") as file:
+        stream = ChecksummedWriter(file)
+        write_parts(stream, parts)
+        digest = (stream.num_bytes, stream.hexdigest())
+        _sync(file)
+    write_checksums(partial / checksums_file(_rank(), _num_processes()), {name: digest})
+    if _rank() == 0:
+        _write_file(partial / STATE_FILE, {"num_processes": _num_processes(), "content": content})
+    sync_folder(partial)  # on every machine: its file's name is its own to keep
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _num_processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1

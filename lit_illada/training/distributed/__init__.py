@@ -1,0 +1,1 @@
+"""Strategies, rank supervision and activation checkpointing."""

@@ -1,0 +1,234 @@
+"""`lit-illada estimate` and `lit-illada doctor` as a user meets them."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+from lit_illada.commands import doctor
+from lit_illada.commands import training_run as fit
+from lit_illada.commands.doctor import Finding, Verdict
+from lit_illada.commands.estimate import GPUS, estimate
+
+ROOT = Path(__file__).parents[2]
+EIGHT_B = ["model=illada_8b"]
+
+
+def lit_illada(*arguments):
+    return CliRunner().invoke(main, list(arguments), catch_exceptions=False, env={"COLUMNS": "200"})
+
+
+def test_the_table_names_parts_time_disk_and_what_will_not_fit():
+    result = lit_illada("estimate", "pretrain", *EIGHT_B, "--gpu", "h100", "--gpus", "8", "--tokens", "1e12")
+    assert result.exit_code == 0
+    for word in ("embedding", "optimizer state", "activations", "tokens/s", "days", "checkpoints", "FLOPs a token"):
+        assert word in result.output
+    assert "7,6" in result.output
+    assert "every device holds them whole" in result.output
+
+
+def test_days_follow_from_tokens_speed_and_the_number_of_gpus():
+    one = estimate("pretrain", EIGHT_B, "h100", gpus=1, tokens=1e12, mfu=0.5)
+    eight = estimate("pretrain", EIGHT_B, "h100", gpus=8, tokens=2e12, mfu=0.25)
+    assert eight.days == pytest.approx(one.days / 2)
+    # 6 FLOPs a parameter and token, somewhat less where the head sees masked tokens alone and more for attention
+    assert one.flops_per_token == pytest.approx(6 * sum(one.parameters.values()), rel=0.15)
+    assert one.tokens_per_s == pytest.approx(GPUS["h100"].bf16_flops_per_s * 0.5 / one.flops_per_token)
+
+
+def test_an_h200_holds_what_an_a100_does_not_and_a_smaller_micro_batch_takes_less():
+    assert estimate("pretrain", EIGHT_B, "a100").problems
+    half = estimate("pretrain", ["model=1b", "trainer.micro_batch_rows=16"], "h200")
+    whole = estimate("pretrain", ["model=1b"], "h200")
+    assert whole.memory.activations == 2 * half.memory.activations
+    assert half.memory.is_accumulating
+    assert not whole.problems
+
+
+def test_a_batch_that_cannot_be_shared_out_is_told_with_one_that_can():
+    (problem,) = estimate("pretrain", [], "h100", gpus=3).problems
+    assert "set trainer.batch_rows=96" in problem
+
+
+def test_the_gpus_count_while_the_config_is_checked():
+    cut = ["trainer.parallel.strategy=fsdp", "trainer.parallel.tensor_parallel=2"]
+    shared = estimate("pretrain", [*EIGHT_B, *cut], "h100", gpus=8)
+    whole = estimate("pretrain", EIGHT_B, "h100", gpus=8)
+    assert shared.num_devices == 8
+    assert shared.memory.weights < whole.memory.weights / 4
+    said = ["trainer.devices=8", "trainer.num_nodes=1", "trainer.batch_rows=256"]
+    assert estimate("pretrain", [*EIGHT_B, *said], "h100") == replace(whole, problems=whole.problems[1:])
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_overrides, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    assert lit_illada("pretrain", *tiny_overrides, f"run_dir={run}", "trainer.max_steps=3").exit_code == 0
+    return run
+
+
+def test_a_fine_tuning_has_the_model_of_its_checkpoint_and_the_steps_of_its_epochs(trained, tiny_run, tmp_path):
+    tiny = [word for word in tiny_run if word.startswith(("trainer.", "optim.schedule"))]
+    few = ["sft_data.row_length=256", "sft_data.source.num_train=60", "epochs=1.5", "evaluation.num_examples=0"]
+    found = estimate("sft", [*tiny, *few], "h100", base=trained)
+    assert found.parameters == estimate("pretrain", [f"init_from={trained}", "data.row_length=32"], "h100").parameters
+    run = tmp_path / "run"
+    assert lit_illada("sft", str(trained), *tiny, *few, f"run_dir={run}").exit_code == 0
+    steps = json.loads((run / "progress.json").read_text(encoding="utf-8"))["max_steps"]
+    assert found.tokens == steps * 8 * 256
+    (checkpoint,) = (run / "checkpoints").glob(f"step={steps:08d}.ckpt")
+    result = lit_illada("estimate", "sft", str(checkpoint), *tiny, *few, "--gpu", "h100")
+    assert result.exit_code == 0
+    assert f"({steps} steps)" in result.output
+
+
+def test_the_estimate_that_a_run_out_of_memory_names_is_there(trained, tiny_run, tmp_path, monkeypatch):
+    def too_large(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(fit, "_fit", too_large)
+    tiny = [word for word in tiny_run if word.startswith(("trainer.", "optim.schedule"))]
+    overrides = [*tiny, "sft_data.row_length=256", "evaluation.num_examples=0"]
+    result = lit_illada("sft", str(trained), *overrides, f"run_dir={tmp_path / 'run'}")
+    assert result.exit_code == 1
+    named = re.search(r"`lit-illada (.*)`", result.output)[1]
+    assert lit_illada(*shlex.split(named), *overrides).exit_code == 0
+
+
+def test_adapters_take_the_memory_and_the_work_of_what_is_trained():
+    eight_b = ["+model=illada_8b", "trainer.batch_rows=8", "trainer.micro_batch_rows=1"]
+    whole, adapted = (estimate("sft", [*eight_b, f"adapter={name}"], "h200") for name in ("none", "lora"))
+    assert whole.num_adapters is None
+    assert adapted.parameters == whole.parameters
+    assert adapted.memory.gradients == 4 * adapted.num_adapters < whole.memory.gradients / 100
+    assert adapted.flops_per_token < 0.75 * whole.flops_per_token
+    table = lit_illada("estimate", "sft", *eight_b, "adapter=lora", "--gpu", "h200").output
+    assert re.search(rf"adapters, all that is trained +{adapted.num_adapters:,}", table)
+
+
+def test_epochs_without_a_tokenizer_are_said_to_be_left_out():
+    result = lit_illada("estimate", "sft", *["+model=illada_8b", "epochs=2", "--gpu", "h200", "--gpus", "2"])
+    assert "! epochs=2 is not counted" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sft"], "nothing to fine-tune: give a checkpoint, or a model's size by +model=illada_8b"),
+        (["sft", "nowhere"], "nowhere: no such checkpoint"),
+        (["pretrain", "runs/base"], "by init_from=runs/base"),
+        (["pretrain", "init_from=nowhere"], "nowhere: no such checkpoint"),
+    ],
+)
+def test_an_estimate_of_a_model_that_is_not_there_is_one_line(arguments, said):
+    result = lit_illada("estimate", *arguments, "--gpu", "h100")
+    assert result.exit_code == 1
+    assert said in result.output
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpu", "h10"], "did you mean 'h100'"),
+        (["--gpu", "h100", "--mfu", "45"], "--mfu is 45"),
+        (["--gpu", "h100", "--tokens", "0"], "--tokens is 0"),
+        (["--gpu", "h100", "--gpus", "0"], "--gpus is 0"),
+        (["--gpu", "h100", "--gpus", "8", "trainer.devices=4"], "leave out trainer.devices=4"),
+        (
+            ["--gpu", "h100", "--gpus", "3", "trainer.parallel.tensor_parallel=2"],
+            "does not divide devices",
+        ),
+        (["--gpu", "h100", "--gpus", "4", "trainer.parallel.tensor_parallel=few"], "trainer.parallel.tensor_parallel"),
+        (["--gpu", "h100", "data=prepared", "data.dir=nowhere"], "model.vocab_size"),
+    ],
+)
+def test_a_wrong_estimate_is_one_line(arguments, said):
+    result = lit_illada("estimate", "pretrain", *arguments)
+    assert result.exit_code == 1
+    assert said in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_the_doctor_tells_every_section_and_writes_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = lit_illada("doctor", "--json", "found.json")
+    assert result.exit_code == 0
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    sections = {finding["section"] for finding in found}
+    assert sections == {
+        "machine", "packages", "devices", "precision", "attention", "distributed", "disk", "Slurm",
+    }  # fmt: skip
+    for finding in found:
+        assert finding["name"] in result.output
+        assert finding["mend"] is None or finding["mend"] in result.output
+
+
+def test_what_is_broken_ends_with_status_1_and_the_command_that_mends_it(monkeypatch):
+    broken = Finding("packages", "torch", "not installed", Verdict.broken, "pip install torch")
+    monkeypatch.setattr(doctor, "examine", lambda: [broken])
+    result = lit_illada("doctor")
+    assert result.exit_code == 1
+    assert "torch: pip install torch" in result.output
+
+
+@pytest.mark.parametrize("package", ["torch", "lightning", "rich"])
+def test_a_missing_package_that_every_run_needs_is_told_without_importing_any(package, tmp_path):
+    """As though it had never been installed: every other package is there by a link."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for folder in [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]:
+        for entry in folder.iterdir():
+            if (
+                entry.name != package
+                and not entry.name.startswith(f"{package}-")
+                and not (packages / entry.name).exists()
+            ):
+                (packages / entry.name).symlink_to(entry)
+    command = [sys.executable, "-S", "-m", "lit_illada", "doctor", "--json", str(tmp_path / "found.json")]
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ""
+    assert f"{package}: not installed" in done.stdout
+    (found,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["mend"].startswith(f"pip install '{package}")
+    assert found["mend"] in done.stdout
+
+
+def without(monkeypatch, *absent):
+    seen = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in absent else seen(name))
+
+
+def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch):
+    without(monkeypatch, "submitit", "torchao")
+    mends = {finding.name: finding.mend for finding in doctor.examine()}
+    assert mends["submitit"] == "pip install 'lit-illada[slurm]'"
+    assert mends["torchao"] == "pip install 'lit-illada[torchao]'"
+
+
+@pytest.mark.parametrize(("present", "other"), [("flash-attn", "flash-attn-4"), ("flash-attn-4", "flash-attn")])
+def test_of_two_packages_that_exclude_each_other_the_second_is_not_recommended(monkeypatch, present, other):
+    monkeypatch.setattr(doctor, "_version", lambda name: "1.0" if name == present else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = {finding.name: finding for finding in doctor._packages()}
+    assert found[other].mend is None
+    assert "exclude each other" in found[other].seen
+    assert found["liger-kernel"].mend == "pip install 'lit-illada[liger]'"
+
+
+def test_a_full_disk_is_told(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    assert {f.verdict for f in doctor.examine() if f.section == "disk"} == {Verdict.absent}

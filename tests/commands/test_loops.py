@@ -1,0 +1,216 @@
+"""`loops reproduce` and `loops run` as a user meets them: small models, real commands."""
+
+import csv
+import json
+import re
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+from lit_illada.commands.loops import gate
+from lit_illada.config import load
+from lit_illada.errors import UserError
+from lit_illada.evaluation.writer import Writer
+from lit_illada.sweep.folder import SweepFolder
+
+SHORT = [
+    "generation.max_new_tokens=16",
+    "generation.block_length=8",
+    "generation.num_steps=4",
+    "reasoning.depths=[1,3]",
+    "reasoning.num_problems=3",
+]
+SFT = [
+    "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.batch_rows=4", "trainer.micro_batch_rows=4",
+    "trainer.val_rows=4", "trainer.val_draws=1", "trainer.val_every_steps=2", "trainer.checkpoint_every_steps=2",
+    "trainer.max_steps=2", "optim.schedule.warmup_steps=1", "sft_data.row_length=256", "evaluation.num_examples=0",
+    "sft_data.source.num_train=32", "sft_data.source.num_validation=8", "sft_data.source.num_harder=8",
+]  # fmt: skip
+
+
+def lit_illada(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_overrides, tmp_path_factory):
+    run = tmp_path_factory.mktemp("loops") / "run"
+    assert lit_illada("pretrain", *tiny_overrides, f"run_dir={run}").exit_code == 0
+    return run
+
+
+def test_a_model_in_a_published_layout_is_asked_and_looked_at_by_one_command(trained, tmp_path):
+    published, out = tmp_path / "published", tmp_path / "out"
+    assert lit_illada("convert", trained, published, "--to", "llada").exit_code == 0
+    assert not (published / "checkpoints").exists()
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"question": "Two and two?", "answer": "#### 4"}\n', encoding="utf-8")
+    tasks = ["--tasks", problems, "--tasks", "reasoning"]
+    told = lit_illada("loops", "run", "--checkpoint", published, *tasks, "--out", out, *SHORT)
+    assert told.exit_code == 0, told.output
+    records = [json.loads(line) for line in (out / "loops" / "records.jsonl").open(encoding="utf-8")]
+    assert len(records) == 1 + 2 * 3
+    assert "<html" in (out / "loops" / "report.html").read_text(encoding="utf-8")
+    summary = json.loads((out / "scores" / "summary.json").read_text(encoding="utf-8"))
+    assert [result["kind"] for result in summary["results"]] == ["reasoning", "number"]
+    again = lit_illada("loops", "run", "--checkpoint", published, *tasks, "--out", out, *SHORT)
+    assert again.exit_code == 1
+    assert "already holds an analysis" in again.output
+
+
+def test_runs_under_two_settings_are_compared_by_their_folders(trained, tmp_path):
+    """As a reader does to see what a mitigation does to a published model."""
+    published = tmp_path / "published"
+    assert lit_illada("convert", trained, published, "--to", "illada").exit_code == 0
+    settings = {"short": ["generation/thinking_stop=hard", "generation.thinking_stop.answer_tokens=8"], "plain": []}
+    for name, words in settings.items():
+        command = ["--checkpoint", published, "--tasks", "reasoning", "--out", tmp_path / name, *SHORT, *words]
+        assert lit_illada("loops", "run", *command).exit_code == 0
+    arms = [word for name in settings for word in ("--arm", name, tmp_path / name)]
+    told = lit_illada("loops", "analyze", *arms, "--out", tmp_path / "both")
+    assert told.exit_code == 0, told.output
+    records = [json.loads(line) for line in (tmp_path / "both" / "records.jsonl").open(encoding="utf-8")]
+    assert [record["arm"] for record in records] == ["short"] * 6 + ["plain"] * 6
+    assert "short → plain" in told.output
+
+
+def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tmp_path, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    def contents(out):
+        kept = {"items-0-problems.jsonl", "generations-reasoning.jsonl", "effects.csv", "records.jsonl", "report.html"}
+        found = {path.name: path.read_text().replace(str(out), "") for path in out.rglob("*.*") if path.name in kept}
+        assert found.keys() == kept
+        return found
+
+    published, out = tmp_path / "published", tmp_path / "out"
+    assert lit_illada("convert", trained, published, "--to", "llada").exit_code == 0
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(f'{{"question": "{n} and {n}?", "answer": "{2 * n}"}}\n' for n in range(5)))
+    command = ["loops", "run", "--checkpoint", published, "--tasks", problems, "--tasks", "reasoning", *SHORT]
+    command += ["score.batch_prompts=2"]
+    assert lit_illada(*command, "--out", tmp_path / "whole").exit_code == 0
+
+    batches, together = [], Writer._together
+
+    def two_more(*arguments):
+        if len(batches) % 3 == 2:
+            batches.append("killed")
+            raise KeyboardInterrupt
+        batches.append(arguments[2])
+        return together(*arguments)
+
+    monkeypatch.setattr(Writer, "_together", two_more)
+    for _ in range(2):
+        assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
+        refused = lit_illada(*command, "--out", out)
+        assert refused.exit_code == 1
+        assert "already holds an analysis, or a part of one: go on by --resume" in refused.output
+    monkeypatch.setattr("lit_illada.loops.report.analyze.run", killed)
+    assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
+    monkeypatch.undo()
+
+    monkeypatch.setattr("lit_illada.build.load_checkpoint", None)  # nobody is asked any more
+    told = lit_illada(*command, "--out", out, "--resume")
+    assert told.exit_code == 0, told.output
+    assert len(batches) == 3 + 3 + 2
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--checkpoint", "RUN", "--tasks", "nowhere.jsonl"], "nowhere.jsonl: no such file of problems"),
+        (["--checkpoint", "RUN"], "Missing option '--tasks'"),
+        (["--checkpoint", "not/there", "--tasks", "reasoning"], "not/there"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    told = lit_illada("loops", "run", "--out", tmp_path / "out", *[trained if w == "RUN" else w for w in arguments])
+    assert told.exit_code in (1, 2)
+    assert said in told.output
+    assert "Traceback" not in told.output
+
+
+def sft_config(*overrides):
+    return load("sft", [*SFT, *overrides], {"init_from": "x", "model": {"vocab_size": 300}})
+
+
+def test_the_gate_lets_the_corpora_pass_and_tells_their_sizes(capsys):
+    from rich.console import Console
+
+    corpora = {(rho, 0.5): sft_config(f"sft_data.source.recheck_fraction={rho}") for rho in (0.0, 0.75)}
+    gate(corpora, Console())
+    rows = re.findall(r"│ +([\d.]+) │ +([\d.–]+) │ +(\d+) │ +(\d+) │", capsys.readouterr().out)
+    assert [(row[0], row[3]) for row in rows] == [("0", "0"), ("0.75", "0")]
+    assert int(rows[1][2]) > int(rows[0][2])
+
+
+def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setattr("lit_illada.data.sft.arithmetic.RECHECK", "Wait, let me check again.\n" * 20)
+    with pytest.raises(UserError, match=r"recheck_fraction=1.0 itself loops in \d+ of 2000 traces"):
+        gate({(1.0, 0.0): sft_config("sft_data.source.recheck_fraction=1")}, Console())
+
+
+def test_a_sweep_that_solves_no_problems_is_refused_before_it_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = lit_illada("loops", "reproduce", "--sweep", "mask_ratio", "+scale=nano")
+    assert told.exit_code == 1
+    assert "loop_reproduce, loop_causes and loop_mitigation" in told.output
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = {
+        "question": "Does it loop?",
+        "baseline": "rho 1",
+        "scale": None,
+        "seeds": [0, 1],
+        "validations": 1,
+        "no_budget": "arms differ in data",
+        "metrics": [{"name": "endless", "stage": "generate"}],
+        "stages": [
+            {"name": "pretrain", "command": "pretrain", "overrides": tiny_overrides},
+            {"name": "tune", "command": "sft", "overrides": [*SFT, "sft_data.source.recheck_fraction=1"]},
+            {"name": "generate", "command": "score", "arguments": ["--reasoning"], "overrides": SHORT},
+        ],
+        "arms": [
+            {"name": "ramp", "overrides": {"generate": [
+                "generation/thinking_stop=mixture", "generation.thinking_stop.start_tokens=2",
+                "generation.thinking_stop.answer_tokens=4",
+            ]}},
+            {"name": "rho 1"},
+            {"name": "broken", "overrides": {
+                "tune": ["optim.optimizer.learning_rate=1e30", "trainer.max_nonfinite_steps=1"],
+            }},
+        ],
+        "also_compare": [["ramp", "broken"]],
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    told = lit_illada("loops", "reproduce", "--sweep", "tiny.yaml")
+    assert told.exit_code == 1, told.output
+    assert "tune-broken-s0 failed" in told.output
+    assert "loops reproduce --sweep runs/sweeps/tiny --resume" in told.output
+    assert "the gate" in told.output
+    assert "re-creates the mechanism" in told.output
+    place = tmp_path / "runs" / "sweeps" / "tiny"
+    rows = [json.loads(line) for line in (place / "generations.jsonl").open(encoding="utf-8")]
+    assert {(row["arm"], row["seed"], row["level"]) for row in rows} == {
+        (arm, seed, level) for arm in ("rho 1", "ramp") for seed in (0, 1) for level in ("depth_1", "depth_3")
+    }
+    assert (place / "loops" / "report.html").is_file()
+    with (place / "loops" / "effects.csv").open(encoding="utf-8", newline="") as file:
+        pairs = [(row["first"], row["second"]) for row in csv.DictReader(file) if row["where"] == "arm"]
+    assert pairs == [("rho 1", "ramp")]  # the baseline first, though its texts stand last
+    assert "ramp and broken are not compared: there is no text of broken" in " ".join(told.output.split())
+    assert (place / "report" / "index.html").is_file()
+    runs = SweepFolder(place).read_plan()
+    assert len([run for run in runs if run.stage == "tune"]) == 4  # each shared by two arms, and the broken one's

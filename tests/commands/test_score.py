@@ -1,0 +1,379 @@
+"""The `score` command as a user meets it."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from lit_illada import build
+from lit_illada.cli import main
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.evaluation.writer import Writer, Written
+from lit_illada.generation.canvas import RowEvents
+
+ITEMS = [
+    {"question": "alpha beta gamma. alpha", "choices": ["beta", "beta gamma delta", "pi"], "answer": "A"},
+    {"question": "rho tau. rho", "choices": ["pi", "tau"], "answer": 1},
+    {"question": "mu nu. mu", "choices": ["nu", "xi omicron", "rho rho", "eta"], "answer": "nu"},
+]
+SHORT = ["generation.max_new_tokens=8", "generation.block_length=4", "generation.num_steps=2"]
+RULES = ["bound", "left_to_right", "confidence_order", "confidence"]
+
+
+def score(*arguments):
+    return CliRunner().invoke(main, ["score", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_overrides, tmp_path_factory):
+    def trained(name, *overrides):
+        run = tmp_path_factory.mktemp("scored") / name
+        result = CliRunner().invoke(main, ["pretrain", *tiny_overrides, f"run_dir={run}", *overrides])
+        assert result.exit_code == 0, result.output
+        return run
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return trained("run")
+
+
+@pytest.fixture(scope="module")
+def causal_run(trained):
+    return trained("causal", "objective=autoregressive", "model.is_causal=true")
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("items") / "items.jsonl", ITEMS)
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def summary(out):
+    return json.loads((out / "summary.json").read_text(encoding="utf-8"))
+
+
+def rows_of(out, result):
+    return [json.loads(line) for line in (out / result["items"]).read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_rule_answers_the_same_items_and_all_is_written(run, items, tmp_path):
+    out = tmp_path / "out"
+    told = score(run, "--task", items, "--out", out, "score.num_draws=16")
+    assert told.exit_code == 0, told.output
+    for word in (*RULES, "agreement", "95 % interval", "standard error", str(out)):
+        assert word in told.output
+    record = summary(out)
+    (result,) = record["results"]
+    assert list(result["rules"]) == RULES == list(result["agreement"])
+    rows = rows_of(out, result)
+    assert [row["answer"] for row in rows] == [0, 1, 0]
+    for rule, figures in result["rules"].items():
+        choices = [row["scores"][rule]["choice"] for row in rows]
+        assert figures["num_correct"] == sum(c == row["answer"] for c, row in zip(choices, rows, strict=True))
+        low, high = figures["wilson_95"]
+        assert low <= figures["accuracy"] <= high
+        for row in rows:
+            values = row["scores"][rule]["values"]
+            assert len(values) == len(row["choices"])
+            assert values.index(max(values)) == row["scores"][rule]["choice"]
+    longest = max(count for row in rows for count in row["scores"]["confidence"]["num_tokens"])
+    assert result["rules"]["confidence"]["num_forwards"] == longest
+    # what the numbers were made with stands beside them
+    assert record["config"]["score"]["num_draws"] == 16
+    assert record["checkpoint_file"].endswith("step=00000012.ckpt")
+    assert record["model"]["hidden_size"] == 32
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == record["config"]
+    assert "commit" in json.loads((out / "provenance.jsonl").read_text(encoding="utf-8"))
+
+
+def test_the_scores_are_the_same_again_and_alone(run, items, tmp_path):
+    def values(name, *more):
+        out = tmp_path / name
+        assert score(run, "--task", items, "--out", out, "score.num_draws=16", *more).exit_code == 0
+        return [row["scores"]["bound"]["values"] for row in rows_of(out, summary(out)["results"][0])]
+
+    whole = values("whole")
+    assert values("again") == whole
+    assert values("first", "score.limit=1", "score.rule=bound")[0] == pytest.approx(whole[0], rel=1e-5)
+    assert values("small", "score.batch_tokens=64", "score.rule=bound") == [pytest.approx(v, rel=1e-5) for v in whole]
+    assert values("other", "score.seed=1")[0] != whole[0]
+
+
+def test_a_causal_model_is_scored_exactly_by_the_same_command(causal_run, items, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("alpha beta gamma", encoding="utf-8")
+    told = score(causal_run, "--task", items, "--text", text, "--out", tmp_path / "out")
+    assert told.exit_code == 0, told.output
+    choices, whole = summary(tmp_path / "out")["results"]
+    assert list(choices["rules"]) == ["exact"]
+    assert choices["rules"]["exact"]["num_forwards"] == 1
+    assert (whole["rule"], whole["nats_stderr"]) == ("exact", 0)
+
+
+def test_a_text_of_any_length_is_scored_in_windows_with_its_standard_error(run, tiny_corpus, tmp_path):
+    text = max(Path(tiny_corpus).glob("*.txt"), key=lambda path: path.stat().st_size)
+    overrides = ["score.window_length=32", "score.context_length=8", "score.num_draws=16"]
+    told = score(run, "--text", text, "--out", tmp_path / "out", *overrides)
+    assert told.exit_code == 0, told.output
+    assert "standard error of 16 draws" in told.output
+    (result,) = summary(tmp_path / "out")["results"]
+    num_tokens = len(Tokenizer.load(run / "tokenizer").encode(text.read_text(encoding="utf-8")))
+    assert result["num_tokens"] == num_tokens
+    assert result["num_windows"] == 1 + -(-(num_tokens - 32) // 24)
+    assert 0 < result["nats_per_token_stderr"] < result["nats_per_token"] < 7
+
+
+def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
+    file = written(
+        tmp_path / "problems.jsonl",
+        [{"question": "Two and two?", "answer": "2+2=4\n#### 4"}, {"question": "Three?", "answer": "#### 3"}],
+    )
+    asked = []
+
+    def write(writer, prompts, is_traced=False):
+        asked.extend((writer.tokenizer.decode(prompt), writer.generation.max_new_tokens) for prompt in prompts)
+        return (Written(writer.tokenizer.encode(" it is 4.\nQuestion: 3"), True, RowEvents(), 1.0) for _ in prompts)
+
+    monkeypatch.setattr(Writer, "write", write)
+    told = score(run, "--task", file, "--out", tmp_path / "out", *SHORT)
+    assert told.exit_code == 0, told.output
+    assert "1 of 2 right" in told.output
+    assert asked == [("Question: Two and two?\nAnswer:", 8), ("Question: Three?\nAnswer:", 8)]
+    (result,) = summary(tmp_path / "out")["results"]
+    assert (result["num_correct"], result["num_without_number"]) == (1, 0)
+    rows = rows_of(tmp_path / "out", result)
+    assert [(row["text"], row["number"], row["is_correct"]) for row in rows] == [
+        (" it is 4.", "4", True),
+        (" it is 4.", "4", False),
+    ]
+
+
+@pytest.mark.parametrize("choice", [[], ["generation/repetition=dry", "generation/on_loop=temperature_kick"]])
+def test_a_real_model_writes_its_solutions(choice, run, tmp_path):
+    file = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
+    assert score(run, "--task", file, "--out", tmp_path / "out", *SHORT, *choice).exit_code == 0
+    assert rows_of(tmp_path / "out", summary(tmp_path / "out")["results"][0])[0]["text"]
+
+
+def test_problems_made_on_the_spot_are_solved_alike_in_batches_of_any_size(run, tmp_path):
+    tables = []
+    for size in (3, 32):
+        folder = tmp_path / f"out{size}"
+        told = score(
+            run,
+            "--reasoning",
+            "--out",
+            folder,
+            "reasoning.depths=[1,3]",
+            "reasoning.num_problems=4",
+            "reasoning.max_numbers=[5]",
+            f"score.batch_prompts={size}",
+            "generation.max_new_tokens=16",
+            "generation.block_length=8",
+            "generation.num_steps=4",
+        )
+        assert told.exit_code == 0, told.output
+        assert "chained arithmetic: 8 problems" in told.output
+        (result,) = summary(folder)["results"]
+        rows = rows_of(folder, result)
+        assert [row["level"] for row in rows] == ["depth_1"] * 4 + ["depth_3"] * 4
+        assert len({row["prompt"] for row in rows}) == 8
+        for row in rows:
+            steps = row["prompt"].splitlines()[:-1]
+            assert row["level"] == f"depth_{len(steps)}"
+            assert int(row["truth"]) == sum(int(n) for line in steps for n in re.findall(r"\d+", line)) % 2
+            assert row["is_right"] == (row["answer"] == row["truth"])
+            assert len(row["steps"]) == len(row["confidence"]) == len(row["token_ids"]) == len(row["tokens"])
+        end = summary(folder)["end"]
+        assert end["exact_match"] == sum(row["is_right"] for row in rows) / 8
+        assert end["unfinished_depth_3"] == sum(not row["is_finished"] for row in rows[4:]) / 4
+        tables.append([{key: row[key] for key in ("text", "steps", "is_finished")} for row in rows])
+    assert tables[0] == tables[1]
+
+
+def test_a_chat_model_is_asked_in_its_template(run, items, tmp_path, monkeypatch):
+    asked = []
+    write = Writer.write
+
+    def overheard(writer, prompts, is_traced=False):
+        asked.extend(map(writer.tokenizer.decode, prompts))
+        return write(writer, prompts, is_traced)
+
+    monkeypatch.setattr(Writer, "write", overheard)
+    file = written(tmp_path / "problems.jsonl", [{"question": "Two and two?", "answer": "4"}])
+    told = score(run, "--task", file, "--task", items, "--out", tmp_path / "out", "score/wording=chat", *SHORT)
+    assert told.exit_code == 0, told.output
+    assert asked == ["<|user|>Two and two?<|assistant|>"]
+    assert summary(tmp_path / "out")["end"]["problems/accuracy"] in (0, 1)
+
+
+def test_what_was_scored_before_an_interruption_is_kept(run, items, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_illada.evaluation.jobs.score_text", interrupt)
+    text = tmp_path / "text.txt"
+    text.write_text("alpha beta")
+    score(run, "--task", items, "--text", text, "--out", tmp_path / "out")
+    assert [result["kind"] for result in summary(tmp_path / "out")["results"]] == ["multiple_choice"]
+    assert "end" not in summary(tmp_path / "out")
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """Asks for so many batches of answers and is killed at the next; gives the batches that were asked for."""
+    complete_batch, asked = build.complete_batch, []
+
+    def killed_at(number):
+        def complete(model, tokenizer, prompts, *arguments, **options):
+            if len(asked) == number:
+                raise KeyboardInterrupt
+            asked.append([tuple(prompt) for prompt in prompts])
+            return complete_batch(model, tokenizer, prompts, *arguments, **options)
+
+        asked.clear()
+        monkeypatch.setattr("lit_illada.build.complete_batch", complete)
+        return asked
+
+    return killed_at
+
+
+def files_of(out):
+    """All but when each attempt began."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "provenance.jsonl"}
+
+
+def test_after_a_kill_between_two_batches_only_what_is_not_answered_is_asked(run, tmp_path, killed_at):
+    task = written(
+        tmp_path / "problems.jsonl",
+        [{"question": " ".join(["alpha"] * (1 + index * 5 % 7)), "answer": str(index)} for index in range(7)],
+    )
+    reasoning = ["reasoning.depths=[1,2]", "reasoning.num_problems=2", "reasoning.max_numbers=[5]"]
+    command = [run, "--task", task, "--reasoning", *reasoning, *SHORT, "score.batch_prompts=2"]
+    command += ["generation.temperature=1", "generation/on_loop=temperature_kick"]  # every draw counts
+    whole = killed_at(None)
+    assert score(*command, "--out", tmp_path / "whole").exit_code == 0
+    whole = list(whole)
+    assert len(whole) == 2 + 4
+
+    out = tmp_path / "out"
+    first = killed_at(4)
+    assert score(*command, "--out", out).exit_code == 1
+    assert first == whole[:4]
+    kept = max((out / ".answers").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    kept.write_text(kept.read_text()[:-9])  # as a kill in the midst of writing leaves it
+    refused = score(*command, "--out", out)
+    assert refused.exit_code == 1
+    assert "go on with these by --resume" in refused.output
+
+    rest = killed_at(None)
+    told = score(*command, "--out", out, "--resume")
+    assert told.exit_code == 0, told.output
+    assert rest == whole[3:]
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert len((out / "provenance.jsonl").read_text().splitlines()) == 2
+    killed_at(0)
+    assert "is scored already" in score(*command, "--out", out, "--resume").output
+
+
+def test_only_the_same_is_gone_on_with_and_that_is_known_before_a_model_is_loaded(
+    run, tmp_path, killed_at, monkeypatch
+):
+    task = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
+    out, checkpoint = tmp_path / "out", shutil.copytree(run, tmp_path / "run")
+    command = [checkpoint, "--task", task, "--out", out, *SHORT]
+    killed_at(0)
+    assert score(*command).exit_code == 1
+    monkeypatch.setattr("lit_illada.build.load_checkpoint", None)
+
+    def refusal(*words):
+        told = score(*words, "--resume")
+        assert told.exit_code == 1
+        return told.output
+
+    assert "generation.max_new_tokens: 8 there, 4 asked" in refusal(*command, "generation.max_new_tokens=4")
+    assert "is_reasoning: False there, True asked" in refusal(*command, "--reasoning")
+    written(task, [{"question": "alpha", "answer": "2"}])
+    assert "files_sha256" in refusal(*command)
+    written(task, [{"question": "alpha", "answer": "1"}])
+    newest = max((checkpoint / "checkpoints").glob("step*"))
+    os.utime(newest, (0, 0))
+    assert "checkpoint_state" in refusal(*command)
+    assert "holds other scores" in refusal(checkpoint, "--task", task, "--out", checkpoint, *SHORT)
+    assert "name it by --out" in refusal(checkpoint, "--task", task)
+
+
+def test_a_causal_model_writes_its_solutions_by_the_same_command(causal_run, tmp_path):
+    file = written(
+        tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}, {"question": "pi", "answer": "2"}]
+    )
+    told = score(causal_run, "--task", file, "--out", tmp_path / "out", *SHORT)
+    assert told.exit_code == 0, told.output
+    rows = rows_of(tmp_path / "out", summary(tmp_path / "out")["results"][0])
+    assert all(len(row["token_ids"]) == len(row["steps"]) > 0 for row in rows)
+
+
+def test_without_out_the_scores_lie_in_the_runs_folder(run, items):
+    checkpoint = max((run / "checkpoints").iterdir())
+    for _ in range(2):
+        assert score(checkpoint, "--task", items, "score.rule=left_to_right").exit_code == 0
+    folders = list((run / "scores").iterdir())
+    assert len(folders) == 2
+    assert all(summary(folder)["checkpoint_file"] == str(checkpoint) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"),
+        (["--task", "missing.jsonl"], "missing.jsonl: No such file"),
+        (["--text", "missing.txt"], "missing.txt: No such file"),
+        (["--task", "ITEMS", "score.rule=exact"], "score.rule is exact, but the model is bidirectional"),
+        (["--task", "ITEMS", "score.rule=confidense"], "did you mean 'confidence'"),
+        (["--task", "ITEMS", "score.num_draws=1"], "score.num_draws is 1: it must be 2 or more"),
+        (["--task", "ITEMS", "score.wording.prompt=Hello"], "it must hold {question}"),
+        (["--task", "LONG"], "long.jsonl:2: prompt and answer have"),
+        (["--task", "PROBLEM", "generation.max_new_tokens=2000"], "problem.jsonl:1: the prompt leaves"),
+        (["--text", "EMPTY"], "empty.txt: the text is empty"),
+        (["--text", "TEXT", "score.window_length=2000"], "more than the 1024 positions"),
+        (["--text", "TEXT", "score.context_length=2000"], "nothing would be left of it to score"),
+        (["--text", "BYTES"], "bytes.txt: not UTF-8 text at byte 1"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said, run, items, tmp_path):
+    long = written(tmp_path / "long.jsonl", [ITEMS[0], {**ITEMS[1], "question": "pi " * 2000}])
+    problem = written(tmp_path / "problem.jsonl", [{"question": "q", "answer": "1"}])
+    texts = {"EMPTY": b"", "TEXT": b"alpha", "BYTES": b"a\xff"}
+    for name, content in texts.items():
+        (tmp_path / f"{name.lower()}.txt").write_bytes(content)
+    files = {"ITEMS": items, "LONG": long, "PROBLEM": problem}
+    files |= {name: tmp_path / f"{name.lower()}.txt" for name in texts}
+    told = score(run, *[files.get(word, word) for word in arguments], "--out", tmp_path / "out")
+    assert told.exit_code == 1
+    assert told.output.splitlines()[-1].startswith("Error: ")
+    assert said in told.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rule_of_diffusion_models_is_refused_for_a_causal_one_and_scores_are_not_overwritten(
+    causal_run, items, tmp_path
+):
+    told = score(causal_run, "--task", items, "score.rule=bound")
+    assert told.exit_code == 1
+    assert "score.rule is bound, but the model is causal: use exact or all" in told.output
+    assert score(causal_run, "--task", items, "--out", tmp_path / "out").exit_code == 0
+    told = score(causal_run, "--task", items, "--out", tmp_path / "out")
+    assert told.exit_code == 1
+    assert "already holds" in told.output

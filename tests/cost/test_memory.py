@@ -1,0 +1,272 @@
+"""What the estimate says of parameters, memory and FLOPs, against models and steps that are really made."""
+
+import weakref
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_illada.batch import Layout
+from lit_illada.config import load
+from lit_illada.cost.memory import MicroBatch, activation_bytes, kernel_on, optimizer_bytes, step_memory, trained_shapes
+from lit_illada.model.config import AttentionKernel, ModelConfig, num_parameters, parameters_by_part
+from lit_illada.model.flops import training_flops
+from lit_illada.model.lora import add_lora, num_adapter_parameters
+from lit_illada.model.lora_config import TARGETS, LoraConfig
+from lit_illada.model.transformer import Transformer
+from lit_illada.training.config.optim import AdamW8bitConfig, AdamWConfig, MuonConfig
+from lit_illada.training.config.parallel import ParallelConfig, Recomputation, Strategy
+from lit_illada.training.distributed.activation_checkpointing import recompute
+from lit_illada.training.optim import build_optimizer
+
+OPTIMIZERS = [
+    pytest.param(AdamWConfig(), id="adamw"),
+    pytest.param(MuonConfig(), id="muon"),
+    pytest.param(
+        AdamW8bitConfig(),
+        id="adamw8bit",
+        marks=pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao"),
+    ),
+]
+SMALL = ModelConfig(500, 64, 176, 3, 4, 2)
+PRESETS = ["pico", "nano", "100m", "1b", "illada_8b", "llada_8b"]
+PARTS = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "mlp", "norm": "norms", "lm_head": "lm_head"}
+ROWS, LENGTH = 4, 64
+FSDP = ParallelConfig(Strategy.fsdp)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_part_has_as_many_parameters_as_the_model_itself(preset):
+    config = load("pretrain", [f"model={preset}", "data.row_length=512"]).model.with_vocab_size(1000)
+    with torch.device("meta"):
+        model = Transformer(config)
+    counted = dict.fromkeys(parameters_by_part(config), 0)
+    for name, parameter in model.named_parameters():
+        counted[next(part for key, part in PARTS.items() if key in name)] += parameter.numel()
+    assert parameters_by_part(config) == counted
+    assert sum(counted.values()) == num_parameters(config)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("has_biases", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_weights_gradients_and_optimizer_take_what_is_said(optimizer, is_tied, has_biases):
+    config = replace(SMALL, tie_word_embeddings=is_tied, attention_bias=has_biases)
+    model, made = begun(config, optimizer)
+    said = step_memory(config, optimizer, micro_batch(10, 4, AttentionKernel.SDPA))
+    assert said.weights == sum(p.nbytes for p in model.parameters())
+    assert said.gradients == sum(p.grad.nbytes for p in model.parameters())
+    moments = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
+    held = sum(held_bytes(moment) for moment in moments if moment.ndim)
+    assert optimizer_bytes(trained_shapes(config), optimizer) == held
+
+
+@pytest.mark.parametrize(("compute_bytes", "kernel"), [(4, "sdpa"), (2, "sdpa"), (2, "matmul")])
+@pytest.mark.parametrize("num_heads_sharing", [1, 2])
+def test_the_layers_keep_as_many_bytes_as_is_said(compute_bytes, kernel, num_heads_sharing):
+    config = replace(SMALL, attention=AttentionKernel(kernel), num_key_value_heads=4 // num_heads_sharing)
+    deeper = replace(config, num_hidden_layers=5)
+    batch = micro_batch(0, compute_bytes, config.attention)
+    said = activation_bytes(deeper, batch) - activation_bytes(config, batch)
+    assert kept_bytes(deeper, compute_bytes) - kept_bytes(config, compute_bytes) == pytest.approx(said, rel=0.1)
+
+
+@pytest.mark.parametrize("is_accumulating", [False, True])
+@pytest.mark.parametrize("vocab_size", [300, 20_000])
+@pytest.mark.parametrize("compute_bytes", [4, 2])
+@pytest.mark.parametrize("num_rows", [2, 32])
+def test_a_step_holds_at_most_what_is_said(num_rows, compute_bytes, vocab_size, is_accumulating):
+    """Counted are all tensors that live; what a kernel takes and gives back within one operation is not seen."""
+    config = replace(SMALL, vocab_size=vocab_size, attention=AttentionKernel.SDPA)
+    model, optimizer = begun(config, AdamWConfig())
+    if not is_accumulating:
+        optimizer.zero_grad(set_to_none=True)
+    peak, num_selected = measured(model, optimizer, num_rows, compute_bytes)
+    batch = micro_batch(num_selected, compute_bytes, config.attention, num_rows)
+    said = step_memory(config, AdamWConfig(), batch, is_accumulating=is_accumulating)
+    assert peak == pytest.approx(said.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("compute_bytes", [4, 2])
+@pytest.mark.parametrize("which", [Recomputation.selective, Recomputation.full])
+def test_recomputed_layers_hold_at_most_what_is_said(which, compute_bytes):
+    """With little else beside them: few tokens carry loss, and there are many layers."""
+    config = replace(SMALL, num_hidden_layers=12, attention=AttentionKernel.SDPA)
+    model, optimizer = begun(config, AdamWConfig())
+    for layer in model.model.layers:
+        recompute(layer, which)
+    optimizer.zero_grad(set_to_none=True)
+    peak, num_selected = measured(model, optimizer, 64, compute_bytes, every=16)
+    batch = micro_batch(num_selected, compute_bytes, config.attention, 64)
+    said = step_memory(config, AdamWConfig(), replace(batch, recomputation=which))
+    assert peak == pytest.approx(said.peak, rel=0.1)
+    assert said.peak < 0.7 * step_memory(config, AdamWConfig(), batch).peak
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], list(TARGETS)])
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_with_adapters_gradients_and_moments_are_those_of_the_adapters(optimizer, is_tied, targets):
+    config, lora = replace(SMALL, tie_word_embeddings=is_tied), LoraConfig(rank=8, targets=targets)
+    model, made = begun(config, optimizer, lora)
+    said = step_memory(config, optimizer, replace(micro_batch(10, 4, AttentionKernel.SDPA), lora=lora))
+    assert said.weights == sum(p.nbytes for p in model.parameters())
+    assert said.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    moments = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert said.optimizer == sum(held_bytes(moment) for moment in moments if moment.ndim)
+
+
+@pytest.mark.parametrize("vocab_size", [300, 20_000])
+@pytest.mark.parametrize("compute_bytes", [4, 2])
+def test_a_step_with_adapters_holds_at_most_what_is_said(compute_bytes, vocab_size):
+    """With many layers: the first, below which nothing is trained, keeps less."""
+    config = replace(SMALL, num_hidden_layers=8, vocab_size=vocab_size, attention=AttentionKernel.SDPA)
+    lora = LoraConfig(rank=4)
+    model, optimizer = begun(config, AdamWConfig(), lora)
+    optimizer.zero_grad(set_to_none=True)
+    peak, num_selected = measured(model, optimizer, 32, compute_bytes)
+    batch = micro_batch(num_selected, compute_bytes, config.attention, 32)
+    said = step_memory(config, AdamWConfig(), replace(batch, lora=lora))
+    assert peak == pytest.approx(said.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(("width", "kernel"), [(64, "varlen"), (48, "sdpa")])  # heads of 16 and of 12
+def test_a_gpu_that_is_not_here_takes_the_kernel_that_takes_the_heads(width, kernel):
+    assert kernel_on(replace(SMALL, hidden_size=width), "cuda", 2, 1024) == kernel
+
+
+def test_a_device_of_many_holds_its_share():
+    eight = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA), parallel=FSDP, world_size=8)
+    one = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA))
+    assert (eight.weights, eight.gradients, eight.optimizer) == (
+        one.weights // 8,
+        one.gradients // 8,
+        one.optimizer // 8,
+    )
+    assert eight.checkpoint == one.checkpoint
+    pairs = replace(FSDP, shard_size=2)
+    two = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA), parallel=pairs, world_size=8)
+    assert two.weights == one.weights // 2
+    waiting = step_memory(
+        SMALL,
+        AdamWConfig(),
+        micro_batch(10, 4, AttentionKernel.SDPA),
+        is_accumulating=True,
+        parallel=FSDP,
+        world_size=8,
+    )
+    assert waiting.gradients == one.gradients
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=8)], ids=["all", "adapters"])
+def test_the_flops_are_those_that_torch_counts(lora):
+    config = replace(SMALL, num_hidden_layers=8, attention=AttentionKernel.MATMUL, num_key_value_heads=4)
+    model, _ = begun(config, AdamWConfig(), lora)
+    is_selected = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5
+    with FlopCounterMode(display=False) as counter:
+        step(model, torch.randint(300, (ROWS, LENGTH)), is_selected, 4)
+    said = training_flops(
+        config, Layout.whole_rows(ROWS, LENGTH), int(is_selected.sum()), num_adapter_parameters(config, lora)
+    )
+    assert said == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def held_bytes(moment):
+    """A moment in 8 bits looks like a float32 one, and is three tensors."""
+    return sum(
+        part.nbytes for part in ([moment.codes, moment.scale, moment.qmap] if hasattr(moment, "codes") else [moment])
+    )
+
+
+def micro_batch(num_selected, compute_bytes, kernel, num_rows=ROWS):
+    return MicroBatch(num_rows, LENGTH, num_selected, compute_bytes, kernel, "cpu")
+
+
+def begun(config, optimizer, lora=None):
+    """A model and its optimizer after one step, the gradients still there."""
+    model = Transformer(config)
+    model.init_weights(0)
+    if lora is not None:
+        add_lora(model, lora)
+    made = build_optimizer(model, optimizer)
+    step(model, torch.randint(300, (1, 8)), torch.ones(1, 8, dtype=torch.bool), 4)
+    made.step()
+    return model, made
+
+
+def measured(model, optimizer, num_rows, compute_bytes, every=2):
+    """The most bytes of tensors that live at once in a step, and how many of its tokens carry loss: one in `every`."""
+    ids, is_selected = torch.randint(300, (num_rows, LENGTH)), torch.zeros(num_rows, LENGTH, dtype=torch.bool)
+    is_selected[:, ::every] = True
+    held = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    held += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    with Live(held) as live:
+        step(model, ids, is_selected, compute_bytes)
+    return live.peak, int(is_selected.sum())
+
+
+def step(model, ids, is_selected, compute_bytes):
+    forward(model, ids, is_selected, compute_bytes).backward()
+
+
+def forward(model, ids, is_selected, compute_bytes):
+    with torch.autocast("cpu", torch.bfloat16, enabled=compute_bytes == 2):
+        return model(ids, Layout.whole_rows(*ids.shape), is_selected, ids[is_selected]).nll.sum()
+
+
+def kept_bytes(config, compute_bytes):
+    """Of the tensors that autograd keeps for the backward pass, without the weights and their casts."""
+    model = Transformer(config)
+    model.init_weights(0)
+    kept = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor):
+        is_cast = tensor.dtype is torch.bfloat16 and tensor.shape in shapes
+        if tensor.untyped_storage().data_ptr() not in weights and not is_cast:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    shapes = {shape for matrix in matrices for shape in (matrix.shape, matrix.T.shape)}
+    ids = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward(model, ids, ids == 0, compute_bytes)
+    assert loss > 0
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that live tensors held at once."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = set()
+        for tensor in held:
+            self.count(tensor)
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        for tensor in tree_flatten(made)[0]:
+            if torch.is_tensor(tensor):
+                self.count(tensor)
+        return made
+
+    def count(self, tensor):
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.free, key, storage.nbytes())
+
+    def free(self, key, nbytes):
+        self.seen.discard(key)
+        self.now -= nbytes

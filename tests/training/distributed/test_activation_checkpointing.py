@@ -1,0 +1,79 @@
+"""A block that computes its activations again gives the same gradients, and keeps less."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_illada.batch import Layout
+from lit_illada.model.config import AttentionKernel, ModelConfig
+from lit_illada.model.transformer import Transformer
+from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.distributed.activation_checkpointing import recompute
+
+CONFIG = ModelConfig(300, 64, 176, 3, 4, 2, attention=AttentionKernel.SDPA)
+KERNELS = [AttentionKernel.SDPA, AttentionKernel.MATMUL]
+
+
+def step(which, kernel=AttentionKernel.SDPA):
+    """Gradients, bytes kept for the backward pass, and FLOPs of the matrix products, of one step."""
+    model = Transformer(replace(CONFIG, attention=kernel))
+    model.init_weights(0)
+    for block in model.model.layers:
+        recompute(block, which)
+    ids = torch.randint(300, (4, 64), generator=torch.Generator().manual_seed(0))
+    kept = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(ids, Layout.whole_rows(4, 64), None, ids).nll.mean()
+        num_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        loss.backward()
+    return [p.grad for p in model.parameters()], num_bytes, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("which", [Recomputation.selective, Recomputation.full])
+def test_the_gradients_are_the_same_to_the_last_bit(which, kernel):
+    expected, found = step(Recomputation.none, kernel)[0], step(which, kernel)[0]
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_less_is_kept_and_selective_computes_no_product_again():
+    (_, all_bytes, flops), (_, _, selective_flops), (_, full_bytes, full_flops) = map(step, Recomputation)
+    assert full_bytes < 0.3 * all_bytes
+    assert selective_flops == flops
+    # the blocks' forward products a second time: a third of theirs more
+    assert full_flops > 1.2 * flops
+
+
+def test_names_stay_those_of_the_model():
+    model = Transformer(CONFIG)
+    names = list(model.state_dict())
+    for block in model.model.layers:
+        recompute(block, Recomputation.full)
+    assert list(model.state_dict()) == names == [name for name, _ in model.named_parameters()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [Recomputation.selective, Recomputation.full])
+def test_recomputed_blocks_compile(which):
+    eager, compiled = Transformer(CONFIG), Transformer(CONFIG)
+    ids = torch.randint(300, (4, 64), generator=torch.Generator().manual_seed(0))
+    for model in (eager, compiled):
+        model.init_weights(0)
+        for block in model.model.layers:
+            recompute(block, which)
+    for block in compiled.model.layers:
+        block.compile()
+    for model in (eager, compiled):
+        model(ids, Layout.whole_rows(4, 64), None, ids).nll.mean().backward()
+    for a, b in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
