@@ -141,6 +141,17 @@ def test_the_unigram_line_is_a_run_of_its_own_in_the_charts_of_the_bound(referen
         assert {event.value for event in line.Scalars(tag)} == {expected}
 
 
+def test_hyper_parameters_open_on_the_objective(reference):
+    content = HParamsPluginData.FromString(
+        curves(reference).summary_metadata["_hparams_/experiment"].plugin_data.content
+    )
+    # TensorBoard's own order
+    infos = sorted(content.experiment.hparam_infos, key=lambda info: (not info.differs, info.name))
+    is_objective = [info.name.startswith("objective.") for info in infos]
+    assert sum(is_objective) >= 5
+    assert is_objective == sorted(is_objective, reverse=True)
+
+
 def test_a_run_of_a_sweep_is_compared_by_its_labels_alone(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="run", version="")
     begin_board(logger, {"seed": 3}, {"arm": "cosine", "seed": 3})

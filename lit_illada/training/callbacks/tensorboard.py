@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -61,8 +63,20 @@ def begin_board(logger: TensorBoardLogger, config: dict[str, Any], labels: dict[
     # not through the logger, which would begin every metric's curve with a value made up
     names = _METRICS + (_SFT_METRICS if "sft_data" in config else ())
     compared = labels or {key: config[key] for key in _COMPARED if key in config}
-    for summary in hparams(flatten(compared), dict.fromkeys(names, math.nan)):
+    experiment, *session = hparams(flatten(compared), dict.fromkeys(names, math.nan))
+    _put_first(experiment, "objective." if labels is None else "arm")
+    for summary in (experiment, *session):
         logger.experiment._get_file_writer().add_summary(summary)
+
+
+def _put_first(experiment: Summary, prefix: str) -> None:
+    """Make the HParams tab open on the hyper-parameters with this prefix: those that are said to differ between runs
+    come first, the others by name."""
+    metadata = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(metadata.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name.startswith(prefix)
+    metadata.content = content.SerializeToString()
 
 
 def draw_unigram_line(logger: TensorBoardLogger, cross_entropy: float, num_steps: int, num_tokens: int) -> None:
