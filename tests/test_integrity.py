@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.cli import main
+from lit_illada.commands.convert import _made_whole
 from lit_illada.errors import UserError
 from lit_illada.training.checkpointing.files import HAS_CHECKSUM, checkpoint_path, latest_checkpoint, read_checkpoint
 from lit_illada.training.checkpointing.writer import CheckpointWriter
@@ -137,6 +140,61 @@ def rewrite(run, change):
     writer.save_checkpoint(content, newest)
     assert writer.error is None
     writer.publish()
+
+
+def test_a_full_disk_during_convert_is_one_line_and_leaves_nothing(run, tmp_path):
+    for number, to in enumerate(("lit", "llada")):
+        for limit in (100, 1000, 30_000, 100_000):
+            code = (
+                f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+                "from lit_illada.cli import main; main()"
+            )
+            out = tmp_path / f"out-{number}-{limit}"
+            command = [sys.executable, "-c", code, "convert", str(run), str(out), "--to", to]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert result.returncode == 1, result.stderr
+            last = result.stderr.strip().splitlines()[-1]
+            assert last.startswith("Error: "), result.stderr
+            assert "File too large" in last
+            assert "free some space and run it again" in last
+            assert not list(tmp_path.glob(f"*{out.name}*")) + list(tmp_path.glob(f".{out.name}*"))
+
+
+def test_a_full_disk_during_a_checkpoint_is_one_line(tmp_path):
+    code = (
+        "import resource, sys, torch; from pathlib import Path; "
+        "from lit_illada.training.checkpointing.writer import CheckpointWriter; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); writer = CheckpointWriter(is_async=False); "
+        "writer.save_checkpoint({'state_dict': {'w': torch.ones(100000)}}, Path(sys.argv[1])); print(writer.error)"
+    )
+    target = tmp_path / "step=00000001.ckpt"
+    result = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=False)
+    assert result.stdout == (
+        f"{target}: the checkpoint could not be written (File too large); free some space and resume\n"
+    )
+
+
+def test_loaders_under_a_low_limit_of_open_files_are_refused_in_one_line(tiny_overrides, tmp_path):
+    code = (
+        "import resource; from lit_illada.cli import main; import lit_illada.commands.pretrain; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)); main()"
+    )
+    overrides = [*tiny_overrides, "data.num_workers=2", f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-c", code, "pretrain", *overrides]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 1
+    assert "a process may open 24 files here (ulimit -n), and num_workers=2 needs about" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_second_convert_into_a_folder_is_refused_while_the_first_one_writes(run, tmp_path):
+    out = tmp_path / "out"
+    with _made_whole(out) as partial:
+        (partial / "file").write_text("first")
+        assert f"{out} is being written by another lit-illada convert" in refused("convert", run, out, "--to", "lit")
+        assert (partial / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])

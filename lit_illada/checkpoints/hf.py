@@ -120,6 +120,8 @@ def write_hf(
     *,
     mask_token_id: int,
     eos_token_id: int,
+    bos_token_id: int | None = None,
+    pad_token_id: int | None = None,
     dtype: torch.dtype | None,
     max_shard_bytes: int,
 ) -> None:
@@ -133,7 +135,10 @@ def write_hf(
     sizes = {name: source[name].numel() * (dtype or source[name].dtype).itemsize for name in source}
     write_tensors(folder, source, sizes, dtype, max_shard_bytes)
     dtype_name = str(common).removeprefix("torch.")
-    write_json(folder / CONFIG_FILE, write_config(layout, config, mask_token_id, eos_token_id, dtype_name))
+    content = write_config(layout, config, mask_token_id, eos_token_id, dtype_name)
+    known = {"bos_token_id": bos_token_id, "pad_token_id": pad_token_id}
+    content |= {name: index for name, index in known.items() if index is not None}
+    write_json(folder / CONFIG_FILE, content)
 
 
 def zero_biases(layout: HfLayout, config: ModelConfig) -> dict[str, tuple[int]]:

@@ -37,11 +37,18 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig, num_parameters
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.checksums import write_folder_checksums
-from lit_illada.runtime.files import read_json, read_text
+from lit_illada.runtime.files import read_json, read_text, write_atomically, write_json
 
 # beside tokenizer.json, what other tools read of a tokenizer; never code
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
                     "vocab.json", "merges.txt", "generation_config.json")  # fmt: skip
+_PLAIN_MODULE, _PLAIN_CLASS = "tokenization_plain", "PlainTokenizer"
+_PLAIN_CODE = f"""from transformers import PreTrainedTokenizerFast
+
+
+class {_PLAIN_CLASS}(PreTrainedTokenizerFast):
+    pass
+"""
 _DOWNLOADED = ["*.json", "model*.safetensors", "*.jinja", "merges.txt"]
 
 
@@ -94,6 +101,8 @@ def run(
             RunFolder(folder).write_provenance(datetime.now())
         else:
             found.write_tokenizer(folder)
+            if layout.model_type == "qwen2":
+                _keep_tokenizer_class(folder)
             write_hf(
                 folder,
                 layout,
@@ -101,6 +110,7 @@ def run(
                 found.tensors,
                 mask_token_id=found.tokenizer.mask_token_id,
                 eos_token_id=found.tokenizer.eos_token_id,
+                **_bos_and_pad(folder),
                 dtype=wanted,
                 max_shard_bytes=int(max_shard_gb * 1e9),
             )
@@ -167,7 +177,9 @@ def _from_ours(path: Path) -> Source:
     folder = RunFolder.of_checkpoint(checkpoint.path).tokenizer
 
     def write(target: Path) -> None:
-        shutil.copytree(folder, target, dirs_exist_ok=True)
+        for file in folder_files(folder):  # not copytree, whose error hides that the disk is full
+            (target / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / file.relative_to(folder))
 
     names = {name: name for name in checkpoint.tensors}
     return Source("lit", checkpoint.model, checkpoint.tokenizer, checkpoint.tensors, names, {}, write)
@@ -200,6 +212,11 @@ def _tokenizer_files(checkpoint: HfCheckpoint, mask_token: str | None, eos_token
     if eos is None:
         raise UserError(f"{folder}: nothing says which token ends a text: give --eos-token")
     config |= {"mask_token": mask, "eos_token": eos}
+    for kind in ("bos_token", "pad_token"):  # config.json may be the only one that names them
+        if config.get(kind) is None and (token := _named(checkpoint, backend, config, kind, None)) is not None:
+            config[kind] = token
+    if (config.get("auto_map") or {}) == {"AutoTokenizer": [None, f"{_PLAIN_MODULE}.{_PLAIN_CLASS}"]}:
+        del config["auto_map"]  # of an export of ours, whose code is not copied
     return {TOKENIZER_FILE: text, TOKENIZER_CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
 
 
@@ -232,6 +249,32 @@ def _with_token(backend: Backend, token: str, rows: int, folder: Path) -> str:
             f"{folder}: no spare row in the embedding of {rows} for {token!r}: name a reserved token of its tokenizer"
         )
     return backend.to_str()
+
+
+def _bos_and_pad(folder: Path) -> dict[str, int | None]:
+    """The ids of the tokens that an exported tokenizer names for a text's beginning and for padding."""
+    config = read_json(folder / TOKENIZER_CONFIG_FILE)
+    backend = Backend.from_file(str(folder / TOKENIZER_FILE))
+    ids = {}
+    for kind in ("bos_token", "pad_token"):
+        entry = config.get(kind)
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        ids[f"{kind}_id"] = backend.token_to_id(text) if isinstance(text, str) else None
+    return ids
+
+
+def _keep_tokenizer_class(folder: Path) -> None:
+    """Let transformers read tokenizer.json as it is.
+
+    For models of type qwen2, transformers 5 ignores a general `tokenizer_class` and splits text as Qwen2's tokenizer
+    does, which gives other ids. It respects `auto_map`, which needs a class, used where remote code is trusted.
+    """
+    path = folder / TOKENIZER_CONFIG_FILE
+    config = read_json(path)
+    if config.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        return
+    write_json(path, {**config, "auto_map": {"AutoTokenizer": [None, f"{_PLAIN_MODULE}.{_PLAIN_CLASS}"]}})
+    write_atomically(folder / f"{_PLAIN_MODULE}.py", _PLAIN_CODE)
 
 
 def _require_new(destination: Path) -> None:

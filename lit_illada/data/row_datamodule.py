@@ -2,6 +2,7 @@
 
 import logging
 import math
+import resource
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 
 VALIDATION_SEED = 0  # every run and every arm of a sweep is measured on the same rows
+_FILES_OF_TRAINING = 128  # open files of a training process without loaders
+_FILES_PER_WORKER = 24  # a loader's pipes, semaphores and tensors on their way, in the training process
 _ROWS_AT_ONCE = 256
 _log = logging.getLogger(__name__)
 
@@ -170,6 +173,7 @@ class RowDataModule(L.LightningDataModule, ABC):
     def _loader(
         self, rows: RowBatches, *, first: int, last: int, skipped: Sequence[tuple[int, int]] = ()
     ) -> DataLoader[TokenBatch]:
+        _require_open_files(self.config.num_workers)
         sampler = MicroBatches(
             first=first,
             last=last,
@@ -217,3 +221,20 @@ def cross_entropy(counts: NDArray[np.int64], model_counts: NDArray[np.int64]) ->
     """−Σ p·log q of the distributions p and q with these counts, nats. model_counts: of q, all above 0."""
     p, q = counts / counts.sum(), model_counts / model_counts.sum()
     return float(-(p * np.log(q)).sum())
+
+
+def _require_open_files(num_workers: int) -> None:
+    """Raises UserError where a process may open too few files for its loaders' queues, in which they would hang."""
+    if not num_workers:
+        return
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _FILES_OF_TRAINING + _FILES_PER_WORKER * num_workers
+    if limit >= needed or limit == resource.RLIM_INFINITY:
+        return
+    if most == resource.RLIM_INFINITY or most >= needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+        return
+    raise UserError(
+        f"a process may open {limit} files here (ulimit -n), and num_workers={num_workers} needs about {needed}: raise "
+        "the limit (ulimit -n 1024), or set num_workers=0"
+    )

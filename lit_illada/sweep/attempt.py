@@ -21,7 +21,7 @@ from lit_illada.sweep.spec import Command
 
 # exit statuses beside the run's own: nothing was done, for another process has the run or has finished it
 NOT_MINE = 75
-_STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+_STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
 _WORDS = "LIT_ILLADA_SWEEP_WORDS"
 _WORDS_FILE = "words.json"
 _KEPT = {"run.lock", "log.txt", "attempts.jsonl", "job.json", _WORDS_FILE}

@@ -453,3 +453,42 @@ def test_what_two_processes_wrote_becomes_one_file_without_a_second_copy(trained
     assert max(seen_mb) - at_first_mb < 1.3 * model_mb
     converted = load_file(tmp_path / "out" / "checkpoints" / "weights.safetensors")
     assert {f"model.{name}": value.double().sum() for name, value in converted.items()} == wanted
+
+
+@pytest.fixture
+def causal(published, tmp_path):
+    """A run's folder in our format whose model the qwen2 layout holds, with a tokenizer of ours."""
+    source = published("qwen2", config_says={"bos_token_id": 5, "pad_token_id": 6})
+    assert lit_illada("convert", source, tmp_path / "c").exit_code == 0
+    return tmp_path / "c"
+
+
+def test_a_beginning_and_a_padding_token_come_back_from_a_round_trip(causal, tmp_path):
+    assert lit_illada("convert", causal, tmp_path / "out", "--to", "qwen2").exit_code == 0
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (content["bos_token_id"], content["pad_token_id"]) == (5, 6)
+
+
+def test_a_qwen2_export_names_a_tokenizer_class_that_reads_tokenizer_json_as_it_is(causal, tmp_path):
+    """transformers 5 puts Qwen2's own rules in place of a general class, unless `auto_map` names one."""
+    out = tmp_path / "out"
+    assert lit_illada("convert", causal, out, "--to", "qwen2").exit_code == 0
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["auto_map"] == {"AutoTokenizer": [None, "tokenization_plain.PlainTokenizer"]}
+    assert "class PlainTokenizer(PreTrainedTokenizerFast):" in (out / "tokenization_plain.py").read_text()
+    assert lit_illada("convert", out, tmp_path / "back").exit_code == 0
+    assert "auto_map" not in json.loads((tmp_path / "back" / "tokenizer" / "tokenizer_config.json").read_text())
+    assert open_checkpoint(tmp_path / "back").tokenizer.sha256 == open_checkpoint(causal).tokenizer.sha256
+
+
+@pytest.mark.slow
+def test_transformers_reads_an_exported_tokenizer_as_ours(causal, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    ours, out = open_checkpoint(causal).tokenizer, tmp_path / "out"
+    assert lit_illada("convert", causal, out, "--to", "qwen2").exit_code == 0
+    text = "alpha beta 12345 don't  x\n\n  y Zürich"
+    for options in ({}, {"trust_remote_code": True}):
+        theirs = transformers.AutoTokenizer.from_pretrained(out, **options)
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
+        assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (ours.eos_token_id, 5, 6)

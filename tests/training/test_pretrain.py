@@ -1,10 +1,13 @@
 """A pretraining run as a user starts it: what it leaves behind, and that it survives whatever ends it."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -325,7 +328,7 @@ def test_a_run_is_trained_by_one_process_and_free_as_soon_as_that_is_killed(tiny
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_stops_and_says_how_to_go_on(number, tiny_overrides, tmp_path):
     run = tmp_path / "run"
     endless = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=10"]
@@ -339,6 +342,22 @@ def test_a_signal_saves_stops_and_says_how_to_go_on(number, tiny_overrides, tmp_
     events = curves(run).Scalars("train/loss")
     assert saved["global_step"] >= events[-1].step
     assert "Traceback" not in output
+
+
+def test_a_terminal_that_closes_leaves_the_run_saved(tiny_overrides, tmp_path):
+    run, (ours, theirs) = tmp_path / "run", pty.openpty()
+    endless = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=1000000"]
+    command = [sys.executable, "-m", "lit_illada", "pretrain", *tiny_overrides, f"run_dir={run}", *endless]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    wait_for(lambda: (run / "progress.json").is_file(), process)
+    os.close(ours)  # the kernel sends SIGHUP
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert latest_checkpoint(run / "checkpoints") is not None
+    assert json.loads((run / "summary.json").read_text())["end"]["step"] > 0
 
 
 def test_announcements_before_the_first_step_stop_the_run_saved_after_it(tiny_overrides, tmp_path, monkeypatch):

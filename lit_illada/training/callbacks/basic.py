@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,26 +25,29 @@ from lit_illada.training.metrics import publish
 
 log = logging.getLogger(__name__)
 
+_TERMINALS = (4, 5, *range(136, 144))  # Linux's device numbers of consoles and pseudo-terminals
 # the first of these that any rank has been sent is what ends them all
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class GracefulStop(Callback):
-    """Ctrl-C, SIGTERM or SIGUSR1 ends the run after the step in progress, saved. A second Ctrl-C ends it at once.
+    """Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 ends the run, saved, after the step in progress; a second Ctrl-C at once.
 
     Who manages a job may announce its end more than once, and differently to each process: `signal` is, after the
-    stop, the same on all ranks. SIGUSR1 is what Slurm sends to say that the time is nearly over. One for all fits of a
-    run: what one of them had no time to heed stops the next.
+    stop, the same on all ranks. SIGHUP, sent when a terminal closes, stays ignored under nohup. SIGUSR1
+    is what Slurm sends to say that the time is nearly over. One for all fits of a run: what one of them had no time to
+    heed stops the next.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._process = os.getpid()
+        self._heeded = [number for number in _STOPPING if not _is_nohup(number)]
 
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
         """From here on signals are heeded: those that come before the first step stop the run after it."""
-        before = {number: signal.getsignal(number) for number in _STOPPING}
+        before = {number: signal.getsignal(number) for number in self._heeded}
         self._listen()
         try:
             yield
@@ -76,7 +80,7 @@ class GracefulStop(Callback):
 
     def _listen(self) -> None:
         # also over Lightning's own handler, which would speak to the other ranks in the middle of a step
-        for number in _STOPPING:
+        for number in self._heeded:
             signal.signal(number, self._request)
 
     def _is_asked(self, trainer: Trainer, number: signal.Signals) -> bool:
@@ -90,8 +94,29 @@ class GracefulStop(Callback):
                 raise KeyboardInterrupt
             return
         self.signal = signal.Signals(number)
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
         if processes.rank() == 0:
             log.warning("%s: saving after this step; Ctrl-C once more to stop at once", self.signal.name)
+
+
+def _is_nohup(number: signal.Signals) -> bool:
+    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
+def _leave_closed_terminal() -> None:
+    """Discard further output to a terminal that has closed; writing to it would fail and end the run unsaved."""
+    for handle in (1, 2):
+        closed = not os.isatty(handle) and _is_hung_up(handle)
+        if closed:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, handle)
+            os.close(null)
+
+
+def _is_hung_up(handle: int) -> bool:
+    """Whether it is a terminal that no longer answers; `isatty` is false for one."""
+    return stat.S_ISCHR(os.fstat(handle).st_mode) and os.major(os.fstat(handle).st_rdev) in _TERMINALS
 
 
 class TimeLimit(Callback):
