@@ -3,6 +3,7 @@
 The only importer of hydra; no DictConfig leaves this file.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
-from lit_illada.overrides import require_assignment
+from lit_illada.overrides import parse_assignment, require_assignment
 from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.terminal import one_line
 from lit_illada.runtime.yaml_files import read_yaml
@@ -248,13 +249,21 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
 def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What the files and overrides say, as a tree whose values nobody has checked yet."""
     for override in overrides:
-        key = require_assignment(override)
-        if key.lstrip("+~").startswith("hydra"):
-            raise UserError(f"{override!r}: Hydra only composes the config here, and has no settings of its own")
+        _check_override(override)
     try:
         return OmegaConf.to_container(_compose(command, overrides), resolve=True)  # type: ignore[return-value]
     except Exception as error:  # Hydra, OmegaConf and ANTLR raise errors of many classes for malformed overrides
         raise _explain(error, command, overrides) from error
+
+
+def _check_override(override: str) -> None:
+    """Refuse by itself what Hydra would refuse without saying in which override it is, or would ignore."""
+    key = require_assignment(override)
+    if key.lstrip("+~").startswith("hydra"):
+        raise UserError(f"{override!r}: Hydra only composes the config here, and has no settings of its own")
+    if parse_assignment(override).value == [] and _is_group(key):
+        folder = _group_folder(key)
+        raise UserError(f"{override!r} names no file of the group {key}: allowed are {', '.join(_files(folder))}")
 
 
 def _compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -301,7 +310,7 @@ def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserEr
     if not isinstance(error, HydraException | OmegaConfBaseException):  # of a group that is given no name
         for override in overrides:
             group, _, value = override.partition("=")
-            if _is_group(group) and not (_group_folder(group) / f"{value}.yaml").is_file():
+            if _is_group(group) and value not in _files(_group_folder(group)):
                 return UserError(f"{override!r} names no file: allowed are {', '.join(_files(_group_folder(group)))}")
     key = getattr(error.__cause__, "full_key", None)
     if key and str(key) not in (known := _keys_with(command, overrides)):
@@ -309,7 +318,8 @@ def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserEr
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return unknown(f"config {group or 'group'}", name, _files(conf_dir() / group))
-    return UserError(one_line(str(error) or type(error).__name__))
+    said = str(error) or type(error).__name__
+    return UserError(one_line(f"{' '.join(overrides)}: {said}" if overrides else said))
 
 
 def _keys_with(command: str, overrides: Sequence[str]) -> list[str]:
@@ -323,7 +333,7 @@ def _keys_with(command: str, overrides: Sequence[str]) -> list[str]:
 
 def _is_group(key: str) -> bool:
     """Whether a key chooses a file."""
-    return _group_folder(key).is_dir()
+    return os.path.isdir(_group_folder(key))  # Path.is_dir raises for a name that is too long
 
 
 def _group_folder(key: str) -> Path:

@@ -151,3 +151,19 @@ def test_a_damaged_saved_config_is_named(tmp_path, content):
     file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"config\.yaml"):
         load_file("pretrain", file)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer=$(touch x)", r"'trainer=\$\(touch x\)' is no KEY=VALUE"),
+        ("model.hidden_size=a=b", r"'model\.hidden_size=a=b' is no KEY=VALUE .* quote"),
+        ("objective/mask_ratio=[]", r"names no file of the group objective/mask_ratio: allowed are band"),
+        (f"optim/schedule={'9' * 4000}", r"optim/schedule=9"),
+        (f"trainer.max_steps={'9' * 5000}", r"trainer\.max_steps=9"),
+        (f"objective={'[' * 500}{']' * 500}", r"objective=\[\["),
+    ],
+)
+def test_an_override_that_cannot_be_composed_is_named(override, said):
+    with pytest.raises(UserError, match=said):
+        load("pretrain", [override])

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,15 +82,16 @@ def _keys(tree: Any, where: str = "") -> list[str]:
 
 def is_as_written(case: Case, output: str) -> bool:
     """Whether the printed config holds the value of the override, of its own type and finite."""
+    tree = yaml.safe_load(output)
+    if reference := re.fullmatch(r"\$\{(\w+)\}", case.value):  # Hydra puts in the value of another key
+        return str(_at(tree, case.key)) == str(tree.get(reference[1]))
     try:
         wanted = yaml.safe_load(case.value)
     except yaml.YAMLError:
         return False
-    seen = yaml.safe_load(output)
-    for part in case.key.split("."):
-        if not isinstance(seen, dict) or part not in seen:
-            return False
-        seen = seen[part]
+    seen = _at(tree, case.key)
+    if seen is _ABSENT:
+        return False
     if isinstance(seen, int | float) and not isinstance(seen, bool):
         if not math.isfinite(seen) or (isinstance(seen, int) and abs(seen) >= 2**63):
             return False
@@ -100,6 +102,17 @@ def is_as_written(case: Case, output: str) -> bool:
     if isinstance(seen, str):
         return seen == (case.value.strip("'") if not isinstance(wanted, str) else wanted)
     return seen == wanted or (isinstance(seen, dict) and isinstance(wanted, dict))
+
+
+_ABSENT = object()
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return _ABSENT
+        tree = tree[part]
+    return tree
 
 
 def attack_overrides(chosen, world, folder, report):
