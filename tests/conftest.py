@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from hypothesis import settings
 
 from lit_illada.config import load
 from lit_illada.data.prepare.prepare import prepare
+from lit_illada.model.config import ModelConfig
+from lit_illada.model.transformer import Transformer
 
 torch.set_num_threads(1)
 # the examples are drawn from the test's own source, so that a failure fails for everyone
@@ -100,3 +103,30 @@ def tiny_run():
 def tiny_overrides(tiny_dataset, tiny_run):
     """The command line of a run that takes a second or two."""
     return [*tiny_dataset, *tiny_run]
+
+
+TINY = ModelConfig(
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.3,  # far from 0, so that a wrong attention shows in the logits
+)
+
+
+@pytest.fixture
+def tiny():
+    return TINY
+
+
+@pytest.fixture
+def make_model():
+    def make(seed=0, **changes):
+        model = Transformer(replace(TINY, **changes))
+        model.init_weights(seed)
+        return model
+
+    return make
