@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "lit_illada"
 
 # A package or module imports only those before it.
 ORDER = (
-    "errors batch tasks stats runtime overrides schema model data objective slurm run_folder sweep loops scoring "
+    "errors batch stats runtime tasks overrides schema model data objective slurm run_folder sweep loops scoring "
     "generation training config checkpoints cost build api evaluation bench commands cli"
 ).split()
 WITHOUT_TORCH = {"errors", "tasks", "stats", "runtime", "schema", "slurm", "run_folder", "sweep", "loops", "config"}

@@ -11,7 +11,7 @@ from rich.table import Table
 from lit_illada.commands import convert, score, sweep_report
 from lit_illada.commands import sweep as sweep_commands
 from lit_illada.config import SFTConfig
-from lit_illada.data.sft.arithmetic import Portion, make_examples
+from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.errors import UserError
 from lit_illada.evaluation.jobs import Asked
@@ -24,6 +24,7 @@ from lit_illada.runtime.records import from_record
 from lit_illada.schema import from_tree
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.spec import Command
+from lit_illada.tasks.arithmetic import Portion
 from lit_illada.training.checkpointing.files import is_checkpoint
 
 SMALL = "loop_reproduce"

@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from lit_illada.data.dataset.reading import BadShardError, Dataset, Shard
-from lit_illada.data.draws import permutation
 from lit_illada.errors import UserError
+from lit_illada.runtime.counter_rng import permutation
 
 log = logging.getLogger(__name__)
 _SHARDS, _DOCUMENTS, _ROWS = 1, 2, 3

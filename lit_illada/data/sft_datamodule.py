@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from lit_illada.data.corpora.grouping import Tally
 from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule
-from lit_illada.data.sft.arithmetic import Portion, make_examples
+from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.chat_template import ChatTemplate
 from lit_illada.data.sft.config import Packed, Padded, ReasoningSource, SFTDataConfig
 from lit_illada.data.sft.instruction import Example, read_examples
 from lit_illada.data.sft.rows import EncodedExamples, ExampleRows, build_stream
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.tasks.exact_match import is_right
+from lit_illada.tasks.answers import exact_match
+from lit_illada.tasks.arithmetic import Portion
 
 _log = logging.getLogger(__name__)
 # What is scored is the response given its prompt, whatever the training sees and counts: so all arms compare.
@@ -165,7 +166,7 @@ class SFTDataModule(RowDataModule):
 
     def is_right(self, example: EvaluationExample, response_ids: Sequence[int]) -> bool:
         """Exact match of a generated response, up to its EOS. One that has not ended its reasoning is wrong."""
-        return is_right(example.truth, self.template.read(response_ids).answer)
+        return exact_match(self.template.read(response_ids).answer, example.truth)
 
     @cached_property
     def _splits(self) -> tuple[_Split, _Split]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_illada.data.draws import uniform
 from lit_illada.errors import UserError
+from lit_illada.runtime.counter_rng import uniform
 
 _HAPPENS, _WHERE = 1, 2
 

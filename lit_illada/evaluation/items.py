@@ -16,7 +16,7 @@ from typing import Any
 
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import parse_json, read_bytes
-from lit_illada.tasks.numbers import final_number
+from lit_illada.tasks.answers import final_number
 
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 

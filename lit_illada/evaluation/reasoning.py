@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_illada.data.sft.arithmetic import Portion, make_examples
+from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.chat_template import ChatTemplate
 from lit_illada.data.sft.config import ReasoningTask
 from lit_illada.data.sft.instruction import Example
@@ -14,7 +14,8 @@ from lit_illada.evaluation.task_scores import Progress
 from lit_illada.evaluation.writer import Writer, Written
 from lit_illada.loops.detect.findings import Known, detect_tokens
 from lit_illada.stats.intervals import wilson
-from lit_illada.tasks.exact_match import is_right
+from lit_illada.tasks.answers import exact_match
+from lit_illada.tasks.arithmetic import Portion
 
 
 def problems(task: ReasoningTask) -> dict[str, list[Example]]:
@@ -76,7 +77,7 @@ def _row(
         "text": writer.tokenizer.decode(written.token_ids),
         "truth": example.truth,
         "answer": response.answer,
-        "is_right": has_ended and is_right(example.truth, response.answer),
+        "is_right": has_ended and exact_match(response.answer, example.truth),
         "is_reasoning_closed": response.reasoning is not None,
         "gold_tokens": gold_tokens,
         "max_new_tokens": writer.generation.max_new_tokens,

@@ -18,7 +18,7 @@ from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.config import ScoreRule
 from lit_illada.scoring.scorer import OnWork, Scorer
 from lit_illada.stats.intervals import wilson
-from lit_illada.tasks.numbers import final_number
+from lit_illada.tasks.answers import final_number
 
 Progress = Callable[[str, int], OnWork]
 """(what is done, how much work it is) -> told of its progress."""

@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lit_illada.loops.answers import is_right, share_well_formed, states_answer
 from lit_illada.loops.config import LoopConfig, Unit
+from lit_illada.loops.detect.ending import reasoning_segment
 from lit_illada.loops.detect.findings import Findings, Known, detect, detect_tokens
 from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.detect.statements import revisits
 from lit_illada.loops.detect.warning import Watched, watch
 from lit_illada.loops.detect.words import sentences
 from lit_illada.loops.records import Generation
+from lit_illada.tasks.answers import is_correct, states_answer
+from lit_illada.tasks.arithmetic import well_formed_fraction
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,14 @@ def outcome(generation: Generation, config: LoopConfig) -> Outcome:
     written = findings.units.written
     right = generation.is_right
     if right is None and written is not None and generation.truth is not None:
-        right = is_right(written.text, generation.truth)
+        right = is_correct(written.text, generation.truth)
     before = None
     main = findings.main
     if findings.is_loop and main is not None and written is not None:
         before = states_answer(written.between(0, main.onset), generation.truth)
-    well_formed = share_well_formed(generation.prompt, written.text) if written is not None else None
+    well_formed = None
+    if written is not None and generation.prompt is not None:
+        well_formed = well_formed_fraction(generation.prompt, reasoning_segment(written.text))
     return Outcome(generation, findings, traced, right, before, well_formed)
 
 

@@ -153,7 +153,7 @@ def test_the_gate_lets_the_corpora_pass_and_tells_their_sizes(capsys):
 def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
     from rich.console import Console
 
-    monkeypatch.setattr("lit_illada.data.sft.arithmetic.RECHECK", "Wait, let me check again.\n" * 20)
+    monkeypatch.setattr("lit_illada.tasks.arithmetic.RECHECK", "Wait, let me check again.\n" * 20)
     with pytest.raises(UserError, match=r"recheck_fraction=1.0 itself loops in \d+ of 2000 traces"):
         gate({(1.0, 0.0): sft_config("sft_data.source.recheck_fraction=1")}, Console())
 

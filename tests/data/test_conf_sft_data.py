@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from lit_illada.config import load
-from lit_illada.data.sft.config import ROWS, SFT_SOURCES, TEMPLATES, ProblemRange, SFTDataConfig
+from lit_illada.data.sft.config import ROWS, SFT_SOURCES, TEMPLATES, SFTDataConfig
 from lit_illada.data.shortening import SHORTENINGS
 from lit_illada.runtime.paths import conf_dir
 from lit_illada.schema import from_tree
+from lit_illada.tasks.arithmetic import ProblemRange
 
 CONF = Path(conf_dir()) / "sft_data"
 TABLES = {"source": SFT_SOURCES, "template": TEMPLATES, "rows": ROWS, "rows/shortening": SHORTENINGS}

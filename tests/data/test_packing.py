@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.data.dataset.reading import Dataset, Shard, open_dataset
-from lit_illada.data.draws import permutation
 from lit_illada.data.packing import PackedStream, RowOrder, pack
 from lit_illada.errors import UserError
+from lit_illada.runtime.counter_rng import permutation
 
 
 def make_stream(dataset: Dataset, *, row_length: int = 32, num_streams: int = 4, seed: int = 3) -> PackedStream:

@@ -19,7 +19,6 @@ from lit_illada.data.sft.config import (
     Packed,
     Padded,
     PadTo,
-    ProblemRange,
     ReasoningSource,
     RoleTexts,
     SFTDataConfig,
@@ -28,6 +27,7 @@ from lit_illada.data.sft_datamodule import Difficulty, SFTDataModule
 from lit_illada.data.shortening import NoShortening
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
+from lit_illada.tasks.arithmetic import ProblemRange
 
 TOKENIZER = Tokenizer.train(["a=3+1\nb=x+2\nx mod 2? Wait, let me check again."], 300)
 SOURCE = ReasoningSource(

@@ -1,12 +1,13 @@
-"""How chained arithmetic is written: what the corpus holds is well formed, and what is not counts against it."""
+"""The format check of chained arithmetic accepts every reasoning of the corpus and counts malformed lines."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.data.sft.arithmetic import Portion, make_examples
-from lit_illada.data.sft.config import MAX_DEPTH, ProblemRange, ReasoningSource
-from lit_illada.loops.answers import share_well_formed
+from lit_illada.data.sft.arithmetic import make_examples
+from lit_illada.data.sft.config import ReasoningSource
+from lit_illada.loops.detect.ending import reasoning_segment
+from lit_illada.tasks.arithmetic import MAX_DEPTH, Portion, ProblemRange, well_formed_fraction
 
 PROMPT = "f=3+1\ng=x-2\nx mod 2?"
 
@@ -18,11 +19,11 @@ def test_every_trace_of_the_corpus_is_well_formed(seed, depth, operands, digits)
     for example in make_examples(source, difficulty, Portion.TRAIN, 8, 0.1):
         user, assistant = example.messages
         for text in (assistant.reasoning, f"<|think|>{assistant.reasoning}<|/think|>{assistant.content}"):
-            assert share_well_formed(user.content, text) == 1.0
+            assert well_formed_fraction(user.content, reasoning_segment(text)) == 1.0
 
 
 @pytest.mark.parametrize(
-    ("text", "share"),
+    ("text", "fraction"),
     [
         ("<think>f=3+1=0\ng=0-2=0</think>f=", 1.0),
         ("f=3+1=0\ng=0-", 0.5),
@@ -33,10 +34,10 @@ def test_every_trace_of_the_corpus_is_well_formed(seed, depth, operands, digits)
         ("", None),
     ],
 )
-def test_only_whole_lines_of_the_thought_count(text, share):
-    assert share_well_formed(PROMPT, text) == share
+def test_only_whole_lines_of_the_reasoning_count(text, fraction):
+    assert well_formed_fraction(PROMPT, reasoning_segment(text)) == fraction
 
 
-@pytest.mark.parametrize("prompt", [None, "", "What is f=3+1?", "x mod 2?", f"{PROMPT} Think."])
-def test_of_other_problems_nothing_is_told(prompt):
-    assert share_well_formed(prompt, "f=3+1=0") is None
+@pytest.mark.parametrize("prompt", ["", "What is f=3+1?", "x mod 2?", f"{PROMPT} Think."])
+def test_other_problems_have_no_well_formed_fraction(prompt):
+    assert well_formed_fraction(prompt, "f=3+1=0") is None

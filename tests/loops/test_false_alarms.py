@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lit_illada.data.sft.arithmetic import Portion, make_examples
+from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.loops.detect.findings import detect
 from lit_illada.loops.detect.spans import Kind
+from lit_illada.tasks.arithmetic import Portion
 
 
 def test_solutions_of_gsm8k_raise_none(shared_data):

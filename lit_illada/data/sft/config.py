@@ -7,49 +7,7 @@ from lit_illada.data.config import OnBadDocument
 from lit_illada.data.shortening import SHORTENINGS, NoShortening, SplitRow, TruncateRow
 from lit_illada.errors import UserError
 from lit_illada.schema import choice
-
-MAX_DEPTH = 23  # a letter a step, a … w
-
-
-@dataclass(frozen=True)
-class ProblemRange:
-    """How difficult chained-arithmetic problems are. They are drawn alike from all that the range holds.
-
-    moduli: one of them a problem; named twice, it comes twice as often.
-    min_depth, max_depth: steps of the chain. operands: numbers a step combines, the result before it among them.
-    digits: of every number. max_numbers: the largest number, one of these a problem; None: what the digits allow. A sum
-        modulo 10 of numbers up to 3 is learnt in minutes, one of any digits is not: knowing one of the two numbers
-        tells something of the sum in the first, nothing in the second.
-    """
-
-    moduli: list[int] = field(default_factory=lambda: [2])
-    min_depth: int = 1
-    max_depth: int = 4
-    operands: int = 2
-    digits: int = 1
-    max_numbers: list[int] | None = None
-
-    @property
-    def largest(self) -> list[int]:
-        """The largest numbers, as problems are drawn."""
-        return self.max_numbers or [10**self.digits - 1]
-
-    def __post_init__(self) -> None:
-        if not self.moduli or min(self.moduli) < 2:
-            raise UserError(f"moduli is {self.moduli}; it must name numbers of at least 2")
-        if not 1 <= self.min_depth <= self.max_depth <= MAX_DEPTH:
-            raise UserError(
-                f"min_depth is {self.min_depth} and max_depth {self.max_depth}; they must rise within 1 … {MAX_DEPTH}"
-            )
-        if not 2 <= self.operands <= 6:
-            raise UserError(f"operands is {self.operands}; it must lie in 2 … 6")
-        if not 1 <= self.digits <= 6:
-            raise UserError(f"digits is {self.digits}; it must lie in 1 … 6")
-        if self.max_numbers is not None and not all(1 <= largest < 10**self.digits for largest in self.max_numbers):
-            raise UserError(
-                f"max_numbers is {self.max_numbers}; each must lie in 1 … {10**self.digits - 1}, as "
-                f"digits={self.digits} allows"
-            )
+from lit_illada.tasks.arithmetic import MAX_DEPTH, ProblemRange
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lit_illada.data.dataset.manifest import VALIDATION
 from lit_illada.data.sft.chat_template import Message, Role
 from lit_illada.data.sft.config import AlpacaSource, Gsm8kSource, InstructionFiles, MessagesSource, ShareGptSource
 from lit_illada.errors import UserError, unknown
-from lit_illada.tasks.exact_match import truth_of
+from lit_illada.tasks.answers import normalized_reference
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _example(messages: list[Message], record: dict[str, Any], origin: str) -> Ex
     if roles[-1] is not Role.ASSISTANT:
         raise UserError(f"{origin}: the last message must be the assistant's; roles seen: {', '.join(roles)}")
     truth = record.get("answer")
-    return Example(tuple(messages), origin, None if truth is None else truth_of(str(truth)))
+    return Example(tuple(messages), origin, None if truth is None else normalized_reference(str(truth)))
 
 
 def _message(row: object, origin: str) -> Message:
@@ -147,7 +147,7 @@ def _gsm8k(record: dict[str, Any], origin: str) -> Example:
         raise UserError(f"{origin}: the answer holds no '####' before its number")
     steps = re.sub(r"<<.*?>>", "", steps).strip()
     message = Message(Role.ASSISTANT, truth.strip(), steps)
-    return _dialogue(question, message, origin, truth_of(truth))
+    return _dialogue(question, message, origin, normalized_reference(truth))
 
 
 def _dialogue(prompt: str, answer: Message, origin: str, truth: str | None = None) -> Example:

@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_illada.data.draws import permutation, uniform
 from lit_illada.data.sft.config import Packed, Padded, PadTo
 from lit_illada.data.stream import RowArrays, RowBatches
+from lit_illada.runtime.counter_rng import permutation, uniform
 
 _EXAMPLES, _IS_GIVEN, _GIVEN = 1, 2, 3
 

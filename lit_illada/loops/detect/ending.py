@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lit_illada.loops.detect.words import Written
 
+_THINK_OPEN = re.compile(r"\s*<\|?think\|?>")
 THINK_END = re.compile(r"</think>|<\|/think\|>|</reasoning>")
 # GSM8K's mark; before words, or "2. Solve it", it is a heading of Markdown
 _MARKED = r"####[^\S\n]*(?!\d+[.):][^\S\n]+\S)[-+−]?(?:[$€£]\s?[-−]?)?\.?\d"
@@ -44,6 +45,12 @@ def ending(text: str, stop_texts: Sequence[str]) -> Ending:
             content = text[: first.start()]
             num_stops = len(stop.findall(text, first.start()))
     return Ending(content, num_stops, _ANSWER.search(content) is not None, _answer_end(content))
+
+
+def reasoning_segment(text: str) -> str:
+    """The text up to the mark that closes the reasoning, or all of it, without the mark that opens it."""
+    end, begin = THINK_END.search(text), _THINK_OPEN.match(text)
+    return text[begin.end() if begin else 0 : end.start() if end else len(text)]
 
 
 def num_units_after(written: Written, position: int) -> int:

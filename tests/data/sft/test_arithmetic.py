@@ -1,18 +1,16 @@
-"""Chained arithmetic with computed truth: right, disjoint between the splits, and free of loops."""
+"""Chained-arithmetic examples are correct, disjoint between the splits and free of loops."""
 
 import re
 from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lit_illada.data.sft.arithmetic import RECHECK, Portion, Problem, Step, make_examples
+from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.chat_template import Role
-from lit_illada.data.sft.config import ProblemRange, ReasoningSource
+from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.errors import UserError
-from lit_illada.tasks.exact_match import is_right
+from lit_illada.tasks.arithmetic import RECHECK, Portion, ProblemRange
 
 SOURCE = ReasoningSource(recheck_fraction=0.5, slip_fraction=0.5)
 MIXED = ProblemRange(moduli=[2, 7, 10], min_depth=1, max_depth=6, operands=3, digits=2)
@@ -41,7 +39,7 @@ def solve(question):
 
 
 @pytest.mark.parametrize("operations", ["+", "+-*"])
-def test_truths_are_what_python_computes(operations):
+def test_reference_answers_are_what_python_computes(operations):
     for example in make(replace(SOURCE, operations=operations)):
         question, _, answer = parts(example)
         assert answer == example.truth == str(solve(question)[1])
@@ -78,15 +76,15 @@ def test_traces_recheck_one_to_three_different_steps_each_stated_at_most_twice()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
-def test_the_share_of_rechecked_traces_is_the_one_asked_for(fraction):
+def test_the_fraction_of_rechecked_traces_is_the_configured_one(fraction):
     examples = make(replace(SOURCE, recheck_fraction=fraction), num=2000)
     longer = [example for example in examples if len(parts(example)[0].split("\n")) > 2]
-    share = sum(RECHECK in example.messages[-1].reasoning for example in longer) / len(longer)
-    assert abs(share - fraction) < 0.05
+    observed = sum(RECHECK in example.messages[-1].reasoning for example in longer) / len(longer)
+    assert abs(observed - fraction) < 0.05
     assert not any(RECHECK in example.messages[-1].reasoning for example in examples if example not in longer)
 
 
-def test_chains_too_short_to_doubt_are_never_rechecked_and_longer_ones_as_ever():
+def test_chains_below_min_recheck_depth_are_never_rechecked_and_longer_ones_do_not_change():
     careless = replace(SOURCE, recheck_fraction=1.0)
     doubting = replace(careless, min_recheck_depth=3)
     examples = [make_examples(source, source.easy, Portion.TRAIN, 400, 0.1) for source in (careless, doubting)]
@@ -109,7 +107,7 @@ def test_the_splits_share_no_problem_over_thousands_also_where_their_ranges_over
         assert not validation & test
 
 
-def test_a_range_has_the_difficulty_it_names():
+def test_problems_span_exactly_the_configured_range():
     seen = set()
     for example in make(num=1000):
         question, lines, _ = parts(example)
@@ -121,7 +119,7 @@ def test_a_range_has_the_difficulty_it_names():
     assert seen == {(depth, modulus) for depth in range(1, 7) for modulus in (2, 7, 10)}
 
 
-def test_examples_follow_from_the_seed_alone_and_more_of_them_begin_alike():
+def test_examples_depend_on_the_seed_alone_and_requesting_more_extends_them():
     assert make(num=50) == make(num=80)[:50]
     assert make(replace(SOURCE, seed=1), num=50) != make(num=50)
     # a change of the traces leaves the problems alone: arms of an ablation learn the same ones
@@ -144,13 +142,13 @@ def loops(tokens):
     return [period for period, run in runs.items() if run >= max(24, 3 * period)]
 
 
-def test_the_loop_finder_finds_loops():
+def test_the_reference_loop_detector_detects_loops():
     phrase = "wait let me check that again once more".split()
     assert loops(["so", *phrase * 3, "end"])
     assert not loops(["so", *phrase * 2, "end"])
 
 
-def test_no_text_of_the_corpus_loops():
+def test_no_text_of_the_corpus_contains_a_loop():
     source = replace(SOURCE, recheck_fraction=1.0)
     ranges = [ReasoningSource().easy, ReasoningSource().harder, MIXED, ProblemRange(operands=6, max_depth=3)]
     for difficulty in ranges:
@@ -161,78 +159,21 @@ def test_no_text_of_the_corpus_loops():
             assert not loops(text), text  # the finest of all tokenizers
 
 
-def test_a_range_too_small_for_the_held_out_problems_is_refused():
+def test_a_range_with_too_few_held_out_problems_is_rejected():
     with pytest.raises(UserError, match=r"only \d+ of 500 validation problems were found"):
         make(difficulty=ProblemRange(max_depth=1), portion=Portion.VALIDATION, num=500, fraction=0.1)
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from("+-*"), st.integers(0, 99)), max_size=5), st.integers(0, 99), st.integers(2, 100)
-)
-def test_a_step_is_python_arithmetic(rest, first, modulus):
-    operations = tuple(op for op, _ in rest)
-    step = Step(operations, (first, *(number for _, number in rest)))
-    assert step.value(None, modulus) == eval(step.terms(None)) % modulus
-    later = Step(operations, tuple(number for _, number in rest))
-    assert later.value(first, modulus) == eval(later.terms(str(first))) % modulus
-
-
-def test_a_problem_reads_as_documented():
-    problem = Problem("f", 2, (Step(("+",), (3, 1)), Step(("+",), (2,)), Step(("+",), (1,))))
-    assert problem.question == "f=3+1\ng=x+2\nh=x+1\nx mod 2?"
-    assert problem.statements() == ["f=3+1", "g=0+2", "h=0+1"]
-    assert problem.values() == [0, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("truth", "answer", "right"),
-    [
-        ("7", "7", True),
-        ("7", " 7\n", True),
-        ("7", "The answer is 7.", True),
-        ("7", "70", False),
-        ("7", "", False),
-        ("7", "seven", False),
-        ("7", "7 or 8", False),
-        ("1234", "1,234", True),
-        ("1234", "$1,234.00", True),
-        ("0.5", ".5", True),
-        ("-3", "so -3", True),
-        ("yes", " yes", True),
-        ("yes", "yes!", False),
-    ],
-)
-def test_an_answer_is_right_when_its_last_number_is_the_truth(truth, answer, right):
-    assert is_right(truth, answer) is right
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"moduli": [1]},
-        {"moduli": []},
-        {"min_depth": 0},
-        {"min_depth": 5, "max_depth": 4},
-        {"max_depth": 24},
-        {"operands": 1},
-        {"digits": 0},
-    ],
-)
-def test_impossible_ranges_are_refused(fields):
-    with pytest.raises(UserError, match="must"):
-        ProblemRange(**fields)
 
 
 @pytest.mark.parametrize(
     "fields",
     [{"operations": "/"}, {"operations": ""}, {"recheck_fraction": 1.5}, {"num_train": 0}, {"min_recheck_depth": 0}],
 )
-def test_impossible_sources_are_refused(fields):
+def test_impossible_sources_are_rejected(fields):
     with pytest.raises(UserError, match=r"sft_data\.source\."):
         ReasoningSource(**fields)
 
 
-def test_the_largest_numbers_are_drawn_alike_and_bound_every_number_of_a_problem():
+def test_the_largest_numbers_are_drawn_uniformly_and_bound_every_number_of_a_problem():
     source, mixed = ReasoningSource(), ProblemRange([10], 2, 4, max_numbers=[3, 9])
     largest = [
         max(int(number) for line in example.messages[0].content.splitlines()[:-1] for number in re.findall(r"\d", line))

@@ -1,7 +1,7 @@
-"""How are the stream's random choices drawn, the same on every machine, rank and resume?
+"""Counter-based random numbers: the same on every machine and rank and after a resume.
 
-Counter-based: a draw is a hash of its key and its counter (splitmix64, Steele et al. 2014), so no generator has a
-state to keep, and the numbers do not change with the version of NumPy.
+A draw is a hash of its key and its counter (splitmix64, Steele et al. 2014), so there is no generator state to save,
+and the numbers do not change with the version of NumPy.
 """
 
 import numpy as np
@@ -11,12 +11,12 @@ _MASK = 2**64 - 1
 
 
 def uniform(counters: NDArray[np.int64], *key: int) -> NDArray[np.float64]:
-    """One number in [0, 1) a counter."""
+    """One number in [0, 1) per counter, of the same shape. key: integers that name the use, such as a seed."""
     return (_hashed(counters, key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(size: int, *key: int) -> NDArray[np.int64]:
-    """A random order of 0 … size − 1."""
+    """(size,): the numbers 0 … size − 1 in random order."""
     return np.argsort(_hashed(np.arange(size), key), kind="stable")
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from lit_illada.data.draws import _splitmix64, permutation, uniform
+from lit_illada.runtime.counter_rng import _splitmix64, permutation, uniform
 
 
 def test_uniform_numbers_fill_the_interval_and_depend_on_key_and_counter():

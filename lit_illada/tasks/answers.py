@@ -1,0 +1,219 @@
+r"""Answer parsing: the number a text gives as its answer, exact match, and Countdown expressions.
+
+Two rules decide whether an answer is correct, and each caller names its own:
+
+- `exact_match` compares with a reference of the training data: the last number written in the answer (its sign
+  always counts, so 10-5 ends with -5), or the whole text where the reference is not a number.
+- `is_correct` compares with the reference of a task: a number, compared with `final_number`, or a Countdown problem.
+
+`final_number` looks, in this order, after the last `####`; in the last `\boxed{}`; after the last "answer is" (or
+"answer:", "A:"); else it takes the last number of the text. Where an equation is announced, its right side counts.
+It reads 1,234.50  18.  -5  −5  .5  $5  -$5  $-5  50%  3/4  1 1/2  \frac{3}{4}  \$1{,}000. A percentage is read without
+its sign; currencies and units are ignored. Number words, exponents, decimal commas and numbers of more than 300 digits
+are not read.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from lit_illada.tasks.expression import evaluate
+
+# A sign counts only where it cannot be the minus between two operands: 10-5 contains no -5.
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\w)\]}%.])[-+])?"
+    r"(?:[$€£¥₹]\s?(?P<inner_sign>[-+])?)?"
+    r"(?P<whole>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
+    r"(?P<fraction>(?:\ (?P<above>\d+))?\s?/\s?(?P<below>\d+)(?!\.?\d))?"
+)
+_LITERAL = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")  # of `exact_match`: no context, no fractions
+_ANSWER_MARK = re.compile(
+    r"\banswers?\b[^\d\n.]{0,40}?(?:\bis\b|\bare\b|[:=])|^[^\S\n]*A:", re.IGNORECASE | re.MULTILINE
+)
+_BOX_OPEN = re.compile(r"\\boxed\s*\{")
+_BOX = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+_EQUALS = re.compile(r"=(?=\s*[-0-9. ])")
+_STATED = re.compile(r"=|\bis\b|:")
+_EXPRESSION_CHARACTERS = "0123456789+-*/() "
+_MAX_EXPRESSION_CHARACTERS = 200
+_PLAIN_OPERATORS = {r"\div": "/", r"\times": "*", r"\cdot": "*", "×": "*", "÷": "/", "−": "-"}
+_CLAUSE_END = re.compile(r"\n|[.,;!?](?=\s|$)")
+_MAX_DIGITS = 300  # Python refuses to convert a few thousand digits; degenerate texts contain more
+_MAX_MARKS = 32  # each mark may be followed by the rest of the text, so examining all of them would be quadratic
+
+
+def final_number(text: str) -> Fraction | None:
+    """The number that the text gives as its answer; None where it has none."""
+    text = _without_markup(text)
+    for clause in _announced_clauses(text):
+        if (number := first_number(clause.rpartition("=")[2])) is not None:
+            return number
+    numbers = list(_numbers(text))
+    return numbers[-1] if numbers else None
+
+
+def first_number(text: str) -> Fraction | None:
+    """The first number of a text; None where it has none."""
+    return next(_numbers(text), None)
+
+
+def normalized_reference(text: str) -> str:
+    """A reference answer for `exact_match`: stripped; a number also without thousands separators and trailing zeros."""
+    number = _LITERAL.fullmatch(text.strip())
+    return _normalized(number[0]) if number else text.strip()
+
+
+def exact_match(answer: str, reference: str) -> bool:
+    """Whether the last number of the answer is the reference, or the whole answer where the reference is no number."""
+    if not _LITERAL.fullmatch(reference):
+        return answer.strip() == reference
+    numbers = _LITERAL.findall(answer)
+    return bool(numbers) and _normalized(numbers[-1]) == _normalized(reference)
+
+
+def is_correct(answer: str, reference: Any) -> bool | None:
+    r"""Whether an answer is correct; None for a reference of unknown kind.
+
+    reference: a number, a text that gives one, or a Countdown problem [numbers, target]. A Countdown answer is an
+    expression that uses each number once and evaluates to the target. It is read from the last \boxed{}, else from
+    <answer>, else from the whole text, and only up to an equals sign where there is one.
+    """
+    if (problem := _countdown(reference)) is not None:
+        return _solves(_expression(answer), *problem)
+    expected = _reference_number(reference)
+    return None if expected is None else final_number(answer) == expected
+
+
+def states_answer(text: str, reference: Any) -> bool | None:
+    """Whether the correct answer occurs anywhere in a text, after an equals sign, a colon or "is".
+
+    reference: as for `is_correct`; None for one of unknown kind.
+    """
+    if (problem := _countdown(reference)) is not None:
+        return any(_solves(left, *problem) for left in _left_sides(_with_plain_operators(text)))
+    expected = _reference_number(reference)
+    if expected is None:
+        return None
+    return any(first_number(text[mark.end() : mark.end() + 40]) == expected for mark in _STATED.finditer(text))
+
+
+def _announced_clauses(text: str) -> Iterator[str]:
+    """The clauses that announce an answer, the most reliable mark first, and of equal marks the last first."""
+    for marked in reversed(text.split("####")[1:]):
+        yield marked.lstrip().partition("\n")[0]
+    if boxes := _last_ends(_BOX_OPEN, text):
+        ends = _brace_ends(text)
+        for start in boxes:
+            yield text[start : ends.get(start - 1, len(text))]
+    for start in _last_ends(_ANSWER_MARK, text):
+        after = text[start:].lstrip()
+        end = _CLAUSE_END.search(after)
+        yield after[: end.start()] if end else after
+
+
+def _last_ends(mark: re.Pattern[str], text: str) -> list[int]:
+    """The end positions of the last `_MAX_MARKS` matches, in reverse order."""
+    return [match.end() for match in deque(mark.finditer(text), _MAX_MARKS)][::-1]
+
+
+def _brace_ends(text: str) -> dict[int, int]:
+    """The position of the closing brace by that of its opening brace; unclosed braces are missing."""
+    ends: dict[int, int] = {}
+    unclosed: list[int] = []
+    for brace in re.finditer("[{}]", text):
+        if brace[0] == "{":
+            unclosed.append(brace.start())
+        elif unclosed:
+            ends[unclosed.pop()] = brace.start()
+    return ends
+
+
+def _without_markup(text: str) -> str:
+    """The text without GSM8K's <<calculations>>, LaTeX spellings and typographic variants of minus and space."""
+    text = re.sub(r"<<[^<>]*>>", "", text)
+    text = re.sub("[−﹣－]", "-", text)
+    text = re.sub("[\u00a0\u2007\u2009\u202f]", " ", text)
+    text = text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%").replace(r"\,", "").replace(r"\!", "")
+    text = re.sub(r"(?<=\d)\s*(?=\\[dt]?frac)", " ", text)
+    return re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
+
+
+def _numbers(text: str) -> Iterator[Fraction]:
+    position = 0
+    while match := _NUMBER.search(text, position):
+        position = match.end("whole")
+        if len(match["whole"]) > _MAX_DIGITS:
+            continue
+        number = Fraction(match["whole"].replace(",", ""))
+        if match["fraction"] and len(match["fraction"]) <= _MAX_DIGITS:
+            fraction = _fraction(number, match["above"], int(match["below"]))
+            if fraction is not None:
+                number, position = fraction, match.end()
+        yield -number if "-" in (match["sign"], match["inner_sign"]) else number
+
+
+def _fraction(whole: Fraction, above: str | None, below: int) -> Fraction | None:
+    """whole/below, or the mixed number whole + above/below; None where it is neither."""
+    if below == 0:
+        return None
+    if above is None:
+        return whole / below
+    return whole + Fraction(int(above), below) if whole.denominator == 1 and int(above) < below else None
+
+
+def _normalized(number: str) -> str:
+    return f"{Decimal(number.replace(',', '')).normalize() + 0:f}"  # + 0 turns -0 into 0
+
+
+def _countdown(reference: Any) -> tuple[list[int], int] | None:
+    """(numbers, target) of a Countdown problem; None for any other reference."""
+    if not (isinstance(reference, list) and len(reference) == 2 and isinstance(reference[0], list)):
+        return None
+    numbers, target = reference
+    return (numbers, target) if all(isinstance(number, int) for number in [*numbers, target]) else None
+
+
+def _reference_number(reference: Any) -> Fraction | None:
+    if isinstance(reference, bool) or reference is None:
+        return None
+    if isinstance(reference, int | float):
+        is_finite = reference == reference and abs(reference) != float("inf")
+        return Fraction(str(reference)) if is_finite else None
+    return final_number(reference) if isinstance(reference, str) else None
+
+
+def _expression(answer: str) -> str:
+    """The text of the Countdown expression that an answer gives."""
+    boxed = _BOX.findall(answer)
+    tagged, is_closed, _ = answer.partition("<answer>")[2].partition("</answer>")
+    text = _with_plain_operators(boxed[-1] if boxed else tagged.strip() if is_closed else answer)
+    return next(_left_sides(text), text)
+
+
+def _left_sides(text: str) -> Iterator[str]:
+    """The possible expressions before each equals sign; of one that is too long, an end that is still too long."""
+    for equals in _EQUALS.finditer(text):
+        before = text[max(0, equals.start() - _MAX_EXPRESSION_CHARACTERS - 1) : equals.start()]
+        if left := before[len(before.rstrip(_EXPRESSION_CHARACTERS)) :]:
+            yield left
+
+
+def _with_plain_operators(text: str) -> str:
+    for spelling, plain in _PLAIN_OPERATORS.items():
+        text = text.replace(spelling, plain)
+    return text
+
+
+def _solves(expression: str, numbers: list[int], target: int) -> bool:
+    """Whether the expression uses exactly these numbers and evaluates to the target."""
+    if len(expression) > _MAX_EXPRESSION_CHARACTERS:
+        return False
+    if sorted(map(int, re.findall(r"\d+", expression))) != sorted(numbers):
+        return False
+    try:
+        return evaluate(expression) == target
+    except (ValueError, ZeroDivisionError):
+        return False
