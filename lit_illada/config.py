@@ -36,6 +36,7 @@ from lit_illada.schema import (
     from_tree,
     keys_of,
     nearest_key,
+    with_defaults,
 )
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.training.config.loggers import LoggerConfig
@@ -243,17 +244,34 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
     try:
         return from_tree(SCHEMAS[command], tree)
     except UnknownKeyError as error:
-        raise nearest_key(error.key, keys_of(_compose(command))) from error
+        raise nearest_key(error.key, keys_of(_completed(command))) from error
 
 
 def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What the files and overrides say, as a tree whose values nobody has checked yet."""
+    """What files, defaults and overrides say, as a tree whose values nobody has checked yet.
+
+    Hydra composes the chosen files, which list what differs from the dataclasses; the dataclasses add their defaults;
+    then the overrides of values apply.
+    """
     for override in overrides:
         _check_override(override)
+    choosing = [override for override in overrides if _chooses_files(override)]
+    values = [override for override in overrides if override not in choosing]
+    return apply_overrides(_completed(command, choosing), values, resolve=True)
+
+
+def _completed(command: str, choosing: Sequence[str] = ()) -> DictConfig:
+    """The chosen files with the defaults of the dataclasses."""
     try:
-        return OmegaConf.to_container(_compose(command, overrides), resolve=True)  # type: ignore[return-value]
+        tree = OmegaConf.to_container(_compose(command, choosing), resolve=True)
     except Exception as error:  # Hydra, OmegaConf and ANTLR raise errors of many classes for malformed overrides
-        raise _explain(error, command, overrides) from error
+        raise _explain(error, choosing) from error
+    return OmegaConf.create(with_defaults(SCHEMAS[command], tree))
+
+
+def _chooses_files(override: str) -> bool:
+    key, _, value = override.partition("=")
+    return _is_group(key) and not value.lstrip().startswith("{")
 
 
 def _check_override(override: str) -> None:
@@ -284,13 +302,13 @@ def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bo
         else:
             check_fields(SCHEMAS[command], tree)
     except UnknownKeyError as error:  # a key that was added with +: the nearest may lie in another group
-        raise nearest_key(error.key, keys_of(_compose(command))) from error
+        raise nearest_key(error.key, keys_of(_completed(command))) from error
     return tree
 
 
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     """The config saved with a run, with `key=value` overrides on top; they set values and choose no files."""
-    tree = OmegaConf.create(read_yaml(path))
+    tree = OmegaConf.create(with_defaults(SCHEMAS[command], read_yaml(path)))
     try:
         from_tree(SCHEMAS[command], OmegaConf.to_container(tree))
     except UserError as error:
@@ -305,30 +323,18 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     return from_tree(SCHEMAS[command], apply_overrides(tree, overrides))
 
 
-def _explain(error: Exception, command: str, overrides: Sequence[str]) -> UserError:
-    """Hydra's refusal in one line: an unknown key or group with the nearest one that exists."""
+def _explain(error: Exception, choosing: Sequence[str]) -> UserError:
+    """Hydra's refusal of a choice of files in one line."""
     if not isinstance(error, HydraException | OmegaConfBaseException):  # of a group that is given no name
-        for override in overrides:
+        for override in choosing:
             group, _, value = override.partition("=")
-            if _is_group(group) and value not in _files(_group_folder(group)):
+            if value not in _files(_group_folder(group)):
                 return UserError(f"{override!r} names no file: allowed are {', '.join(_files(_group_folder(group)))}")
-    key = getattr(error.__cause__, "full_key", None)
-    if key and str(key) not in (known := _keys_with(command, overrides)):
-        return nearest_key(str(key), known)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return unknown(f"config {group or 'group'}", name, _files(conf_dir() / group))
     said = str(error) or type(error).__name__
-    return UserError(one_line(f"{' '.join(overrides)}: {said}" if overrides else said))
-
-
-def _keys_with(command: str, overrides: Sequence[str]) -> list[str]:
-    """Every key of the command's config, with those overrides that choose files."""
-    choosing = [override for override in overrides if _is_group(override.partition("=")[0]) and "={" not in override]
-    try:
-        return keys_of(_compose(command, choosing))
-    except Exception:  # a choice that is malformed itself
-        return keys_of(_compose(command))
+    return UserError(one_line(f"{' '.join(choosing)}: {said}" if choosing else said))
 
 
 def _is_group(key: str) -> bool:

@@ -58,6 +58,34 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
     return schema(**values)
 
 
+def with_defaults(schema: type, tree: Any) -> Any:
+    """The tree with the default of every key that it lacks. It checks nothing: unknown keys and odd values stay."""
+    if not isinstance(tree, Mapping):
+        return tree
+    hints, full = get_type_hints(schema), {}
+    for item in dataclasses.fields(schema):
+        table = item.metadata.get("choices")
+        if item.name in tree:
+            full[item.name] = _with_defaults(hints[item.name], table, tree[item.name])
+        elif not _is_required(item):
+            has_value = item.default is not dataclasses.MISSING
+            default = item.default if has_value else item.default_factory()  # type: ignore[misc, operator]
+            full[item.name] = {"name": choice_name(table, default), **to_tree(default)} if table else to_tree(default)
+    return full | {key: value for key, value in tree.items() if key not in full}
+
+
+def _with_defaults(hint: Any, table: Mapping[str, type] | None, child: Any) -> Any:
+    if table is not None:
+        name = child.get("name") if isinstance(child, Mapping) else child
+        cls = table.get(name) if isinstance(name, str) else None
+        if cls is None:
+            return child
+        fields = {key: value for key, value in child.items() if key != "name"} if isinstance(child, Mapping) else {}
+        return {"name": name, **with_defaults(cls, fields)}
+    nested = [each for each in (hint, *get_args(hint)) if dataclasses.is_dataclass(each)]
+    return with_defaults(nested[0], child) if nested else child  # type: ignore[arg-type]
+
+
 def check_fields(schema: type, tree: Mapping[str, Any]) -> None:
     """Read each field of the tree by itself, where the whole is not known yet. Raises UserError as `from_tree` does."""
     hints = get_type_hints(schema)
@@ -220,12 +248,15 @@ def nearest_key(key: str, known: Sequence[str]) -> UnknownKeyError:
 
 def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """The config of a file that composes no others, with `key=value` overrides on top."""
-    tree = OmegaConf.create(read_yaml(path))
+    tree = OmegaConf.create(with_defaults(schema, read_yaml(path)))
     return from_tree(schema, apply_overrides(tree, overrides))
 
 
-def apply_overrides(tree: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """The tree with KEY=VALUE on top, as plain dicts. Raises UserError for a key that it does not have."""
+def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool = False) -> dict[str, Any]:
+    """The tree with KEY=VALUE on top, as plain dicts. Raises UserError for a key that it does not have.
+
+    resolve: replace interpolations such as ${seed}; a saved config has none, and its texts may look like one.
+    """
     known = keys_of(tree)
     for override in overrides:
         assignment = parse_assignment(override)
@@ -235,7 +266,10 @@ def apply_overrides(tree: DictConfig, overrides: Sequence[str]) -> dict[str, Any
             OmegaConf.update(tree, assignment.key, assignment.value)
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(one_line(f"{override!r}: {error}")) from error
-    return OmegaConf.to_container(tree)  # type: ignore[return-value]
+    try:
+        return OmegaConf.to_container(tree, resolve=resolve)  # type: ignore[return-value]
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UserError(one_line(f"{' '.join(overrides)}: {error}")) from error
 
 
 def keys_of(node: DictConfig) -> list[str]:

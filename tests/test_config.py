@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from lit_illada.config import SCHEMAS, PretrainConfig, load, load_file
 from lit_illada.errors import UserError
+from lit_illada.model.config import ModelConfig
 from lit_illada.objective.config import DiffusionObjectiveConfig
 from lit_illada.objective.mask_ratio import MASK_RATIOS
 from lit_illada.runtime.paths import conf_dir
-from lit_illada.schema import dump, from_tree, to_tree
+from lit_illada.schema import dump, from_tree, to_tree, with_defaults
 
 
 @pytest.mark.parametrize("command", SCHEMAS)
@@ -167,3 +168,17 @@ def test_a_damaged_saved_config_is_named(tmp_path, content):
 def test_an_override_that_cannot_be_composed_is_named(override, said):
     with pytest.raises(UserError, match=said):
         load("pretrain", [override])
+
+
+def test_a_file_may_leave_out_what_the_dataclass_holds():
+    tree = {"objective": {"name": "diffusion", "mask_ratio": "cosine"}, "model": {"hidden_size": 128}}
+    full = with_defaults(PretrainConfig, tree)
+    assert full["model"] == to_tree(ModelConfig(hidden_size=128))
+    assert full["objective"]["mask_ratio"] == {"name": "cosine", **to_tree(MASK_RATIOS["cosine"]())}
+    assert from_tree(PretrainConfig, full) == from_tree(PretrainConfig, tree)
+
+
+def test_defaults_leave_unknown_keys_and_odd_values_to_be_refused():
+    assert with_defaults(PretrainConfig, {"modle": 1, "model": 3})["modle"] == 1
+    with pytest.raises(UserError, match="modle"):
+        from_tree(PretrainConfig, with_defaults(PretrainConfig, {"modle": 1}))
