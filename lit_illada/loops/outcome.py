@@ -93,7 +93,7 @@ def watched(found: Outcome, config: LoopConfig) -> Watched | None:
 
 
 def as_record(found: Outcome) -> dict[str, Any]:
-    """A line of the records file."""
+    """Row of records.jsonl: groups by their names, then findings. Positions and lengths are in units."""
     generation, findings, main = found.generation, found.findings, found.findings.main
     timed = found.traced or findings
     return {
@@ -104,7 +104,7 @@ def as_record(found: Outcome) -> dict[str, Any]:
         "is_loop": findings.is_loop,
         "is_endless": found.is_endless,
         "is_right": found.is_right,
-        "length": findings.length,
+        "num_units": findings.length,  # not "length": groups of that name hold the canvas
         "num_stops": findings.num_stops,
         "is_finished": findings.is_finished,
         "has_answer": findings.has_answer,

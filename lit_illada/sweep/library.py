@@ -1,5 +1,6 @@
-"""Which sweeps are there, and how does one of them, its scale and what the reader overrides become a spec?"""
+"""The library of sweeps, and how a file, its scale and command-line overrides resolve to a spec."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,15 @@ RESOLVED_FILE = "sweep.yaml"
 
 
 def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
-    """The sweep of that name in the library, of a YAML file, or of a sweep's folder; at the scale `scale=` names."""
+    """Spec of a sweep, resolved at the scale that `scale=` names.
+
+    Args:
+        name: a sweep of the library, a YAML file, or the folder of a sweep that has begun.
+        overrides: KEY=VALUE settings. Overrides of a stage need no quotes: `overrides.pretrain=[a=1,b=2]`.
+
+    Raises:
+        UserError: the sweep, the scale or a key does not exist, or the spec is invalid.
+    """
     resolved_file = Path(name) / RESOLVED_FILE
     path = resolved_file if resolved_file.is_file() else spec_file(name)
     tree = read_yaml(path)
@@ -27,7 +36,7 @@ def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
     for keys, value in settings:
         if keys == ["scale"]:
             if path == resolved_file:
-                raise UserError(f"{path}: a sweep that is begun has its scale, {tree['scale']}")
+                raise UserError(f"{path}: the scale of a sweep that has begun is fixed, {tree['scale']}")
             tree["scale"] = value
     try:
         if path != resolved_file:
@@ -43,6 +52,7 @@ def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
 
 
 def spec_file(name: str) -> Path:
+    """YAML file of a sweep of the library, or the given file. Raises UserError where there is none."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -54,12 +64,12 @@ def spec_file(name: str) -> Path:
 
 
 def begin_path(begin_from: str) -> Path:
-    """Where the checkpoint lies: as the path says, or in sweeps/."""
+    """Path of the checkpoint that a sweep begins from: as given, or relative to sweeps/."""
     return Path(begin_from) if Path(begin_from).exists() else sweeps_dir() / begin_from
 
 
 def library() -> list[str]:
-    """The names of the sweeps that come with the package."""
+    """Names of the sweeps that come with the package."""
     return sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
 
 
@@ -72,7 +82,10 @@ def print_library() -> None:
 
 
 def _at_scale(tree: dict[str, Any]) -> SweepSpec:
-    """What all sweeps share at the scale under what the file says, its own scale on top; `scales` is then used up."""
+    """Spec with its scale applied and `scales` emptied.
+
+    Precedence, lowest first: sweeps/scale/NAME.yaml, the sweep's file, the file's own entry in `scales`.
+    """
     spec = from_tree(SweepSpec, tree)
     if spec.scale is None:
         return replace(spec, scales={})
@@ -106,9 +119,48 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
 
 def _assignment(override: str) -> tuple[list[str], Any]:
     if override in _scales():
-        raise UserError(f"{override!r} is no override: write +scale={override}")
-    assignment = parse_assignment(override)
+        raise UserError(f"{override!r} is not an override: write +scale={override}")
+    assignment = parse_assignment(_quote_nested(override))
     return assignment.key.split("."), assignment.value
+
+
+def _quote_nested(override: str) -> str:
+    """The override with the elements of a list of overrides in quotes.
+
+    Hydra's grammar allows no bare `=` within a list, but `overrides.pretrain=[model=1b]` is what a user writes.
+    """
+    key, _, value = override.partition("=")
+    value = value.strip()
+    if "overrides" not in key.lstrip("+").split(".") or not (value.startswith("[") and value.endswith("]")):
+        return override
+    quoted = [_quote(element) if _IS_ASSIGNMENT.match(element) else element for element in _elements(value[1:-1])]
+    return f"{key}=[{','.join(quoted)}]"
+
+
+_IS_ASSIGNMENT = re.compile(r"\s*[^\s'\"\[{(=]+=")
+
+
+def _quote(element: str) -> str:
+    escaped = element.strip().replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _elements(text: str) -> list[str]:
+    """Parts between the commas that lie outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for index, character in enumerate(text):
+        if quote:
+            if character == quote and text[index - 1] != "\\":
+                quote = ""
+        elif character in "'\"":
+            quote = character
+        elif character == "," and depth == 0:
+            parts.append("")
+            continue
+        else:
+            depth += (character in "[{(") - (character in "]})")
+        parts[-1] += character
+    return parts
 
 
 def _scales() -> list[str]:

@@ -276,6 +276,15 @@ def test_a_flood_of_digits_in_a_text_or_its_truth_ends_no_analysis(tmp_path):
     assert [record["is_right"] for record in records] == [False, False, None, None]
 
 
+def test_a_record_holds_the_length_of_the_canvas_and_of_the_text(tmp_path):
+    rows = [{"text": "one two three", "length": length} for length in (128, 256)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = analyze(tmp_path / "rows.jsonl", "--out", tmp_path / "out", "loops.unit=words")
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert [(record["length"], record["num_units"]) for record in records] == [("128", 3), ("256", 3)]
+
+
 def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept(tmp_path):
     row = r'{"text": "a \ud83d b \ud83d\ude00", "prompt": "\uDE00", "level": "\ud83d", "other": [{"\ud83d": 1}]}'
     (tmp_path / "rows.jsonl").write_text(row, encoding="utf-8")

@@ -121,12 +121,27 @@ def test_a_resolved_spec_reads_back_as_it_was_written(read, tmp_path):
     assert folder.read_spec() == spec
     assert read_spec(str(folder.path)) == spec
     assert read_spec(str(folder.path), ["seeds=[5]"]) == dataclasses.replace(spec, seeds=[5])
-    with pytest.raises(UserError, match="has its scale, nano"):
+    with pytest.raises(UserError, match="is fixed, nano"):
         read_spec(str(folder.path), ["scale=paper"])
 
 
 def test_the_library_holds_every_sweep_that_is_promised():
     assert set(library()) >= IN_ISSUE
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [
+        ("[model=1b]", ["model=1b"]),
+        ("[model=1b,optimizer.betas=[0.9,0.95]]", ["model=1b", "optimizer.betas=[0.9,0.95]"]),
+        ("[model=1b, name=it's]", ["model=1b", "name=it's"]),
+        ("['model=1b',\"data.name='a,b'\"]", ["model=1b", "data.name='a,b'"]),
+        ('["model=1b", "seed=3"]', ["model=1b", "seed=3"]),
+        ("[]", []),
+    ],
+)
+def test_overrides_of_a_stage_need_no_quotes(read, written, read_as):
+    assert read(f"overrides.pretrain={written}").overrides == {"pretrain": read_as}
 
 
 @pytest.mark.parametrize("scale", ["nano", "paper"])
