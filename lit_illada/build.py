@@ -48,9 +48,11 @@ from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, Score
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.scoring.wording import Chat
-from lit_illada.training.callbacks.basic import GracefulStop, ProgressBar, SkippedShards, TextSamples, TimeLimit
 from lit_illada.training.callbacks.divergence import DivergenceGuard
-from lit_illada.training.callbacks.progress_file import ProgressFile
+from lit_illada.training.callbacks.generations import ExactMatch, Question, TextSamples
+from lit_illada.training.callbacks.progress import ProgressBar, ProgressFile
+from lit_illada.training.callbacks.skipped_shards import SkippedShards
+from lit_illada.training.callbacks.stopping import GracefulStop, TimeLimit
 from lit_illada.training.callbacks.throughput import Throughput, matmul_flops_per_s
 from lit_illada.training.checkpointing.saving import Checkpoints, Retention
 from lit_illada.training.config.divergence import Rollback
@@ -59,8 +61,8 @@ from lit_illada.training.distributed.parallel import prepare_block, shard
 from lit_illada.training.loggers import build_loggers, require_loggers
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.optim import check_optimizer
-from lit_illada.training.sft_module import ExactMatch, Question, SFTModule
-from lit_illada.training.trainer import make_trainer
+from lit_illada.training.sft_module import SFTModule
+from lit_illada.training.trainer import build_lightning_trainer
 
 log = logging.getLogger(__name__)
 _NUM_OPEN_ENDED = 4  # validation prompts that a fine-tuning run without checkable answers shows completions of
@@ -265,7 +267,7 @@ def build_trainer(
     if options.ema_decay is not None:
         # last, so that what looks at the model after a validation sees the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
-    return make_trainer(options, folder.path, callbacks, build_loggers(config.logger, folder)), time_limit
+    return build_lightning_trainer(options, folder.path, callbacks, build_loggers(config.logger, folder)), time_limit
 
 
 def _texts(

@@ -15,7 +15,8 @@ from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.cli import main
 from lit_illada.commands.convert import _made_whole
 from lit_illada.errors import UserError
-from lit_illada.training.checkpointing.files import HAS_CHECKSUM, checkpoint_path, latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import checkpoint_path, latest_checkpoint
+from lit_illada.training.checkpointing.reading import HAS_CHECKSUM, read_checkpoint
 from lit_illada.training.checkpointing.writer import CheckpointWriter
 
 SHORT = ["generation.max_new_tokens=8", "generation.block_length=8", "generation.num_steps=2"]
@@ -83,7 +84,7 @@ def test_one_flipped_bit_of_a_checkpoint_is_refused(seed, run):
     with pytest.raises(UserError, match=r"step=00000012.ckpt: ") as refusal:
         open_checkpoint(run)
     earlier = checkpoint_path(run / "checkpoints", 9)
-    assert f"the newest whole checkpoint before it is {earlier}: remove {newest} and resume" in str(refusal.value)
+    assert f"the newest intact checkpoint before it is {earlier}: remove {newest} and resume" in str(refusal.value)
     newest.unlink()
     assert open_checkpoint(run).path == earlier
 
@@ -97,7 +98,7 @@ def test_every_command_names_the_damaged_checkpoint_and_the_one_before_it(run, t
         assert "step=00000012.ckpt: damaged" in line
         assert "step=00000009.ckpt" in line
     flip(checkpoint_path(run / "checkpoints", 9), 8000)
-    assert "no whole checkpoint before it is left" in refused(*resume)
+    assert "there is no intact checkpoint before it" in refused(*resume)
     newest.unlink()
     assert "step=00000009.ckpt: damaged" in refused(*resume)
 

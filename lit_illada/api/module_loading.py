@@ -11,8 +11,8 @@ from lit_illada.checkpoints.open import checkpoint_file, open_checkpoint
 from lit_illada.config import PretrainConfig, SFTConfig
 from lit_illada.errors import UserError
 from lit_illada.schema import from_tree
-from lit_illada.training.checkpointing.files import read_checkpoint
 from lit_illada.training.checkpointing.portable import load_model_state
+from lit_illada.training.checkpointing.reading import read_checkpoint
 from lit_illada.training.config.parallel import ParallelConfig
 from lit_illada.training.module import PretrainModule
 

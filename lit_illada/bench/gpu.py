@@ -26,7 +26,7 @@ from lit_illada.model.config import AttentionKernel
 from lit_illada.model.fused_loss import fused_kernel
 from lit_illada.model.lm_head import default_chunk_size, token_scores
 from lit_illada.model.transformer import Transformer
-from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.config.parallel import ActivationCheckpointing
 from lit_illada.training.config.trainer import Precision
 
 # of the norm; bfloat16's own rounding is a few thousandths
@@ -56,8 +56,8 @@ _FULL = _Sizes(GPU_GROUPS, 2, 8192, 32, 8, (64, 128), (4096, 4096, 155_136), Cas
 _DRY = _Sizes(
     [
         [Case("pico", 2, 64), Case("pico", 2, 64, AttentionKernel.SDPA, Precision.float32)],
-        [Case("pico", 2, 64, recomputation=Recomputation.selective, optimizer="adamw8bit")],
-        [Case("pico", 1, 64, recomputation=Recomputation.full, optimizer="muon")],
+        [Case("pico", 2, 64, recomputation=ActivationCheckpointing.selective, optimizer="adamw8bit")],
+        [Case("pico", 1, 64, recomputation=ActivationCheckpointing.full, optimizer="muon")],
     ],
     2, 64, 4, 2, (16,), (32, 16, 500), Case("pico", 2, 64), 8, 8, 1, 1,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from lit_illada.bench.figure import Figure, figure, now
 from lit_illada.config import PretrainConfig, load
 from lit_illada.data.prepare.prepare import prepare
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.callbacks.basic import GracefulStop
+from lit_illada.training.callbacks.stopping import GracefulStop
 from lit_illada.training.config.trainer import Precision
 from lit_illada.training.optim import build_optimizer
 from lit_illada.training.schedule import LearningRate

@@ -18,7 +18,7 @@ from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.training_step import Case, TrainingStep, batches
 from lit_illada.model.config import AttentionKernel
 from lit_illada.training.callbacks.throughput import matmul_flops_per_s
-from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.config.parallel import ActivationCheckpointing
 from lit_illada.training.config.trainer import Precision
 
 # Cases of a group alternate, and are told as times of the group's first; so they must fit the device together.
@@ -43,8 +43,17 @@ GPU_GROUPS = [
     [Case("100m", 16, 2048, is_compiled=True)],
     [Case("1b", 4, 8192, is_compiled=True)],
     [Case("1b", 4, 8192)],
-    [Case("illada_8b", 1, 8192, is_compiled=True, recomputation=Recomputation.selective, optimizer="adamw8bit")],
-    [Case("illada_8b", 2, 8192, is_compiled=True, recomputation=Recomputation.full, optimizer="adamw8bit")],
+    [
+        Case(
+            "illada_8b",
+            1,
+            8192,
+            is_compiled=True,
+            recomputation=ActivationCheckpointing.selective,
+            optimizer="adamw8bit",
+        )
+    ],
+    [Case("illada_8b", 2, 8192, is_compiled=True, recomputation=ActivationCheckpointing.full, optimizer="adamw8bit")],
 ]
 
 

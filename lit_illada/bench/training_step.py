@@ -18,9 +18,9 @@ from lit_illada.model.transformer import Transformer
 from lit_illada.objective.config import DiffusionObjectiveConfig
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.training.config.optim import OPTIMIZERS
-from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.config.parallel import ActivationCheckpointing
 from lit_illada.training.config.trainer import Precision
-from lit_illada.training.distributed.activation_checkpointing import recompute
+from lit_illada.training.distributed.activation_checkpointing import checkpoint_activations
 from lit_illada.training.optim import build_optimizer
 
 # of the models whose file leaves it to the tokenizer: the demo's, and one for larger models
@@ -40,7 +40,7 @@ class Case:
     attention: AttentionKernel = AttentionKernel.AUTO
     precision: Precision = Precision.bf16_mixed
     is_compiled: bool = False
-    recomputation: Recomputation = Recomputation.none
+    recomputation: ActivationCheckpointing = ActivationCheckpointing.none
     optimizer: str = "adamw"
 
     @property
@@ -48,7 +48,7 @@ class Case:
         """What differs from a plain default, told in full: it is the figure's name."""
         parts = [f"{self.num_rows}x{self.row_length}", self.attention.value, self.precision.value]
         parts += ["compiled"] if self.is_compiled else []
-        parts += [f"recompute-{self.recomputation}"] if self.recomputation is not Recomputation.none else []
+        parts += [f"recompute-{self.recomputation}"] if self.recomputation is not ActivationCheckpointing.none else []
         return " ".join([self.model, *parts, self.optimizer])
 
     def config(self) -> ModelConfig:
@@ -89,7 +89,7 @@ class TrainingStep:
             model = Transformer(config)
         fill(model)
         for layer in model.model.layers:
-            recompute(layer, case.recomputation)
+            checkpoint_activations(layer, case.recomputation)
         if case.is_compiled:
             for layer in model.model.layers:
                 layer.compile()

@@ -25,7 +25,8 @@ from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.checksums import CHECKSUMS_FILE, DamagedFileError, check_files, write_folder_checksums
 from lit_illada.runtime.files import parse_json
 from lit_illada.schema import from_tree, to_tree
-from lit_illada.training.checkpointing.files import Weights, is_checkpoint, latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import is_checkpoint, latest_checkpoint
+from lit_illada.training.checkpointing.reading import Weights, read_checkpoint
 
 WEIGHTS_FILE = "weights.safetensors"
 _METADATA = "lit_illada"

@@ -20,7 +20,7 @@ from lit_illada.model.config import ModelConfig, parameters_by_part
 from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.training.callbacks.throughput import matmul_flops_per_s
-from lit_illada.training.config.parallel import ParallelConfig, Recomputation, Strategy
+from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy
 from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
 
 
@@ -272,7 +272,7 @@ def _problems(config: RunConfig, memory: StepMemory, device_bytes: float | None)
         )
     else:
         lower = f"lower trainer.micro_batch_rows={trainer.micro_batch_rows}"
-        if parallel.activation_checkpointing is not Recomputation.full:
+        if parallel.activation_checkpointing is not ActivationCheckpointing.full:
             lower += ", or set trainer.parallel.activation_checkpointing=selective or full"
         yield f"more than a device's {_gigabytes(device_bytes)}: {lower}"
 

@@ -31,17 +31,18 @@ from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime import ranks as processes
 from lit_illada.schema import dump, to_tree
-from lit_illada.training.callbacks.basic import GracefulStop
 from lit_illada.training.callbacks.divergence import Diverged
+from lit_illada.training.callbacks.stopping import GracefulStop
 from lit_illada.training.callbacks.tensorboard import begin_board, draw_unigram_line
 from lit_illada.training.callbacks.throughput import Throughput
 from lit_illada.training.checkpointing import rollback
-from lit_illada.training.checkpointing.files import latest_checkpoint, read_checkpoint, remove_partials, step_of
+from lit_illada.training.checkpointing.files import latest_checkpoint, remove_partials, step_of
+from lit_illada.training.checkpointing.reading import read_checkpoint
 from lit_illada.training.checkpointing.saving import Checkpoints
-from lit_illada.training.distributed.ranks import RankWatch
+from lit_illada.training.distributed.rank_watch import RankWatch
 from lit_illada.training.loggers import begin_records, continue_records, end_records
 from lit_illada.training.module import PretrainModule
-from lit_illada.training.record import record_files, take_back
+from lit_illada.training.record import record_files, truncate_records
 
 log = logging.getLogger(__name__)
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
@@ -63,7 +64,7 @@ def fit(
     stop = GracefulStop()
     with _alone_in(folder), RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
         is_finished = None
-        with stop.heeding_signals():
+        with stop.handle_signals():
             while is_finished is None:
                 try:
                     is_finished = _fit(config, folder, datamodule, checkpoint, console, watch, stop)
@@ -107,7 +108,7 @@ def _fit(
     record = record_files(folder.path) if _is_rank_zero() else []
     if checkpoint is None:
         if folder.provenance.exists():  # a process was killed before the first checkpoint
-            take_back(record, {}, step=-1)
+            truncate_records(record, {}, step=-1)
         _record(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
@@ -167,7 +168,7 @@ class _Continuation(Callback):
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, Checkpoints)
         if checkpoints.record_sizes is not None:
-            take_back(self._record, checkpoints.record_sizes, trainer.global_step)
+            truncate_records(self._record, checkpoints.record_sizes, trainer.global_step)
         continue_records(trainer.loggers, trainer.global_step)
         _record(self._config, self._folder, self._datamodule)
 

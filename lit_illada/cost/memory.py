@@ -17,8 +17,8 @@ from lit_illada.model.lm_head import default_chunk_size
 from lit_illada.model.lora import adapter_shapes, num_adapter_parameters
 from lit_illada.model.lora_config import LoraConfig
 from lit_illada.training.config.optim import AdamW8bitConfig, MuonConfig, OptimizerConfig
-from lit_illada.training.config.parallel import ParallelConfig, Recomputation, Strategy
-from lit_illada.training.optim import is_muons
+from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy
+from lit_illada.training.optim import is_muon_parameter
 
 ALONE = ParallelConfig()
 
@@ -40,7 +40,7 @@ class MicroBatch:
     is_packed: bool = False
     stream_bytes: int = 4
     num_tensor: int = 1
-    recomputation: Recomputation = Recomputation.none
+    recomputation: ActivationCheckpointing = ActivationCheckpointing.none
     lora: LoraConfig | None = None
 
     @property
@@ -118,7 +118,7 @@ def step_memory(
     moments = optimizer_bytes(trained, optimizer)
     keeps_whole_gradients = is_cut and is_accumulating and not parallel.reduce_every_micro_batch
     moving_average = 4 * parameters if has_moving_average else 0
-    is_recomputed = batch.recomputation is not Recomputation.none
+    is_recomputed = batch.recomputation is not ActivationCheckpointing.none
     table = model.known_vocab_size * model.hidden_size
     return StepMemory(
         weights=4 * held,
@@ -152,7 +152,9 @@ def optimizer_bytes(shapes: Mapping[str, tuple[int, ...]], optimizer: OptimizerC
     """AdamW keeps two moments, Muon one momentum of the layers' matrices. AdamW's counters of steps are left out."""
     if isinstance(optimizer, AdamW8bitConfig):
         return sum(_eight_bit_bytes(math.prod(shape)) for shape in shapes.values())
-    has_one = [isinstance(optimizer, MuonConfig) and is_muons(name, len(shape)) for name, shape in shapes.items()]
+    has_one = [
+        isinstance(optimizer, MuonConfig) and is_muon_parameter(name, len(shape)) for name, shape in shapes.items()
+    ]
     return sum((4 if one else 8) * math.prod(shape) for one, shape in zip(has_one, shapes.values(), strict=True))
 
 
@@ -184,10 +186,10 @@ def kept_layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     """A token's, in one layer: of a recomputed one its input s·D alone; `selective` keeps what its linear layers give,
     c·(D + 2W + 2F)/P and c·2D, and attention's output and sums, (c·D + 4H)/P, but of explicit scores.
     """
-    if batch.recomputation is Recomputation.none:
+    if batch.recomputation is ActivationCheckpointing.none:
         return layer_bytes(model, batch)
     D, c = model.hidden_size, batch.compute_bytes
-    if batch.recomputation is Recomputation.full:
+    if batch.recomputation is ActivationCheckpointing.full:
         return batch.stream_bytes * D
     W = model.num_key_value_heads * model.head_dim
     attention = 0 if batch.kernel is AttentionKernel.MATMUL else c * D + 4 * model.num_attention_heads

@@ -21,7 +21,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         case AdamWConfig():
             return _adamw(parameters, config)
         case MuonConfig():
-            matrices = [(name, p) for name, p in parameters if is_muons(name, p.ndim)]
+            matrices = [(name, p) for name, p in parameters if is_muon_parameter(name, p.ndim)]
             taken = {name for name, _ in matrices}
             rest = [(name, p) for name, p in parameters if name not in taken]
             is_cut = any(isinstance(p, DTensor) for _, p in matrices)
@@ -43,7 +43,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
             return EightBitAdamW(groups, config.learning_rate, (config.beta1, config.beta2), config.eps)
 
 
-def is_muons(name: str, ndim: int) -> bool:
+def is_muon_parameter(name: str, ndim: int) -> bool:
     """Whether MuonConfig has Muon update this parameter, not AdamW."""
     return ndim == 2 and ".layers." in f".{name}"
 

@@ -33,7 +33,7 @@ def record_files(folder: Path) -> list[Path]:
     return sorted(file for file in found if file.is_file() and not file.is_symlink())
 
 
-def take_back(files: Iterable[Path], sizes: Mapping[str, int], step: int) -> None:
+def truncate_records(files: Iterable[Path], sizes: Mapping[str, int], step: int) -> None:
     """Remove what the files of a record gained after the checkpoint of `step`, at which they had these sizes.
 
     files: `record_files` as they were before this process began to append. A file without a size was begun later.

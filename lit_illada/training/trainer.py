@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _SRUN_ADVICE = ".*`srun` command is available on your system but is not used.*"
 
 
-def make_trainer(
+def build_lightning_trainer(
     config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger]
 ) -> Trainer:
     """Lightning's Trainer for this config. Raises UserError where the hardware asked for is absent."""

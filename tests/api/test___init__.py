@@ -19,7 +19,8 @@ import lit_illada
 from lit_illada import api
 from lit_illada.build import load_checkpoint as load_for_command
 from lit_illada.cli import main
-from lit_illada.training.checkpointing.files import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import latest_checkpoint
+from lit_illada.training.checkpointing.reading import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "tests" / "examples" / "own_trainer.py"

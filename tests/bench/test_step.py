@@ -11,7 +11,7 @@ from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.step import measure_groups
 from lit_illada.bench.training_step import Case, TrainingStep, batches
 from lit_illada.model.config import AttentionKernel
-from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.config.parallel import ActivationCheckpointing
 from lit_illada.training.config.trainer import Precision
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ TINY = Case("pico", 2, 64, precision=Precision.float32)
 
 
 def test_every_figure_is_there_and_what_cannot_run_is_told(tmp_path):
-    recomputed = Case("pico", 2, 64, precision=Precision.float32, recomputation=Recomputation.full)
+    recomputed = Case("pico", 2, 64, precision=Precision.float32, recomputation=ActivationCheckpointing.full)
     impossible = Case("pico", 2, 64, AttentionKernel.VARLEN)
     figures = measure_groups([[TINY, recomputed, impossible]], CPU, repeats=2, steps=2, profile=tmp_path)
     assert "needs a CUDA device" in figures[impossible.name]["did_not_run"]

@@ -29,7 +29,8 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.schema import to_tree
-from lit_illada.training.checkpointing.files import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import latest_checkpoint
+from lit_illada.training.checkpointing.reading import read_checkpoint
 from lit_illada.training.checkpointing.writer import CheckpointWriter
 
 CPU = torch.device("cpu")

@@ -22,7 +22,8 @@ from lit_illada.run_folder import RunFolder
 from lit_illada.schema import dump
 from lit_illada.slurm.client import Allocation, queued_jobs
 from lit_illada.slurm.script import Job, training_script
-from lit_illada.training.checkpointing.files import Weights, latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import latest_checkpoint
+from lit_illada.training.checkpointing.reading import Weights, read_checkpoint
 
 
 def lit_illada(*arguments):

@@ -19,8 +19,8 @@ from lit_illada.model.lora import add_lora, num_adapter_parameters
 from lit_illada.model.lora_config import TARGETS, LoraConfig
 from lit_illada.model.transformer import Transformer
 from lit_illada.training.config.optim import AdamW8bitConfig, AdamWConfig, MuonConfig
-from lit_illada.training.config.parallel import ParallelConfig, Recomputation, Strategy
-from lit_illada.training.distributed.activation_checkpointing import recompute
+from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy
+from lit_illada.training.distributed.activation_checkpointing import checkpoint_activations
 from lit_illada.training.optim import build_optimizer
 
 OPTIMIZERS = [
@@ -92,13 +92,13 @@ def test_a_step_holds_at_most_what_is_said(num_rows, compute_bytes, vocab_size, 
 
 
 @pytest.mark.parametrize("compute_bytes", [4, 2])
-@pytest.mark.parametrize("which", [Recomputation.selective, Recomputation.full])
+@pytest.mark.parametrize("which", [ActivationCheckpointing.selective, ActivationCheckpointing.full])
 def test_recomputed_layers_hold_at_most_what_is_said(which, compute_bytes):
     """With little else beside them: few tokens carry loss, and there are many layers."""
     config = replace(SMALL, num_hidden_layers=12, attention=AttentionKernel.SDPA)
     model, optimizer = begun(config, AdamWConfig())
     for layer in model.model.layers:
-        recompute(layer, which)
+        checkpoint_activations(layer, which)
     optimizer.zero_grad(set_to_none=True)
     peak, num_selected = measured(model, optimizer, 64, compute_bytes, every=16)
     batch = micro_batch(num_selected, compute_bytes, config.attention, 64)

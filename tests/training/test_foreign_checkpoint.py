@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_illada.errors import UserError
-from lit_illada.training.checkpointing.files import read_checkpoint
+from lit_illada.training.checkpointing.reading import read_checkpoint
 
 
 class Runs:

@@ -20,12 +20,8 @@ import torch
 
 import lit_illada.commands.pretrain  # noqa: F401  before the forks, so that everything is imported once
 from lit_illada.cli import main
-from lit_illada.training.checkpointing.files import (
-    PARTIAL_SUFFIX,
-    checkpoints_by_step,
-    latest_checkpoint,
-    read_checkpoint,
-)
+from lit_illada.training.checkpointing.files import PARTIAL_SUFFIX, checkpoints_by_step, latest_checkpoint
+from lit_illada.training.checkpointing.reading import read_checkpoint
 
 NUM_KILLS = 50
 MAX_STEPS = 400

@@ -24,7 +24,8 @@ from lit_illada.commands import training_run as fit
 from lit_illada.config import load_file
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.training.callbacks.tensorboard import UNIGRAM_RUN, begin_board
-from lit_illada.training.checkpointing.files import PARTIAL_SUFFIX, latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import PARTIAL_SUFFIX, latest_checkpoint
+from lit_illada.training.checkpointing.reading import read_checkpoint
 
 
 def pretrain(*overrides, resume=None):

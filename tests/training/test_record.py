@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_illada.cli import main
 from lit_illada.training.checkpointing.files import checkpoints_by_step
 from lit_illada.training.module import PretrainModule
-from lit_illada.training.record import record_files, record_sizes, take_back
+from lit_illada.training.record import record_files, record_sizes, truncate_records
 
 PROMPT = "samples.prompts=['alpha ']"
 # 14 is no validated step: the run is measured once more at its end
@@ -102,6 +102,6 @@ def test_a_record_that_links_elsewhere_is_left_alone(tmp_path):
     run.mkdir()
     (run / "samples.txt").symlink_to(other)
     (run / "answers.jsonl").write_text("one\ntwo\n")
-    take_back(record_files(run), {"samples.txt": 0, "answers.jsonl": 4}, step=3)
+    truncate_records(record_files(run), {"samples.txt": 0, "answers.jsonl": 4}, step=3)
     assert other.read_text() == "mine"
     assert (run / "answers.jsonl").read_text() == "one\n"

@@ -14,7 +14,8 @@ from lit_illada.bench import answers
 from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.cli import main
 from lit_illada.objective.loss import NoisyBatch
-from lit_illada.training.checkpointing.files import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import latest_checkpoint
+from lit_illada.training.checkpointing.reading import read_checkpoint
 from lit_illada.training.sft_module import ResponseCurves
 
 SMALL = [

@@ -6,7 +6,8 @@ from click.testing import CliRunner
 
 from lit_illada.cli import main
 from lit_illada.config import load_file
-from lit_illada.training.checkpointing.files import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import latest_checkpoint
+from lit_illada.training.checkpointing.reading import read_checkpoint
 
 
 def pretrain(*overrides):

@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_illada.errors import UserError
-from lit_illada.training.checkpointing.files import newest_until
+from lit_illada.training.checkpointing.files import newest_checkpoint_until
 from lit_illada.training.checkpointing.saving import Checkpoints
 from lit_illada.training.config.divergence import Rollback, SpikeConfig, Stop
 from lit_illada.training.metrics import publish
@@ -167,7 +167,7 @@ class DivergenceGuard(Callback):
         reason = f"{what}, from step {first} to {trainer.global_step}"
         steps_back = self._response.steps_back if isinstance(self._response, Rollback) else 2
         # what one rank sees, so that all go back to the same
-        good = trainer.strategy.broadcast(newest_until(folder, first - steps_back))
+        good = trainer.strategy.broadcast(newest_checkpoint_until(folder, first - steps_back))
         if good is None:
             raise UserError(
                 f"{reason}, and there is no checkpoint at least {steps_back} steps older to go back to: begin again "

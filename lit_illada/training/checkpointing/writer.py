@@ -21,19 +21,15 @@ from torch.distributed.tensor import DTensor
 from lit_illada.errors import UserError
 from lit_illada.runtime.checksums import ChecksummedWriter, write_checksums
 from lit_illada.training.checkpointing.files import (
-    ELSEWHERE,
-    HAS_CHECKSUM,
     STATE_FILE,
-    cause,
     checksums_file,
-    map_leaves,
     partial_of,
     parts_file,
     publish_partial,
-    read_checkpoint,
     remove_checkpoint,
     sync_folder,
 )
+from lit_illada.training.checkpointing.reading import ELSEWHERE, HAS_CHECKSUM, map_leaves, one_line, read_checkpoint
 from lit_illada.training.checkpointing.sharded import Part, own_parts, write_parts
 
 
@@ -147,7 +143,7 @@ class CheckpointWriter(CheckpointIO):
                 _write_file(partial_of(path), content)
             self._is_written = True
         except Exception as error:  # whatever it is: a thread that dies tells nobody
-            detail = f"{error.strerror}); free some space and resume" if _is_full(error) else f"{cause(error)})"
+            detail = f"{error.strerror}); free some space and resume" if _is_full(error) else f"{one_line(error)})"
             self.error = UserError(f"{path}: the checkpoint could not be written ({detail}")
             self.error.__cause__ = error
         self.write_s = time.perf_counter() - started_at

@@ -22,7 +22,7 @@ class ReduceDtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
-class Recomputation(StrEnum):
+class ActivationCheckpointing(StrEnum):
     """none: all are kept. full: a block's input alone.
 
     selective: also the outputs of its linear layers and of attention, the dear ones; norms, rotations and the MLP's
@@ -49,7 +49,7 @@ class ParallelConfig:
     strategy: Strategy = Strategy.auto
     shard_size: int | None = None
     tensor_parallel: int = 1
-    activation_checkpointing: Recomputation = Recomputation.none
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     reduce_dtype: ReduceDtype = ReduceDtype.float32
     reduce_every_micro_batch: bool = False
 

@@ -11,15 +11,15 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from lit_illada.training.config.parallel import Recomputation
+from lit_illada.training.config.parallel import ActivationCheckpointing
 
 
-def recompute(block: nn.Module, which: Recomputation) -> None:
+def checkpoint_activations(block: nn.Module, which: ActivationCheckpointing) -> None:
     """In place, before sharding and compiling. The block keeps its parameters' names: no module is wrapped."""
-    if which is Recomputation.none:
+    if which is ActivationCheckpointing.none:
         return
     options: dict[str, Any] = {}
-    if which is Recomputation.selective:
+    if which is ActivationCheckpointing.selective:
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_what_is_dear)
 
     # nothing in a block is drawn at random, so that there is no generator's state to keep

@@ -27,7 +27,7 @@ from lit_illada.model.initial import fill
 from lit_illada.model.transformer import Transformer
 from lit_illada.training.checkpointing.portable import PortableState
 from lit_illada.training.config.parallel import ParallelConfig
-from lit_illada.training.distributed.activation_checkpointing import recompute
+from lit_illada.training.distributed.activation_checkpointing import checkpoint_activations
 
 
 class ShardedStrategy(PortableState, ModelParallelStrategy):
@@ -88,7 +88,7 @@ def num_data_ranks(trainer: pl.Trainer) -> int:
 
 def prepare_block(block: nn.Module, config: ParallelConfig, *, is_compiled: bool) -> None:
     """What a block does otherwise on any number of devices: it recomputes its activations, and is compiled."""
-    recompute(block, config.activation_checkpointing)
+    checkpoint_activations(block, config.activation_checkpointing)
     if is_compiled:
         block.compile()
 

@@ -31,16 +31,14 @@ from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.run_folder import RunFolder
 from lit_illada.training.callbacks.divergence import LossSpikes
 from lit_illada.training.checkpointing.files import (
-    Weights,
     checkpoint_path,
     latest_checkpoint,
     link_best,
-    newest_until,
-    read_checkpoint,
-    remove_after,
+    newest_checkpoint_until,
     remove_partials,
 )
-from lit_illada.training.checkpointing.rollback import complete_rollback, roll_back
+from lit_illada.training.checkpointing.reading import Weights, read_checkpoint
+from lit_illada.training.checkpointing.rollback import complete_rollback, remove_after, roll_back
 from lit_illada.training.config.divergence import Rollback, SpikeConfig
 
 ROLLBACK = [
@@ -483,9 +481,9 @@ def test_checkpoints_are_found_by_their_step(tmp_path):
     for name in ("step=00000003.ckpt", "step=00000012.ckpt", *strays):
         (tmp_path / name).touch()
     assert latest_checkpoint(tmp_path).name == "step=00000012.ckpt"
-    assert newest_until(tmp_path, 11).name == "step=00000003.ckpt"
-    assert newest_until(tmp_path, 12).name == "step=00000012.ckpt"
-    assert newest_until(tmp_path, 2) is None
+    assert newest_checkpoint_until(tmp_path, 11).name == "step=00000003.ckpt"
+    assert newest_checkpoint_until(tmp_path, 12).name == "step=00000012.ckpt"
+    assert newest_checkpoint_until(tmp_path, 2) is None
     assert [path.name for path in remove_after(tmp_path, 3)] == ["step=00000012.ckpt"]
     assert {path.name for path in tmp_path.iterdir()} == {"step=00000003.ckpt", *strays}
 

@@ -13,14 +13,8 @@ from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.cli import main
 from lit_illada.errors import UserError
 from lit_illada.training.checkpointing import writer as checkpoint_writer
-from lit_illada.training.checkpointing.files import (
-    Weights,
-    checkpoint_path,
-    checkpoints_by_step,
-    latest_checkpoint,
-    partial_of,
-    read_checkpoint,
-)
+from lit_illada.training.checkpointing.files import checkpoint_path, checkpoints_by_step, latest_checkpoint, partial_of
+from lit_illada.training.checkpointing.reading import Weights, read_checkpoint
 from lit_illada.training.checkpointing.saving import Checkpoints, Retention
 from lit_illada.training.checkpointing.writer import CheckpointWriter
 from lit_illada.training.config.trainer import TrainerConfig

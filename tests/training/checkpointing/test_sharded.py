@@ -20,13 +20,11 @@ from lit_illada.training.checkpointing import files as checkpoint
 from lit_illada.training.checkpointing import writer as checkpoint_writer
 from lit_illada.training.checkpointing.files import (
     STATE_FILE,
-    Weights,
     checksums_file,
     is_checkpoint,
     latest_checkpoint,
     partial_of,
     parts_file,
-    read_checkpoint,
     remove_checkpoint,
     remove_partials,
 )
@@ -36,6 +34,7 @@ from lit_illada.training.checkpointing.portable import (
     model_state,
     optimizer_state,
 )
+from lit_illada.training.checkpointing.reading import Weights, read_checkpoint
 from lit_illada.training.checkpointing.sharded import open_parts
 from lit_illada.training.checkpointing.writer import CheckpointWriter
 

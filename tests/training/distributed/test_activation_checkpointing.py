@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_illada.batch import Layout
 from lit_illada.model.config import AttentionKernel, ModelConfig
 from lit_illada.model.transformer import Transformer
-from lit_illada.training.config.parallel import Recomputation
-from lit_illada.training.distributed.activation_checkpointing import recompute
+from lit_illada.training.config.parallel import ActivationCheckpointing
+from lit_illada.training.distributed.activation_checkpointing import checkpoint_activations
 
 CONFIG = ModelConfig(300, 64, 176, 3, 4, 2, attention=AttentionKernel.SDPA)
 KERNELS = [AttentionKernel.SDPA, AttentionKernel.MATMUL]
@@ -21,7 +21,7 @@ def step(which, kernel=AttentionKernel.SDPA):
     model = Transformer(replace(CONFIG, attention=kernel))
     model.init_weights(0)
     for block in model.model.layers:
-        recompute(block, which)
+        checkpoint_activations(block, which)
     ids = torch.randint(300, (4, 64), generator=torch.Generator().manual_seed(0))
     kept = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -40,14 +40,14 @@ def step(which, kernel=AttentionKernel.SDPA):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("which", [Recomputation.selective, Recomputation.full])
+@pytest.mark.parametrize("which", [ActivationCheckpointing.selective, ActivationCheckpointing.full])
 def test_the_gradients_are_the_same_to_the_last_bit(which, kernel):
-    expected, found = step(Recomputation.none, kernel)[0], step(which, kernel)[0]
+    expected, found = step(ActivationCheckpointing.none, kernel)[0], step(which, kernel)[0]
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def test_less_is_kept_and_selective_computes_no_product_again():
-    (_, all_bytes, flops), (_, _, selective_flops), (_, full_bytes, full_flops) = map(step, Recomputation)
+    (_, all_bytes, flops), (_, _, selective_flops), (_, full_bytes, full_flops) = map(step, ActivationCheckpointing)
     assert full_bytes < 0.3 * all_bytes
     assert selective_flops == flops
     # the blocks' forward products a second time: a third of theirs more
@@ -58,19 +58,19 @@ def test_names_stay_those_of_the_model():
     model = Transformer(CONFIG)
     names = list(model.state_dict())
     for block in model.model.layers:
-        recompute(block, Recomputation.full)
+        checkpoint_activations(block, ActivationCheckpointing.full)
     assert list(model.state_dict()) == names == [name for name, _ in model.named_parameters()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", [Recomputation.selective, Recomputation.full])
+@pytest.mark.parametrize("which", [ActivationCheckpointing.selective, ActivationCheckpointing.full])
 def test_recomputed_blocks_compile(which):
     eager, compiled = Transformer(CONFIG), Transformer(CONFIG)
     ids = torch.randint(300, (4, 64), generator=torch.Generator().manual_seed(0))
     for model in (eager, compiled):
         model.init_weights(0)
         for block in model.model.layers:
-            recompute(block, which)
+            checkpoint_activations(block, which)
     for block in compiled.model.layers:
         block.compile()
     for model in (eager, compiled):

@@ -19,7 +19,8 @@ import lit_illada.commands.pretrain  # noqa: F401  before the forks, so that eve
 from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.cli import main
 from lit_illada.objective.diffusion import DiffusionObjective
-from lit_illada.training.checkpointing.files import Weights, latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import latest_checkpoint
+from lit_illada.training.checkpointing.reading import Weights, read_checkpoint
 
 MAX_STEPS = 9
 FSDP = "trainer.parallel.strategy=fsdp"

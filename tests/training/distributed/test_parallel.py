@@ -21,10 +21,11 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.initial import InitialWeights
 from lit_illada.model.transformer import Transformer
-from lit_illada.training.checkpointing.files import latest_checkpoint, map_leaves, read_checkpoint
+from lit_illada.training.checkpointing.files import latest_checkpoint
+from lit_illada.training.checkpointing.reading import map_leaves, read_checkpoint
 from lit_illada.training.checkpointing.sharded import StoredTensor
 from lit_illada.training.config.optim import AdamWConfig, MuonConfig
-from lit_illada.training.config.parallel import ParallelConfig, Recomputation, Strategy
+from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy
 from lit_illada.training.distributed.gradients import scale, total_norm
 from lit_illada.training.distributed.parallel import shard
 from lit_illada.training.optim import build_optimizer
@@ -130,7 +131,7 @@ def test_muon_updates_cut_matrices_as_whole_ones(tmp_path):
 
 def test_blocks_that_recompute_train_the_same_when_cut(tmp_path):
     plain = on_mesh(tmp_path / "plain", (1, 2, 1))
-    for which in (Recomputation.selective, Recomputation.full):
+    for which in (ActivationCheckpointing.selective, ActivationCheckpointing.full):
         found = on_mesh(tmp_path / which, (1, 2, 1), activation_checkpointing=which)
         assert found["norms"] == plain["norms"]
         assert all(torch.equal(found["trained"][name], value) for name, value in plain["trained"].items())

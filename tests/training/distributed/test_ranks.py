@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_illada.training.callbacks import basic as callbacks
-from lit_illada.training.callbacks.basic import GracefulStop
+from lit_illada.training.callbacks import stopping
+from lit_illada.training.callbacks.stopping import GracefulStop
 from lit_illada.training.checkpointing.files import latest_checkpoint
-from lit_illada.training.distributed import ranks
+from lit_illada.training.distributed import rank_watch as ranks
 
 LIMIT_S = 120  # the rank that is left must end long before; a machine under load may take its time
 TWO = ["trainer.devices=2", "trainer.micro_batch_rows=4", "trainer.max_steps=100000"]
@@ -92,7 +92,7 @@ def watched(tmp_path):
 def test_a_signal_before_the_first_step_is_the_graceful_stops(watched):
     watch, trainer = watched
     stop = GracefulStop()
-    with stop.heeding_signals():
+    with stop.handle_signals():
         with watch:
             watch.setup(trainer, None, "fit")
             os.kill(os.getpid(), signal.SIGTERM)
@@ -112,7 +112,7 @@ def test_a_rank_that_is_interrupted_says_so_to_the_others(watched, tmp_path):
 def test_a_loader_leaves_signals_to_its_run(monkeypatch):
     """It is forked with the run's handlers, and would tell of a stop that is not its own."""
     stop, told = GracefulStop(), []
-    monkeypatch.setattr(callbacks.log, "warning", lambda *words: told.append(words))
+    monkeypatch.setattr(stopping.log, "warning", lambda *words: told.append(words))
     pid = os.fork()
     if pid == 0:
         stop._request(signal.SIGTERM, None)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lit_illada.run_folder import RunFolder
-from lit_illada.training.checkpointing.files import latest_checkpoint, read_checkpoint
+from lit_illada.training.checkpointing.files import latest_checkpoint
+from lit_illada.training.checkpointing.reading import read_checkpoint
 
 
 def started(folder, *overrides):

@@ -1,0 +1,120 @@
+"""Callbacks that report a run's progress: on screen (`ProgressBar`) and in progress.json (`ProgressFile`)."""
+
+import json
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lit_illada.runtime.files import write_atomically
+from lit_illada.training.callbacks.throughput import Throughput
+
+
+class ProgressBar(Callback):
+    """One line on screen: steps, loss, validation bound, tokens/s, time left. Only rank 0 prints.
+
+    Where output is not a terminal, one plain line per validation.
+    """
+
+    def __init__(self, throughput: Throughput, console: Console) -> None:
+        self._throughput = throughput
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._bar.start()
+        self._task = self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, status="")
+        self._started_at, self._first_step = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            self._bar.update(self._task, completed=trainer.global_step, status=self._status(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or self._console.is_terminal or trainer.state.fn != "fit":
+            return
+        done = trainer.global_step - self._first_step
+        left_s = (time.perf_counter() - self._started_at) / max(1, done) * (trainer.max_steps - trainer.global_step)
+        self._console.print(
+            f"step {trainer.global_step}/{trainer.max_steps}  {self._status(trainer)}  {left_s:.0f} s left",
+            highlight=False,
+        )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and hasattr(self, "_task"):
+            self._bar.update(self._task, description="validate")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and hasattr(self, "_task"):
+            self._bar.update(self._task, description="train")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._bar.stop()
+
+    def _status(self, trainer: Trainer) -> str:
+        names = {"train/loss": "loss", "val/nll_bound": "bound"}
+        values = trainer.callback_metrics
+        parts = [f"{short} {float(values[name]):.3f}" for name, short in names.items() if name in values]
+        return "  ".join([*parts, f"{self._throughput.tokens_per_s:,.0f} tokens/s"])
+
+
+class ProgressFile(Callback):
+    """Writes progress.json, which the sweep monitor reads.
+
+    Keys: step, max_steps, begun_at_step, updated_at, elapsed_s, tokens_per_s, metrics (the last values logged).
+    elapsed_s counts from the first step of this process, which followed `begun_at_step`. Written at most every
+    `every_s` seconds, and after every validation.
+    """
+
+    def __init__(self, file: Path, throughput: Throughput, every_s: float = 2.0) -> None:
+        self._file = file
+        self._throughput = throughput
+        self._every_s = every_s
+        self._written_at = -every_s
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started_at, self._first_step = time.monotonic(), trainer.global_step
+        self._write(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if time.monotonic() - self._written_at >= self._every_s:
+            self._write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._written_at = time.monotonic()
+        record = {
+            "step": trainer.global_step,
+            "max_steps": trainer.max_steps,
+            "begun_at_step": self._first_step,
+            "updated_at": datetime.now().isoformat(timespec="seconds"),
+            "elapsed_s": round(self._written_at - self._started_at, 3),
+            "tokens_per_s": self._throughput.tokens_per_s,
+            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+        }
+        # not synced to disk: after a crash of the machine a slightly older file does no harm
+        write_atomically(self._file, json.dumps(record) + "\n", is_durable=False)
