@@ -1,4 +1,4 @@
-"""From text to batches: corpora, tokenizer, shards on disk, and the stream of packed rows.
+"""Data, from text to batches: corpora, tokenizer, shards on disk, packed rows and data modules.
 
-Preparation (everything but packing, stream and datamodule) needs no torch, so that its processes start at once.
+Preparation imports no torch, so that its processes start fast.
 """

@@ -1,4 +1,4 @@
-"""What does pretraining read? Packed rows of a prepared data set."""
+"""Data module of pretraining: packed rows of a prepared data set."""
 
 from functools import cached_property
 
@@ -16,19 +16,19 @@ from lit_illada.data.shortening import NoShortening, SplitRow, TruncateRow
 from lit_illada.data.stream import PackedRows
 from lit_illada.data.tokenizer import Tokenizer
 
-# Decides which validation rows come first, so it is no setting: every arm is ranked on the same rows.
+# Not configurable, as it determines which validation rows come first: arms are compared on the same rows.
 _VALIDATION_STREAMS = 8
-# Training tokens whose frequencies are counted at a run's start; more would change the cross-entropy by little.
+# Training tokens counted at the start of a run; more would hardly change the cross-entropy.
 _COUNTED_TOKENS = 2**23
 
 
 class PackedDataModule(RowDataModule):
-    """Packed rows of a prepared data set; prepares it first when it is missing and has a source."""
+    """Packed rows of a prepared data set, which is prepared first if it is missing and has a source."""
 
     config: DataConfig
 
     def prepare_data(self) -> None:
-        """On one process a node. Raises UserError when `dir` holds a data set of other settings."""
+        """Called on one process per node. Raises UserError when `dir` has a data set with other settings."""
         if not isinstance(self.config.source, PreparedSource) and not is_url(self.config.dir):
             prepare(self.config)
 
@@ -65,8 +65,8 @@ class PackedDataModule(RowDataModule):
         return self._rows(VALIDATION, NoShortening(), _VALIDATION_STREAMS, VALIDATION_SEED)
 
     def training_counts(self) -> NDArray[np.int64]:
-        """(V,): of all training shards, or of evenly spaced ones of about 8 million tokens. Bad shards count nothing
-        where the run skips them."""
+        """(V,): token counts of evenly spaced training shards with about 8 million tokens, or of all. Bad shards are
+        left out where the run skips them."""
         counts = np.zeros(self.manifest.vocab_size, np.int64)
         records = self.manifest.train.shards
         for record in records[:: max(1, -(-self.manifest.train.tokens // _COUNTED_TOKENS))]:
@@ -81,7 +81,7 @@ class PackedDataModule(RowDataModule):
 
     @property
     def is_bad_shard(self) -> torch.Tensor | None:
-        """(training shards,) uint8, which ones this rank and its loaders have skipped; None where that is not asked."""
+        """(training shards,) uint8: 1 for shards skipped on this rank; None where bad shards are errors."""
         return self.train_rows.stream.is_bad
 
     def _rows(
@@ -95,5 +95,5 @@ class PackedDataModule(RowDataModule):
             seed=seed,
             skips_bad=split == TRAIN and self.config.on_bad_shard is OnBadShard.SKIP,
         )
-        names_documents = split == VALIDATION  # for the standard error of the validation metric
-        return PackedRows(stream, shortening, self.config.isolate_documents, seed, names_documents)
+        has_document_ids = split == VALIDATION  # for the standard error of the validation metric
+        return PackedRows(stream, shortening, self.config.isolate_documents, seed, has_document_ids)

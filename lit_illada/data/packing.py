@@ -1,18 +1,18 @@
-"""Which tokens are row g of the endless stream?
+"""Packed rows of a prepared data set, as an endless stream with random access.
 
-A pure function of (seed, g), so the position of a run is one number: any row is read at random, by any rank or worker,
-and a resume costs nothing.
+Row g is a pure function of (seed, g), so the position of a run is one number, any rank or worker can read any row, and
+resuming costs nothing.
 
-An epoch: the shards in an order drawn from (seed, epoch); the documents of each in an order drawn from (seed, epoch,
-shard), laid end to end, cut into rows of T tokens (the tail is dropped: another one every epoch), and the rows shuffled
-within the shard. The rows of all shards, one after the other, are divided into `num_streams` equal stretches, and row g
-comes from stretch g mod num_streams: so neighbours come from different shards, while a reader holds only num_streams
-of them.
+An epoch takes the shards in an order drawn from (seed, epoch). The documents of each shard, in an order drawn from
+(seed, epoch, shard), are concatenated and cut into rows of T tokens (the remainder, a different one every epoch, is
+dropped), and the rows are shuffled within the shard. The sequence of all rows is divided into `num_streams` equal
+streams, and row g comes from stream g mod num_streams: adjacent rows come from different shards, while a reader has
+only num_streams of them in memory.
 
-Where bad shards are skipped, a row of one is a row of the next good shard in the manifest's order, the same for every
-rank and at every resume; so no other row moves, and the position stays one number.
+Where bad shards are skipped, their rows are replaced by rows of the next good shard in the manifest's order. This is
+the same for every rank and after a resume, and no other row changes.
 
-Shapes: B rows, T tokens a row, R rows of a shard.
+Shapes: B rows, T tokens per row, R rows of a shard, D documents of a shard.
 """
 
 import logging
@@ -29,14 +29,15 @@ from lit_illada.errors import UserError
 from lit_illada.runtime.counter_rng import permutation
 
 log = logging.getLogger(__name__)
-_SHARDS, _DOCUMENTS, _ROWS = 1, 2, 3
+_SHARDS, _DOCUMENTS, _ROWS = 1, 2, 3  # keys of the random draws
 
 
 class PackedStream:
     """The rows of a split, in the order of a seed.
 
-    rows_per_epoch: int. is_bad: (shards,) uint8, those found bad and skipped, shared with the loader's processes; None
-    where a bad shard is an error.
+    rows_per_epoch: rows after which every document was used once.
+    is_bad: (shards,) uint8, 1 for skipped shards, in memory shared with the loader processes; None where a bad shard is
+        an error.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class PackedStream:
         seed: int,
         skips_bad: bool = False,
     ) -> None:
-        """Raises UserError when no shard of the split fills a row."""
+        """skips_bad: whether to skip bad shards. Raises UserError when no shard of the split fills a row."""
         self._dataset = dataset
         self._shards = dataset.manifest.split(split).shards
         self._order = RowOrder([shard.tokens // row_length for shard in self._shards], num_streams, seed)
@@ -58,30 +59,30 @@ class PackedStream:
         self._row_length = row_length
         self._seed = seed
         self._loaded: OrderedDict[tuple[int, int], PackedShard] = OrderedDict()
-        self._max_loaded = num_streams + 1  # one more, because the stretches do not end together
+        self._max_loaded = num_streams + 1  # one more, because streams do not cross shard borders simultaneously
         if not self.rows_per_epoch:
             tokens = dataset.manifest.split(split).tokens
             raise UserError(
-                f"the {split} split at {dataset.location} holds {tokens} tokens in {len(self._shards)} shards, none "
-                f"of them a row of data.row_length={row_length}: lower it, or prepare more text (a text file is one "
-                "document unless data.source.document_separator is set)"
+                f"the {split} split at {dataset.location} has {tokens} tokens in {len(self._shards)} shards, none "
+                f"of which fills a row of data.row_length={row_length}: lower it, or prepare more text (a text file is "
+                "one document unless data.source.document_separator is set)"
             )
 
     def rows(self, row_ids: NDArray[np.int64]) -> tuple[NDArray[np.unsignedinteger], NDArray[np.bool]]:
-        """(B, T) token ids, and (B, T) whether a document, or the rest of one, starts there."""
+        """(B, T) token ids, and (B, T) whether a document or the continuation of one starts there."""
         tokens_BT = np.empty((len(row_ids), self._row_length), self._dataset.manifest.dtype)
         is_start_BT = np.empty((len(row_ids), self._row_length), np.bool)
-        for b, (packed, row) in enumerate(self._places(row_ids)):
+        for b, (packed, row) in enumerate(self._locate(row_ids)):
             tokens_BT[b] = packed.tokens[row]
             is_start_BT[b] = packed.is_start[row]
         return tokens_BT, is_start_BT
 
     def document_ids(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(B, T): the number of each token's document, counted over the split in the manifest's order."""
-        return np.stack([packed.document_ids(row) for packed, row in self._places(row_ids)])
+        """(B, T): the index of each token's document in the split, in the manifest's order."""
+        return np.stack([packed.document_ids(row) for packed, row in self._locate(row_ids)])
 
-    def _places(self, row_ids: NDArray[np.int64]) -> Iterator[tuple["PackedShard", int]]:
-        """The packed shard of each row, and the row's index there."""
+    def _locate(self, row_ids: NDArray[np.int64]) -> Iterator[tuple["PackedShard", int]]:
+        """The packed shard of each row, and the row's index in it."""
         for epoch, shard, row in zip(*(part.tolist() for part in self._order.locate(row_ids)), strict=True):
             packed = self._packed(epoch, shard)
             yield packed, row % len(packed.tokens)  # a shard that replaces a bad one may have fewer rows
@@ -99,7 +100,7 @@ class PackedStream:
                 shard = self._good(shard)
 
     def _good(self, shard: int) -> int:
-        """The shard, or the next one not known to be bad that has rows."""
+        """The shard, or the next one with rows that is not known to be bad."""
         if self.is_bad is None or not self.is_bad[shard]:
             return shard
         for other in (*range(shard + 1, len(self._shards)), *range(shard)):
@@ -120,7 +121,7 @@ class PackedStream:
 
 
 class RowOrder:
-    """Where row g lies: its epoch, its shard, its row there."""
+    """The location of row g: epoch, shard and row in the shard."""
 
     def __init__(self, rows_per_shard: list[int], num_streams: int, seed: int) -> None:
         self._rows_per_shard = np.array(rows_per_shard, np.int64)
@@ -133,20 +134,20 @@ class RowOrder:
 
     def locate(self, row_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """(epoch, shard, row of the shard) of each row id, (B,) each."""
-        epochs, places = np.divmod(row_ids, self.rows_per_epoch)
-        steps, streams = np.divmod(places, self._num_streams)
-        places = streams * self._stream_rows + steps
-        shards, rows = np.empty_like(places), np.empty_like(places)
+        epochs, indices = np.divmod(row_ids, self.rows_per_epoch)
+        steps, streams = np.divmod(indices, self._num_streams)
+        indices = streams * self._stream_rows + steps
+        shards, rows = np.empty_like(indices), np.empty_like(indices)
         for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
+            is_epoch = epochs == epoch
             order, firsts = self._epoch(epoch)
-            positions = np.searchsorted(firsts, places[here], side="right") - 1
-            shards[here] = order[positions]
-            rows[here] = places[here] - firsts[positions]
+            positions = np.searchsorted(firsts, indices[is_epoch], side="right") - 1
+            shards[is_epoch] = order[positions]
+            rows[is_epoch] = indices[is_epoch] - firsts[positions]
         return epochs, shards, rows
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's order of the shards, and the number of the first row of each in it."""
+        """The order of the shards in an epoch, and the index of the first row of each."""
         if epoch not in self._epochs:
             order = permutation(len(self._rows_per_shard), self._seed, epoch, _SHARDS)
             order = order[self._rows_per_shard[order] > 0]
@@ -159,28 +160,26 @@ class RowOrder:
 
 @dataclass(frozen=True)
 class PackedShard:
-    """A shard's rows in an epoch's order.
+    """The rows of a shard in the order of an epoch."""
 
-    tokens: (R, T). is_start: (R, T), where a document or a row starts. first_document: number of the shard's first
-    document in the split. row_starts: (R,), position of each row in the packed documents. ends: (D,), where each packed
-    document ends. order: (D,), their indices in the shard.
-    """
-
-    tokens: NDArray[np.unsignedinteger]
-    is_start: NDArray[np.bool]
-    first_document: int
-    row_starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    order: NDArray[np.int64]
+    tokens: NDArray[np.unsignedinteger]  # (R, T)
+    is_start: NDArray[np.bool]  # (R, T): where a document or a row starts
+    first_document: int  # index in the split of the shard's first document
+    row_starts: NDArray[np.int64]  # (R,): position of each row in the concatenated documents
+    ends: NDArray[np.int64]  # (D,): end of each document in the concatenation
+    order: NDArray[np.int64]  # (D,): index in the shard of each concatenated document
 
     def document_ids(self, row: int) -> NDArray[np.int64]:
-        """(T,): the number of each token's document in the split."""
+        """(T,): the index of each token's document in the split."""
         positions_T = self.row_starts[row] + np.arange(self.tokens.shape[1])
         return self.first_document + self.order[np.searchsorted(self.ends, positions_T, side="right")]
 
 
 def pack(shard: Shard, row_length: int, seed: int, epoch: int, index: int, first_document: int = 0) -> PackedShard:
-    """The documents in the order of (seed, epoch, index), end to end, cut into shuffled rows."""
+    """The documents in the order of (seed, epoch, index), concatenated and cut into shuffled rows.
+
+    index: of the shard in the split. first_document: index in the split of the shard's first document.
+    """
     order = permutation(len(shard.lengths), seed, epoch, index, _DOCUMENTS)
     ends = np.cumsum(shard.lengths)
     spans = zip((ends - shard.lengths)[order].tolist(), ends[order].tolist(), strict=True)
@@ -195,6 +194,7 @@ def pack(shard: Shard, row_length: int, seed: int, epoch: int, index: int, first
     is_start_RT = is_start.reshape(num_rows, row_length)
     is_start_RT[:, 0] = True
 
+    # shuffled, since consecutive rows share a document
     rows = permutation(num_rows, seed, epoch, index, _ROWS)
     return PackedShard(
         tokens[:size].reshape(num_rows, row_length)[rows],

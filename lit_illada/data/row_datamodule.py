@@ -1,4 +1,4 @@
-"""What does Lightning train and validate on, and where in the stream is the run?"""
+"""Base of the data modules: numbered rows for training and validation, and the position in the stream."""
 
 import logging
 import math
@@ -18,26 +18,28 @@ from lit_illada.data.stream import MicroBatches, RowBatches, RowLoader, row_at
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 
-VALIDATION_SEED = 0  # every run and every arm of a sweep is measured on the same rows
+VALIDATION_SEED = 0  # fixed, so that every run and every arm of a sweep validates on the same rows
 _FILES_OF_TRAINING = 128  # open files of a training process without loaders
 _FILES_PER_WORKER = 24  # a loader's pipes, semaphores and tensors on their way, in the training process
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 256  # read together to count tokens
 _log = logging.getLogger(__name__)
 
 
 class LoaderConfig(Protocol):
-    """num_workers: loader processes a rank."""
+    """Configuration of the loader processes."""
 
     @property
-    def num_workers(self) -> int: ...
+    def num_workers(self) -> int:
+        """Loader processes per rank; 0: read in the training process."""
+        ...
 
 
 class RowDataModule(L.LightningDataModule, ABC):
-    """Numbered rows, an endless stream of them for training and a fixed set for validation.
+    """Numbered rows: an endless stream for training and a fixed set for validation.
 
-    rows_seen: global rows that training has consumed, over all ranks: the position of the stream, and what a
-    checkpoint keeps. Rows that loader processes have only prefetched do not count. skipped_rows: rows, from … to before
-    …, that training never sees.
+    rows_seen: rows that training has consumed, over all ranks: the position in the stream, saved in checkpoints.
+        Prefetched rows do not count.
+    skipped_rows: ranges (start, stop) of row numbers that training skips.
     """
 
     def __init__(
@@ -50,7 +52,11 @@ class RowDataModule(L.LightningDataModule, ABC):
         total_steps: int,
         validation_rows: int,
     ) -> None:
-        """batch_rows: of an optimizer step, over all ranks. micro_batch_rows: of one forward on one rank."""
+        """Raises UserError for a batch without rows.
+
+        batch_rows: rows per optimizer step, over all ranks. micro_batch_rows: rows per forward on one rank.
+        validation_rows: rows per validation, over all ranks; 0: no validation.
+        """
         super().__init__()
         for name, value in {"batch_rows": batch_rows, "micro_batch_rows": micro_batch_rows}.items():
             if value < 1:
@@ -67,42 +73,43 @@ class RowDataModule(L.LightningDataModule, ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Names the content: two with one fingerprint hold the same."""
+        """Hash of the content: equal fingerprints mean equal data."""
 
     @property
     @abstractmethod
     def location(self) -> str:
-        """Where the content comes from, for messages: the setting and its value."""
+        """The setting that names the data and its value, for messages."""
 
     @property
     @abstractmethod
     def row_settings(self) -> dict[str, str]:
-        """What decides, beside the content and the seed, which tokens a row's number means: the setting, its value."""
+        """Settings that, with the content and the seed, determine the tokens of a row number: value by setting."""
 
     @property
     @abstractmethod
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the rows."""
 
     @property
     @abstractmethod
     def train_rows(self) -> RowBatches:
-        """The stream of this seed."""
+        """The training stream of this seed."""
 
     @property
     @abstractmethod
     def val_rows(self) -> RowBatches:
-        """The same for every seed and every setting of the training stream."""
+        """The validation rows, the same for every seed and every setting of the training stream."""
 
     @abstractmethod
     def training_counts(self) -> NDArray[np.int64]:
-        """(V,): how often each token occurs in the training data (or a sample of it), among those that validation
-        scores: text, or responses."""
+        """(V,): token counts of the training data, or of a sample, among the kind that validation scores (text or
+        responses)."""
 
     def unigram_cross_entropy(self) -> float:
         """Cross-entropy of the training data's token frequencies on the scored validation tokens, nats/token.
 
-        What a model reaches that has learnt the frequencies of the training data and nothing else. Every count is
-        raised by one, so that no token has probability 0. NaN when validation_rows is 0.
+        The level that a model reaches by learning token frequencies alone. One is added to every count, so that no
+        token has probability 0. NaN when validation_rows is 0.
         """
         trained = self.training_counts()
         scored = np.zeros_like(trained)
@@ -114,12 +121,12 @@ class RowDataModule(L.LightningDataModule, ABC):
 
     @property
     def rows_per_epoch(self) -> int:
-        """Training rows after which everything has come once."""
+        """Training rows after which all data were used once."""
         return self.train_rows.rows_per_epoch
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of a rank in an optimizer step."""
+        """Micro-batches per rank and optimizer step. Raises UserError where batch_rows is not divisible by them."""
         stride = self.micro_batch_rows * self._world_size
         if self.batch_rows % stride:
             raise UserError(
@@ -129,7 +136,7 @@ class RowDataModule(L.LightningDataModule, ABC):
         return self.batch_rows // stride
 
     def row_at(self, position: int) -> int:
-        """The training row that comes after so many."""
+        """The number of the training row at a position of the stream, skipped rows excluded."""
         return row_at(position, self.skipped_rows)
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
@@ -138,7 +145,7 @@ class RowDataModule(L.LightningDataModule, ABC):
         return self._loader(self.train_rows, first=self.rows_seen, last=last, skipped=self.skipped_rows)
 
     def val_dataloader(self) -> DataLoader[TokenBatch] | list[Any]:
-        """None when validation_rows is 0."""
+        """The loader of the validation rows; an empty list when validation_rows is 0."""
         if not self.validation_rows:
             return []
         return self._loader(self.val_rows, first=0, last=self._available(self.val_rows.rows_per_epoch))
@@ -157,17 +164,17 @@ class RowDataModule(L.LightningDataModule, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises UserError for a checkpoint of another data set, seed or layout: its position means nothing here."""
+        """Restores the position. Raises UserError for a checkpoint of another data set, seed or row layout."""
         if state_dict["dataset"] != self.fingerprint:
             raise UserError(
                 f"the checkpoint was trained on another data set (fingerprint {state_dict['dataset'][:12]}) than that "
-                f"of {self.location} ({self.fingerprint[:12]}): name that one"
+                f"of {self.location} ({self.fingerprint[:12]}): use the same data set"
             )
         if state_dict["seed"] != self.seed:
-            raise UserError(f"the checkpoint was trained with seed={state_dict['seed']}; seed={self.seed} asked")
+            raise UserError(f"the checkpoint was trained with seed={state_dict['seed']}, not seed={self.seed}")
         for name, value in self.row_settings.items():
             if (saved := state_dict["row_settings"].get(name)) != value:
-                raise UserError(f"the checkpoint was trained with {name}={saved}; {name}={value} asked: other rows")
+                raise UserError(f"the checkpoint was trained with {name}={saved}, not {name}={value}")
         self.rows_seen = state_dict["rows_seen"]
 
     def _loader(
@@ -178,7 +185,7 @@ class RowDataModule(L.LightningDataModule, ABC):
             first=first,
             last=last,
             micro_batch_rows=self.micro_batch_rows,
-            rank=self._shares["rank"],
+            rank=self._replica["rank"],
             world_size=self._world_size,
             skipped=skipped,
         )
@@ -191,14 +198,14 @@ class RowDataModule(L.LightningDataModule, ABC):
         )
 
     def _available(self, rows_per_epoch: int) -> int:
-        """Validation rows that there are, and the same number for every rank: unequal ranks would wait for ever."""
+        """Available validation rows, a multiple of the ranks: with unequal numbers, collectives would hang."""
         available = min(self.validation_rows, rows_per_epoch)
         available -= available % self._world_size
         if not available:
             raise UserError(f"the validation split has {rows_per_epoch} rows, fewer than {self._world_size} ranks")
         if available < self.validation_rows:
             _log.warning(
-                "validating on %d rows instead of %d: there are %d, and each of %d ranks takes as many",
+                "validating on %d rows instead of %d: %d are available, and each of %d ranks takes the same number",
                 available,
                 self.validation_rows,
                 rows_per_epoch,
@@ -208,17 +215,17 @@ class RowDataModule(L.LightningDataModule, ABC):
 
     @property
     def _world_size(self) -> int:
-        return self._shares["num_replicas"]
+        return self._replica["num_replicas"]
 
     @property
-    def _shares(self) -> dict[str, int]:
-        """How the ranks share the rows. Where a strategy is parallel it says so: not every rank has rows of its own."""
-        alone = {"num_replicas": 1, "rank": 0}
-        return getattr(self.trainer.strategy, "distributed_sampler_kwargs", alone) if self.trainer else alone
+    def _replica(self) -> dict[str, int]:
+        """The data-parallel size and rank, from the strategy: with tensor parallelism, ranks share rows."""
+        single = {"num_replicas": 1, "rank": 0}
+        return getattr(self.trainer.strategy, "distributed_sampler_kwargs", single) if self.trainer else single
 
 
 def cross_entropy(counts: NDArray[np.int64], model_counts: NDArray[np.int64]) -> float:
-    """−Σ p·log q of the distributions p and q with these counts, nats. model_counts: of q, all above 0."""
+    """−Σ p·log q in nats. counts: of p. model_counts: of q, all above 0."""
     p, q = counts / counts.sum(), model_counts / model_counts.sum()
     return float(-(p * np.log(q)).sum())
 

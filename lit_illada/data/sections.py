@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 _SECTION_CHARACTERS = 400  # a section may end after so many; some sections are up to four times as long
 _LINES_COMPARED = 3
-_MOST_SEEN = 0.5  # fraction of a section's line triples that earlier sections may hold
+_MAX_SEEN_FRACTION = 0.5  # fraction of a section's line triples that earlier sections may contain
 
 
 def sections(text: str) -> Iterator[tuple[int, str]]:
@@ -52,7 +52,7 @@ class NearDuplicates:
     def accepts(self, text: str) -> bool:
         """Whether the section is new; if so, later ones are compared with it too."""
         runs = line_runs(text)
-        if len(runs & self._seen) > _MOST_SEEN * len(runs):
+        if len(runs & self._seen) > _MAX_SEEN_FRACTION * len(runs):
             return False
         self._seen |= runs
         return True

@@ -1,4 +1,4 @@
-"""What does fine-tuning read, and on which prompts are its answers checked?"""
+"""Data module of fine-tuning: rows of examples, and held-out prompts for exact match."""
 
 import hashlib
 import logging
@@ -25,28 +25,26 @@ from lit_illada.tasks.answers import exact_match
 from lit_illada.tasks.arithmetic import Portion
 
 _log = logging.getLogger(__name__)
-# What is scored is the response given its prompt, whatever the training sees and counts: so all arms compare.
+# Validation scores the response given its prompt, whatever layout is trained on, so that arms are comparable.
 _VALIDATION_ROWS = Padded(is_prompt_maskable=False, is_padding_maskable=False)
 
 
 class Difficulty(StrEnum):
-    """EASY: held-out examples like those of training. HARDER: beyond the range of training."""
+    """Which held-out examples to evaluate on."""
 
     EASY = "easy"
+    """Examples like those of training."""
     HARDER = "harder"
+    """Examples beyond the training range."""
 
 
 @dataclass(frozen=True)
 class EvaluationExample:
-    """A held-out prompt and the truth of its answer.
-
-    prompt_ids: what a model continues. response_ids: the answer in the data, with its reasoning and EOS: how long an
-    answer may be expected to be. truth: what the answer must give for exact match.
-    """
+    """A held-out prompt and its reference answer."""
 
     prompt_ids: list[int]
-    response_ids: list[int]
-    truth: str
+    response_ids: list[int]  # the response in the data, with its reasoning and EOS
+    truth: str  # reference for exact match
     origin: str
 
 
@@ -55,21 +53,21 @@ class _Split:
     """Examples that fit a row, and their tokens."""
 
     examples: list[Example]
-    pairs: list[tuple[list[int], list[int]]]
+    pairs: list[tuple[list[int], list[int]]]  # (prompt ids, response ids)
 
     def encoded(self) -> EncodedExamples:
         return EncodedExamples.of(self.pairs)
 
     def conversations(self) -> NDArray[np.int64]:
-        """(D,) int64: equal for the turns of one conversation."""
+        """(D,): a number per example, equal for the turns of one conversation."""
         _, numbers = np.unique([example.origin for example in self.examples], return_inverse=True)
         return numbers.astype(np.int64)
 
 
 class SFTDataModule(RowDataModule):
-    """Rows of examples, with the contract of `PackedDataModule`. The tokenizer is the model's.
+    """Rows of examples, tokenised with the model's tokenizer.
 
-    left_out: what was skipped of the files, counted and listed.
+    left_out: tally of the skipped examples.
     """
 
     config: SFTDataConfig
@@ -85,9 +83,9 @@ class SFTDataModule(RowDataModule):
         total_steps: int,
         validation_rows: int,
     ) -> None:
-        """batch_rows: of an optimizer step, over all ranks. micro_batch_rows: of one forward on one rank.
+        """Builds the chat template. Raises UserError when the tokenizer lacks a token of the template.
 
-        Raises UserError when the tokenizer lacks a token that the template needs.
+        batch_rows: rows per optimizer step, over all ranks. micro_batch_rows: rows per forward on one rank.
         """
         super().__init__(
             config,
@@ -117,7 +115,7 @@ class SFTDataModule(RowDataModule):
     @property
     def row_settings(self) -> dict[str, str]:
         rows = {"sft_data.rows": str(self.config.rows)}
-        is_cut = isinstance(self.config.rows, Packed)  # a padded row is one example, however long rows may be
+        is_cut = isinstance(self.config.rows, Packed)  # a padded row is one example, whatever the row length
         return {**rows, "sft_data.row_length": str(self.config.row_length)} if is_cut else rows
 
     @cached_property
@@ -127,32 +125,35 @@ class SFTDataModule(RowDataModule):
 
     @cached_property
     def val_rows(self) -> ExampleRows:
-        """One example a row, its response maskable, whatever `rows` says."""
+        """One example per row with a maskable response, whatever layout `rows` configures."""
         _, validation = self._splits
         stream = self._rows(validation, _VALIDATION_ROWS, VALIDATION_SEED).stream
         return ExampleRows(stream, validation.conversations())
 
     def steps(self, epochs: float) -> int:
-        """Optimizer steps in so many epochs, rounded up."""
+        """Optimizer steps in this number of epochs, rounded up."""
         return max(1, math.ceil(epochs * self.rows_per_epoch / self.batch_rows))
 
     def training_counts(self) -> NDArray[np.int64]:
-        """(V,): of the training responses."""
+        """(V,): token counts of the training responses."""
         examples = self._splits[0].encoded()
         return np.bincount(examples.tokens[examples.is_response], minlength=self.tokenizer.vocab_size)
 
     @property
     def difficulties(self) -> list[Difficulty]:
-        """Those that have examples with a truth to compare with; none for open-ended conversations."""
+        """The difficulties that have examples with a reference answer; none for open-ended conversations."""
         if isinstance(self.config.source, ReasoningSource):
             return list(Difficulty)
         _, validation = self._splits
         return [Difficulty.EASY] if any(example.truth is not None for example in validation.examples) else []
 
     def evaluation_examples(self, difficulty: Difficulty, num: int) -> list[EvaluationExample]:
-        """The first `num` prompts with a truth, or as many as there are; always the same ones in the same order."""
+        """The first `num` prompts with a reference answer, or all if there are fewer; the order never changes.
+
+        Raises UserError where the data have no such examples.
+        """
         if difficulty not in self.difficulties:
-            raise UserError(f"{self.location} holds no {difficulty} examples with a truth to compare answers with")
+            raise UserError(f"{self.location} has no {difficulty} examples with a reference answer")
         split = self._harder if difficulty is Difficulty.HARDER else self._splits[1]
         return [
             EvaluationExample(prompt, response, example.truth, example.origin)
@@ -161,16 +162,16 @@ class SFTDataModule(RowDataModule):
         ][:num]
 
     def validation_prompts(self, num: int) -> list[list[int]]:
-        """The ids of the first `num` validation prompts, or as many as there are."""
+        """The ids of the first `num` validation prompts, or of all if there are fewer."""
         return [prompt for prompt, _ in self._splits[1].pairs[:num]]
 
     def is_right(self, example: EvaluationExample, response_ids: Sequence[int]) -> bool:
-        """Exact match of a generated response, up to its EOS. One that has not ended its reasoning is wrong."""
+        """Exact match of a generated response, up to its EOS; one with unclosed reasoning is wrong."""
         return exact_match(self.template.read(response_ids).answer, example.truth)
 
     @cached_property
     def _splits(self) -> tuple[_Split, _Split]:
-        """Training, validation."""
+        """(training, validation)."""
         source, fraction = self.config.source, self.config.validation_fraction
         if isinstance(source, ReasoningSource):
             train = make_examples(source, source.easy, Portion.TRAIN, source.num_train, fraction)
@@ -182,7 +183,7 @@ class SFTDataModule(RowDataModule):
         validation = [turn for example in validation for turn in example.turns()]
         splits = self._encoded(train, "training"), self._encoded(validation, "validation")
         if self.left_out.bad:
-            _log.warning("left out %d bad examples; the first: %s", self.left_out.bad, self.left_out.examples[0])
+            _log.warning("skipped %d bad examples; the first: %s", self.left_out.bad, self.left_out.examples[0])
         return splits
 
     @cached_property
@@ -192,20 +193,20 @@ class SFTDataModule(RowDataModule):
         examples = make_examples(
             source, source.harder, Portion.TEST, source.num_harder, self.config.validation_fraction
         )
-        # never rows of training, so they may be longer than one
+        # used as prompts, never as training rows, so they may exceed row_length
         return _Split(examples, self.template.encode_batch([example.messages for example in examples]))
 
     def _encoded(self, examples: list[Example], split: str) -> _Split:
         pairs = self.template.encode_batch([example.messages for example in examples])
         fits = [self._fits(example, pair) for example, pair in zip(examples, pairs, strict=True)]
-        kept = _Split(list(compress(examples, fits)), list(compress(pairs, fits)))
-        if not kept.examples:
-            first = f"; the first left out: {self.left_out.examples[0]}" if self.left_out.examples else ""
+        fitting = _Split(list(compress(examples, fits)), list(compress(pairs, fits)))
+        if not fitting.examples:
+            first = f"; the first skipped: {self.left_out.examples[0]}" if self.left_out.examples else ""
             raise UserError(
                 f"sft_data.source{_listed(self.config.source)} has no {split} examples "
-                f"({self.left_out.bad} bad ones left out{first}); name more files, or another validation_fraction"
+                f"({self.left_out.bad} bad ones skipped{first}); add files, or change validation_fraction"
             )
-        return kept
+        return fitting
 
     def _fits(self, example: Example, pair: tuple[list[int], list[int]]) -> bool:
         length = len(pair[0]) + len(pair[1])
@@ -214,7 +215,7 @@ class SFTDataModule(RowDataModule):
         self.left_out.on_bad(
             UserError(
                 f"{example.origin}: {length} tokens, more than sft_data.row_length={self.config.row_length}; raise "
-                "that, or set sft_data.on_bad_example=skip"
+                "it, or set sft_data.on_bad_example=skip"
             )
         )
         return False
@@ -233,6 +234,6 @@ class SFTDataModule(RowDataModule):
 
 
 def _listed(source: object) -> str:
-    """The first of a source's paths, for a message; empty for a source that reads none."""
+    """The first paths of a source, for a message; empty for a source without files."""
     paths = getattr(source, "paths", [])
     return f".paths=[{', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}]" if paths else ""

@@ -1,6 +1,6 @@
-"""How do rows become batches, and which rows does a rank take?
+"""Batches of rows, and the division of rows among ranks.
 
-Shapes: B rows, T tokens a row.
+Shapes: B rows, T tokens per row.
 """
 
 from abc import ABC, abstractmethod
@@ -21,20 +21,16 @@ from lit_illada.errors import UserError
 
 
 class RowArrays(NamedTuple):
-    """Rows as NumPy arrays, (B, T) each.
-
-    is_start: where a segment begins; the first token of every row does. is_response: None for text. document_ids:
-    int64, None for training rows.
-    """
+    """Rows as NumPy arrays, (B, T) each."""
 
     tokens: NDArray[np.integer]
-    is_start: NDArray[np.bool]
+    is_start: NDArray[np.bool]  # where a segment starts, among others at the first token of every row
     is_maskable: NDArray[np.bool]
-    is_response: NDArray[np.bool] | None = None
-    document_ids: NDArray[np.int64] | None = None
+    is_response: NDArray[np.bool] | None = None  # None for plain text
+    document_ids: NDArray[np.int64] | None = None  # None for training rows
 
     def row(self, index: int) -> tuple[NDArray[Any], ...]:
-        """One row of each part that there is."""
+        """One row of each array that is not None."""
         return tuple(part[index] for part in self if part is not None)
 
 
@@ -44,11 +40,11 @@ class RowBatches(TorchDataset[TokenBatch], ABC):
     @property
     @abstractmethod
     def rows_per_epoch(self) -> int:
-        """Rows after which everything has come once."""
+        """Rows after which all data were used once."""
 
     @abstractmethod
     def arrays(self, row_ids: NDArray[np.int64]) -> RowArrays:
-        """The rows with these numbers in the endless stream of the run, pure functions of them."""
+        """The rows with these numbers in the endless stream; a pure function of them."""
 
     def __getitem__(self, row_ids: Sequence[int]) -> TokenBatch:
         try:
@@ -56,7 +52,7 @@ class RowBatches(TorchDataset[TokenBatch], ABC):
         except UserError as error:
             if get_worker_info() is None:
                 raise
-            # for RowLoader to raise: torch would wrap it in the traceback of its process
+            # RowLoader raises it: torch would wrap it in the traceback of the worker process
             return error  # type: ignore[return-value]
 
     def _batch(self, row_ids: NDArray[np.int64]) -> TokenBatch:
@@ -74,17 +70,13 @@ class RowBatches(TorchDataset[TokenBatch], ABC):
 
 @dataclass(frozen=True)
 class PackedRows(RowBatches):
-    """Batches of packed documents.
-
-    isolate_documents: every document is a segment; otherwise the row is. seed: of the shortening. names_documents:
-    whether batches carry document_ids.
-    """
+    """Batches of packed documents."""
 
     stream: PackedStream
     shortening: NoShortening | SplitRow | TruncateRow
-    isolate_documents: bool
-    seed: int
-    names_documents: bool = False
+    isolate_documents: bool  # whether every document is a segment; otherwise the row is
+    seed: int  # of the shortening
+    has_document_ids: bool = False  # whether batches carry document_ids
 
     @property
     def rows_per_epoch(self) -> int:
@@ -96,12 +88,12 @@ class PackedRows(RowBatches):
             is_start_BT[:, 1:] = False
         is_maskable_BT = np.ones(tokens_BT.shape, np.bool)
         self.shortening.apply(is_start_BT, is_maskable_BT, row_ids, self.seed)
-        document_ids_BT = self.stream.document_ids(row_ids) if self.names_documents else None
+        document_ids_BT = self.stream.document_ids(row_ids) if self.has_document_ids else None
         return RowArrays(tokens_BT, is_start_BT, is_maskable_BT, document_ids=document_ids_BT)
 
 
 class RowLoader(DataLoader[TokenBatch]):
-    """A DataLoader in which a UserError of a worker process stays the one line it is."""
+    """A DataLoader that raises the UserError of a worker process without torch's traceback."""
 
     def __iter__(self) -> Iterator[TokenBatch]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -111,11 +103,11 @@ class RowLoader(DataLoader[TokenBatch]):
 
 
 class MicroBatches(DistributedSampler[list[int]]):
-    """The row ids of one rank's micro-batches: rows first … last − 1, dealt to the ranks in turn.
+    """The row ids of one rank's micro-batches: positions first … last − 1, assigned to the ranks in turn.
 
-    The rows of an optimizer step are therefore the same for any number of ranks and any accumulation. Of `skipped`,
-    rows from … to before …, none comes: the stream goes on behind them, and a position is a number of rows taken.
-    A DistributedSampler by name only: Lightning leaves one of these alone, and would replace any other.
+    The rows of an optimizer step are therefore the same for any number of ranks and any accumulation. skipped: ranges
+    (start, stop) of row numbers that the stream leaves out; a position counts only the rows that are used.
+    A DistributedSampler in name only: Lightning would replace any other sampler.
     """
 
     def __init__(
@@ -144,15 +136,15 @@ class MicroBatches(DistributedSampler[list[int]]):
             ]
 
     def __len__(self) -> int:
-        """Micro-batches from row 0 on, even if `first` is later: Lightning adds those it restored to those it takes."""
+        """Micro-batches from position 0, not from `first`: Lightning counts restored batches as part of the epoch."""
         return -(-self.last // (self.micro_batch_rows * self.num_replicas))
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: the order of every epoch follows from the row ids."""
+        """Does nothing: the row ids determine the order of every epoch."""
 
 
 def row_at(position: int, skipped: Sequence[tuple[int, int]]) -> int:
-    """The row at this place of the stream that the skipped ranges (from …, to before …) leave; they may overlap."""
+    """The row number at a position of the stream without the skipped ranges (start, stop), which may overlap."""
     row, passed = position, 0
     for start, stop in sorted(skipped):
         if row < max(start, passed):

@@ -5,15 +5,22 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class TokenNames:
-    """The texts of the special tokens; None: the tokenizer has none of this kind (or its own config names it)."""
+    """The texts of the special tokens; None: the tokenizer has no such token, or its own config defines it."""
 
     mask_token: str | None = None
+    """Stands for a masked token."""
     eos_token: str | None = None
+    """Ends documents and responses."""
     system_token: str | None = None
+    """Starts a system message."""
     user_token: str | None = None
+    """Starts a user message."""
     assistant_token: str | None = None
+    """Starts an assistant message."""
     think_open_token: str | None = None
+    """Opens a reasoning segment."""
     think_close_token: str | None = None
+    """Closes a reasoning segment."""
 
 
 OUR_TOKENS = TokenNames(
@@ -25,7 +32,5 @@ OUR_TOKENS = TokenNames(
     think_open_token="<|think|>",
     think_close_token="<|/think|>",
 )
-
-
 NO_NAMES = TokenNames()
-MIN_VOCAB_SIZE = 256 + len(asdict(OUR_TOKENS))
+MIN_VOCAB_SIZE = 256 + len(asdict(OUR_TOKENS))  # every byte and the special tokens

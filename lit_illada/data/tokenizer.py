@@ -1,7 +1,7 @@
-"""What turns text into token ids and back, and which ids are special?
+"""The tokenizer and its special tokens.
 
-Folders are in Hugging Face's convention (tokenizer.json, tokenizer_config.json), so transformers'
-PreTrainedTokenizerFast loads them too. No id is written in code: they all come from here.
+Folders have Hugging Face's format (tokenizer.json, tokenizer_config.json), so transformers' PreTrainedTokenizerFast
+loads them too. No token id is hard-coded: they all come from here.
 """
 
 import hashlib
@@ -25,33 +25,31 @@ from lit_illada.runtime.files import parse_json, read_text, write_atomically
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-
-
-_STANDARD_NAMES = ("mask_token", "eos_token")  # the others go under `extra_special_tokens` of tokenizer_config.json
+_STANDARD_NAMES = ("mask_token", "eos_token")  # the others are under `extra_special_tokens` in the config
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Converts text to token ids and back.
 
-    Text never becomes a special token: a corpus may hold the characters `<|mask|>`, and they stay text.
+    Text never becomes a special token: the characters `<|mask|>` in a corpus stay text. The ids of optional special
+    tokens (system, user, assistant, think_open, think_close) are None where the tokenizer has no such token.
 
-    mask_token_id, eos_token_id: int. system_token_id, user_token_id, assistant_token_id, think_open_token_id,
-    think_close_token_id: int, or None where the tokenizer has no such token. sha256: of tokenizer.json and the names.
+    sha256: hash of tokenizer.json and the names of the special tokens.
     """
 
     def __init__(self, tokenizer_json: str, names: TokenNames, origin: str = "the tokenizer") -> None:
-        """origin: where it came from, for messages. Raises UserError when a special token is missing."""
+        """origin: folder or URL, for messages. Raises UserError when a special token is missing."""
         try:
             self._backend = Backend.from_str(tokenizer_json)
         except Exception as error:  # the library raises bare Exception
-            raise UserError(
-                f"{origin}: {TOKENIZER_FILE} is not readable by the tokenizers library ({error})"
-            ) from error
+            raise UserError(f"{origin}: {TOKENIZER_FILE} cannot be read by the tokenizers library ({error})") from error
         self._json = tokenizer_json
         self.names = names
         for name in _STANDARD_NAMES:
             if getattr(names, name) is None:
-                raise UserError(f"{origin} names no {name}: set data.tokenizer.token_names.{name} to one of its tokens")
+                raise UserError(
+                    f"{origin} defines no {name}: set data.tokenizer.token_names.{name} to one of its tokens"
+                )
         ids = {name: self._special_id(name, token, origin) for name, token in asdict(names).items()}
         self.mask_token_id: int = ids["mask_token"]  # type: ignore[assignment]
         self.eos_token_id: int = ids["eos_token"]  # type: ignore[assignment]
@@ -60,10 +58,10 @@ class Tokenizer:
         self.assistant_token_id = ids["assistant_token"]
         self.think_open_token_id = ids["think_open_token"]
         self.think_close_token_id = ids["think_close_token"]
-        given = [token for token in asdict(names).values() if token is not None]
-        # A foreign tokenizer may hold these as plain added tokens, which would match in text.
-        self._backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in given])
-        self._backend.encode_special_tokens = True  # means: encode their text as text
+        special = [token for token in asdict(names).values() if token is not None]
+        # A tokenizer from elsewhere may have these as plain added tokens, which would match in text.
+        self._backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+        self._backend.encode_special_tokens = True  # the library's flag to encode their text as plain text
         self._backend.no_padding()
         self._backend.no_truncation()
         self.vocab_size: int = max(self._backend.get_vocab().values()) + 1
@@ -72,7 +70,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
-        """A byte-level BPE with our special tokens; smaller than `vocab_size` where the texts have too few pairs."""
+        """Trains a byte-level BPE; it is smaller than `vocab_size` where the texts have too few pairs."""
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
         backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -87,7 +85,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path, names: TokenNames = NO_NAMES) -> Self:
-        """From a folder; `names` override what its tokenizer_config.json says."""
+        """Loads a folder; `names` override its tokenizer_config.json. Raises UserError where it has no tokenizer."""
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
             raise UserError(f"no tokenizer at {folder}: {path} does not exist")
@@ -97,28 +95,28 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, tokenizer_json: str, config_json: str, origin: str, names: TokenNames = NO_NAMES) -> Self:
-        """From the two files' contents, wherever they came from."""
+        """Builds a tokenizer from the contents of the two files."""
         config = parse_json(config_json, f"{origin}/{CONFIG_FILE}")
         extra = config.get("extra_special_tokens") or {}
         known = {**(extra if isinstance(extra, dict) else {}), **config}
         overrides = {name: token for name, token in asdict(names).items() if token is not None}
         config_file = f"{origin}/{CONFIG_FILE}"
-        found = {
+        defined = {
             name: _token_text(known[name], f"{config_file}: {name}")
             for name in asdict(names)
             if known.get(name) is not None
         }
-        return cls(tokenizer_json, TokenNames(**{**found, **overrides}), origin)
+        return cls(tokenizer_json, TokenNames(**{**defined, **overrides}), origin)
 
     def save(self, folder: str | Path) -> None:
-        """Write the two files; tokenizer.json is what was read or trained, byte for byte."""
+        """Writes the two files; tokenizer.json is byte for byte the one that was loaded or trained."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
             write_atomically(folder / name, content)
 
     def files(self) -> dict[str, str]:
-        """The contents of tokenizer.json and tokenizer_config.json, by file name."""
+        """The contents of tokenizer.json and tokenizer_config.json by file name."""
         named = {name: token for name, token in asdict(self.names).items() if token is not None}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -129,21 +127,21 @@ class Tokenizer:
         return {TOKENIZER_FILE: self._json, CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the text, nothing added."""
+        """Token ids of the text, without added special tokens."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, nothing added; uses the library's threads unless TOKENIZERS_PARALLELISM is false."""
+        """Token ids of each text, as by `encode`; multi-threaded unless TOKENIZERS_PARALLELISM is false."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Text of the ids; bytes that are no whole character become U+FFFD."""
+        """Text of the ids; incomplete UTF-8 sequences become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def bytes_per_token(self) -> NDArray[np.int64]:
-        """(vocab_size,): bytes of UTF-8 text that each id stands for; 0 for special tokens and unused ids.
+        """(vocab_size,): bytes of UTF-8 text per id; 0 for special tokens and unused ids.
 
-        Exact for byte-level tokenizers. Other kinds count `▁` as a space and `<0xNN>` as a byte.
+        Exact for byte-level tokenizers. For others, `▁` counts as a space and `<0xNN>` as one byte.
         """
         sizes = np.zeros(self.vocab_size, np.int64)
         is_byte_level = isinstance(self._backend.decoder, decoders.ByteLevel) or '"ByteLevel"' in self._json
@@ -155,7 +153,7 @@ class Tokenizer:
 
     @cached_property
     def wordless_ids(self) -> list[int]:
-        """Ids of tokens without a letter: digits, punctuation, white space, and the special ones."""
+        """Ids of tokens without a letter: digits, punctuation, white space and special tokens."""
         texts = self._backend.decode_batch([[index] for index in range(self.vocab_size)], skip_special_tokens=True)
         return [index for index, text in enumerate(texts) if not any(map(_is_letter, text))]
 
@@ -171,15 +169,15 @@ class Tokenizer:
 
 
 def _token_text(entry: object, where: str) -> str:
-    """A token in tokenizer_config.json is a text, or an object with the text under `content`."""
+    """The text of a token in tokenizer_config.json: a string, or an object with the text under `content`."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     if not isinstance(text, str):
-        raise UserError(f"{where} must be a text, or an object with one under 'content'")
+        raise UserError(f"{where} must be a string, or an object with one under 'content'")
     return text
 
 
 def _is_letter(character: str) -> bool:
-    """Marks belong to letters; U+FFFD stands for a part of a character, most likely of a letter."""
+    """Combining marks count as letters, and so does U+FFFD, which is most likely a part of one."""
     return unicodedata.category(character)[0] in "LM" or character == "\ufffd"
 
 

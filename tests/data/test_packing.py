@@ -125,7 +125,7 @@ def test_more_streams_than_rows_still_give_every_row(prepared):
 
 
 def test_a_split_without_a_row_is_refused(prepared):
-    with pytest.raises(UserError, match=r"none of them a row of data\.row_length=100000"):
+    with pytest.raises(UserError, match=r"none of which fills a row of data\.row_length=100000"):
         make_stream(open_dataset(prepared.dir), row_length=100_000)
 
 

@@ -194,7 +194,7 @@ def test_a_checkpoint_of_other_examples_template_or_seed_is_refused():
     ):
         with pytest.raises(UserError, match="trained on another data set"):
             make(other).load_state_dict(state)
-    with pytest.raises(UserError, match="seed=3; seed=4 asked"):
+    with pytest.raises(UserError, match="seed=3, not seed=4"):
         make(seed=4).load_state_dict(state)
     make(replace(CONFIG, num_workers=2)).load_state_dict(state)
 
@@ -249,20 +249,20 @@ def test_bad_examples_are_refused_or_counted_and_listed(file, caplog):
         next(m for m in module.left_out.examples if "tokens" in m).partition(": ")[2],
     ]
     assert any(f"{file}:8: 1" in m and "more than sft_data.row_length=48" in m for m in module.left_out.examples)
-    assert f"left out 2 bad examples; the first: {file}:10" in caplog.text
+    assert f"skipped 2 bad examples; the first: {file}:10" in caplog.text
 
 
 def test_open_ended_conversations_have_no_exact_match(file):
     module = make(SFTDataConfig(source=AlpacaSource([file]), row_length=48, on_bad_example=OnBadDocument.SKIP))
     assert module.difficulties == []
-    with pytest.raises(UserError, match="holds no easy examples with a truth"):
+    with pytest.raises(UserError, match="has no easy examples with a reference answer"):
         module.evaluation_examples(Difficulty.EASY, 1)
 
 
 def test_a_source_without_examples_is_refused(tmp_path):
     path = alpaca(tmp_path / "none.jsonl", [{"instruction": "i", "output": ""}])
     config = SFTDataConfig(source=AlpacaSource([path]), on_bad_example=OnBadDocument.SKIP)
-    with pytest.raises(UserError, match=r"has no training examples \(1 bad ones left out; the first left out: "):
+    with pytest.raises(UserError, match=r"has no training examples \(1 bad ones skipped; the first skipped: "):
         _ = make(config).train_rows
 
 

@@ -93,7 +93,7 @@ def foreign(folder: Path, config: dict) -> Path:
 
 def test_a_foreign_tokenizer_loads_with_the_names_given(tmp_path: Path):
     folder = foreign(tmp_path / "foreign", {"eos_token": {"content": "</s>"}})
-    with pytest.raises(UserError, match=r"names no mask_token: set data\.tokenizer\.token_names\.mask_token"):
+    with pytest.raises(UserError, match=r"defines no mask_token: set data\.tokenizer\.token_names\.mask_token"):
         Tokenizer.load(folder)
     tokenizer = Tokenizer.load(folder, TokenNames(mask_token="[MASK]"))
     assert (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.think_open_token_id) == (6, 1, None)
@@ -115,7 +115,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "m", "eos_token": "e"}')
-    with pytest.raises(UserError, match="not readable by the tokenizers library"):
+    with pytest.raises(UserError, match="cannot be read by the tokenizers library"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(UserError, match=r"tokenizer_config\.json: not JSON"):
@@ -127,5 +127,5 @@ def test_a_token_that_is_no_text_is_named_with_its_file(entry, tmp_path):
     TRAINED.save(tmp_path)
     file = tmp_path / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "mask_token": entry}))
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: mask_token must be a text"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: mask_token must be a string"):
         Tokenizer.load(tmp_path)

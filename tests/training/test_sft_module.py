@@ -133,7 +133,7 @@ def test_a_resumed_run_equals_one_left_alone_even_when_its_base_is_gone(base, tu
     ("override", "said"),
     [
         ("sft_data.rows.is_prompt_maskable=false", "the checkpoint was trained with sft_data.rows=Packed("),
-        ("sft_data.row_length=128", "with sft_data.row_length=256; sft_data.row_length=128 asked: other rows"),
+        ("sft_data.row_length=128", "with sft_data.row_length=256, not sft_data.row_length=128"),
     ],
 )
 def test_a_resume_with_other_rows_is_refused(override, said, tuned):

@@ -1,1 +1,1 @@
-"""Fine-tuning data: conversations, chat template, rows."""
+"""Fine-tuning data: examples, chat template, rows."""

@@ -1,10 +1,10 @@
-"""How is a conversation written in tokens, and how is an answer read back?
+"""The chat template: writes conversations as tokens and reads responses back.
 
     <system> text <user> text <assistant> <think> reasoning </think> text <eos>
 
-What an assistant says, with its reasoning and the EOS that ends it, is the response; the mark of its role is the end of
-the prompt. The marks are the tokenizer's own tokens, or words; text is tokenised apart from them, so a prompt given to
-a model is token for token the prompt it was trained on, and no text can forge a mark that is a token.
+The response is the assistant's text with its reasoning and the final EOS; the mark of the assistant's role ends the
+prompt. Marks are special tokens or texts. Messages are tokenised separately from them, so a prompt at generation equals
+the training prompt token for token, and no text can forge a mark that is a special token.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from lit_illada.errors import UserError
 
 
 class Role(StrEnum):
+    """The speaker of a message."""
+
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
@@ -24,28 +26,30 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Message:
-    """content: without the reasoning, which only an assistant has."""
+    """One message of a conversation."""
 
     role: Role
-    content: str
-    reasoning: str = ""
+    content: str  # without the reasoning
+    reasoning: str = ""  # of an assistant; empty where it has none
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a model answered. reasoning: None where it gave none, or did not end it (then `answer` is empty)."""
+    """A model's response."""
 
-    reasoning: str | None
-    answer: str
+    reasoning: str | None  # None where there is none, or it is not closed
+    answer: str  # empty where the reasoning is not closed
 
 
 class ChatTemplate:
+    """Writes conversations as tokens and reads responses back."""
+
     def __init__(self, config: RoleTokens | RoleTexts, tokenizer: Tokenizer) -> None:
-        """Raises UserError when the tokenizer lacks a token that the template needs."""
+        """Raises UserError when the tokenizer lacks a token of the template."""
         self._tokenizer = tokenizer
         match config:
             case RoleTokens():
-                self._texts = _own_marks(tokenizer)
+                self._texts = _token_marks(tokenizer)
                 self._marks = {name: [getattr(tokenizer, f"{name}_token_id")] for name in _MARKS}
                 self._message_end = []
             case RoleTexts():
@@ -54,11 +58,11 @@ class ChatTemplate:
                 self._message_end = tokenizer.encode(config.message_end)
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        """(prompt, response) of a conversation that ends with an assistant's message; EOS included."""
+        """(prompt ids, response ids) of a conversation that ends with an assistant's message; EOS included."""
         return self.encode_batch([messages])[0]
 
     def encode_batch(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[int]]]:
-        """`encode` of each, with the tokenizer's threads."""
+        """`encode` for several conversations, with the tokenizer's threads."""
         texts = [text for messages in conversations for m in messages for text in (m.reasoning, m.content)]
         ids = iter(self._tokenizer.encode_batch(texts))
         return [
@@ -66,11 +70,11 @@ class ChatTemplate:
         ]
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """What a model continues: the conversation so far and the mark of the assistant's turn."""
+        """The prompt ids that a model continues: the conversation and the mark of the assistant's turn."""
         return self.encode([*messages, Message(Role.ASSISTANT, "")])[0]
 
     def read(self, response_ids: Sequence[int]) -> Response:
-        """A generated response, up to its EOS, taken apart."""
+        """Splits a generated response, up to its first EOS, into reasoning and answer."""
         ids = list(response_ids)
         if self._tokenizer.eos_token_id in ids:
             ids = ids[: ids.index(self._tokenizer.eos_token_id)]
@@ -92,18 +96,18 @@ class ChatTemplate:
         return self._marks[role] + content + self._message_end
 
     def _response(self, reasoning: list[int], content: list[int]) -> list[int]:
-        thought = self._marks["think_open"] + reasoning + self._marks["think_close"] if reasoning else []
-        return [*thought, *content, self._tokenizer.eos_token_id]
+        segment = self._marks["think_open"] + reasoning + self._marks["think_close"] if reasoning else []
+        return [*segment, *content, self._tokenizer.eos_token_id]
 
 
 _MARKS = ("system", "user", "assistant", "think_open", "think_close")
 
 
-def _own_marks(tokenizer: Tokenizer) -> dict[str, str]:
+def _token_marks(tokenizer: Tokenizer) -> dict[str, str]:
     marks = {name: getattr(tokenizer.names, f"{name}_token") for name in _MARKS}
     if missing := [f"{name}_token" for name, mark in marks.items() if mark is None]:
         raise UserError(
-            f"the tokenizer names no {', '.join(missing)}: set sft_data/template=role_texts to write roles in words, "
-            "or name its tokens in the tokenizer_config.json beside it"
+            f"the tokenizer defines no {', '.join(missing)}: set sft_data/template=role_texts to mark roles by text, "
+            "or define these tokens in its tokenizer_config.json"
         )
     return marks

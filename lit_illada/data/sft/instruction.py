@@ -1,4 +1,4 @@
-"""Which examples do a user's instruction files hold, and which rows of them are no examples?"""
+"""Reads examples from instruction files and reports malformed records."""
 
 import hashlib
 import re
@@ -18,31 +18,28 @@ from lit_illada.tasks.answers import normalized_reference
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation that ends with an assistant's message, and where it came from.
-
-    truth: what its last answer must be for exact match; None: nothing to compare with.
-    """
+    """A conversation that ends with an assistant's message."""
 
     messages: tuple[Message, ...]
-    origin: str
-    truth: str | None = None
+    origin: str  # file:line, for messages
+    truth: str | None = None  # reference of the last answer for exact match; None: there is none
 
     @property
     def prompt_digest(self) -> bytes:
-        """Of everything before the last answer: what decides the split."""
+        """Hash of everything before the last answer, which determines the split."""
         parts = [f"{m.role}\0{m.reasoning}\0{m.content}\0" for m in self.messages[:-1]]
         return hashlib.blake2b("".join(parts).encode(), digest_size=16).digest()
 
     def turns(self) -> list["Example"]:
-        """An example for every answer of the conversation, each with all that went before (LLaDA, section 2.3)."""
+        """One example per answer of the conversation, each with the preceding messages (LLaDA, section 2.3)."""
         ends = [end for end, message in enumerate(self.messages, 1) if message.role is Role.ASSISTANT]
         return [Example(self.messages[:end], self.origin) for end in ends[:-1]] + [self]
 
 
 def read_examples(source: InstructionFiles, validation_fraction: float, on_bad: OnBad) -> tuple[list[Example], ...]:
-    """The examples for training and for validation; no prompt is in both.
+    """(training, validation) examples; no prompt is in both.
 
-    on_bad: is given the error of every row that is no example; the reading goes on if it returns.
+    on_bad: called with the error of every malformed record; reading continues if it returns.
     """
     examples = list(_read(source, source.paths, "paths", on_bad))
     if source.validation_paths:
@@ -55,7 +52,7 @@ def read_examples(source: InstructionFiles, validation_fraction: float, on_bad: 
 
 def _read(source: InstructionFiles, paths: list[str], field: str, on_bad: OnBad) -> Iterator[Example]:
     if not paths:
-        raise UserError(f"sft_data.source.{field} is empty: name files, globs or folders, such as [chats.jsonl]")
+        raise UserError(f"sft_data.source.{field} is empty; set it to files, globs or folders, such as [chats.jsonl]")
     parse = _parser(source)
     for record, origin in json_objects(find_files(paths, (".jsonl",)), on_bad):
         try:
@@ -105,12 +102,12 @@ def _sharegpt_message(row: object, origin: str) -> Message:
 
 
 def _example(messages: list[Message], record: dict[str, Any], origin: str) -> Example:
-    """The example of a conversation. Raises UserError where the order of the roles is no conversation's."""
+    """The example of a conversation. Raises UserError for an invalid order of roles."""
     roles = [message.role for message in messages]
     if Role.SYSTEM in roles[1:]:
-        raise UserError(f"{origin}: a system message stands after the first place")
+        raise UserError(f"{origin}: a system message must be the first message")
     if Role.USER not in roles:
-        raise UserError(f"{origin}: no message of the role 'user'; roles seen: {', '.join(roles) or 'none'}")
+        raise UserError(f"{origin}: no message with the role 'user'; roles seen: {', '.join(roles) or 'none'}")
     if roles[-1] is not Role.ASSISTANT:
         raise UserError(f"{origin}: the last message must be the assistant's; roles seen: {', '.join(roles)}")
     truth = record.get("answer")
@@ -128,8 +125,8 @@ def _message(row: object, origin: str) -> Message:
         return Message(Role(role), content)
     if isinstance(reasoning := row.get("reasoning_content"), str):
         return Message(Role.ASSISTANT, content, reasoning)
-    if found := re.fullmatch(r"\s*<think>(.*?)</think>(.*)", content, re.DOTALL):
-        return Message(Role.ASSISTANT, found[2].strip(), found[1].strip())
+    if match := re.fullmatch(r"\s*<think>(.*?)</think>(.*)", content, re.DOTALL):
+        return Message(Role.ASSISTANT, match[2].strip(), match[1].strip())
     return Message(Role.ASSISTANT, content)
 
 
@@ -142,9 +139,9 @@ def _alpaca(record: dict[str, Any], origin: str) -> Example:
 
 def _gsm8k(record: dict[str, Any], origin: str) -> Example:
     question, answer = (_field(record, name, str, origin) for name in ("question", "answer"))
-    steps, found, truth = answer.rpartition("####")
-    if not found:
-        raise UserError(f"{origin}: the answer holds no '####' before its number")
+    steps, mark, truth = answer.rpartition("####")
+    if not mark:
+        raise UserError(f"{origin}: the answer has no '####' before its number")
     steps = re.sub(r"<<.*?>>", "", steps).strip()
     message = Message(Role.ASSISTANT, truth.strip(), steps)
     return _dialogue(question, message, origin, normalized_reference(truth))
@@ -163,14 +160,14 @@ def _require_answer(example: Example) -> None:
         try:
             f"{message.reasoning}{message.content}".encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"{example.origin}: half a surrogate pair, which is no text") from error
+            raise UserError(f"{example.origin}: half a surrogate pair, which is not valid text") from error
 
 
 def _field(record: dict[str, Any], name: str, kind: type, origin: str) -> Any:
     if name not in record:
         raise UserError(f"{origin}: no field {name!r}; fields seen: {', '.join(map(str, record)) or 'none'}")
     if not isinstance(record[name], kind):
-        raise UserError(f"{origin}: field {name!r} holds a {type(record[name]).__name__}, not a {_KINDS[kind]}")
+        raise UserError(f"{origin}: field {name!r} is a {type(record[name]).__name__}, not a {_KINDS[kind]}")
     return record[name]
 
 

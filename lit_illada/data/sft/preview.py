@@ -1,4 +1,4 @@
-"""What does a row look like to the model, and which of its tokens does it learn?"""
+"""A readable view of a row: its segments and the tokens that are learnt."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,19 +9,16 @@ from lit_illada.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring tokens of one segment that are alike maskable.
-
-    starts_segment: attention does not reach from here to what stands before it in the row.
-    """
+    """Adjacent tokens of one segment that are all maskable, or all not."""
 
     text: str
     num_tokens: int
     is_maskable: bool
-    starts_segment: bool
+    starts_segment: bool  # attention does not cross to the preceding span
 
 
 def spans(batch: TokenBatch, row: int, tokenizer: Tokenizer) -> list[Span]:
-    """A row of a batch, from its first token to its last."""
+    """The spans of a row of a batch, in order."""
     return [
         Span(tokenizer.decode(ids), len(ids), is_maskable, starts_segment)
         for ids, is_maskable, starts_segment in _runs(batch, row)

@@ -1,9 +1,9 @@
-"""How do examples become rows of tokens? Packed end to end (iLLaDA), or one a row and padded with EOS (LLaDA).
+"""Rows of fine-tuning examples: packed windows (iLLaDA), or one example per row, padded with EOS (LLaDA).
 
-Row g of the endless stream is a pure function of (seed, g): epoch g // rows_per_epoch takes every example once, in an
-order drawn from (seed, epoch). The examples lie in memory, unlike those of pretraining.
+Row g of the endless stream is a pure function of (seed, g): epoch g // rows_per_epoch uses every example once, in an
+order drawn from (seed, epoch). All examples are in memory, unlike the documents of pretraining.
 
-Shapes: B rows, T tokens a row, N tokens of all examples, D examples.
+Shapes: B rows, T tokens per row, N tokens of all examples, D examples.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ from lit_illada.data.sft.config import Packed, Padded, PadTo
 from lit_illada.data.stream import RowArrays, RowBatches
 from lit_illada.runtime.counter_rng import permutation, uniform
 
-_EXAMPLES, _IS_GIVEN, _GIVEN = 1, 2, 3
+_EXAMPLES, _HAS_PREFIX, _PREFIX_LENGTH = 1, 2, 3  # keys of the random draws
 
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """tokens: (N,) int64, one example after the other. is_response: (N,) bool. lengths: (D,) int64, sums to N."""
+    """Tokenised examples, concatenated."""
 
-    tokens: NDArray[np.int64]
-    is_response: NDArray[np.bool]
-    lengths: NDArray[np.int64]
+    tokens: NDArray[np.int64]  # (N,)
+    is_response: NDArray[np.bool]  # (N,)
+    lengths: NDArray[np.int64]  # (D,), sums to N
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[list[int], list[int]]]) -> "EncodedExamples":
-        """From (prompt, response) pairs."""
+        """From (prompt ids, response ids) pairs."""
         pairs = list(pairs)
         parts = [part for pair in pairs for part in pair]
         sizes = np.array([len(part) for part in parts], np.int64)
@@ -47,18 +47,19 @@ class EncodedExamples:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """(D,): where each example begins."""
+        """(D,): offset of each example in `tokens`."""
         return np.cumsum(self.lengths) - self.lengths
 
     def digest(self) -> str:
+        """sha256 of the content, hexadecimal."""
         parts = [self.tokens, self.is_response, self.lengths]
         return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
 class ExampleStream(Protocol):
-    """rows_per_epoch: int."""
+    """An endless stream of numbered rows of examples."""
 
-    rows_per_epoch: int
+    rows_per_epoch: int  # rows after which every example was used once
 
     def rows(self, row_ids: NDArray[np.int64]) -> RowArrays: ...
 
@@ -72,7 +73,10 @@ def build_stream(
     eos_token_id: int,
     seed: int,
 ) -> ExampleStream:
-    """batch_rows: of an optimizer step, over all ranks; what a padded row may be as long as."""
+    """The stream that `config` describes.
+
+    batch_rows: rows per optimizer step, over all ranks: padded rows are as long as the longest of a step.
+    """
     match config:
         case Packed():
             return PackedExamples(config, examples, row_length, eos_token_id, seed)
@@ -81,7 +85,7 @@ def build_stream(
 
 
 class PackedExamples:
-    """The examples of an epoch end to end, cut into windows; the last one is filled up with EOS nobody learns."""
+    """The examples of an epoch, concatenated and cut into windows; the last one is padded with EOS without loss."""
 
     def __init__(
         self, config: Packed, examples: EncodedExamples, row_length: int, eos_token_id: int, seed: int
@@ -95,14 +99,14 @@ class PackedExamples:
         self.rows_per_epoch = -(-len(examples.tokens) // row_length)
 
     def rows(self, row_ids: NDArray[np.int64]) -> RowArrays:
-        epochs, places = np.divmod(row_ids, self.rows_per_epoch)
-        picked = [self._epoch(epoch).row(place) for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
-        rows = RowArrays(*(np.stack(parts) for parts in zip(*picked, strict=True)))
+        epochs, indices = np.divmod(row_ids, self.rows_per_epoch)
+        chosen = [self._epoch(epoch).row(index) for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True)]
+        rows = RowArrays(*(np.stack(parts) for parts in zip(*chosen, strict=True)))
         self._config.shortening.apply(rows.is_start, rows.is_maskable, row_ids, self._seed)
         return rows
 
     def _epoch(self, epoch: int) -> RowArrays:
-        """All rows of an epoch."""
+        """All rows of an epoch; the last two epochs are cached, since a batch may cross from one to the next."""
         if epoch not in self._epochs:
             order = permutation(len(self._examples), self._seed, epoch, _EXAMPLES)
             self._epochs[epoch] = self._cut(order)
@@ -135,7 +139,7 @@ class PackedExamples:
 
 
 class PaddedExamples:
-    """An example a row, from its first token on, and EOS behind it."""
+    """One example per row, from the row's first token on, followed by EOS."""
 
     def __init__(
         self,
@@ -166,28 +170,28 @@ class PaddedExamples:
         is_start_BT = np.zeros(shape, np.bool)
         is_start_BT[:, 0] = True
         for b, (start, length) in enumerate(zip(self._starts[chosen].tolist(), lengths.tolist(), strict=True)):
-            here = slice(start, start + length)
-            tokens_BT[b, :length] = self._examples.tokens[here]
-            is_maskable_BT[b, :length] = self._config.is_prompt_maskable or self._examples.is_response[here]
-            is_response_BT[b, :length] = self._examples.is_response[here]
+            source = slice(start, start + length)
+            tokens_BT[b, :length] = self._examples.tokens[source]
+            is_maskable_BT[b, :length] = self._config.is_prompt_maskable or self._examples.is_response[source]
+            is_response_BT[b, :length] = self._examples.is_response[source]
             if length < shape[1] and not self._config.is_padding_maskable:
-                is_start_BT[b, length] = True  # padding that counts belongs to its example; the other kind is unseen
-        self._give_prefixes(is_maskable_BT, is_response_BT, row_ids)
+                is_start_BT[b, length] = True  # padding without loss is a separate segment, so no example attends to it
+        self._reveal_prefixes(is_maskable_BT, is_response_BT, row_ids)
         self._config.shortening.apply(is_start_BT, is_maskable_BT, row_ids, self._seed)
         return RowArrays(tokens_BT, is_start_BT, is_maskable_BT, is_response_BT)
 
-    def _give_prefixes(
+    def _reveal_prefixes(
         self, is_maskable_BT: NDArray[np.bool], is_response_BT: NDArray[np.bool], row_ids: NDArray[np.int64]
     ) -> None:
-        """In some rows nothing is masked before a random token of the response."""
-        rows = np.flatnonzero(uniform(row_ids, self._seed, _IS_GIVEN) < self._config.visible_prefix)
-        wheres = uniform(row_ids[rows], self._seed, _GIVEN)
-        for row, where in zip(rows.tolist(), wheres.tolist(), strict=True):
-            places = np.flatnonzero(is_response_BT[row])
-            is_maskable_BT[row, : places[int(where * len(places))]] = False
+        """In a fraction of the rows, tokens before a random position of the response are not masked."""
+        rows = np.flatnonzero(uniform(row_ids, self._seed, _HAS_PREFIX) < self._config.visible_prefix)
+        fractions = uniform(row_ids[rows], self._seed, _PREFIX_LENGTH)
+        for row, fraction in zip(rows.tolist(), fractions.tolist(), strict=True):
+            positions = np.flatnonzero(is_response_BT[row])
+            is_maskable_BT[row, : positions[int(fraction * len(positions))]] = False
 
     def _width(self, row_ids: NDArray[np.int64]) -> int:
-        """Tokens of a row: not of a micro-batch's longest, which would depend on how a step is divided."""
+        """Tokens per row: of the whole step, since a micro-batch's longest example depends on the number of ranks."""
         if self._config.pad_to is PadTo.ROW:
             return self._row_length
         steps = np.unique(row_ids // self._batch_rows)
@@ -195,12 +199,12 @@ class PaddedExamples:
         return int(self._examples.lengths[self.examples_of(step_rows)].max())
 
     def examples_of(self, row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(B,): each row's example."""
-        epochs, places = np.divmod(row_ids, self.rows_per_epoch)
-        chosen = np.empty_like(places)
+        """(B,): the index of each row's example."""
+        epochs, indices = np.divmod(row_ids, self.rows_per_epoch)
+        chosen = np.empty_like(indices)
         for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            chosen[here] = self._order(epoch)[places[here]]
+            is_epoch = epochs == epoch
+            chosen[is_epoch] = self._order(epoch)[indices[is_epoch]]
         return chosen
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -214,8 +218,8 @@ class PaddedExamples:
 class ExampleRows(RowBatches):
     """Batches of a stream of examples.
 
-    conversations: (D,) int64, the conversation of each example, given as document_ids; None: batches carry none. Only
-    for a stream of one example per row.
+    conversations: (D,) int64, the conversation of each example, which batches carry as `document_ids`; None: they carry
+    none. Requires a stream of one example per row.
     """
 
     def __init__(self, stream: ExampleStream, conversations: NDArray[np.int64] | None = None) -> None:

@@ -37,7 +37,7 @@ def test_a_conversation_reads_as_documented_and_only_the_last_answer_is_the_resp
 def test_words_stand_in_for_tokens_that_a_tokenizer_lacks():
     names = TokenNames(mask_token=OUR_TOKENS.mask_token, eos_token=OUR_TOKENS.eos_token)
     foreign = Tokenizer(TOKENIZER._json, names)
-    with pytest.raises(UserError, match=r"names no system_token, user_token, .*sft_data/template=role_texts") as caught:
+    with pytest.raises(UserError, match=r"no system_token, user_token, .*sft_data/template=role_texts") as caught:
         ChatTemplate(RoleTokens(), foreign)
     assert "\n" not in str(caught.value)
     prompt, response = ChatTemplate(RoleTexts(), foreign).encode(TALK[:3])
