@@ -289,7 +289,7 @@ def test_too_many_validation_rows_are_cut_to_what_there_is(prepared, caplog):
     num_batches = sum(len(batch.row_ids) for batch in loader)
     assert 4 * num_batches <= rows
     assert f"validating on {4 * num_batches} rows instead of 1000000: " in caplog.text
-    assert "each of 4 ranks takes as many" in caplog.text
+    assert "each of 4 ranks takes the same number" in caplog.text
     assert make(prepared, validation_rows=0).val_dataloader() == []
     with pytest.raises(UserError, match="fewer than 100000 ranks"):
         make(prepared, world=(0, 100_000)).val_dataloader()
