@@ -12,6 +12,12 @@ class InterruptedByUserError(UserError):
     """Ctrl-C where work can be resumed; the message is the command that does. The exit status is 130."""
 
 
+def require(is_valid: bool, field: str, seen: object, allowed: str) -> None:
+    """Raises UserError unless the value of a config field is valid. field: its dotted name. allowed: "above 0"."""
+    if not is_valid:
+        raise UserError(f"{field} is {seen}: it must be {allowed}")
+
+
 def unknown(what: str, seen: object, allowed: Iterable[str]) -> UserError:
     """The error for a name that is not in a table, naming the nearest one that is."""
     names = sorted(allowed)

@@ -1,1 +1,1 @@
-"""Writing text: block by block (block) or token by token (autoregressive), and what may be chosen about it (config)."""
+"""Text generation: block-by-block denoising (`generate`), autoregressive decoding, and their config."""

@@ -1,6 +1,6 @@
-"""How does a causal model write text? Token by token, each from all before it, whose keys and values are kept.
+"""Autoregressive generation of a causal model: token by token, with a key-value cache.
 
-Shapes: B rows, A of them in a step, P columns before the first new token, T tokens so far, V vocabulary.
+Shapes: B rows, A of them active in a step, P columns before the first new token, T tokens so far, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from lit_illada.batch import Layout
 from lit_illada.errors import UserError
-from lit_illada.generation.canvas import Commit, Generation, left_padded, require_room
+from lit_illada.generation.canvas import Commit, Generation, check_lengths, left_padded
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.draws import Draws
-from lit_illada.generation.logit_controls import NO_KINDS, LogitControl, Place, TokenKinds, own_controls
+from lit_illada.generation.logit_controls import NO_KINDS, LogitControl, Positions, TokenKinds, default_controls
 from lit_illada.generation.loop_control.mitigation import Mitigations
 from lit_illada.generation.proposals import Proposals, propose
 from lit_illada.generation.reader import LogitsFn
 from lit_illada.model.kv_cache import KeyValueCache
 
-# what a causal model has no use for: it writes one token a step, always from a cache, and its prompt cannot be masked
+# settings without effect here: a causal model generates one token per step, always caches, and has no [M] in its prompt
 _DIFFUSION_ONLY = (
     "canvas",
     "commit_rule",
@@ -49,13 +49,13 @@ def generate_autoregressive(
     row_numbers: Sequence[int] | None = None,
     on_commit: Callable[[Commit], None] | None = None,
 ) -> Generation:
-    """Continues every prompt, (length,) int64 each, until its stop token or to the budget; no blocks.
+    """Continues every prompt, (length,) int64 each, until its stop token or to `max_new_tokens`.
 
-    bos_token_id: what stands before the first token of a text, as in training. The rest as in `generate`. Raises
-    UserError for a setting that only denoising has.
+    bos_token_id: token before the first token of a text, as in training. Other arguments as in `generate`.
+    Raises UserError for a setting that only diffusion models have.
     """
     _refuse_diffusion_settings(config)
-    require_room(prompts, config.max_new_tokens, max_position_embeddings)
+    check_lengths(prompts, config.max_new_tokens, max_position_embeddings)
     device = prompts[0].device
     bos = torch.tensor([bos_token_id], device=device)
     token_ids_BT, num_padding = left_padded([torch.cat((bos, prompt)) for prompt in prompts], bos_token_id)
@@ -63,54 +63,73 @@ def generate_autoregressive(
     stops = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=device)
     draws = Draws(config.seed, range(len(prompts)) if row_numbers is None else row_numbers, device)
     mitigations = Mitigations(
-        config,
-        kinds,
-        mask_token_id=mask_token_id,
-        stop_token_ids=stops,
-        num_rows=len(prompts),
+        config, kinds, mask_token_id=mask_token_id, stop_token_ids=stops, num_rows=len(prompts),
         prompt_length=num_inputs - 1,
-    )
-    controls = [*own_controls(config.min_new_tokens, mask_token_id, stops), *mitigations.controls, *controls]
-    cache, start = KeyValueCache(), 0
-    rows = list(range(len(prompts)))
+    )  # fmt: skip
+    controls = [*default_controls(config.min_new_tokens, mask_token_id, stops), *mitigations.controls, *controls]
+    cache, rows = KeyValueCache(), list(range(len(prompts)))
     for step in range(config.max_new_tokens):
         index = torch.tensor(rows, device=device)
-        input_ids_AT = token_ids_BT[index, start:]
-        layout = Layout.left_padded([num_padding[row] for row in rows], num_inputs + step, device)
-        is_last_AT = torch.zeros_like(input_ids_AT, dtype=torch.bool)
-        is_last_AT[:, -1] = True
-        logits_AV = logits_fn(input_ids_AT, layout, is_last_AT, cache=cache, start=start)
-        logits_AV = logits_AV.to(torch.float64, copy=True)
-        start = num_inputs + step
-        columns_A = torch.full_like(index, start - 1)
-        number_A = torch.arange(len(rows), device=device)
-        place = Place(token_ids_BT[index, 1:], number_A, columns_A, num_inputs - 1, index)
-        for control in controls:
-            logits_AV = control(logits_AV, place)
-        proposals = propose(
-            logits_AV,
-            torch.ones(len(rows), 1, dtype=torch.bool, device=device),
-            draws.of(rows),
-            temperature=config.temperature,
-            top_p=config.top_p,
-            uncertain_token_ids=stops[:0],
-        )
+        logits_AV = _next_logits(logits_fn, token_ids_BT[index], [num_padding[row] for row in rows], cache, step == 0)
+        proposals = _propose(logits_AV, token_ids_BT[index, 1:], index, num_inputs - 1, controls, config, draws)
         token_ids_BT = F.pad(token_ids_BT, (0, 1), value=stops[0].item() if len(stops) else bos_token_id)
         token_ids_BT[index, -1] = proposals.token_ids[:, 0]
-        mitigations.committed(rows, slice(start - 1, start), proposals.token_ids, proposals.is_masked)
+        column = num_inputs + step - 1  # of the new token, without the BOS column
+        mitigations.committed(rows, slice(column, column + 1), proposals.token_ids, proposals.is_masked)
         if on_commit is not None:
-            on_commit(_told(step, num_inputs - 1, token_ids_BT[:, 1:], index, proposals))
+            on_commit(_as_commit(step, num_inputs - 1, token_ids_BT[:, 1:], index, proposals))
         is_stopped_A = torch.isin(proposals.token_ids[:, 0], stops)
         if is_stopped_A.any():
-            going_on = (~is_stopped_A).nonzero()[:, 0].tolist()
-            rows = [rows[position] for position in going_on]
+            active = (~is_stopped_A).nonzero()[:, 0].tolist()
+            rows = [rows[number] for number in active]
             if not rows:
                 break
-            cache.keep(going_on)
+            cache.select_rows(active)
     return Generation.of(token_ids_BT[:, num_inputs:], stops, step + 1, mitigations.events_of)
 
 
-def _told(step: int, prompt_length: int, token_ids_BT: Tensor, index: Tensor, proposals: Proposals) -> Commit:
+def _next_logits(
+    logits_fn: LogitsFn, token_ids_AT: Tensor, num_padding: list[int], cache: KeyValueCache, is_first: bool
+) -> Tensor:
+    """Logits (A, V) float64 after the last token. The first call computes all columns, later ones the newest."""
+    num_columns, device = token_ids_AT.shape[1], token_ids_AT.device
+    start = 0 if is_first else num_columns - 1
+    input_ids = token_ids_AT[:, start:]
+    is_last = torch.zeros_like(input_ids, dtype=torch.bool)
+    is_last[:, -1] = True
+    layout = Layout.left_padded(num_padding, num_columns, device)
+    return logits_fn(input_ids, layout, is_last, cache=cache, start=start).to(torch.float64, copy=True)
+
+
+def _propose(
+    logits_AV: Tensor,
+    token_ids_AT: Tensor,
+    batch_rows_A: Tensor,
+    prompt_length: int,
+    controls: Sequence[LogitControl],
+    config: GenerationConfig,
+    draws: Draws,
+) -> Proposals:
+    """Proposes the next token of every active row from the controlled logits. token_ids: without the BOS column."""
+    num_rows, device = len(batch_rows_A), logits_AV.device
+    columns_A = torch.full_like(batch_rows_A, token_ids_AT.shape[1])
+    number_A = torch.arange(num_rows, device=device)
+    positions = Positions(token_ids_AT, number_A, columns_A, prompt_length, batch_rows_A)
+    for control in controls:
+        logits_AV = control(logits_AV, positions)
+    return propose(
+        logits_AV,
+        torch.ones(num_rows, 1, dtype=torch.bool, device=device),
+        draws.of(batch_rows_A.tolist()),
+        temperature=config.temperature,
+        top_p=config.top_p,
+        uncertain_token_ids=batch_rows_A[:0],
+    )
+
+
+def _as_commit(step: int, prompt_length: int, token_ids_BT: Tensor, index: Tensor, proposals: Proposals) -> Commit:
+    """The step as `on_commit` callbacks receive it, spread over the whole batch."""
+
     def last(values_A1: Tensor) -> Tensor:
         values_BT = values_A1.new_zeros(token_ids_BT.shape)
         values_BT[index, -1] = values_A1[:, 0]
@@ -130,10 +149,10 @@ def _told(step: int, prompt_length: int, token_ids_BT: Tensor, index: Tensor, pr
 
 
 def _refuse_diffusion_settings(config: GenerationConfig) -> None:
-    usual = GenerationConfig()
+    default = GenerationConfig()
     for name in _DIFFUSION_ONLY:
-        if getattr(config, name) != getattr(usual, name):
+        if getattr(config, name) != getattr(default, name):
             raise UserError(
-                f"generation.{name} is set, but the model is causal: it writes token by token, and only "
-                "max_new_tokens, min_new_tokens, temperature, top_p, seed, thinking_stop and repetition say how"
+                f"generation.{name} is set, but the model is causal: it generates token by token, and only "
+                "max_new_tokens, min_new_tokens, temperature, top_p, seed, thinking_stop and repetition apply"
             )

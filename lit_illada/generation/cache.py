@@ -1,7 +1,7 @@
-"""Which columns does the model compute again in a denoising step, and which come from a cache?
+"""Cache plans: the columns that a denoising step recomputes; keys and values of the others come from a cache.
 
-After Fast-dLLM (arXiv 2505.22618): a block's first step computes every column and fills the cache; its later steps
-compute a window only, and see the rest as it then was.
+Source: Fast-dLLM, arXiv 2505.22618. The first step of a block computes every column and fills the cache. Later steps
+compute a window of columns and attend to cached, hence slightly outdated, keys and values outside it.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,21 @@ from lit_illada.errors import UserError
 
 
 class CachePlan(Protocol):
-    def window(self, step: int, block: slice, num_columns: int) -> slice:
-        """The columns to compute in the block's step, counted from 0: all of them, or those from `block` on that the
-        plan does not cache."""
-        ...
+    """Selects the columns to compute in each step."""
 
     @property
-    def is_on(self) -> bool: ...
+    def is_on(self) -> bool:
+        """Whether keys and values are cached at all."""
+        ...
+
+    def window(self, step: int, block: slice, num_columns: int) -> slice:
+        """Columns to compute in a step of the block, counted from 0: all columns, or a window that contains `block`."""
+        ...
 
 
 @dataclass(frozen=True)
 class NoCache:
-    """Everything, in every step: exact."""
+    """Computes every column in every step; exact."""
 
     @property
     def is_on(self) -> bool:
@@ -34,9 +37,8 @@ class NoCache:
 
 @dataclass(frozen=True)
 class _RefreshedCache:
-    """refresh_every_steps: denoising steps between two refreshes within a block; None: only at its beginning."""
-
     refresh_every_steps: int | None = None
+    """Denoising steps between two refreshes of the cache within a block; None: refresh at its first step only."""
 
     def __post_init__(self) -> None:
         if self.refresh_every_steps is not None and self.refresh_every_steps < 1:
@@ -59,7 +61,7 @@ class _RefreshedCache:
 
 @dataclass(frozen=True)
 class PrefixCache(_RefreshedCache):
-    """Keeps what lies before the block. Where blocks are appended nothing lies behind it, and this is all there is."""
+    """Caches the columns before the block. With `canvas: append` there are none after it."""
 
     def _uncached(self, block: slice, num_columns: int) -> slice:
         return slice(block.start, num_columns)
@@ -67,7 +69,7 @@ class PrefixCache(_RefreshedCache):
 
 @dataclass(frozen=True)
 class DualCache(_RefreshedCache):
-    """Keeps what lies before the block and the masked canvas behind it."""
+    """Caches the columns before the block and the masked columns after it."""
 
     def _uncached(self, block: slice, num_columns: int) -> slice:
         return block

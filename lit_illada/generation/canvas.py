@@ -1,4 +1,4 @@
-"""What generation works on and gives back: prompts side by side, a step's commits, the finished texts.
+"""Inputs and outputs of generation: left-padded prompts, the commits of a step, the finished texts.
 
 Shapes: B rows, P columns before the first new token, T tokens so far, N new tokens.
 """
@@ -15,71 +15,79 @@ from lit_illada.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Commit:
-    """One denoising step, as it has just changed the text.
-
-    block, step: counted from 0, the step within its block. prompt_length: P. token_ids: (B, T), padding on the left,
-    prompts and text so far, [M] included; a view, valid during the callback. is_committed: (B, T) bool, the positions
-    that were written in this step; is_remasked: those that were masked again. confidence: (B, T) float64, the model's
-    probability of the token there; entropy: (B, T) float64, nats, of its distribution there; both 0 elsewhere.
-    """
+    """One denoising step, as `on_commit` callbacks receive it right after it has changed the text."""
 
     block: int
+    """Index of the block, from 0."""
     step: int
+    """Index of the step within its block, from 0."""
     prompt_length: int
+    """P, columns before the first new token."""
     token_ids: Tensor
+    """(B, T) int64: left padding, prompts and text so far, [M] included; a view, valid during the callback only."""
     is_committed: Tensor
+    """(B, T) bool, positions written in this step."""
     is_remasked: Tensor
+    """(B, T) bool, positions masked again in this step."""
     confidence: Tensor
+    """(B, T) float64, the model's probability of each committed token; 0 elsewhere."""
     entropy: Tensor
+    """(B, T) float64, nats, of the model's distribution at each committed position; 0 elsewhere."""
 
 
 class ThinkingEnd(StrEnum):
-    """Who ended a row's thought: nobody, the model, a rule that raised the closing token, or an early exit. It is the
-    model where that token was the most probable one even without the rule."""
+    """How the reasoning segment of a row ended."""
 
     none = "none"
+    """It did not end."""
     natural = "natural"
+    """The model closed it: the closing token was the most probable one without intervention."""
     forced = "forced"
+    """A `thinking_stop` rule that raised the logit of the closing token."""
     early_exit = "early_exit"
+    """An `early_exit` rule."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A loop that was seen while the row was written: a run of copies, by the place of its first new token.
-
-    start: of the first copy. period, length: of the run, in tokens. step: the row's denoising steps until then.
-    num_remasked: tokens that were masked again because of it.
-    """
+    """A loop detected during generation: a run of exact copies among the new tokens of a row."""
 
     start: int
+    """Index of the first copy among the row's new tokens, from 0."""
     period: int
+    """Tokens per copy."""
     length: int
+    """Tokens of the whole run."""
     step: int
+    """Denoising steps of the row before the detection."""
     num_remasked: int = 0
+    """Tokens masked again in response."""
 
 
 @dataclass(frozen=True)
 class RowEvents:
-    """What was done to a row's text, beside denoising. alarms: in the order of their steps."""
+    """Interventions of loop control in a row."""
 
     thinking_stop: ThinkingEnd = ThinkingEnd.none
+    """How the reasoning segment ended."""
     alarms: tuple[Alarm, ...] = ()
+    """Detected loops, in the order of their steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """What was written after the prompts.
-
-    token_ids: (B, N) int64; a row's text is its first num_tokens, then comes its stop token, if it has one, and nothing
-    of meaning after it. num_tokens: (B,) int64. is_stopped: (B,) bool, false where the budget ended the row.
-    num_forwards: calls of the model. events: of each row.
-    """
+    """The generated continuations of a batch of prompts."""
 
     token_ids: Tensor
+    """(B, N) int64: the text of a row is its first `num_tokens` tokens; the stop token and undefined tokens follow."""
     num_tokens: Tensor
+    """(B,) int64, tokens before the stop token."""
     is_stopped: Tensor
+    """(B,) bool, false where the row used up `max_new_tokens`."""
     num_forwards: int
+    """Forward passes of the model."""
     events: Sequence[RowEvents]
+    """Interventions of loop control, per row."""
 
     @classmethod
     def of(
@@ -89,24 +97,24 @@ class Generation:
         num_forwards: int,
         events_of: Callable[[int, list[int]], RowEvents],
     ) -> "Generation":
-        """events_of: asked with each row's number and text."""
+        """Builds the result from the new tokens (B, N). events_of: called with each row's index and text."""
         is_stop_BN = torch.isin(new_ids_BN, stop_token_ids)
         num_tokens_B = is_stop_BN.cumsum(-1).eq(0).sum(-1)
-        texts = _cut(new_ids_BN, num_tokens_B)
+        texts = _texts(new_ids_BN, num_tokens_B)
         events = [events_of(row, text) for row, text in enumerate(texts)]
         return cls(new_ids_BN, num_tokens_B, is_stop_BN.any(-1), num_forwards, events)
 
     def texts(self) -> list[list[int]]:
-        """Each row's tokens, without prompt and stop token."""
-        return _cut(self.token_ids, self.num_tokens)
+        """New tokens of each row, without the stop token."""
+        return _texts(self.token_ids, self.num_tokens)
 
 
-def _cut(token_ids_BN: Tensor, num_tokens_B: Tensor) -> list[list[int]]:
+def _texts(token_ids_BN: Tensor, num_tokens_B: Tensor) -> list[list[int]]:
     return [row[:length] for row, length in zip(token_ids_BN.tolist(), num_tokens_B.tolist(), strict=True)]
 
 
 def left_padded(prompts: Sequence[Tensor], padding_token_id: int) -> tuple[Tensor, list[int]]:
-    """The prompts with their ends aligned, (B, P) int64, and the columns of padding before each."""
+    """Pads the prompts on the left. Returns them, (B, P) int64, and the columns of padding before each."""
     longest = max(len(prompt) for prompt in prompts)
     num_padding = [longest - len(prompt) for prompt in prompts]
     padded = [
@@ -116,8 +124,8 @@ def left_padded(prompts: Sequence[Tensor], padding_token_id: int) -> tuple[Tenso
     return torch.stack(padded), num_padding
 
 
-def require_room(prompts: Sequence[Tensor], max_new_tokens: int, max_position_embeddings: int) -> None:
-    """Raises UserError when a prompt and the budget together exceed the model's positions."""
+def check_lengths(prompts: Sequence[Tensor], max_new_tokens: int, max_position_embeddings: int) -> None:
+    """Raises UserError when a prompt and the budget together exceed `max_position_embeddings`."""
     longest = max(len(prompt) for prompt in prompts)
     if longest + max_new_tokens > max_position_embeddings:
         raise UserError(

@@ -1,12 +1,11 @@
-"""How text is generated: the sizes of the loop, the randomness, the rules, and what is done against endless thought."""
+"""Generation config: block and step sizes, sampling parameters, decoding rules and loop control."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from lit_illada.errors import UserError
 from lit_illada.generation.cache import CACHES, CachePlan
-from lit_illada.generation.commit_rules import COMMIT_RULES, CommitRule
-from lit_illada.generation.commit_schedule import COMMIT_SCHEDULES, CommitSchedule, Even
+from lit_illada.generation.commit_rules import COMMIT_RULES, COMMIT_SCHEDULES, CommitRule, CommitSchedule, Even
 from lit_illada.generation.loop_control.early_exit import EARLY_EXITS, EarlyExit
 from lit_illada.generation.loop_control.loop_response import LOOP_RESPONSES, LoopResponse
 from lit_illada.generation.loop_control.repetition import REPETITIONS, Repetition
@@ -16,51 +15,56 @@ from lit_illada.schema import choice, choice_name
 
 
 class Canvas(StrEnum):
-    """When the masked tokens come: `append` a block at a time until a stop token (iLLaDA), or the whole budget at once,
-    `fixed`, denoised block by block to its end (LLaDA)."""
+    """Number of masked tokens that the model sees."""
 
     append = "append"
+    """Blocks are appended one at a time until a stop token (iLLaDA)."""
     fixed = "fixed"
+    """All `max_new_tokens` from the start, denoised block by block (LLaDA)."""
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Block-by-block denoising; of a causal model, token by token.
-
-    max_new_tokens: the budget; a last block is cut to fit it, an only one too, and its steps with it.
-    block_length: tokens denoised together; blocks follow each other left to right.
-    num_steps: denoising steps a block, at most so many forward passes; block_length of them commit one token each.
-        None: tokens_per_step says how many.
-    tokens_per_step: tokens committed in a step; None: num_steps says how many.
-    temperature: of the Gumbel noise that draws each proposal; 0 proposes the most probable token.
-    top_p: proposals come from the fewest tokens that have this probability together.
-    guidance_scale: of classifier-free guidance; 0 is none, more costs a second pass with the prompt masked.
-    min_new_tokens: no stop token before so many new tokens.
-    zero_stop_confidence: stop tokens have no confidence, so that they are committed last (LLaDA's
-        `confidence_eos_eot_inf`).
-    seed: of every draw.
-    """
+    """Settings of block-by-block denoising, or of token-by-token generation where the model is causal."""
 
     canvas: Canvas = Canvas.append
+    """Whether blocks are appended one at a time or all masked tokens are there from the start."""
     max_new_tokens: int = 128
+    """Tokens to generate per prompt at most; the last block, and its steps, are shortened to fit."""
     block_length: int = 32
+    """Tokens denoised together; blocks follow each other from left to right."""
     num_steps: int | None = 32
+    """Denoising steps (forward passes) per block at most; None: computed from tokens_per_step."""
     tokens_per_step: int | None = None
+    """Tokens committed per step; None: computed from num_steps."""
     temperature: float = 0.0
+    """Temperature of the Gumbel noise that samples proposals; 0: the most probable token."""
     top_p: float = 1.0
+    """Proposals are sampled from the smallest set of tokens with at least this probability; 1: from all."""
     guidance_scale: float = 0.0
+    """Strength of classifier-free guidance, which needs a second forward pass per step; 0: off."""
     min_new_tokens: int = 0
+    """Number of new tokens before which no stop token is allowed."""
     zero_stop_confidence: bool = False
+    """Whether stop tokens get confidence 0, so that they are committed last (LLaDA's confidence_eos_eot_inf)."""
     seed: int = 0
+    """Seed of the sampling noise."""
     commit_rule: CommitRule = choice(COMMIT_RULES, "low_confidence")
-    # how many tokens each step commits, for the commit rules random, low_confidence, margin and entropy
+    """Which proposals become final in a step."""
     commit_schedule: CommitSchedule = choice(COMMIT_SCHEDULES, "even")
+    """Number of tokens that each step commits, for the commit rules random, low_confidence, margin and entropy."""
     remask: RemaskRule = choice(REMASK_RULES, "none")
+    """Which committed tokens are masked again."""
     cache: CachePlan = choice(CACHES, "none")
+    """Which columns reuse cached keys and values."""
     thinking_stop: ThinkingStop = choice(THINKING_STOPS, "none")
+    """How long reasoning segments are closed."""
     repetition: Repetition = choice(REPETITIONS, "none")
+    """Penalty on repeated tokens."""
     on_loop: LoopResponse = choice(LOOP_RESPONSES, "none")
+    """Response to exact loops detected during generation."""
     early_exit: EarlyExit = choice(EARLY_EXITS, "none")
+    """Closes a reasoning segment once the answer has settled."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "block_length", "num_steps", "tokens_per_step"):
@@ -74,7 +78,7 @@ class GenerationConfig:
             raise UserError(f"generation.top_p is {self.top_p}: it must be above 0 and at most 1")
         if self.top_p < 1 and self.temperature == 0:
             raise UserError(
-                f"generation.top_p is {self.top_p}, which means nothing at generation.temperature=0: raise the "
+                f"generation.top_p is {self.top_p}, which has no effect at generation.temperature=0: raise the "
                 "temperature, or set top_p to 1"
             )
         if not 0 <= self.guidance_scale < float("inf"):
@@ -93,15 +97,15 @@ class GenerationConfig:
         rule = choice_name(COMMIT_RULES, self.commit_rule)
         counting = ", ".join(name for name, cls in COMMIT_RULES.items() if cls.counts)
         raise UserError(
-            f"generation.commit_schedule is {schedule!r}, but commit_rule {rule!r} decides itself how many tokens a "
-            f"step commits: set generation/commit_schedule=even, or one of the commit rules {counting}"
+            f"generation.commit_schedule is {schedule!r}, but commit_rule {rule!r} determines the number of tokens per "
+            f"step itself: set generation/commit_schedule=even, or one of the commit rules {counting}"
         )
 
     def _check_steps(self) -> None:
         if (self.num_steps is None) == (self.tokens_per_step is None):
             raise UserError(
-                f"generation.num_steps is {_shown(self.num_steps)} and generation.tokens_per_step is "
-                f"{_shown(self.tokens_per_step)}: give one of them and set the other to null"
+                f"generation.num_steps is {_as_yaml(self.num_steps)} and generation.tokens_per_step is "
+                f"{_as_yaml(self.tokens_per_step)}: give one of them and set the other to null"
             )
         if self.num_steps is not None and self.num_steps > self.block_length and not self.remask.is_on:
             raise UserError(
@@ -115,12 +119,12 @@ class GenerationConfig:
             )
 
     def steps_for(self, block_length: int) -> int:
-        """Denoising steps of a block of this length; of a cut one at most its tokens, unless some are remasked."""
+        """Denoising steps of a block of this length; without remasking at most one per token."""
         if self.num_steps is not None:
             return self.num_steps if self.remask.is_on else min(self.num_steps, block_length)
         assert self.tokens_per_step is not None
         return -(-block_length // self.tokens_per_step)
 
 
-def _shown(value: int | None) -> str:
+def _as_yaml(value: int | None) -> str:
     return "null" if value is None else str(value)

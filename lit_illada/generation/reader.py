@@ -1,7 +1,6 @@
-"""What does the model say of the masked tokens of a block, under a cache and under guidance?
+"""Model calls during generation, with an optional key-value cache and classifier-free guidance.
 
-Shapes: B rows, A of them in the step, T tokens, L tokens of the block, M masked tokens in row-major order,
-V vocabulary.
+Shapes: A active rows, T tokens, L tokens of the block, M masked positions in row-major order, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -16,22 +15,17 @@ from lit_illada.model.kv_cache import KeyValueCache
 
 
 class LogitsFn(Protocol):
-    """Logits (M, V) of the selected tokens in row-major order. The transformer itself is one."""
+    """Logits (M, V) of the selected tokens in row-major order. `Transformer` satisfies this protocol."""
 
     def __call__(
         self, input_ids: Tensor, layout: Layout, select: Tensor, *, cache: KeyValueCache | None, start: int
     ) -> Tensor:
-        """input_ids, select: (A, T), or a window of the layout's columns, from `start` on, with a cache for others."""
+        """input_ids, select: (A, T), or with a cache a window of the layout's columns that begins at `start`."""
         ...
 
 
 class Reader:
-    """Asks the model, and holds what it remembers from one step to the next.
-
-    num_padding: columns before each row's first token. guidance_scale: 0, or the strength of classifier-free guidance
-    as LLaDA has it: logits + scale · (logits − those with the prompt masked) (arXiv 2502.09992). lookback: columns
-    before a token that its logits are computed from, beside attention: 1 for a model whose predictions are shifted.
-    """
+    """Computes the logits of masked positions; holds the caches between the steps of a block."""
 
     def __init__(
         self,
@@ -44,6 +38,15 @@ class Reader:
         mask_token_id: int,
         lookback: int,
     ) -> None:
+        """
+        Args:
+            plan: the columns that each step computes.
+            num_padding: columns of padding before each row of the batch.
+            guidance_scale: strength of classifier-free guidance, logits + scale · (logits − logits with the prompt
+                masked) (LLaDA, arXiv 2502.09992); 0: off.
+            lookback: columns before a position that its logits need besides attention: 1 for a model that predicts
+                the next token, else 0.
+        """
         self._prompt_length = prompt_length
         self._guidance_scale = guidance_scale
         self._mask_token_id = mask_token_id
@@ -52,11 +55,15 @@ class Reader:
 
     @property
     def num_forwards(self) -> int:
+        """Forward passes so far, guidance included."""
         return self._conditional.num_forwards + self._unconditional.num_forwards
 
     def read(self, token_ids_AT: Tensor, is_masked_AL: Tensor, rows: list[int], block: slice, step: int) -> Tensor:
-        """Logits (M, V) of the block's masked tokens. rows: which of the batch's these are; within a block none may
-        come back that an earlier step left out. step: of the block, from 0."""
+        """Logits (M, V) of the masked positions of a block.
+
+        rows: indices of the active rows in the batch; within a block a row that was left out may not return, since its
+        cache is gone. step: index of the step within the block, from 0.
+        """
         logits_MV = self._conditional.read(token_ids_AT, is_masked_AL, rows, block, step)
         if self._guidance_scale == 0:
             return logits_MV
@@ -67,7 +74,7 @@ class Reader:
 
 
 class _Pass:
-    """One kind of pass with its own cache."""
+    """The conditional or the unconditional forward pass, with its cache."""
 
     def __init__(self, logits_fn: LogitsFn, plan: CachePlan, num_padding: Sequence[int], lookback: int) -> None:
         self._logits_fn = logits_fn
@@ -85,7 +92,7 @@ class _Pass:
             self._cache = KeyValueCache() if self._plan.is_on else None
         elif rows != self._rows:
             assert self._cache is not None
-            self._cache.keep([self._rows.index(row) for row in rows])
+            self._cache.select_rows([self._rows.index(row) for row in rows])
         window = slice(max(0, window.start - self._lookback), window.stop)
         self._rows = rows
         layout = Layout.left_padded([self._num_padding[row] for row in rows], num_columns, token_ids_AT.device)

@@ -14,31 +14,27 @@ from torch import Tensor
 from lit_illada.generation.canvas import Commit
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.draws import Draws
-from lit_illada.generation.logit_controls import LogitControl, Place
+from lit_illada.generation.logit_controls import LogitControl, Positions
 from lit_illada.generation.proposals import Proposals, propose
 from lit_illada.generation.reader import Reader
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One denoising step of a block: what the model proposed and which positions change.
-
-    Attributes:
-        number: index of the step within its block, from 0.
-        rows: the A active rows, as indices into the batch.
-        proposals: proposed tokens and their confidence, (A, L).
-        is_committed: (A, L) bool, masked positions that receive their proposed token.
-        is_remasked: (A, L) bool, positions committed in an earlier step that become masked again.
-        closed: rows whose reasoning segment loop control closed in this step, and the column of the closing token;
-            they take no further step in this block.
-    """
+    """One denoising step of a block: the model's proposals and the positions that change."""
 
     number: int
+    """Index of the step within its block, from 0."""
     rows: list[int]
+    """The A active rows, as indices into the batch."""
     proposals: Proposals
+    """Proposed tokens and their confidence, (A, L)."""
     is_committed: Tensor
+    """(A, L) bool, masked positions that receive their proposed token."""
     is_remasked: Tensor
+    """(A, L) bool, positions committed in an earlier step that become masked again."""
     closed: Mapping[int, int] = field(default_factory=dict)
+    """Column of the closing token by row, where loop control closed a reasoning segment; such rows leave the block."""
 
     def commit(self, block_number: int, block: slice, token_ids_BT: Tensor, prompt_length: int) -> Commit:
         """The step as `on_commit` callbacks receive it, spread over the whole batch."""
@@ -63,20 +59,17 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """The plain sampler. `loop_control.sampler` wraps it with the mitigations of reasoning loops.
-
-    Attributes:
-        reader: calls the model, with its cache and guidance.
-        draws: one random stream per row.
-        controls: applied to the logits in order, before the proposal.
-        prompt_length: columns before the first new token.
-    """
+    """The plain sampler. `loop_control.sampler` wraps it with the mitigations of reasoning loops."""
 
     config: GenerationConfig
     reader: Reader
+    """Calls the model, with cache and guidance."""
     draws: Draws
+    """One random stream per row."""
     controls: Sequence[LogitControl]
+    """Applied to the logits in order, before the proposal."""
     prompt_length: int
+    """Columns before the first new token."""
     mask_token_id: int
     stop_token_ids: Tensor
 
@@ -88,7 +81,7 @@ class Sampler:
             yield len(blocks) - 1, step
 
     def denoise(self, token_ids_BT: Tensor, block: slice, is_due_BL: Tensor) -> Iterator[Step]:
-        """Writes the due positions of a block in place, step by step; every row has equally many of them, or none."""
+        """Fills the due positions of a block in place, step by step; every row has equally many of them, or none."""
         config, draws = self.config, self.draws
         rows, is_masked_BL = _rows_with(is_due_BL), is_due_BL.clone()
         confidence_BL = torch.zeros_like(is_due_BL, dtype=torch.float64)  # of each token when it was committed
@@ -124,9 +117,9 @@ class Sampler:
         logits_MV = self.reader.read(token_ids_AT, is_masked_AL, rows, block, step).to(dtype, copy=True)
         row_M, column_M = is_masked_AL.nonzero(as_tuple=True)
         batch_rows = torch.tensor(rows, device=token_ids_AT.device)
-        place = Place(token_ids_AT, row_M, column_M + block.start, self.prompt_length, batch_rows)
+        positions = Positions(token_ids_AT, row_M, column_M + block.start, self.prompt_length, batch_rows)
         for control in self.controls:
-            logits_MV = control(logits_MV, place)
+            logits_MV = control(logits_MV, positions)
         return self.draw(logits_MV, is_masked_AL, rows, block)
 
     def draw(self, logits_MV: Tensor, is_masked_AL: Tensor, rows: list[int], block: slice) -> Proposals:
@@ -145,5 +138,6 @@ class Sampler:
         return step
 
 
-def _rows_with(is_it_BL: Tensor) -> list[int]:
-    return is_it_BL.any(-1).nonzero()[:, 0].tolist()
+def _rows_with(is_true_BL: Tensor) -> list[int]:
+    """Indices of the rows with at least one true position."""
+    return is_true_BL.any(-1).nonzero()[:, 0].tolist()

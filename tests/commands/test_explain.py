@@ -54,7 +54,7 @@ def test_docs_are_read_below_a_field_behind_it_and_from_the_class():
         ("trainer.compile", None, (), ["true", "false"]),
         ("optim.schedule.name", "pretrain", ("optim/schedule=cosine",), ["wsd", "Linear warm-up, constant", "cosine"]),
         ("optim.schedule.decay_fraction", "pretrain", ("optim/schedule=wsd",), ["0.2"]),
-        ("generation.cache", "generate", (), ["prefix", "Keeps what lies before the block"]),
+        ("generation.cache", "generate", (), ["prefix", "Caches the columns before the block"]),
         ("trainer.parallel", None, (), ["a group of keys", "tensor_parallel"]),
         ("loops.unit", None, (), ["words", "tokens"]),
     ],

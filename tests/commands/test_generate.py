@@ -80,7 +80,7 @@ def test_the_presets_run(trained, preset):
     ("arguments", "said"),
     [
         (["--trace", "missing/t.jsonl"], "no folder missing"),
-        (["--trace-picture", "t.txt"], "unknown ending of a picture '.txt'"),
+        (["--trace-picture", "t.txt"], "unknown file format of a picture '.txt'"),
         (["generation.num_steps=9"], "generation.num_steps is 9: it must be at most generation.block_length"),
         (["generation.block_length=0"], "generation.block_length is 0"),
         (["generation/commit_rule=treshold"], "threshold"),

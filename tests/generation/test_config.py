@@ -6,8 +6,7 @@ import yaml
 from lit_illada.config import load
 from lit_illada.errors import UserError
 from lit_illada.generation.cache import CACHES
-from lit_illada.generation.commit_rules import COMMIT_RULES, Threshold
-from lit_illada.generation.commit_schedule import COMMIT_SCHEDULES, DreamSchedule
+from lit_illada.generation.commit_rules import COMMIT_RULES, COMMIT_SCHEDULES, DreamSchedule, Threshold
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.loop_control.early_exit import EARLY_EXITS
 from lit_illada.generation.loop_control.loop_response import LOOP_RESPONSES
@@ -69,12 +68,12 @@ def test_every_choice_has_a_file_with_all_its_fields_and_its_source(group):
         ({"num_steps": None, "tokens_per_step": 33}, "tokens_per_step is 33: it must be at most"),
         (
             {"commit_rule": Threshold(), "commit_schedule": DreamSchedule()},
-            "commit_schedule is 'dream', but commit_rule 'threshold' decides itself .* random, low_confidence, margin",
+            "commit_schedule is 'dream', but commit_rule 'threshold' determines .* random, low_confidence, margin",
         ),
         ({"temperature": -0.5}, "temperature is -0.5"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0, "temperature": 1.0}, "top_p is 0.0"),
-        ({"top_p": 0.5}, "top_p is 0.5, which means nothing at generation.temperature=0"),
+        ({"top_p": 0.5}, "top_p is 0.5, which has no effect at generation.temperature=0"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
         ({"min_new_tokens": 129}, "min_new_tokens is 129: it must be 0 or more and at most"),
     ],

@@ -8,8 +8,7 @@ import torch
 from lit_illada.batch import Layout
 from lit_illada.config import load
 from lit_illada.errors import UserError
-from lit_illada.generation.commit_rules import Entropy, LowConfidence, Margin, Random
-from lit_illada.generation.commit_schedule import DreamSchedule
+from lit_illada.generation.commit_rules import DreamSchedule, Entropy, LowConfidence, Margin, Random
 from lit_illada.generation.config import Canvas, GenerationConfig
 
 MASK, EOS = 0, 1

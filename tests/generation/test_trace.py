@@ -86,7 +86,7 @@ def test_the_picture_is_written_whatever_the_tokens(tmp_path, name):
 
 
 def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(tmp_path):
-    with pytest.raises(UserError, match=r"unknown ending of a picture '\.jpng'.*did you mean"):
+    with pytest.raises(UserError, match=r"unknown file format of a picture '\.jpng'.*did you mean"):
         draw_to(tmp_path / "a.jpng")
     with pytest.raises(UserError, match="no folder"):
         draw_to(tmp_path / "missing" / "a.png")

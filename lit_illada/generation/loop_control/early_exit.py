@@ -1,9 +1,9 @@
-"""When has a model thought enough? When the answer it would give now is as certain as it was a while ago.
+"""Early exit from reasoning segments once the entropy of the answer has settled.
 
-EAT (arXiv 2509.26522): the thought so far is closed on trial and the entropy of what would follow is measured; its
-exponential moving mean M and variance V are followed, and thinking ends when V is small. Here a trial is made after
-every block, and the entropy is the mean over the first masked tokens of the answer. Shapes: A rows, T tokens so far,
-M masked tokens in row-major order, V vocabulary.
+Source: EAT, arXiv 2509.26522. A trial closes the reasoning segment tentatively and measures the entropy of the answer
+that would follow. The exponential moving mean M and variance V of these entropies are tracked; the segment is closed
+when V is small. Here a trial follows every block, and the entropy is averaged over the first masked tokens of the
+answer. Shapes: A rows, T tokens so far, M masked positions in row-major order, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lit_illada.errors import UserError
+from lit_illada.errors import require
 from lit_illada.runtime.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)
 class NoExit:
-    """A thought may go on to the end of the budget."""
+    """Reasoning segments may continue to the end of the budget."""
 
     @property
     def is_on(self) -> bool:
@@ -26,22 +26,26 @@ class NoExit:
 
 @dataclass(frozen=True)
 class Settled:
-    """Thinking ends when V < threshold, nats², after at least `min_trials` trials.
+    """Closes the reasoning segment when the variance of the answer's entropy is below a threshold.
 
-    M ← (1 − α) M + α H, V ← (1 − α) V + α (H − M)², M begun with the first trial's H, V with 0 and corrected for it by
-    1 / (1 − (1 − α)ⁿ), n of its n + 1 trials. smoothing: α. answer_tokens: masked tokens behind the trial's close.
+    M ← (1 − α) M + α H and V ← (1 − α) V + α (H − M)² with α = `smoothing`. M starts at the first trial's H; V starts
+    at 0 and is corrected for that by 1 / (1 − (1 − α)ⁿ) after n + 1 trials.
     """
 
     threshold: float = 0.01
+    """Variance V below which the segment is closed, nats²."""
     smoothing: float = 0.2
+    """Weight α of the newest trial, in (0, 1]."""
     min_trials: int = 4
+    """Trials before the segment may be closed."""
     answer_tokens: int = 4
+    """Masked tokens of the answer whose entropy a trial averages."""
 
     def __post_init__(self) -> None:
-        _require(self.threshold > 0, "threshold", self.threshold, "above 0")
-        _require(0 < self.smoothing <= 1, "smoothing", self.smoothing, "above 0 and at most 1")
-        _require(self.min_trials >= 2, "min_trials", self.min_trials, "2 or more")
-        _require(self.answer_tokens >= 1, "answer_tokens", self.answer_tokens, "1 or more")
+        require(self.threshold > 0, "generation.early_exit.threshold", self.threshold, "above 0")
+        require(0 < self.smoothing <= 1, "generation.early_exit.smoothing", self.smoothing, "above 0 and at most 1")
+        require(self.min_trials >= 2, "generation.early_exit.min_trials", self.min_trials, "2 or more")
+        require(self.answer_tokens >= 1, "generation.early_exit.answer_tokens", self.answer_tokens, "1 or more")
 
     @property
     def is_on(self) -> bool:
@@ -54,27 +58,27 @@ EARLY_EXITS: dict[str, type] = {"none": NoExit, "settled": Settled}
 
 @dataclass
 class Spread:
-    """The moving mean and variance of one row's entropies."""
+    """Moving mean and variance of the entropies of one row."""
 
     mean: float = 0.0
     variance: float = 0.0
     num_trials: int = 0
 
     def add(self, entropy: float, rule: Settled) -> bool:
-        """Whether the entropies have settled."""
+        """Adds a trial; returns whether the entropies have settled."""
         self.num_trials += 1
         if self.num_trials == 1:
             self.mean = entropy
             return False
-        keep = 1 - rule.smoothing
-        self.mean = keep * self.mean + rule.smoothing * entropy
-        self.variance = keep * self.variance + rule.smoothing * (entropy - self.mean) ** 2
-        corrected = self.variance / (1 - keep ** (self.num_trials - 1))
+        decay = 1 - rule.smoothing
+        self.mean = decay * self.mean + rule.smoothing * entropy
+        self.variance = decay * self.variance + rule.smoothing * (entropy - self.mean) ** 2
+        corrected = self.variance / (1 - decay ** (self.num_trials - 1))
         return self.num_trials >= rule.min_trials and corrected < rule.threshold
 
 
 class Trials:
-    """Tries answers after finished blocks, and remembers how certain each row was."""
+    """Runs trials after finished blocks and tracks the entropies of each row."""
 
     def __init__(
         self,
@@ -86,7 +90,7 @@ class Trials:
         num_columns: int,
         num_rows: int,
     ) -> None:
-        """read: logits (M, V) of the masked tokens of a block of some rows. num_columns: of the longest text."""
+        """read: computes logits (M, V) of the masked positions of a block. num_columns: of prompt and longest text."""
         self._rule = rule
         self._read = read
         self._close_id = close_id
@@ -95,12 +99,12 @@ class Trials:
         self._spreads = [Spread() for _ in range(num_rows)]
 
     def settled(self, token_ids_AT: Tensor, rows: Sequence[int], block: slice) -> list[int]:
-        """Those of the batch's `rows`, as their blocks have just been finished, that need think no more."""
+        """The rows, out of `rows` whose block has just been finished, whose answer has settled."""
         answer = slice(block.stop + 1, block.stop + 1 + self._rule.answer_tokens)
         if not rows or answer.stop > self._num_columns:
             return []
-        room = max(0, answer.stop - token_ids_AT.shape[1])
-        tried_AT = torch.nn.functional.pad(token_ids_AT, (0, room), value=self._mask_token_id)
+        missing = max(0, answer.stop - token_ids_AT.shape[1])
+        tried_AT = torch.nn.functional.pad(token_ids_AT, (0, missing), value=self._mask_token_id)
         tried_AT[:, block.stop] = self._close_id
         tried_AT[:, answer] = self._mask_token_id
         is_masked_AL = torch.ones(len(rows), self._rule.answer_tokens, dtype=torch.bool, device=tried_AT.device)
@@ -112,8 +116,3 @@ class Trials:
         return [
             row for row, entropy in zip(rows, entropy_A, strict=True) if self._spreads[row].add(entropy, self._rule)
         ]
-
-
-def _require(is_right: bool, name: str, value: float, allowed: str) -> None:
-    if not is_right:
-        raise UserError(f"generation.early_exit.{name} is {value}: it must be {allowed}")

@@ -1,8 +1,8 @@
-"""What is done to a generation against endless thought and loops, as the config chooses, and what is kept of it.
+"""Mitigations of overlong reasoning segments and loops, as configured, and the record of their interventions.
 
-Every row has a state of its own, so that its text does not depend on the batch it is in. With nothing chosen this adds
-no control, looks at nothing, and changes no bit. Shapes: B rows, A of them in a step, T tokens so far, L tokens of the
-block, M masked tokens in row-major order, V vocabulary.
+State is per row, so the text of a row does not depend on its batch. Without a configured mitigation no control is added
+and the logits stay bit for bit the same. Shapes: B rows, A of them active in a step, T tokens so far, L tokens of the
+block, M masked positions in row-major order, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from lit_illada.generation.proposals import Proposals, propose
 
 
 class Mitigations:
-    """controls: what they change in the logits, in this order; one before another is seen by it."""
+    """The configured mitigations of one generation. `controls` are their logit controls, in order of application."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Mitigations:
         prompt_length: int,
         read: Callable[[Tensor, Tensor, list[int], slice], Tensor] | None = None,
     ) -> None:
-        """read: logits of masked tokens, for a trial of the answer. Raises UserError where a token is missing."""
+        """read: computes the logits of masked positions, for trials. Raises UserError without a closing token."""
         self._config = config
         self._kinds = kinds
         self._mask_token_id = mask_token_id
@@ -70,36 +70,38 @@ class Mitigations:
 
     @property
     def is_on(self) -> bool:
-        """Whether any mitigation acts beside its logit control."""
+        """Whether a mitigation does more than change logits."""
         return self._loops is not None or self._thinking is not None
 
-    def redrawn(
+    def resample(
         self, proposals: Proposals, logits_MV: Tensor, rows: list[int], block: slice, draws: Draws
     ) -> Proposals:
-        """The proposals; rows after a loop alarm are drawn again at a higher temperature. logits_MV: after controls."""
+        """Samples the proposals of rows after a loop again, at a higher temperature. logits_MV: after controls."""
         if self._loops is None:
             return proposals
         increases = [self._loops.increase(row, block) for row in rows]
-        hot = [number for number, increase in enumerate(increases) if increase > 0]
-        if not hot:
+        raised = [number for number, increase in enumerate(increases) if increase > 0]
+        if not raised:
             return proposals
-        is_hot_A = torch.tensor([increase > 0 for increase in increases], device=logits_MV.device)
-        is_hot_AL = proposals.is_masked & is_hot_A[:, None]
+        is_raised_A = torch.tensor([increase > 0 for increase in increases], device=logits_MV.device)
+        is_raised_AL = proposals.is_masked & is_raised_A[:, None]
         again = propose(
-            logits_MV[is_hot_AL[proposals.is_masked]],
-            proposals.is_masked[is_hot_A],
-            draws.of([rows[number] for number in hot]),
+            logits_MV[is_raised_AL[proposals.is_masked]],
+            proposals.is_masked[is_raised_A],
+            draws.of([rows[number] for number in raised]),
             temperature=self._config.temperature + max(increases),
             top_p=self._config.top_p,
             uncertain_token_ids=self._stop_token_ids[:0],
         )
         token_ids_AL = proposals.token_ids.clone()
-        token_ids_AL[is_hot_A] = again.token_ids
+        token_ids_AL[is_raised_A] = again.token_ids
         return Proposals(token_ids_AL, proposals.is_masked, proposals.logits)
 
     def committed(self, rows: list[int], block: slice, token_ids_AL: Tensor, is_committed_AL: Tensor) -> dict[int, int]:
-        """A step was made. The thoughts it has closed by a raised token: the column, by the batch's row. What stands
-        behind it was written for a thought that was to go on, and is to be cleared."""
+        """Records a step. Returns the column of the closing token by row, where a mitigation closed the segment.
+
+        Tokens behind that column assumed that the segment continues, so the caller must mask them again.
+        """
         if self._loops is not None:
             self._loops.committed(rows, block, is_committed_AL)
         if self._thinking is None:
@@ -107,39 +109,38 @@ class Mitigations:
         return self._thinking.committed(rows, block, token_ids_AL, is_committed_AL)
 
     def remasked(self, token_ids_BT: Tensor, block: slice, rows: list[int]) -> Tensor | None:
-        """A block is finished. (B, T) bool: the looped tokens that have become [M] again, in place; None: there are
-        none."""
+        """Masks looped tokens again after a block, in place. Returns their positions, (B, T) bool, or None."""
         if self._loops is None:
             return None
         is_due_BT = torch.zeros_like(token_ids_BT, dtype=torch.bool)
-        for row in self._going_on(token_ids_BT, block, rows):
-            is_due_T = self._loops.look(token_ids_BT, block, row, self._mask_token_id)
+        for row in self._unfinished(token_ids_BT, block, rows):
+            is_due_T = self._loops.check(token_ids_BT, block, row, self._mask_token_id)
             if is_due_T is not None:
                 is_due_BT[row] = is_due_T
         return is_due_BT if is_due_BT.any() else None
 
     def finished(self, token_ids_BT: Tensor, block: slice, rows: list[int]) -> None:
-        """A block is finished, and stays: whoever need think no more will stop in the next."""
+        """Runs the trials of an early exit after a final block; settled segments are closed in the next block."""
         if self._trials is None or self._thinking is None:
             return
-        rows = self._going_on(token_ids_BT, block, rows)
+        rows = self._unfinished(token_ids_BT, block, rows)
         token_ids_AT = token_ids_BT[rows]
         ends_A = torch.full((len(rows),), block.stop, device=token_ids_BT.device)
         is_open_A = self._thinking.is_open(token_ids_AT, ends_A)
         thinking = [row for row, is_open in zip(rows, is_open_A.tolist(), strict=True) if is_open]
         for row in self._trials.settled(token_ids_AT[is_open_A], thinking, block):
-            self._thinking.end_soon(row)
+            self._thinking.request_close(row)
 
     def events_of(self, row: int, new_ids: list[int]) -> RowEvents:
-        """What happened to the row whose text, without the stop token, has become this."""
+        """The interventions in a row, given its final text without the stop token."""
         alarms = () if self._loops is None else self._loops.alarms(row)
         if self._thinking is not None:
             return RowEvents(self._thinking.end_of(row, new_ids), alarms)
         is_closed = self._kinds.think_close_id in new_ids
         return RowEvents(ThinkingEnd.natural if is_closed else ThinkingEnd.none, alarms)
 
-    def _going_on(self, token_ids_BT: Tensor, block: slice, rows: list[int]) -> list[int]:
-        """Those of the rows whose text has not stopped."""
+    def _unfinished(self, token_ids_BT: Tensor, block: slice, rows: list[int]) -> list[int]:
+        """The rows without a stop token."""
         new_ids_AN = token_ids_BT[rows, self._prompt_length : block.stop]
         is_stopped_A = torch.isin(new_ids_AN, self._stop_token_ids).any(-1)
         return [row for row, is_stopped in zip(rows, is_stopped_A.tolist(), strict=True) if not is_stopped]

@@ -1,8 +1,8 @@
-"""Which tokens of the text so far become less probable? Those written before, or those that would go on repeating.
+"""Repetition penalties: lower logits for tokens of the text so far, or for tokens that would extend a repetition.
 
-A bidirectional sampler sees committed tokens on both sides of a place; only those to its left count, as for a causal
-model, and only new ones. Digits, punctuation and special tokens are never penalised: a calculation may need the same
-digit again. Shapes: A rows, T tokens, M masked tokens in row-major order, V vocabulary.
+A bidirectional sampler sees committed tokens on both sides of a position; only new tokens to its left count, as for a
+causal model. Digits, punctuation and special tokens are never penalised, because a calculation may need the same digit
+again. Shapes: A rows, T tokens, M masked positions in row-major order, V vocabulary, E exempt tokens.
 """
 
 from __future__ import annotations
@@ -10,44 +10,51 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from lit_illada.errors import UserError
+from lit_illada.errors import require
 from lit_illada.runtime.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from lit_illada.generation.logit_controls import Place
+    from lit_illada.generation.logit_controls import Positions
 
-_LONGEST_MATCH = 64  # tokens; the penalty of DRY stays that of this match beyond it: by then it is overwhelming
+_LONGEST_MATCH = 64  # tokens; DRY treats longer matches as this long, where its penalty is overwhelming already
 
 
 @dataclass(frozen=True, eq=False)
 class Left:
-    """What stands to the left of each of the M places: `token_ids`, (M, T), where `is_new`, (M, T), a new token is
-    committed there. columns: (M,), the places themselves."""
+    """The text to the left of each masked position."""
 
     token_ids: Tensor
+    """(M, T) int64, the row of each position."""
     is_new: Tensor
+    """(M, T) bool, committed new tokens to the left of the position."""
     columns: Tensor
+    """(M,) int64, column of each position."""
 
     @classmethod
-    def of(cls, place: Place, mask_token_id: int) -> Left:
-        token_ids_MT = place.token_ids[place.rows]
+    def of(cls, positions: Positions, mask_token_id: int) -> Left:
+        """The text to the left of the positions that a control receives."""
+        token_ids_MT = positions.token_ids[positions.rows]
         column_T = torch.arange(token_ids_MT.shape[1], device=token_ids_MT.device)
-        is_left_MT = (column_T >= place.prompt_length) & (column_T < place.columns[:, None])
-        return cls(token_ids_MT, is_left_MT & (token_ids_MT != mask_token_id), place.columns)
+        is_left_MT = (column_T >= positions.prompt_length) & (column_T < positions.columns[:, None])
+        return cls(token_ids_MT, is_left_MT & (token_ids_MT != mask_token_id), positions.columns)
 
 
 class Repetition(Protocol):
+    """A penalty on repeated tokens."""
+
     @property
-    def is_on(self) -> bool: ...
+    def is_on(self) -> bool:
+        """Whether any token is penalised."""
+        ...
 
     def __call__(self, logits_MV: Tensor, left: Left) -> Tensor:
-        """The penalised logits, as if no token were exempt."""
+        """Penalised logits (M, V), without regard to exempt tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class NoPenalty:
-    """Tokens may be repeated."""
+    """No penalty."""
 
     @property
     def is_on(self) -> bool:
@@ -59,13 +66,14 @@ class NoPenalty:
 
 @dataclass(frozen=True)
 class Penalty:
-    """The logit of every token seen is divided by the penalty, or multiplied where it is below 0 (CTRL,
-    arXiv 1909.05858, in the form of Hugging Face's RepetitionPenaltyLogitsProcessor)."""
+    """Divides positive logits of previous tokens by the penalty and multiplies negative ones (CTRL, arXiv 1909.05858,
+    in the form of Hugging Face's RepetitionPenaltyLogitsProcessor)."""
 
     penalty: float = 1.2
+    """Divisor of the logits, above 1."""
 
     def __post_init__(self) -> None:
-        _require(self.penalty > 1, "penalty", self.penalty, "above 1")
+        require(self.penalty > 1, "generation.repetition.penalty", self.penalty, "above 1")
 
     @property
     def is_on(self) -> bool:
@@ -81,21 +89,24 @@ class Penalty:
 
 @dataclass(frozen=True)
 class DRY:
-    """A token that would lengthen a repetition of n tokens to n + 1 loses multiplier · base^(n − allowed_length),
-    for n ≥ allowed_length (DRY, text-generation-webui, pull request 5677).
+    """Subtracts multiplier · base^(n − allowed_length) from the logit of a token that would extend a repetition of
+    n ≥ allowed_length tokens (DRY, text-generation-webui, pull request 5677).
 
-    n: of the longest stretch that stands directly before the place and also directly before an earlier copy of the
-    token. No token breaks a stretch, but a [M] does.
+    n is the length of the longest sequence directly before the position that also precedes an earlier copy of the
+    token. Only [M] ends a sequence; there are no sequence breakers.
     """
 
     multiplier: float = 0.8
+    """Penalty of a repetition of allowed_length tokens, in logits."""
     base: float = 1.75
+    """Growth of the penalty per further token, 1 or more."""
     allowed_length: int = 2
+    """Shortest repetition that is penalised, tokens."""
 
     def __post_init__(self) -> None:
-        _require(self.multiplier > 0, "multiplier", self.multiplier, "above 0")
-        _require(self.base >= 1, "base", self.base, "1 or more")
-        _require(self.allowed_length >= 1, "allowed_length", self.allowed_length, "1 or more")
+        require(self.multiplier > 0, "generation.repetition.multiplier", self.multiplier, "above 0")
+        require(self.base >= 1, "generation.repetition.base", self.base, "1 or more")
+        require(self.allowed_length >= 1, "generation.repetition.allowed_length", self.allowed_length, "1 or more")
 
     @property
     def is_on(self) -> bool:
@@ -112,38 +123,33 @@ REPETITIONS: dict[str, type] = {"none": NoPenalty, "penalty": Penalty, "dry": DR
 
 
 class RepetitionControl:
-    """A penalty with its exemptions, as a control."""
+    """Logit control that applies a penalty to all tokens but exempt ones."""
 
     def __init__(self, rule: Repetition, mask_token_id: int, exempt_token_ids: Tensor) -> None:
         self._rule = rule
         self._mask_token_id = mask_token_id
         self._exempt_token_ids = exempt_token_ids
 
-    def __call__(self, logits_MV: Tensor, place: Place) -> Tensor:
+    def __call__(self, logits_MV: Tensor, positions: Positions) -> Tensor:
         exempt_ME = logits_MV[:, self._exempt_token_ids]
-        penalised_MV = self._rule(logits_MV, Left.of(place, self._mask_token_id))
+        penalised_MV = self._rule(logits_MV, Left.of(positions, self._mask_token_id))
         return penalised_MV.index_copy(1, self._exempt_token_ids, exempt_ME)
 
 
 def _match_lengths(left: Left) -> Tensor:
-    """(M, T): how many tokens directly before a column equal those directly before the place."""
+    """(M, T) int64: number of tokens directly before each column that equal those directly before the position."""
     columns_M1 = left.columns[:, None]
     column_T = torch.arange(left.token_ids.shape[1], device=left.token_ids.device)
     length_MT = torch.zeros_like(left.token_ids)
-    is_alive_MT = left.is_new.clone()
+    is_match_MT = left.is_new.clone()
     for distance in range(1, _LONGEST_MATCH + 1):
         before_M1, before_T = columns_M1 - distance, column_T - distance
         is_inside_MT = (before_M1 >= 0) & (before_T >= 0)
         mine_M1, theirs_T = before_M1.clamp(min=0), before_T.clamp(min=0)
         is_new_MT = left.is_new.gather(1, mine_M1) & left.is_new[:, theirs_T]
         is_same_MT = left.token_ids.gather(1, mine_M1) == left.token_ids[:, theirs_T]
-        is_alive_MT = is_alive_MT & is_inside_MT & is_new_MT & is_same_MT
-        if not is_alive_MT.any():
+        is_match_MT = is_match_MT & is_inside_MT & is_new_MT & is_same_MT
+        if not is_match_MT.any():
             break
-        length_MT += is_alive_MT
+        length_MT += is_match_MT
     return length_MT
-
-
-def _require(is_right: bool, name: str, value: float, allowed: str) -> None:
-    if not is_right:
-        raise UserError(f"generation.repetition.{name} is {value}: it must be {allowed}")

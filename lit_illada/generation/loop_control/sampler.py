@@ -61,7 +61,7 @@ class ControlledSampler(Sampler):
 
     def draw(self, logits_MV: Tensor, is_masked_AL: Tensor, rows: list[int], block: slice) -> Proposals:
         proposals = super().draw(logits_MV, is_masked_AL, rows, block)
-        return self.mitigations.redrawn(proposals, logits_MV, rows, block, self.draws)
+        return self.mitigations.resample(proposals, logits_MV, rows, block, self.draws)
 
     def revise(self, step: Step, is_masked_AL: Tensor, block: slice) -> Step:
         closed = self.mitigations.committed(step.rows, block, step.proposals.token_ids, step.is_committed)

@@ -19,7 +19,7 @@ PROMPT = [torch.tensor([9, 9])]
 
 
 def thinker(sureness_of):
-    """A model that waits without end; how sure it is of an answer is a function of the length of the thought."""
+    """Model that never closes its segment; its confidence in an answer depends on the length of the segment."""
 
     def logits_fn(ids, layout, select, *, cache, start):
         logits = torch.zeros(*ids.shape, VOCABULARY, dtype=torch.float64)
@@ -53,7 +53,7 @@ def test_the_spread_is_the_moving_variance_with_its_bias_taken_out(smoothing):
 
 
 @pytest.mark.parametrize("canvas", Canvas)
-def test_a_settled_answer_ends_the_thought_at_the_next_block(write, canvas):
+def test_a_settled_answer_closes_the_segment_in_the_next_block(write, canvas):
     config = replace(CONFIG, canvas=canvas, early_exit=RULE)
     options = {"logits_fn": thinker(lambda length: 6.0), "kinds": KINDS, "stop_token_ids": [STOP]}
     generation = write(PROMPT, config, **options)
@@ -66,7 +66,7 @@ def test_a_settled_answer_ends_the_thought_at_the_next_block(write, canvas):
     assert endless.texts() == [[WAIT] * 48]
 
 
-def test_an_answer_that_changes_with_the_thought_is_not_settled(write):
+def test_an_answer_that_changes_with_the_segment_is_not_settled(write):
     wavering = thinker(lambda length: 6.0 if length // 4 % 2 else 1.0)
     generation = write(PROMPT, replace(CONFIG, early_exit=RULE), logits_fn=wavering, kinds=KINDS)
     assert generation.texts() == [[WAIT] * 48]

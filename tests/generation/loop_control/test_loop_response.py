@@ -101,13 +101,13 @@ def test_a_text_that_stops_or_does_not_loop_raises_no_alarm(write):
 
 @pytest.mark.parametrize("base", [0.0, 0.1])
 def test_the_kick_lasts_one_block(write, base):
-    heated = []
+    raised_alarms = []
 
     def texts(seed):
         kick = TemperatureKick(min_length=16, increase=50.0)
         config = replace(CONFIG, max_new_tokens=40, temperature=base, seed=seed, on_loop=kick)
         generation = write(PROMPT, config, logits_fn=loops(sure=12.0))
-        heated.append(generation.events[0].alarms)
+        raised_alarms.append(generation.events[0].alarms)
         return generation.texts()[0]
 
     script = [5 + place % 4 for place in range(40)]
@@ -118,7 +118,7 @@ def test_the_kick_lasts_one_block(write, base):
         assert text[:16] == script[:16]
         assert text[16:24] != script[16:24], "at a temperature of 50 all tokens are alike"
         assert text[24:40] == script[24:40], "and the block after it is cool again"
-        (first, *rest) = heated[-1]
+        (first, *rest) = raised_alarms[-1]
         assert (first.start, first.length, first.step, first.num_remasked) == (0, 16, 16, 0)
         assert all(alarm.step == 40 for alarm in rest), "the last blocks are a loop once more"
     assert len({tuple(texts(seed)) for seed in range(3)}) == 3

@@ -7,7 +7,7 @@ import torch
 
 from lit_illada.errors import UserError
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.logit_controls import Place, TokenKinds
+from lit_illada.generation.logit_controls import Positions, TokenKinds
 from lit_illada.generation.loop_control.repetition import DRY, Penalty, RepetitionControl
 
 MASK, VOCABULARY, PROMPT = 0, 9, 3
@@ -23,7 +23,7 @@ def scene(seed, rows=3, width=20):
     ids[is_masked] = MASK
     row, column = is_masked.nonzero(as_tuple=True)
     logits = torch.randn(len(row), VOCABULARY, dtype=torch.float64, generator=generator) * 3
-    return logits, Place(ids, row, column, PROMPT, torch.arange(rows))
+    return logits, Positions(ids, row, column, PROMPT, torch.arange(rows))
 
 
 def penalty_of(logits, ids, column, penalty):
@@ -78,7 +78,7 @@ def test_dry_is_that_of_its_author(seed, rule):
 
 def test_dry_grows_with_the_length_of_the_repetition():
     ids = torch.tensor([[5, 5, 5, 1, 2, 3, 1, 2, 3, 1, 2, MASK]])
-    place = Place(ids, torch.tensor([0]), torch.tensor([11]), PROMPT, torch.tensor([0]))
+    place = Positions(ids, torch.tensor([0]), torch.tensor([11]), PROMPT, torch.tensor([0]))
     after = DRY(multiplier=1.0, base=2.0, allowed_length=2)
     control = RepetitionControl(after, MASK, NOTHING)
     lowered = control(torch.zeros(1, VOCABULARY, dtype=torch.float64), place)
@@ -105,7 +105,7 @@ def test_what_stands_to_the_right_or_in_the_prompt_does_not_count(rule):
     for m, (row, column) in enumerate(zip(place.rows.tolist(), place.columns.tolist(), strict=True)):
         ids = place.token_ids[row].clone()
         ids[:PROMPT], ids[column + 1 :] = 7, 8
-        alone = Place(ids[None], torch.tensor([0]), torch.tensor([column]), PROMPT, torch.tensor([0]))
+        alone = Positions(ids[None], torch.tensor([0]), torch.tensor([column]), PROMPT, torch.tensor([0]))
         torch.testing.assert_close(control(logits[m : m + 1].clone(), alone)[0], after[m])
 
 

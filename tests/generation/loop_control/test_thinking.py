@@ -26,8 +26,8 @@ PROMPT = [torch.tensor([9, 9, 9])]
 
 
 def waits(ids, layout, select, *, cache, start):
-    """A model that waits as long as its thought is open, then answers twice and stops. It is surest on the right, and
-    deems the end of the thought possible."""
+    """Model that waits while its reasoning segment is open, then answers twice and stops. It is most confident on the
+    right and gives the closing token some probability."""
     logits = torch.zeros(*ids.shape, VOCABULARY, dtype=torch.float64)
     is_close = ids == CLOSE
     closed_at = torch.where(is_close.any(-1), is_close.int().argmax(-1), ids.shape[1])[:, None]
@@ -45,7 +45,7 @@ def waits(ids, layout, select, *, cache, start):
 
 @pytest.mark.parametrize("canvas", Canvas)
 @pytest.mark.parametrize("name", RAMPS)
-def test_a_thought_without_end_is_ended_and_answered(write, name, canvas):
+def test_an_endless_reasoning_segment_is_closed_and_answered(write, name, canvas):
     config = replace(CONFIG, canvas=canvas, thinking_stop=RAMPS[name])
     generation = write(PROMPT, config, logits_fn=waits, kinds=KINDS, stop_token_ids=[STOP])
     (text,) = generation.texts()
@@ -67,7 +67,7 @@ def test_a_hard_stop_is_exact_wherever_blocks_end(write, budget, num_steps):
     assert text == [WAIT] * budget + [CLOSE, ANSWER, ANSWER]
 
 
-def test_what_was_written_behind_the_end_of_the_thought_is_cleared_and_written_anew(write):
+def test_tokens_after_a_forced_close_are_masked_and_generated_again(write):
     config = replace(CONFIG, max_new_tokens=12, thinking_stop=LinearRamp(6, 4, start_tokens=5, scale=4.0))
     states = []
 
@@ -114,7 +114,7 @@ def test_only_the_leftmost_masked_place_changes_and_there_the_token_that_closes(
     assert num_changed > 0
 
 
-def test_the_model_itself_may_end_its_thought_and_that_is_told_apart(write):
+def test_a_natural_close_is_recorded_as_natural(write):
     def ends_at_eight(ids, layout, select, *, cache, start):
         logits = waits(ids, layout, torch.ones_like(ids, dtype=torch.bool), cache=None, start=0)
         logits = logits.view(*ids.shape, VOCABULARY)
@@ -132,7 +132,7 @@ def test_the_model_itself_may_end_its_thought_and_that_is_told_apart(write):
     assert early.events[0].thinking_stop == "forced"
 
 
-def test_where_a_token_opens_thoughts_a_text_that_has_none_is_left_alone(write):
+def test_a_text_without_an_opening_token_is_unchanged(write):
     config = replace(CONFIG, thinking_stop=RAMPS["hard"])
     for prompt, is_thinking in [([9, 9, 9], False), ([9, OPEN, 9], True), ([OPEN, 9, CLOSE], False)]:
         options = {"logits_fn": waits, "stop_token_ids": [STOP]}

@@ -95,7 +95,7 @@ def test_ramps_stay_finite_however_far_behind_the_budget():
         assert after.argmax() == CLOSE
 
 
-def test_without_a_budget_of_its_own_a_thought_has_what_the_answer_leaves():
+def test_the_default_budget_is_what_the_answer_leaves():
     assert HardStop(answer_tokens=30).cut(BUDGET) == 70
     rule = LinearRamp(answer_tokens=30, start_tokens=20)
     assert math.isclose(rule.progress(torch.tensor([45]), BUDGET).item(), 0.5)
