@@ -8,7 +8,7 @@ import pytest
 
 from lit_illada.config import load_file
 from lit_illada.errors import UserError
-from lit_illada.evaluation.writer import KeptAnswers
+from lit_illada.evaluation.writer import AnswerCache
 from lit_illada.run_folder import RunFolder
 from lit_illada.sweep.folder import PlannedRun, SweepFolder, SweepRunFolder, read_record
 from lit_illada.training.checkpointing.rollback import complete_rollback
@@ -27,7 +27,7 @@ READERS = {
     "rollbacks.jsonl": lambda path: RunFolder(path).read_rollbacks(),
     "rollback.json": lambda path: complete_rollback(RunFolder(path)),
     "config.yaml": lambda path: load_file("pretrain", path / "config.yaml"),
-    "answers.jsonl": lambda path: KeptAnswers(path / "answers.jsonl").read(),
+    "answers.jsonl": lambda path: AnswerCache(path / "answers.jsonl").read(),
     "attempts.jsonl": lambda path: SweepRunFolder(path).read_attempts(),
     "plan.json": lambda path: SweepFolder(path).read_plan(),
     "sweep.yaml": lambda path: SweepFolder(path).read_spec(),

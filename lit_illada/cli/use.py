@@ -140,10 +140,10 @@ def score(
     """
     refuse_early("score", overrides)
     from lit_illada.commands import score as command
-    from lit_illada.evaluation.jobs import Asked
+    from lit_illada.evaluation.jobs import EvaluationRequest
 
-    asked = Asked(tasks, texts, harness, include_path, is_reasoning, held_out, num_fewshot)
-    command.run(checkpoint, asked, out, overrides, is_resumed)
+    request = EvaluationRequest(tasks, texts, harness, include_path, is_reasoning, held_out, num_fewshot)
+    command.run(checkpoint, request, out, overrides, is_resumed)
 
 
 @click.command(

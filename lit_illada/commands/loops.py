@@ -14,7 +14,7 @@ from lit_illada.config import SFTConfig
 from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.errors import UserError
-from lit_illada.evaluation.jobs import Asked
+from lit_illada.evaluation.jobs import EvaluationRequest
 from lit_illada.loops.detect.findings import detect
 from lit_illada.loops.records import Fields
 from lit_illada.loops.report import analyze
@@ -74,8 +74,8 @@ def run(
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{missing[0]}: no such file of problems; give JSON lines, or the word reasoning")
     place = _ours(checkpoint, folder)
-    asked = Asked(files, is_reasoning="reasoning" in tasks)
-    score.run(place, asked, scores.path, ["score/wording=chat", *overrides], is_resumed)
+    request = EvaluationRequest(files, is_reasoning="reasoning" in tasks)
+    score.run(place, request, scores.path, ["score/wording=chat", *overrides], is_resumed)
     results = from_record(_Summary, scores.read_summary(), str(scores.summary)).results
     written = [str(scores.path / result.items) for result in results]
     analyze.run(written, folder / "loops", Fields(), None)

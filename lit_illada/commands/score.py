@@ -17,9 +17,9 @@ from lit_illada import build
 from lit_illada.checkpoints.open import checkpoint_file, run_of
 from lit_illada.config import ScoreConfig, load
 from lit_illada.errors import UserError
-from lit_illada.evaluation.jobs import Asked, Material
-from lit_illada.evaluation.reasoning import numbers
-from lit_illada.evaluation.task_scores import Progress
+from lit_illada.evaluation.base import Progress
+from lit_illada.evaluation.chained_arithmetic import scalars
+from lit_illada.evaluation.jobs import EvaluationRequest, jobs, read_evaluations
 from lit_illada.evaluation.writer import Writer
 from lit_illada.run_folder import RunFolder, flatten
 from lit_illada.runtime.yaml_files import read_yaml
@@ -30,7 +30,9 @@ from lit_illada.training.config.trainer import Precision
 _ANSWERS = ".answers"  # what is written so far, until all is scored
 
 
-def run(checkpoint: Path, asked: Asked, out: Path | None, overrides: Sequence[str], is_resumed: bool = False) -> None:
+def run(
+    checkpoint: Path, request: EvaluationRequest, out: Path | None, overrides: Sequence[str], is_resumed: bool = False
+) -> None:
     """Score everything, print a table of each, and write items and summary to a folder.
 
     is_resumed: what a killed attempt has scored and answered in the same folder is not done again.
@@ -38,9 +40,9 @@ def run(checkpoint: Path, asked: Asked, out: Path | None, overrides: Sequence[st
     now = datetime.now()
     config: ScoreConfig = load("score", overrides)
     folder = _folder(out, checkpoint, now, is_resumed)
-    material = Material.read(asked, config, checkpoint)
+    evaluations = read_evaluations(request, config, checkpoint)
     file = checkpoint_file(checkpoint)  # the newest by now, however long the run goes on
-    recorded = asked.recorded(file)
+    recorded = request.record(file)
     before = _before(folder, config, recorded) if is_resumed else {}
     if "end" in before:
         print(f"{folder.path} is scored already")
@@ -49,10 +51,10 @@ def run(checkpoint: Path, asked: Asked, out: Path | None, overrides: Sequence[st
     model, tokenizer = build.load_checkpoint(file, accelerator.device)
     is_bf16 = config.precision.resolve(accelerator) is Precision.bf16_mixed
     writer = Writer(model, tokenizer, config.generation, config.score.batch_prompts, is_bf16, folder.path / _ANSWERS)
-    jobs = material.jobs(writer, config, folder)
+    planned = jobs(evaluations, writer, config, folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config(dump(config))
-    folder.write_provenance(now, asked.sha256())
+    folder.write_provenance(now, request.sha256())
     summary = {
         "checkpoint": str(checkpoint),
         "checkpoint_file": str(file),
@@ -64,7 +66,7 @@ def run(checkpoint: Path, asked: Asked, out: Path | None, overrides: Sequence[st
     }
     folder.write_summary(summary)
     with _progress() as progress:
-        for job in jobs[len(summary["results"]) :]:
+        for job in planned[len(summary["results"]) :]:
             # what is finished is kept, whatever happens to the rest
             summary["results"].append(job(progress))
             folder.write_summary(summary)
@@ -130,7 +132,7 @@ def _figures(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for result in results:
         file = f"{Path(result.get('file', result['kind'])).stem}/" if len(results) > 1 else ""
-        rules = result.get("rules") or {"": dict(numbers(result)) if result["kind"] == "reasoning" else result}
+        rules = result.get("rules") or {"": dict(scalars(result)) if result["kind"] == "reasoning" else result}
         for rule, told in rules.items():
             prefix = f"{file}{rule}/" if len(rules) > 1 else file
             named = {name: value for name, value in told.items() if isinstance(value, int | float)}

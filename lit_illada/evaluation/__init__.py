@@ -1,1 +1,1 @@
-"""Asks a model many questions: batched generation, multiple choice, lm-eval, held-out problems."""
+"""Evaluations of a checkpoint: multiple choice, numeric problems, texts, held-out data, chained arithmetic, lm-eval."""

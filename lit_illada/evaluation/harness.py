@@ -1,24 +1,73 @@
-"""EleutherAI's lm-eval on our models: its three questions, answered by a Scorer and by generation.
+"""EleutherAI's lm-eval on models of this package: its three request types, answered by a Scorer and by generation.
 
-The package is optional (the extra `eval`) and imported only when asked for.
+The package is optional (the extra `eval`) and imported only when a harness task is evaluated.
 """
 
 import copy
 import difflib
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_illada.errors import UserError
-from lit_illada.evaluation.task_scores import Progress, Write, cut_at
+from lit_illada.evaluation.base import LoadedModel, Progress, Result
+from lit_illada.evaluation.writer import Answer, Write, cut_at
 from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
+
+_RESULT_KEYS = ("results", "groups", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "samples")
+
+
+@dataclass(frozen=True)
+class Harness:
+    """The evaluation of lm-eval tasks."""
+
+    tasks: Sequence[str]
+    """Names, or paths of YAML files that describe a task."""
+    include_path: Path | None = None
+    """Folder with further task descriptions."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; None: as each task defines."""
+
+    @classmethod
+    def read(cls, tasks: Sequence[str], include_path: Path | None, num_fewshot: int | None) -> "Harness":
+        """Raises UserError where lm-eval is not installed."""
+        require_harness()
+        return cls(tasks, include_path, num_fewshot)
+
+    def check(self, model: LoadedModel) -> None:
+        """Nothing to compare: lm-eval reads its tasks itself, and prompts that are too long are shortened."""
+
+    def run(self, model: LoadedModel, folder: Path, progress: Progress) -> "HarnessResult":
+        out = folder / "lm-eval"
+        write = _limited(model.write, model.scorer)
+        results = evaluate(model.scorer, write, self.tasks, self.include_path, progress, self.num_fewshot, out)
+        figures = {key: results[key] for key in _RESULT_KEYS if key in results}
+        # through JSON, since lm-eval's configs hold functions
+        lm_eval = json.loads(json.dumps(figures, default=str))
+        return HarnessResult(results, kind="harness", rule=model.scorer.rules[0].value, lm_eval=lm_eval)
+
+
+class HarnessResult(Result):
+    """lm-eval's results."""
+
+    def __init__(self, results: dict[str, Any], **figures: Any) -> None:
+        super().__init__(figures)
+        self._results = results
+
+    def show(self) -> None:
+        """Prints lm-eval's own table."""
+        from lm_eval.utils import make_table
+
+        print(make_table(self._results))
 
 
 def evaluate(
@@ -30,12 +79,10 @@ def evaluate(
     num_fewshot: int | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """lm-eval's results for tasks by name, or by the path of a file that describes one; answers are scored by the
-    scorer's first rule.
+    """lm-eval's results for tasks by name or by file; likelihoods are computed by the scorer's first rule.
 
-    num_fewshot: solved examples before each question; None: what each task says. out: the folder that gets lm-eval's
-    own files, results_<time>.json and samples_<task>_<time>.jsonl; None: none are written.
-    Raises UserError where lm-eval is missing or knows no such task.
+    out: the folder for lm-eval's own files, results_<time>.json and samples_<task>_<time>.jsonl; None: not written.
+    Raises UserError where lm-eval is missing or has no such task.
     """
     model = harness_model(scorer, write, progress)
     import lm_eval.evaluator
@@ -52,7 +99,7 @@ def evaluate(
     for name in set(tasks) - set(files) - set(manager.all_tasks):
         close = difflib.get_close_matches(name, manager.all_tasks, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"lm-eval knows no task {name!r}{hint}")
+        raise UserError(f"lm-eval has no task {name!r}{hint}")
     try:
         tracker = EvaluationTracker(output_path=None if out is None else str(out / "results.json"))
         tracker.general_config_tracker.model_source = "lit_illada"
@@ -70,7 +117,7 @@ def evaluate(
         return results
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:  # of a bad description, or data that is not there
+    except (OSError, ValueError, KeyError, TypeError) as error:  # a faulty task description, or missing data
         raise UserError(f"lm-eval on {', '.join(tasks)}: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -80,55 +127,15 @@ def require_harness() -> None:
         raise UserError("lm-eval is not installed: pip install 'lit-illada[eval]'")
 
 
-@contextmanager
-def _quiet_git(evaluator: Any) -> Iterator[None]:
-    """lm-eval asks git for the commit of the working folder, and lets git complain on stderr where there is none."""
-    ask = getattr(evaluator, "get_git_commit_hash", None)
-
-    def ask_quietly() -> Any:
-        stderr = os.dup(2)
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 2)
-        try:
-            return ask() if ask is not None else None
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-    if ask is not None:
-        evaluator.get_git_commit_hash = ask_quietly
-    try:
-        yield
-    finally:
-        if ask is not None:
-            evaluator.get_git_commit_hash = ask
-
-
-def _write_files(tracker: Any, results: dict[str, Any]) -> None:
-    """What `lm_eval --output_path --log_samples` writes."""
-    kept = {name: value for name, value in results.items() if name != "samples"}
-    samples = copy.deepcopy(results.get("samples", {}))  # the tracker changes what it writes
-    tracker.save_results_aggregated(results=copy.deepcopy(kept), samples=samples)
-    for task, rows in samples.items():
-        tracker.save_results_samples(task_name=task, samples=rows)
-
-
-def harness_table(results: dict[str, Any]) -> str:
-    """lm-eval's own table of results."""
-    from lm_eval.utils import make_table
-
-    return make_table(results)
-
-
 def harness_model(scorer: Scorer, write: Write, progress: Progress = lambda what, amount: lambda done: None) -> Any:
-    """An instance of lm-eval's LM for its own functions. Raises UserError where the package is missing."""
+    """An instance of lm-eval's LM, for its own functions. Raises UserError where the package is missing."""
     require_harness()
     from lm_eval.api.model import LM
 
     rule = scorer.rules[0]
 
     class LitIllada(LM):
-        """Answers lm-eval's requests; a long prompt loses its beginning, as in lm-eval's own models."""
+        """Answers lm-eval's requests. A prompt that is too long loses its beginning, as in lm-eval's own models."""
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
             candidates = [_fitting(scorer, *request.args) for request in requests]
@@ -142,18 +149,18 @@ def harness_model(scorer: Scorer, write: Write, progress: Progress = lambda what
 
         def generate_until(self, requests: list[Any]) -> list[str]:
             on_work = progress("generate_until", len(requests))
-            # those of the same settings are written together
+            # requests with the same settings share batches
             groups: dict[Any, list[int]] = {}
-            for place, request in enumerate(requests):
+            for index, request in enumerate(requests):
                 options = request.args[1]
-                groups.setdefault((options.get("max_gen_toks"), options.get("temperature")), []).append(place)
+                groups.setdefault((options.get("max_gen_toks"), options.get("temperature")), []).append(index)
             texts = [""] * len(requests)
-            for (max_new_tokens, temperature), places in groups.items():
-                prompts = [requests[place].args[0] for place in places]
-                written = write(prompts, max_new_tokens, temperature)
-                for place, one in zip(places, written, strict=True):
-                    stops = requests[place].args[1].get("until") or []
-                    texts[place] = cut_at(one.text, [stops] if isinstance(stops, str) else stops)
+            for (max_new_tokens, temperature), indices in groups.items():
+                prompts = [requests[index].args[0] for index in indices]
+                answers = write(prompts, max_new_tokens, temperature)
+                for index, answer in zip(indices, answers, strict=True):
+                    stops = requests[index].args[1].get("until") or []
+                    texts[index] = cut_at(answer.text, [stops] if isinstance(stops, str) else stops)
                     on_work(1)
             return texts
 
@@ -164,14 +171,62 @@ def harness_model(scorer: Scorer, write: Write, progress: Progress = lambda what
     return LitIllada()
 
 
+def _limited(write: Write, scorer: Scorer) -> Write:
+    """Generation with the token budget limited to the positions that the longest prompt leaves free."""
+
+    def limited(prompts: Sequence[str], max_new_tokens: int | None, temperature: float | None) -> Iterator[Answer]:
+        free = min(map(scorer.positions_after, prompts))
+        if free == 0:
+            raise UserError(f"a prompt of the task fills all {scorer.model.max_length} positions of the model")
+        return write(prompts, free if max_new_tokens is None else min(free, max_new_tokens), temperature)
+
+    return limited
+
+
 def _fitting(scorer: Scorer, prompt: str, answer: str) -> Candidate:
+    """The candidate with the beginning of its prompt cut off where it exceeds the model's positions."""
     prompt_ids, answer_ids = scorer.encode_pair(prompt, answer)
-    room = scorer.model.max_length - len(answer_ids)
-    if not answer_ids or room < 0:
+    free = scorer.model.max_length - len(answer_ids)
+    if not answer_ids or free < 0:
         raise UserError(
             f"an answer of {len(answer_ids)} tokens cannot be scored by a model of {scorer.model.max_length} positions"
         )
-    if len(prompt_ids) > room:
-        log.warning("a prompt of %d tokens is cut to its last %d, all the model has room for", len(prompt_ids), room)
-        prompt_ids = prompt_ids[len(prompt_ids) - room :]
+    if len(prompt_ids) > free:
+        log.warning(
+            "a prompt of %d tokens is cut to its last %d, the positions left by the answer", len(prompt_ids), free
+        )
+        prompt_ids = prompt_ids[len(prompt_ids) - free :]
     return Candidate.answering(prompt_ids, answer_ids)
+
+
+@contextmanager
+def _quiet_git(evaluator: Any) -> Iterator[None]:
+    """Silences git, which lm-eval calls for the commit of the working folder, and which complains outside of one."""
+    original = getattr(evaluator, "get_git_commit_hash", None)
+
+    def quiet() -> Any:
+        stderr = os.dup(2)
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        try:
+            return original() if original is not None else None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+    if original is not None:
+        evaluator.get_git_commit_hash = quiet
+    try:
+        yield
+    finally:
+        if original is not None:
+            evaluator.get_git_commit_hash = original
+
+
+def _write_files(tracker: Any, results: dict[str, Any]) -> None:
+    """Writes the files of `lm_eval --output_path --log_samples`."""
+    aggregated = {name: value for name, value in results.items() if name != "samples"}
+    samples = copy.deepcopy(results.get("samples", {}))  # the tracker modifies its arguments
+    tracker.save_results_aggregated(results=copy.deepcopy(aggregated), samples=samples)
+    for task, rows in samples.items():
+        tracker.save_results_samples(task_name=task, samples=rows)

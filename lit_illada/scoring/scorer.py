@@ -50,7 +50,7 @@ class Scorer:
         """What the model continues."""
         return self.encode(prompt) if self._chat is None else self._chat(prompt)
 
-    def room_behind(self, prompt: str) -> int:
+    def positions_after(self, prompt: str) -> int:
         """How many tokens fit behind a prompt; 0 where it is too long itself."""
         return max(0, self.model.max_length - len(self.encode_prompt(prompt)))
 

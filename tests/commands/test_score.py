@@ -223,7 +223,7 @@ def test_what_was_scored_before_an_interruption_is_kept(run, items, tmp_path, mo
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lit_illada.evaluation.jobs.score_text", interrupt)
+    monkeypatch.setattr("lit_illada.evaluation.text_likelihood.TextLikelihood.run", interrupt)
     text = tmp_path / "text.txt"
     text.write_text("alpha beta")
     score(run, "--task", items, "--text", text, "--out", tmp_path / "out")

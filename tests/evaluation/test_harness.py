@@ -1,4 +1,4 @@
-"""lm-eval's questions: by a stand-in for its base class always, by the package itself where it is installed."""
+"""lm-eval's requests: always with a stand-in for its base class, with the package itself where it is installed."""
 
 import importlib.machinery
 import importlib.util
@@ -14,8 +14,8 @@ from lit_illada.cli import main
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.evaluation.harness import evaluate, harness_model
-from lit_illada.evaluation.jobs import Asked
-from lit_illada.evaluation.task_scores import Answer
+from lit_illada.evaluation.jobs import EvaluationRequest
+from lit_illada.evaluation.writer import Answer
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
 from lit_illada.scoring.config import ScoringConfig
@@ -54,10 +54,10 @@ def scorer():
         )
         model = Transformer(shape).eval()
         model.init_weights(0)
-        asked = ScoringModel(
+        scoring_model = ScoringModel(
             model, model, TOKENIZER.mask_token_id, TOKENIZER.eos_token_id, max_length, is_causal, torch.device("cpu")
         )
-        return Scorer(asked, TOKENIZER.encode, ScoringConfig(**config))
+        return Scorer(scoring_model, TOKENIZER.encode, ScoringConfig(**config))
 
     return scorer
 
@@ -66,24 +66,24 @@ def requests(*arguments):
     return [SimpleNamespace(args=one) for one in arguments]
 
 
-def no_writing(prompt, max_new_tokens, temperature):
-    raise AssertionError("nothing is to be written")
+def no_generation(prompt, max_new_tokens, temperature):
+    raise AssertionError("nothing is to be generated")
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_a_continuation_gets_the_score_of_the_first_rule(base_class, scorer, is_causal):
     scorer = scorer(is_causal)
-    model = harness_model(scorer, no_writing)
+    model = harness_model(scorer, no_generation)
     pairs = [("alpha:", " beta"), ("alpha:", " gamma delta"), ("", "beta")]
-    told = model.loglikelihood(requests(*pairs))
-    for (value, is_greedy), pair in zip(told, pairs, strict=True):
+    results = model.loglikelihood(requests(*pairs))
+    for (value, is_greedy), pair in zip(results, pairs, strict=True):
         candidate = scorer.answer(*pair)
         assert value == pytest.approx(scorer.scores([[candidate]], scorer.rules[0])[0][0].value, rel=1e-5)
         assert [is_greedy] == scorer.greedy([candidate])
 
 
-def test_a_long_prompt_loses_its_beginning_and_is_told(base_class, scorer, caplog):
-    model = harness_model(scorer(max_length=8), no_writing)
+def test_a_long_prompt_loses_its_beginning_with_a_warning(base_class, scorer, caplog):
+    model = harness_model(scorer(max_length=8), no_generation)
     long, short = model.loglikelihood(requests(("gamma " * 20 + "alpha beta:", " beta"), ("alpha:", " beta")))
     assert "is cut to its last" in caplog.text
     assert long != short
@@ -97,10 +97,12 @@ def test_a_rolling_score_is_the_sum_of_the_windows(base_class, scorer):
     windows = scorer.windows(text)
     assert len(windows) > 1
     want = sum(score.value for (score,) in scorer.scores([[one] for one in windows], "bound"))
-    assert harness_model(scorer, no_writing).loglikelihood_rolling(requests((text,))) == [pytest.approx(want, rel=1e-6)]
+    assert harness_model(scorer, no_generation).loglikelihood_rolling(requests((text,))) == [
+        pytest.approx(want, rel=1e-6)
+    ]
 
 
-def test_generation_gets_the_tasks_options_and_ends_at_its_stops(base_class, scorer):
+def test_generation_uses_the_options_of_the_task_and_ends_at_its_stop_texts(base_class, scorer):
     seen = []
 
     def write(prompts, max_new_tokens, temperature):
@@ -109,9 +111,9 @@ def test_generation_gets_the_tasks_options_and_ends_at_its_stops(base_class, sco
 
     model = harness_model(scorer(), write)
     options = [{"until": ["\n", "Question"], "max_gen_toks": 9, "temperature": 0.5}, {"until": "42"}, {}]
-    told = model.generate_until(requests(*(("q", one) for one in options)))
-    assert told == ["so 42.", "so ", "so 42.\nQuestion: more"]
-    assert seen == [(["q"], 9, 0.5), (["q", "q"], None, None)]  # those of the same settings together
+    texts = model.generate_until(requests(*(("q", one) for one in options)))
+    assert texts == ["so 42.", "so ", "so 42.\nQuestion: more"]
+    assert seen == [(["q"], 9, 0.5), (["q", "q"], None, None)]  # requests with the same settings share a call
 
 
 def test_without_the_package_one_line_names_the_extra(monkeypatch, tmp_path):
@@ -185,19 +187,17 @@ def test_local_tasks_of_every_kind_run_offline_on_a_checkpoint(tiny_overrides, t
     assert [json.loads(line)["doc"]["question"] for line in samples.open(encoding="utf-8")] == [
         row["question"] for row in rows
     ]
-    (told,) = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["results"]
-    assert {"phrases", "whole", "written"} <= told["lm_eval"]["results"].keys()
-    assert 0 <= told["lm_eval"]["results"]["phrases"]["acc,none"] <= 1
-    assert told["lm_eval"]["results"]["whole"]["bits_per_byte,none"] > 0
+    (result,) = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["results"]
+    assert {"phrases", "whole", "written"} <= result["lm_eval"]["results"].keys()
+    assert 0 <= result["lm_eval"]["results"]["phrases"]["acc,none"] <= 1
+    assert result["lm_eval"]["results"]["whole"]["bits_per_byte,none"] > 0
     same = CliRunner().invoke(main, ["score", str(run), "--harness", "phrase", "--include-path", str(folder)])
     assert same.exit_code == 1
     assert "did you mean 'phrases'" in same.output
 
 
 @pytest.mark.skipif(not has_lm_eval, reason="lm-eval is not installed")
-def test_few_shot_examples_stand_before_the_question_and_git_is_silent(
-    base_class, scorer, tmp_path, monkeypatch, capfd
-):
+def test_few_shot_examples_precede_the_question_and_git_is_silent(base_class, scorer, tmp_path, monkeypatch, capfd):
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.chdir(tmp_path)  # no repository
@@ -208,13 +208,13 @@ def test_few_shot_examples_stand_before_the_question_and_git_is_silent(
     nothing = lambda what, amount: lambda done: None  # noqa: E731
     prompts = {}
     for num_fewshot in (None, 1):
-        found = evaluate(scorer(max_length=64, num_draws=2), no_writing, [str(task)], None, nothing, num_fewshot)
-        prompts[num_fewshot] = [sample["arguments"][0][0] for sample in found["samples"]["phrases"]]
+        results = evaluate(scorer(max_length=64, num_draws=2), no_generation, [str(task)], None, nothing, num_fewshot)
+        prompts[num_fewshot] = [sample["arguments"][0][0] for sample in results["samples"]["phrases"]]
     assert prompts[None] == [row["question"] for row in rows]
     assert all(long.endswith(f"\n\n{short}") for long, short in zip(prompts[1], prompts[None], strict=True))
     assert "fatal" not in capfd.readouterr().err
 
 
 def test_few_shot_without_a_harness_task_is_refused():
-    with pytest.raises(UserError, match="--num-fewshot 3 is of lm-eval's tasks"):
-        Asked(texts=["a.txt"], num_fewshot=3)
+    with pytest.raises(UserError, match="--num-fewshot 3 is only for lm-eval's tasks"):
+        EvaluationRequest(texts=["a.txt"], num_fewshot=3)

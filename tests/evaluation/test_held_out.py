@@ -1,4 +1,4 @@
-"""`score --held-out`: a run is asked about what it has not seen."""
+"""`score --held-out`: questions made of a run's own held-out data."""
 
 import json
 
@@ -19,7 +19,7 @@ def rows(out):
     return [json.loads(line) for line in (out / "items-held-out.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_pretrained_run_tells_how_its_held_out_text_goes_on_and_a_tuned_one_solves_its_problems(
+def test_a_pretrained_run_chooses_continuations_and_a_fine_tuned_run_solves_problems(
     tiny_overrides, tiny_run, tmp_path
 ):
     run, tuned = tmp_path / "run", tmp_path / "tuned"
@@ -51,7 +51,7 @@ def test_a_pretrained_run_tells_how_its_held_out_text_goes_on_and_a_tuned_one_so
     assert end["num_forwards"] > 0
 
 
-def test_a_checkpoint_that_is_of_no_run_has_nothing_held_out(tmp_path):
+def test_a_checkpoint_without_a_run_is_refused(tmp_path):
     result = invoke("score", tmp_path, "--held-out", 3)
     assert result.exit_code == 1
     assert "no run there, so that nothing is known to be held out" in result.output

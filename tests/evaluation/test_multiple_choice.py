@@ -1,9 +1,9 @@
-"""Agreement."""
+"""Multiple choice."""
 
-from lit_illada.evaluation.agreement import agreement
+from lit_illada.evaluation.multiple_choice import agreement
 
 
-def test_agreement_counts_items_with_the_same_choice():
+def test_agreement_is_the_fraction_of_items_with_the_same_choice():
     table = agreement({"a": [0, 1, 2, 3], "b": [0, 1, 0, 0], "c": [1, 1, 2, 3]})
     assert table == {
         "a": {"a": 1.0, "b": 0.5, "c": 0.75},

@@ -1,0 +1,154 @@
+"""Chained arithmetic: generated problems by difficulty, whose solutions are checked for correctness and for loops."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_illada.data.sft.arithmetic import make_examples
+from lit_illada.data.sft.chat_template import ChatTemplate
+from lit_illada.data.sft.config import ReasoningTask
+from lit_illada.data.sft.instruction import Example
+from lit_illada.errors import UserError
+from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval
+from lit_illada.evaluation.writer import Writer, Written
+from lit_illada.loops.detect.findings import Known, detect_tokens
+from lit_illada.stats.intervals import wilson
+from lit_illada.tasks.answers import exact_match
+from lit_illada.tasks.arithmetic import Portion
+
+_ITEMS_FILE = "generations-reasoning.jsonl"
+
+
+@dataclass(frozen=True)
+class ChainedArithmetic:
+    """The evaluation of problems by level, such as `depth_4`."""
+
+    examples: Mapping[str, Sequence[Example]]
+
+    @classmethod
+    def read(cls, task: ReasoningTask) -> "ChainedArithmetic":
+        """Generates the problems of the test portion. Raises UserError where a level has too few."""
+        return cls(
+            {
+                level: make_examples(task.source(), range_, Portion.TEST, task.num_problems, task.held_out_fraction)
+                for level, range_ in task.levels().items()
+            }
+        )
+
+    def check(self, model: LoadedModel) -> None:
+        """Raises UserError where the longest problem and the token budget exceed the model's positions."""
+        longest = max(len(prompt) for _, _, prompt, _ in self._encoded(model.template))
+        max_positions = model.writer.model.config.max_position_embeddings
+        if model.writer.generation.max_new_tokens > max_positions - longest:
+            raise UserError(
+                f"generation.max_new_tokens is {model.writer.generation.max_new_tokens}, but the longest problem "
+                f"leaves {max_positions - longest} of the model's {max_positions} positions"
+            )
+
+    def run(self, model: LoadedModel, folder: Path, progress: Progress) -> "ArithmeticResult":
+        """Solves all problems. A row with its trace is written as soon as its batch is generated."""
+        encoded = self._encoded(model.template)
+        on_work = progress("problems", len(encoded))
+        rows = []
+        with (folder / _ITEMS_FILE).open("w", encoding="utf-8") as stream:
+            answers = model.writer.write([prompt for _, _, prompt, _ in encoded], is_traced=True)
+            for (level, example, _, response), written in zip(encoded, answers, strict=True):
+                row = _row(level, example, len(response), written, model.writer, model.template)
+                row |= _loop(row)
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                stream.flush()
+                rows.append(row)
+                on_work(1)
+        by_level = {level: _figures([row for row in rows if row["level"] == level]) for level in self.examples}
+        return ArithmeticResult(
+            kind="reasoning", num_items=len(rows), **_figures(rows), levels=by_level, items=_ITEMS_FILE
+        )
+
+    def _encoded(self, template: ChatTemplate) -> list[tuple[str, Example, list[int], list[int]]]:
+        """(level, example, prompt ids, response ids) of all problems."""
+        examples = [(level, example) for level, group in self.examples.items() for example in group]
+        pairs = template.encode_batch([example.messages for _, example in examples])
+        return [(*one, prompt, response) for one, (prompt, response) in zip(examples, pairs, strict=True)]
+
+
+class ArithmeticResult(Result):
+    """Accuracy, loops and lengths, of all problems and by level."""
+
+    def show(self) -> None:
+        table = Table(title=f"chained arithmetic: {self['num_items']} problems", title_justify="left")
+        for heading in ("level", "right, 95 % interval", "unfinished", "looped", "tokens, mean"):
+            table.add_column(heading, justify="right")
+        for level, figures in {**self["levels"], "all": self}.items():
+            fractions = (f"{100 * figures[name]:.1f} %" for name in ("unfinished", "looped"))
+            mean_tokens = f"{figures['mean_tokens']:.0f}"
+            table.add_row(level.replace("_", " "), percent_with_interval(figures), *fractions, mean_tokens)
+        Console().print(table)
+
+
+def scalars(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(name, value) of each figure reported as one number, for all problems and by level.
+
+    result: an ArithmeticResult, or its dict read back from summary.json.
+    """
+    for level, figures in {"": result, **result["levels"]}.items():
+        suffix = f"_{level}" if level else ""
+        yield f"exact_match{suffix}", figures["accuracy"]
+        for name in ("unfinished", "looped", "endless", "wasted", "mean_tokens", "num_forwards"):
+            yield f"{name}{suffix}", figures[name]
+
+
+def _row(
+    level: str, example: Example, gold_tokens: int, written: Written, writer: Writer, template: ChatTemplate
+) -> Row:
+    """gold_tokens: length of the reference answer, its EOS included."""
+    assert example.truth is not None
+    response = template.read(written.token_ids)
+    # A text that neither closes its reasoning segment nor stops has no answer: its last number is where the budget
+    # happened to end. Data without reasoning segments has nothing to close.
+    has_ended = written.is_stopped or response.reasoning is not None or not example.messages[-1].reasoning
+    return {
+        "level": level,
+        "prompt": example.messages[0].content,
+        "text": writer.tokenizer.decode(written.token_ids),
+        "truth": example.truth,
+        "answer": response.answer,
+        "is_right": has_ended and exact_match(response.answer, example.truth),
+        "is_reasoning_closed": response.reasoning is not None,
+        "gold_tokens": gold_tokens,
+        "max_new_tokens": writer.generation.max_new_tokens,
+        **writer.details(written),
+    }
+
+
+def _loop(row: Row) -> Row:
+    """Loop findings, detected on the model's own tokens."""
+    known = Known(row["is_finished"], has_answer=bool(row["answer"]), num_canvas=len(row["token_ids"]))
+    findings = detect_tokens(row["token_ids"], row["tokens"], known=known, steps=row["steps"])
+    return {
+        "loop_kinds": [kind.value for kind in findings.kinds],
+        "is_loop": findings.is_loop,
+        "onset": findings.main.onset if findings.main is not None else None,
+        "wasted": findings.wasted,
+    }
+
+
+def _figures(rows: Sequence[Row]) -> dict[str, Any]:
+    num_right = sum(row["is_right"] for row in rows)
+    num_unfinished = sum(not row["is_finished"] for row in rows)
+    return {
+        "num_correct": num_right,
+        "accuracy": num_right / len(rows),
+        "wilson_95": list(wilson(num_right, len(rows))),
+        "num_unfinished": num_unfinished,
+        "unfinished": num_unfinished / len(rows),
+        "looped": sum(row["is_loop"] for row in rows) / len(rows),
+        "endless": sum(row["is_loop"] or not row["is_finished"] for row in rows) / len(rows),
+        "wasted": sum(row["wasted"] for row in rows) / max(1, sum(row["num_tokens"] for row in rows)),
+        "mean_tokens": sum(row["num_tokens"] for row in rows) / len(rows),
+        "num_forwards": sum(row["num_forwards"] for row in rows),
+    }
