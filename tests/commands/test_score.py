@@ -338,8 +338,8 @@ def test_without_out_the_scores_lie_in_the_runs_folder(run, items):
     ("arguments", "said"),
     [
         ([], "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"),
-        (["--task", "missing.jsonl"], "missing.jsonl: No such file"),
-        (["--text", "missing.txt"], "missing.txt: No such file"),
+        (["--task", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["--text", "missing.txt"], "missing.txt: no such file"),
         (["--task", "ITEMS", "score.rule=exact"], "score.rule is exact, but the model is bidirectional"),
         (["--task", "ITEMS", "score.rule=confidense"], "did you mean 'confidence'"),
         (["--task", "ITEMS", "score.num_draws=1"], "score.num_draws is 1: it must be 2 or more"),
