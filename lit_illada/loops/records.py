@@ -20,6 +20,7 @@ ARM = "arm"
 # what runs, sweeps and analyses of ours keep beside generations, and the files by which their folders are known
 _BESIDE = {
     "provenance.jsonl",
+    "checksums.json",
     "summary.json",
     "progress.json",
     "labels.json",
