@@ -30,8 +30,11 @@ def test_an_installed_wheel_finds_its_configs_and_sweeps(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(site))
     assert "name: demo" in done.stdout
-    page = site / "lit_illada" / "sweep" / "report" / "page"
-    assert {file.name for file in page.iterdir()} == {"report.html.j2", "script.js", "style.css"}
+    for report in ("sweep", "loops"):
+        page = site / "lit_illada" / report / "report" / "page"
+        assert {file.name for file in page.iterdir()} == {"report.html.j2", "script.js", "style.css"}
+    base = site / "lit_illada" / "report" / "page"
+    assert {file.name for file in base.iterdir()} == {"base.html.j2", "base.css", "base.js"}
 
 
 def test_the_versions_agree():

@@ -59,8 +59,8 @@ def analyze(
 
     No model and no torch is needed. KEY=VALUE sets a threshold of conf/loops.yaml (lit-illada config loops).
     """
+    from lit_illada.commands.loops_analyze import run
     from lit_illada.loops.records import Fields
-    from lit_illada.loops.report.analyze import run
 
     fields = Fields(text_field, prompt_field, correct_field, truth_field, group_fields)
     run(words, out, fields, encoding, pairs, arms)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lit_illada.commands import convert, score, sweep_report
+from lit_illada.commands import convert, loops_analyze, score, sweep_report
 from lit_illada.commands import sweep as sweep_commands
 from lit_illada.config import SFTConfig
 from lit_illada.data.sft.arithmetic import make_examples
@@ -17,7 +17,6 @@ from lit_illada.errors import UserError
 from lit_illada.evaluation.jobs import EvaluationRequest
 from lit_illada.loops.detect.findings import detect
 from lit_illada.loops.records import Fields
-from lit_illada.loops.report import analyze
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.files import iterate_json_lines
 from lit_illada.runtime.records import from_record
@@ -51,7 +50,7 @@ def reproduce(
     if has_texts and not done.was_stopped:
         written = str(gather(place))
         by = Fields(groups=("arm", "level"))
-        analyze.run([written], place.path / "loops", by, None, planned=spec.comparisons())
+        loops_analyze.run([written], place.path / "loops", by, None, planned=spec.comparisons())
         sweep_report.run(str(place.path), None)
         print("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
     done.end("lit-illada loops reproduce --sweep {} --resume")
@@ -78,7 +77,7 @@ def run(
     score.run(place, request, scores.path, ["score/wording=chat", *overrides], is_resumed)
     results = from_record(_Summary, scores.read_summary(), str(scores.summary)).results
     written = [str(scores.path / result.items) for result in results]
-    analyze.run(written, folder / "loops", Fields(), None)
+    loops_analyze.run(written, folder / "loops", Fields(), None)
 
 
 @dataclass(frozen=True)

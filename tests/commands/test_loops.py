@@ -109,7 +109,7 @@ def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tm
         refused = lit_illada(*command, "--out", out)
         assert refused.exit_code == 1
         assert "already holds an analysis, or a part of one: go on by --resume" in refused.output
-    monkeypatch.setattr("lit_illada.loops.report.analyze.run", killed)
+    monkeypatch.setattr("lit_illada.commands.loops_analyze.run", killed)
     assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
     monkeypatch.undo()
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.loops.detect.presets import repeated_ngram, repeated_tail
-from lit_illada.loops.detect.secondary import longest_repeat, secondary, windowed_zlib
+from lit_illada.loops.detect.secondary import longest_repeat, repeated_ngram, repeated_tail, secondary, windowed_zlib
 
 texts = st.lists(st.integers(0, 3), max_size=60)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_illada.errors import require
-from lit_illada.generation.loop_control.periodic import Run, periodic_runs
+from lit_illada.loops.detect.runs import Run, periodic_runs
 from lit_illada.runtime.lazy import Tensor
 
 

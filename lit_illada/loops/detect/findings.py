@@ -15,9 +15,8 @@ import numpy as np
 
 from lit_illada.loops.config import LoopConfig
 from lit_illada.loops.detect.ending import ANSWER_SECTION, Ending, ending, num_units_after
-from lit_illada.loops.detect.presets import PRESETS
 from lit_illada.loops.detect.runs import union_length
-from lit_illada.loops.detect.secondary import Secondary, secondary
+from lit_illada.loops.detect.secondary import PRESETS, Secondary, secondary
 from lit_illada.loops.detect.spans import LOOPS, MAX_LENGTH, Kind, Span, is_template, loop_spans
 from lit_illada.loops.detect.statements import holds_phrase
 from lit_illada.loops.detect.words import Units, sentences, units_of_text, units_of_tokens

@@ -19,7 +19,7 @@ _PIECE, _PARTS = (
 _COVERED = 0.9  # a run of which so much lies in runs of shorter periods says nothing new
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Run:
     """x[i] = x[i−period] for start + period ≤ i < start + length, but for num_mismatches."""
 
@@ -53,6 +53,28 @@ def exact_runs(
     ]
     found = [run for run in runs if run.cycles >= min_cycles and run.length >= min_length]
     return new_ones(found, np.zeros(len(ids), bool))
+
+
+def periodic_runs(
+    ids: NDArray[np.integer],
+    max_period: int = 256,
+    min_cycles: int = 3,
+    min_length: int = 24,
+    *,
+    min_period: int = 1,
+) -> list[Run]:
+    """Exact maximal runs, in the order of their starts, for decisions during generation.
+
+    A run within one run of a shorter period is left out. Runs that several others cover together are not: a sampler
+    acts on the run that reaches the end of the text.
+    """
+    runs: list[Run] = []
+    for period, firsts, lasts, _ in _stretches(ids, min_period, max_period, 0, min_cycles, min_length):
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            run = Run(first - period, period, last - first + 1 + period)
+            if not any(other.start <= run.start and run.end <= other.end for other in runs):
+                runs.append(run)
+    return sorted(runs)
 
 
 def near_runs(
@@ -142,7 +164,7 @@ def union_length(spans: list[tuple[int, int]]) -> int:
 
 
 def _stretches(
-    ids: NDArray[np.int32], min_period: int, max_period: int, max_gap: int, min_cycles: float, min_length: int
+    ids: NDArray[np.integer], min_period: int, max_period: int, max_gap: int, min_cycles: float, min_length: int
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
     """(period, first, last, places): stretches of places i with x[i] = x[i−p], bridged over gaps, that may be runs."""
     n = len(ids)

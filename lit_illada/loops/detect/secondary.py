@@ -1,9 +1,10 @@
-"""Usual measures of repetition, as columns beside the kinds of loops.
+"""Measures and definitions of repetition from the literature, as columns beside the kinds of loops.
 
-None of them is an alarm: each misfires on finished texts of reasoning models.
+None of them raises an alarm: each misfires on finished texts of reasoning models.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,25 +17,22 @@ _ZLIB_WINDOW = 1500  # bytes
 
 @dataclass(frozen=True)
 class Secondary:
-    """rep_4: the share of 4-grams that occur more than once. distinct_2: distinct 2-grams, of all. seq_rep_4: 1 −
-    distinct 4-grams, of all (Welleck et al., arXiv 1908.04319). longest_repeat: units of the longest stretch that
-    stands in the text twice, overlaps allowed. zlib_ratio: of the most compressible window of 1 500 bytes.
-    phrases: phrases of self-correction in the text; phrases_per_1000: on a thousand units."""
+    """Measures of one text."""
 
-    rep_4: float
-    distinct_2: float
-    seq_rep_4: float
-    longest_repeat: int
-    zlib_ratio: float | None
-    phrases: int | None
-    phrases_per_1000: float | None
+    rep_4: float  # fraction of 4-grams that occur more than once
+    distinct_2: float  # distinct 2-grams, as a fraction of all
+    seq_rep_4: float  # 1 − distinct 4-grams as a fraction of all (Welleck et al., arXiv 1908.04319)
+    longest_repeat: int  # units of the longest stretch that occurs twice, overlaps allowed
+    zlib_ratio: float | None  # compression ratio of the most compressible 1 500 bytes; None: only ids are known
+    phrases: int | None  # phrases of self-correction; None: only ids are known
+    phrases_per_1000: float | None  # the same per 1 000 units
 
     def rounded(self) -> dict[str, float | None]:
         return {name: round(value, 4) if value is not None else None for name, value in vars(self).items()}
 
 
 def secondary(ids: NDArray[np.int32], text: str | None) -> Secondary:
-    """All of them; those of the text only where there is one."""
+    """Measures of a text. ids: its units, shape (length,). text: None leaves the measures of characters None."""
     levels = _levels(ids)
     phrases = count_phrases(text) if text is not None else None
     counts_2, counts_4 = np.bincount(levels[1]), np.bincount(levels[2])
@@ -74,6 +72,40 @@ def windowed_zlib(text: str) -> float:
     return max(len(window) / len(zlib.compress(window)) for window in windows)
 
 
+def repeated_ngram(ids: NDArray[np.int32], n: int = 30, k: int = 20) -> bool:
+    """Some n-gram occurs at least k times ("Wait, Wait, Wait… Why do reasoning models loop?", arXiv 2512.12895)."""
+    if len(ids) < n + k - 1:
+        return False
+    classes, length = np.unique(ids, return_inverse=True)[1].astype(np.int64), 1
+    while length < n:
+        if np.bincount(classes).max() < k:  # a longer n-gram occurs no more often
+            return False
+        shift = min(length, n - length)
+        pairs = classes[: len(classes) - shift] * (classes.max() + 1) + classes[shift:]
+        classes = np.unique(pairs, return_inverse=True)[1]
+        length += shift
+    return int(np.bincount(classes).max()) >= k
+
+
+def repeated_tail(ids: NDArray[np.int32], max_unit: int = 90, min_repeats: int = 2) -> bool:
+    """The text ends in min_repeats or more copies of a unit of at most max_unit tokens; of a unit of one or two tokens,
+    in more than 50 (Holtzman et al., arXiv 1904.09751, as measured in their code)."""
+    # a copy precedes the last unit only if it ends in the text's last token
+    units = [unit for unit in range(1, min(max_unit, len(ids) - 1) + 1) if ids[-1 - unit] == ids[-1]]
+    repeats = [_tail_repeats(ids, unit) for unit in units]
+    if not repeats:
+        return False
+    most = max(repeats)
+    unit = units[repeats.index(most)]
+    return most >= min_repeats and (unit >= 3 or most > 50)
+
+
+PRESETS: dict[str, Callable[[NDArray[np.int32]], bool]] = {
+    "30-gram ≥ 20 times": repeated_ngram,
+    "repeated tail": repeated_tail,
+}
+
+
 def _levels(ids: NDArray[np.int32]) -> list[NDArray[np.int64]]:
     """Classes of 1-, 2-, 4-, 8-grams, equal where those are, until none comes twice; three of them at least."""
     levels = [np.unique(ids, return_inverse=True)[1].astype(np.int64)]
@@ -103,3 +135,9 @@ def _pairs(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
 
 def _holds_twice(classes: NDArray[np.int64]) -> bool:
     return len(classes) > 1 and int(np.bincount(classes).max()) > 1
+
+
+def _tail_repeats(ids: NDArray[np.int32], unit: int) -> int:
+    differs = np.flatnonzero(ids[: len(ids) - unit][::-1] != ids[unit:][::-1])
+    same = int(differs[0]) if len(differs) else len(ids) - unit
+    return same // unit + 1

@@ -1,17 +1,13 @@
-"""Which plots does a report page draw? Plotly's data and layouts, as plain dicts; the page brings colours of text.
-
-Every trace carries its arm in `meta`, by which the page hides and shows it everywhere at once.
-"""
+"""Plots of a sweep's page: every seed, paired differences, grids, learning curves, loss by mask ratio, gradients."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from math import isfinite
 from typing import Any
 
+from lit_illada.report.palette import Look
+from lit_illada.report.plots import PlotFigure, Trace, Variant, slug
 from lit_illada.stats.intervals import Estimate
 from lit_illada.sweep.report.collect import Sweep
 from lit_illada.sweep.report.findings import ArmFinding, MetricFinding, grid
-from lit_illada.sweep.report.looks import Look
 from lit_illada.sweep.report.series import Band, Course, by_ratio, by_ratio_to_baseline, courses, gradient_norms
 from lit_illada.sweep.spec import Goal
 
@@ -19,33 +15,7 @@ _ROW_HEIGHT, _FRAME_HEIGHT, _CURVE_HEIGHT = 34, 96, 420
 # curves begin at chance: the axis at first shows what comes after this share of the course
 _BEGINNING = 0.12
 
-Trace = dict[str, Any]
 Looks = Mapping[str, Look]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Another look at the same traces: their x and y, and the layout that goes with them."""
-
-    label: str
-    x: list[Any]
-    y: list[Any]
-    layout: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PlotFigure:
-    """caption: what is seen and how to read it. variants: to switch between; empty for a single one."""
-
-    id: str
-    title: str
-    caption: str
-    data: list[Trace]
-    layout: dict[str, Any]
-    variants: list[Variant] = field(default_factory=list)
-
-    def to_tree(self) -> dict[str, Any]:
-        return _rounded(asdict(self))
 
 
 def metric_figures(sweep: Sweep, found: MetricFinding, looks: Looks) -> list[PlotFigure]:
@@ -83,9 +53,7 @@ def course_figure(sweep: Sweep, tag: str, stage: str, unit: str, looks: Looks) -
         "Lines are means over the finished seeds, bands their range; dotted lines are runs that have not finished. "
         "The first stretch may lie above the frame: a double click shows all."
     )
-    return PlotFigure(
-        f"course-{_slug(stage, tag)}", f"Learning curves: {tag}, {stage}", caption, data, layout, variants
-    )
+    return PlotFigure(f"course-{slug(stage, tag)}", f"Learning curves: {tag}, {stage}", caption, data, layout, variants)
 
 
 def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
@@ -110,7 +78,7 @@ def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
         "Cross-entropy of masked validation tokens at the end of training, by the share of the text that is masked: "
         "means over seeds, bands their range."
     )
-    return PlotFigure(f"ratio-{_slug(stage)}", f"By mask ratio, after {stage}", caption, data, layout, variants)
+    return PlotFigure(f"ratio-{slug(stage)}", f"By mask ratio, after {stage}", caption, data, layout, variants)
 
 
 def gradient_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
@@ -143,7 +111,7 @@ def gradient_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None
         "xaxis": {"type": "log", "dtick": "D2", "title": {"text": "gradient norm before clipping"}},
     }
     caption = "Median over the steps of all seeds after the first tenth, and the range of the middle 90 %."
-    return PlotFigure(f"gradients-{_slug(stage)}", f"Gradient norm, {stage}", caption, data, layout)
+    return PlotFigure(f"gradients-{slug(stage)}", f"Gradient norm, {stage}", caption, data, layout)
 
 
 def _seeds(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | None:
@@ -165,7 +133,7 @@ def _seeds(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | Non
         f"Every dot is a seed; better is {better}. The bar is the mean with its 95\u00a0% interval over seeds, which "
         "holds the luck of the seed too: compare arms by their paired differences."
     )
-    return PlotFigure(f"seeds-{_slug(found.metric.stage, named)}", "Every seed", caption, data, layout)
+    return PlotFigure(f"seeds-{slug(found.metric.stage, named)}", "Every seed", caption, data, layout)
 
 
 def _differences(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | None:
@@ -192,7 +160,7 @@ def _differences(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure
         "interval, each by itself: the verdicts count that there are several."
     )
     return PlotFigure(
-        f"differences-{_slug(found.metric.stage, found.metric.name)}", "Paired differences", caption, data, layout
+        f"differences-{slug(found.metric.stage, found.metric.name)}", "Paired differences", caption, data, layout
     )
 
 
@@ -224,7 +192,7 @@ def _heat_map(sweep: Sweep, found: MetricFinding) -> PlotFigure | None:
         "yaxis": {"title": {"text": first}, "type": "category", "autorange": "reversed"},
     }
     caption = f"Means over seeds of {found.metric.name}; bright is better. How sure they are, the table says."
-    identity = f"grid-{_slug(found.metric.stage, found.metric.name)}"
+    identity = f"grid-{slug(found.metric.stage, found.metric.name)}"
     return PlotFigure(identity, f"{first} × {second}", caption, data, layout)
 
 
@@ -345,16 +313,3 @@ def _after_the_beginning(of_arm: Mapping[str, Course]) -> dict[str, Any]:
         return {}
     margin = 0.05 * (max(late) - min(late))
     return {"range": [min(late) - margin, max(late) + margin]}
-
-
-def _slug(*names: str) -> str:
-    return "-".join("".join(c if c.isalnum() else "-" for c in name) for name in names).lower()
-
-
-def _rounded(tree: Any) -> Any:
-    """Six digits are more than a plot shows, and what is not finite is no JSON."""
-    if isinstance(tree, float):
-        return float(f"{tree:.6g}") if isfinite(tree) else None
-    if isinstance(tree, dict):
-        return {key: _rounded(value) for key, value in tree.items()}
-    return [_rounded(item) for item in tree] if isinstance(tree, list) else tree

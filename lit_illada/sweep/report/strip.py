@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from lit_illada.report.palette import Look
 from lit_illada.sweep.report.findings import ArmFinding, MetricFinding
-from lit_illada.sweep.report.looks import Look
 
 _WIDTH, _HEIGHT, _EDGE = 150.0, 20.0, 6.0
 

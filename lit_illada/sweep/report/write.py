@@ -5,34 +5,35 @@ Made from the files alone, while the sweep runs or after it, and without torch.
 
 import base64
 import gzip
-import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lit_illada import __version__
+from lit_illada.report.page import render_page, script_json
+from lit_illada.report.palette import Look, looks_of
+from lit_illada.report.pictures import draw
+from lit_illada.report.plots import PlotFigure
 from lit_illada.runtime.files import write_atomically
 from lit_illada.stats.comparisons import Finding
 from lit_illada.sweep.design import TEST, describe
 from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep, collect
 from lit_illada.sweep.report.figures import (
-    PlotFigure,
     course_figure,
     gradient_figure,
     metric_figures,
     ratio_figure,
 )
 from lit_illada.sweep.report.findings import MetricFinding, find
-from lit_illada.sweep.report.looks import Look, looks_of
-from lit_illada.sweep.report.pictures import draw
 from lit_illada.sweep.report.strip import strips
 from lit_illada.sweep.report.tables import costs, write_tables
 from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of
@@ -59,47 +60,53 @@ def write_report(path: Path, out: Path | None = None, now: datetime | None = Non
     sweep = collect(path)
     out = out or sweep.folder.report
     out.mkdir(parents=True, exist_ok=True)
-    arms = [arm.name for arm in sweep.spec.all_arms()]
-    looks = looks_of(arms, sweep.spec.baseline)
+    looks = looks_of([arm.name for arm in sweep.spec.all_arms()], sweep.spec.baseline)
     sections = [_section(sweep, find(sweep, metric), looks) for metric in sweep.spec.metrics]
     curves, others = _course_figures(sweep, looks), _other_figures(sweep, looks)
     figures = [*(figure for section in sections for figure in section.figures), *curves, *others]
     write_tables(out, sweep, [section.found for section in sections])
     for figure in figures:
         draw(figure, out / f"{figure.id}.png")
-    page = _environment(sweep, out).get_template("report.html.j2")
     file = out / "index.html"
-    write_atomically(
-        file,
-        page.render(
-            sweep=sweep,
-            spec=sweep.spec,
-            looks=looks,
-            arm_numbers={arm: number for number, arm in enumerate(arms)},
-            metrics=sections,
-            curves=curves,
-            others=others,
-            costs=costs(sweep),
-            absent=[record for record in sweep.records if record.state is not RunState.FINISHED],
-            states=Counter(record.state.value for record in sorted(sweep.records, key=_by_progress)),
-            state_text=_state_text(sweep),
-            budget=_budget_text(sweep.spec),
-            warnings=_warnings(sweep),
-            leading=_leading(sections[0].found, sweep.spec),
-            checks=sections[0].found.checks,
-            design=describe(sweep.spec),
-            test=TEST,
-            pictures=[f"{figure.id}.png" for figure in figures],
-            figures_json=_script_safe(json.dumps([figure.to_tree() for figure in figures], separators=(",", ":"))),
-            library=_plotting_library(),
-            style=Markup((_PAGE / "style.css").read_text(encoding="utf-8")),
-            script=Markup((_PAGE / "script.js").read_text(encoding="utf-8")),
-            made_at=f"{now or datetime.now():%Y-%m-%d %H:%M}",
-            version=__version__,
-        ),
-    )
+    write_atomically(file, render_page(_PAGE, _content(sweep, looks, sections, curves, others, now), _filters(out)))
     design = [f"{heading}: {text}" for heading, text in describe(sweep.spec).items()]
     return file, [_state_text(sweep), *design, *(line for section in sections for line in _plain(section.found))]
+
+
+def _content(
+    sweep: Sweep,
+    looks: dict[str, Look],
+    sections: list[Section],
+    curves: list[PlotFigure],
+    others: list[PlotFigure],
+    now: datetime | None,
+) -> dict[str, Any]:
+    """Variables of the template."""
+    figures = [*(figure for section in sections for figure in section.figures), *curves, *others]
+    return {
+        "sweep": sweep,
+        "spec": sweep.spec,
+        "looks": looks,
+        "arm_numbers": {arm.name: number for number, arm in enumerate(sweep.spec.all_arms())},
+        "metrics": sections,
+        "curves": curves,
+        "others": others,
+        "costs": costs(sweep),
+        "absent": [record for record in sweep.records if record.state is not RunState.FINISHED],
+        "states": Counter(record.state.value for record in sorted(sweep.records, key=_by_progress)),
+        "state_text": _state_text(sweep),
+        "budget": _budget_text(sweep.spec),
+        "warnings": _warnings(sweep),
+        "leading": _leading(sections[0].found, sweep.spec),
+        "checks": sections[0].found.checks,
+        "design": describe(sweep.spec),
+        "test": TEST,
+        "pictures": [f"{figure.id}.png" for figure in figures],
+        "figures_json": script_json([figure.to_tree() for figure in figures]),
+        "library": _plotting_library(),
+        "made_at": f"{now or datetime.now():%Y-%m-%d %H:%M}",
+        "version": __version__,
+    }
 
 
 def _plain(found: MetricFinding) -> list[str]:
@@ -140,11 +147,8 @@ def _other_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
     return [figure for figure in figures if figure is not None]
 
 
-def _environment(sweep: Sweep, out: Path) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {
+def _filters(out: Path) -> dict[str, Callable[..., str]]:
+    return {
         "amount": amount,
         "duration": duration,
         "p": lambda p: p_value(p).removeprefix("p ").removeprefix("= "),
@@ -152,7 +156,6 @@ def _environment(sweep: Sweep, out: Path) -> Environment:
         "config_link": lambda record: _link(record.provenance.config, out),
         "absence": _absence,
     }
-    return environment
 
 
 def _link(file: Path, out: Path) -> str:
@@ -226,8 +229,3 @@ def _leading(found: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
         if pair.comparison.finding in (Finding.BETTER, Finding.WORSE):
             said.setdefault(f"{pair.comparison.finding} than {pair.first}", []).append(pair.second)
     return said
-
-
-def _script_safe(text: str) -> Markup:
-    """JSON that no arm's name can end the script element from."""
-    return Markup(text.replace("<", "\\u003c"))

@@ -1,50 +1,22 @@
-"use strict";
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const hidden = new Set();
 /* on a touch screen a finger scrolls the page, and does not zoom a plot */
 const hasPointer = matchMedia("(hover: hover)").matches;
 
-/* tables: every heading sorts, missing values stay last */
-for (const table of document.querySelectorAll("table.sortable")) {
-  const headings = [...table.tHead.rows[0].cells];
-  headings.forEach((heading, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = heading.textContent;
-    heading.replaceChildren(button);
-    button.addEventListener("click", () => {
-      const rising = heading.getAttribute("aria-sort") !== "ascending";
-      headings.forEach((other) => other.removeAttribute("aria-sort"));
-      heading.setAttribute("aria-sort", rising ? "ascending" : "descending");
-      const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
-      const rows = [...table.tBodies[0].rows].sort((a, b) => order(key(a), key(b), rising));
-      table.tBodies[0].append(...rows);
-    });
-  });
-}
-
-function order(a, b, rising) {
-  if (a === "" || b === "") return (a === "") - (b === "");
-  const numeric = !isNaN(a) && !isNaN(b);
-  return (numeric ? a - b : a.localeCompare(b, undefined, { numeric: true })) * (rising ? 1 : -1);
-}
-
 /* plots: the colours of text and grid are the page's own */
 function themed(layout) {
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
   const axis = (given = {}) => ({
-    gridcolor: colour("--grid"), zerolinecolor: given.zeroline ? colour("--dim") : colour("--grid"),
-    linecolor: colour("--line"), automargin: true, ...given,
+    gridcolor: cssValue("--grid"), zerolinecolor: given.zeroline ? cssValue("--dim") : cssValue("--grid"),
+    linecolor: cssValue("--line"), automargin: true, ...given,
   });
   return {
     ...layout,
     dragmode: hasPointer ? "zoom" : false,
     xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis), showlegend: false,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: style.fontFamily, size: 12.5, color: colour("--ink") },
-    hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--ink") }, namelength: -1 },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--dim"), activecolor: colour("--ink") },
+    font: { family: getComputedStyle(document.documentElement).fontFamily, size: 12.5, color: cssValue("--ink") },
+    hoverlabel: { bgcolor: cssValue("--raised"), bordercolor: cssValue("--line"), font: { color: cssValue("--ink") }, namelength: -1 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: cssValue("--dim"), activecolor: cssValue("--ink") },
     margin: { l: 60, r: 12, t: 14, b: 48 },
   };
 }
@@ -128,22 +100,6 @@ for (const button of document.querySelectorAll("[data-variant]")) {
     for (const other of button.parentNode.children) other.setAttribute("aria-pressed", String(other === button));
     draw(figure);
   });
-}
-
-/* tables wider than the window say so: a hint above, and a fade at the edge that hides columns */
-for (const box of document.querySelectorAll(".scroll")) {
-  const hint = document.createElement("p");
-  hint.className = "hint";
-  hint.textContent = "Scroll sideways for more columns →";
-  box.before(hint);
-  const update = () => {
-    const hiddenWidth = box.scrollWidth - box.clientWidth;
-    hint.hidden = hiddenWidth <= 1;
-    box.classList.toggle("more", box.scrollLeft < hiddenWidth - 1);
-  };
-  box.addEventListener("scroll", update, { passive: true });
-  new ResizeObserver(update).observe(box);
-  update();
 }
 
 start();

@@ -26,7 +26,7 @@ from lit_illada.loops.config import LoopConfig, LoopsConfig
 from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.outcome import Outcome, as_record, outcome
 from lit_illada.loops.records import ARM, Fields, read_generations
-from lit_illada.loops.report.html import write_report
+from lit_illada.loops.report.write import write_report
 from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.terminal import printable
 from lit_illada.schema import read_file

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lit_illada.generation.loop_control.periodic import Run, periodic_runs
+from lit_illada.loops.detect.runs import Run, periodic_runs
 
 
 def slow_runs(ids, max_period, min_cycles, min_length, min_period):

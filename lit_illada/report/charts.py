@@ -133,9 +133,8 @@ def _svg(frame: _Frame, drawn: str, x_label: str, y_label: str) -> str:
         f"{escape(y_label)}</text>"
     )
     told = escape(f"{y_label} over {x_label}")
-    return Markup(
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{told}">{"".join(grid)}{drawn}{labels}</svg>'
-    )
+    head = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{told}">'
+    return Markup(f"{head}{''.join(grid)}{drawn}{labels}</svg>")
 
 
 def _empty(x_label: str) -> str:

@@ -1,4 +1,4 @@
-"""Which pictures does a report leave for papers and slides? PNG by matplotlib, of the plots the page has."""
+"""PNG pictures of a page's plots, for papers and slides, drawn by matplotlib."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lit_illada.sweep.report.figures import PlotFigure
+from lit_illada.report.plots import PlotFigure
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _SYMBOLS = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "line-ns": "|"}
@@ -15,7 +15,7 @@ _RGBA = re.compile(r"rgba\((\d+),(\d+),(\d+),([\d.]+)\)")
 
 
 def draw(figure: PlotFigure, path: Path) -> None:
-    """A plot of the page as a picture; of variants, the first."""
+    """Write a plot as a PNG file; of its variants, the first."""
     picture = Figure(figsize=(8, max(3.2, figure.layout["height"] / 100)), layout="constrained", dpi=150)
     axes = picture.subplots()
     rows = figure.layout["yaxis"].get("categoryarray")

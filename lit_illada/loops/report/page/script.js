@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const all = JSON.parse(document.getElementById("data").textContent);
   if (!all.length) return;
@@ -55,7 +54,6 @@
     if (text.trace) draw(text.trace);
   }
 
-  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   // dark blue over green to yellow: light where the value is high, in both themes
   const ramp = (x) => {
     const stops = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
@@ -74,9 +72,9 @@
     const w = (width - frame.left - frame.right) / Math.max(1, count), h = (height - frame.top - frame.bottom) / (last + 1);
     const x = (i) => frame.left + i * w, y = (step) => frame.top + step * h;
     const top = mode === "entropy" && trace.entropy ? Math.max(...trace.entropy, 1e-6) : 1;
-    const marks = [style("--soft"), style("--s5"), style("--s0"), style("--s6")];
+    const marks = [cssValue("--dim"), cssValue("--s1"), cssValue("--s5"), cssValue("--s0")];
     for (let i = 0; i < count; i++) {
-      pen.fillStyle = style("--masked");
+      pen.fillStyle = cssValue("--masked");
       pen.fillRect(x(i), y(0), w + .3, trace.steps[i] * h);
       const value = mode === "marks" ? null : trace[mode] && trace[mode][i] / top;
       pen.fillStyle = value === null || value === undefined ? marks[trace.marks[i]] : ramp(value);
@@ -85,7 +83,7 @@
       pen.globalAlpha = 1;
       pen.fillRect(x(i), y(trace.steps[i]), Math.max(w, 1.2), Math.max(h, 2));
     }
-    pen.strokeStyle = style("--outline");
+    pen.strokeStyle = cssValue("--outline");
     for (const loop of trace.loops) {
       const steps = trace.steps.slice(loop.start, loop.end), low = Math.min(...steps), high = Math.max(...steps);
       pen.lineWidth = 1.6; pen.setLineDash([]);
@@ -94,7 +92,7 @@
       for (const at of loop.copies) { pen.beginPath(); pen.moveTo(x(at), y(low)); pen.lineTo(x(at), y(high + 1)); pen.stroke(); }
     }
     pen.setLineDash([]);
-    pen.fillStyle = style("--soft"); pen.font = "11px system-ui, sans-serif";
+    pen.fillStyle = cssValue("--dim"); pen.font = "11px system-ui, sans-serif";
     pen.textAlign = "right";
     for (const step of [0, Math.round(last / 2), last]) pen.fillText(step, frame.left - 6, y(step) + 9);
     pen.textAlign = "center";

@@ -1,0 +1,1 @@
+"""Style, palette and charts that the report pages of sweeps and of loops share."""
