@@ -16,21 +16,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_illada.batch import TokenBatch
-from lit_illada.checkpoints.hf import load_model
 from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.row_datamodule import RowDataModule
-from lit_illada.data.sft.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.sft_datamodule import Difficulty, EvaluationExample, SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
-from lit_illada.errors import UserError
-from lit_illada.generation.autoregressive import generate_autoregressive
-from lit_illada.generation.canvas import Commit, Generation
-from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.generate import generate
-from lit_illada.generation.logit_controls import TokenKinds
-from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
+from lit_illada.generation.text import complete_batch
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.initial import InitialWeights, fill
@@ -41,13 +33,8 @@ from lit_illada.objective.config import AutoregressiveObjectiveConfig, Diffusion
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.objective.loss import Objective
 from lit_illada.run_folder import RunFolder
-from lit_illada.runtime import ranks as processes
 from lit_illada.schema import to_tree
-from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
-from lit_illada.scoring.model import ScoringModel
-from lit_illada.scoring.scorer import Scorer
-from lit_illada.scoring.wording import Chat
 from lit_illada.training.callbacks.divergence import DivergenceGuard
 from lit_illada.training.callbacks.generations import ExactMatch, Question, TextSamples
 from lit_illada.training.callbacks.progress import ProgressBar, ProgressFile
@@ -58,9 +45,8 @@ from lit_illada.training.checkpointing.saving import Checkpoints, Retention
 from lit_illada.training.config.divergence import Rollback
 from lit_illada.training.config.trainer import Precision
 from lit_illada.training.distributed.parallel import prepare_block, shard
-from lit_illada.training.loggers import build_loggers, require_loggers
+from lit_illada.training.loggers import build_loggers
 from lit_illada.training.module import PretrainModule
-from lit_illada.training.optim import check_optimizer
 from lit_illada.training.sft_module import SFTModule
 from lit_illada.training.trainer import build_lightning_trainer
 
@@ -78,24 +64,6 @@ def build_model(config: ModelConfig, seed: int) -> Transformer:
     model = Transformer(config)
     model.init_weights(seed)
     return model
-
-
-def check_hardware(config: RunConfig, row_length: int) -> None:
-    """Raises UserError where the run asks for what is not here: devices, processes, a kernel, an optimizer's
-    package.
-    """
-    started = processes.started_outside()
-    expected = config.trainer.world_size
-    if started > 1 and started != expected:
-        raise UserError(
-            f"{started} processes were started, but trainer.devices × trainer.num_nodes is {expected}: devices are the "
-            "processes of a node, num_nodes the nodes"
-        )
-    check_optimizer(config.optim.optimizer)
-    require_loggers(config.logger)
-    accelerator, precision = config.trainer.hardware()
-    is_short = row_length <= LONGEST_MATMUL_ROW
-    choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short, config.model.head_dim)
 
 
 def build_objective(
@@ -225,7 +193,7 @@ def build_trainer(
     datamodule: RowDataModule,
     console: Console,
     stop: GracefulStop,
-) -> tuple[Trainer, TimeLimit | None]:
+) -> tuple[Trainer, TimeLimit | None, Throughput]:
     """The trainer with its callbacks, and the one that knows whether the run's time is over."""
     options = config.trainer
     # the way back is long enough by the schedule alone: the checkpoints of stops must not shorten it
@@ -267,7 +235,8 @@ def build_trainer(
     if options.ema_decay is not None:
         # last, so that what looks at the model after a validation sees the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
-    return build_lightning_trainer(options, folder.path, callbacks, build_loggers(config.logger, folder)), time_limit
+    trainer = build_lightning_trainer(options, folder.path, callbacks, build_loggers(config.logger, folder))
+    return trainer, time_limit, throughput
 
 
 def _texts(
@@ -284,7 +253,10 @@ def _texts(
         prompts = config.samples.prompts
         # one by one: each text is what `generate` would write for this prompt alone
         complete_all = as_trained(
-            lambda: [tokenizer.decode(complete(model, tokenizer, p, generation)) for p in prompts]
+            lambda: [
+                tokenizer.decode(complete_batch(model, tokenizer, [tokenizer.encode(prompt)], generation).texts()[0])
+                for prompt in prompts
+            ]
         )
         return TextSamples(prompts, complete_all, folder.samples)
     assert isinstance(datamodule, SFTDataModule)
@@ -319,91 +291,3 @@ def _questions(datamodule: SFTDataModule, difficulty: Difficulty, num: int) -> l
         )
         for example in datamodule.evaluation_examples(difficulty, num)
     ]
-
-
-def complete(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompt: str,
-    config: GenerationConfig,
-    on_commit: Callable[[Commit], None] | None = None,
-) -> list[int]:
-    """The ids that continue a prompt, without the stop token. Deterministic: the config carries the seed."""
-    return complete_batch(model, tokenizer, [tokenizer.encode(prompt)], config, on_commit=on_commit).texts()[0]
-
-
-def complete_batch(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
-    *,
-    row_numbers: Sequence[int] | None = None,
-    on_commit: Callable[[Commit], None] | None = None,
-) -> Generation:
-    """What continues each prompt, of ids; a causal model writes token by token, any other block by block.
-
-    A row's text depends on its prompt, the config and its number (from 0 where `row_numbers` is None), on no other row.
-    """
-    device = model.lm_head_weight.device
-    ids = [torch.tensor(prompt, dtype=torch.int64, device=device) for prompt in prompts]
-    write = generate
-    if model.config.is_causal:
-        write = partial(generate_autoregressive, bos_token_id=tokenizer.eos_token_id)
-    elif model.config.predicts_next:
-        write = partial(generate, lookback=1)
-    was_training = model.training
-    model.eval()
-    generation = write(
-        model,
-        ids,
-        config,
-        mask_token_id=tokenizer.mask_token_id,
-        stop_token_ids=[tokenizer.eos_token_id],
-        max_position_embeddings=model.config.max_position_embeddings,
-        kinds=_token_kinds(tokenizer, config),
-        row_numbers=row_numbers,
-        on_commit=on_commit,
-    )
-    model.train(was_training)
-    return generation
-
-
-def _token_kinds(tokenizer: Tokenizer, config: GenerationConfig) -> TokenKinds:
-    return TokenKinds(
-        tokenizer.think_open_token_id,
-        tokenizer.think_close_token_id,
-        tokenizer.wordless_ids if config.repetition.is_on else (),
-    )
-
-
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> tuple[Transformer, Tokenizer]:
-    """The model, in evaluation mode, and the tokenizer of a run folder (its newest checkpoint), a converted folder or
-    one checkpoint. Raises UserError for a path without one, and for a damaged one.
-    """
-    checkpoint = open_checkpoint(Path(path))
-    return load_model(checkpoint.model, checkpoint.tensors, torch.device(device)).eval(), checkpoint.tokenizer
-
-
-def build_scorer(
-    model: Transformer, tokenizer: Tokenizer, config: ScoringConfig, template: ChatTemplate | None = None
-) -> Scorer:
-    """A model as scoring asks it: bidirectional ones by every rule of a diffusion model, causal ones exactly.
-
-    template: of the messages, where the wording is a chat.
-    """
-
-    def message(text: str) -> list[int]:
-        assert template is not None
-        return template.encode_prompt([Message(Role.USER, text)])
-
-    asked = ScoringModel(
-        score=model,
-        logits=model,
-        mask_token_id=tokenizer.mask_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        max_length=model.config.max_position_embeddings,
-        is_causal=model.config.is_causal,
-        device=model.lm_head_weight.device,
-    )
-    return Scorer(asked, tokenizer.encode, config, message if isinstance(config.wording, Chat) else None)

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.commands import data as data_commands
+from lit_illada.commands import data
 
 HEAVY = {"torch", "lightning", "torchmetrics", "scipy", "matplotlib", "tokenizers", "transformers", "webdataset"}
 SCRIPT = f"""
@@ -68,7 +68,7 @@ def test_ctrl_c_while_preparing_data_names_the_command_that_resumes(tmp_path, mo
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data_commands, "prepare_folder", interrupted)
+    monkeypatch.setattr(data, "prepare", interrupted)
     words = ["data", "prepare", "data=stdlib", f"data.dir={tmp_path / 'a b'}"]
     monkeypatch.setattr(sys, "argv", ["lit-illada", *words])
     result = CliRunner().invoke(main, words)

@@ -1,7 +1,6 @@
-"""The public names, also as `lit_illada.NAME`."""
+"""Public names of the package, importable as `lit_illada.NAME`."""
 
-from lit_illada.api.language_model import LanguageModel, TextBound, generate, load_checkpoint, nll_bound
-from lit_illada.api.module_loading import load_module
+from lit_illada.api.checkpoints import TextBound, generate, load_module, nll_bound
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.build import (
     build_datamodule,
@@ -10,7 +9,7 @@ from lit_illada.build import (
     build_objective,
     build_sft_datamodule,
 )
-from lit_illada.checkpoints.open import load_sft
+from lit_illada.checkpoints.open import load_checkpoint, load_sft
 from lit_illada.config import GenerateConfig, PretrainConfig, SFTConfig, load, load_file
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.prepare.prepare import prepare
@@ -19,6 +18,7 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.canvas import Generation
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.text import LanguageModel
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
 from lit_illada.objective.autoregressive import AutoregressiveObjective

@@ -56,7 +56,7 @@ def _with_lightning(config: PretrainConfig, scratch: Path, index: int) -> float:
     config = build.resolve(config, datamodule.tokenizer)
     module = build.build_module(config, datamodule)
     folder = RunFolder(scratch / f"run-{index}")
-    trainer, _ = build.build_trainer(config, folder, module, datamodule, Console(quiet=True), GracefulStop())
+    trainer, _, _ = build.build_trainer(config, folder, module, datamodule, Console(quiet=True), GracefulStop())
     stopwatch = _Stopwatch()
     trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
     trainer.limit_val_batches = 0

@@ -137,7 +137,7 @@ def write_hf(
     dtype_name = str(common).removeprefix("torch.")
     content = write_config(layout, config, mask_token_id, eos_token_id, dtype_name)
     known = {"bos_token_id": bos_token_id, "pad_token_id": pad_token_id}
-    content |= {name: index for name, index in known.items() if index is not None}
+    content = {**content, **{name: index for name, index in known.items() if index is not None}}
     write_json(folder / CONFIG_FILE, content)
 
 

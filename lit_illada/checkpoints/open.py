@@ -12,12 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_illada.checkpoints.hf import CONFIG_FILE, Renamed, UnaccountedError, expected_shapes, unaccounted
+from lit_illada.checkpoints.hf import (
+    CONFIG_FILE,
+    Renamed,
+    UnaccountedError,
+    expected_shapes,
+    load_model,
+    unaccounted,
+)
 from lit_illada.checkpoints.safetensors_io import TensorFiles, write_file
 from lit_illada.config import SFTConfig, load
 from lit_illada.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from lit_illada.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
+from lit_illada.generation.text import LanguageModel
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora import MergedTensors
 from lit_illada.model.weight_check import CheckedTensors
@@ -65,6 +73,17 @@ def open_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> Che
             f"{folder.tokenizer if saved is None else file}: not the tokenizer that {file.name} was trained with"
         )
     return Checkpoint(file, model, tokenizer, tensors)
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
+    """Load the model, in evaluation mode on `device`, and its tokenizer.
+
+    path: a run folder (its newest checkpoint), a converted folder or one checkpoint. Raises UserError for a path
+    without a checkpoint, and for a damaged one.
+    """
+    checkpoint = open_checkpoint(Path(path))
+    model = load_model(checkpoint.model, checkpoint.tensors, torch.device(device)).eval()
+    return LanguageModel(model, checkpoint.tokenizer)
 
 
 def write_weights(

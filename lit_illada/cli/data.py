@@ -37,9 +37,9 @@ def data_prepare(overwrite: bool, workers: int | None, overrides: tuple[str, ...
     A killed preparation goes on where it stopped when the command is given again. However it is divided, the same
     bytes come of it; among the nodes of a cluster, by lit-illada launch data.
     """
-    from lit_illada.commands import data as data_commands
+    from lit_illada.commands.data import run_preparation
 
-    data_commands.prepare(overrides, overwrite, workers)
+    run_preparation(overrides, overwrite, workers)
 
 
 @data.command(
@@ -64,9 +64,9 @@ def data_part(step: str, part: str, overrides: tuple[str, ...]) -> None:
     What lit-illada launch data submits, for other schedulers: all parts of scan, then plan once, all parts of write,
     merge once.
     """
-    from lit_illada.commands import data as data_commands
+    from lit_illada.commands.data import prepare_part
 
-    data_commands.prepare_part(step, part, overrides)
+    prepare_part(step, part, overrides)
 
 
 @data.command("inspect", epilog="\b\nExample:\n  lit-illada data inspect data/stdlib\n")
@@ -74,9 +74,9 @@ def data_part(step: str, part: str, overrides: tuple[str, ...]) -> None:
 @guarded
 def data_inspect(folder: str) -> None:
     """Show a data set's sizes, its documents' lengths and a few of its rows."""
-    from lit_illada.commands import data as data_commands
+    from lit_illada.commands.data import print_inspection
 
-    data_commands.inspect(folder)
+    print_inspection(folder)
 
 
 @data.command("verify", epilog="\b\nExample:\n  lit-illada data verify data/stdlib\n")
@@ -84,9 +84,9 @@ def data_inspect(folder: str) -> None:
 @guarded
 def data_verify(folder: str) -> None:
     """Check every shard of a data set against its manifest; name what is damaged and how to mend it."""
-    from lit_illada.commands import data as data_commands
+    from lit_illada.commands.data import print_verification
 
-    data_commands.verify(folder)
+    print_verification(folder)
 
 
 @data.command(
@@ -107,6 +107,6 @@ def data_examples(folder: Path, num_rows: int, overrides: tuple[str, ...]) -> No
 
     FOLDER is a run, whose tokenizer is used, or a folder with a tokenizer.
     """
-    from lit_illada.commands import data_examples as command
+    from lit_illada.commands.data_examples import run
 
-    command.run(folder, overrides, num_rows)
+    run(folder, overrides, num_rows)

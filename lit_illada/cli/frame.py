@@ -11,7 +11,7 @@ import click
 
 from lit_illada.cli import completion
 from lit_illada.errors import InterruptedByUserError, UserError
-from lit_illada.runtime import ranks as processes
+from lit_illada.runtime import ranks
 from lit_illada.runtime.terminal import one_line
 
 overrides_argument = click.argument(
@@ -54,7 +54,7 @@ def refuse_early(command: str, overrides: Sequence[str]) -> None:
     has_own_model = command != "sft" and not any(override.startswith("init_from=") for override in overrides)
     tree = check_overrides(command, overrides, is_whole=has_own_model)
     run_dir = tree.get("run_dir")
-    if run_dir and processes.rank() == 0:  # other ranks may find the folder that rank 0 has just made
+    if run_dir and ranks.rank() == 0:  # other ranks may find the folder that rank 0 has just made
         RunFolder(Path(run_dir)).require_unused()
 
 
@@ -69,7 +69,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             if click.get_current_context().find_root().params["debug"]:
                 raise
             refusal = click.ClickException(one_line(str(error)))
-            refusal.exit_code = 130 if isinstance(error, InterruptedByUserError) else 1
+            refusal.exit_code = 130 if isinstance(error, InterruptedByUserError) else 1  # type: ignore[misc]
             raise refusal from error
         except OSError as error:
             if error.errno not in _TOLD or click.get_current_context().find_root().params["debug"]:

@@ -90,9 +90,9 @@ def launch_pretrain(resume: Path | None, overrides: tuple[str, ...], **options: 
     A job that is preempted, or told SIGUSR1 before its time is over, saves, goes back into the queue and goes on
     exactly where it was. A job that is cancelled stays so; sbatch RUN/launch.sh goes on with it.
     """
-    from lit_illada.commands import launch as room
+    from lit_illada.commands.launch import submit_training
 
-    room.train("pretrain", None, overrides, resume, _request(**options))
+    submit_training("pretrain", None, overrides, resume, _request(**options))
 
 
 @launch.command(
@@ -109,12 +109,12 @@ Examples:
 @guarded
 def launch_sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...], **options: Any) -> None:
     """Fine-tune the model of CHECKPOINT as a job, which survives what launch pretrain says."""
-    from lit_illada.commands import launch as room
+    from lit_illada.commands.launch import submit_training
 
     if resume is not None and checkpoint is not None:
         # click takes the first word for the checkpoint
         checkpoint, overrides = None, (str(checkpoint), *overrides)
-    room.train("sft", checkpoint, overrides, resume, _request(**options))
+    submit_training("sft", checkpoint, overrides, resume, _request(**options))
 
 
 @launch.command(
@@ -136,9 +136,9 @@ def launch_data(parts: int, at_once: int | None, overrides: tuple[str, ...], **o
     One array scans the files; one job trains the tokenizer and finds duplicates and the shards' ends; one array
     tokenises and writes; one job writes the manifest. data.dir lies on a file system that all nodes see.
     """
-    from lit_illada.commands import launch as room
+    from lit_illada.commands.launch import submit_preparation
 
-    room.data(overrides, parts, at_once, _request(**options))
+    submit_preparation(overrides, parts, at_once, _request(**options))
 
 
 def _request(

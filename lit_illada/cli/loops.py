@@ -105,10 +105,10 @@ def reproduce(
     No corpus may itself hold a loop. Arms are compared on the same problems, over seeds. Without options it takes
     about a quarter of an hour on two cores.
     """
-    from lit_illada.commands import loops as loops_commands
+    from lit_illada.commands.loops import reproduce_loops
     from lit_illada.commands.sweep import Workers
 
-    loops_commands.reproduce(name, overrides, folder, is_resumed, Workers(workers, threads))
+    reproduce_loops(name, overrides, folder, is_resumed, Workers(workers, threads))
 
 
 @loops.command(
@@ -132,6 +132,6 @@ Examples:
 @guarded
 def run_model(checkpoint: str, tasks: tuple[str, ...], out: Path, is_resumed: bool, overrides: tuple[str, ...]) -> None:
     """Let a model solve problems, with traces, and look for loops in what it writes."""
-    from lit_illada.commands import loops as loops_commands
+    from lit_illada.commands.loops import run_and_analyze
 
-    loops_commands.run(checkpoint, tasks, out, overrides, is_resumed)
+    run_and_analyze(checkpoint, tasks, out, overrides, is_resumed)

@@ -17,7 +17,7 @@ from lit_illada.cli.sweep import sweep
 from lit_illada.cli.tools import bench, board, completion_command, config, doctor, estimate
 from lit_illada.cli.train import pretrain, sft
 from lit_illada.cli.use import convert, generate, score
-from lit_illada.runtime import ranks as processes
+from lit_illada.runtime import ranks
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -30,7 +30,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except click.NoSuchOption as error:
             if error.ctx is not None and any(p.name == "overrides" for p in error.ctx.command.params):
-                error.message += completion.key_hint(error.ctx, error.option_name)
+                error.message += completion.key_hint(error.ctx, error.option_name)  # type: ignore[misc]
             raise
 
 
@@ -48,7 +48,7 @@ def main(debug: bool) -> None:
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors="backslashreplace")
     # of several processes that do the same, one tells
-    usual = logging.INFO if processes.rank() == 0 else logging.WARNING
+    usual = logging.INFO if ranks.rank() == 0 else logging.WARNING
     logging.basicConfig(level=logging.DEBUG if debug else usual, format="%(message)s", stream=sys.stderr)
     # quiet the libraries, whose information is for their own developers
     for name in ("fsspec", "torch", "filelock", "matplotlib", "asyncio"):

@@ -47,9 +47,9 @@ Examples:
 @guarded
 def sweep_plan(name: str, folder: Path | None, workers: int | None, threads: int, overrides: tuple[str, ...]) -> None:
     """Print the runs of the sweep NAME, what they share, and the time and disk they will take. Nothing is run."""
-    from lit_illada.commands import sweep as sweep_commands
+    from lit_illada.commands.sweep import Workers, print_plan
 
-    sweep_commands.plan(name, overrides, folder, sweep_commands.Workers(workers, threads))
+    print_plan(name, overrides, folder, Workers(workers, threads))
 
 
 @sweep.command(
@@ -96,7 +96,7 @@ def sweep_run(
     What is finished is never run again. Ctrl-C lets every run save and stop. With --slurm, a run takes the nodes and
     devices that its trainer names, is requeued when it is preempted or out of time, and goes on from its checkpoint.
     """
-    from lit_illada.commands import sweep as sweep_commands
+    from lit_illada.commands.sweep import Workers, run_sweep
     from lit_illada.sweep.slurm import SlurmOptions
 
     slurm = None
@@ -105,7 +105,7 @@ def sweep_run(
             raise UserError(f"--sbatch {wrong}: write KEY=VALUE, such as account=me")
         other = dict(text.split("=", 1) for text in sbatch)
         slurm = SlurmOptions(partition, time_min, gpus, threads, workers or 256, other)
-    sweep_commands.run(name, overrides, folder, is_resumed, sweep_commands.Workers(workers, threads, slurm))
+    run_sweep(name, overrides, folder, is_resumed, Workers(workers, threads, slurm))
 
 
 @sweep.command(
@@ -125,9 +125,9 @@ def sweep_report(sweep: str, out: Path | None, is_opened: bool) -> None:
 
     Reads files alone, so it can be asked at any time, and of a copy on another machine.
     """
-    from lit_illada.commands import sweep_report as command
+    from lit_illada.commands.sweep_report import run
 
-    page = command.run(sweep, out)
+    page = run(sweep, out)
     if is_opened:
         click.launch(str(page))
 

@@ -54,14 +54,14 @@ def doctor(json_file: Path | None) -> None:
 
     Ends with status 1 only where something is broken that every run needs.
     """
-    from lit_illada.runtime import packages as requirements
+    from lit_illada.runtime import packages
 
-    if missing := requirements.missing():
-        requirements.tell(missing, json_file)
+    if missing := packages.missing():
+        packages.tell(missing, json_file)
         raise SystemExit(1)
-    from lit_illada.commands import doctor as command
+    from lit_illada.commands.doctor import run
 
-    if not command.run(json_file):
+    if not run(json_file):
         raise SystemExit(1)
 
 
@@ -91,12 +91,12 @@ def estimate(
     The model that sft fine-tunes is CHECKPOINT's, or one without weights, such as +model=illada_8b.
     The GPUs need not be here. Memory is what tensors hold: beside it a GPU needs a gigabyte or two for itself.
     """
-    from lit_illada.commands import estimate as room
+    from lit_illada.commands.estimate import run
 
     base = None
     if overrides and ("=" not in overrides[0] or Path(overrides[0]).exists()):  # step=00000100.ckpt has one too
         base, overrides = Path(overrides[0]), overrides[1:]
-    room.run(command, overrides, gpu, gpus, tokens, mfu, base)
+    run(command, overrides, gpu, gpus, tokens, mfu, base)
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada board runs --port 6006\n")
@@ -106,9 +106,9 @@ def estimate(
 @guarded
 def board(runs: Path, port: int, host: str) -> None:
     """Open TensorBoard on the runs folder."""
-    from lit_illada.commands import board as command
+    from lit_illada.commands.board import serve
 
-    command.serve(runs, host, port)
+    serve(runs, host, port)
 
 
 @click.command(

@@ -43,9 +43,9 @@ def pretrain(resume: Path | None, init_from: Path | None, overrides: tuple[str, 
         overrides = (*overrides, f"init_from='{init_from}'")
     if resume is None:
         refuse_early("pretrain", overrides)
-    from lit_illada.commands import pretrain as command
+    from lit_illada.commands.pretrain import run
 
-    command.run(overrides, resume)
+    run(overrides, resume)
 
 
 @click.command(
@@ -77,6 +77,6 @@ def sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]
         checkpoint, overrides = None, (str(checkpoint), *overrides)
     if resume is None and checkpoint is not None:
         refuse_early("sft", overrides)
-    from lit_illada.commands import sft as command
+    from lit_illada.commands.sft import run
 
-    command.run(checkpoint, overrides, resume)
+    run(checkpoint, overrides, resume)

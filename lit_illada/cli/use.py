@@ -52,14 +52,14 @@ def generate(
     writes token by token. generation=llada denoises a fixed canvas, generation=fast several sure tokens a step.
     """
     refuse_early("generate", overrides)
-    from lit_illada.commands import generate as command
+    from lit_illada.commands.generate import run
 
     draw = None
     if trace_picture is not None:
         from lit_illada.generation.picture import draw_to
 
         draw = draw_to(trace_picture)
-    command.run(checkpoint, prompt, prompt_file, live, overrides, trace, draw, is_chat)
+    run(checkpoint, prompt, prompt_file, live, overrides, trace, draw, is_chat)
 
 
 @click.command(
@@ -139,11 +139,11 @@ def score(
     are written to a folder.
     """
     refuse_early("score", overrides)
-    from lit_illada.commands import score as command
+    from lit_illada.commands.score import run
     from lit_illada.evaluation.jobs import EvaluationRequest
 
     request = EvaluationRequest(tasks, texts, harness, include_path, is_reasoning, held_out, num_fewshot)
-    command.run(checkpoint, request, out, overrides, is_resumed)
+    run(checkpoint, request, out, overrides, is_resumed)
 
 
 @click.command(
@@ -183,6 +183,6 @@ def convert(
     Reads the layouts of iLLaDA, LLaDA, Dream, Llama and Qwen2 from safetensors, and writes them; no code of a
     checkpoint runs. Shows what was mapped, and refuses a checkpoint with a tensor missing, left over or misshapen.
     """
-    from lit_illada.commands import convert as command
+    from lit_illada.commands.convert import run
 
-    command.run(source, destination, to, mask_token, eos_token, dtype, max_shard_gb, revision)
+    run(source, destination, to, mask_token, eos_token, dtype, max_shard_gb, revision)

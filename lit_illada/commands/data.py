@@ -10,17 +10,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from lit_illada.config import load
 from lit_illada.data.config import DataConfig, PreparedSource
-from lit_illada.data.dataset.inspection import inspect as inspect_dataset
-from lit_illada.data.dataset.inspection import verify as verify_dataset
+from lit_illada.data.dataset import inspection
 from lit_illada.data.dataset.manifest import Manifest, is_url
 from lit_illada.data.prepare.part_workers import prepare_by_parts
 from lit_illada.data.prepare.parts import Part, Step, do_step
-from lit_illada.data.prepare.prepare import OnProgress
-from lit_illada.data.prepare.prepare import prepare as prepare_folder
+from lit_illada.data.prepare.prepare import OnProgress, prepare
 from lit_illada.errors import InterruptedByUserError, UserError
 
 
-def prepare(overrides: Sequence[str], overwrite: bool, workers: int | None) -> None:
+def run_preparation(overrides: Sequence[str], overwrite: bool, workers: int | None) -> None:
     config = load("data", overrides).data
     if workers is not None:
         console = Console(stderr=True)
@@ -52,12 +50,12 @@ def _show(manifest: Manifest, config: DataConfig) -> None:
     print(f"in {config.dir}; look at it with: lit-illada data inspect {config.dir}")
 
 
-def inspect(folder: str) -> None:
-    print(inspect_dataset(folder))
+def print_inspection(folder: str) -> None:
+    print(inspection.inspect(folder))
 
 
-def verify(folder: str) -> None:
-    problems = verify_dataset(folder)
+def print_verification(folder: str) -> None:
+    problems = inspection.verify(folder)
     for problem in problems:
         print(problem)
     if problems:
@@ -71,7 +69,7 @@ def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = F
         return None
     try:
         with _progress(console) as on_progress:
-            return prepare_folder(config, overwrite=overwrite, on_progress=on_progress)
+            return prepare(config, overwrite=overwrite, on_progress=on_progress)
     except KeyboardInterrupt as error:
         raise InterruptedByUserError(
             f"stopped while preparing {config.dir}; finished shards stay. Resume with the same command: "

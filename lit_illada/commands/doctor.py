@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import AttentionKernel
-from lit_illada.runtime import packages as requirements
+from lit_illada.runtime import packages
 from lit_illada.runtime.packages import Finding, Verdict
 from lit_illada.training.config.trainer import Accelerator, Precision
 
@@ -52,7 +52,7 @@ def run(json_file: Path | None) -> bool:
     for finding in mendable:
         console.print(f"  {finding.name}: {finding.mend}", highlight=False, soft_wrap=True, markup=False)
     if json_file is not None:
-        requirements.write(findings, json_file)
+        packages.write(findings, json_file)
     return all(finding.verdict is not Verdict.broken for finding in findings)
 
 
@@ -81,7 +81,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    yield from requirements.examine()
+    yield from packages.examine()
     for name, (purpose, extra) in _OPTIONAL.items():
         version = _version(name)
         if version is not None:

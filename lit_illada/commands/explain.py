@@ -75,14 +75,16 @@ def _find(config: Any, key: str) -> KeyInfo | None:
 
 
 def _info(key: str, owner: Any, name: str) -> KeyInfo:
-    cls, value = type(owner), getattr(owner, name)
+    value = getattr(owner, name)
+    cls: type = type(owner)
+    kind: type = type(value)
     hint, meaning = get_type_hints(cls)[name], member_docs(cls).get(name, "")
     if table := _fields(owner)[name].metadata.get("choices"):
         allowed = {chosen: summary(each) for chosen, each in table.items()}
         return KeyInfo(key, meaning, "a choice, by its name", choice_name(table, value), allowed, _place(cls))
     if dataclasses.is_dataclass(hint):
-        allowed = {item: member_docs(type(value)).get(item, "") for item in _fields(value)}
-        return KeyInfo(key, meaning or summary(type(value)), "a group of keys", "see its keys", allowed, _place(cls))
+        allowed = {item: member_docs(kind).get(item, "") for item in _fields(value)}
+        return KeyInfo(key, meaning or summary(kind), "a group of keys", "see its keys", allowed, _place(cls))
     return KeyInfo(key, meaning, type_name(hint), _shown(to_tree(value)), allowed_values(hint), _place(cls))
 
 

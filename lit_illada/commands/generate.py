@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from lit_illada import build
+from lit_illada.checkpoints.open import load_checkpoint
 from lit_illada.config import load
 from lit_illada.data.sft.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.canvas import Commit
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.text import complete_batch
 from lit_illada.generation.trace import Recorder, Trace, write_traces
 from lit_illada.run_folder import flatten
 from lit_illada.runtime.files import read_text
@@ -46,7 +47,7 @@ def run(
         raise UserError(f"{trace_file}: no folder {trace_file.parent}")
     accelerator = config.accelerator.resolve()
     device, precision = accelerator.device, config.precision.resolve(accelerator)
-    model, tokenizer = build.load_checkpoint(checkpoint, device)
+    model, tokenizer = load_checkpoint(checkpoint, device)
     prompt_ids = tokenizer.encode(text)
     if is_chat:
         prompt_ids = ChatTemplate(config.template, tokenizer).encode_prompt([Message(Role.USER, text)])
@@ -62,7 +63,7 @@ def run(
     is_bf16 = precision is Precision.bf16_mixed
     with view or nullcontext(), torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
         on_commit = tell if watchers else None
-        generation = build.complete_batch(model, tokenizer, [prompt_ids], config.generation, on_commit=on_commit)
+        generation = complete_batch(model, tokenizer, [prompt_ids], config.generation, on_commit=on_commit)
     written = tokenizer.decode(generation.texts()[0])
     print(written)
     if recorder is None:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from lit_illada.checkpoints.open import load_sft, with_model_of_init
-from lit_illada.commands.training_run import open_run
+from lit_illada.commands.resume import open_run
 from lit_illada.config import RunConfig, load
 from lit_illada.data.corpora.sources import files_of
 from lit_illada.data.prepare.parts import begin
@@ -23,7 +23,7 @@ from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.files import write_atomically
 from lit_illada.schema import dump
-from lit_illada.slurm import client as slurm
+from lit_illada.slurm import client
 from lit_illada.slurm.client import Allocation
 from lit_illada.slurm.script import Job, preparation_script, training_script
 from lit_illada.training.config.trainer import Accelerator, TrainerConfig
@@ -62,7 +62,9 @@ class Request:
         return [f"{key}={value}" for _, key, value in wanted]
 
 
-def train(command: str, base: Path | None, overrides: Sequence[str], resume: Path | None, request: Request) -> None:
+def submit_training(
+    command: str, base: Path | None, overrides: Sequence[str], resume: Path | None, request: Request
+) -> None:
     """Submit a pretraining or a fine-tuning, or one that goes on."""
     words = [*overrides, *request.overrides(overrides)]
     if resume is not None:
@@ -88,7 +90,7 @@ def _begin(command: str, config: RunConfig, tokenizer: Tokenizer | None, request
         _start(command, config, folder, [], request)
         return
     # what Slurm refuses is refused before a folder is made
-    slurm.check(_script(command, config, RunFolder(Path(config.run_dir or "runs/new")), [], request))
+    client.check(_script(command, config, RunFolder(Path(config.run_dir or "runs/new")), [], request))
     folder = RunFolder.create(config.run_dir, config.name, now)
     if tokenizer is not None:
         tokenizer.save(folder.tokenizer)
@@ -103,7 +105,7 @@ def _start(command: str, config: RunConfig, folder: RunFolder, words: Sequence[s
         return
     path = folder.path / _SCRIPT
     write_atomically(path, script)
-    job = slurm.submit(path)
+    job = client.submit(path)
     trainer = config.trainer
     each = f"{trainer.devices} GPUs" if _is_on_gpus(trainer) else f"{trainer.devices} processes without a GPU"
     _tell(
@@ -144,7 +146,7 @@ def _is_on_gpus(trainer: TrainerConfig) -> bool:
     return trainer.accelerator is Accelerator.gpu
 
 
-def data(overrides: Sequence[str], parts: int, at_once: int | None, request: Request) -> None:
+def submit_preparation(overrides: Sequence[str], parts: int, at_once: int | None, request: Request) -> None:
     """Submit a preparation: an array that scans, a plan, an array that writes, a merge."""
     config = load("data", overrides).data
     parts = min(parts, len(files_of(config.source)))
@@ -162,10 +164,10 @@ def data(overrides: Sequence[str], parts: int, at_once: int | None, request: Req
     if request.is_dry:
         print(script, end="")
         return
-    if not slurm.is_there():
+    if not client.is_there():
         prepare = ["lit-illada", "data", "prepare", *overrides, "--workers", str(parts)]
         raise UserError(f"there is no sbatch here; on this machine alone: {shlex.join(prepare)}")
-    slurm.check(script)
+    client.check(script)
     if begin(config) is not None:
         raise UserError(f"{config.dir} is prepared already, with these settings")
     folder.mkdir(exist_ok=True)
@@ -177,7 +179,7 @@ def data(overrides: Sequence[str], parts: int, at_once: int | None, request: Req
         options = [f"--job-name={step}-{where.name}", *([array] if step in ("scan", "write") else [])]
         if before is not None:
             options += [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"]
-        before = jobs[step] = slurm.submit(job.path, step, options=options)
+        before = jobs[step] = client.submit(job.path, step, options=options)
     _tell(
         f"jobs {', '.join(f'{id} ({step})' for step, id in jobs.items())}: {parts} parts, into {config.dir}",
         {
@@ -192,7 +194,7 @@ def data(overrides: Sequence[str], parts: int, at_once: int | None, request: Req
 
 def _require_slurm(request: Request, words: Sequence[str], config: RunConfig) -> None:
     """Raises UserError with the same command by torchrun where there is no Slurm to submit to."""
-    if request.is_dry or slurm.is_there():
+    if request.is_dry or client.is_there():
         return
     trainer = config.trainer
     ours = ["-m", "lit_illada", *words]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_illada.commands import convert, loops_analyze, score, sweep_report
-from lit_illada.commands import sweep as sweep_commands
+from lit_illada.commands.sweep import Workers, planned, work_off
 from lit_illada.config import SFTConfig
 from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.config import ReasoningSource
@@ -31,21 +31,21 @@ GENERATIONS = "generations.jsonl"
 _GATE_TEXTS = 2000
 
 
-def reproduce(
-    name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: sweep_commands.Workers
+def reproduce_loops(
+    name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers
 ) -> None:
     """The experiment: corpora (gate), training and generation by the sweep engine, then both reports.
 
     A run that fails does not cost the reports of the others.
     """
-    spec, place, runs = sweep_commands.planned(name, overrides, folder)
+    spec, place, runs = planned(name, overrides, folder)
     if not any(map(_solves_problems, runs)):
         raise UserError(
             f"{name} is no experiment on loops: none of its stages solves problems (command: score, arguments: "
             "[--reasoning]), as those of loop_reproduce, loop_causes and loop_mitigation do"
         )
     gate(corpora(runs), Console())
-    done = sweep_commands.work_off(name, overrides, folder, is_resumed, workers)
+    done = work_off(name, overrides, folder, is_resumed, workers)
     has_texts = any(_solves_problems(s.run) and s.state is RunState.FINISHED for s in done.statuses)
     if has_texts and not done.was_stopped:
         written = str(gather(place))
@@ -56,7 +56,7 @@ def reproduce(
     done.end("lit-illada loops reproduce --sweep {} --resume")
 
 
-def run(
+def run_and_analyze(
     checkpoint: str, tasks: Sequence[str], folder: Path, overrides: Sequence[str], is_resumed: bool = False
 ) -> None:
     """Ask a published model, or one of ours, and look at what it writes.

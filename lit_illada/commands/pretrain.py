@@ -8,8 +8,9 @@ from rich.console import Console
 
 from lit_illada import build
 from lit_illada.checkpoints.open import check_fits, open_checkpoint, with_model_of_init
-from lit_illada.commands import data as data_commands
-from lit_illada.commands.training_run import fit, new_folder, open_run
+from lit_illada.commands.data import prepare_dataset
+from lit_illada.commands.resume import open_run
+from lit_illada.commands.training_run import check_hardware, new_folder, train
 from lit_illada.config import load
 from lit_illada.run_folder import RunFolder
 
@@ -21,9 +22,9 @@ def run(overrides: Sequence[str], resume: Path | None = None) -> None:
         config, folder, checkpoint = load("pretrain", with_model_of_init(overrides)), None, None
     else:
         config, folder, checkpoint = open_run("pretrain", resume, overrides)
-    build.check_hardware(config, config.data.row_length)
+    check_hardware(config, config.data.row_length)
     console = Console(stderr=True)
-    data_commands.prepare_dataset(config.data, console)
+    prepare_dataset(config.data, console)
     datamodule = build.build_datamodule(config)
     config = build.resolve(config, datamodule.tokenizer)
     # what cannot be trained on is refused before a folder is made
@@ -33,4 +34,4 @@ def run(overrides: Sequence[str], resume: Path | None = None) -> None:
         check_fits(open_checkpoint(Path(config.init_from)), config.model, datamodule.tokenizer)
     if folder is None:
         folder = new_folder(config, datamodule.tokenizer)
-    fit(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, checkpoint, console)
+    train(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, checkpoint, console)

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from lit_illada import build
-from lit_illada.checkpoints.open import checkpoint_file, run_of
+from lit_illada.checkpoints.open import checkpoint_file, load_checkpoint, run_of
 from lit_illada.config import ScoreConfig, load
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import Progress
@@ -48,7 +47,7 @@ def run(
         print(f"{folder.path} is scored already")
         return
     accelerator = config.accelerator.resolve()
-    model, tokenizer = build.load_checkpoint(file, accelerator.device)
+    model, tokenizer = load_checkpoint(file, accelerator.device)
     is_bf16 = config.precision.resolve(accelerator) is Precision.bf16_mixed
     writer = Writer(model, tokenizer, config.generation, config.score.batch_prompts, is_bf16, folder.path / _ANSWERS)
     planned = jobs(evaluations, writer, config, folder.path)

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from lit_illada import build
 from lit_illada.checkpoints.open import load_sft
-from lit_illada.commands.training_run import fit, new_folder, open_run
+from lit_illada.commands.resume import open_run
+from lit_illada.commands.training_run import check_hardware, new_folder, train
 from lit_illada.config import SFTConfig
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
@@ -27,7 +28,7 @@ def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None)
         folder, checkpoint = None, None
     else:
         raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
-    build.check_hardware(config, config.sft_data.row_length)
+    check_hardware(config, config.sft_data.row_length)
     config = build.with_steps_of_epochs(config, tokenizer)
     datamodule = build.build_sft_datamodule(config, tokenizer)
     # what cannot be trained on is refused before a folder is made
@@ -35,4 +36,4 @@ def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None)
     datamodule.val_dataloader()
     if folder is None:
         folder = new_folder(config, tokenizer)
-    fit(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, checkpoint, Console(stderr=True))
+    train(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, checkpoint, Console(stderr=True))

@@ -39,7 +39,7 @@ class Workers:
     slurm: SlurmOptions | None = None
 
 
-def plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
+def print_plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
     """Print the runs of a sweep, what they share, and what they will cost."""
     spec, place, runs = planned(name, overrides, folder)
     statuses = Overview(place, runs, spec.metrics[0].name).look()
@@ -51,7 +51,7 @@ def plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Work
     _print_costs(statuses, speed, len(slots), console)
 
 
-def run(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> None:
+def run_sweep(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> None:
     """Work off a sweep, showing where it stands, here or by Slurm; exits with 1 where a run failed."""
     work_off(name, overrides, folder, is_resumed, workers).end("lit-illada sweep run {} --resume")
 

@@ -11,11 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from lit_illada import build
 from lit_illada.config import ScoreConfig
 from lit_illada.data.sft.chat_template import ChatTemplate
 from lit_illada.evaluation.writer import Write, Writer
-from lit_illada.scoring.scorer import OnWork, Scorer
+from lit_illada.scoring.scorer import OnWork, Scorer, build_scorer
 from lit_illada.scoring.wording import Chat
 from lit_illada.stats.intervals import wilson
 
@@ -39,7 +38,7 @@ class LoadedModel:
     def scorer(self) -> Scorer:
         """Computes likelihoods. Raises UserError for a rule that the model does not support."""
         template = self.template if isinstance(self.config.score.wording, Chat) else None
-        return build.build_scorer(self.writer.model, self.writer.tokenizer, self.config.score, template)
+        return build_scorer(self.writer.model, self.writer.tokenizer, self.config.score, template)
 
     @cached_property
     def template(self) -> ChatTemplate:

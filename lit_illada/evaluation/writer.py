@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from lit_illada import build
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.generation.canvas import Alarm, RowEvents, ThinkingEnd
 from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.text import complete_batch
 from lit_illada.generation.trace import Recorder, Trace, rounded
 from lit_illada.model.transformer import Transformer
 from lit_illada.runtime.files import ContentError, parse_json, read_text, write_atomically
@@ -129,7 +129,7 @@ class Writer:
         recorder = Recorder(len(prompts)) if is_traced else None
         device = self.model.lm_head_weight.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.is_bf16):
-            generation = build.complete_batch(
+            generation = complete_batch(
                 self.model, self.tokenizer, prompts, self.generation, row_numbers=row_numbers, on_commit=recorder
             )
         traces: Sequence[Trace | None] = recorder.traces() if recorder else [None] * len(prompts)

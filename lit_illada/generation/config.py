@@ -95,7 +95,7 @@ class GenerationConfig:
             return
         schedule = choice_name(COMMIT_SCHEDULES, self.commit_schedule)
         rule = choice_name(COMMIT_RULES, self.commit_rule)
-        counting = ", ".join(name for name, cls in COMMIT_RULES.items() if cls.counts)
+        counting = ", ".join(name for name, cls in COMMIT_RULES.items() if getattr(cls, "counts", False))
         raise UserError(
             f"generation.commit_schedule is {schedule!r}, but commit_rule {rule!r} determines the number of tokens per "
             f"step itself: set generation/commit_schedule=even, or one of the commit rules {counting}"

@@ -39,7 +39,8 @@ def _docs_of(cls: type) -> dict[str, str]:
     lines = source.splitlines()
     (node,) = ast.parse(source).body
     assert isinstance(node, ast.ClassDef)
-    names, docs = [], {}
+    names: list[str] = []
+    docs: dict[str, str] = {}
     for statement, below in zip(node.body, [*node.body[1:], None], strict=True):
         target = getattr(statement, "target", None) or (getattr(statement, "targets", None) or [None])[0]
         if not isinstance(target, ast.Name):
@@ -59,7 +60,7 @@ def _glossary(docstring: str, names: list[str]) -> dict[str, str]:
         return {}
     name = "|".join(map(re.escape, names))
     heads = list(re.finditer(rf"(?:^|(?<=[.;,:] ))((?:{name})(?:, (?:{name}))*): ", docstring))
-    docs = {}
+    docs: dict[str, str] = {}
     ends = [head.start() for head in heads[1:]] + [len(docstring)]
     for head, end in zip(heads, ends, strict=False):  # without heads there is one end left
         text = docstring[head.end() : end].rstrip(" ,;")

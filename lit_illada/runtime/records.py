@@ -22,7 +22,7 @@ def from_record(schema: type[T], record: Any, origin: str) -> T:
     another type, or an integer beyond 64 bits.
     """
     require_kind(record, dict, origin)
-    hints = _hints(schema)
+    hints = _hints(schema)  # type: ignore[arg-type]
     values = {}
     for item in dataclasses.fields(schema):  # type: ignore[arg-type]
         if item.name in record:

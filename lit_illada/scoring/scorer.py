@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
+from lit_illada.data.sft.chat_template import ChatTemplate, Message, Role
+from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
+from lit_illada.model.transformer import Transformer
 from lit_illada.scoring.candidates import Candidate, Encode, Score, encode_pair, rolling_windows
 from lit_illada.scoring.conditional import bound_scores, exact_scores, num_masks
 from lit_illada.scoring.confidence import chain_rule_scores, greedy_answers
 from lit_illada.scoring.config import ScoreRule, ScoringConfig
 from lit_illada.scoring.likelihood import MaskGrid
 from lit_illada.scoring.model import ScoringModel
+from lit_illada.scoring.wording import Chat
 
 OnWork = Callable[[int], None]
 """Told how much of `Scorer.work` has been done since it was last told."""
@@ -102,3 +106,27 @@ class Scorer:
             on_work(num_tokens)
 
         return on_forward
+
+
+def build_scorer(
+    model: Transformer, tokenizer: Tokenizer, config: ScoringConfig, template: ChatTemplate | None = None
+) -> Scorer:
+    """The scorer of a model: every rule of a diffusion model, or the exact likelihood of a causal one.
+
+    template: formats the prompts where `config.wording` is a chat; not used otherwise.
+    """
+
+    def encode_message(text: str) -> list[int]:
+        assert template is not None
+        return template.encode_prompt([Message(Role.USER, text)])
+
+    scored = ScoringModel(
+        score=model,
+        logits=model,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        max_length=model.config.max_position_embeddings,
+        is_causal=model.config.is_causal,
+        device=model.lm_head_weight.device,
+    )
+    return Scorer(scored, tokenizer.encode, config, encode_message if isinstance(config.wording, Chat) else None)

@@ -55,10 +55,15 @@ def continue_records(loggers: Iterable[Logger], step: int) -> None:
             logger.drop_after(step)
 
 
+def is_rank_zero() -> bool:
+    """Whether this process is rank 0 of the run, as Lightning counts it before and during training."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def end_records(loggers: Iterable[Logger]) -> None:
     """Finish the records, so that another run of this process begins its own."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+        if isinstance(logger, WandbLogger) and is_rank_zero():
             logger.experiment.finish()
 
 
@@ -137,7 +142,7 @@ def _wandb(config: WandbConfig, folder: RunFolder) -> WandbLogger:
 def _run_id(folder: RunFolder) -> str:
     """The name under which Weights & Biases knows the run, whichever process continues it."""
     file = folder.path / "wandb" / "run_id"
-    if not file.is_file() and rank_zero_only.rank == 0:
+    if not file.is_file() and is_rank_zero():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, uuid.uuid4().hex[:12])
     return file.read_text(encoding="utf-8") if file.is_file() else ""

@@ -45,7 +45,7 @@ class PretrainModule(pl.LightningModule):
     config's raises UserError. `train/…` and `val/…` are logged, for `ModelCheckpoint(monitor="val/nll_bound")`.
     """
 
-    # builds a module from a checkpoint; set by lit_illada.api.module_loading, which knows the configs
+    # builds a module from a checkpoint; set by lit_illada.api.checkpoints, which knows the configs
     _load: ClassVar[Callable[[Path, Any], "PretrainModule"] | None] = None
 
     def __init__(

@@ -18,10 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from lit_illada.batch import Layout
-from lit_illada.build import load_checkpoint
 from lit_illada.checkpoints.hf import load_model, tensor_shapes, write_hf
 from lit_illada.checkpoints.hf_layouts import LAYOUTS
-from lit_illada.checkpoints.open import open_checkpoint
+from lit_illada.checkpoints.open import load_checkpoint, open_checkpoint
 from lit_illada.checkpoints.safetensors_io import TensorFiles
 from lit_illada.cli import main
 from lit_illada.commands import convert

@@ -16,8 +16,7 @@ import torch
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.commands import doctor
-from lit_illada.commands import training_run as fit
+from lit_illada.commands import doctor, training_run
 from lit_illada.commands.doctor import Finding, Verdict
 from lit_illada.commands.estimate import GPUS, estimate
 
@@ -97,7 +96,7 @@ def test_the_estimate_that_a_run_out_of_memory_names_is_there(trained, tiny_run,
     def too_large(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(fit, "_fit", too_large)
+    monkeypatch.setattr(training_run, "_fit", too_large)
     tiny = [word for word in tiny_run if word.startswith(("trainer.", "optim.schedule"))]
     overrides = [*tiny, "sft_data.row_length=256", "evaluation.num_examples=0"]
     result = lit_illada("sft", str(trained), *overrides, f"run_dir={tmp_path / 'run'}")

@@ -113,7 +113,7 @@ def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tm
     assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
     monkeypatch.undo()
 
-    monkeypatch.setattr("lit_illada.build.load_checkpoint", None)  # nobody is asked any more
+    monkeypatch.setattr("lit_illada.commands.score.load_checkpoint", None)  # nobody is asked any more
     told = lit_illada(*command, "--out", out, "--resume")
     assert told.exit_code == 0, told.output
     assert len(batches) == 3 + 3 + 2

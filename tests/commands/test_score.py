@@ -10,11 +10,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from lit_illada import build
 from lit_illada.cli import main
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.evaluation.writer import Writer, Written
 from lit_illada.generation.canvas import RowEvents
+from lit_illada.generation.text import complete_batch
 
 ITEMS = [
     {"question": "alpha beta gamma. alpha", "choices": ["beta", "beta gamma delta", "pi"], "answer": "A"},
@@ -234,7 +234,7 @@ def test_what_was_scored_before_an_interruption_is_kept(run, items, tmp_path, mo
 @pytest.fixture
 def killed_at(monkeypatch):
     """Asks for so many batches of answers and is killed at the next; gives the batches that were asked for."""
-    complete_batch, asked = build.complete_batch, []
+    asked = []
 
     def killed_at(number):
         def complete(model, tokenizer, prompts, *arguments, **options):
@@ -244,7 +244,7 @@ def killed_at(monkeypatch):
             return complete_batch(model, tokenizer, prompts, *arguments, **options)
 
         asked.clear()
-        monkeypatch.setattr("lit_illada.build.complete_batch", complete)
+        monkeypatch.setattr("lit_illada.evaluation.writer.complete_batch", complete)
         return asked
 
     return killed_at
@@ -296,7 +296,7 @@ def test_only_the_same_is_gone_on_with_and_that_is_known_before_a_model_is_loade
     command = [checkpoint, "--task", task, "--out", out, *SHORT]
     killed_at(0)
     assert score(*command).exit_code == 1
-    monkeypatch.setattr("lit_illada.build.load_checkpoint", None)
+    monkeypatch.setattr("lit_illada.commands.score.load_checkpoint", None)
 
     def refusal(*words):
         told = score(*words, "--resume")

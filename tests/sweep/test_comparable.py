@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_illada.commands import sweep as sweep_commands
+from lit_illada.commands.sweep import resolve
 from lit_illada.cost.run_cost import step_flops
 from lit_illada.errors import UserError
 from lit_illada.sweep.library import read_spec
@@ -17,7 +17,7 @@ def plan(tiny_sweep):
             {"name": "b", "overrides": {"pretrain": list(overrides)}},
         ]
         file = tiny_sweep(baseline="a", metrics=[{"name": metric, "stage": "pretrain"}], arms=arms)
-        return expand(read_spec(str(file)), sweep_commands.resolve, step_flops)
+        return expand(read_spec(str(file)), resolve, step_flops)
 
     return plan
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lit_illada.commands import sweep as sweep_commands
+from lit_illada.commands import sweep
 from lit_illada.cost.run_cost import step_flops
 from lit_illada.errors import UserError
 from lit_illada.sweep.library import library, read_spec
@@ -184,7 +184,7 @@ def test_the_length_of_epochs_is_not_known_before_the_data_is():
 def test_an_arm_that_cannot_be_configured_is_named():
     broken = Stage("pretrain", Command.PRETRAIN, ["objective/mask_ratio=uniformm"])
     with pytest.raises(UserError, match=r"arm 'a', stage 'pretrain': .*uniformm"):
-        expand(spec([arm("a")], [broken]), sweep_commands.resolve, step_flops)
+        expand(spec([arm("a")], [broken]), sweep.resolve, step_flops)
 
 
 def check_library(name, scale, keep):
@@ -195,7 +195,7 @@ def check_library(name, scale, keep):
         object.__setattr__(spec, "arms", kept)
     elif keep is not None:
         object.__setattr__(spec, "axes", {axis: [values[-1]] for axis, values in spec.axes.items()})
-    runs = expand(spec, sweep_commands.resolve, step_flops, open_begin=sweep_commands.open_begin)
+    runs = expand(spec, sweep.resolve, step_flops, open_begin=sweep.open_begin)
     assert {arm for run in runs for arm in run.arms} == {arm.name for arm in spec.all_arms()}
     ids = [run.id for run in runs]
     assert len(set(ids)) == len(ids)

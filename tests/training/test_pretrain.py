@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lit_illada.cli import main
-from lit_illada.commands import training_run as fit
+from lit_illada.commands import training_run
 from lit_illada.config import load_file
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.training.callbacks.tensorboard import UNIGRAM_RUN, begin_board
@@ -364,7 +364,7 @@ def test_a_terminal_that_closes_leaves_the_run_saved(tiny_overrides, tmp_path):
 def test_announcements_before_the_first_step_stop_the_run_saved_after_it(tiny_overrides, tmp_path, monkeypatch):
     """And may be repeated: who manages a job says more than once that it will end."""
     run = tmp_path / "run"
-    honest = fit._append_summary
+    honest = training_run.append_summary
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 
     def announced(*arguments):
@@ -372,7 +372,7 @@ def test_announcements_before_the_first_step_stop_the_run_saved_after_it(tiny_ov
             os.kill(os.getpid(), number)
         return honest(*arguments)
 
-    monkeypatch.setattr(fit, "_append_summary", announced)
+    monkeypatch.setattr(training_run, "append_summary", announced)
     try:
         assert pretrain(*tiny_overrides, f"run_dir={run}").exit_code == 128 + signal.SIGUSR1
         # the process is about to end: what else it is told on the way must not look like another end
@@ -586,14 +586,14 @@ def test_a_run_folder_is_never_overwritten(reference, tiny_overrides):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["model.hidden_size=64"], "is a checkpoint of another model (hidden_size: 32 there, 64 asked)"),
+        (["model.hidden_size=64"], "is a checkpoint of another model (hidden_size: 32 there, 64 here)"),
         (["seed=7", "trainer.max_steps=20"], "seed=0"),
-        (["trainer.batch_rows=16"], "trainer.batch_rows is 8 in the run and 16 asked"),
+        (["trainer.batch_rows=16"], "trainer.batch_rows was 8 in the run and would be 16"),
         (["data.row_length=16", "trainer.max_steps=20"], "with data.row_length=32, not data.row_length=16"),
         (["data.num_streams=3", "trainer.max_steps=20"], "with data.num_streams=4, not data.num_streams=3"),
         (["optim.optimizer.name=muon"], "optimizer is adamw"),
-        (["run_dir=elsewhere"], "goes on in"),
-        ([], "is finished at step 12: to go on, raise trainer.max_steps"),
+        (["run_dir=elsewhere"], "the run stays in"),
+        ([], "is finished at step 12: to resume it, raise trainer.max_steps"),
         (["trainer.max_stepz=7"], "did you mean 'trainer.max_steps'"),
     ],
 )

@@ -18,7 +18,7 @@ def test_a_run_ends_after_its_time_and_is_finished(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     result = pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=100000", "trainer.max_time_s=1.5")
     assert result.exit_code == 0, result.output
-    assert "go on with" not in result.output
+    assert "resume with" not in result.output
     end = json.loads((run / "summary.json").read_text())["end"]
     assert 10 < end["step"] < 100000
     assert end["val/nll_bound"] > 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_illada.runtime import ranks as processes
+from lit_illada.runtime import ranks
 from lit_illada.training.checkpointing.saving import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class GracefulStop(Callback):
         self.signal = signal.Signals(number)
         if number == signal.SIGHUP:
             _leave_closed_terminal()
-        if processes.rank() == 0:
+        if ranks.rank() == 0:
             log.warning("%s: saving after this step; Ctrl-C once more to stop at once", self.signal.name)
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -192,7 +192,7 @@ def _write_folder(partial: Path, content: Mapping[str, Any], parts: Mapping[str,
     sync_folder(partial)  # on every machine: its file's name is its own to keep
 
 
-def _is_full(error: Exception) -> bool:
+def _is_full(error: Exception) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

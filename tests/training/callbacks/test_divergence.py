@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lit_illada import build
 from lit_illada.cli import main
-from lit_illada.commands import training_run as fit
+from lit_illada.commands import training_run
 from lit_illada.config import load, load_file
 from lit_illada.data.stream import MicroBatches, row_at
 from lit_illada.errors import UserError
@@ -177,7 +177,7 @@ def test_the_weights_of_a_model_in_pieces_are_let_go(tmp_path):
         stores = [parameter.to_local().untyped_storage() for parameter in model.parameters()]
         assert all(store.nbytes() for store in stores)
         trainer = SimpleNamespace(optimizers=[optimizer], callbacks=[], datamodule=SimpleNamespace())
-        fit._release(trainer, model)
+        training_run._release(trainer, model)
         assert not any(store.nbytes() for store in stores)
         assert not optimizer.state
     finally:
@@ -187,7 +187,7 @@ def test_the_weights_of_a_model_in_pieces_are_let_go(tmp_path):
 @pytest.mark.parametrize("when", ["in the step that diverges", "between the two fits"])
 def test_a_signal_beside_a_rollback_stops_the_run_saved(when, losses_by_step, tiny_overrides, tmp_path, monkeypatch):
     """After one more step from the checkpoint gone back to; a second signal of either kind changes nothing."""
-    pending, honest = [8, 9], fit._roll_back
+    pending, honest = [8, 9], training_run.roll_back
 
     def announce():
         for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -207,7 +207,7 @@ def test_a_signal_beside_a_rollback_stops_the_run_saved(when, losses_by_step, ti
         return honest(*arguments)
 
     losses_by_step(change)
-    monkeypatch.setattr(fit, "_roll_back", roll_back)
+    monkeypatch.setattr(training_run, "roll_back", roll_back)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     run = tmp_path / "run"
     try:

@@ -124,17 +124,17 @@ def test_a_loader_leaves_signals_to_its_run(monkeypatch):
 
 TERMINATED = """
 import os, signal, sys
-from lit_illada.commands import training_run as fit
+from lit_illada.commands import training_run
 from lit_illada.cli import main
 
-honest = fit._append_summary
+honest = training_run.append_summary
 
 def terminated(*arguments):
     if os.environ.get("LOCAL_RANK", "0") == "0":
         os.kill(os.getpid(), signal.SIGTERM)
     honest(*arguments)
 
-fit._append_summary = terminated
+training_run.append_summary = terminated
 main()
 """
 

@@ -17,7 +17,6 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lit_illada
 from lit_illada import api
-from lit_illada.build import load_checkpoint as load_for_command
 from lit_illada.cli import main
 from lit_illada.training.checkpointing.files import latest_checkpoint
 from lit_illada.training.checkpointing.reading import read_checkpoint
@@ -192,7 +191,7 @@ def test_text_in_text_out(run):
 def test_the_bound_of_a_string(run):
     text = "alpha beta gamma. alpha beta gamma"
     bound = lit_illada.nll_bound(run, text, num_draws=64)
-    model, tokenizer = load_for_command(run)
+    model, tokenizer = api.load_checkpoint(run)
     assert (bound.num_tokens, bound.num_bytes) == (len(tokenizer.encode(text)), len(text))
     assert bound.bits_per_byte == pytest.approx(bound.nll * bound.num_tokens / bound.num_bytes / math.log(2))
     assert 0 < bound.stderr < bound.nll < 2 * math.log(tokenizer.vocab_size)

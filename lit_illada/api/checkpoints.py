@@ -1,0 +1,142 @@
+"""Python interface to checkpoints: generate text, bound its likelihood, rebuild the LightningModule."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from lit_illada import build
+from lit_illada.checkpoints.open import checkpoint_file, load_checkpoint, open_checkpoint
+from lit_illada.config import PretrainConfig, SFTConfig
+from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.errors import UserError
+from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.text import LanguageModel, complete_batch
+from lit_illada.model.transformer import Transformer
+from lit_illada.schema import from_tree, to_tree
+from lit_illada.scoring.candidates import Score
+from lit_illada.scoring.config import ScoringConfig
+from lit_illada.scoring.scorer import build_scorer
+from lit_illada.training.checkpointing.portable import load_model_state
+from lit_illada.training.checkpointing.reading import read_checkpoint
+from lit_illada.training.config.parallel import ParallelConfig
+from lit_illada.training.module import PretrainModule
+
+Source = str | Path | LanguageModel | PretrainModule
+"""A run folder (its newest checkpoint), a converted folder, a `.ckpt`, a loaded checkpoint or a trained module."""
+
+
+@overload
+def generate(checkpoint: Source, prompt: str, config: GenerationConfig | None = None, **settings: Any) -> str: ...
+@overload
+def generate(
+    checkpoint: Source, prompt: Sequence[str], config: GenerationConfig | None = None, **settings: Any
+) -> list[str]: ...
+def generate(
+    checkpoint: Source, prompt: str | Sequence[str], config: GenerationConfig | None = None, **settings: Any
+) -> str | list[str]:
+    """Generate the continuation of one prompt or of several, without the prompt and the stop token.
+
+    Deterministic: the config holds the seed.
+
+    Args:
+        config: None is the default GenerationConfig.
+        settings: fields of the config to change, such as max_new_tokens=64 or temperature=0.7.
+
+    Raises:
+        UserError: for unknown or contradictory settings, and for a prompt longer than the model's positions.
+    """
+    model, tokenizer = _loaded(checkpoint)
+    options = from_tree(GenerationConfig, {**to_tree(config or GenerationConfig()), **settings}, "generation.")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    generation = complete_batch(model, tokenizer, [tokenizer.encode(text) for text in prompts], options)
+    texts = [tokenizer.decode(token_ids) for token_ids in generation.texts()]
+    return texts[0] if isinstance(prompt, str) else texts
+
+
+@dataclass(frozen=True)
+class TextBound:
+    """Likelihood of a text under a model.
+
+    For a diffusion model a Monte-Carlo estimate of an upper bound on −log p (LLaDA, arXiv 2502.09992, equation 6), for
+    a causal model −log p itself.
+    """
+
+    nll: float  # nats/token
+    stderr: float  # nats/token, standard error over the drawn masks; 0 for a causal model
+    bits_per_byte: float
+    num_tokens: int
+    num_bytes: int  # of the text in UTF-8
+
+
+def nll_bound(checkpoint: Source, text: str, num_draws: int = 128, seed: int = 0) -> TextBound:
+    """Bound −log p of a text by Monte Carlo (diffusion model), or compute it exactly (causal model).
+
+    A text longer than the model's positions is scored in consecutive windows. Raises UserError for an empty text.
+
+    Args:
+        num_draws: masks drawn for each window of the text.
+        seed: of the masks.
+    """
+    model, tokenizer = _loaded(checkpoint)
+    scorer = build_scorer(model, tokenizer, ScoringConfig(num_draws=num_draws, seed=seed))
+    was_training = model.training
+    model.eval()
+    scores = scorer.scores([[window] for window in scorer.windows(text)], scorer.rules[0])
+    model.train(was_training)
+    total, num_bytes = Score.sum([score for (score,) in scores]), len(text.encode())
+    return TextBound(
+        nll=-total.value / total.num_tokens,
+        stderr=total.stderr / total.num_tokens,
+        bits_per_byte=-total.value / (math.log(2) * num_bytes),
+        num_tokens=total.num_tokens,
+        num_bytes=num_bytes,
+    )
+
+
+def load_module(path: str | Path, map_location: Any = None) -> PretrainModule:
+    """Rebuild the LightningModule of a training run, unsharded on one device, from one of its checkpoints.
+
+    Args:
+        path: a `.ckpt` (file or folder) of any Trainer, or a run folder (its newest checkpoint).
+        map_location: a device; None is the CPU.
+
+    Raises:
+        UserError: for a missing or damaged checkpoint, and for a converted folder, which holds weights only.
+    """
+    file = checkpoint_file(Path(path))
+    opened = open_checkpoint(file)
+    if file.suffix == ".safetensors":
+        raise UserError(f"{path} holds weights only, without a training run: use lit_illada.load_checkpoint")
+    content = read_checkpoint(file)
+    tree = content["hyper_parameters"]["config"]
+    config = from_tree(SFTConfig, tree) if "sft_data" in tree else from_tree(PretrainConfig, tree)
+    # the module is whole, however many devices trained it
+    trainer = dataclasses.replace(config.trainer, devices=1, num_nodes=1, parallel=ParallelConfig())
+    config = dataclasses.replace(config, trainer=trainer)
+    module = build.make_module(config, opened.tokenizer, float("nan"), is_resumed=True)
+    load_model_state(module, content["state_dict"])
+    return module if map_location is None else module.to(torch.device(map_location))
+
+
+# makes Lightning's PretrainModule.load_from_checkpoint work; the training package cannot import the configs
+PretrainModule._load = load_module
+
+
+def _loaded(checkpoint: Source) -> LanguageModel:
+    if isinstance(checkpoint, LanguageModel):
+        return checkpoint
+    if isinstance(checkpoint, str | Path):
+        return load_checkpoint(checkpoint)
+    if not isinstance(checkpoint, PretrainModule):
+        raise UserError(
+            f"a checkpoint is a path, the result of load_checkpoint, or a module; got a {type(checkpoint).__name__}"
+        )
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    assert isinstance(model, Transformer)
+    assert isinstance(tokenizer, Tokenizer)
+    return LanguageModel(model, tokenizer)

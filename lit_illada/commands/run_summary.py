@@ -1,0 +1,72 @@
+"""Writes summary.json of a training run and prints its summary table."""
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.table import Table
+
+from lit_illada.config import RunConfig, SFTConfig
+from lit_illada.run_folder import RunFolder
+from lit_illada.training.module import PretrainModule
+
+_EXACT_MATCH = "val/exact_match_"
+_ROWS = {
+    "NLL bound, nats/token": "val/nll_bound",
+    "  standard error": "val/nll_bound_stderr",
+    "bits per byte": "val/bits_per_byte",
+    "  of the unigram model": "val/unigram_cross_entropy",
+}
+
+
+def append_summary(
+    folder: RunFolder, key: str, trainer: pl.Trainer, module: PretrainModule, cost: dict[str, float]
+) -> None:
+    """Add the metrics of this step under `key` ("start" or "end"); rank 0 only.
+
+    Validation metrics are left out where the last validation was at an earlier step. cost: of the run so far, written
+    as perf/….
+    """
+    if not trainer.is_global_zero:
+        return
+    is_validated = module.validated_at == trainer.global_step
+    metrics = {name: value for name, value in trainer.callback_metrics.items() if is_validated or "val" not in name}
+    figures = folder.read_summary()
+    figures[key] = {name: float(value) for name, value in sorted(metrics.items())}
+    figures[key] |= {f"perf/{name}": value for name, value in cost.items()}
+    figures[key]["step"] = trainer.global_step
+    folder.write_summary(figures)
+
+
+def print_summary(
+    folder: RunFolder, trainer: pl.Trainer, config: RunConfig, elapsed_s: float, is_finished: bool, console: Console
+) -> None:
+    """Print validation metrics of the start and the end, and the commands that use the run next."""
+    figures = folder.read_summary()
+    start, end = figures.get("start", {}), figures["end"]
+    table = Table(title=f"{folder.path}, step {trainer.global_step}, {elapsed_s:.0f} s", title_justify="left")
+    table.add_column("validation")
+    for heading in ("at the start", "now"):
+        table.add_column(heading, justify="right")
+    for label, name in _ROWS.items():
+        table.add_row(label, *(f"{values[name]:.4f}" if name in values else "–" for values in (start, end)))
+    levels = [name.removeprefix(_EXACT_MATCH) for name in end if name.startswith(_EXACT_MATCH) and f"{name}_low" in end]
+    for level in levels:
+        intervals = (_interval(values, f"{_EXACT_MATCH}{level}") for values in (start, end))
+        table.add_row(f"exact match, {level} problems", *intervals)
+    console.print(table)
+    lines = {"curves": f"lit-illada board {folder.path.parent}"}
+    if isinstance(config, SFTConfig):
+        command = "sft"
+        lines |= {"answers": str(folder.answers)}
+    else:
+        command = "pretrain"
+        lines |= {"samples": str(folder.samples), "generate": f"lit-illada generate {folder.path} --prompt 'import '"}
+    if not is_finished:
+        lines["stopped"] = f"resume with: lit-illada {command} --resume {folder.path}"
+    for label, text in lines.items():
+        console.print(f"{label:<12} {text}", highlight=False, soft_wrap=True)
+
+
+def _interval(values: dict[str, float], name: str) -> str:
+    if name not in values:
+        return "–"
+    return f"{values[name]:.1%} ({values[f'{name}_low']:.0%}–{values[f'{name}_high']:.0%})"
