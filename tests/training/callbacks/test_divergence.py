@@ -131,8 +131,8 @@ def test_what_happened_is_told_and_survives_a_resume(losses_by_step, tiny_overri
     run = tmp_path / "run"
     result = pretrain(*tiny_overrides, *ROLLBACK, f"run_dir={run}", "trainer.on_divergence.max_rollbacks=2")
     assert result.exit_code == 1
-    assert "going back to" in caplog.text
-    assert "step=00000006.ckpt and on with optim.optimizer.learning_rate=0.0001 instead of 0.0002" in caplog.text
+    assert "resuming from" in caplog.text
+    assert "step=00000006.ckpt with optim.optimizer.learning_rate=0.0001 instead of 0.0002" in caplog.text
     assert "after 2 rollbacks (trainer.on_divergence.max_rollbacks=2)" in result.output
     assert [record["learning_rate"][1] for record in rollbacks(run)] == [1e-4, 5e-5]
     # the count and the rate are the run's, not the process's
