@@ -1,1 +1,1 @@
-"""The network: what it is (config), what it computes (transformer) and what that costs (flops)."""
+"""The network: transformer, attention kernels, LM head, LoRA adapters, FLOP counts, and their config."""

@@ -1,7 +1,7 @@
-"""Which tokens see each other, and by which kernel it is computed.
+"""Attention within segments, and the choice of the kernel that computes it.
 
-Shapes: B rows, T tokens a row, H query heads, K key-value heads, G = H / K query heads a key-value head, D head width,
-C columns whose keys are seen: T, unless the others' come from a cache.
+Shapes: B rows, T tokens per row, H query heads, K key-value heads, G = H / K query heads per key-value head, D head
+width, C columns with keys: T, or more where a cache holds the others.
 """
 
 import importlib.metadata
@@ -22,33 +22,35 @@ from lit_illada.model.config import AttentionKernel
 log = logging.getLogger(__name__)
 
 # Measured on two CPU cores in bfloat16, forward and backward: explicit scores take a third to a half of SDPA's time at
-# 256 tokens, as much from 1024 tokens on, where their memory also begins to count.
+# 256 tokens, and as much from 1024 tokens on, where their memory also matters.
 LONGEST_MATMUL_ROW = 512
 
-# Kernels that take packed documents as borders and need no mask. `auto` tries them in this order on CUDA:
-# FlashAttention 4 uses Hopper's and Blackwell's own instructions; flash-attn 2 is FlashAttention 2, as varlen is too,
-# but whoever built the package wants it, and it groups heads by itself, where torch 2.11 repeats keys and values.
+# Kernels that take packed documents as segment boundaries and need no mask. `auto` tries them in this order on CUDA:
+# FlashAttention 4 uses instructions of Hopper and Blackwell. flash-attn and varlen are both FlashAttention 2, but users
+# who built the package want it, and it supports grouped heads natively, where torch 2.11 repeats keys and values.
 SEGMENT_KERNELS = (AttentionKernel.FLASH4, AttentionKernel.FLASH, AttentionKernel.VARLEN)
 
 SegmentKernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], Tensor]
-"""(q (B·T, H, D), k, v (B·T, K, D), cu_seqlens (S + 1,), max_seqlen, is_causal) -> (B·T, H, D), segments apart."""
+"""(q (B·T, H, D), k, v (B·T, K, D), cu_seqlens (S + 1,), max_seqlen, is_causal) -> (B·T, H, D), within segments."""
 
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """One forward's attention: made once, then used by every layer.
-
-    kernel: never `auto`. mask: (B, 1, T, C), what a query (dim 2) sees (dim 3): bool for `sdpa`, 0 or −inf to be added
-    for `matmul`; None where every token of a row sees the whole row, or where the kernel needs none.
-    segment_kernel: for SEGMENT_KERNELS, which hold segments apart by themselves, from cu_seqlens and max_seqlen.
-    """
+    """Attention of one forward pass: planned once, then used by every layer."""
 
     kernel: AttentionKernel
+    """Kernel to run, never `auto`."""
     is_causal: bool
+    """Whether the kernel itself applies the causal mask."""
     mask: Tensor | None
+    """(B, 1, T, C): keys (dim 3) that each query (dim 2) attends to, bool for `sdpa`, additive 0 or −inf for `matmul`;
+    None: whole rows, or a kernel without mask."""
     cu_seqlens: Tensor
+    """(S + 1,) int32, boundaries of the S segments."""
     max_seqlen: int
+    """Tokens of the longest segment."""
     segment_kernel: SegmentKernel | None = None
+    """Function of a kernel of SEGMENT_KERNELS; None for others."""
 
     @classmethod
     def plan(
@@ -61,9 +63,9 @@ class Attention:
         head_dim: int,
         window: slice | None = None,
     ) -> "Attention":
-        """Chooses the kernel and builds the mask it needs; raises UserError where the wanted one cannot run.
+        """Chooses the kernel and builds its mask.
 
-        window: the columns of the layout whose queries are asked, where they are not all.
+        window: columns of the layout with queries; None: all. Raises UserError if the wanted kernel cannot run.
         """
         num_columns = layout.position_ids.shape[1]
         kernel = choose_kernel(wanted, device.type, dtype, num_columns <= LONGEST_MATMUL_ROW, head_dim)
@@ -88,7 +90,7 @@ class Attention:
         dtype: torch.dtype,
         window: slice,
     ) -> "Attention":
-        """For fewer queries than keys. The segment kernels take as many of both, so that SDPA stands in for them."""
+        """For fewer queries than keys. Segment kernels need equally many of both, so SDPA replaces them."""
         if kernel in SEGMENT_KERNELS:
             kernel = AttentionKernel.SDPA
             _log_once(f"attention over a cache runs on {kernel}: the segment kernels need as many queries as keys")
@@ -101,7 +103,7 @@ class Attention:
         return cls(kernel, False, mask, layout.cu_seqlens, layout.max_seqlen)
 
     def attend(self, q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor) -> Tensor:
-        """softmax(q·k / √D) · v over the tokens each query sees: (B, T, H, D)."""
+        """softmax(q·k / √D) · v over the visible keys of each query: (B, T, H, D)."""
         match self.kernel:
             case AttentionKernel.MATMUL:
                 return _matmul(q_BTHD, k_BCKD, v_BCKD, self.mask)
@@ -113,7 +115,7 @@ class Attention:
 
 
 def visible_tokens(layout: Layout, is_causal: bool, window: slice = slice(0, None)) -> Tensor:
-    """(B, 1, T, C) bool: whether the query (dim 2), of a column in the window, sees the key (dim 3)."""
+    """(B, 1, T, C) bool: whether the query (dim 2) of a column in the window attends to the key (dim 3)."""
     segments = layout.segment_ids()
     visible = segments[:, None, window, None] == segments[:, None, None, :]
     return visible.tril(window.start) if is_causal else visible
@@ -128,7 +130,10 @@ def _log_once(message: str) -> None:
 def choose_kernel(
     wanted: AttentionKernel, device: str, dtype: torch.dtype, is_short: bool, head_dim: int | None = None
 ) -> AttentionKernel:
-    """The kernel that runs, with one log line for each new situation. head_dim: None where no model is in view."""
+    """The kernel to run, logged once per combination of arguments. head_dim: None if not known.
+
+    Raises UserError if the wanted kernel cannot run.
+    """
     kernel: AttentionKernel
     if wanted is not AttentionKernel.AUTO:
         if problem := _why_not(wanted, device, dtype, head_dim):
@@ -147,12 +152,12 @@ def choose_kernel(
 
 
 def takes_heads(kernel: AttentionKernel, head_dim: int) -> bool:
-    """Whether one of SEGMENT_KERNELS takes heads of this width."""
+    """Whether one of SEGMENT_KERNELS supports heads of this width."""
     return head_dim in _HEAD_DIMS[kernel][0]
 
 
 def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype, head_dim: int | None = None) -> str | None:
-    """Why the kernel cannot run here, or None."""
+    """The reason why the kernel cannot run here, or None."""
     if kernel not in SEGMENT_KERNELS:
         return None
     if kernel in _PACKAGES:
@@ -160,38 +165,38 @@ def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype, head_dim:
         if not _is_installed(package):
             return f"needs the {package} package (pip install 'lit-illada[{extra}]')"
         if _is_installed(rival):
-            return f"needs {package} alone: it shares its folder with {rival} (pip uninstall {rival})"
+            return f"conflicts with {rival}, which installs into the same folder (pip uninstall {rival})"
     if device != "cuda":
-        return f"needs a CUDA device and the model is on {device!r}"
+        return f"needs a CUDA device, but the model is on {device!r}"
     if dtype not in (torch.float16, torch.bfloat16):
-        return f"computes in bfloat16 or float16 and the model in {dtype}"
+        return f"computes in bfloat16 or float16, but the model in {dtype}"
     if head_dim is not None and not takes_heads(kernel, head_dim):
-        return f"takes heads of {_HEAD_DIMS[kernel][1]} and the model's are {head_dim} wide"
+        return f"supports a head size of {_HEAD_DIMS[kernel][1]}, but the model has {head_dim}"
     if torch.cuda.is_available():
         has = torch.cuda.get_device_capability()
         if has < _CAPABILITY[kernel]:
             needed, seen = (".".join(map(str, version)) for version in (_CAPABILITY[kernel], has))
-            return f"needs a GPU of compute capability {needed} and this one has {seen}"
+            return f"needs a GPU of compute capability {needed}, but this one has {seen}"
     return None
 
 
-# package, the extra that brings it, the package that it cannot stand beside: both write into a folder `flash_attn`
+# package, extra that installs it, conflicting package: both install into a folder `flash_attn`
 _PACKAGES = {
     AttentionKernel.FLASH: ("flash-attn", "flash-attn", "flash-attn-4"),
     AttentionKernel.FLASH4: ("flash-attn-4", "flash-attn-4", "flash-attn"),
 }
-# Ampere, and Hopper: FlashAttention 4 has a forward pass for Ampere, and no backward pass
+# Ampere, and Hopper: FlashAttention 4 has no backward pass for Ampere
 _CAPABILITY = {AttentionKernel.VARLEN: (8, 0), AttentionKernel.FLASH: (8, 0), AttentionKernel.FLASH4: (9, 0)}
-# flash-attn 2 fills heads up to a multiple of 8 by itself, torch does not
+# flash-attn 2 pads heads to a multiple of 8, torch does not
 _HEAD_DIMS: dict[AttentionKernel, tuple[Container[int], str]] = {
-    AttentionKernel.VARLEN: (range(8, 257, 8), "a multiple of 8, 256 at most,"),
-    AttentionKernel.FLASH: (range(1, 257), "256 at most"),
+    AttentionKernel.VARLEN: (range(8, 257, 8), "a multiple of 8, at most 256"),
+    AttentionKernel.FLASH: (range(1, 257), "at most 256"),
     AttentionKernel.FLASH4: ((64, 96, 128), "64, 96 or 128"),
 }
 
 
 def _is_installed(package: str) -> bool:
-    """By its distribution: the folder `flash_attn` alone does not tell which of the two packages wrote it."""
+    """Looks up the distribution, since both packages install a folder `flash_attn`."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -202,12 +207,12 @@ def _is_installed(package: str) -> bool:
 def _matmul(q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor, mask: Tensor | None) -> Tensor:
     B, T, H, D = q_BTHD.shape
     C, K = k_BCKD.shape[1:3]
-    # The G query heads that share a key-value head become one tall matrix: two large products instead of 2·G small.
+    # The G query heads of a key-value head form one tall matrix: two large products instead of 2·G small ones.
     q = (q_BTHD * D**-0.5).view(B, T, K, H // K, D).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)
     scores = q @ k_BCKD.permute(0, 2, 3, 1)
     if mask is not None:
         scores = (scores.view(B, K, -1, T, C) + mask[:, :, None]).view_as(scores)
-    out = scores.softmax(-1) @ v_BCKD.transpose(1, 2)  # the softmax of a bfloat16 tensor is computed in float32
+    out = scores.softmax(-1) @ v_BCKD.transpose(1, 2)  # softmax of bfloat16 computes in float32 internally
     return out.view(B, K, -1, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
 
 
@@ -229,18 +234,18 @@ def _segment_kernel(kernel: AttentionKernel) -> SegmentKernel:
 
 
 def _varlen() -> SegmentKernel:
-    # not imported above: it brings torch's compiler with it, a second that other kernels need not wait for
+    # imported here because it imports torch's compiler, which takes a second that other kernels do not need
     varlen_attn = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    # torch 2.11 knows no `enable_gqa`; later ones refuse fewer key-value heads without it
+    # torch 2.11 has no `enable_gqa`; later versions need it for fewer key-value heads
     has_gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
     def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, is_causal: bool) -> Tensor:
-        borders = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        boundaries = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
         window = (-1, 0) if is_causal else (-1, -1)
         if has_gqa:
-            return varlen_attn(q, k, v, *borders, window_size=window, enable_gqa=q.shape[1] != k.shape[1])
+            return varlen_attn(q, k, v, *boundaries, window_size=window, enable_gqa=q.shape[1] != k.shape[1])
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        return varlen_attn(q, k, v, *borders, window_size=window)
+        return varlen_attn(q, k, v, *boundaries, window_size=window)
 
     return attend
 
@@ -258,10 +263,10 @@ def _flash_4() -> SegmentKernel:
     from flash_attn.cute import flash_attn_varlen_func
 
     def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, is_causal: bool) -> Tensor:
-        # by name: the betas differ in what stands between `v` and the borders
-        borders = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens}
+        # by keyword: beta releases differ in the arguments between `v` and the boundaries
+        boundaries = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens}
         longest = {"max_seqlen_q": max_seqlen, "max_seqlen_k": max_seqlen}
-        out = flash_attn_varlen_func(q, k, v, **borders, **longest, causal=is_causal)
-        return out[0] if isinstance(out, tuple) else out  # some betas return the log-sum-exp beside it
+        out = flash_attn_varlen_func(q, k, v, **boundaries, **longest, causal=is_causal)
+        return out[0] if isinstance(out, tuple) else out  # some beta releases also return the log-sum-exp
 
     return attend

@@ -1,8 +1,8 @@
-"""Floating-point operations that a batch needs: the numerator of MFU.
+"""Floating-point operations of a batch: the numerator of model FLOPs utilisation (MFU).
 
-A multiplication and an addition count as two. Norms, rotations and the softmax are left out, as is custom.
-Attention counts the pairs of tokens that see each other: L² in a segment of L tokens, and L·(L + 1)/2 where the model
-is causal, whatever a kernel computes beside them. (PaLM's MFU, arXiv 2204.02311, counts L² for causal models too.)
+A multiply-add counts as two. Norms, rotations and the softmax are not counted, as usual. Attention counts pairs of
+tokens that attend to each other: L² in a segment of L tokens, L·(L + 1)/2 for a causal model, whatever the kernel
+computes. (MFU of PaLM, arXiv 2204.02311, counts L² for causal models too.)
 """
 
 from lit_illada.batch import Layout
@@ -12,11 +12,11 @@ from lit_illada.model.config import ModelConfig, num_linear_parameters
 def training_flops(
     config: ModelConfig, layout: Layout, num_selected: int, num_adapters: int | None = None, *, copies: int = 1
 ) -> int:
-    """Forward and backward. What the backward pass computes again (activations, logits) is not counted.
+    """FLOPs of forward and backward pass, without recomputation of activations or logits.
 
     num_selected: tokens that reach the LM head, over all copies.
-    num_adapters: parameters of adapters, if they are all that is trained: frozen weights get no gradient.
-    copies: how often the model sees the rows of `layout` (2 with complementary masks).
+    num_adapters: parameters of adapters where only those are trained; None: all weights are.
+    copies: number of times the model processes `layout` (2 with complementary masks).
     """
     linear, attention, head = _forward_parts(config, layout, num_selected)
     linear, attention = copies * linear, copies * attention
@@ -27,7 +27,7 @@ def training_flops(
 
 
 def forward_flops(config: ModelConfig, layout: Layout, num_selected: int) -> int:
-    """Linear layers for every token, attention within every segment, the LM head on the selected tokens."""
+    """FLOPs of the forward pass: linear layers, attention within segments, LM head on selected tokens."""
     return sum(_forward_parts(config, layout, num_selected))
 
 

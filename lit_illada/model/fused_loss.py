@@ -1,7 +1,7 @@
-"""Liger's fused LM head and cross-entropy: is it here, and are its gradients right?
+"""Liger's fused LM head and cross-entropy, used only after a check of its gradients.
 
-Our losses weigh every token apart, for which older releases computed a wrong gradient of the weight without a word. So
-the kernel is asked to prove itself on the device, once, before it is trusted.
+The losses here weight every token differently, for which older releases silently computed a wrong weight gradient. The
+kernel is therefore tested once per device and dtype against float64 before it is used.
 
 Shapes: M selected tokens, D hidden width, V vocabulary.
 """
@@ -23,10 +23,10 @@ FusedKernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def fused_kernel(hidden_MD: Tensor, weight_VD: Tensor) -> FusedKernel | None:
-    """The kernel where it may be used, else None: on CUDA, for plain tensors that are whole, in one dtype.
+    """The kernel for plain CUDA tensors of one dtype, if it is installed and correct; else None.
 
-    Under FSDP the weight is whole while the model runs; tensor parallelism does not cut the LM head, so that every rank
-    computes the whole of it.
+    FSDP gathers the weight before the forward pass, and tensor parallelism does not shard the LM head, so the weight is
+    complete on every rank.
     """
     if not hidden_MD.is_cuda or type(weight_VD) not in (Tensor, torch.nn.Parameter):
         return None
@@ -41,21 +41,22 @@ def _trusted_kernel(device: torch.device, dtype: torch.dtype) -> FusedKernel | N
         return None
     try:
         kernel = liger()
-        problem = what_is_wrong(kernel, device, dtype)
+        problem = kernel_problem(kernel, device, dtype)
     except Exception as error:  # a kernel that does not compile here must not end the run
         problem = f"it failed here with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if problem is not None:
-        log.warning("the loss runs on our own chunked cross-entropy, not on Liger's kernel: %s", problem)
+        log.warning("the loss uses chunked cross-entropy instead of Liger's kernel: %s", problem)
         return None
-    log.info("the loss runs on Liger's fused kernel, whose gradients were checked on %s in %s", device, dtype)
+    log.info("the loss uses Liger's fused kernel; its gradients were checked on %s in %s", device, dtype)
     return kernel
 
 
 def liger() -> FusedKernel:
+    """Liger's kernel, with per-token losses and predictions."""
     fused = importlib.import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
 
     def scores(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-        # float32 sums of the weight's gradient: it is added up over dozens of slices of the tokens
+        # float32 accumulation of the weight gradient, which is a sum over dozens of slices of the tokens
         options = {"reduction": "none", "accum_dtype": torch.float32, "return_predicted_tokens": True}
         out = fused(hidden_MD, weight_VD, targets_M, **options)
         return out.loss.float(), out.predicted_tokens
@@ -65,24 +66,25 @@ def liger() -> FusedKernel:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def what_is_wrong(kernel: FusedKernel, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Scores and gradients on a small problem whose tokens weigh differently, against torch's in float64.
+def kernel_problem(kernel: FusedKernel, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Compares scores and gradients with torch's in float64 on a small problem with unequal token weights.
 
-    Also where the first scores asked for are a validation's, without gradients.
+    Returns a description of the difference, or None. Also works inside `no_grad` and `inference_mode`, where the first
+    call of a validation may be.
     """
     generator = torch.Generator().manual_seed(0)
     M, D, V = 48, 64, 500
     hidden, weight = (torch.randn(n, D, generator=generator).to(device, dtype).requires_grad_() for n in (M, V))
     targets = torch.randint(V, (M,), generator=generator).to(device)
-    importance = torch.rand(M, generator=generator).to(device) * 10
+    token_weight = torch.rand(M, generator=generator).to(device) * 10
 
     exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
     logits = exact_hidden @ exact_weight.T
     exact = F.cross_entropy(logits, targets, reduction="none")
-    (exact * importance).sum().backward()
+    (exact * token_weight).sum().backward()
     nll, best = kernel(hidden, weight, targets)
-    (nll * importance).sum().backward()
-    largest = 0.02 if dtype.itemsize == 2 else 1e-4
+    (nll * token_weight).sum().backward()
+    tolerance = 0.02 if dtype.itemsize == 2 else 1e-4
     seen = {
         "loss": (nll, exact),
         "hidden": (hidden.grad, exact_hidden.grad),
@@ -92,8 +94,8 @@ def what_is_wrong(kernel: FusedKernel, device: torch.device, dtype: torch.dtype)
         assert got is not None
         assert wanted is not None
         error = float((got.detach().double() - wanted.detach()).norm() / wanted.detach().norm())
-        if not error < largest:
-            told = "loss" if name == "loss" else f"gradient of the {name}"
-            return f"its {told} is {error:.1%} off for tokens that weigh differently"
+        if not error < tolerance:
+            what = "loss" if name == "loss" else f"gradient of the {name}"
+            return f"its {what} is {error:.1%} off for tokens of unequal weight"
     agreement = float((best == logits.argmax(-1)).double().mean())
-    return None if agreement > 0.9 else f"it names the likeliest token rightly for {agreement:.0%} of a sample"
+    return None if agreement > 0.9 else f"its most probable token is right for only {agreement:.0%} of a sample"

@@ -1,6 +1,6 @@
-"""What does a model begin with? Random weights, each a function of the seed and the parameter's name alone.
+"""Initial weights, each a function of the seed and the parameter name only.
 
-So they can be drawn one at a time and in any order: where a model is spread over devices, none ever holds it whole.
+Tensors can therefore be drawn one at a time and in any order, so that no device needs to hold a sharded model whole.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from lit_illada.model.config import ModelConfig
 
 
 class InitialWeights(Mapping[str, Tensor]):
-    """The released initialisation, by name; a tensor is drawn when it is asked for, on the CPU wherever it will lie.
+    """iLLaDA's released initialisation, by parameter name; tensors are drawn on access, always on the CPU.
 
-    Linear N(0, s²), with o_proj and down_proj at s/√(2·layers) so that the residual stream does not grow with depth;
-    embedding N(0, 1/(2·width)); norms 1; biases 0. Of an adapter A ~ N(0, 1 / inputs) and B = 0.
+    Linear layers N(0, s²), o_proj and down_proj with s/√(2·layers) so that the residual stream does not grow with
+    depth; embedding N(0, 1/(2·width)); norms 1; biases 0. Adapters: A ~ N(0, 1 / inputs), B = 0.
     """
 
     def __init__(self, model: nn.Module, config: ModelConfig, seed: int) -> None:
-        """model: only the names and shapes of its parameters are taken; it may be on the meta device."""
+        """model: only names and shapes of its parameters are used; it may be on the meta device."""
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._config, self._seed = config, seed
 
@@ -51,9 +51,9 @@ class InitialWeights(Mapping[str, Tensor]):
 
 @torch.no_grad()
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "", only: tuple[str, ...] = ("",)) -> None:
-    """Copies the weights in, each converted to the dtype and device of its parameter.
+    """Copies tensors into the parameters of a module, converted to their dtype and device.
 
-    prefix: what stands before the module's own names in `tensors`. only: endings of the names of those to fill.
+    prefix: prefix of the module's parameter names in `tensors`. only: suffixes of the parameters to fill.
     """
     for name, parameter in module.named_parameters():
         if name.endswith(only):
@@ -62,4 +62,4 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "", onl
 
 def _generator(seed: int, name: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4]))  # torch's CPU generator keeps 32 bits of a seed
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4]))  # torch's CPU generator uses 32 bits of a seed

@@ -1,4 +1,4 @@
-"""What does the model say of the selected tokens? Cross-entropy and accuracy, without ever holding all the logits.
+"""LM head: cross-entropy and accuracy of selected tokens without materialising all logits.
 
 Shapes: M selected tokens, D hidden width, V vocabulary, C vocabulary entries of one slice.
 """
@@ -14,18 +14,18 @@ from torch.autograd.function import once_differentiable
 from lit_illada.batch import TokenScores
 from lit_illada.model.fused_loss import fused_kernel
 
-# Float32 logits of one slice: a CPU is fastest while they stay near its cache (measured), a GPU wants large products.
+# Bytes of the float32 logits of one slice: a CPU is fastest near its cache size (measured), a GPU with large products.
 CPU_CHUNK_BYTES = 2**23
 GPU_CHUNK_BYTES = 2**28
 
 
 def token_scores(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, chunk_size: int | None = None) -> TokenScores:
-    """Scores of the targets under softmax(hidden · weightᵀ).
+    """Scores of the targets (M,) under softmax(hidden · weightᵀ).
 
-    The products run in autocast's dtype where it is on, all else in float32. The logits of more than `chunk_size`
-    vocabulary entries (None: what suits the device) are made one slice at a time, and again in the backward pass:
-    beyond the gradients themselves, memory does not grow with M · V. On CUDA, and with chunk_size None, Liger's kernel
-    takes over where it is installed and right.
+    Matrix products run in the autocast dtype if enabled, everything else in float32. Vocabularies of more than
+    `chunk_size` entries (None: chosen by device) are processed in slices, recomputed in the backward pass, so that
+    apart from the gradients memory does not grow with M · V. On CUDA, with chunk_size None, Liger's kernel is used if
+    it is installed and correct.
     """
     device = hidden_MD.device.type
     if torch.is_autocast_enabled(device):
@@ -45,15 +45,18 @@ def token_scores(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, chunk_
 
 
 def default_chunk_size(num_tokens: int, hidden_size: int, device: str) -> int:
-    """Vocabulary entries of a slice. No fewer than the hidden width: every slice adds to the whole gradient of the
-    hidden states, and that sum must not cost more than the logits do."""
+    """Vocabulary entries per slice, at least the hidden width: every slice adds to the whole gradient of the hidden
+    states, and that sum must not cost more than the logits."""
     chunk_bytes = CPU_CHUNK_BYTES if device == "cpu" else GPU_CHUNK_BYTES
     return max(hidden_size, chunk_bytes // (4 * max(num_tokens, 1)))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Slices run over the vocabulary, not the tokens: each row of the weight's gradient is then one whole product,
-    written once, and no float32 sum of the weight's size is needed (as in Cut Cross-Entropy, arXiv 2411.09009)."""
+    """Cross-entropy over slices of the vocabulary, as in Cut Cross-Entropy (arXiv 2411.09009).
+
+    With slices of the vocabulary instead of the tokens, each row of the weight gradient is one product, written once;
+    no float32 accumulator of the size of the weight is needed.
+    """
 
     @staticmethod
     def forward(
@@ -94,7 +97,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _logit_slices(hidden_MD: Tensor, weight_VD: Tensor, chunk_size: int) -> Iterator[tuple[slice, Tensor]]:
-    """The logits of one slice of the vocabulary after the other, in one buffer: each overwrites the last."""
+    """Yields the logits of each slice of the vocabulary in one buffer that the next slice overwrites."""
     buffer = hidden_MD.new_empty(len(hidden_MD) * chunk_size, dtype=_score_dtype(hidden_MD))
     for start in range(0, len(weight_VD), chunk_size):
         entries = slice(start, min(start + chunk_size, len(weight_VD)))
@@ -103,11 +106,11 @@ def _logit_slices(hidden_MD: Tensor, weight_VD: Tensor, chunk_size: int) -> Iter
 
 
 def _within(targets_M: Tensor, entries: slice) -> tuple[Tensor, Tensor]:
-    """The targets counted from the slice's start, clamped into it, and whether they truly lie in it."""
+    """Targets relative to the slice, clamped to it, and whether they lie inside."""
     is_here_M = (targets_M >= entries.start) & (targets_M < entries.stop)
     return (targets_M - entries.start).clamp(0, entries.stop - entries.start - 1), is_here_M
 
 
 def _score_dtype(hidden: Tensor) -> torch.dtype:
-    """Float32; float64 stays, for gradient checks."""
+    """float32, or float64 for gradient checks."""
     return torch.promote_types(hidden.dtype, torch.float32)

@@ -1,10 +1,10 @@
-"""How are a few numbers trained instead of all? Low-rank adapters on the linear layers (LoRA, arXiv 2106.09685).
+"""LoRA: low-rank adapters on linear layers (arXiv 2106.09685).
 
-    W·x + (alpha / rank) · B·(A·x), W frozen, B zero at first
+    W·x + (alpha / rank) · B·(A·x), with W frozen and B initially zero
 
-An adapted layer is the linear layer with two parameters more, so the names of its weights stay those of the base model,
-`….q_proj.weight`, and the adapter's stand beside them: `….q_proj.lora_a` (rank, inputs), `….q_proj.lora_b` (outputs,
-rank). They are parameters of the block like any other: what shards, compiles or recomputes blocks needs no change.
+An adapted layer is the linear layer with two more parameters. Its weight has the same name as in the base model,
+`….q_proj.weight`; the adapters are `….q_proj.lora_a` (rank, inputs) and `….q_proj.lora_b` (outputs, rank). They are
+ordinary parameters of the block, so sharding, compilation and activation checkpointing need no special case.
 """
 
 import math
@@ -26,7 +26,7 @@ _ADAPTERS = (".lora_a", ".lora_b")
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer with a low-rank update. The adapters are float32 whatever the base weight is."""
+    """A linear layer with a low-rank update. Adapters are float32 regardless of the base weight."""
 
     lora_a: nn.Parameter  # (rank, inputs)
     lora_b: nn.Parameter  # (outputs, rank)
@@ -34,7 +34,7 @@ class LoraLinear(nn.Linear):
 
     @classmethod
     def around(cls, base: nn.Linear, rank: int, scale: float) -> "LoraLinear":
-        """Takes over the base's own weight, frozen; the adapters are uninitialised memory."""
+        """Shares the weight of `base`, frozen; the adapters are uninitialised memory."""
         with torch.device("meta"):
             layer = cls(base.in_features, base.out_features, bias=base.bias is not None)
         layer.weight, layer.bias, layer.scale = base.weight, base.bias, scale
@@ -49,7 +49,7 @@ class LoraLinear(nn.Linear):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The plain layer of the same function; the sum is taken in float32 and rounded once."""
+        """The equivalent plain layer; the sum is computed in float32 and rounded once."""
         with torch.device("meta"):
             layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         layer.weight = nn.Parameter(_merged_weight(self.weight, self.lora_a, self.lora_b, self.scale))
@@ -58,10 +58,10 @@ class LoraLinear(nn.Linear):
 
 
 def add_lora(model: Transformer, config: LoraConfig, seed: int = 0) -> None:
-    """Freezes the model and adapts its target layers in place; its outputs stay the same until B is trained.
+    """Freezes the model and adds adapters to its target layers in place; outputs are unchanged while B = 0.
 
-    A ~ N(0, 1 / inputs), B = 0. Before sharding and compiling, after loading the base's weights; on the meta device it
-    leaves the adapters without values, as the base.
+    Call it after loading the base weights and before sharding and compiling. On the meta device adapters get no values.
+    Raises UserError if the rank exceeds a dimension of a target layer.
     """
     model.requires_grad_(False)
     for name, base in _layers(model, nn.Linear):
@@ -75,7 +75,7 @@ def add_lora(model: Transformer, config: LoraConfig, seed: int = 0) -> None:
 
 
 def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[int, ...]]:
-    """Of what such a model then trains, by name. Allocates none."""
+    """Shapes of the adapter parameters by name, without allocating them."""
     with torch.device("meta"):
         made = Transformer(model)
         add_lora(made, config)
@@ -83,21 +83,21 @@ def adapter_shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[in
 
 
 def num_adapter_parameters(model: ModelConfig, config: LoraConfig | None) -> int | None:
-    """None: without adapters."""
+    """Number of adapter parameters; None without a config."""
     return None if config is None else sum(map(math.prod, adapter_shapes(model, config).values()))
 
 
 def merge_lora(model: Transformer) -> None:
-    """Puts the updates into the weights, in place: a plain model with the same outputs, all of it trainable again."""
+    """Merges adapters into the weights in place: a plain model with the same outputs and all parameters trainable."""
     for name, layer in _layers(model, LoraLinear):
         model.set_submodule(name, layer.merged())
     model.requires_grad_(True)
 
 
 class MergedTensors(Mapping[str, Tensor]):
-    """An adapted model's state dict as the plain model's: each weight is merged when it is asked for.
+    """State dict of the equivalent plain model: each weight is merged on access.
 
-    So a checkpoint with adapters loads, or is exported, as any other. Without adapters the tensors are as they were.
+    A checkpoint with adapters can thus be loaded or exported like any other.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], scale: float) -> None:

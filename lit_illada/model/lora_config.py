@@ -9,16 +9,19 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class FullWeights:
-    """No adapter: every weight is trained."""
+    """No adapters: every weight is trained."""
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """rank: of each update. alpha: the update is scaled by alpha / rank. targets: the linear layers of every block."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers; all other weights are frozen."""
 
     rank: int = 16
+    """Rank of each update."""
     alpha: float = 32.0
+    """Scale of the updates: they are multiplied by alpha / rank."""
     targets: list[str] = field(default_factory=lambda: list(TARGETS))
+    """Linear layers of every block that get an adapter."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -33,6 +36,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """Factor of the updates, alpha / rank."""
         return self.alpha / self.rank
 
 

@@ -1,6 +1,6 @@
-"""How a token's place enters attention: queries and keys are rotated by an angle that grows with the position.
+"""Rotary position embeddings: queries and keys are rotated by angles proportional to the position.
 
-Shapes: B rows, T tokens a row, H heads, D the head's width.
+Shapes: B rows, T tokens per row, H heads, D head width.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """The cosine and sine of every position's angles, (B, T, 1, D/2), float32.
+    """Cosines and sines of the angles of every position, (B, T, 1, D/2) float32 each.
 
-    No tuple: FSDP casts every tensor it finds in a block's arguments, and bfloat16 angles blur far positions.
+    A class and not a tuple, because FSDP casts tensors in the arguments of a block, and bfloat16 angles are too coarse
+    for large positions.
     """
 
     cos: Tensor

@@ -1,6 +1,6 @@
-"""The network itself: a pre-norm transformer without dropout or time input, as iLLaDA released it.
+"""Pre-norm transformer without dropout or time input, as released with iLLaDA (arXiv 2606.25331).
 
-Module names are those of the released checkpoints. Shapes: B rows, T tokens a row, D width, H query heads,
+Module names are those of the released checkpoints. Shapes: B rows, T tokens per row, D width, H query heads,
 K key-value heads, V vocabulary, M selected tokens.
 """
 
@@ -22,7 +22,7 @@ from lit_illada.model.rope import Rotation, rotate, rotation
 class Transformer(nn.Module):
     """A masked-diffusion (or, if causal, autoregressive) language model.
 
-    Weights are uninitialised memory or on the meta device until `init_weights`, or a checkpoint, fills them.
+    Parameters are uninitialised until `init_weights` or a checkpoint fills them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -56,13 +56,16 @@ class Transformer(nn.Module):
         cache: KeyValueCache | None = None,
         start: int = 0,
     ) -> Tensor | TokenScores:
-        """Logits, or the scores of `targets`, at the selected tokens; the LM head computes no others.
+        """Logits, or the scores of `targets`, of the selected tokens; the LM head processes only those.
 
-        input_ids: (B, T) int64. select: (B, T) bool, None for all. targets: (M,) int64 in the row-major order of
-        `select`. Without targets: logits (M, V), or (B, T, V) when `select` is None.
+        Args:
+            input_ids: (B, T) int64; with a cache it may be the window of the layout's columns that begins at `start`.
+            select: (B, T) bool; None: all tokens.
+            targets: (M,) int64 in the row-major order of `select`.
+            cache: keys and values of the columns outside the window; those of the window are written to it.
 
-        With a cache, `input_ids` may be a window, the columns of the layout from `start` on: the keys and values of the
-        columns outside it come from the cache, those inside are written to it.
+        Returns:
+            The scores of `targets`; without targets logits (M, V), or (B, T, V) when `select` is None.
         """
         hidden = self.model(input_ids, layout, select, cache, start)
         if targets is None:
@@ -71,16 +74,16 @@ class Transformer(nn.Module):
 
     @property
     def lm_head_weight(self) -> Tensor:
-        """(V, D); the embedding itself when tied."""
+        """(V, D); the embedding matrix if tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def init_weights(self, seed: int) -> None:
-        """The released initialisation; same seed, same weights."""
+        """Fills the parameters with iLLaDA's released initialisation; see `InitialWeights`."""
         fill(self, InitialWeights(self, self.config, seed))
 
 
 class Backbone(nn.Module):
-    """Everything below the LM head."""
+    """Embedding, blocks and final norm: everything but the LM head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -97,7 +100,7 @@ class Backbone(nn.Module):
         cache: KeyValueCache | None = None,
         start: int = 0,
     ) -> Tensor:
-        """Normed hidden states of the selected tokens, (M, D), or of all, (B, T, D)."""
+        """Normalised hidden states of the selected tokens, (M, D), or of all, (B, T, D)."""
         x = self.embed_tokens(input_ids)
         num_columns = layout.position_ids.shape[1]
         columns = slice(start, start + input_ids.shape[1])
@@ -109,12 +112,13 @@ class Backbone(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, attention, None if cache is None else cache.window(index, start, num_columns))
         if self.config.predicts_next:
-            x = _from_the_position_before(x, layout.position_ids[:, columns])
+            x = _shifted_right(x, layout.position_ids[:, columns])
         return self.norm(x if select is None else x[select])
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each added to the residual stream: the unit of compilation, sharding, recomputation."""
+    """Attention and MLP, each with a residual connection. Blocks are the unit of compilation, sharding and activation
+    checkpointing."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -162,15 +166,15 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def _from_the_position_before(x_BTD: Tensor, position_ids_BT: Tensor) -> Tensor:
-    """Each position takes the hidden state of the one before it; the first of a segment keeps its own.
+def _shifted_right(x_BTD: Tensor, position_ids_BT: Tensor) -> Tensor:
+    """Gives each position the hidden state of the one before it; the first of a segment is not shifted.
 
-    The first column of a window takes the last's, which means nothing: a window begins a column before what it selects.
+    The first column of a window gets the last one's state. It is never selected: a window begins one column early.
     """
     return torch.where((position_ids_BT == 0)[..., None], x_BTD, x_BTD.roll(1, dims=1))
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype the linear layers, and so attention, run in: autocast's where it is on."""
+    """The dtype of linear layers and attention: the autocast dtype if enabled."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

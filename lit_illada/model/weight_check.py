@@ -1,4 +1,4 @@
-"""Refuses weights that no trained model has: NaN, infinity and numbers beyond float16's range."""
+"""Rejects weights that no trained model has: NaN, infinity and values beyond the range of float16."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 from lit_illada.errors import UserError
 
-LARGEST_WEIGHT = 65504.0  # the largest float16; published models stay below a few thousand
+LARGEST_WEIGHT = 65504.0  # the largest float16; weights of published models are below a few thousand
 
 
 class CheckedTensors(Mapping[str, Tensor]):
-    """Tensors by name, each checked when it is first read. Raises UserError, naming `origin` and the tensor."""
+    """Tensors by name, checked on first access. Raises UserError that names `origin` and the tensor."""
 
     def __init__(self, tensors: Mapping[str, Tensor], origin: str) -> None:
         self._tensors, self._origin = tensors, origin
@@ -34,7 +34,7 @@ class CheckedTensors(Mapping[str, Tensor]):
 
 
 def check_weights(name: str, tensor: Tensor, origin: str) -> None:
-    """Raises UserError unless every value is finite and at most LARGEST_WEIGHT in size. Copies nothing."""
+    """Raises UserError unless every absolute value is finite and at most LARGEST_WEIGHT; allocates no copy."""
     if not tensor.is_floating_point() or not tensor.numel():
         return
     low, high = map(float, tensor.aminmax())  # both NaN where any value is

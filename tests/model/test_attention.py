@@ -138,14 +138,14 @@ def test_auto_goes_by_the_packages_and_the_gpu_and_says_so(monkeypatch, caplog, 
         assert choose_kernel(AttentionKernel.AUTO, "cuda", torch.bfloat16, is_short=False) == fastest
     assert f"attention runs on {fastest} (cuda" in caplog.text
     if capability < (9, 0) and "flash-attn-4" in packages:
-        assert "flash4 needs a GPU of compute capability 9.0 and this one has 8.0" in caplog.text
+        assert "flash4 needs a GPU of compute capability 9.0, but this one has 8.0" in caplog.text
     choose_kernel.cache_clear()
 
 
 def test_the_two_flash_packages_in_one_folder_are_refused_with_the_way_out(monkeypatch):
     installed(monkeypatch, "flash-attn", "flash-attn-4")
     assert "pip uninstall flash-attn-4" in _why_not(AttentionKernel.FLASH, "cuda", torch.bfloat16)
-    with pytest.raises(UserError, match=r"model.attention is flash4, which needs flash-attn-4 alone.*uninstall"):
+    with pytest.raises(UserError, match=r"model.attention is flash4, which conflicts with .*uninstall"):
         choose_kernel(AttentionKernel.FLASH4, "cuda", torch.bfloat16, is_short=False)
     choose_kernel.cache_clear()
 
@@ -155,11 +155,11 @@ def test_the_two_flash_packages_in_one_folder_are_refused_with_the_way_out(monke
     [
         (128, "flash-attn-4", "flash4", ""),
         (96, "flash-attn-4", "flash4", ""),
-        (80, "flash-attn-4", "varlen", "flash4 takes heads of 64, 96 or 128 and the model's are 80 wide"),
-        (20, None, "sdpa", "varlen takes heads of a multiple of 8, 256 at most, and the model's are 20 wide"),
-        (320, None, "sdpa", "varlen takes heads of a multiple of 8, 256 at most, and the model's are 320 wide"),
+        (80, "flash-attn-4", "varlen", "flash4 supports a head size of 64, 96 or 128, but the model has 80"),
+        (20, None, "sdpa", "varlen supports a head size of a multiple of 8, at most 256, but the model has 20"),
+        (320, None, "sdpa", "varlen supports a head size of a multiple of 8, at most 256, but the model has 320"),
         (20, "flash-attn", "flash", ""),
-        (320, "flash-attn", "sdpa", "flash takes heads of 256 at most and the model's are 320 wide"),
+        (320, "flash-attn", "sdpa", "flash supports a head size of at most 256, but the model has 320"),
     ],
 )
 def test_auto_goes_by_the_width_of_the_heads_and_says_so(monkeypatch, caplog, head_dim, package, fastest, told):
@@ -175,7 +175,7 @@ def test_auto_goes_by_the_width_of_the_heads_and_says_so(monkeypatch, caplog, he
 def test_a_kernel_for_other_heads_is_refused_with_the_reason(monkeypatch):
     installed(monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    with pytest.raises(UserError, match=r"model.attention is varlen, which takes heads of .* 20 wide: choose sdpa"):
+    with pytest.raises(UserError, match=r"is varlen, which supports a head size of .* has 20: choose sdpa"):
         choose_kernel(AttentionKernel.VARLEN, "cuda", torch.bfloat16, is_short=False, head_dim=20)
 
 

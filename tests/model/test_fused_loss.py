@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_illada.model.fused_loss import _trusted_kernel, fused_kernel, liger, what_is_wrong
+from lit_illada.model.fused_loss import _trusted_kernel, fused_kernel, kernel_problem, liger
 from lit_illada.model.lm_head import token_scores
 
 CPU = torch.device("cpu")
@@ -41,13 +41,13 @@ class Unweighted(torch.autograd.Function):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_right_kernel_is_found_right_also_in_a_validation(dtype):
-    assert what_is_wrong(right, CPU, dtype) is None
+    assert kernel_problem(right, CPU, dtype) is None
     with torch.no_grad():
-        assert what_is_wrong(right, CPU, dtype) is None
+        assert kernel_problem(right, CPU, dtype) is None
 
 
 def test_a_gradient_that_forgets_how_tokens_weigh_is_found():
-    assert "gradient of the weight" in what_is_wrong(Unweighted.apply, CPU, torch.float32)
+    assert "gradient of the weight" in kernel_problem(Unweighted.apply, CPU, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_a_gradient_that_forgets_how_tokens_weigh_is_found():
     [
         (lambda nll, best: (1.1 * nll, best), "loss"),
         (lambda nll, best: (nll + nll.new_tensor(float("nan")), best), "loss"),
-        (lambda nll, best: (nll, best + 1), "likeliest token"),
+        (lambda nll, best: (nll, best + 1), "most probable token"),
     ],
 )
 def test_wrong_scores_are_found(spoil, named):
-    assert named in what_is_wrong(lambda *inputs: spoil(*right(*inputs)), CPU, torch.float32)
+    assert named in kernel_problem(lambda *inputs: spoil(*right(*inputs)), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("is_right", [True, False])
@@ -78,8 +78,8 @@ def test_the_log_says_what_became_of_an_installed_kernel(monkeypatch, caplog, is
         kernel = _trusted_kernel(CPU, torch.float32)
     _trusted_kernel.cache_clear()
     assert (kernel is not None) is is_right
-    assert ("runs on Liger's fused kernel" in caplog.text) is is_right
-    assert ("not on Liger's kernel: its gradient of the weight" in caplog.text) is not is_right
+    assert ("uses Liger's fused kernel" in caplog.text) is is_right
+    assert ("instead of Liger's kernel: its gradient of the weight" in caplog.text) is not is_right
 
 
 def test_a_cpu_and_an_empty_selection_keep_our_own():
@@ -90,7 +90,7 @@ def test_a_cpu_and_an_empty_selection_keep_our_own():
 @pytest.mark.skipif(not (find_spec("liger_kernel") and find_spec("triton")), reason="needs liger-kernel and triton")
 def test_ligers_kernel_is_right_in_tritons_interpreter():
     program = (
-        "from lit_illada.model.fused_loss import *; print(what_is_wrong(liger(), torch.device('cpu'), torch.float32))"
+        "from lit_illada.model.fused_loss import *; print(kernel_problem(liger(), torch.device('cpu'), torch.float32))"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
@@ -102,4 +102,4 @@ def test_ligers_kernel_is_right_in_tritons_interpreter():
 def test_ligers_kernel_is_right_on_a_gpu(dtype):
     if find_spec("liger_kernel") is None:
         pytest.skip("needs liger-kernel")
-    assert what_is_wrong(liger(), torch.device("cuda"), dtype) is None
+    assert kernel_problem(liger(), torch.device("cuda"), dtype) is None
