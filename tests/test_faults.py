@@ -216,9 +216,9 @@ FAULTS = {
     ),
     "weights and a model of another kind": (
         lambda world: ["pretrain", "--init-from", world.run, *world.on_data, "model=nano"],
-        ["the checkpoint brings its own model", "leave out model=nano"],
+        ["the checkpoint determines the model", "leave out model=nano"],
     ),
-    "weights of another tokenizer": (of_another_tokenizer, ["made with another tokenizer", "data/tokenizer=load"]),
+    "weights of another tokenizer": (of_another_tokenizer, ["prepared with another tokenizer", "data/tokenizer=load"]),
     "weights that are not there": (
         lambda world: ["pretrain", "--init-from", "nowhere.ckpt", *world.on_data],
         ["nowhere.ckpt: no such checkpoint"],

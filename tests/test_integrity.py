@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.cli import main
-from lit_illada.commands.convert import _made_whole
+from lit_illada.commands.convert import new_folder
 from lit_illada.errors import UserError
 from lit_illada.training.checkpointing.files import checkpoint_path, latest_checkpoint
 from lit_illada.training.checkpointing.reading import HAS_CHECKSUM, read_checkpoint
@@ -190,7 +190,7 @@ def test_loaders_under_a_low_limit_of_open_files_are_refused_in_one_line(tiny_ov
 
 def test_a_second_convert_into_a_folder_is_refused_while_the_first_one_writes(run, tmp_path):
     out = tmp_path / "out"
-    with _made_whole(out) as partial:
+    with new_folder(out) as partial:
         (partial / "file").write_text("first")
         assert f"{out} is being written by another lit-illada convert" in refused("convert", run, out, "--to", "lit")
         assert (partial / "file").read_text() == "first"

@@ -1,6 +1,6 @@
-"""How does a published checkpoint become our weights, and our weights a checkpoint that the published code loads?
+"""Reading and writing of Hugging Face checkpoints.
 
-Every tensor is accounted for, by name and shape; none is ever held twice in memory.
+Every tensor is accounted for by name and shape. No tensor is held twice in memory.
 """
 
 import difflib
@@ -27,7 +27,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 class Renamed(Mapping[str, Tensor]):
-    """Tensors under other names: `names` says how each is called in `tensors`."""
+    """Tensors under other names. names: new name -> name in `tensors`."""
 
     def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         self._tensors, self._names = tensors, names
@@ -47,28 +47,27 @@ class Renamed(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, eq=False)
 class HfCheckpoint:
-    """A published checkpoint, every tensor accounted for and none read yet.
-
-    content: its config.json. names: our tensor -> theirs. unused: their tensors that carry nothing of their own, with
-    the reason.
-    """
+    """A Hugging Face checkpoint whose tensors are all accounted for and not read yet."""
 
     folder: Path
     layout: HfLayout
     content: Json
+    """Its config.json."""
     config: ModelConfig
     files: TensorFiles
     names: Mapping[str, str]
+    """Our tensor name -> published name."""
     unused: Mapping[str, str]
+    """Published tensors that are redundant, with the reason."""
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """Under our names, each mapped from its file, and checked, when asked for."""
+        """Tensors under our names, memory-mapped and checked on access."""
         return Renamed(CheckedTensors(self.files, str(self.folder)), self.names)
 
 
 class UnaccountedError(UserError):
-    """A checkpoint that does not hold exactly the model's tensors. problems: a line for each tensor."""
+    """A checkpoint whose tensors differ from those of the model. problems: one line per tensor."""
 
     def __init__(self, origin: str, problems: list[str]) -> None:
         self.problems = problems
@@ -77,13 +76,14 @@ class UnaccountedError(UserError):
 
 
 def open_hf(folder: Path) -> HfCheckpoint:
-    """A folder with config.json and safetensors. Reads no tensor but those that must equal another; runs no code.
+    """Opens a folder with config.json and safetensors; reads no weights except tied ones, and runs no code.
 
-    Compares the files with `checksums.json`, which folders that `convert` exported have. Raises UserError.
+    Files are verified against `checksums.json` if the folder has one, as exports of `convert` do. Raises UserError for
+    a missing, damaged or unsupported checkpoint.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{folder}: no Hugging Face checkpoint there (no {CONFIG_FILE})")
+        raise UserError(f"{folder}: not a Hugging Face checkpoint (no {CONFIG_FILE})")
     if (folder / CHECKSUMS_FILE).is_file():
         check_files(folder / CHECKSUMS_FILE)
     content = read_json(path)
@@ -99,16 +99,19 @@ def open_hf(folder: Path) -> HfCheckpoint:
 
 
 def unaccounted(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], unused: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], unused: Mapping[str, str]
 ) -> list[str]:
-    """A line for every tensor that is missing, extra or of another shape, with the nearest name."""
-    extra = [name for name in found if name not in wanted and name not in unused]
-    missing = [name for name in wanted if name not in found]
+    """One line per tensor that is missing, extra or of another shape, with the nearest name.
+
+    shapes, expected: by tensor name. unused: tensors that are allowed to be extra.
+    """
+    extra = [name for name in shapes if name not in expected and name not in unused]
+    missing = [name for name in expected if name not in shapes]
     problems = [f"{name} is missing{_nearest(name, extra)}" for name in missing]
-    problems += [f"{name} has no place in the model{_nearest(name, missing)}" for name in extra]
-    for name, shape in wanted.items():
-        if name in found and found[name] != shape:
-            problems.append(f"{name} has shape {_text(found[name])}, and the config makes it {_text(shape)}")
+    problems += [f"{name} does not belong to the model{_nearest(name, missing)}" for name in extra]
+    for name, shape in expected.items():
+        if name in shapes and shapes[name] != shape:
+            problems.append(f"{name} has shape {_text(shapes[name])}, but the config implies {_text(shape)}")
     return problems
 
 
@@ -125,7 +128,10 @@ def write_hf(
     dtype: torch.dtype | None,
     max_shard_bytes: int,
 ) -> None:
-    """config.json and safetensors of our model, as the layout's published code reads them."""
+    """Writes config.json and safetensors of our model as the published code of the layout reads them.
+
+    dtype: of the written tensors; None: unchanged. max_shard_bytes: largest safetensors file.
+    """
     names = {layout.published_name(ours): ours for ours in tensors}
     added = zero_biases(layout, config)
     dtypes = {tensor.dtype for tensor in tensors.values()}
@@ -136,13 +142,13 @@ def write_hf(
     write_tensors(folder, source, sizes, dtype, max_shard_bytes)
     dtype_name = str(common).removeprefix("torch.")
     content = write_config(layout, config, mask_token_id, eos_token_id, dtype_name)
-    known = {"bos_token_id": bos_token_id, "pad_token_id": pad_token_id}
-    content = {**content, **{name: index for name, index in known.items() if index is not None}}
+    optional = {"bos_token_id": bos_token_id, "pad_token_id": pad_token_id}
+    content = {**content, **{name: index for name, index in optional.items() if index is not None}}
     write_json(folder / CONFIG_FILE, content)
 
 
 def zero_biases(layout: HfLayout, config: ModelConfig) -> dict[str, tuple[int]]:
-    """The biases that the published code always has and our model has not: they are written as zeros."""
+    """Shapes of biases that the published code always has and our model lacks; they are exported as zeros."""
     if layout.qkv_bias is not QkvBias.ALWAYS or config.attention_bias:
         return {}
     widths = {"q": config.hidden_size} | dict.fromkeys("kv", config.num_key_value_heads * config.head_dim)
@@ -154,32 +160,32 @@ def zero_biases(layout: HfLayout, config: ModelConfig) -> dict[str, tuple[int]]:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of the model, under our names. Allocates none."""
+    """Shapes of all tensors of the model by name, without allocating them."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
 
 
 def expected_shapes(config: ModelConfig, origin: str, num_tensors: int) -> dict[str, tuple[int, ...]]:
-    """`tensor_shapes` of a config from a checkpoint of `num_tensors` tensors, which may say anything.
+    """`tensor_shapes` of an untrusted config, of a checkpoint with `num_tensors` tensors.
 
-    Raises UserError, naming `origin`, for a config that no model of so many tensors has.
+    Raises UserError, naming `origin`, if the config cannot describe that many tensors.
     """
     if config.vocab_size is None:
-        raise UserError(f"{origin}: its config has no vocab_size, so it describes no weights")
+        raise UserError(f"{origin}: the config has no vocab_size")
     if config.num_hidden_layers > num_tensors:
         raise UserError(
-            f"{origin}: the config says {config.num_hidden_layers} layers, the checkpoint holds {num_tensors} tensors"
+            f"{origin}: the config has {config.num_hidden_layers} layers, but the checkpoint only {num_tensors} tensors"
         )
     try:
         return tensor_shapes(config)
-    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what torch can describe
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes that torch cannot represent
         raise UserError(f"{origin}: no model has these sizes ({' '.join(str(error).split())[:160]})") from error
 
 
 def load_model(
     config: ModelConfig, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype | None = None
 ) -> Transformer:
-    """The model with these weights: allocated once, then filled tensor by tensor. dtype: None is the tensors' own."""
+    """The model with these weights, allocated once and filled tensor by tensor. dtype: None: that of the tensors."""
     with torch.device("meta"):
         model = Transformer(config)
     model = model.to(dtype or tensors[EMBEDDING].dtype).to_empty(device=device)
@@ -188,6 +194,8 @@ def load_model(
 
 
 class _Joined(Mapping[str, Tensor]):
+    """The union of several mappings of tensors."""
+
     def __init__(self, *parts: Mapping[str, Tensor]) -> None:
         self._parts = parts
 
@@ -203,20 +211,18 @@ class _Joined(Mapping[str, Tensor]):
 
 
 def _unused(files: TensorFiles, layout: HfLayout, config: ModelConfig) -> dict[str, str]:
-    """Tensors that repeat what is known otherwise. Raises UserError for a head that says it is tied and differs."""
+    """Redundant tensors, with the reason. Raises UserError if the LM head is declared tied but differs."""
     unused = {name: "computed from rope_theta" for name in files if name.endswith("rotary_emb.inv_freq")}
     head, embedding = layout.published_name(LM_HEAD), layout.published_name(EMBEDDING)
     if config.tie_word_embeddings and head in files and embedding in files:
         if not torch.equal(files[head], files[embedding]):
-            raise UserError(
-                f"{files.path_of(head)}: the config says that {head} is tied to {embedding}, but they differ"
-            )
+            raise UserError(f"{files.path_of(head)}: the config ties {head} to {embedding}, but they differ")
         unused[head] = f"equal to {embedding}"
     return unused
 
 
 def _nearest(name: str, others: list[str]) -> str:
-    close = difflib.get_close_matches(name, others, n=1, cutoff=0.9)  # most names share most of their letters
+    close = difflib.get_close_matches(name, others, n=1, cutoff=0.9)  # tensor names are similar to each other
     return f" (nearest: {close[0]})" if close else ""
 
 

@@ -1,7 +1,7 @@
-"""How do published checkpoints name their tensors and config fields, and what does their code compute?
+"""Layouts of Hugging Face checkpoints: names of tensors and config fields, and what the published code computes.
 
-One row of LAYOUTS per `model_type` of a config.json, under that name in small letters. A config is read only if our
-network computes the same thing; whatever it cannot is refused by name.
+LAYOUTS has one row per `model_type`, keyed by its lower-case name. A config.json is accepted only if our network
+computes the same function; unsupported settings are rejected by name.
 """
 
 import re
@@ -17,47 +17,55 @@ Json = Mapping[str, Any]
 
 
 class QkvBias(StrEnum):
-    """Which of a layout's models have biases on queries, keys and values alone."""
+    """Whether models of a layout have biases on queries, keys and values only."""
 
     NEVER = "never"
-    SWITCH = "switch"  # a field of config.json says
+    SWITCH = "switch"  # depends on a field of config.json
     ALWAYS = "always"
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A field of config.json with the values our network can compute, and what the published code takes without it."""
+    """A field of config.json of which our network supports only some values."""
 
     allowed: tuple[Any, ...]
+    """Supported values; the first is written on export."""
     absent: Any
+    """Default of the published code."""
 
 
 @dataclass(frozen=True)
 class HfLayout:
-    """A family of published checkpoints.
-
-    is_causal, predicts_next: what the published code computes. code: the hub repository whose code loads it, None where
-    transformers itself does. keys: field of ModelConfig -> field of config.json. defaults: what the published code
-    takes for a missing field; a field without one must be there. mask_token: what its tokenizers call [M].
-    block: how a layer's tensors begin. modules: our module -> theirs, of a layer, or of the whole model.
-    """
+    """A family of Hugging Face checkpoints."""
 
     model_type: str
+    """`model_type` in config.json."""
     architecture: str
+    """Class in the published code."""
     is_causal: bool
+    """Whether the published code masks attention causally."""
     predicts_next: bool
+    """Whether its logits predict the next token instead of the token at the position."""
     qkv_bias: QkvBias
     keys: Mapping[str, str]
+    """Field of ModelConfig -> field of config.json."""
     defaults: Json
+    """Defaults of the published code by field of config.json; other fields are required."""
     constants: Mapping[str, Constant]
+    """Fields of config.json with a restricted value."""
     code: str | None = None
+    """Hub repository with the modelling code; None: transformers itself."""
     auto_map: Mapping[str, str] = field(default_factory=dict)
+    """Classes in that repository by transformers' auto class."""
     mask_token: str | None = None
+    """Text of [M] in its tokenizers; None: it has none."""
     block: str = "model.layers."
+    """Prefix of the tensors of a layer, before its number."""
     modules: Mapping[str, str] = field(default_factory=dict)
+    """Our module name -> published one, within a layer or the whole model; names not listed are equal."""
 
     def published_name(self, ours: str) -> str:
-        """The tensor's name in their files."""
+        """Name of our tensor in the published files."""
         stem, _, kind = ours.rpartition(".")
         if match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem):
             number, module = match.groups()
@@ -65,18 +73,18 @@ class HfLayout:
         return f"{self.modules.get(stem, stem)}.{kind}"
 
     def why_not(self, config: ModelConfig) -> str | None:
-        """Why the published code could not compute our model, or None."""
+        """The reason why the published code cannot compute our model, or None."""
         if config.is_causal != self.is_causal:
             return f"its attention is {'causal' if self.is_causal else 'bidirectional'}"
         if config.predicts_next != self.predicts_next:
             return f"it predicts {'the next token' if self.predicts_next else 'each token at its own position'}"
         if config.attention_bias and self.qkv_bias is QkvBias.NEVER:
-            return "it knows no biases on queries, keys and values alone"
+            return "it does not support biases on queries, keys and values only"
         return None
 
 
 def read_config(content: Json, origin: str) -> tuple[HfLayout, ModelConfig]:
-    """The layout and our config of a config.json. Raises UserError for what is missing, or what we cannot compute."""
+    """Layout and ModelConfig of a config.json. Raises UserError for a missing field or an unsupported setting."""
     model_type = content.get("model_type")
     known = {layout.model_type: layout for layout in LAYOUTS.values()}
     if not isinstance(model_type, str) or model_type not in known:
@@ -86,9 +94,7 @@ def read_config(content: Json, origin: str) -> tuple[HfLayout, ModelConfig]:
     for key, constant in layout.constants.items():
         if filled.get(key, constant.absent) not in constant.allowed:
             allowed = " or ".join(map(repr, constant.allowed))
-            raise UserError(
-                f"{origin}: {key} is {filled.get(key, constant.absent)!r}, and this model computes only {allowed}"
-            )
+            raise UserError(f"{origin}: {key} is {filled.get(key, constant.absent)!r}, but only {allowed} is supported")
     values = {ours: _value(filled, ours, theirs, layout, origin) for ours, theirs in layout.keys.items()}
     if layout.qkv_bias is QkvBias.ALWAYS:
         values["attention_bias"] = True
@@ -98,24 +104,23 @@ def read_config(content: Json, origin: str) -> tuple[HfLayout, ModelConfig]:
         raise UserError(f"{origin}: {error}") from error
     if filled.get("head_dim") not in (None, config.head_dim):
         raise UserError(
-            f"{origin}: head_dim is {filled['head_dim']}, and this model computes only hidden_size / heads, "
-            f"{config.head_dim}"
+            f"{origin}: head_dim is {filled['head_dim']}, but only hidden_size / heads, {config.head_dim}, is supported"
         )
     return layout, config
 
 
 def write_config(layout: HfLayout, config: ModelConfig, mask_token_id: int, eos_token_id: int, dtype: str) -> Json:
-    """The config.json with which the published code computes our model."""
+    """The config.json with which the published code computes our model. dtype: name of a torch dtype."""
     content: dict[str, Any] = {"architectures": [layout.architecture], "model_type": layout.model_type}
     if layout.code is not None:
-        # transformers fetches the code from there when it is told to trust it; a folder of ours holds none
+        # with trust_remote_code transformers fetches the code from there; our export contains none
         content["auto_map"] = {auto: f"{layout.code}--{name}" for auto, name in layout.auto_map.items()}
     content |= {theirs: getattr(config, ours) for ours, theirs in layout.keys.items()}
     content |= {key: constant.allowed[0] for key, constant in layout.constants.items()}
     if layout.model_type == "llada":
         content |= {"vocab_size": config.vocab_size, "mlp_ratio": 4, "rope_full_precision": True, "init_device": "meta"}
         content |= {"attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0, "use_cache": False}
-        # the others' code would give the row of a pad token no gradient; this one asks for one and leaves it alone
+        # the code of the other layouts stops the gradient of the pad token's row; this one requires a pad token, unused
         content["pad_token_id"] = eos_token_id
     if not layout.is_causal:
         content["mask_token_id"] = mask_token_id
@@ -123,25 +128,26 @@ def write_config(layout: HfLayout, config: ModelConfig, mask_token_id: int, eos_
 
 
 def layout_for(config: ModelConfig, name: str | None = None) -> HfLayout:
-    """The named layout, or the first whose published code computes the model."""
+    """The named layout, or the first one whose published code computes the model. Raises UserError if the named one
+    cannot."""
     if name is not None:
         if reason := LAYOUTS[name].why_not(config):
             others = ", ".join(other for other, layout in LAYOUTS.items() if layout.why_not(config) is None)
             raise UserError(f"the {name} layout cannot hold this model: {reason}; those that can: {others or 'none'}")
         return LAYOUTS[name]
     able = [layout for layout in LAYOUTS.values() if layout.why_not(config) is None]
-    assert able, "every model fits a layout: dream takes what predicts the next token, llada biases"
+    assert able, "every model fits a layout: dream those that predict the next token, llada those with biases"
     return able[0]
 
 
 def _filled(content: Json, layout: HfLayout, origin: str) -> dict[str, Any]:
-    """The content with what it says in another way, or leaves for the published code to derive."""
+    """The content with alternative spellings resolved and derived values filled in, as the published code does."""
     filled = dict(content)
-    rope = filled.get("rope_parameters") or filled.get("rope_scaling") or {}  # the former since transformers 5
+    rope = filled.get("rope_parameters") or filled.get("rope_scaling") or {}  # rope_parameters since transformers 5
     is_one = isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values())
     kind = rope.get("rope_type", rope.get("type", "default")) if is_one else rope
     if kind != "default":
-        raise UserError(f"{origin}: rotary positions are scaled ({kind!r}), and this model computes only 'default'")
+        raise UserError(f"{origin}: rotary positions are scaled ({kind!r}), but only 'default' is supported")
     if "rope_theta" in rope:
         filled.setdefault("rope_theta", rope["rope_theta"])
     if layout.model_type == "llada":
@@ -160,7 +166,7 @@ def _filled(content: Json, layout: HfLayout, origin: str) -> dict[str, Any]:
 def _value(content: Json, ours: str, theirs: str, layout: HfLayout, origin: str) -> Any:
     value = content.get(theirs, layout.defaults.get(theirs))
     if value is None:
-        raise UserError(f"{origin}: no field {theirs!r}, which {layout.model_type} checkpoints have")
+        raise UserError(f"{origin}: no field {theirs!r}, which {layout.model_type} checkpoints must have")
     kind = next(item.type for item in fields(ModelConfig) if item.name == ours)
     allowed, wanted = _KINDS.get(kind, ((int,), "a whole number"))
     if type(value) not in allowed:
@@ -190,7 +196,7 @@ _HF_KEYS = {
 }
 _HF_DEFAULTS = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "initializer_range": 0.02}
 _SILU = {"hidden_act": Constant(("silu",), "silu")}
-# these two switch biases on o_proj and the MLP too, which our network never has
+# these two also control biases of o_proj and the MLP, which our network never has
 _NO_BIAS = {"attention_bias": Constant((False,), False), "mlp_bias": Constant((False,), False)}
 _NO_WINDOW = {"use_sliding_window": Constant((False,), False)}
 
@@ -219,7 +225,7 @@ LAYOUTS: dict[str, HfLayout] = {
         predicts_next=False,
         qkv_bias=QkvBias.SWITCH,
         keys={
-            "vocab_size": "embedding_size",  # the rows there are; vocab_size may be fewer
+            "vocab_size": "embedding_size",  # rows of the embedding; vocab_size may be smaller
             "hidden_size": "d_model",
             "intermediate_size": "mlp_hidden_size",
             "num_hidden_layers": "n_layers",

@@ -1,6 +1,6 @@
-"""Which tensors lie in safetensors files, and how are they read and written without a second copy in memory?
+"""Reading and writing of safetensors files without a second copy in memory.
 
-A tensor that is read is mapped from its file, one that is written goes straight from its memory to the disk.
+Tensors are memory-mapped when read and written directly from their own memory.
 """
 
 import errno
@@ -26,13 +26,15 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """Tensors by name; each is mapped from its file when it is asked for.
+    """Tensors by name, memory-mapped on access.
 
-    shapes, dtypes: by name, known without reading a tensor. metadata: of the first file's header.
+    Attributes:
+        shapes, dtypes: by name, from the file headers.
+        metadata: of the first file's header.
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        """Raises UserError for a file that is missing, cut off or holds tensors that are no floating-point numbers."""
+        """Raises UserError for a file that is missing or truncated, or for tensors that are not floating-point."""
         self._files: dict[str, Any] = {}
         self._paths: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -43,7 +45,7 @@ class TensorFiles(Mapping[str, Tensor]):
 
     @classmethod
     def open(cls, folder: Path) -> "TensorFiles":
-        """Those of a folder: its shards, as the index says, or its one file. A pickle is refused unread."""
+        """Opens the shards that the index of a folder lists, or its single file. Rejects pickles without reading."""
         index = folder / INDEX_FILE
         if not index.is_file():
             if not (folder / SINGLE_FILE).is_file():
@@ -51,7 +53,7 @@ class TensorFiles(Mapping[str, Tensor]):
             return cls([folder / SINGLE_FILE])
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{index}: no weight_map that names each tensor's file")
+            raise UserError(f"{index}: no weight_map from tensors to files")
         names = sorted(set(map(str, weight_map.values())))
         if stray := next((name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)), None):
             raise UserError(f"{index}: {stray!r} is not the name of a safetensors file in that folder")
@@ -63,10 +65,11 @@ class TensorFiles(Mapping[str, Tensor]):
         files = cls([folder / name for name in names])
         for name, shard in weight_map.items():
             if name not in files or files.path_of(name).name != shard:
-                raise UserError(f"{index}: says that {name} is in {shard}, where it is not")
+                raise UserError(f"{index}: lists {name} in {shard}, which does not contain it")
         return files
 
     def path_of(self, name: str) -> Path:
+        """The file that contains the tensor."""
         return self._paths[name]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -88,17 +91,17 @@ class TensorFiles(Mapping[str, Tensor]):
             self.metadata = self.metadata or file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{path}: not a whole safetensors file ({error}); if it was downloaded, download it again"
+                f"{path}: not a valid safetensors file ({error}); if it was downloaded, download it again"
             ) from error
         for name in names:
             header = file.get_slice(name)
             if header.get_dtype() not in DTYPES:
                 raise UserError(
-                    f"{path}: {name} holds {header.get_dtype()}, and only {', '.join(DTYPES)} are read, no quantised "
+                    f"{path}: {name} has dtype {header.get_dtype()}; supported are {', '.join(DTYPES)}, no quantised "
                     "weights"
                 )
             if name in self._files:
-                raise UserError(f"{path}: {name} is in {self._paths[name].name} too")
+                raise UserError(f"{path}: {name} is also in {self._paths[name].name}")
             self._files[name], self._paths[name] = file, path
             self.shapes[name], self.dtypes[name] = tuple(header.get_shape()), DTYPES[header.get_dtype()]
 
@@ -110,9 +113,9 @@ def write_tensors(
     dtype: torch.dtype | None,
     max_shard_bytes: int,
 ) -> None:
-    """Into one file, or into shards of at most so many bytes with an index. sizes: bytes of each tensor as written.
+    """Writes tensors into one file, or into shards of at most `max_shard_bytes` with an index.
 
-    dtype: what they are written as; None keeps each one's. Where it changes, one shard at a time is in memory.
+    sizes: bytes of each tensor as written. dtype: None: unchanged; with a conversion one shard at a time is in memory.
     """
     shards = _shards(sizes, max_shard_bytes)
     if len(shards) == 1:
@@ -130,7 +133,7 @@ def write_tensors(
 def write_file(
     path: Path, tensors: Mapping[str, Tensor], names: list[str], metadata: dict[str, str], dtype: torch.dtype | None
 ) -> None:
-    """One safetensors file of the named tensors."""
+    """Writes one safetensors file with the named tensors. Raises UserError if that fails, e.g. for a full disk."""
     try:
         save_file({name: tensors[name].to(dtype).contiguous() for name in names}, path, metadata)
     except (SafetensorError, OSError) as error:
@@ -138,7 +141,7 @@ def write_file(
 
 
 def _reason(error: Exception) -> str:
-    """The operating system's words, without what the library puts around them, and what helps."""
+    """The operating system's message without the library's additions, with a hint for a full disk."""
     match = re.search(r"os error (\d+)", str(error))
     number = int(match[1]) if match else getattr(error, "errno", None)
     hint = "; free some space and run it again" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
@@ -163,7 +166,7 @@ def _no_safetensors(folder: Path) -> UserError:
         pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         return UserError(
-            f"{pickles[0]} is a pickle, which could run code when read: only safetensors are read, and {folder} holds "
+            f"{pickles[0]} is a pickle, which could execute code: only safetensors are read, and {folder} has "
             f"no {SINGLE_FILE}"
         )
-    return UserError(f"{folder}: no weights there (neither {SINGLE_FILE} nor {INDEX_FILE})")
+    return UserError(f"{folder}: no weights (neither {SINGLE_FILE} nor {INDEX_FILE})")

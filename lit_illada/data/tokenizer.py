@@ -25,6 +25,8 @@ from lit_illada.runtime.files import parse_json, read_text, write_atomically
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+# special tokens of other tools: not used here, but saved again so that a converted tokenizer stays complete
+_FOREIGN_NAMES = ("bos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 _STANDARD_NAMES = ("mask_token", "eos_token")  # the others are under `extra_special_tokens` in the config
 
 
@@ -44,6 +46,7 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{origin}: {TOKENIZER_FILE} cannot be read by the tokenizers library ({error})") from error
         self._json = tokenizer_json
+        self._foreign_tokens: dict[str, str] = {}
         self.names = names
         for name in _STANDARD_NAMES:
             if getattr(names, name) is None:
@@ -106,7 +109,13 @@ class Tokenizer:
             for name in asdict(names)
             if known.get(name) is not None
         }
-        return cls(tokenizer_json, TokenNames(**{**defined, **overrides}), origin)
+        tokenizer = cls(tokenizer_json, TokenNames(**{**defined, **overrides}), origin)
+        tokenizer._foreign_tokens = {
+            name: _token_text(config[name], f"{config_file}: {name}")
+            for name in _FOREIGN_NAMES
+            if config.get(name) is not None
+        }
+        return tokenizer
 
     def save(self, folder: str | Path) -> None:
         """Writes the two files; tokenizer.json is byte for byte the one that was loaded or trained."""
@@ -122,6 +131,7 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             **{name: token for name, token in named.items() if name in _STANDARD_NAMES},
+            **self._foreign_tokens,
             "extra_special_tokens": {name: token for name, token in named.items() if name not in _STANDARD_NAMES},
         }
         return {TOKENIZER_FILE: self._json, CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}

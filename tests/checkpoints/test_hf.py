@@ -261,7 +261,7 @@ def test_a_tied_head_may_be_repeated_but_not_differ(tmp_path):
     }
     tensors["lm_head.weight"][3, 3] += 1
     save_file(tensors, tmp_path / "hf" / "model.safetensors")
-    with pytest.raises(UserError, match=r"lm_head\.weight is tied to model\.embed_tokens\.weight, but they differ"):
+    with pytest.raises(UserError, match=r"ties lm_head\.weight to model\.embed_tokens\.weight, but they differ"):
         open_hf(tmp_path / "hf")
 
 
@@ -276,9 +276,9 @@ def test_what_is_missing_left_over_or_misshapen_is_named_tensor_by_tensor(tmp_pa
     up = "model.transformer.blocks.1.up"
     assert set(caught.value.problems) == {
         f"{up}_proj.weight is missing (nearest: {up}_prj.weight)",
-        f"{up}_prj.weight has no place in the model (nearest: {up}_proj.weight)",
-        "model.transformer.blocks.0.q_norm.weight has no place in the model",
-        "model.transformer.ln_f.weight has shape 31, and the config makes it 32",
+        f"{up}_prj.weight does not belong to the model (nearest: {up}_proj.weight)",
+        "model.transformer.blocks.0.q_norm.weight does not belong to the model",
+        "model.transformer.ln_f.weight has shape 31, but the config implies 32",
     }
     assert "and 1 more" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -291,14 +291,14 @@ def test_what_is_missing_left_over_or_misshapen_is_named_tensor_by_tensor(tmp_pa
         ({"model_type": None}, "unknown model_type"),
         ({"model_type": ["llada"]}, "unknown model_type"),
         ({"mlp_hidden_size": None, "mlp_ratio": "x"}, "no field 'mlp_hidden_size'"),
-        ({"d_model": None}, "no field 'd_model', which llada checkpoints have"),
+        ({"d_model": None}, "no field 'd_model', which llada checkpoints must have"),
         ({"n_layers": "many"}, "n_layers is 'many', not a whole number"),
         ({"rope_theta": "high"}, "rope_theta is 'high', not a number"),
         ({"weight_tying": 1}, "weight_tying is 1, not true or false"),
         ({"n_heads": 5}, "must divide"),
-        ({"alibi": True}, "alibi is True, and this model computes only False"),
+        ({"alibi": True}, "alibi is True, but only False is supported"),
         ({"include_bias": True}, "include_bias is True"),
-        ({"activation_type": "gelu"}, "activation_type is 'gelu', and this model computes only 'silu'"),
+        ({"activation_type": "gelu"}, "activation_type is 'gelu', but only 'silu'"),
     ],
 )
 def test_a_config_that_we_do_not_compute_is_refused_in_one_line(changes, said):
@@ -343,12 +343,12 @@ def test_a_pickle_is_refused_and_nothing_in_it_is_executed(tmp_path):
     publish(tmp_path / "hf", LLADA_CONFIG)
     (tmp_path / "hf" / "model.safetensors").unlink()
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
-    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle, which could run code.*only safetensors"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle, which could execute code.*only safetensors"):
         open_hf(tmp_path / "hf")
     assert not (tmp_path / "executed").exists()
     # one that is named as if it were none
     (tmp_path / "hf" / "pytorch_model.bin").rename(tmp_path / "hf" / "model.safetensors")
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a valid safetensors file"):
         open_hf(tmp_path / "hf")
     assert not (tmp_path / "executed").exists()
 
@@ -359,7 +359,7 @@ def test_a_half_downloaded_file_is_refused(kept, tmp_path):
     file = tmp_path / "hf" / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
-    with pytest.raises(UserError, match=r"model\.safetensors: not a whole safetensors file.*download it again"):
+    with pytest.raises(UserError, match=r"model\.safetensors: not a valid safetensors file.*download it again"):
         open_hf(tmp_path / "hf")
 
 
@@ -374,7 +374,7 @@ def test_a_missing_shard_and_a_wrong_index_are_told(make_model, tmp_path):
         open_hf(folder)
     (folder / "elsewhere").rename(shards[1])
     index.write_text(json.dumps({"weight_map": {**said["weight_map"], "model.norm.weight": shards[0].name}}))
-    with pytest.raises(UserError, match=r"says that model\.norm\.weight is in .*, where it is not"):
+    with pytest.raises(UserError, match=r"lists model\.norm\.weight in .*, which does not contain it"):
         open_hf(folder)
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../../etc/passwd"}}))
     with pytest.raises(UserError, match="is not the name of a safetensors file in that folder"):
@@ -397,10 +397,10 @@ def test_no_checkpoint_no_weights_and_quantised_ones_are_told(tmp_path):
         open_hf(tmp_path)
     publish(tmp_path / "hf", LLADA_CONFIG)
     (tmp_path / "hf" / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no weights there"):
+    with pytest.raises(UserError, match=r"no weights \("):
         open_hf(tmp_path / "hf")
     save_file({"x": torch.ones(3, dtype=torch.int8)}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="x holds I8"):
+    with pytest.raises(UserError, match="x has dtype I8"):
         TensorFiles([tmp_path / "x.safetensors"])
 
 

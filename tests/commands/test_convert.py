@@ -118,7 +118,7 @@ def test_the_table_says_what_became_of_every_kind_of_tensor(trained, tmp_path):
     (line,) = [line.split() for line in result.output.splitlines() if "ff_proj" in line]
     assert line == ["2", "64×32", "float32", "→", "bfloat16", "model.layers.N.mlp.gate_proj.weight", "→",
                     "model.transformer.blocks.N.ff_proj.weight"]  # fmt: skip
-    assert "every tensor is accounted for" in result.output
+    assert "all tensors are accounted for" in result.output
 
 
 def test_the_layout_that_fits_is_the_default_and_another_is_refused(trained, tmp_path):
@@ -174,19 +174,21 @@ def test_a_causal_checkpoint_comes_in_and_goes_out_again(published, tmp_path):
 
 def test_without_a_spare_row_no_mask_token_is_added(published, tmp_path):
     folder = published("llama", names_mask=False, vocab_size=300)
-    assert "no spare row in the embedding of 300" in refused("convert", folder, tmp_path / "in", "--mask-token", "<m>")
+    assert "the embedding of 300 rows has no unused one" in refused(
+        "convert", folder, tmp_path / "in", "--mask-token", "<m>"
+    )
 
 
 def test_a_tokenizer_and_a_checkpoint_that_disagree_are_refused(published, tmp_path):
     folder = published("illada", vocab_size=290)
     said = refused("convert", folder, tmp_path / "in")
-    assert "the tokenizer has 300 tokens and the checkpoint's embedding only 290 rows" in said
+    assert "the tokenizer has 300 tokens, but the embedding only 290 rows" in said
     shutil.rmtree(folder)
     folder = published("illada", config_says={"mask_token_id": 7})
-    assert "the mask token is '<|mask|>' by the tokenizer and" in refused("convert", folder, tmp_path / "in")
+    assert "the mask token is '<|mask|>' in the tokenizer and" in refused("convert", folder, tmp_path / "in")
     shutil.rmtree(folder)
     folder = published("illada", config_says={"mask_token_id": 305})
-    assert "the mask token is 305, which the tokenizer has not" in refused("convert", folder, tmp_path / "in")
+    assert "names mask token 305, which the tokenizer does not have" in refused("convert", folder, tmp_path / "in")
     assert not (tmp_path / "in").exists()
 
 
@@ -219,7 +221,7 @@ def test_damage_is_told_in_one_line_and_leaves_nothing_behind(published, tmp_pat
     shard = min(folder.glob("*.safetensors"))
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])
-    assert "not a whole safetensors file" in refused("convert", folder, target)
+    assert "not a valid safetensors file" in refused("convert", folder, target)
     shard.unlink()
     assert "shards are missing" in refused("convert", folder, target)
     shard.write_bytes(content)
@@ -247,7 +249,7 @@ def test_the_folder_one_is_in_is_not_replaced(here, trained, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "here")
     result = lit_illada("convert", trained, here, "--to", "llada")
     assert result.exit_code == 1
-    assert "is the folder you are in" in result.output
+    assert "is the current folder" in result.output
     assert result.output.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
@@ -273,7 +275,7 @@ def test_the_hub_out_of_reach_is_told(error, said, monkeypatch, tmp_path):
 
     monkeypatch.setattr(convert, "snapshot_download", unreachable)
     assert said in refused("convert", "someone/model", tmp_path / "in")
-    assert "nor a hub id" in refused("convert", "no-such-folder", tmp_path / "in")
+    assert "and no hub id" in refused("convert", "no-such-folder", tmp_path / "in")
 
 
 def test_the_hub_gives_its_safetensors_and_json_only(published, monkeypatch, tmp_path):
@@ -338,10 +340,10 @@ def test_weights_that_do_not_fit_the_run_are_refused(published, tiny_overrides, 
     assert lit_illada("convert", published("illada"), source).exit_code == 0
     small = ["data.row_length=32", "trainer.accelerator=cpu"]
     said = refused("pretrain", "--init-from", source, *tiny_overrides, run)
-    assert "holds another model (" in said
-    assert "num_key_value_heads: 2 there, 1 asked" in said
+    assert "contains another model (" in said
+    assert "num_key_value_heads: 2 there, 1 in the config" in said
     said = refused("pretrain", "--init-from", source, *tiny_dataset, *small, run, "model=nano")
-    assert "the checkpoint brings its own model, leave out model=nano" in said
+    assert "the checkpoint determines the model: leave out model=nano" in said
     file = source / "tokenizer" / "tokenizer_config.json"
     edit(file, {"eos_token": "<|user|>"})
     assert "tokenizer_config.json: damaged, " in refused("generate", source, "--prompt", "a")
@@ -362,7 +364,7 @@ def test_a_data_set_of_another_tokenizer_is_refused(published, tiny_dataset, tmp
 
 def test_foreign_folders_and_files_are_pointed_to_convert(published, tmp_path):
     folder = published("illada")
-    assert f"first lit-illada convert {folder} FOLDER" in refused("generate", folder, "--prompt", "a")
+    assert f"run lit-illada convert {folder} FOLDER" in refused("generate", folder, "--prompt", "a")
     shard = min(folder.glob("*.safetensors"))
     assert "convert its folder first" in refused("generate", shard, "--prompt", "a")
 

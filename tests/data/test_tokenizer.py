@@ -129,3 +129,15 @@ def test_a_token_that_is_no_text_is_named_with_its_file(entry, tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), "mask_token": entry}))
     with pytest.raises(UserError, match=r"tokenizer_config\.json: mask_token must be a string"):
         Tokenizer.load(tmp_path)
+
+
+def test_saving_preserves_bos_and_pad_tokens(tmp_path):
+    TRAINED.save(tmp_path / "converted")
+    config_file = tmp_path / "converted" / "tokenizer_config.json"
+    config = json.loads(config_file.read_text()) | {"bos_token": {"content": "a"}, "pad_token": "<|eos|>"}
+    config_file.write_text(json.dumps(config))
+    loaded = Tokenizer.load(tmp_path / "converted")
+    loaded.save(tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "tokenizer_config.json").read_text())
+    assert (saved["bos_token"], saved["pad_token"]) == ("a", "<|eos|>")
+    assert loaded.sha256 == TRAINED.sha256 == Tokenizer.load(tmp_path / "run").sha256

@@ -54,7 +54,7 @@ def test_named_sizes_hold_with_a_tokenizer_of_usual_size(name, least, most):
         ({"vocab_size": 1}, "model.vocab_size is 1: it must be 2 or more, or null"),
         ({"num_attention_heads": 5}, "num_attention_heads is 5: it must divide model.hidden_size, which is 256"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3: it must divide model.num_attention_heads, which is 4"),
-        ({"hidden_size": 12, "num_attention_heads": 4}, "is 3: rotary positions need it even"),
+        ({"hidden_size": 12, "num_attention_heads": 4}, "is 3: rotary positions need an even size"),
     ],
 )
 def test_an_impossible_model_is_refused_with_value_and_remedy(changes, message):
