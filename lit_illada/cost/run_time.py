@@ -37,7 +37,9 @@ class Speed:
 
 def speed_of(statuses: Sequence[RunStatus], accelerator: Accelerator, threads: int) -> Speed:
     seen = {
-        _kind(s.run): s.elapsed_s / s.run.flops for s in statuses if s.elapsed_s and s.run.flops and s.share_done == 1
+        _kind(s.run): s.elapsed_s / s.run.flops
+        for s in statuses
+        if s.elapsed_s and s.run.flops and s.fraction_done == 1
     }
     if seen and {_kind(s.run) for s in statuses if s.run.flops} <= set(seen):
         return Speed(seen, 1.0, "as long as the runs that are finished took")

@@ -1,4 +1,4 @@
-"""One attempt at one run, in the process that does it: take its lock, begin or go on, record how it ended."""
+"""One attempt at one run, in the process that executes it: lock, start or resume, record the outcome."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from lit_illada.sweep.folder import PlannedRun, SweepFolder, SweepRunFolder, loc
 from lit_illada.sweep.library import begin_path
 from lit_illada.sweep.spec import Command
 
-# exit statuses beside the run's own: nothing was done, for another process has the run or has finished it
+# exit status: nothing was done, since another process holds the run or has finished it
 NOT_MINE = 75
 _STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
 _WORDS = "LIT_ILLADA_SWEEP_WORDS"
@@ -29,13 +29,17 @@ _LAST_LINES = 12
 
 
 def attempt(folder: SweepFolder, run_id: str, call: Callable[[list[str]], int]) -> int:
-    """Do the run, printing to its log, and return its exit status. call: the command line's words -> status."""
+    """Execute a run with its output in its log. Returns its exit status, or NOT_MINE.
+
+    call: runs a command line, given as words, in this process and returns its exit status. Raises UserError for an
+    unknown run.
+    """
     if _WORDS in os.environ:  # a further process of the run, started by the first one
         return call(json.loads(os.environ[_WORDS]))
     rank = int(os.environ.get("SLURM_PROCID", "0")) if int(os.environ.get("SLURM_NTASKS", "1")) > 1 else 0
     runs = {run.id: run for run in folder.read_plan()}
     if run_id not in runs:
-        raise UserError(f"{folder.plan} plans no run {run_id!r}")
+        raise UserError(f"{folder.plan} has no run {run_id!r}")
     run, place = runs[run_id], folder.run_folder(runs[run_id])
     if rank > 0:
         return _follow(place, call)
@@ -47,7 +51,7 @@ def attempt(folder: SweepFolder, run_id: str, call: Callable[[list[str]], int]) 
 
 
 def record_failure(place: SweepRunFolder, exit_status: int) -> None:
-    """failed.json: how it ended and what it said last."""
+    """Write failed.json: exit status, last lines of the log, number of attempts."""
     text = place.log.read_bytes().decode(errors="replace") if place.log.exists() else ""
     record = {
         "failed_at": datetime.now().isoformat(timespec="seconds"),
@@ -59,7 +63,7 @@ def record_failure(place: SweepRunFolder, exit_status: int) -> None:
 
 
 def was_stopped(exit_status: int) -> bool:
-    """Whether a signal that asks to stop ended it, rather than its own doing; negative: before it could heed one."""
+    """Whether a stop signal ended the run. Negative statuses: before the run had installed its handler."""
     return exit_status in _STOPPED or exit_status in {-signal.SIGINT, -signal.SIGTERM}
 
 
@@ -84,7 +88,7 @@ def _do(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder, call: Calla
         finally:
             del os.environ[_WORDS]
     else:
-        status = 0  # it had ended, and was killed before this was recorded
+        status = 0  # finished, but killed before done.json was written
     sys.stdout.flush()
     sys.stderr.flush()
     if status == 0:
@@ -95,13 +99,13 @@ def _do(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder, call: Calla
 
 
 def _lead(place: SweepRunFolder, words: list[str]) -> None:
-    """Tell the run's other processes, where Slurm has started several, what to do; none: nothing."""
+    """Pass the command line to the run's other Slurm tasks; an empty one makes them exit."""
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         write_atomically(place.path / _WORDS_FILE, json.dumps({"job": _slurm_job(), "words": words}) + "\n")
 
 
 def _follow(place: SweepRunFolder, call: Callable[[list[str]], int]) -> int:
-    """Do as the first process of the job has decided."""
+    """Execute the command line that the first task of the job has chosen."""
     while (told := read_record(place.path / _WORDS_FILE)) is None or told["job"] != _slurm_job():
         time.sleep(0.2)
     if not told["words"]:
@@ -111,12 +115,12 @@ def _follow(place: SweepRunFolder, call: Callable[[list[str]], int]) -> int:
 
 
 def _slurm_job() -> str:
-    """Another one at each requeue."""
+    """Identifier of the job that changes with each requeue."""
     return f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[str]:
-    """The command line: to go on with what is there already, or to begin; none where it is at its end already."""
+    """Command line that starts or resumes a run; empty where the run is complete."""
     is_begun = (place.path / "config.yaml").is_file()
     if run.command != Command.SCORE and is_begun:
         summary = (read_record(place.summary) or {}).get("end", {})
@@ -136,7 +140,7 @@ def _words(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder) -> list[
 
 
 def run_length(place: SweepRunFolder, run: PlannedRun) -> int | None:
-    """Steps of the whole run; None while only the data tell."""
+    """Steps of the whole run; None while the number depends on data that are not prepared yet."""
     if run.num_steps is not None:
         return run.num_steps
     return (read_record(place.progress) or {}).get("max_steps")
@@ -147,7 +151,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _clear(place: SweepRunFolder) -> None:
-    """Remove what an attempt left that had no checkpoint yet."""
+    """Remove the files of an attempt that wrote no checkpoint."""
     for path in place.path.iterdir():
         if path.name in _KEPT:
             continue
@@ -158,7 +162,7 @@ def _clear(place: SweepRunFolder) -> None:
 
 
 def _earlier_s(place: SweepRunFolder) -> float:
-    """Seconds of the attempts before; a killed one lasted until its last sign of life."""
+    """Seconds of earlier attempts. A killed attempt ends with the last change of its files."""
     attempts = place.read_attempts()
     if not attempts:
         return 0.0
@@ -181,7 +185,7 @@ def _record_end(place: SweepRunFolder, elapsed_s: float) -> None:
 
 
 def _print_to(log: Path) -> None:
-    """From here on this process, and those it starts, print to the log."""
+    """Redirect output of this process and its children to the log."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Refuses sweeps whose arms would be ranked by a validation metric that means something else for each of them."""
+"""Rejects sweeps whose arms would be ranked by a validation metric on different tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ _ROWS = {
         "sft_data.validation_fraction",
     ],
 }
-# What else has to be the same for a figure per token; bits per byte exist to compare tokenizers.
+# Figures per token also need one tokenizer; bits per byte compare tokenizers.
 _TOKENS = {Command.PRETRAIN: ["data.tokenizer"], Command.SFT: []}
 _KEYS = {
     "val/nll_bound": {command: [*keys, *_TOKENS[command]] for command, keys in _ROWS.items()},
@@ -37,9 +37,9 @@ _KEYS = {
 
 
 def check_comparable(spec: SweepSpec, configs: Mapping[str, Mapping[str, Tree]]) -> None:
-    """Raises UserError that names the settings in which arms differ though a metric needs them equal.
+    """Raise UserError, with the settings that differ, where a metric of the sweep cannot compare arms.
 
-    configs: the resolved config of each stage of each arm.
+    configs: resolved config by arm and stage.
     """
     for metric in spec.metrics:
         keys = _KEYS.get(metric.name, {}).get(spec.stage(metric.stage).command, [])

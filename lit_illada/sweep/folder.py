@@ -1,4 +1,4 @@
-"""What lies in a sweep's folder, and in what state is each of its runs? The files alone tell."""
+"""Files of a sweep's folder, and the state of each run as they record it."""
 
 import fcntl
 import json
@@ -27,29 +27,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep, shared by every arm that needs exactly it.
+    """One run of a sweep, shared by all arms that need the same one."""
 
-    id: names its folder. arguments: the command's words before its overrides. overrides: without run_dir.
-    seed: None for a stage that has the same one in every repetition. arms: all that use it.
-    parent: the run whose checkpoint it begins with; begin_from: the checkpoint, where that is no run of the sweep.
-    fingerprint: equal for two runs that would do the same; config: the resolved tree it is made of.
-    num_steps, tokens, flops: of the whole training, None where only the data tell, or nothing is trained.
-    """
-
-    id: str
+    id: str  # name of its folder
     stage: str
     command: str
-    arguments: list[str]
-    overrides: list[str]
-    seed: int | None
-    arms: list[str]
-    parent: str | None
-    begin_from: str | None
-    fingerprint: str
-    config: dict[str, Any]
-    num_steps: int | None
-    tokens: int | None
-    flops: float | None
+    arguments: list[str]  # words of the command line before the overrides
+    overrides: list[str]  # KEY=VALUE, without run_dir
+    seed: int | None  # None: all repetitions share the run
+    arms: list[str]  # that use it
+    parent: str | None  # id of the run whose checkpoint it starts from
+    begin_from: str | None  # the checkpoint it starts from, if no run of the sweep wrote that
+    fingerprint: str  # equal for runs that compute the same
+    config: dict[str, Any]  # resolved
+    num_steps: int | None  # of the whole training; None: nothing is trained, or the number depends on the data
+    tokens: int | None  # of the whole training; None: as num_steps
+    flops: float | None  # of the whole training; None: as num_steps
 
 
 @dataclass(frozen=True)
@@ -58,20 +51,20 @@ class _Plan:
 
 
 class RunState(StrEnum):
-    """pending: never begun. interrupted: begun, and neither running nor ended."""
+    """State of a run."""
 
-    PENDING = "pending"
+    PENDING = "pending"  # no attempt yet
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
-    INTERRUPTED = "interrupted"
+    INTERRUPTED = "interrupted"  # begun, then stopped or killed; can be resumed
 
 
 @dataclass(frozen=True)
 class SweepRunFolder:
-    """What a sweep keeps of a run, beside what the run itself writes.
+    """Files that a sweep writes about a run, beside the run's own.
 
-    attempts.jsonl has a line for each begin: {"started_at", "fingerprint", "before_s": seconds of earlier attempts}.
+    attempts.jsonl has one line per attempt: {"started_at", "fingerprint", "before_s": seconds of earlier attempts}.
     """
 
     path: Path
@@ -102,7 +95,7 @@ class SweepRunFolder:
 
     @property
     def labels(self) -> Path:
-        """What the run's curves are labelled with: its arm, its values of the axes, its seed."""
+        """Labels of the run's curves: arm, value of each axis, seed."""
         return self.path / "labels.json"
 
     @property
@@ -120,7 +113,7 @@ class SweepRunFolder:
         return RunState.INTERRUPTED if self.attempts.exists() else RunState.PENDING
 
     def is_locked(self) -> bool:
-        """Whether the run's own process lives; the system drops the lock of one that died, however it died."""
+        """Whether a process holds the run. The system releases the lock of a process that died."""
         try:
             file = os.open(self.lock, os.O_RDONLY)
         except FileNotFoundError:
@@ -136,6 +129,7 @@ class SweepRunFolder:
         return False
 
     def read_attempts(self) -> list[dict[str, Any]]:
+        """Records of attempts.jsonl, oldest first."""
         if not self.attempts.exists():
             return []
         fields = {"started_at": datetime, "fingerprint": str, "before_s": float}
@@ -146,7 +140,7 @@ class SweepRunFolder:
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """sweep.yaml (the spec as resolved), plan.json, runs/<id>/ and report/."""
+    """Folder of a sweep: sweep.yaml (the resolved spec), plan.json, runs/ID/ and report/."""
 
     path: Path
 
@@ -186,22 +180,24 @@ class SweepFolder:
         return from_record(_Plan, read_json(self.plan), str(self.plan)).runs
 
     def begun(self) -> Iterator[tuple[str, str]]:
-        """(fingerprint, id) of every run whose folder has been begun, planned still or not."""
+        """(fingerprint, id) of every run with an attempt, whether it is still planned or not."""
         for attempts in sorted(self.runs.glob("*/attempts.jsonl")):
             if records := SweepRunFolder(attempts.parent).read_attempts():
                 yield records[-1]["fingerprint"], attempts.parent.name
 
     def _require(self, file: Path) -> None:
         if not file.is_file():
-            raise UserError(f"{self.path}: no sweep there (no {file.name}); begin one with: lit-illada sweep run NAME")
+            raise UserError(
+                f"{self.path}: not the folder of a sweep (no {file.name}); start one with: lit-illada sweep run NAME"
+            )
 
 
 @contextmanager
 def locked(folder: SweepRunFolder) -> Iterator[bool]:
-    """Hold a run's lock; False where another process has it. True, too, where the file system knows no locks."""
+    """Hold a run's lock. Yields False where another process holds it, True where the file system has no locks."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock.open("a") as file:
-        for wait_s in (0.05, 0.1, 0.2, 0.4, 0.0):  # whoever only looks holds it for a moment
+        for wait_s in (0.05, 0.1, 0.2, 0.4, 0.0):  # `is_locked` of another process holds it for a moment
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -217,9 +213,9 @@ def locked(folder: SweepRunFolder) -> Iterator[bool]:
         yield True
 
 
-@cache  # whoever shows a sweep looks at every lock every few seconds
+@cache  # once, although a live table checks every lock every few seconds
 def _warn_unlockable(runs: Path, error: str) -> None:
-    log.warning("the runs in %s cannot be locked (%s): see that no two processes work at one of them", runs, error)
+    log.warning("the runs in %s cannot be locked (%s): let no two processes execute the same run", runs, error)
 
 
 _FIELDS: dict[str, dict[str, Any]] = {
@@ -240,7 +236,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
-    """progress.json, done.json, failed.json or summary.json; None where there is none yet."""
+    """Content of progress.json, done.json, failed.json or summary.json; None where the file does not exist yet."""
     try:
         record = read_json(file)
     except MissingFileError:

@@ -1,4 +1,4 @@
-"""Which runs does a sweep need? Every arm's stages at every seed, each resolved, and no two of them alike."""
+"""Plan of a sweep: the stages of every arm at every seed, resolved, without duplicates."""
 
 import copy
 import hashlib
@@ -16,15 +16,15 @@ from lit_illada.sweep.folder import PlannedRun
 from lit_illada.sweep.spec import Arm, Command, Measure, Stage, SweepSpec
 
 Tree = dict[str, Any]
-# what names a run or says where its files lie, and changes nothing of what it does
+# settings that name a run or its files and do not affect its computation
 _NAMING = ("run_dir", "name")
 
 
 class Resolve(Protocol):
-    """A command's resolved config, as a tree.
+    """Function that returns a command's resolved config as a tree.
 
-    parent: the config of the stage before, whose model it takes over. settle: sees the composed tree and gives the
-    values that depend on it, by dotted key. Raises UserError for a config that could not run.
+    parent: config of the preceding stage, whose model is adopted. settle: maps the composed tree to further settings
+    by dotted key. Raises UserError for a config that cannot run.
     """
 
     def __call__(
@@ -32,25 +32,25 @@ class Resolve(Protocol):
     ) -> Tree: ...
 
 
-# what repetitions differ in
+# settings that hold the seed of a repetition
 _SEEDS = {Command.PRETRAIN: ["seed"], Command.SFT: ["seed"], Command.SCORE: ["score.seed", "generation.seed"]}
 
-# a checkpoint by the name in `begin_from`: a tree with its `model`, and what tells its content from any other's
+# from the name in `begin_from`: a tree with the checkpoint's `model`, and a hash of its content
 OpenBegin = Callable[[str], tuple[Tree, str]]
 
-# of an optimizer step of a composed config; None where it is not known yet
+# FLOPs of an optimizer step of a composed config; None while the vocabulary is unknown
 CountFlops = Callable[[Tree], float | None]
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A stage of an arm, whatever the seed. begin_from: of the first stage alone; begin_content: what that holds."""
+    """A stage of an arm, independent of the seed."""
 
     stage: Stage
     overrides: list[str]
     config: Tree
-    begin_from: str | None = None
-    begin_content: str | None = None
+    begin_from: str | None = None  # checkpoint of the first stage; None: the preceding stage's
+    begin_content: str | None = None  # hash of that checkpoint's content
 
 
 def expand(
@@ -60,10 +60,18 @@ def expand(
     begun: Mapping[str, str] | None = None,
     open_begin: OpenBegin | None = None,
 ) -> list[PlannedRun]:
-    """Every run once, parents before children. begun: ids of runs that exist already, by fingerprint; they keep them.
+    """All runs of a sweep, each once, parents before children.
 
-    Raises UserError where two arms resolve to the same runs, a metric cannot compare arms, or a run would take the id
-    of another that has begun.
+    Args:
+        spec: the sweep, at its scale.
+        resolve: composes and validates the config of a run.
+        step_flops: FLOPs of one optimizer step.
+        begun: ids of existing runs by fingerprint; these runs keep their ids.
+        open_begin: reads the checkpoint that `begin_from` names.
+
+    Raises:
+        UserError: two arms resolve to the same runs, a metric cannot compare arms, or a run would need the id of an
+            existing run with other settings.
     """
     resolved: dict[tuple[str, ...], _Step] = {}
     paths = {arm.name: _steps(spec, arm, resolve, step_flops, open_begin, resolved) for arm in spec.all_arms()}
@@ -80,7 +88,7 @@ def expand(
                 runs[run.fingerprint] = parent = run
             assert parent is not None
             if (other := ends.setdefault(parent.fingerprint, arm)) != arm:
-                raise UserError(f"arms {other!r} and {arm!r} are the same: their resolved configs are equal")
+                raise UserError(f"arms {other!r} and {arm!r} are identical: their resolved configs are equal")
     return _named(list(runs.values()), spec, begun or {})
 
 
@@ -93,8 +101,8 @@ def set_in(tree: Tree, key: str, value: Any) -> None:
 
 
 def fingerprint_of(command: str, arguments: Sequence[str], config: Tree, parent: str | None) -> str:
-    """Equal for two runs that would do the same."""
-    # a parent brings its model, of a vocabulary that is known for certain only then
+    """SHA-256 of all that determines a run's computation; equal for runs that compute the same."""
+    # the model comes with the parent, and its vocabulary size is final only there
     dropped = _NAMING if parent is None else (*_NAMING, "model")
     content = {key: value for key, value in config.items() if key not in dropped}
     text = json.dumps([command, list(arguments), content, parent], sort_keys=True)
@@ -150,7 +158,7 @@ def _resolved(
 
 
 def _settings(spec: SweepSpec, stage: Stage, tree: Tree, step_flops: CountFlops) -> Tree:
-    """The length of the training, by the budget, and what is placed along it."""
+    """Length of the training by the budget, and the validations and warm-up that depend on it."""
     settings: Tree = {}
     steps = tree["trainer"]["max_steps"] if tree.get("epochs") is None else None
     if spec.budget is not None and stage.name == spec.budget_stage:
@@ -159,7 +167,7 @@ def _settings(spec: SweepSpec, stage: Stage, tree: Tree, step_flops: CountFlops)
         else:
             cost = _step_tokens(tree) if spec.budget.measure is Measure.TOKENS else step_flops(tree)
             if cost is None:
-                raise UserError("a budget in FLOPs needs the vocabulary's size: prepare the data first")
+                raise UserError("a budget in FLOPs needs the vocabulary size: prepare the data first")
             steps = settings["trainer.max_steps"] = math.ceil(spec.budget.amount / cost)
             if tree.get("epochs") is not None:
                 settings["epochs"] = None
@@ -207,19 +215,19 @@ def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops
 
 
 def _named(runs: Sequence[PlannedRun], spec: SweepSpec, begun: Mapping[str, str]) -> list[PlannedRun]:
-    """Every run with its id, and its parent's in the place of the parent's fingerprint."""
+    """Runs with their ids; `parent` becomes an id instead of a fingerprint."""
     ids: dict[str, str] = {}
     for run in runs:
         id = begun.get(run.fingerprint) or _id(run, spec)
         if id in begun.values() and run.fingerprint not in begun:
-            raise UserError(f"the folder holds another run {id!r}, of other settings: choose another --folder")
+            raise UserError(f"the folder holds a run {id!r} with other settings: choose another --folder")
         numbered = chain([id], (f"{id}-{n}" for n in count(2)))
         ids[run.fingerprint] = next(id for id in numbered if id not in ids.values())
     return [replace(r, id=ids[r.fingerprint], parent=ids[r.parent] if r.parent else None) for r in runs]
 
 
 def _id(run: PlannedRun, spec: SweepSpec) -> str:
-    """The stage, what its arms have in common that others have not, the seed."""
+    """Stage, common part of the arms' names, and seed."""
     parts = [run.stage]
     if len(run.arms) == 1:
         parts += run.arms

@@ -1,4 +1,4 @@
-"""Runs of a sweep on one machine: so many processes at a time, each on cores or GPUs of its own."""
+"""Execution of a sweep on one machine: several processes at a time, each with separate cores or GPUs."""
 
 import os
 import signal
@@ -22,16 +22,16 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one run at a time has its place. gpus: None leaves the environment's as they are."""
+    """Resources of one run at a time."""
 
-    cpus: tuple[int, ...]
-    gpus: tuple[str, ...] | None = None
+    cpus: tuple[int, ...]  # core numbers
+    gpus: tuple[str, ...] | None = None  # CUDA device names; None: CUDA_VISIBLE_DEVICES stays as it is
 
 
 class Pool:
-    """Works through a plan. A run that fails leaves the others alone; one that another process has is waited for.
+    """Executes the runs of a plan. A failed run does not stop the others; a run of another process is waited for.
 
-    Runs that had failed before are tried once more. show: is given every run's status about once a second.
+    Runs that failed before are tried once more.
     """
 
     def __init__(
@@ -43,7 +43,15 @@ class Pool:
         metric: str,
         command: Sequence[str] = ONE,
     ) -> None:
-        """command: does one run, followed by the folder and the run's id."""
+        """
+        Args:
+            folder: the sweep.
+            runs: all planned runs, parents first.
+            slots: resources; their number is the number of runs at a time.
+            show: called with every run's status about once a second.
+            metric: figure that the statuses report.
+            command: words that, followed by the folder and a run's id, execute that run.
+        """
         self._command = command
         self._folder = folder
         self._overview = Overview(folder, runs, metric)
@@ -56,10 +64,10 @@ class Pool:
         self._signals = 0
 
     def run(self) -> list[RunStatus]:
-        """Every run's status at the end: when nothing is left to do, or after a signal when all runs have stopped."""
+        """Execute until nothing is left or, after a signal, until all runs have stopped. Returns the final statuses."""
         looked_at = -_LOOK_S
         statuses = self._overview.look()
-        with self._heeding_signals():
+        with self._handled_signals():
             while True:
                 if self._reap() or time.monotonic() - looked_at >= _LOOK_S:
                     looked_at = time.monotonic()
@@ -97,7 +105,7 @@ class Pool:
         return is_open and status.run.id not in self._tried
 
     def _is_more_to_do(self, statuses: Sequence[RunStatus]) -> bool:
-        """Whether a run may still begin, or lives in another process."""
+        """Whether a run can still start, or is running in another process."""
         may_end: set[str] = set()
         for status in statuses:  # parents come first
             is_open = status.state is RunState.RUNNING or self._can_try(status)
@@ -118,14 +126,14 @@ class Pool:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # a terminal's Ctrl-C is the pool's to pass on
+                start_new_session=True,  # Ctrl-C reaches the pool alone, which forwards it
             )
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(process.pid, slot.cpus)
         return process
 
     def _reap(self) -> bool:
-        """Take leave of the runs that have ended; whether there were any."""
+        """Free the slots of runs that have ended and record failures; whether any run ended."""
         ended = [id for id, (process, _) in self._working.items() if process.poll() is not None]
         for id in ended:
             process, slot = self._working.pop(id)
@@ -133,15 +141,15 @@ class Pool:
             place = self._folder.run_folder(next(run for run in self._overview.runs if run.id == id))
             status = process.returncode
             if status == NOT_MINE:
-                self._tried.discard(id)  # should the process that has it die, it is ours to try
+                self._tried.discard(id)  # try again should the other process die
             elif self._signals or was_stopped(status):
-                continue  # asked to stop, or ended by us when it did not heed that
+                continue  # stopped or killed on request: interrupted, not failed
             elif place.state in (RunState.PENDING, RunState.INTERRUPTED):
-                record_failure(place, status)  # it could not say so itself: killed, or out of memory
+                record_failure(place, status)  # killed or out of memory: it could not record that itself
         return bool(ended)
 
     @contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
+    def _handled_signals(self) -> Iterator[None]:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
@@ -154,7 +162,7 @@ class Pool:
         self._signals += 1
 
     def _stop(self) -> None:
-        """The first signal lets every run save and stop; one more ends them at once."""
+        """Forward the first signal as SIGTERM, so that runs save and stop; kill them at the second."""
         for id, (process, _) in self._working.items():
             if self._signals > 1:
                 process.kill()
@@ -164,16 +172,17 @@ class Pool:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """The environment of a process that may use so many cores."""
+    """Environment variables that limit a process to a number of threads."""
     return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def cpu_slots(workers: int, threads: int) -> list[Slot]:
-    """Cores of this process, so many to a slot; where there are too few, slots share them."""
+    """Slots with `threads` cores of this process each; slots share cores where there are too few."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     return [Slot(tuple(cores[(n * threads + i) % len(cores)] for i in range(threads))) for n in range(workers)]
 
 
 def gpu_slots(gpus: Sequence[str], gpus_per_run: int, threads: int) -> list[Slot]:
+    """Slots with gpus_per_run GPUs and `threads` cores each."""
     groups = [tuple(gpus[i : i + gpus_per_run]) for i in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)]
     return [Slot(slot.cpus, group) for slot, group in zip(cpu_slots(len(groups), threads), groups, strict=True)]

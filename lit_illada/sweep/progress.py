@@ -1,4 +1,4 @@
-"""Where does a sweep stand? Every run's state, how far it is and when it may end, from the files alone."""
+"""Status of every run of a sweep (state, progress, time left), read from its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,31 +6,28 @@ from datetime import datetime
 
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
 
-# a run that has not said anything for so long may be stuck, or its machine gone
+# without progress for so long, a run may hang or its machine may be gone
 _SILENT_S = 120.0
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """share_done: 0 to 1. metric: the newest value of the metric asked for. left_s: None where nothing tells yet.
-
-    waits_for: the failed run without which it cannot begin.
-    """
+    """Status of a run. None: not known yet."""
 
     run: PlannedRun
     state: RunState
-    share_done: float = 0.0
-    metric: float | None = None
+    fraction_done: float = 0.0  # 0 to 1
+    metric: float | None = None  # newest value
     tokens_per_s: float | None = None
-    elapsed_s: float | None = None
+    elapsed_s: float | None = None  # of all attempts
     left_s: float | None = None
-    is_silent: bool = False
-    last_lines: tuple[str, ...] = ()
-    waits_for: str | None = None
+    is_silent: bool = False  # running, but without recent progress
+    last_lines: tuple[str, ...] = ()  # of the log of a failed run
+    waits_for: str | None = None  # id of a failed run that it depends on
 
 
 class Overview:
-    """Looks at a sweep's runs again and again; what is finished is read once."""
+    """Repeatedly reads the statuses of a sweep's runs; files of finished runs are read once."""
 
     def __init__(self, folder: SweepFolder, runs: Sequence[PlannedRun], metric: str) -> None:
         self.folder = folder
@@ -39,6 +36,7 @@ class Overview:
         self._finished: dict[str, RunStatus] = {}
 
     def look(self) -> list[RunStatus]:
+        """Statuses of all runs, in the order of the plan."""
         statuses: dict[str, RunStatus] = {}
         for run in self.runs:  # parents come first
             parent = statuses.get(run.parent) if run.parent else None

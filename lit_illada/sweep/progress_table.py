@@ -1,4 +1,4 @@
-"""A sweep on screen: one live table of its runs, or plain lines where there is no terminal."""
+"""Live table of a sweep's runs on a terminal; plain lines elsewhere."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ _STYLES = {
     RunState.FAILED: "bold red",
     RunState.INTERRUPTED: "yellow",
 }
-# what is looked for first stands first, should the terminal be too short for all
+# the terminal may be too short for all rows: the most interesting first
 _ORDER = (RunState.RUNNING, RunState.FAILED, RunState.INTERRUPTED, RunState.FINISHED, RunState.PENDING)
 
 
 class SweepTable:
-    """Shows statuses as they come. metric: the name of the number in the third column. workers: runs at a time."""
+    """Displays statuses. metric: heading of the third column. workers: runs at a time, for the estimate of time."""
 
     def __init__(self, title: str, metric: str, workers: int, console: Console) -> None:
         self._title = title
         self._metric = metric
         self._workers = workers
         self._console = console
-        self._told: dict[str, RunState] = {}
+        self._printed: dict[str, RunState] = {}
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> "SweepTable":
@@ -45,16 +45,17 @@ class SweepTable:
             self._live.stop()
 
     def show(self, statuses: Sequence[RunStatus]) -> None:
+        """Update the table, or print a line per run whose state has changed."""
         if self._live is not None:
             self._live.update(self._render(statuses), refresh=True)
             return
         for status in statuses:
-            known = self._told.get(status.run.id, RunState.PENDING)
+            known = self._printed.get(status.run.id, RunState.PENDING)
             if status.state is not known:
-                self._tell(status, statuses)
-            self._told[status.run.id] = status.state
+                self._print(status, statuses)
+            self._printed[status.run.id] = status.state
 
-    def _tell(self, status: RunStatus, statuses: Sequence[RunStatus]) -> None:
+    def _print(self, status: RunStatus, statuses: Sequence[RunStatus]) -> None:
         value = f"  {self._metric} {status.metric:.4f}" if status.metric is not None else ""
         ended = f"  ({summary(statuses, self._workers)})" if status.state is not RunState.RUNNING else ""
         self._console.print(f"{status.state:<12}{status.run.id}{value}{ended}", highlight=False, soft_wrap=True)
@@ -66,13 +67,13 @@ class SweepTable:
         table = Table(title=self._title, title_justify="left", expand=False)
         for heading in ("run", "state", self._metric, "done", "tokens/s", "left"):
             table.add_column(heading, justify="left" if heading in ("run", "state") else "right", no_wrap=True)
-        room = max(4, self._console.height - 8)
+        num_rows = max(4, self._console.height - 8)
         ordered = sorted(statuses, key=lambda status: _ORDER.index(status.state))
-        for status in ordered[:room]:
+        for status in ordered[:num_rows]:
             table.add_row(*_cells(status), style=_STYLES[status.state])
         parts: list[Table | Text] = [table]
-        if len(ordered) > room:
-            parts.append(Text(f"… and {len(ordered) - room} more", style="dim"))
+        if len(ordered) > num_rows:
+            parts.append(Text(f"… and {len(ordered) - num_rows} more", style="dim"))
         for status in ordered:
             if status.state is RunState.FAILED and status.last_lines:
                 parts.append(Text(f"{status.run.id}: {status.last_lines[-1]}", style="red", overflow="ellipsis"))
@@ -91,7 +92,7 @@ def summary(statuses: Sequence[RunStatus], workers: int) -> str:
 
 
 def time_left(statuses: Sequence[RunStatus], workers: int) -> float | None:
-    """Seconds until all is done, runs of a stage taken for alike; None while nothing tells."""
+    """Seconds until all runs end, assuming equal duration within a stage; None while no run gives an estimate."""
     total_s = longest_s = 0.0
     for status in statuses:
         if status.state is RunState.FINISHED or status.waits_for is not None or status.state is RunState.FAILED:
@@ -131,7 +132,7 @@ def _cells(status: RunStatus) -> list[str]:
     if status.metric is not None:
         cells[2] = f"{status.metric:.4f}"
     if status.state in (RunState.RUNNING, RunState.FINISHED):
-        cells[3] = f"{status.share_done:.0%}"
+        cells[3] = f"{status.fraction_done:.0%}"
     if status.tokens_per_s is not None:
         cells[4] = f"{status.tokens_per_s:,.0f}"
     with suppress(TypeError):

@@ -1,7 +1,7 @@
-"""Runs of a sweep on a cluster: Slurm job arrays through submitit, one job a run, however many nodes it takes.
+"""Execution of a sweep on a cluster: Slurm job arrays through submitit, one job per run, on one or more nodes.
 
-submitit owns requeueing: at a time limit or a preemption that is announced, the run saves and its job goes back into
-the queue. A job that Slurm itself puts back is the same job again. Either way the run goes on from its checkpoint.
+submitit requeues: at a time limit or an announced preemption, the run saves and its job returns to the queue. A job
+that Slurm itself requeues keeps its id. Either way the run resumes from its checkpoint.
 """
 
 import json
@@ -27,34 +27,31 @@ from lit_illada.sweep.pool import ONE, thread_variables
 from lit_illada.sweep.progress import Overview, RunStatus
 
 _LOOK_S = 2.0
-# records on a network's file system may be seen so late
+# a network file system may show records this late
 _GONE_S = 60.0
-# Slurm's controller may be away so long, be it restarted or overloaded
+# tolerated absence of Slurm's controller, restarted or overloaded
 _OUTAGE_S = 600.0
-# Slurm ends what it has asked to stop after its KillWait; who is still there later was asked by somebody else
+# Slurm kills a job within KillWait of stopping it; a job that survives was signalled by something else
 _KILL_WAIT_S = 120.0
-# limits of time that a run may meet; each costs no more than what follows its last checkpoint
+# requeues at a time limit; each costs no more than the work since the last checkpoint
 _TIMEOUTS = 1000
 _JOB_FILE = "job.json"
 
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """partition: None is the cluster's default. gpus: a node; None: as many as the run has devices, if it names GPUs.
+    """Resources and limits of a job."""
 
-    other: further parameters of sbatch, such as account or qos.
-    """
-
-    partition: str | None = None
-    time_min: int = 24 * 60
-    gpus: int | None = None
-    cpus: int = 1
-    at_once: int = 256
-    other: dict[str, Any] = field(default_factory=dict)
+    partition: str | None = None  # None: the cluster's default
+    time_min: int = 24 * 60  # time limit in minutes
+    gpus: int | None = None  # per node; None: the run's devices, if its accelerator is gpu
+    cpus: int = 1  # per task
+    at_once: int = 256  # jobs of an array that run at the same time
+    other: dict[str, Any] = field(default_factory=dict)  # further parameters of sbatch, such as account or qos
 
 
 class RunJob:
-    """What a job does: a run, in a process of its own, as submitit pickles it."""
+    """Function that submitit pickles for a job: executes one run in a child process."""
 
     def __init__(self, command: Sequence[str], folder: str, run_id: str) -> None:
         self.command = [*command, folder, run_id]
@@ -75,19 +72,19 @@ class RunJob:
             )
         status = self._process.wait()
         if was_stopped(status):
-            # Slurm has asked every process of the job to stop, and is about to end the job or to put it back itself;
-            # a job that were over by then would not come back
+            # Slurm has signalled every process of the job and is about to end or requeue it; a job that has already
+            # exited is not requeued
             time.sleep(_KILL_WAIT_S)
         return status
 
     def checkpoint(self) -> Any:
-        """submitit's question at a time limit or preemption: what to do when the job comes back."""
+        """Called by submitit at a time limit or preemption; returns what the requeued job executes."""
         import submitit
 
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGTERM)
-            # this is called within a signal's handler, in the middle of waiting: asking the process would be a deadlock
+            # called within a signal handler that has interrupted wait(): waiting for the process here would deadlock
             while self.place.is_locked():
                 time.sleep(0.2)
         return submitit.helpers.DelayedSubmission(RunJob(self.command[:-2], *self.command[-2:]))
@@ -97,10 +94,10 @@ class RunJob:
 
 
 class SlurmQueue:
-    """Works through a plan by submitting what can begin; the pool's counterpart. Leaving it cancels its jobs.
+    """Executes a plan by submitting runs as they become ready; counterpart of Pool. A signal cancels its jobs.
 
-    gone_s: how long after a job has left the queue its run's record may appear. outage_s: how long Slurm is asked again
-    where it does not answer.
+    gone_s: seconds that a run's record may take to appear after its job has left the queue. outage_s: seconds without
+    an answer from Slurm before UserError is raised.
     """
 
     def __init__(
@@ -134,7 +131,8 @@ class SlurmQueue:
         return self._signals > 0
 
     def run(self) -> list[RunStatus]:
-        with self._heeding_signals():
+        """Execute until nothing is left, or until a signal has cancelled all jobs. Returns the final statuses."""
+        with self._handled_signals():
             while True:
                 queued = self._queued()
                 statuses = self._overview.look()
@@ -154,10 +152,10 @@ class SlurmQueue:
         return statuses
 
     def _queued(self) -> set[str]:
-        """Waits where Slurm does not answer. Raises UserError after an outage too long, or a second signal."""
+        """Ids of queued jobs. Waits during an outage; raises UserError after a long one, or at a second signal."""
         while (queued := self._looking.ask(queued_jobs)) is None:
             if self._signals > 1:
-                raise UserError("Slurm does not answer: the sweep's jobs are still there (squeue --me, scancel)")
+                raise UserError("Slurm does not answer: the sweep's jobs are still queued (squeue --me, scancel)")
             self._show(self._overview.look())
             time.sleep(self._look_s)
         return queued
@@ -175,9 +173,10 @@ class SlurmQueue:
         return ready
 
     def _submit(self, runs: Sequence[PlannedRun]) -> None:
-        """One array for all runs that need the same machines.
+        """Submit one array per kind of machine.
 
-        What Slurm refuses is left for the next look. Raises UserError where it does so for long, or from the beginning.
+        A submission that Slurm rejects is repeated at the next pass. Raises UserError where the first one is rejected,
+        or later ones for longer than an outage.
         """
         arrays: dict[tuple[tuple[str, Any], ...], list[PlannedRun]] = {}
         for run in runs:
@@ -192,7 +191,7 @@ class SlurmQueue:
                 write_atomically(place.path / _JOB_FILE, json.dumps({"job_id": job_id}) + "\n")
 
     def _submit_array(self, machines: dict[str, Any], runs: Sequence[PlannedRun]) -> list[str]:
-        """The job ids. Raises UserError with what sbatch says against it."""
+        """Job ids. Raises UserError with the message of sbatch."""
         import submitit
 
         executor = submitit.AutoExecutor(self._folder.path / "slurm", cluster="slurm", slurm_max_num_timeout=_TIMEOUTS)
@@ -212,9 +211,9 @@ class SlurmQueue:
         return [job.job_id for job in jobs]
 
     def _mark_lost(self, statuses: Sequence[RunStatus], queued: set[str]) -> bool:
-        """A run whose job has left the queue without a record: out of memory, a dead node, cancelled by hand.
+        """Record failures of runs whose jobs left the queue without a record: out of memory, dead node, scancel.
 
-        Whether one is to be looked at again: a shared file system may show its record late.
+        Returns whether some are still in doubt: a shared file system may show a record late.
         """
         in_doubt = False
         for status in statuses:
@@ -239,7 +238,7 @@ class SlurmQueue:
         return (read_record(self._folder.run_folder(run).path / _JOB_FILE) or {}).get("job_id")
 
     @contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
+    def _handled_signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -252,7 +251,7 @@ class SlurmQueue:
 
 
 def require_slurm() -> None:
-    """Raises UserError where no Slurm answers, or submitit is missing."""
+    """Raise UserError where Slurm does not answer or submitit is not installed."""
     try:
         import submitit  # noqa: F401
     except ImportError as error:
@@ -261,7 +260,7 @@ def require_slurm() -> None:
 
 
 def _machines(run: PlannedRun, options: SlurmOptions) -> dict[str, Any]:
-    """What a run needs: a task a device, as Lightning expects of Slurm."""
+    """Resources of a run: one task per device, as Lightning expects under Slurm."""
     trainer = run.config.get("trainer", {})
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     wanted: dict[str, Any] = {"nodes": nodes, "tasks_per_node": devices, "cpus_per_task": options.cpus}
@@ -271,5 +270,5 @@ def _machines(run: PlannedRun, options: SlurmOptions) -> dict[str, Any]:
 
 
 def _ignore_announcements() -> None:
-    # the signal that announces a limit goes to every process of the job, and would end one that does not know it
+    # Slurm sends the announcing signal to every process of the job; its default action would kill the run
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

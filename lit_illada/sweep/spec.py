@@ -1,4 +1,4 @@
-"""What is a sweep: a question, its arms, and what they share. YAML in sweeps/ becomes these dataclasses."""
+"""Specification of a sweep: a question, its arms and their common settings, read from YAML in sweeps/."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ PAPER = "paper"
 
 
 class Command(StrEnum):
-    """What a stage runs. All but pretraining begin with a checkpoint: that of the stage before."""
+    """Command that a stage runs. All but pretraining start from the checkpoint of the preceding stage."""
 
     PRETRAIN = "pretrain"
     SFT = "sft"
@@ -20,29 +20,31 @@ class Command(StrEnum):
 
 
 class Measure(StrEnum):
-    """What arms have equal amounts of: training tokens, training floating-point operations, or seconds of training."""
+    """Quantity that a budget equalises between arms."""
 
-    TOKENS = "tokens"
-    FLOPS = "flops"
-    SECONDS = "seconds"
+    TOKENS = "tokens"  # training tokens
+    FLOPS = "flops"  # floating-point operations of training
+    SECONDS = "seconds"  # wall time of training
 
 
 class Goal(StrEnum):
+    """Direction in which a metric improves."""
+
     LOWER = "lower"
     HIGHER = "higher"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What arms share. stage: where it is spent; None: the first.
+    """Equal training budget of all arms.
 
-    tokens and flops set the number of steps. seconds end a run wherever it is then: a schedule that decays by steps has
-    not come to its end unless trainer.max_steps is reached before.
+    Tokens and FLOPs set the number of steps. Seconds stop a run wherever it is: a schedule that decays by steps has
+    then not finished, unless trainer.max_steps comes first.
     """
 
     measure: Measure = Measure.TOKENS
-    amount: float = 5.0e9
-    stage: str | None = None
+    amount: float = 5.0e9  # in units of `measure`
+    stage: str | None = None  # stage that the budget limits; None: the first
 
     def __post_init__(self) -> None:
         if not self.amount > 0:
@@ -51,45 +53,44 @@ class Budget:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a stage's summary. goal: which direction is better."""
+    """A figure of a stage's summary."""
 
-    name: str
+    name: str  # such as val/nll_bound
     stage: str
     goal: Goal = Goal.LOWER
 
     def __post_init__(self) -> None:
         if self.name.startswith("train"):
             raise UserError(
-                f"metrics names {self.name!r}: arms with different objectives have training losses that mean different "
-                "things; rank by what is measured alike, such as val/nll_bound"
+                f"metrics names {self.name!r}: training losses of different objectives are not comparable; rank by a "
+                "metric with one definition for all arms, such as val/nll_bound"
             )
 
 
 @dataclass(frozen=True)
 class Stage:
-    """arguments: words of the command before its overrides. seed: the same in every repetition, which then share it."""
+    """One command of every arm."""
 
     name: str
     command: Command
-    overrides: list[str] = field(default_factory=list)
-    arguments: list[str] = field(default_factory=list)
-    seed: int | None = None
+    overrides: list[str] = field(default_factory=list)  # KEY=VALUE
+    arguments: list[str] = field(default_factory=list)  # words of the command line before the overrides
+    seed: int | None = None  # one seed for all repetitions, which then share the run; None: the repetition's
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What one arm, or one value of an axis, changes in each stage. source: the paper or code it is from. begin_from:
-    in the place of the sweep's own."""
+    """Settings of one arm, or of one value of an axis."""
 
     name: str
-    source: str = ""
-    overrides: dict[str, list[str]] = field(default_factory=dict)
-    begin_from: str | None = None
+    source: str = ""  # paper or code that the setting is from
+    overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, KEY=VALUE
+    begin_from: str | None = None  # replaces the sweep's begin_from
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a sweep has otherwise at a scale; None: as at the others. overrides, arguments: by stage, appended."""
+    """Settings of a sweep that differ at one scale. None: as in the sweep itself."""
 
     seeds: list[int] | None = None
     budget: Budget | None = None
@@ -99,69 +100,56 @@ class Scale:
     axes: dict[str, list[Arm]] | None = None
     metrics: list[Metric] | None = None
     equivalence_margin: float | None = None
-    overrides: dict[str, list[str]] = field(default_factory=dict)
-    arguments: dict[str, list[str]] = field(default_factory=dict)
+    overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, appended
+    arguments: dict[str, list[str]] = field(default_factory=dict)  # by stage, appended
 
 
 @dataclass(frozen=True)
 class CommonScale:
-    """sweeps/scale/<name>.yaml: what all sweeps share at a scale. overrides: by command, before a stage's own."""
+    """Settings of all sweeps at one scale, read from sweeps/scale/NAME.yaml."""
 
     seeds: list[int]
     budget: Budget
-    validations: int
-    overrides: dict[str, list[str]]
+    validations: int  # per training run
+    overrides: dict[str, list[str]]  # by command, before those of a stage
 
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """A sweep. With its scale applied, `scales` is empty and all else is final.
+    """A sweep. Once its scale is applied, `scales` is empty and all other fields are final.
 
-    baseline: the arm that others are compared with.
-    metrics: the first is the primary one, by which arms are ranked and get verdicts; the others are descriptive.
-    seeds, budget, validations: those of sweeps/scale/<scale>.yaml where the file names none.
-    no_budget: why arms share none, where the budget is what they differ in.
-    begin_from: the checkpoint that the first stage begins with, where that is not pretraining: a run, a converted
-    folder or a checkpoint file; or a folder of sweeps/, of those that come with the package.
-    validations: so many, evenly over a training run. warmup_fraction: of a run's steps; None: the schedule's own.
-    axes: a grid, every value of one with every value of the others. arms: named ones, beside the grid if there is one.
-    overrides: by stage, for every arm, before the arm's own.
-    also_compare: pairs of arms, (reference, arm), that are compared beside every arm with the baseline.
-    equal_in_expectation: pairs of arms with one expected objective; cannot_learn: arms that learn no context. The
-    report checks both.
-    equivalence_margin: in units of the primary metric, the largest difference of such a pair that is negligible; None:
-    the report does not test whether they are equivalent.
+    seeds, budget and validations default to those of sweeps/scale/NAME.yaml.
     """
 
     question: str
-    baseline: str
-    metrics: list[Metric]
+    baseline: str  # arm that all others are compared with
+    metrics: list[Metric]  # the first is primary and carries verdicts; the others are descriptive
     stages: list[Stage]
     name: str = ""
-    paper: str = ""
+    paper: str = ""  # source of the question
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     budget: Budget | None = None
-    no_budget: str = ""
-    begin_from: str | None = None
-    validations: int = 10
-    warmup_fraction: float | None = None
-    arms: list[Arm] = field(default_factory=list)
-    axes: dict[str, list[Arm]] = field(default_factory=dict)
-    overrides: dict[str, list[str]] = field(default_factory=dict)
-    also_compare: list[list[str]] = field(default_factory=list)
-    equal_in_expectation: list[list[str]] = field(default_factory=list)
-    equivalence_margin: float | None = None
-    cannot_learn: list[str] = field(default_factory=list)
+    no_budget: str = ""  # reason why arms have no common budget
+    begin_from: str | None = None  # checkpoint of the first stage: a run, a converted folder, a file, or one in sweeps/
+    validations: int = 10  # per training run, evenly spaced
+    warmup_fraction: float | None = None  # of a run's steps; None: the schedule's own warm-up
+    arms: list[Arm] = field(default_factory=list)  # named arms, in addition to the grid of `axes`
+    axes: dict[str, list[Arm]] = field(default_factory=dict)  # grid: every combination of their values is an arm
+    overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, for all arms, before an arm's own
+    also_compare: list[list[str]] = field(default_factory=list)  # further planned pairs (reference, arm)
+    equal_in_expectation: list[list[str]] = field(default_factory=list)  # pairs with one expected objective
+    equivalence_margin: float | None = None  # units of the primary metric; None: no equivalence test
+    cannot_learn: list[str] = field(default_factory=list)  # arms that learn no context; the report checks that
     scale: str | None = PAPER
     scales: dict[str, Scale] = field(default_factory=dict)
 
     def all_arms(self) -> list[Arm]:
-        """The grid's, then the named ones."""
+        """Arms of the grid, then the named ones."""
         grid = [_joined(values) for values in product(*self.axes.values())] if self.axes else []
         return [*grid, *self.arms]
 
     def labels(self, arms: Sequence[str], seed: int | None) -> dict[str, Any]:
-        """What tells a run of these arms from others: their names, the value of each axis, the seed."""
+        """Labels of a run's curves: arm, value of each axis, seed."""
         of_axes: dict[str, list[str]] = {axis: [] for axis in self.axes}
         for values in product(*self.axes.values()):
             if _joined(values).name in arms:
@@ -187,16 +175,17 @@ class SweepSpec:
         return pairs
 
     def stage(self, name: str) -> Stage:
+        """Stage of that name."""
         return next(stage for stage in self.stages if stage.name == name)
 
     @property
     def budget_stage(self) -> str | None:
-        """Where the budget is spent."""
+        """Stage that the budget limits; None: no budget."""
         return None if self.budget is None else self.budget.stage or self.stages[0].name
 
 
 def check(spec: SweepSpec) -> None:
-    """Raises UserError for what no plan could be made of."""
+    """Raise UserError for a spec that cannot be planned."""
     for axis, values in spec.axes.items():
         if not values:
             raise UserError(f"axes.{axis} is empty: name at least one value, or leave the axis out")
@@ -217,16 +206,16 @@ def check(spec: SweepSpec) -> None:
         begin_from = each.begin_from or spec.begin_from
         if first is not Command.PRETRAIN and begin_from is None:
             raise UserError(
-                f"the first stage runs {first}, which begins with a checkpoint: name it in begin_from or pretrain first"
+                f"the first stage runs {first}, which needs a checkpoint: name one in begin_from, or pretrain first"
             )
         if first is Command.PRETRAIN and begin_from is not None:
             raise UserError(
-                f"begin_from is {begin_from}, and the first stage pretrains: begin with sft or score, or give that "
+                f"begin_from is {begin_from}, but the first stage pretrains: start with sft or score, or give that "
                 "stage the override init_from=…"
             )
     for stage, previous in zip(spec.stages[1:], spec.stages, strict=False):
         if previous.command is Command.SCORE:
-            raise UserError(f"stage {stage.name!r} follows {previous.name!r}, which makes no checkpoint")
+            raise UserError(f"stage {stage.name!r} follows {previous.name!r}, which writes no checkpoint")
     _check_stage_names(spec)
     if not spec.metrics:
         raise UserError("metrics is empty: name at least one; the first carries the verdicts")
@@ -254,8 +243,8 @@ def _check_arms_named(spec: SweepSpec, arms: Sequence[str]) -> None:
     for pair in spec.also_compare:
         if planned.count(frozenset(pair)) > 1 or len(set(pair)) == 1:
             raise UserError(
-                f"also_compare names {pair}: each pair must be of two arms and stand once, and every arm is compared "
-                f"with {spec.baseline} anyway"
+                f"also_compare names {pair}: each pair must name two arms and occur once; every arm is compared "
+                f"with {spec.baseline} already"
             )
 
 
@@ -270,7 +259,7 @@ def _check_stage_names(spec: SweepSpec) -> None:
         if name not in stages:
             raise unknown(what, name, stages)
     if spec.budget_stage is not None and spec.stage(spec.budget_stage).command is Command.SCORE:
-        raise UserError(f"budget.stage is {spec.budget_stage!r}, where nothing is trained")
+        raise UserError(f"budget.stage is {spec.budget_stage!r}, which trains nothing")
 
 
 def _joined(values: Sequence[Arm]) -> Arm:
@@ -282,7 +271,5 @@ def _joined(values: Sequence[Arm]) -> Arm:
     begins = {value.begin_from for value in values if value.begin_from is not None}
     name = "+".join(value.name for value in values)
     if len(begins) > 1:
-        raise UserError(
-            f"arm {name!r} would begin from each of {', '.join(sorted(begins))}: only one axis may say from what"
-        )
+        raise UserError(f"arm {name!r} has several begin_from ({', '.join(sorted(begins))}): only one axis may set it")
     return Arm(name, "; ".join(sources), overrides, next(iter(begins), None))

@@ -122,7 +122,7 @@ def test_names_hold_nothing_a_file_system_minds():
 
 
 def test_two_arms_that_are_equal_are_refused():
-    with pytest.raises(UserError, match="arms 'a' and 'b' are the same"):
+    with pytest.raises(UserError, match="arms 'a' and 'b' are identical"):
         plan([arm("a", pretrain=["p=1"]), arm("b", pretrain=["p=1.0"])], stages("pretrain"))
 
 
@@ -136,7 +136,7 @@ def test_what_has_begun_keeps_its_name_and_lends_it_to_nobody():
     (old,) = plan([arm("a", pretrain=["p=1"])], stage).values()
     runs = plan([arm("a", pretrain=["p=1"]), arm("b", pretrain=["p=2"])], stage, begun={old.fingerprint: "older"})
     assert list(runs) == ["older", "pretrain-b-s0"]
-    with pytest.raises(UserError, match=r"holds another run 'pretrain-a-s0'.*--folder"):
+    with pytest.raises(UserError, match=r"holds a run 'pretrain-a-s0'.*--folder"):
         plan([arm("a", pretrain=["p=9"])], stage, begun={old.fingerprint: "pretrain-a-s0"})
 
 

@@ -80,7 +80,7 @@ def finishes(folder, run, slurm):
     return finish
 
 
-def test_a_restart_of_the_controller_is_told_once_and_outlived(slurm, written, planned, caplog):
+def test_a_restart_of_the_controller_is_logged_once_and_survived(slurm, written, planned, caplog):
     run = planned("a")
     folder = written(run)
 
@@ -90,7 +90,7 @@ def test_a_restart_of_the_controller_is_told_once_and_outlived(slurm, written, p
 
     queue = queue_of(folder, nothing, lambda: slurm.takes_down("squeue"), nothing, nothing, back)
     assert [status.state for status in queue.run()] == [RunState.FINISHED]
-    assert caplog.text.count(f"squeue says: squeue: error: {DOWN}; asking again for up to 10 minutes") == 1
+    assert caplog.text.count(f"squeue says: squeue: error: {DOWN}; retrying for up to 10 minutes") == 1
 
 
 def test_an_outage_too_long_ends_the_sweep_in_one_line(slurm, written, planned):

@@ -55,8 +55,8 @@ def test_a_spec_takes_its_name_from_its_file(read):
         ({"metrics": []}, [], "metrics is empty"),
         ({"metrics": [{"name": "x", "stage": "pretrian"}]}, [], "'pretrian'.*did you mean 'pretrain'"),
         ({"arms": [{"name": "a", "overrides": {"sft": []}}]}, [], "arm 'a': stage 'sft'"),
-        ({"stages": [{"name": "sft", "command": "sft"}]}, [], "first stage runs sft, which begins with a checkpoint"),
-        ({"begin_from": "base"}, [], "begin_from is base, and the first stage pretrains"),
+        ({"stages": [{"name": "sft", "command": "sft"}]}, [], "first stage runs sft, which needs a checkpoint"),
+        ({"begin_from": "base"}, [], "begin_from is base, but the first stage pretrains"),
         ({"stages": [{"name": "p"}]}, [], r"stages\[0\] lacks stages\[0\].command"),
         ({"stages": [{"name": "p", "command": "tune"}]}, [], "unknown stages.*'tune'.*pretrain, score, sft"),
         ({"budget": {"measure": "tokens", "amount": 0}}, [], "budget.amount is 0.0; it must be above 0"),
@@ -90,7 +90,7 @@ def test_a_grid_is_every_value_with_every_other_and_named_arms_stand_beside_it(r
 def test_one_axis_at_most_says_what_a_run_begins_with(read):
     stages = [{"name": "pretrain", "command": "score"}]
     axes = {"of": [{"name": "a", "begin_from": "this"}], "by": [{"name": "u"}, {"name": "v", "begin_from": "that"}]}
-    with pytest.raises(UserError, match=r"'v\+a' would begin from each of that, this"):
+    with pytest.raises(UserError, match=r"'v\+a' has several begin_from \(that, this\)"):
         read(axes=axes, stages=stages)
     axes["by"].pop()
     assert [arm.begin_from for arm in read(axes=axes, stages=stages, begin_from="x", baseline="u+a").all_arms()] == [

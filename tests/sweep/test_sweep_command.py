@@ -70,14 +70,14 @@ def test_plan_tells_what_is_shared_and_what_it_costs_and_runs_nothing(tiny_sweep
         (["plan", "mask_ratio", "+scale=nano", "overrides.pretrain=[model.num_layers=3]"], "num_hidden_layers"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(arguments, told):
+def test_a_mistake_is_reported_in_one_line(arguments, told):
     status, output = sweep(*arguments)
     assert status == 1
     assert told in output
     assert "Traceback" not in output
 
 
-def test_a_failed_run_is_shown_and_the_others_go_on(tiny_sweep, tmp_path):
+def test_a_failed_run_is_shown_and_the_others_continue(tiny_sweep, tmp_path):
     arms = [{"name": "slow"}, {"name": "lost", "overrides": {"pretrain": ["init_from=nowhere/at/all"]}}]
     file, folder = tiny_sweep(arms=arms), tmp_path / "kept"
     status, told = sweep("run", file, "--folder", folder, "--workers", 2)
@@ -98,7 +98,7 @@ def test_a_failed_run_is_shown_and_the_others_go_on(tiny_sweep, tmp_path):
 
     status, told = sweep("run", file, "--folder", folder, "budget.amount=2560", "--resume")
     assert status == 1
-    assert "holds another run 'pretrain-slow-s0'" in told
+    assert "holds a run 'pretrain-slow-s0'" in told
 
 
 def test_a_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overrides, tmp_path):

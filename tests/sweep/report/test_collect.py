@@ -111,5 +111,5 @@ def test_runs_that_never_wrote_anything_are_read_all_the_same(finished_sweep):
 
 
 def test_a_folder_without_a_sweep_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no sweep there"):
+    with pytest.raises(UserError, match="not the folder of a sweep"):
         collect(tmp_path)

@@ -286,7 +286,7 @@ def test_a_check_of_an_arm_that_is_not_there_is_refused(make_spec):
         ([["cosine"]], r"also_compare holds pairs of arms; got \['cosine'\]"),
         ([["cosine", "cosine"]], "must be of two arms"),
         ([["band", "uniform"]], "every arm is compared with uniform anyway"),
-        ([["band", "cosine"], ["cosine", "band"]], "stand once"),
+        ([["band", "cosine"], ["cosine", "band"]], "occur once"),
     ],
 )
 def test_a_pair_that_cannot_be_compared_is_refused(make_spec, pairs, said):
