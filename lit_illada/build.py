@@ -1,4 +1,4 @@
-"""From dataclasses to objects: the one place that knows both."""
+"""Builds model, objective, data module, LightningModule and Trainer from the config dataclasses."""
 
 import dataclasses
 import logging
@@ -51,16 +51,16 @@ from lit_illada.training.sft_module import SFTModule
 from lit_illada.training.trainer import build_lightning_trainer
 
 log = logging.getLogger(__name__)
-_NUM_OPEN_ENDED = 4  # validation prompts that a fine-tuning run without checkable answers shows completions of
+_NUM_OPEN_ENDED = 4  # completions shown at validation where answers cannot be checked
 
 
 def resolve(config: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
-    """The config with what only the tokenizer knows filled in."""
+    """Return the config with the vocabulary size of the tokenizer."""
     return dataclasses.replace(config, model=config.model.with_vocab_size(tokenizer.vocab_size))
 
 
 def build_model(config: ModelConfig, seed: int) -> Transformer:
-    """The model with its initial weights, a function of the seed alone."""
+    """Build the model with initial weights that depend on the seed only."""
     model = Transformer(config)
     model.init_weights(seed)
     return model
@@ -102,7 +102,7 @@ def build_sft_datamodule(config: SFTConfig, tokenizer: Tokenizer) -> SFTDataModu
 
 
 def with_steps_of_epochs(config: SFTConfig, tokenizer: Tokenizer) -> SFTConfig:
-    """The config with as many steps as its epochs take, which only the examples tell."""
+    """Return the config with max_steps computed from `epochs`, which needs the number of examples."""
     if config.epochs is None:
         return config
     steps = build_sft_datamodule(config, tokenizer).steps(config.epochs)
@@ -114,12 +114,14 @@ def with_steps_of_epochs(config: SFTConfig, tokenizer: Tokenizer) -> SFTConfig:
 def build_module(
     config: PretrainConfig | SFTConfig, datamodule: RowDataModule, *, is_resumed: bool = False
 ) -> PretrainModule:
-    """The Lightning module of a config, with the weights of `init_from` or initial ones.
+    """Build the LightningModule of a config, with the weights of `init_from` or initial ones.
 
-    Prepares the data set first, where it is not prepared yet. Raises UserError where the model does not fit the
-    tokenizer. is_resumed: the weights come from the run's own checkpoint, so `init_from` need not exist any more.
+    Prepares the data set if necessary. Raises UserError where the model does not fit the tokenizer.
+
+    Args:
+        is_resumed: Lightning will load the run's checkpoint, so `init_from` is not read and may be gone.
     """
-    datamodule.prepare_data()  # the tokenizer may be trained from the data, and knows the vocabulary's size
+    datamodule.prepare_data()  # may train the tokenizer, which determines the vocabulary size
     tokenizer = datamodule.tokenizer
     if isinstance(config, PretrainConfig):
         config = resolve(config, tokenizer)
@@ -129,40 +131,46 @@ def build_module(
 def make_module(
     config: PretrainConfig | SFTConfig, tokenizer: Tokenizer, unigram_cross_entropy: float, *, is_resumed: bool
 ) -> PretrainModule:
-    """The module of a config whose vocabulary size is known. unigram_cross_entropy: nats/token, or NaN."""
+    """Build the module of a config whose vocabulary size is known.
+
+    unigram_cross_entropy: of the validation text, nats/token; NaN if unknown.
+    """
     options = config.trainer
-    model, cut = _model_of(config, is_resumed)
+    model, shard_model = _build_run_model(config, is_resumed)
     make = partial(SFTModule, eos_token_id=tokenizer.eos_token_id) if isinstance(config, SFTConfig) else PretrainModule
     return make(
         model,
         build_objective(config.objective, tokenizer, config.seed, options.batch_rows),
         config.optim,
-        build_yardstick(config, tokenizer),
+        build_validation_score(config, tokenizer),
         Likelihood(torch.from_numpy(tokenizer.bytes_per_token())),
         unigram_cross_entropy=unigram_cross_entropy,
         max_steps=options.max_steps,
         batch_rows=options.batch_rows,
         tokenizer=tokenizer,
         hparams={"config": to_tree(config), "tokenizer_sha256": tokenizer.sha256},
-        shard=cut,
+        shard=shard_model,
     )
 
 
-def _model_of(
+def _build_run_model(
     config: PretrainConfig | SFTConfig, is_resumed: bool
 ) -> tuple[Transformer, Callable[[DeviceMesh], None] | None]:
-    """The run's model, and what cuts it over a mesh where the config asks for that: till then it has no values."""
+    """Build the run's model and, for a sharded run, the function that shards it over a device mesh.
+
+    A sharded model is on the meta device until that function has run.
+    """
     options = config.trainer
-    given: Mapping[str, Tensor] = {}
+    loaded: Mapping[str, Tensor] = {}
     if config.init_from is not None and not is_resumed:
-        given = open_checkpoint(Path(config.init_from)).tensors
+        loaded = open_checkpoint(Path(config.init_from)).tensors
     if options.is_sharded:
         with torch.device("meta"):
             model = Transformer(config.model)
     else:
         model = build_model(config.model, config.seed)
-        if given:
-            fill(model, given)
+        if loaded:
+            fill(model, loaded)
     if config.lora is not None:
         add_lora(model, config.lora, config.seed)
     if not options.is_sharded:
@@ -170,17 +178,17 @@ def _model_of(
             prepare_block(layer, options.parallel, is_compiled=options.compile)
         return model, None
     _, precision = options.hardware()
-    # what the given weights lack, such as adapters, begins as ever
-    tensors: Any = (given, InitialWeights(model, config.model, config.seed))
+    # weights missing from the checkpoint (e.g. LoRA) get their normal initialisation
+    tensors: Any = (loaded, InitialWeights(model, config.model, config.seed))
     weights = None if is_resumed else ChainMap(*tensors)
-    cut = partial(
+    shard_model = partial(
         shard, model, config=options.parallel, param_dtype=precision.dtype, weights=weights, is_compiled=options.compile
     )
-    return model, cut
+    return model, shard_model
 
 
-def build_yardstick(config: RunConfig, tokenizer: Tokenizer) -> Callable[[ScoreFn, TokenBatch], RowScores]:
-    """How a validation row is scored: the bound on fixed masks, or the exact likelihood of a causal model."""
+def build_validation_score(config: RunConfig, tokenizer: Tokenizer) -> Callable[[ScoreFn, TokenBatch], RowScores]:
+    """Return the score of validation rows: the bound on fixed masks, or the exact likelihood of a causal model."""
     if config.model.is_causal:
         return partial(nll, eos_token_id=tokenizer.eos_token_id)
     return partial(nll_bound, grid=MaskGrid(config.trainer.val_draws), mask_token_id=tokenizer.mask_token_id)
@@ -194,9 +202,9 @@ def build_trainer(
     console: Console,
     stop: GracefulStop,
 ) -> tuple[Trainer, TimeLimit | None, Throughput]:
-    """The trainer with its callbacks, and the one that knows whether the run's time is over."""
+    """Build the Trainer with its callbacks; also return those that `training_run` reads (time limit and throughput)."""
     options = config.trainer
-    # the way back is long enough by the schedule alone: the checkpoints of stops must not shorten it
+    # retention for a rollback counts scheduled checkpoints only: those saved at a stop must not push them out
     counted_every_steps = options.checkpoint_every_steps if isinstance(options.on_divergence, Rollback) else 1
     checkpoints = Checkpoints(
         folder.checkpoints,
@@ -233,7 +241,7 @@ def build_trainer(
     if isinstance(datamodule, PackedDataModule) and (is_bad := datamodule.is_bad_shard) is not None:
         callbacks.append(SkippedShards(is_bad, options.log_every_steps))
     if options.ema_decay is not None:
-        # last, so that what looks at the model after a validation sees the averaged weights
+        # last, so that callbacks after a validation see the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
     trainer = build_lightning_trainer(options, folder.path, callbacks, build_loggers(config.logger, folder))
     return trainer, time_limit, throughput
@@ -242,7 +250,7 @@ def build_trainer(
 def _texts(
     config: PretrainConfig | SFTConfig, folder: RunFolder, module: PretrainModule, datamodule: RowDataModule
 ) -> Callback:
-    """What is generated at every validation: continuations after pretraining, answers after fine-tuning."""
+    """Build the callback that generates at every validation: continuations (pretraining) or answers (fine-tuning)."""
     model, tokenizer = module.model, datamodule.tokenizer
     assert isinstance(model, Transformer)
     accelerator, precision = config.trainer.hardware()
@@ -251,7 +259,7 @@ def _texts(
     if isinstance(config, PretrainConfig):
         generation = config.samples.generation
         prompts = config.samples.prompts
-        # one by one: each text is what `generate` would write for this prompt alone
+        # one prompt at a time: each text equals what `generate` prints for the prompt
         complete_all = as_trained(
             lambda: [
                 tokenizer.decode(complete_batch(model, tokenizer, [tokenizer.encode(prompt)], generation).texts()[0])
@@ -262,7 +270,7 @@ def _texts(
     assert isinstance(datamodule, SFTDataModule)
     evaluation = config.evaluation
     levels = datamodule.difficulties if evaluation.num_examples else []
-    if not levels:  # open-ended conversations: nothing to compare answers with
+    if not levels:  # open-ended conversations have no reference answers
         prompt_ids = datamodule.validation_prompts(min(evaluation.num_examples, _NUM_OPEN_ENDED))
         answer_all = as_trained(
             lambda: [
@@ -279,7 +287,7 @@ def _texts(
 
 
 def _questions(datamodule: SFTDataModule, difficulty: Difficulty, num: int) -> list[Question]:
-    def checked(example: EvaluationExample, response_ids: Sequence[int]) -> tuple[str, bool]:
+    def check(example: EvaluationExample, response_ids: Sequence[int]) -> tuple[str, bool]:
         return datamodule.tokenizer.decode(response_ids), datamodule.is_right(example, response_ids)
 
     return [
@@ -287,7 +295,7 @@ def _questions(datamodule: SFTDataModule, difficulty: Difficulty, num: int) -> l
             example.prompt_ids,
             datamodule.tokenizer.decode(example.prompt_ids),
             example.truth,
-            partial(checked, example),
+            partial(check, example),
         )
         for example in datamodule.evaluation_examples(difficulty, num)
     ]

@@ -1,15 +1,15 @@
-"""How a user's mistake is told: one line that names the value seen, the values allowed and the nearest match."""
+"""Errors of the user: one line that names the value seen, the values allowed and the nearest match."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake of the user's, or of their files. The command line prints the message alone, without a traceback."""
+    """A mistake in the user's input or files. The command line prints its message without a traceback."""
 
 
 class InterruptedByUserError(UserError):
-    """Ctrl-C where work can be resumed; the message is the command that does. The exit status is 130."""
+    """Ctrl-C during work that can be resumed; the message names the command. The exit status is 130."""
 
 
 def require(is_valid: bool, field: str, seen: object, allowed: str) -> None:
@@ -19,7 +19,7 @@ def require(is_valid: bool, field: str, seen: object, allowed: str) -> None:
 
 
 def unknown(what: str, seen: object, allowed: Iterable[str]) -> UserError:
-    """The error for a name that is not in a table, naming the nearest one that is."""
+    """Build the error for a name that is not among the allowed ones, with the nearest of them."""
     names = sorted(allowed)
     close = difflib.get_close_matches(str(seen), names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""KEY=VALUE in Hydra's grammar, for files that Hydra does not compose: saved configs, sweeps, loops.yaml."""
+"""Parses KEY=VALUE in Hydra's grammar, for files that Hydra does not compose: saved configs, sweeps, loops.yaml."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,14 @@ _MAX_LENGTH = 10_000  # characters; ANTLR takes a second for 100 000
 
 @dataclass(frozen=True)
 class Assignment:
-    """One KEY=VALUE: the key without `+`, and the value as plain lists, mappings and scalars."""
+    """A parsed KEY=VALUE."""
 
-    key: str
-    value: Any
+    key: str  # without a leading `+`
+    value: Any  # plain lists, mappings and scalars
 
 
 def require_assignment(override: str) -> str:
-    """The key of a KEY=VALUE, with its prefix. Raises UserError for anything else."""
+    """Return the key of a KEY=VALUE with its `+` or `~`. Raises UserError for anything else."""
     key, found, _ = override.partition("=")
     bare = key.lstrip("+~").strip()
     if key.startswith("~") and bare:
@@ -36,7 +36,7 @@ def require_assignment(override: str) -> str:
 
 
 def parse_assignment(override: str) -> Assignment:
-    """The key and the value of KEY=VALUE or +KEY=VALUE. Raises UserError where Hydra's grammar does not allow it."""
+    """Parse KEY=VALUE or +KEY=VALUE. Raises UserError where Hydra's grammar does not allow it."""
     require_assignment(override)
     try:
         parsed = parser.OverridesParser.create().parse_override(override)

@@ -1,4 +1,4 @@
-"""`data prepare`, `inspect`, `verify` and `examples`."""
+"""Commands on data sets: `data prepare`, `part`, `inspect`, `verify` and `examples`."""
 
 from pathlib import Path
 
@@ -27,15 +27,15 @@ Examples:
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Divide the files among so many processes, which also read; otherwise one reads and all cores tokenise.",
+    help="Divide the files among N processes that read and tokenise; by default one reads and all cores tokenise.",
 )
 @overrides_argument
 @guarded
 def data_prepare(overwrite: bool, workers: int | None, overrides: tuple[str, ...]) -> None:
     """Turn text into shards of tokens: train or load a tokenizer, remove duplicates, split, tokenise, write.
 
-    A killed preparation goes on where it stopped when the command is given again. However it is divided, the same
-    bytes come of it; among the nodes of a cluster, by lit-illada launch data.
+    The same command resumes a killed preparation. The shards are byte-identical however the work is divided; lit-illada
+    launch data divides it among the nodes of a cluster.
     """
     from lit_illada.commands.data import run_preparation
 
@@ -59,10 +59,9 @@ Examples, of a preparation in two parts; both scans may run at once, both writes
 @overrides_argument
 @guarded
 def data_part(step: str, part: str, overrides: tuple[str, ...]) -> None:
-    """Do one STEP of a preparation that is divided among machines which share data.dir.
+    """Run one STEP of a preparation divided among machines that share data.dir.
 
-    What lit-illada launch data submits, for other schedulers: all parts of scan, then plan once, all parts of write,
-    merge once.
+    For schedulers other than Slurm: run all parts of scan, then plan once, all parts of write, merge once.
     """
     from lit_illada.commands.data import prepare_part
 
@@ -83,7 +82,7 @@ def data_inspect(folder: str) -> None:
 @click.argument("folder", type=click.Path())
 @guarded
 def data_verify(folder: str) -> None:
-    """Check every shard of a data set against its manifest; name what is damaged and how to mend it."""
+    """Check every shard of a data set against its manifest; name damaged shards and the fix."""
     from lit_illada.commands.data import print_verification
 
     print_verification(folder)
@@ -103,9 +102,9 @@ Examples:
 @overrides_argument
 @guarded
 def data_examples(folder: Path, num_rows: int, overrides: tuple[str, ...]) -> None:
-    """Show rows of fine-tuning data as a model sees them, what it learns marked.
+    """Show rows of fine-tuning data as a model sees them, with the trained tokens marked.
 
-    FOLDER is a run, whose tokenizer is used, or a folder with a tokenizer.
+    FOLDER is a run (its tokenizer is used) or a folder with a tokenizer.
     """
     from lit_illada.commands.data_examples import run
 

@@ -1,4 +1,4 @@
-"""What every command shares: how overrides are given, and how a user's mistake ends."""
+"""Shared parts of the commands: the overrides argument and the handling of user errors."""
 
 import errno
 import os
@@ -18,10 +18,10 @@ overrides_argument = click.argument(
     "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completion.complete_override
 )
 
-_FULL = ": free some space and run it again; a training run goes on with --resume"
+_FULL = ": free some space and run it again; resume a training run with --resume"
 _NOT_OURS = ": choose a folder that can be written to"
-# what a disk may refuse, and what helps
-_TOLD = {
+# errors of the file system, with the fix
+_FIXES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: _FULL,
@@ -33,33 +33,33 @@ _TOLD = {
 
 
 def file_to_write(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
-    """An option's file; where it cannot be written, that is told before the work and not after it."""
+    """Option callback that rejects an unwritable output file before the work starts."""
     if path is None:
         return None
-    asked = f"{option.opts[0]} {path}"
+    given = f"{option.opts[0]} {path}"
     if path.is_dir():
-        raise click.ClickException(f"{asked}: that is a folder, name a file in it")
+        raise click.ClickException(f"{given}: that is a folder, name a file in it")
     if not path.parent.is_dir():
-        raise click.ClickException(f"{asked}: there is no folder {path.parent}, make it first")
+        raise click.ClickException(f"{given}: there is no folder {path.parent}, make it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise click.ClickException(f"{asked}{_NOT_OURS}")
+        raise click.ClickException(f"{given}{_NOT_OURS}")
     return path
 
 
 def refuse_early(command: str, overrides: Sequence[str]) -> None:
-    """Raises UserError for overrides or a run_dir that the command refuses, before torch is imported."""
+    """Raise UserError for invalid overrides or a used run_dir before torch is imported."""
     from lit_illada.config import check_overrides
     from lit_illada.run_folder import RunFolder
 
     has_own_model = command != "sft" and not any(override.startswith("init_from=") for override in overrides)
     tree = check_overrides(command, overrides, is_whole=has_own_model)
     run_dir = tree.get("run_dir")
-    if run_dir and ranks.rank() == 0:  # other ranks may find the folder that rank 0 has just made
+    if run_dir and ranks.rank() == 0:  # rank 0 may have created the folder for the other ranks already
         RunFolder(Path(run_dir)).require_unused()
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A user's mistake ends in one line; a bug keeps its traceback."""
+    """Decorator that prints user errors as one line; other exceptions keep their traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -72,9 +72,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             refusal.exit_code = 130 if isinstance(error, InterruptedByUserError) else 1  # type: ignore[misc]
             raise refusal from error
         except OSError as error:
-            if error.errno not in _TOLD or click.get_current_context().find_root().params["debug"]:
+            if error.errno not in _FIXES or click.get_current_context().find_root().params["debug"]:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(one_line(f"{where}{error.strerror}{_TOLD[error.errno]}")) from error
+            raise click.ClickException(one_line(f"{where}{error.strerror}{_FIXES[error.errno]}")) from error
 
     return wrapped

@@ -1,4 +1,4 @@
-"""`launch pretrain`, `sft` and `data`: the same commands as jobs of a Slurm cluster."""
+"""Commands that submit Slurm jobs: `launch pretrain`, `sft` and `data`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,21 +12,26 @@ if TYPE_CHECKING:
     from lit_illada.commands.launch import Request
 
 _OPTIONS = [
-    click.option("--partition", help="Of the cluster (default: the cluster's)."),
-    click.option("--time", metavar="LIMIT", help="Of a job, as sbatch takes it: minutes, H:MM:SS or D-HH:MM."),
+    click.option("--partition", help="Partition of the cluster (default: the cluster's default)."),
+    click.option("--time", metavar="LIMIT", help="Time limit of a job, as for sbatch: minutes, H:MM:SS or D-HH:MM."),
     click.option("--account"),
     click.option("--qos"),
-    click.option("--constraint", metavar="FEATURE", help="What nodes must have, such as h100."),
-    click.option("--mem", metavar="SIZE", help="Memory a node, such as 500G; 0: all."),
-    click.option("--cpus-per-task", type=click.IntRange(min=1), help="Cores a process: for training, a GPU's share."),
+    click.option("--constraint", metavar="FEATURE", help="Required node feature, such as h100."),
+    click.option("--mem", metavar="SIZE", help="Memory per node, such as 500G; 0: all."),
+    click.option("--cpus-per-task", type=click.IntRange(min=1), help="Cores per process; for training, cores per GPU."),
     click.option(
         "--setup",
         multiple=True,
         metavar="LINE",
-        help="A line of shell before the command, such as 'module load nccl'. Repeatable.",
+        help="Shell line to run before the command, such as 'module load nccl'. Repeatable.",
     ),
-    click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="A further option of sbatch: exclude=node7."),
-    click.option("--after", metavar="JOB", help="Begin when this job has succeeded."),
+    click.option(
+        "--sbatch",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Further sbatch option: exclude=node7. Repeatable.",
+    ),
+    click.option("--after", metavar="JOB", help="Start after this job has succeeded."),
     click.option("--dry-run", "is_dry", is_flag=True, help="Print the script and submit nothing."),
 ]
 _TRAINING_OPTIONS = [
@@ -34,7 +39,7 @@ _TRAINING_OPTIONS = [
     click.option(
         "--gpus-per-node",
         type=click.IntRange(min=1),
-        help="A process each: trainer.devices=N trainer.accelerator=gpu. Without it no GPU is asked for.",
+        help="One process per GPU: trainer.devices=N trainer.accelerator=gpu. Without it no GPU is requested.",
     ),
     click.option(
         "--save-before",
@@ -43,13 +48,13 @@ _TRAINING_OPTIONS = [
         default=120,
         show_default=True,
         metavar="SECONDS",
-        help="How long before its time is over a job saves and goes back into the queue.",
+        help="How long before its time limit a job saves and is requeued.",
     ),
     click.option(
         "--resume",
         type=click.Path(path_type=Path),
         metavar="RUN",
-        help="Go on with this run folder from its last checkpoint; KEY=VALUE then sets values of its config.",
+        help="Resume this run folder from its last checkpoint; KEY=VALUE then sets values of its config.",
     ),
 ]
 
@@ -58,8 +63,8 @@ _TRAINING_OPTIONS = [
 def launch() -> None:
     """Run pretrain, sft or data prepare as Slurm jobs that survive preemption and time limits.
 
-    The script is written to the run's folder: plain bash, to be read and submitted again. Where there is no Slurm, the
-    error tells the same by torchrun. For sweeps: lit-illada sweep run --slurm.
+    The script in the run's folder is plain bash that can be read and submitted again. Without Slurm, the error shows
+    the same command for torchrun. For sweeps use lit-illada sweep run --slurm.
     """
 
 
@@ -85,10 +90,10 @@ Examples:
 @overrides_argument
 @guarded
 def launch_pretrain(resume: Path | None, overrides: tuple[str, ...], **options: Any) -> None:
-    """Pretrain as a job: checked now, run when there is room.
+    """Pretrain as a job; the config is checked before the job is submitted.
 
-    A job that is preempted, or told SIGUSR1 before its time is over, saves, goes back into the queue and goes on
-    exactly where it was. A job that is cancelled stays so; sbatch RUN/launch.sh goes on with it.
+    A job that is preempted or reaches its time limit saves, is requeued and resumes exactly. A cancelled job is not
+    requeued; sbatch RUN/launch.sh resumes it.
     """
     from lit_illada.commands.launch import submit_training
 
@@ -108,7 +113,7 @@ Examples:
 @overrides_argument
 @guarded
 def launch_sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...], **options: Any) -> None:
-    """Fine-tune the model of CHECKPOINT as a job, which survives what launch pretrain says."""
+    """Fine-tune the model of CHECKPOINT as a job, with the same requeueing as launch pretrain."""
     from lit_illada.commands.launch import submit_training
 
     if resume is not None and checkpoint is not None:
@@ -125,8 +130,14 @@ Examples:
   lit-illada launch data data=text data.source.paths='[books/]' data.dir=data/books --parts 4 --at-once 2 --dry-run
 """,
 )
-@click.option("--parts", type=click.IntRange(min=1), required=True, metavar="N", help="Tasks; files are not divided.")
-@click.option("--at-once", type=click.IntRange(min=1), metavar="N", help="Tasks that may run at a time.")
+@click.option(
+    "--parts",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="N",
+    help="Array tasks; a file is not divided.",
+)
+@click.option("--at-once", type=click.IntRange(min=1), metavar="N", help="Maximum number of tasks that run at a time.")
 @_with(_OPTIONS)
 @overrides_argument
 @guarded
@@ -134,7 +145,7 @@ def launch_data(parts: int, at_once: int | None, overrides: tuple[str, ...], **o
     """Prepare data as job arrays over the input files, to the same bytes as lit-illada data prepare.
 
     One array scans the files; one job trains the tokenizer and finds duplicates and the shards' ends; one array
-    tokenises and writes; one job writes the manifest. data.dir lies on a file system that all nodes see.
+    tokenises and writes; one job writes the manifest. data.dir must be on a file system that all nodes share.
     """
     from lit_illada.commands.launch import submit_preparation
 

@@ -1,4 +1,4 @@
-"""The command `lit-illada`, with all its commands in the order a user meets them."""
+"""The command group `lit-illada`; its commands are listed in the order of a typical workflow."""
 
 import io
 import logging
@@ -47,13 +47,13 @@ def main(debug: bool) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors="backslashreplace")
-    # of several processes that do the same, one tells
+    # only rank 0 logs
     usual = logging.INFO if ranks.rank() == 0 else logging.WARNING
     logging.basicConfig(level=logging.DEBUG if debug else usual, format="%(message)s", stream=sys.stderr)
-    # quiet the libraries, whose information is for their own developers
+    # these libraries log details for their own developers at INFO
     for name in ("fsspec", "torch", "filelock", "matplotlib", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # oneDNN keeps what it has prepared for 1024 shapes: a gigabyte, where every batch has another width
+    # oneDNN caches kernels of 1024 shapes by default: a gigabyte when every batch has another width
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 

@@ -19,7 +19,7 @@ _threads = click.option("--threads", type=click.IntRange(min=1), default=1, show
 
 @click.group()
 def sweep() -> None:
-    """Compare arms: many runs that differ in one thing, at several seeds, with one budget and one yardstick."""
+    """Compare arms: many runs that differ in one thing, at several seeds, with one budget and one validation metric."""
 
 
 @sweep.command("list", epilog="\b\nExample:\n  lit-illada sweep list\n")

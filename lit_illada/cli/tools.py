@@ -1,4 +1,4 @@
-"""What helps beside training: `config`, `doctor`, `estimate`, `board`, `bench`, `completion`."""
+"""Tools around training: `config`, `doctor`, `estimate`, `board`, `bench`, `completion`."""
 
 from pathlib import Path
 
@@ -50,9 +50,9 @@ def config(command: str | None, key: str | None, overrides: tuple[str, ...]) -> 
 )
 @guarded
 def doctor(json_file: Path | None) -> None:
-    """Say what this machine can do, and what is missing with the command that mends it.
+    """Check this machine and its packages; each problem is printed with the command that fixes it.
 
-    Ends with status 1 only where something is broken that every run needs.
+    The exit status is 1 only if something that every run needs is broken.
     """
     from lit_illada.runtime import packages
 
@@ -79,22 +79,22 @@ Examples:
     "overrides", nargs=-1, metavar="[CHECKPOINT] [KEY=VALUE]...", shell_complete=completion.complete_override
 )
 @click.option("--gpu", default="cpu", show_default=True, help="h200, h100, a100, or cpu: this machine's, measured.")
-@click.option("--gpus", type=int, help="How many of them.  [default: the config's devices × nodes]")
+@click.option("--gpus", type=int, help="Number of devices.  [default: the config's devices × nodes]")
 @click.option("--tokens", type=float, help="Length of the training, such as 1e12.  [default: the config's]")
-@click.option("--mfu", type=float, help="Share of the peak speed that is reached.  [default: 0.35, on a CPU 0.15]")
+@click.option("--mfu", type=float, help="Fraction of the peak speed that is reached.  [default: 0.35, on a CPU 0.15]")
 @guarded
 def estimate(
     command: str, overrides: tuple[str, ...], gpu: str, gpus: int | None, tokens: float | None, mfu: float | None
 ) -> None:
-    """Say what a training run needs: parameters, memory a device by part, FLOPs, days, disk.
+    """Estimate what a training run needs: parameters, memory per device by part, FLOPs, days, disk.
 
-    The model that sft fine-tunes is CHECKPOINT's, or one without weights, such as +model=illada_8b.
-    The GPUs need not be here. Memory is what tensors hold: beside it a GPU needs a gigabyte or two for itself.
+    sft fine-tunes the model of CHECKPOINT, or a model without weights such as +model=illada_8b.
+    No GPU is needed. The memory is that of tensors; a GPU needs one or two GB more for itself.
     """
     from lit_illada.commands.estimate import run
 
     base = None
-    if overrides and ("=" not in overrides[0] or Path(overrides[0]).exists()):  # step=00000100.ckpt has one too
+    if overrides and ("=" not in overrides[0] or Path(overrides[0]).exists()):  # step=00000100.ckpt also contains one
         base, overrides = Path(overrides[0]), overrides[1:]
     run(command, overrides, gpu, gpus, tokens, mfu, base)
 
@@ -132,23 +132,23 @@ Examples:
     "--checkpoint",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="A fine-tuned run: `answers` measures how fast it answers its held-out problems, and how rightly.",
+    help="Fine-tuned run for `answers`, which measures speed and accuracy on its held-out problems.",
 )
 @click.option(
     "--profile",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Write a step's trace for chrome://tracing, and where its time goes by part and by operator.",
+    help="Write the trace of a step for chrome://tracing, and its time by part and by operator.",
 )
-@click.option("--dry-run", is_flag=True, help="Of `gpu`: the same path at tiny sizes on the CPU.")
+@click.option("--dry-run", is_flag=True, help="Run `gpu` at tiny sizes on the CPU.")
 @guarded
 def bench(
     names: tuple[str, ...], json_file: Path | None, checkpoint: Path | None, profile: Path | None, dry_run: bool
 ) -> None:
     """Measure this machine: data, the training step, the same step written plainly, the loss's memory, the training
-    loop's overhead, generation, loop detectors; `gpu`, all that a GPU does.
+    loop's overhead, generation, loop detectors; `gpu` measures everything that runs on a GPU.
 
-    Without NAME, all of them. Every figure is a median with its spread; ratios come from alternating runs.
+    Without NAME, all benchmarks run. Figures are medians with their spread; ratios come from alternating runs.
     """
     from lit_illada.bench.run import run
 

@@ -1,4 +1,4 @@
-"""`pretrain` and `sft`."""
+"""Commands that train: `pretrain` and `sft`."""
 
 from pathlib import Path
 
@@ -22,24 +22,24 @@ Examples:
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Go on with this run folder from its last checkpoint.",
+    help="Resume this run folder from its last checkpoint.",
 )
 @click.option(
     "--init-from",
     type=click.Path(path_type=Path),
     metavar="CHECKPOINT",
-    help="Begin with these weights, and their model: a run, a converted folder or a checkpoint file.",
+    help="Initialise weights and model from a run, a converted folder or a checkpoint file.",
 )
 @overrides_argument
 @guarded
 def pretrain(resume: Path | None, init_from: Path | None, overrides: tuple[str, ...]) -> None:
-    """Pretrain a model: prepares the data where needed, trains, validates, saves.
+    """Pretrain a model: prepare the data if needed, train, validate, save.
 
     Curves, samples, checkpoints and the resolved config go to a new folder under runs/. Ctrl-C saves and stops.
     """
     if init_from is not None:
         if resume is not None:
-            raise UserError("give --resume or --init-from, not both: a resumed run has its weights")
+            raise UserError("give --resume or --init-from, not both: a resumed run loads its own weights")
         overrides = (*overrides, f"init_from='{init_from}'")
     if resume is None:
         refuse_early("pretrain", overrides)
@@ -62,18 +62,18 @@ Examples:
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Go on with this run folder from its last checkpoint.",
+    help="Resume this run folder from its last checkpoint.",
 )
 @overrides_argument
 @guarded
 def sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]) -> None:
     """Fine-tune the model of CHECKPOINT (a run, a converted folder or their file) on instructions.
 
-    Without files it learns chained arithmetic, made on the spot; answers to held-out problems, as easy as those of
-    training and harder ones, are checked at every validation.
+    Without files it trains on generated chained arithmetic. Every validation checks the answers to held-out problems,
+    both as easy as the training problems and harder.
     """
     if resume is not None and checkpoint is not None:
-        # click takes the first word for the checkpoint
+        # with --resume there is no checkpoint: click took the first override for it
         checkpoint, overrides = None, (str(checkpoint), *overrides)
     if resume is None and checkpoint is not None:
         refuse_early("sft", overrides)

@@ -1,4 +1,4 @@
-"""What is done with a checkpoint: `generate`, `score`, `convert`."""
+"""Commands on a checkpoint: `generate`, `score`, `convert`."""
 
 from pathlib import Path
 
@@ -18,20 +18,20 @@ Examples:
 """
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--prompt", help="The text to continue; without it, --prompt-file or standard input.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="A file whose text is continued.")
+@click.option("--prompt", help="Text to continue (default: --prompt-file or standard input).")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="File with the text to continue.")
 @click.option("--live/--no-live", default=None, help="Show the text being unmasked (default: on a terminal).")
 @click.option(
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.jsonl",
-    help="Write when each token was committed, with what confidence and entropy, and the settings.",
+    help="Write the settings and, for each token, its commit step, confidence and entropy.",
 )
 @click.option(
     "--trace-picture",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.png",
-    help="Draw that: position along the text, denoising steps downwards.",
+    help="Draw the trace: position to the right, denoising steps downwards.",
 )
 @click.option("--chat", "is_chat", is_flag=True, help="The prompt is a user's message; a fine-tuned model answers it.")
 @overrides_argument
@@ -48,8 +48,9 @@ def generate(
 ) -> None:
     """Continue a text with the model of CHECKPOINT: a run (its newest checkpoint), a converted folder, or its file.
 
-    Blocks of [MASK] are appended and denoised until the model ends the text or the budget is spent; a causal model
-    writes token by token. generation=llada denoises a fixed canvas, generation=fast several sure tokens a step.
+    Blocks of [MASK] are appended and denoised until the model ends the text or max_new_tokens is reached; a causal
+    model generates token by token. generation=llada denoises a fixed canvas; generation=fast commits several confident
+    tokens per step.
     """
     refuse_early("generate", overrides)
     from lit_illada.commands.generate import run
@@ -83,7 +84,7 @@ Examples:
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="JSON lines: question, choices, answer; or, as in GSM8K, question and an answer with a number.",
+    help="JSON lines with question, choices and answer, or as in GSM8K question and a numeric answer.",
 )
 @click.option(
     "--text", "texts", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="A text of any length."
@@ -92,7 +93,7 @@ Examples:
     "--harness",
     multiple=True,
     metavar="NAME|YAML",
-    help="A task of EleutherAI's lm-eval, or a file that describes one (needs the extra `eval`).",
+    help="Task of EleutherAI's lm-eval, or a YAML file that describes one (needs the extra `eval`).",
 )
 @click.option(
     "--include-path", type=click.Path(path_type=Path), metavar="FOLDER", help="A folder with lm-eval tasks of your own."
@@ -103,18 +104,16 @@ Examples:
     metavar="NUMBER",
     help="Solved examples before each question of an lm-eval task (default: as the task says).",
 )
-@click.option(
-    "--reasoning", "is_reasoning", is_flag=True, help="Chained arithmetic, made on the spot, for a fine-tuned model."
-)
+@click.option("--reasoning", "is_reasoning", is_flag=True, help="Generated chained arithmetic, for a fine-tuned model.")
 @click.option(
     "--held-out",
     type=click.IntRange(min=1),
     metavar="NUMBER",
-    help="So many questions of what the run has held out: its problems, or continuations of its text.",
+    help="Number of questions from the run's held-out data: its problems, or continuations of its text.",
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: scores/ in the run's folder.")
 @click.option(
-    "--resume", "is_resumed", is_flag=True, help="Go on in --out where a kill broke off; what is answered stays so."
+    "--resume", "is_resumed", is_flag=True, help="Resume a killed command in --out; stored answers are reused."
 )
 @overrides_argument
 @guarded
@@ -135,7 +134,7 @@ def score(
 
     Multiple choice is answered by every scoring rule the model has (or score.rule=NAME), with a table of their
     accuracies and agreement; a problem with a number by generation. A text, and an lm-eval task, is scored by the
-    bound (its standard error is told), exactly for a causal model, or by score.rule=NAME. Items, scores and settings
+    bound (with its standard error), exactly for a causal model, or by score.rule=NAME. Items, scores and settings
     are written to a folder.
     """
     refuse_early("score", overrides)
@@ -162,11 +161,11 @@ Examples:
     type=click.Choice(["illada", "llada", "dream", "llama", "qwen2", "lit"]),
     help="The layout to write (default: ours, lit, from a Hugging Face checkpoint; else the first that fits).",
 )
-@click.option("--mask-token", metavar="TEXT", help="Which token is [MASK]; one the tokenizer lacks is added to it.")
-@click.option("--eos-token", metavar="TEXT", help="Which token ends a text, where the checkpoint does not say.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: as the weights are.")
+@click.option("--mask-token", metavar="TEXT", help="The [MASK] token; added to the tokenizer if missing.")
+@click.option("--eos-token", metavar="TEXT", help="The end-of-text token, if the checkpoint does not name it.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: that of the weights.")
 @click.option("--max-shard-gb", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True)
-@click.option("--revision", help="Of the hub repository: a branch, tag or commit.")
+@click.option("--revision", help="Branch, tag or commit of the hub repository.")
 @guarded
 def convert(
     source: str,

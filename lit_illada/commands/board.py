@@ -1,4 +1,4 @@
-"""How are the runs looked at? TensorBoard, served on their folder."""
+"""Serves TensorBoard on a folder of runs."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from lit_illada.errors import UserError
 
 
 def serve(runs: Path, host: str, port: int) -> NoReturn:
-    """Become the server, until interrupted. Raises UserError for a folder without runs or a port that is taken."""
+    """Replace this process by TensorBoard. Raises UserError for a folder without runs or a port that is taken."""
     if not any(runs.rglob("events.out.tfevents.*")):
         raise UserError(f"{runs}: no curves there; `lit-illada pretrain` writes them to runs/")
     with socket.socket() as probe:
@@ -22,6 +22,6 @@ def serve(runs: Path, host: str, port: int) -> NoReturn:
                 f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port"
             ) from error
     print(f"TensorBoard on {runs}: http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
-    # in place of this process, so that whatever ends the command ends the server
+    # exec instead of a child process, so that a signal to the command ends the server
     options = ["--logdir", str(runs), "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *options])

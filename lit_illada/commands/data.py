@@ -1,4 +1,4 @@
-"""The `data` commands on screen: progress while preparing, figures when inspecting, problems when verifying."""
+"""Runs the `data` commands: preparation with progress, inspection, verification."""
 
 import shlex
 import sys
@@ -64,7 +64,7 @@ def print_verification(folder: str) -> None:
 
 
 def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = False) -> Manifest | None:
-    """Prepare, showing progress, what is not prepared yet. None where the config names no source."""
+    """Prepare the data set with a progress bar unless it is finished. Returns None if the config names no source."""
     if isinstance(config.source, PreparedSource) or is_url(config.dir):
         return None
     try:

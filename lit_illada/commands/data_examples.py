@@ -1,4 +1,4 @@
-"""`data examples`: rows of fine-tuning data on screen, as a model sees them."""
+"""Prints rows of fine-tuning data as a model sees them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
         console.print(*marked, sep="", soft_wrap=True)
     console.rule(align="left")
     learnt = "green" if console.is_terminal else "in ⟦ ⟧"
-    print(f"what is masked and learnt is {learnt}; ‖ is where a segment begins, beyond which nothing is seen")
+    print(f"trained tokens are {learnt}; ‖ starts a segment, which cannot attend to others")
     print(f"an epoch has {datamodule.rows_per_epoch:,} rows; {datamodule.left_out.bad:,} bad examples left out")
     for message in datamodule.left_out.examples:
         print(f"  {message}")

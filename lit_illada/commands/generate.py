@@ -1,4 +1,4 @@
-"""The `generate` command: a checkpoint and a prompt in, text out, shown while it is being unmasked."""
+"""Runs the `generate` command, with a live view of the text being unmasked."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ def run(
     """Print the prompt's continuation on standard output; the live view goes to standard error.
 
     is_chat: the prompt is a user's message, and the continuation the assistant's.
-    trace_file: where the trace is written. draw: what draws it, from the trace, a title and the tokens' texts.
+    trace_file: where the trace is written; None writes none. draw: called with the trace, a title and the token texts.
     """
     config = load("generate", overrides)
     text = _prompt(prompt, prompt_file)
@@ -56,13 +56,13 @@ def run(
     recorder = Recorder(num_rows=1) if trace_file is not None or draw is not None else None
     watchers = [watcher for watcher in (view, recorder) if watcher is not None]
 
-    def tell(commit: Commit) -> None:
+    def notify(commit: Commit) -> None:
         for watcher in watchers:
             watcher(commit)
 
     is_bf16 = precision is Precision.bf16_mixed
     with view or nullcontext(), torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
-        on_commit = tell if watchers else None
+        on_commit = notify if watchers else None
         generation = complete_batch(model, tokenizer, [prompt_ids], config.generation, on_commit=on_commit)
     written = tokenizer.decode(generation.texts()[0])
     print(written)
@@ -88,9 +88,11 @@ def run(
 
 
 def _brief(config: GenerationConfig) -> str:
-    """What of the settings is not the default, on one line."""
-    asked, usual = flatten(to_tree(config)), flatten(to_tree(GenerationConfig()))
-    return "  ".join(f"{key}={value}" for key, value in asked.items() if usual.get(key) != value) or "default settings"
+    """Return the settings that differ from the defaults, on one line."""
+    current, usual = flatten(to_tree(config)), flatten(to_tree(GenerationConfig()))
+    return (
+        "  ".join(f"{key}={value}" for key, value in current.items() if usual.get(key) != value) or "default settings"
+    )
 
 
 class LiveView:

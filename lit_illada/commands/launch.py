@@ -1,7 +1,7 @@
-"""The `launch` command: training and data preparation as jobs of Slurm.
+"""Submits training and data preparation as Slurm jobs.
 
-What a job will do is settled here: its config is composed, checked and written to the run's folder before it waits in
-the queue, and the job goes on with that folder, at its first turn as at every later one.
+The config is composed, checked and written to the run's folder before the job is queued; the job resumes that folder
+whenever it starts, the first time included.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if wrong := [line for line in self.setup if "\n" in line]:
-            raise UserError(f"--setup {wrong[0]!r}: give each line by a --setup of its own")
+            raise UserError(f"--setup {wrong[0]!r}: repeat --setup, one line each")
 
     def overrides(self, given: Sequence[str]) -> list[str]:
         """The trainer's, as the nodes and GPUs say."""
@@ -58,14 +58,14 @@ class Request:
             wanted.append(("--gpus-per-node", "trainer.accelerator", Accelerator.gpu.value))
         for option, key, _ in wanted:
             if twice := next((text for text in given if text.startswith(f"{key}=")), None):
-                raise UserError(f"{twice} and {option} say the same: give one of them")
+                raise UserError(f"{twice} and {option} set the same value: give one of them")
         return [f"{key}={value}" for _, key, value in wanted]
 
 
 def submit_training(
     command: str, base: Path | None, overrides: Sequence[str], resume: Path | None, request: Request
 ) -> None:
-    """Submit a pretraining or a fine-tuning, or one that goes on."""
+    """Submit a pretraining or fine-tuning run, new or resumed."""
     words = [*overrides, *request.overrides(overrides)]
     if resume is not None:
         config, folder, _ = open_run(command, resume, words)
@@ -89,7 +89,7 @@ def _begin(command: str, config: RunConfig, tokenizer: Tokenizer | None, request
         folder = RunFolder(Path(config.run_dir or f"runs/{config.name}-{now:%Y%m%d-%H%M%S}"))
         _start(command, config, folder, [], request)
         return
-    # what Slurm refuses is refused before a folder is made
+    # sbatch --test-only, before a folder is made
     client.check(_script(command, config, RunFolder(Path(config.run_dir or "runs/new")), [], request))
     folder = RunFolder.create(config.run_dir, config.name, now)
     if tokenizer is not None:
@@ -114,8 +114,8 @@ def _start(command: str, config: RunConfig, folder: RunFolder, words: Sequence[s
             "follow": f"tail -F {shlex.quote(str(folder.path / f'slurm-{job}.log'))}",
             "look": f"squeue --job {job}",
             "cancel": f"scancel {job}",
-            "requeue": f"scancel --signal=USR1 {job}   (saves, and goes back into the queue)",
-            "go on": f"sbatch {shlex.quote(str(path))}   (from the last checkpoint, whatever ended it)",
+            "requeue": f"scancel --signal=USR1 {job}   (saves and requeues)",
+            "resume": f"sbatch {shlex.quote(str(path))}   (from the last checkpoint)",
         },
     )
 
@@ -147,7 +147,7 @@ def _is_on_gpus(trainer: TrainerConfig) -> bool:
 
 
 def submit_preparation(overrides: Sequence[str], parts: int, at_once: int | None, request: Request) -> None:
-    """Submit a preparation: an array that scans, a plan, an array that writes, a merge."""
+    """Submit a preparation as four dependent jobs: scan (array), plan, write (array), merge."""
     config = load("data", overrides).data
     parts = min(parts, len(files_of(config.source)))
     where = Path(config.dir).absolute()
@@ -186,14 +186,14 @@ def submit_preparation(overrides: Sequence[str], parts: int, at_once: int | None
             "follow": f"tail -F {shlex.quote(str(folder))}/*.log",
             "look": f"squeue --job {','.join(jobs.values())}",
             "cancel": f"scancel {' '.join(jobs.values())}",
-            "go on": "the same command again: what is finished is kept",
+            "resume": "the same command again; finished parts are reused",
             "train": f"lit-illada launch pretrain … data.dir={config.dir} --after {jobs['merge']}",
         },
     )
 
 
 def _require_slurm(request: Request, words: Sequence[str], config: RunConfig) -> None:
-    """Raises UserError with the same command by torchrun where there is no Slurm to submit to."""
+    """Raise UserError with the equivalent torchrun command where there is no Slurm."""
     if request.is_dry or client.is_there():
         return
     trainer = config.trainer
@@ -208,7 +208,7 @@ def _require_slurm(request: Request, words: Sequence[str], config: RunConfig) ->
 
 
 def _pattern(folder: Path, name: str) -> Path:
-    """A file name as sbatch expands it, in a folder that it takes as it is."""
+    """A file name with sbatch placeholders, in a folder whose own `%` are escaped."""
     return Path(str(folder).replace("%", "%%")) / name
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_illada.commands import convert, loops_analyze, score, sweep_report
-from lit_illada.commands.sweep import Workers, planned, work_off
+from lit_illada.commands.sweep import Workers, execute, planned
 from lit_illada.config import SFTConfig
 from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.config import ReasoningSource
@@ -45,7 +45,7 @@ def reproduce_loops(
             "[--reasoning]), as those of loop_reproduce, loop_causes and loop_mitigation do"
         )
     gate(corpora(runs), Console())
-    done = work_off(name, overrides, folder, is_resumed, workers)
+    done = execute(name, overrides, folder, is_resumed, workers)
     has_texts = any(_solves_problems(s.run) and s.state is RunState.FINISHED for s in done.statuses)
     if has_texts and not done.was_stopped:
         written = str(gather(place))

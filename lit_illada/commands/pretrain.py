@@ -1,4 +1,4 @@
-"""The `pretrain` command: data, model and objective in, a run out."""
+"""Runs the `pretrain` command."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from lit_illada.run_folder import RunFolder
 
 
 def run(overrides: Sequence[str], resume: Path | None = None) -> None:
-    """Run, or go on with, a pretraining."""
+    """Start a pretraining run, or resume one."""
     folder: RunFolder | None
     if resume is None:
         config, folder, checkpoint = load("pretrain", with_model_of_init(overrides)), None, None
@@ -27,7 +27,7 @@ def run(overrides: Sequence[str], resume: Path | None = None) -> None:
     prepare_dataset(config.data, console)
     datamodule = build.build_datamodule(config)
     config = build.resolve(config, datamodule.tokenizer)
-    # what cannot be trained on is refused before a folder is made
+    # data that cannot be trained on is rejected before a folder is made
     datamodule.train_dataloader()
     datamodule.val_dataloader()
     if checkpoint is None and config.init_from is not None:

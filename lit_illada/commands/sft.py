@@ -1,4 +1,4 @@
-"""The `sft` command: a checkpoint and examples in, a fine-tuned run out."""
+"""Runs the `sft` command."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from lit_illada.run_folder import RunFolder
 
 
 def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:
-    """Fine-tune the model of `base`, or go on with a fine-tuning."""
+    """Fine-tune the model of the checkpoint `base`, or resume a fine-tuning run."""
     folder: RunFolder | None
     if resume is not None:
         config: SFTConfig
@@ -31,7 +31,7 @@ def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None)
     check_hardware(config, config.sft_data.row_length)
     config = build.with_steps_of_epochs(config, tokenizer)
     datamodule = build.build_sft_datamodule(config, tokenizer)
-    # what cannot be trained on is refused before a folder is made
+    # data that cannot be trained on is rejected before a folder is made
     datamodule.train_dataloader()
     datamodule.val_dataloader()
     if folder is None:

@@ -1,4 +1,4 @@
-"""The `sweep` commands: a spec becomes a plan, its runs are worked off, and the reader is told what to expect."""
+"""Plans and runs sweeps."""
 
 import hashlib
 import os
@@ -32,15 +32,15 @@ from lit_illada.training.config.trainer import Accelerator
 
 @dataclass(frozen=True)
 class Workers:
-    """at_once: runs; None: as many as memory and cores, or GPUs, allow. threads: a run. slurm: there, not here."""
+    """Resources of a sweep."""
 
-    at_once: int | None
-    threads: int
-    slurm: SlurmOptions | None = None
+    at_once: int | None  # concurrent runs; None: as many as memory and cores, or GPUs, allow
+    threads: int  # per run
+    slurm: SlurmOptions | None = None  # None: run on this machine
 
 
 def print_plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
-    """Print the runs of a sweep, what they share, and what they will cost."""
+    """Print the runs of a sweep, their shared stages and their cost."""
     spec, place, runs = planned(name, overrides, folder)
     statuses = Overview(place, runs, spec.metrics[0].name).look()
     console = Console()
@@ -52,27 +52,27 @@ def print_plan(name: str, overrides: Sequence[str], folder: Path | None, workers
 
 
 def run_sweep(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> None:
-    """Work off a sweep, showing where it stands, here or by Slurm; exits with 1 where a run failed."""
-    work_off(name, overrides, folder, is_resumed, workers).end("lit-illada sweep run {} --resume")
+    """Run a sweep here or by Slurm with a progress table; the exit status is 1 if a run failed."""
+    execute(name, overrides, folder, is_resumed, workers).end("lit-illada sweep run {} --resume")
 
 
 @dataclass(frozen=True)
-class WorkedOff:
-    """A sweep as the pool left it. was_stopped: by the user, not by what failed."""
+class SweepOutcome:
+    """State of a sweep after the pool has ended."""
 
     place: SweepFolder
     statuses: list[RunStatus]
     at_once: int
-    was_stopped: bool
+    was_stopped: bool  # by the user
 
     @property
     def is_finished(self) -> bool:
         return all(status.state is RunState.FINISHED for status in self.statuses)
 
-    def end(self, go_on: str) -> None:
-        """Say what became of it; exits with 1 where a run failed, with 130 where the sweep was stopped.
+    def end(self, resume: str) -> None:
+        """Print the outcome. Raises SystemExit(1) if a run failed, SystemExit(130) if the user stopped the sweep.
 
-        go_on: the command that does, {} its folder.
+        resume: the command that resumes it, with {} for its folder.
         """
         console = Console()
         for status in self.statuses:
@@ -83,15 +83,17 @@ class WorkedOff:
                     console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
         told = {self.place.path: summary(self.statuses, self.at_once), "curves": f"lit-illada board {self.place.runs}"}
         if not self.is_finished:
-            told["go on"] = go_on.format(self.place.path)
+            told["resume"] = resume.format(self.place.path)
         for what, text in told.items():
             console.print(f"{what!s:<12} {text}", highlight=False, soft_wrap=True)
         if not self.is_finished:
             raise SystemExit(130 if self.was_stopped else 1)
 
 
-def work_off(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> WorkedOff:
-    """Every run of a sweep that is not finished, here or by Slurm, and a table of where they stand."""
+def execute(
+    name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers
+) -> SweepOutcome:
+    """Execute every unfinished run of a sweep, here or by Slurm, with a progress table."""
     console, slurm = Console(), workers.slurm
     spec, place, runs = planned(name, overrides, folder)
     if slurm is not None:
@@ -112,21 +114,21 @@ def work_off(name: str, overrides: Sequence[str], folder: Path | None, is_resume
             else SlurmQueue(place, runs, slurm, table.show, metric)
         )
         statuses = pool.run()
-    return WorkedOff(place, list(statuses), at_once, pool.was_stopped)
+    return SweepOutcome(place, list(statuses), at_once, pool.was_stopped)
 
 
 def refuse_broken_off(place: SweepFolder, runs: Sequence[PlannedRun], is_resumed: bool) -> None:
-    """Raises UserError for a folder some of whose runs did not end, unless it is resumed."""
+    """Raise UserError for a folder with failed or interrupted runs unless it is resumed."""
     broken = [run.id for run in runs if place.state_of(run) in (RunState.FAILED, RunState.INTERRUPTED)]
     if broken and not is_resumed:
         raise UserError(
             f"{place.path} holds {len(broken)} run{'s' * (len(broken) > 1)} that did not end ({', '.join(broken[:3])}"
-            f"{', …' * (len(broken) > 3)}): go on with --resume, or choose another --folder"
+            f"{', …' * (len(broken) > 3)}): resume with --resume, or choose another --folder"
         )
 
 
 def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:
-    """Every data set that the runs read, once."""
+    """Return the distinct data sets that the runs read."""
     configs: dict[tuple[str, str, str], DataConfig] = {}
     for run in runs:
         if run.command == Command.PRETRAIN:
@@ -136,7 +138,7 @@ def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:
 
 
 def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle: Callable[[Tree], Tree]) -> Tree:
-    """A command's config, validated; the model of fine-tuning is that of the stage before."""
+    """Return the validated config of a command; fine-tuning takes the model of the stage before."""
     tree = compose_tree(command, overrides)
     if command == Command.SFT:
         assert parent is not None

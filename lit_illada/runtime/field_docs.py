@@ -1,4 +1,4 @@
-"""One line per config field and per enumeration member, read from the source beside it.
+"""Reads the one-line documentation of config fields and enumeration members from their source.
 
 A field is documented by the docstring below it, or by a comment behind it:
 
@@ -18,7 +18,7 @@ from functools import cache
 
 @cache
 def member_docs(cls: type) -> dict[str, str]:
-    """Documentation by name, of the fields or enumeration members of a class and its bases; undocumented ones lack."""
+    """Return documentation by name for the documented fields or members of a class and its bases."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("lit_illada."):
@@ -27,7 +27,7 @@ def member_docs(cls: type) -> dict[str, str]:
 
 
 def summary(cls: type) -> str:
-    """The first sentence of a class's own docstring; empty where it has none."""
+    """Return the first sentence of a class's docstring; empty if it has none."""
     text = " ".join((cls.__dict__.get("__doc__") or "").split())
     if text.startswith(f"{cls.__name__}(") or re.match(r"\w+: ", text):  # made by dataclass, or entries of fields
         return ""
@@ -55,7 +55,7 @@ def _docs_of(cls: type) -> dict[str, str]:
 
 
 def _glossary(docstring: str, names: list[str]) -> dict[str, str]:
-    """The entries `name: text` and `name, name: text` of a class docstring."""
+    """Return the entries `name: text` and `name, name: text` of a class docstring."""
     if not names:
         return {}
     name = "|".join(map(re.escape, names))

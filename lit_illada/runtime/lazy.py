@@ -1,9 +1,9 @@
-"""torch, imported at its first use.
+"""Imports torch at its first use.
 
-Config dataclasses hold their own mathematics: a mask-ratio density, a loss weight, a commit rule. Importing torch takes
-seconds, and a command that only reads a config, or refuses one, must answer at once. Modules that `config.py` reaches
-write `from lit_illada.runtime.lazy import Tensor, torch`, with `from __future__ import annotations`, and use both as
-usual; at run time `Tensor` is a name for annotations only.
+Config dataclasses contain mathematics (a mask-ratio density, a loss weight, a commit rule), but importing torch takes
+seconds, and a command that only reads or rejects a config should answer at once. Modules that `config.py` imports
+write `from lit_illada.runtime.lazy import Tensor, torch` with `from __future__ import annotations` and use both as
+usual; at run time `Tensor` serves annotations only.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Where the configs and sweeps lie: inside an installed wheel, or at the top of a checkout."""
+"""Folders of the configs and sweeps: inside an installed wheel, or at the top of a checkout."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Which of a run's processes is this, how many has somebody started, and how is one more started?
+"""Rank and number of this run's processes, read from the environment.
 
-torchrun, srun and Lightning's own launcher say it in the environment, long before torch.distributed could.
+torchrun, srun and Lightning's launcher set it long before torch.distributed is initialised.
 """
 
 import os
@@ -8,21 +8,21 @@ import sys
 
 
 def command_line(*words: str) -> list[str]:
-    """A command of this very installation, whatever the PATH holds."""
+    """Return the command line of this installation of lit-illada, independent of PATH."""
     return [sys.executable, "-m", "lit_illada", *words]
 
 
 def rank() -> int:
-    """0 for the process that speaks for all, and for one that is alone."""
+    """Return the global rank of this process; 0 for a single process."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
-    if "LOCAL_RANK" in os.environ:  # Lightning's own launcher, which knows one node only
+    if "LOCAL_RANK" in os.environ:  # Lightning's own launcher, which starts one node only
         return int(os.environ["LOCAL_RANK"])
     return int(os.environ.get("SLURM_PROCID", "0")) if _srun_tasks() > 1 else 0
 
 
 def started_outside() -> int:
-    """Processes that torchrun or srun started at once; 1 where Lightning or a person started this one."""
+    """Return the number of processes that torchrun or srun started; 1 for a process started by hand or by Lightning."""
     return int(os.environ.get("WORLD_SIZE") or _srun_tasks())
 
 

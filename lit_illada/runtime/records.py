@@ -1,4 +1,4 @@
-"""Makes frozen dataclasses of parsed JSON, with every field's presence and type checked."""
+"""Builds frozen dataclasses from parsed JSON, checking presence and type of every field."""
 
 import dataclasses
 import types
@@ -15,9 +15,9 @@ MAX_INTEGER = 2**63 - 1  # what numpy, torch and the file formats hold
 
 
 def from_record(schema: type[T], record: Any, origin: str) -> T:
-    """A dataclass of a JSON object: fields by name, keys that are no field ignored, defaults where a key is missing.
+    """Build a dataclass from a JSON object. Unknown keys are ignored; missing keys take the field's default.
 
-    origin: the file, for messages. Understands bool, int, float, str, datetime (a text in ISO 8601, which it stays),
+    origin: file name for error messages. Supported types are bool, int, float, str, datetime (an ISO 8601 string, not converted),
     None, Any, list[...], dict[str, ...], unions of them and dataclasses. Raises ContentError for a missing field,
     another type, or an integer beyond 64 bits.
     """
@@ -38,7 +38,7 @@ def from_record(schema: type[T], record: Any, origin: str) -> T:
 
 
 def require_fields(record: dict[str, Any], required: dict[str, Any], origin: str) -> dict[str, Any]:
-    """The record, where each required field is there and of its type; other fields may hold anything.
+    """Check that the required fields are present with their types and return the record.
 
     required: type hints by name, as `from_record` understands them. Raises ContentError.
     """
@@ -50,7 +50,7 @@ def require_fields(record: dict[str, Any], required: dict[str, Any], origin: str
 
 
 def checked(hint: Any, value: Any, origin: str) -> Any:
-    """The value, where it is of the type that the hint names; see `from_record`."""
+    """Check a value against a type hint and return it; see `from_record`."""
     if hint is Any or hint is object:
         return value
     if dataclasses.is_dataclass(hint):

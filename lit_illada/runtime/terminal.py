@@ -1,4 +1,4 @@
-"""Text from elsewhere (file names, groups, values of a config) made safe to print on a terminal."""
+"""Makes untrusted text (file names, groups, config values) safe to print on a terminal."""
 
 import unicodedata
 
@@ -7,7 +7,7 @@ _UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, formatting such as reverse
 
 
 def printable(text: str) -> str:
-    """The text with every control and formatting character as an escape, such as `\\x1b` for the one that colours."""
+    """Return the text with control and formatting characters escaped, such as `\\x1b` for ESC."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
-    """A message on one line: white space as single spaces, controls as escapes, the middle of a long one left out."""
+    """Return a message as one printable line of at most `limit` characters; a longer one loses its middle."""
     line = printable(" ".join(text.split()))
     half = limit // 2
     return line if len(line) <= limit else f"{line[:half]} … {line[-half:]}"

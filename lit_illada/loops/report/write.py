@@ -1,6 +1,6 @@
 """The report page: one HTML file that loads nothing from elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def write_report(
     path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig, compared: Effects
 ) -> None:
     """Write the page."""
-    filters = {"percent": _percent, "points": points, "place": _place}
+    filters: dict[str, Callable[..., Any]] = {"percent": _percent, "points": points, "place": _place}
     path.write_text(render_page(_PAGE, _content(outcomes, keys, config, compared), filters), encoding="utf-8")
 
 
