@@ -76,8 +76,10 @@ def test_what_is_wrong_is_told_before_anything_is_submitted(tiny_overrides, tmp_
         assert result.exit_code == 1
         return result.output
 
-    assert "trainer.num_nodes=2 and --nodes say the same" in said("trainer.num_nodes=2", "--nodes", "2")
-    assert "trainer.devices=2 and --gpus-per-node say the same" in said("trainer.devices=2", "--gpus-per-node", "2")
+    assert "trainer.num_nodes=2 and --nodes set the same value" in said("trainer.num_nodes=2", "--nodes", "2")
+    assert "trainer.devices=2 and --gpus-per-node set the same value" in said(
+        "trainer.devices=2", "--gpus-per-node", "2"
+    )
     assert "micro_batch_rows × devices × num_nodes" in said("--nodes", "3")
     assert "write KEY=VALUE" in said("--sbatch", "exclusive")
     for text, instead in {
@@ -208,7 +210,7 @@ def test_a_strict_setup_does_not_keep_a_job_from_coming_back(setup, tmp_path):
 
 
 def test_a_line_of_setup_is_one_line():
-    with pytest.raises(ValueError, match="a --setup of its own"):
+    with pytest.raises(ValueError, match="repeat --setup, one line each"):
         Request(Allocation(), setup=("a\nb",))
 
 

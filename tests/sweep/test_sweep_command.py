@@ -90,7 +90,7 @@ def test_a_failed_run_is_shown_and_the_others_continue(tiny_sweep, tmp_path):
 
     status, told = sweep("run", file, "--folder", folder)
     assert status == 1
-    assert "1 run that did not end (pretrain-lost-s0): go on with --resume" in told
+    assert "1 run that did not end (pretrain-lost-s0): resume with --resume" in told
     run = SweepFolder(folder).run_folder(SweepFolder(folder).read_plan()[0])
     before = run.done.stat().st_mtime_ns
     sweep("run", folder, "--resume")
