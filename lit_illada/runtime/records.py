@@ -17,9 +17,9 @@ MAX_INTEGER = 2**63 - 1  # what numpy, torch and the file formats hold
 def from_record(schema: type[T], record: Any, origin: str) -> T:
     """Build a dataclass from a JSON object. Unknown keys are ignored; missing keys take the field's default.
 
-    origin: file name for error messages. Supported types are bool, int, float, str, datetime (an ISO 8601 string, not
-    converted), None, Any, list[...], dict[str, ...], unions of them and dataclasses. Raises ContentError for a missing field,
-    another type, or an integer beyond 64 bits.
+    origin: file name for error messages. Supported types are bool, int, float, str, datetime (an ISO 8601 string,
+    stored as it is), None, Any, list[...], dict[str, ...], unions of them and dataclasses. Raises ContentError for a
+    missing field, another type, or an integer beyond 64 bits.
     """
     require_kind(record, dict, origin)
     hints = _hints(schema)  # type: ignore[arg-type]
