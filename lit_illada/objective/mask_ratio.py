@@ -295,6 +295,11 @@ class Tabulated(MaskRatio):
     masses: Tensor
     epsilon: float
 
+    # MaskRatio compares fields of its own, of which it has none: without these every table equals every other, and a
+    # cache of what was computed for one would serve them all
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     @property
     def support(self) -> tuple[float, float]:
         return self.epsilon, 1.0

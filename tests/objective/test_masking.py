@@ -3,7 +3,8 @@ import torch
 from scipy import stats
 
 from lit_illada.objective.config import MaskDraw
-from lit_illada.objective.mask_ratio import Band, Cosine, Fixed, Uniform
+from lit_illada.objective.exact_k import draw_counts
+from lit_illada.objective.mask_ratio import Band, Cosine, Fixed, Tabulated, Uniform
 from lit_illada.objective.masking import draw_masks, exactly_k, num_masked
 from lit_illada.objective.noise import Purpose, uniform
 from lit_illada.objective.weighting import Elbo
@@ -90,3 +91,14 @@ def test_the_complement_covers_every_maskable_token_exactly_once():
 
 def test_a_fixed_ratio_masks_its_share_exactly():
     assert masks(MaskDraw.EXACT_K, 0.15, p=Fixed()).is_masked.sum(1).unique().tolist() == [3]
+
+
+def test_a_learnt_density_that_moves_draws_from_where_it_is_now():
+    """Tables of counts are cached by density: two learnt densities must not share one."""
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    lengths = torch.full_like(u, 32).long()
+    early, late = Tabulated(torch.tensor([0.9, 0.1]).double(), 0.0), Tabulated(torch.tensor([0.1, 0.9]).double(), 0.0)
+    assert early != late
+    counts = [draw_counts(density, Elbo(), u, lengths)[0].double().mean().item() for density in (early, late, early)]
+    assert counts[0] < 12 < 20 < counts[1]
+    assert counts[2] == counts[0]

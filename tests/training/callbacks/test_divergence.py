@@ -263,7 +263,7 @@ def test_a_rollback_killed_at_any_point_is_completed_by_the_resume(is_sharded, t
         folder = RunFolder(tmp_path / name)
         folder.checkpoints.mkdir(parents=True)
         folder.write_config("old")
-        folder.write_rollback(1, {"to_step": 1})
+        folder.write_rollback(1, {"to_step": 1, "skipped_rows": None})
         for step in (1, 3, 5, 7):
             path = checkpoint_path(folder.checkpoints, step)
             if is_sharded:

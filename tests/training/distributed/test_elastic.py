@@ -144,6 +144,8 @@ def test_one_process_two_that_share_the_model_and_one_again_are_one_run(override
     assert_same(undisturbed, run)
     shared = run / "checkpoints" / "step=00000006.ckpt"
     assert sorted(path.name for path in shared.iterdir()) == [
+        "checksums-00000-of-00002.json",
+        "checksums-00001-of-00002.json",
         "parts-00000-of-00002.safetensors",
         "parts-00001-of-00002.safetensors",
         "state.pt",
