@@ -13,7 +13,7 @@ from lit_illada import build
 from lit_illada.checkpoints.open import load_sft, with_model_of_init
 from lit_illada.config import RunConfig, SFTConfig, compose_tree, load
 from lit_illada.cost.memory import MicroBatch, StepMemory, kernel_on, recomputed_activation_bytes, step_memory
-from lit_illada.cost.run_cost import row_length, selected_share, step_flops, with_vocabulary
+from lit_illada.cost.run_cost import row_length, selected_fraction, step_flops, with_vocabulary
 from lit_illada.cost.run_time import TYPICAL_MFU
 from lit_illada.errors import UserError, unknown
 from lit_illada.model.config import ModelConfig, parameters_by_part
@@ -171,7 +171,7 @@ def _check(gpu: str, gpus: int | None, tokens: float | None, mfu: float | None) 
 def _micro_batch(config: RunConfig, model: ModelConfig, length: int, device: str, compute_bytes: int) -> MicroBatch:
     """What one device holds at once."""
     trainer = config.trainer
-    rows, share = selected_share(config, trainer.micro_batch_rows)
+    rows, share = selected_fraction(config, trainer.micro_batch_rows)
     num_selected = math.ceil(share * rows * length)
     kernel = kernel_on(model, device, compute_bytes, length)
     batch = MicroBatch(rows, length, num_selected, compute_bytes, kernel, device, is_packed=True, lora=config.lora)

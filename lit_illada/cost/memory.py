@@ -1,9 +1,9 @@
-"""What does a training step hold on a device, part by part?
+"""Memory of a training step on one device, by part.
 
-Shapes: N tokens of a micro-batch, T of a row, M masked tokens, L layers, D width, W key-value width, F feed-forward
-width, H heads, V vocabulary, C vocabulary entries of one slice of the LM head. c: bytes of a number in the matrix
-products, 4 or, in bfloat16, 2. s: of one in the residual stream, 4, or c where fsdp gathers the weights. P: devices
-that share a layer's heads and MLP. Weights, gradients and optimizer are float32 always.
+Shapes: N tokens per micro-batch, T tokens per row, M masked tokens, L layers, D width, W key-value width, F
+feed-forward width, H heads, V vocabulary, C vocabulary entries per slice of the LM head. Bytes per number: c in matrix
+products, 4 or in bfloat16 2; s in the residual stream, 4, or c where FSDP gathers the weights. P: devices that share
+the heads and the MLP of a layer (tensor parallelism). Weights, gradients and optimizer state are always float32.
 """
 
 import math
@@ -25,34 +25,41 @@ ALONE = ParallelConfig()
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a device takes at once. num_selected: tokens that carry loss. kernel: never `auto`.
-
-    is_packed: rows hold several documents, for which `sdpa` needs a mask. stream_bytes: s. num_tensor: P.
-    lora: adapters are all that is trained.
-    """
+    """The micro-batch of one device, and how it is computed."""
 
     num_rows: int
     row_length: int
+    """T, tokens."""
     num_selected: int
+    """M, tokens with loss."""
     compute_bytes: int
+    """c, bytes per number in matrix products."""
     kernel: AttentionKernel
+    """Attention kernel, never `auto`."""
     device: str
+    """torch device type."""
     is_packed: bool = False
+    """Whether rows contain several documents, for which `sdpa` needs a mask."""
     stream_bytes: int = 4
+    """s, bytes per number in the residual stream."""
     num_tensor: int = 1
+    """P, devices of tensor parallelism."""
     recomputation: ActivationCheckpointing = ActivationCheckpointing.none
+    """Activations that the backward pass recomputes."""
     lora: LoraConfig | None = None
+    """Adapters, if only those are trained."""
 
     @property
     def num_tokens(self) -> int:
+        """N."""
         return self.num_rows * self.row_length
 
     def shared(self, parallel: ParallelConfig, world_size: int) -> "MicroBatch":
-        """The same on each of so many devices."""
-        is_cut = parallel.resolve(world_size) is Strategy.fsdp
+        """The micro-batch as computed by each of `world_size` devices under this parallelism."""
+        is_sharded = parallel.resolve(world_size) is Strategy.fsdp
         return replace(
             self,
-            stream_bytes=self.compute_bytes if is_cut else 4,
+            stream_bytes=self.compute_bytes if is_sharded else 4,
             num_tensor=parallel.tensor_parallel,
             recomputation=parallel.activation_checkpointing,
         )
@@ -60,33 +67,37 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one device.
-
-    casts: the weights as they are multiplied: autocast's, or those that fsdp gathers. activations: what the layers keep
-    for the backward pass. recomputed: what one of them computes again in it. head: of the LM head and the loss, its
-    logits and the gradient of its weight. is_accumulating: gradients lie there from the micro-batch before.
-    checkpoint: on disk, of all devices together.
-    """
+    """Memory of one device in a training step, bytes."""
 
     weights: int
     gradients: int
     optimizer: int
+    """Optimizer state."""
     moving_average: int
+    """Exponential moving average of the weights."""
     casts: int
+    """Copies of weights for matrix products: of autocast, or gathered by FSDP."""
     activations: int
+    """Activations stored for the backward pass."""
     recomputed: int
+    """Activations of the layer that the backward pass recomputes at a time."""
     head: int
+    """LM head and loss: logits and the gradient of the head's weight."""
     embedding_gradient: int
+    """Second gradient of a tied embedding."""
     checkpoint: int
+    """Size of a checkpoint on disk, all devices together."""
     is_accumulating: bool
+    """Whether gradients of earlier micro-batches exist during the forward pass."""
 
     @property
     def state(self) -> int:
+        """Bytes held between steps."""
         return self.weights + self.optimizer + self.moving_average
 
     @property
     def peak(self) -> int:
-        """Activations go while gradients come, so that the most is held at one of the backward pass's two ends."""
+        """Peak of a step. Activations are freed as gradients are allocated: it is at one end of the backward pass."""
         first = (
             self.casts
             + self.activations
@@ -107,29 +118,30 @@ def step_memory(
     parallel: ParallelConfig = ALONE,
     world_size: int = 1,
 ) -> StepMemory:
+    """Estimates the memory of a training step on each of `world_size` devices."""
     trained = trained_shapes(model, batch.lora)
     adapters = num_adapter_parameters(model, batch.lora) or 0
     parameters, matrices = num_parameters(model) + adapters, num_linear_parameters(model)
-    is_cut = parallel.resolve(world_size) is Strategy.fsdp
-    _, num_parts, num_tensor = parallel.mesh_shape(world_size) if is_cut else (1, 1, 1)
+    is_sharded = parallel.resolve(world_size) is Strategy.fsdp
+    _, num_parts, num_tensor = parallel.mesh_shape(world_size) if is_sharded else (1, 1, 1)
     whole = parameters - matrices + matrices // num_tensor
-    held = whole // num_parts
+    per_device = whole // num_parts
     whole_trained = whole if batch.lora is None else adapters
     moments = optimizer_bytes(trained, optimizer)
-    keeps_whole_gradients = is_cut and is_accumulating and not parallel.reduce_every_micro_batch
+    has_whole_gradients = is_sharded and is_accumulating and not parallel.reduce_every_micro_batch
     moving_average = 4 * parameters if has_moving_average else 0
     is_recomputed = batch.recomputation is not ActivationCheckpointing.none
     table = model.known_vocab_size * model.hidden_size
     return StepMemory(
-        weights=4 * held,
-        gradients=4 * (whole_trained if keeps_whole_gradients else whole_trained // num_parts),
-        optimizer=moments * held // parameters,
+        weights=4 * per_device,
+        gradients=4 * (whole_trained if has_whole_gradients else whole_trained // num_parts),
+        optimizer=moments * per_device // parameters,
         moving_average=moving_average,
-        casts=gathered_bytes(model, batch) if is_cut else 2 * (matrices + table) if batch.compute_bytes == 2 else 0,
+        casts=gathered_bytes(model, batch) if is_sharded else 2 * (matrices + table) if batch.compute_bytes == 2 else 0,
         activations=activation_bytes(model, batch),
         recomputed=recomputed_bytes(model, batch) if is_recomputed else 0,
         head=head_bytes(model, batch),
-        # a tied embedding has its gradient as input and as output for a moment
+        # for a moment a tied embedding has two gradients, as input and as LM head
         embedding_gradient=4 * table if model.tie_word_embeddings and batch.lora is None else 0,
         checkpoint=4 * parameters + moments + moving_average,
         is_accumulating=is_accumulating,
@@ -137,19 +149,20 @@ def step_memory(
 
 
 def gathered_bytes(model: ModelConfig, batch: MicroBatch) -> int:
-    """Of fsdp at once: a block, the next one, a block's gradients not yet summed, and what lies outside of blocks."""
+    """Weights that FSDP holds at once: a block, the prefetched one, unreduced gradients of a block, and all that is not
+    in blocks."""
     matrices = num_linear_parameters(model)
     block = matrices // model.num_hidden_layers // batch.num_tensor
     return batch.compute_bytes * (3 * block + num_parameters(model) - matrices)
 
 
 def trained_shapes(model: ModelConfig, lora: LoraConfig | None = None) -> dict[str, tuple[int, ...]]:
-    """Of all that is trained, by name."""
+    """Shapes of the trained parameters by name."""
     return tensor_shapes(model) if lora is None else adapter_shapes(model, lora)
 
 
 def optimizer_bytes(shapes: Mapping[str, tuple[int, ...]], optimizer: OptimizerConfig) -> int:
-    """AdamW keeps two moments, Muon one momentum of the layers' matrices. AdamW's counters of steps are left out."""
+    """Bytes of optimizer state: two moments for AdamW, one momentum for matrices of Muon; no step counters."""
     if isinstance(optimizer, AdamW8bitConfig):
         return sum(_eight_bit_bytes(math.prod(shape)) for shape in shapes.values())
     has_one = [
@@ -159,32 +172,33 @@ def optimizer_bytes(shapes: Mapping[str, tuple[int, ...]], optimizer: OptimizerC
 
 
 def _eight_bit_bytes(count: int) -> int:
-    """A byte a number and four a block of 256, for two moments, and either's table of 256 values; float32 for tensors
-    that are small or do not divide into blocks."""
+    """8-bit AdamW: for each of two moments a byte per number, a float32 per block of 256 and a table of 256 float32;
+    float32 moments for tensors that are small or not divisible into blocks."""
     return 2 * (count + 4 * (count // 256) + 1024) if count >= 4096 and count % 256 == 0 else 8 * count
 
 
 def activation_bytes(model: ModelConfig, batch: MicroBatch) -> int:
-    """L · N · (bytes a token and layer) and the rotation's angles, kept from the forward to the backward pass."""
+    """Activations stored for the backward pass: L · N · (bytes per token and layer), and the rotary angles."""
     angles = 4 * model.head_dim + 8
-    return batch.num_tokens * (model.num_hidden_layers * kept_layer_bytes(model, batch) + angles)
+    return batch.num_tokens * (model.num_hidden_layers * stored_layer_bytes(model, batch) + angles)
 
 
 def recomputed_activation_bytes(model: ModelConfig, batch: MicroBatch) -> int:
-    """Were every layer computed again in the backward pass: each one's input, and one layer in full."""
+    """Activations if every layer were recomputed: the input of each, and one layer in full."""
     inputs = batch.stream_bytes * model.hidden_size * model.num_hidden_layers
     return batch.num_tokens * (inputs + layer_bytes(model, batch))
 
 
 def recomputed_bytes(model: ModelConfig, batch: MicroBatch) -> int:
-    """One layer in full, and two gradients of the feed-forward's width: its activations stay until it is done."""
+    """A recomputed layer in the backward pass: its activations and two gradients of feed-forward width."""
     gradients = 2 * batch.compute_bytes * model.intermediate_size // batch.num_tensor
     return batch.num_tokens * (layer_bytes(model, batch) + gradients)
 
 
-def kept_layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
-    """A token's, in one layer: of a recomputed one its input s·D alone; `selective` keeps what its linear layers give,
-    c·(D + 2W + 2F)/P and c·2D, and attention's output and sums, (c·D + 4H)/P, but of explicit scores.
+def stored_layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
+    """Bytes stored per token and layer: all activations, only the input s·D with full recomputation, or with selective
+    recomputation also the outputs of linear layers, c·(D + 2W + 2F)/P + c·2D, and the output and log-sum-exp of fused
+    attention, (c·D + 4H)/P.
     """
     if batch.recomputation is ActivationCheckpointing.none:
         return layer_bytes(model, batch)
@@ -198,17 +212,20 @@ def kept_layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
 
 
 def layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
-    """A token's, in one layer.
+    """Bytes of all activations per token and layer.
 
-    Two norms 2·(2s·D + 4). The inputs of the two groups of linear layers, s·D each; 6D and 4D under autocast, which
-    casts for every layer of a group anew. Queries, keys and values c·(D + 2W), attention's output c·D, the
-    feed-forward's four c·4F. Of attention c·H·T explicit scores or 4H for their sums, and c·T of mask for `sdpa` on
-    packed rows. Heads and feed-forward are shared by P devices. With adapters the norms are frozen and keep their
-    inputs alone, and each adapter keeps c times its rank.
+    - norms: 2·(2s·D + 4); with frozen weights, or on CUDA, only their inputs
+    - inputs of the two groups of linear layers: s·D each; 6D and 4D under autocast, which casts for every layer of a
+      group separately
+    - queries, keys and values c·(D + 2W), output of attention c·D, feed-forward c·4F
+    - explicit attention scores c·H·T, or log-sum-exp 4H, plus a mask c·T for `sdpa` on packed rows
+    - adapters: c times the rank each
+
+    Heads and feed-forward are divided among P devices.
     """
     D, H, c = model.hidden_size, model.num_attention_heads, batch.compute_bytes
     W = model.num_key_value_heads * model.head_dim
-    # on CUDA the norm is one kernel and keeps its input alone; elsewhere also what its weight is multiplied with
+    # on CUDA the norm is one kernel that stores only its input; elsewhere also the normalised input
     s = batch.stream_bytes
     norms = 2 * ((s if batch.device == "cuda" or batch.lora is not None else 2 * s) * D + 4)
     adapters = 0 if batch.lora is None else c * batch.lora.rank * len(batch.lora.targets)
@@ -220,8 +237,8 @@ def layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
 
 
 def head_bytes(model: ModelConfig, batch: MicroBatch) -> int:
-    """The selected tokens' states M·(12D + c·D), the gradient of a trained weight, and the logits: 12·M·V where they
-    are made at once, of one slice (10 or 12)·M·C where they are made slice by slice."""
+    """Bytes of LM head and loss: hidden states of the selected tokens M·(12D + c·D), the gradient of a trained weight,
+    and logits, 12·M·V if computed at once or (10 or 12)·M·C for one slice."""
     M, D, V, c = batch.num_selected, model.hidden_size, model.known_vocab_size, batch.compute_bytes
     C = default_chunk_size(M, D, batch.device)
     states = M * (12 + c) * D
@@ -234,7 +251,7 @@ def head_bytes(model: ModelConfig, batch: MicroBatch) -> int:
 
 
 def kernel_on(model: ModelConfig, device: str, compute_bytes: int, row_length: int) -> AttentionKernel:
-    """The kernel that `auto` takes on such a device, which need not be here; `choose_kernel` asks this machine."""
+    """The kernel that `auto` selects on a device that need not be present; `choose_kernel` inspects this machine."""
     if model.attention is not AttentionKernel.AUTO:
         return model.attention
     if device == "cuda":

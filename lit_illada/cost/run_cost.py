@@ -1,4 +1,4 @@
-"""What will a run of a resolved config cost? FLOPs, seconds, memory and disk, before it has begun."""
+"""FLOPs, memory and disk space of a run, estimated from its resolved config."""
 
 from pathlib import Path
 from typing import Any
@@ -19,30 +19,30 @@ from lit_illada.runtime.files import read_bytes
 from lit_illada.schema import from_tree
 from lit_illada.training.config.trainer import Accelerator
 
-# what interpreter and libraries hold before there is a model, seen with torch 2.13 on Linux
+# memory of interpreter and libraries before there is a model, measured with torch 2.13 on Linux
 _BASE_BYTES = 0.7e9
-# what oneDNN comes to keep beside them on a CPU: a matrix product for every number of masked tokens it has met
+# cache of oneDNN on a CPU, which has an entry for every number of masked tokens seen
 _CPU_CACHE_BYTES = 0.8e9
 _UNKNOWN_VOCABULARY = 4096
 
 
 def step_flops(tree: dict[str, Any]) -> float | None:
-    """Of an optimizer step, as `perf/mfu` counts them, documents taken as long as rows.
+    """FLOPs of an optimizer step as `perf/mfu` counts them, for documents as long as rows.
 
-    None while the vocabulary's size is not known. For fine-tuning every token counts as one that may be masked.
+    None if the size of the vocabulary is not known. For fine-tuning every token counts as maskable.
     """
     config = _config(tree)
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
         return None
     length = row_length(tree)
-    rows, share = selected_share(config, config.trainer.batch_rows)
+    rows, fraction = selected_fraction(config, config.trainer.batch_rows)
     num_adapters = num_adapter_parameters(model, config.lora)
-    return float(training_flops(model, Layout.whole_rows(rows, length), round(share * rows * length), num_adapters))
+    return float(training_flops(model, Layout.whole_rows(rows, length), round(fraction * rows * length), num_adapters))
 
 
-def selected_share(config: RunConfig, rows: int) -> tuple[int, float]:
-    """How many rows the model sees for so many of the data, and the share of their tokens that carries loss."""
+def selected_fraction(config: RunConfig, rows: int) -> tuple[int, float]:
+    """Rows that the model processes for `rows` rows of data, and the fraction of their tokens that has loss."""
     if isinstance(config.objective, AutoregressiveObjectiveConfig):
         return rows, 1.0
     if config.objective.joint_draw is JointDraw.COMPLEMENTARY:
@@ -51,23 +51,24 @@ def selected_share(config: RunConfig, rows: int) -> tuple[int, float]:
 
 
 def row_length(tree: dict[str, Any]) -> int:
+    """Tokens per row."""
     return (tree.get("data") or tree["sft_data"])["row_length"]
 
 
 def memory_bytes(tree: dict[str, Any]) -> float:
-    """Roughly what a process of the run holds at most; while it saves, it holds a copy of the state."""
+    """Estimated peak memory of a process of the run; while saving it holds a copy of the state."""
     memory = _step_memory(tree)
     caches = _CPU_CACHE_BYTES if _accelerator(_config(tree)) is Accelerator.cpu else 0.0
     return _BASE_BYTES + caches + max(memory.peak, memory.state + memory.checkpoint)
 
 
 def disk_bytes(tree: dict[str, Any]) -> float:
-    """Of the checkpoints that it keeps."""
+    """Disk space of the checkpoints that are retained."""
     return tree["trainer"]["keep_checkpoints"] * _step_memory(tree).checkpoint
 
 
 def expected_vocab_size(tree: dict[str, Any]) -> int | None:
-    """What the data set's tokenizer has or will have; None where only reading it tells."""
+    """Vocabulary size of the tokenizer that a data set has or will have; None if it is not known yet."""
     config = from_tree(DataConfig, tree, "data.")
     manifest = Path(config.dir) / MANIFEST_FILE
     if not is_url(config.dir) and manifest.is_file():
@@ -82,12 +83,13 @@ def expected_vocab_size(tree: dict[str, Any]) -> int | None:
 
 
 def with_vocabulary(model: ModelConfig, tree: dict[str, Any]) -> ModelConfig:
+    """The model config with `vocab_size` filled in where the data config determines it."""
     size = expected_vocab_size(tree["data"]) if "data" in tree and model.vocab_size is None else None
     return model if size is None else model.with_vocab_size(size)
 
 
 def _step_memory(tree: dict[str, Any]) -> StepMemory:
-    """As though every token carried loss, and the vocabulary were small where it is not known yet."""
+    """Memory of a step, assuming that every token has loss and that an unknown vocabulary is small."""
     config = _config(tree)
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
@@ -95,7 +97,7 @@ def _step_memory(tree: dict[str, Any]) -> StepMemory:
     trainer, length = config.trainer, row_length(tree)
     accelerator = _accelerator(config)
     precision = trainer.precision.resolve(accelerator)
-    rows, _ = selected_share(config, trainer.micro_batch_rows)
+    rows, _ = selected_fraction(config, trainer.micro_batch_rows)
     device, compute_bytes = accelerator.device.type, precision.dtype.itemsize
     kernel = kernel_on(model, device, compute_bytes, length)
     batch = MicroBatch(rows, length, rows * length, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
@@ -112,9 +114,9 @@ def _step_memory(tree: dict[str, Any]) -> StepMemory:
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
-    """A plan is also made where the GPUs are not."""
-    asked = config.trainer.accelerator
-    return asked if asked is Accelerator.gpu else asked.resolve()
+    """The configured accelerator; a GPU need not be present on the planning machine."""
+    accelerator = config.trainer.accelerator
+    return accelerator if accelerator is Accelerator.gpu else accelerator.resolve()
 
 
 def _config(tree: dict[str, Any]) -> RunConfig:
@@ -122,7 +124,7 @@ def _config(tree: dict[str, Any]) -> RunConfig:
 
 
 def _mean_ratio(config: RunConfig) -> float:
-    """The masked share of tokens, over the whole training."""
+    """Mean mask ratio over the whole training."""
     u = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
     ratio = config.objective.mask_ratio  # type: ignore[union-attr]
     return sum(float(ratio.at(progress).quantile(u).mean()) for progress in (0.0, 0.5, 1.0)) / 3
