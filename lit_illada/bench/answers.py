@@ -1,5 +1,5 @@
-"""How fast does a fine-tuned run answer its own held-out problems: plain against threshold and double cache, 32 prompts
-together against one by one; and how often is it right?"""
+"""Speed and accuracy of a fine-tuned run on its held-out problems: plain against threshold decoding with dual cache,
+and 32 prompts in a batch against one by one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ from lit_illada.training.config.trainer import Precision
 def measure(run: Path, num_prompts: int = 32, repeats: int = 5) -> dict[str, Any]:
     """Tokens a second, accuracy and the ratios of the alternations, in the run's own precision and blocks.
 
-    Plain decoding commits a token a step. The goals: threshold decoding over the double cache at least 5 times plain
+    Plain decoding commits one token per step. The goals: threshold decoding with dual cache at least 5 times plain
     decoding, both one by one, with at most a point of accuracy less; the prompts together at least 4 times one by one.
     Raises UserError for a folder that holds no fine-tuned run with problems to check.
     """

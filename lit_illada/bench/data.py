@@ -1,7 +1,7 @@
-"""How fast is text prepared and read back, and does preparation's memory grow with the corpus?
+"""Speed of preparing and reading text, and memory of preparation by corpus size.
 
-Every figure is {median, min, max} over repeats; what is compared alternates within one run, on the text of the standard
-library.
+Every figure is {median, min, max} over repeats. Compared cases alternate within one run, on the source text of the
+standard library.
 """
 
 import json

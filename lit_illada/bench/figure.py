@@ -1,4 +1,4 @@
-"""How is a measured quantity told? As a median with its spread, or by why it could not be measured."""
+"""Measured quantities: a median with minimum and maximum, or the reason why there is none."""
 
 import logging
 import statistics
@@ -27,7 +27,7 @@ def seconds(run: Callable[[], object], device: torch.device | None = None) -> fl
 
 
 def now(device: torch.device | None) -> float:
-    """The clock, once all that was asked of the device is done: a GPU's work is queued, and calls return before it."""
+    """The clock after all queued work of the device is done, since GPU calls return early."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -46,10 +46,10 @@ def did_not_run(error: Exception) -> dict[str, Any]:
     _log.debug("did not run", exc_info=error)
     match error:
         case UserError():
-            told = str(error)
+            reason = str(error)
         case subprocess.CalledProcessError(returncode=code, stderr=stderr):
             last = "".join(f": {line}" for line in (stderr or "").splitlines()[-1:])
-            told = f"its process ended with code {code} (-9 is often too little memory){last}"
+            reason = f"its process ended with code {code} (-9 is often too little memory){last}"
         case _:
-            told = f"{type(error).__name__}: {error}"
-    return {"did_not_run": " ".join(told.split())[:200]}
+            reason = f"{type(error).__name__}: {error}"
+    return {"did_not_run": " ".join(reason.split())[:200]}

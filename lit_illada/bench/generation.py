@@ -1,7 +1,7 @@
-"""How fast is text generated: sure tokens together over a cache against one a step; 32 prompts against each alone?
+"""Speed of generation: threshold decoding with a cache against one token per step, 32 prompts against single ones.
 
-A small model is trained here for a minute on a task whose answer is known: every symbol is followed by its successor in
-a fixed shuffled circle. So the accuracy of each way stands beside its speed. What is compared alternates.
+A small model is first trained for a minute on a task with a known answer: every symbol is followed by its successor in
+a fixed shuffled circle. Accuracy is therefore reported with speed. Compared cases alternate.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,9 +58,9 @@ def measure(repeats: int = 5, num_prompts: int = 32, training_steps: int = 200) 
     plain, fast = _one_by_one(model, few, _PLAIN), _one_by_one(model, few, _FAST)
     return {
         "threshold_dual_cache": {
-            "plain_accuracy": _share(plain == answers[:4]),
-            "fast_accuracy": _share(fast == answers[:4]),
-            "agreement": _share(plain == fast),
+            "plain_accuracy": _fraction(plain == answers[:4]),
+            "fast_accuracy": _fraction(fast == answers[:4]),
+            "agreement": _fraction(plain == fast),
             **_alternate(
                 repeats,
                 {
@@ -79,7 +79,7 @@ def _batch(model: Transformer, prompts: Sequence[Tensor], repeats: int) -> dict[
     """In float32 one row's block can fill a core already, and a batch gains little; in bfloat16, where the processor
     multiplies it much faster, a row alone is mostly overhead."""
     return {
-        "agreement": _share(_together(model, prompts, _FAST) == _one_by_one(model, prompts, _FAST)),
+        "agreement": _fraction(_together(model, prompts, _FAST) == _one_by_one(model, prompts, _FAST)),
         **_alternate(
             repeats,
             {
@@ -135,5 +135,5 @@ def _alternate(repeats: int, ways: dict[str, Any], num_tokens: int) -> dict[str,
     return {**rates, "ratio": figure([run[second] / run[first] for run in runs])}
 
 
-def _share(is_right: Tensor) -> float:
+def _fraction(is_right: Tensor) -> float:
     return is_right.double().mean().item()

@@ -1,7 +1,6 @@
-"""What does a GPU make of this code? Every attention path against SDPA in float32, training steps up to 8 B parameters,
-the loss, generation.
+"""GPU benchmarks: attention kernels against SDPA in float32, training steps up to 8 B parameters, loss, generation.
 
-A dry run takes the same path at tiny sizes on a CPU, so that it is known to work before a GPU is there.
+A dry run executes the same code at tiny sizes on a CPU, to test it without a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,8 +99,8 @@ def attention(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
         ]
         for kind, layout in layouts.items():
             for is_causal in (False, True):
-                told = f"{head_dim} {kind}{' causal' if is_causal else ''}"
-                figures[told] = _kernels(inputs, layout, is_causal, sizes.repeats)
+                case = f"{head_dim} {kind}{' causal' if is_causal else ''}"
+                figures[case] = _kernels(inputs, layout, is_causal, sizes.repeats)
     return figures
 
 
@@ -152,7 +151,7 @@ def head(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
         ways["liger"] = lambda: kernel(hidden, weight, targets)[0]
         figures["liger"] = {}
     else:
-        figures["liger"] = {"did_not_run": "Liger's kernel is not installed, not on CUDA, or was found wrong"}
+        figures["liger"] = {"did_not_run": "Liger's kernel is not installed, not on CUDA, or failed its check"}
 
     def run(way: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(way().sum(), (hidden, weight))
@@ -167,7 +166,7 @@ def head(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
 
 
 def generation(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
-    """Tokens a second of a batch, a token of every row a step, without a cache and with the double one.
+    """Tokens per second of a batch, one token per row and step, without a cache and with the dual cache.
 
     The weights are random: what is written means nothing, and takes as long.
     """

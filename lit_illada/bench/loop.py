@@ -1,6 +1,6 @@
-"""What does the training loop cost over a bare PyTorch loop with the same model, objective, optimizer and batches?
+"""Overhead of the training loop over a bare PyTorch loop with the same model, objective, optimizer and batches.
 
-Both run the demo's step, in turn, on freshly built models; the first steps of each are not counted.
+Both run the demo's step, alternating, on newly built models; warm-up steps are not counted.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""How much memory does the loss take: the LM head and cross-entropy, forward and backward, chunked against plain?
+"""Memory of the LM head and cross-entropy, forward and backward, chunked against plain.
 
-iLLaDA's size: 8 192 tokens × 155 136 vocabulary × 4 096 width in bfloat16. Each way runs in a process of its own, whose
-peak above the import of torch is what counts.
+Sizes of iLLaDA: 8 192 tokens × 155 136 vocabulary × 4 096 width in bfloat16. Each variant runs in a separate process;
+reported is its peak minus the memory after importing torch.
 """
 
 import json

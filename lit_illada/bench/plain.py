@@ -1,7 +1,7 @@
-"""How much faster is our step than the same model written plainly? The demo's model, batches, objective and optimizer.
+"""Speed of our training step against a straightforward implementation of the demo's model and objective.
 
-Plain means: logits of every token, a dense attention mask, one straightforward operation after the other, bfloat16 by
-autocast where the demo runs so.
+The latter computes logits of every token with a dense attention mask, without fused operations, and under bfloat16
+autocast where the demo uses it.
 """
 
 from itertools import islice

@@ -1,6 +1,6 @@
-"""Where does a step's time go? A trace for Chrome, a table by our parts and one by operator.
+"""Profile of a training step: a Chrome trace, a table by part of the model and a table by operator.
 
-A backward operation counts for the part whose forward operation it belongs to: autograd numbers both alike.
+A backward operation is attributed to the part of its forward operation, which has the same autograd sequence number.
 """
 
 from collections import defaultdict
@@ -67,20 +67,20 @@ def parts_of(events: list[FunctionEvent]) -> list[str]:
 
 
 def _around(event: FunctionEvent, names: set[str]) -> str | None:
-    found: Any = event
-    while found is not None:
-        if found.name in names:
-            return found.name
-        found = found.cpu_parent
+    ancestor: Any = event
+    while ancestor is not None:
+        if ancestor.name in names:
+            return ancestor.name
+        ancestor = ancestor.cpu_parent
     return None
 
 
 def _of_backward(event: FunctionEvent, part_of_forward: dict[int, str]) -> str | None:
-    found: Any = event
-    while found is not None:
-        if found.name.startswith("autograd::") and found.sequence_nr in part_of_forward:
-            return part_of_forward[found.sequence_nr]
-        found = found.cpu_parent
+    ancestor: Any = event
+    while ancestor is not None:
+        if ancestor.name.startswith("autograd::") and ancestor.sequence_nr in part_of_forward:
+            return part_of_forward[ancestor.sequence_nr]
+        ancestor = ancestor.cpu_parent
     return None
 
 

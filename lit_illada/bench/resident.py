@@ -1,4 +1,4 @@
-"""How much memory does a piece of work take at most?"""
+"""Peak resident memory of a function."""
 
 import ctypes
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int | None:
     if not _CLEAR.exists():
         work()
         return None
-    # what earlier work freed but the allocator kept would hide as much of this work's
+    # memory that the allocator retains from earlier work would hide as much of this function's
     ctypes.CDLL(None).malloc_trim(0)
     _CLEAR.write_text("5", encoding="ascii")  # the peak begins anew at what is held now (proc(5))
     before = _status_bytes("VmRSS")

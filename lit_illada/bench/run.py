@@ -1,4 +1,4 @@
-"""The `bench` command: which measurements there are, one table and one JSON of their figures."""
+"""Implementation of `lit-illada bench`: runs benchmarks and reports a table and a JSON of their figures."""
 
 import json
 import platform
@@ -34,7 +34,7 @@ def run(
     profile: Path | None = None,
     is_dry_run: bool = False,
 ) -> None:
-    """Measure and print; without names, everything. What cannot run here is told as such, and the rest goes on.
+    """Runs the named benchmarks, or all, and prints the figures. Cases that cannot run here are reported as such.
 
     checkpoint: a fine-tuned run, whose answers are measured too. profile: a folder for a step's trace and tables.
     is_dry_run: of `gpu`, at tiny sizes on the CPU. Raises UserError, after all else, for one that was named and did not
@@ -60,7 +60,7 @@ def _chosen(
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     benches = dict(BENCHES)
     if checkpoint is not None:
-        RunFolder.open(checkpoint)  # a wrong one is told before anything is measured
+        RunFolder.open(checkpoint)  # fail early for a wrong folder
         benches["answers"] = partial(answers.measure, checkpoint)
     elif "answers" in names:
         raise UserError("the benchmark 'answers' needs a fine-tuned run: --checkpoint RUN")
@@ -87,11 +87,11 @@ def _table(machine: dict[str, Any], results: dict[str, Any]) -> Table:
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for name, figures in results.items():
         for path, leaf in _figures(figures, name):
-            table.add_row(path, *(_told(leaf[key]) if key in leaf else "" for key in ("median", "min", "max")))
+            table.add_row(path, *(_cell(leaf[key]) if key in leaf else "" for key in ("median", "min", "max")))
     return table
 
 
-def _told(value: Any) -> str:
+def _cell(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 

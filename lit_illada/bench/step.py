@@ -1,7 +1,7 @@
-"""How fast is a training step? Tokens a second, share of the GEMM peak, memory: by size, row length, attention,
+"""Speed of training steps: tokens/s, fraction of the GEMM peak and memory, by model size, row length, attention kernel,
 precision and compilation.
 
-Random tokens in packed documents; the peak is what square matrix products reach beside the steps, in the same run.
+Inputs are random tokens in packed documents. The peak is measured with square matrix products in the same run.
 """
 
 import gc
@@ -21,7 +21,7 @@ from lit_illada.training.callbacks.throughput import matmul_flops_per_s
 from lit_illada.training.config.parallel import ActivationCheckpointing
 from lit_illada.training.config.trainer import Precision
 
-# Cases of a group alternate, and are told as times of the group's first; so they must fit the device together.
+# Cases of a group alternate and are reported relative to the first, so they must fit on the device together.
 CPU_GROUPS = [
     [
         Case("nano", 16, 256),
@@ -72,7 +72,7 @@ def measure_groups(
     steps: int = 3,
     profile: Path | None = None,
 ) -> dict[str, Any]:
-    """By case. What cannot run here (a kernel, a compiler, too little memory) is told as such, and the rest goes on."""
+    """Figures by case. Cases that cannot run here (kernel, compiler or memory missing) are reported as such."""
     figures: dict[str, Any] = {}
     for index, group in enumerate(groups):
         try:

@@ -1,6 +1,6 @@
-"""What is measured as a training step: corruption, forward, loss, backward, clipping and the optimizer, no loop around.
+"""The benchmarked training step: corruption, forward, loss, backward, clipping and optimizer, without a loop.
 
-The benchmarks of the step, of plain code, of the GPU and the profile share it.
+Used by the step, plain and GPU benchmarks and by the profile.
 """
 
 from collections.abc import Iterator
