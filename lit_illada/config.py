@@ -1,6 +1,6 @@
-"""What an experiment is: its dataclass tree, and how composed YAML becomes it.
+"""Config dataclasses of the commands, and loading them from composed YAML.
 
-The only importer of hydra; no DictConfig leaves this file.
+The only module that imports hydra's compose; no DictConfig leaves it.
 """
 
 import os
@@ -56,16 +56,12 @@ class SamplesConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every training run has.
-
-    run_dir: None means runs/<name>-<time of the start>. init_from: a checkpoint (a run's or a converted one) whose
-    weights the run begins with; None: random ones.
-    """
+    """Settings shared by all training runs."""
 
     name: str = "run"
     seed: int = 0
-    run_dir: str | None = None
-    init_from: str | None = None
+    run_dir: str | None = None  # null: runs/<name>-<start time>
+    init_from: str | None = None  # checkpoint with the initial weights, a run's or a converted one; null: random ones
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -85,7 +81,7 @@ class RunConfig:
 
     @property
     def lora(self) -> LoraConfig | None:
-        """The adapters that are all it trains; None: every weight is trained."""
+        """The adapters to train; None if every weight is trained."""
         return None
 
     def _check_parallel(self) -> None:
@@ -94,7 +90,7 @@ class RunConfig:
         if parallel.tensor_parallel > 1 and isinstance(self.optim.optimizer, MuonConfig):
             raise UserError(
                 f"optim.optimizer.name=muon updates whole matrices, and trainer.parallel.tensor_parallel="
-                f"{parallel.tensor_parallel} cuts them both ways: use optim=adamw, or tensor_parallel=1"
+                f"{parallel.tensor_parallel} shards them along both dimensions: use optim=adamw, or tensor_parallel=1"
             )
 
     def check_warmup(self) -> None:
@@ -105,7 +101,7 @@ class RunConfig:
                 "run would end before its learning rate is reached"
             )
 
-    def _check_room(self, key: str, generation: GenerationConfig) -> None:
+    def _check_generation_length(self, key: str, generation: GenerationConfig) -> None:
         longest = self.model.max_position_embeddings
         if generation.max_new_tokens > longest:
             raise UserError(
@@ -132,14 +128,14 @@ class PretrainConfig(RunConfig):
         self.check_warmup()
         self._check_row_length("data.row_length", self.data.row_length)
         if self.samples.prompts:
-            self._check_room("samples.generation", self.samples.generation)
+            self._check_generation_length("samples.generation", self.samples.generation)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Exact match of generated answers at every validation, on so many held-out examples of each difficulty."""
+    """Exact match of generated answers at every validation."""
 
-    num_examples: int = 32
+    num_examples: int = 32  # held-out examples per difficulty
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def __post_init__(self) -> None:
@@ -149,13 +145,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class SFTConfig(RunConfig):
-    """A fine-tuning run. `model` is that of `init_from`.
-
-    epochs: passes over the examples; None: trainer.max_steps counts.
-    """
+    """A fine-tuning run. `model` is that of `init_from`."""
 
     name: str = "sft"
-    epochs: float | None = None
+    epochs: float | None = None  # passes over the examples; null: train for trainer.max_steps
     sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)
     adapter: FullWeights | LoraConfig = choice(ADAPTERS, "none")
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -168,11 +161,11 @@ class SFTConfig(RunConfig):
         super().__post_init__()
         self._check_row_length("sft_data.row_length", self.sft_data.row_length)
         if self.evaluation.num_examples:
-            self._check_room("evaluation.generation", self.evaluation.generation)
+            self._check_generation_length("evaluation.generation", self.evaluation.generation)
         if self.trainer.parallel.tensor_parallel > 1 and self.lora is not None:
             raise UserError(
                 f"adapter.name=lora and trainer.parallel.tensor_parallel={self.trainer.parallel.tensor_parallel}: "
-                "adapters are not cut by heads; use trainer.parallel.strategy=fsdp with tensor_parallel=1"
+                "adapters are not sharded by heads; use trainer.parallel.strategy=fsdp with tensor_parallel=1"
             )
         if self.epochs is None:
             self.check_warmup()
@@ -182,30 +175,23 @@ class SFTConfig(RunConfig):
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Generation from a checkpoint.
-
-    precision: bf16-mixed is faster where the hardware multiplies it, and rounds. template: how --chat writes roles.
-    """
+    """Generation from a checkpoint."""
 
     accelerator: Accelerator = Accelerator.auto
-    precision: Precision = Precision.float32
-    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")
+    precision: Precision = Precision.float32  # bf16-mixed is faster on hardware with bfloat16, and rounds
+    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")  # chat template for --chat
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Scoring with a checkpoint.
-
-    precision: of generation; likelihoods are computed in float32. template: how a chat's roles are written. reasoning:
-    the problems of --reasoning. generation: how answers are written.
-    """
+    """Scoring with a checkpoint."""
 
     accelerator: Accelerator = Accelerator.auto
-    precision: Precision = Precision.float32
-    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")
+    precision: Precision = Precision.float32  # of generation; likelihoods are computed in float32
+    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")  # chat template for score/wording=chat
     score: ScoringConfig = field(default_factory=ScoringConfig)
-    reasoning: ReasoningTask = field(default_factory=ReasoningTask)
+    reasoning: ReasoningTask = field(default_factory=ReasoningTask)  # problems of --reasoning
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
@@ -235,9 +221,9 @@ SCHEMAS: dict[str, type] = {
 
 
 def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Any:
-    """The config of a command (a file at the top of conf/), composed with Hydra overrides and validated.
+    """Compose the config of a command (a file at the top of conf/) with Hydra overrides, and validate it.
 
-    given: top-level values that no file holds, such as the model of a checkpoint.
+    given: top-level values that come from no file, such as the model of a checkpoint.
     Raises UserError for an unknown key or choice (naming the nearest), a wrong type or an impossible combination.
     """
     tree = {**compose_tree(command, overrides), **(given or {})}
@@ -275,7 +261,7 @@ def _chooses_files(override: str) -> bool:
 
 
 def _check_override(override: str) -> None:
-    """Refuse by itself what Hydra would refuse without saying in which override it is, or would ignore."""
+    """Reject overrides that Hydra would ignore, or reject without naming them."""
     key = require_assignment(override)
     if key.lstrip("+~").startswith("hydra"):
         raise UserError(f"{override!r}: Hydra only composes the config here, and has no settings of its own")
@@ -291,9 +277,9 @@ def _compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bool = True) -> dict[str, Any]:
-    """Refuse what `load` would refuse, before anything slow is imported or prepared. Returns the composed tree.
+    """Reject what `load` would reject, without slow imports, and return the composed tree.
 
-    is_whole: False where the model is that of a checkpoint, which is not read here: each field is checked by itself.
+    is_whole: False if the model comes from a checkpoint, which is not read here; fields are then checked one by one.
     """
     tree = compose_tree(command, overrides)
     try:
@@ -307,7 +293,7 @@ def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bo
 
 
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
-    """The config saved with a run, with `key=value` overrides on top; they set values and choose no files."""
+    """Load the config saved with a run. Overrides set values; they cannot choose files of a group."""
     tree = OmegaConf.create(with_defaults(SCHEMAS[command], read_yaml(path)))
     try:
         from_tree(SCHEMAS[command], OmegaConf.to_container(tree))
@@ -338,12 +324,12 @@ def _explain(error: Exception, choosing: Sequence[str]) -> UserError:
 
 
 def _is_group(key: str) -> bool:
-    """Whether a key chooses a file."""
+    """Whether a key names a config group."""
     return os.path.isdir(_group_folder(key))  # Path.is_dir raises for a name that is too long
 
 
 def _group_folder(key: str) -> Path:
-    """The group's folder, if it is one, of a key as Hydra writes it: `generation@samples.generation`."""
+    """Return the folder of a group written as in Hydra, such as `generation@samples.generation`."""
     return conf_dir() / key.lstrip("+").partition("@")[0]
 
 

@@ -1,4 +1,4 @@
-"""What lies in a run's folder, and how a run is made, found again and told apart from another."""
+"""Files of a run's folder: creating, opening, locking and reading it."""
 
 import fcntl
 import json
@@ -87,7 +87,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
-        """A new folder; without a path runs/<name>-<time>. Raises UserError when the path already holds a run."""
+        """Create a new folder, by default runs/<name>-<time>. Raises UserError where the path already holds a run."""
         if not path:
             _require_name(name)
         folder = cls(Path(path) if path else _unused(Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"))
@@ -104,7 +104,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """An existing run. Raises UserError for a folder that holds none."""
+        """Open an existing run. Raises UserError for a folder without one."""
         folder = cls(path)
         if not folder.config.is_file():
             raise UserError(f"{path}: no run there (no {folder.config.name})")
@@ -117,15 +117,14 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Meanwhile no other process can hold it. Raises UserError where one does, and says which.
+        """Hold an exclusive lock on the folder. Raises UserError naming the process that holds it already.
 
-        The lock is the process's own: none that it starts or forks keeps it, and it ends with the process, whatever
-        ends that.
+        A POSIX record lock: child processes do not inherit it, and it ends with this process however that ends.
         """
         with self.lock.open("a+", encoding="utf-8") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:  # whichever the file system says
+            except (BlockingIOError, PermissionError) as error:  # which one depends on the file system
                 file.seek(0)
                 raise UserError(
                     f"{self.path} is being trained already, by {file.read().strip() or 'another process'}: let it end, "
@@ -146,7 +145,7 @@ class RunFolder:
         write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
-        """Figures of the start and the end, as far as there are any yet."""
+        """Return the metrics of the start and the end; empty before the first are written."""
         if not self.summary.exists():
             return {}
         summary: dict[str, Any] = read_json(self.summary)
@@ -155,11 +154,11 @@ class RunFolder:
         return summary
 
     def read_labels(self) -> dict[str, Any] | None:
-        """What tells the run from the others of its sweep, such as its arm; None outside a sweep."""
+        """Return the run's labels within its sweep, such as its arm; None outside a sweep."""
         return read_json(self.labels) if self.labels.is_file() else None
 
     def read_rollbacks(self) -> list[dict[str, Any]]:
-        """How often, why and from where the run went on from an earlier checkpoint, the first first."""
+        """Return the records of rollbacks to an earlier checkpoint, oldest first."""
         if not self.rollbacks.is_file():
             return []
         return [
@@ -168,12 +167,12 @@ class RunFolder:
         ]
 
     def write_rollback(self, number: int, record: dict[str, Any]) -> None:
-        """The run's last so far, counted from 1. To write it again changes nothing."""
+        """Write the record of rollback `number`, counted from 1; writing it again changes nothing."""
         lines = [json.dumps(each) + "\n" for each in (*self.read_rollbacks()[: number - 1], record)]
         write_atomically(self.rollbacks, "".join(lines))
 
     def write_provenance(self, now: datetime, data_sha256: str | None = None) -> None:
-        """With what the run was made: it stands beside every number taken from it. data_sha256: what it read."""
+        """Append command, commit and package versions of this start. data_sha256: fingerprint of the data set."""
         packages = ("torch", "lightning", "torchmetrics", "webdataset", "tokenizers", "numpy")
         record = {
             "started_at": now.isoformat(timespec="seconds"),
@@ -188,7 +187,7 @@ class RunFolder:
 
 
 def _require_name(name: str) -> None:
-    """Raises UserError for a name that would put the run's folder elsewhere than in runs/."""
+    """Raise UserError for a name that would place the run's folder outside runs/."""
     if not name.strip() or name.startswith(".") or len(name) > 100 or not name.isprintable() or set(name) & {"/", "\\"}:
         raise UserError(
             f"name={name[:100]!r} is not a folder's name (no '/', no leading '.', 1 to 100 printable characters); "
@@ -215,7 +214,7 @@ def _this_process() -> str:
 
 
 def _unused(path: Path) -> Path:
-    """The path, or with a number behind it where another run of the same second has it."""
+    """Return the path, with a number appended if a run of the same second has taken it."""
     return next(p for p in chain([path], (Path(f"{path}-{n}") for n in count(2))) if not p.exists())
 
 

@@ -1,4 +1,4 @@
-"""How a frozen dataclass becomes plain dicts, lists and scalars, and comes back, every value checked."""
+"""Converts frozen dataclasses to plain dicts, lists and scalars, and back with every value checked."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from lit_illada.runtime.yaml_files import read_yaml
 
 
 def choice(table: Mapping[str, type], default: str) -> Any:
-    """A dataclass field that takes an instance of any class in `table`; by default what the name `default` makes.
+    """Declare a dataclass field that takes an instance of any class in `table`, by default of `table[default]`.
 
     In YAML it reads `{name: <key of the table>, <the class's own fields>}`.
     """
@@ -30,7 +30,7 @@ def choice(table: Mapping[str, type], default: str) -> Any:
 
 
 def choice_name(table: Mapping[str, type], value: object) -> str:
-    """The table's key for an instance: the inverse of reading its `name`."""
+    """Return the table's key for an instance: the inverse of reading its `name`."""
     return next(name for name, cls in table.items() if cls is type(value))
 
 
@@ -38,7 +38,10 @@ T = TypeVar("T")
 
 
 def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
-    """A frozen dataclass from plain dicts, lists and scalars, every choice resolved by its name."""
+    """Build a frozen dataclass from plain dicts, lists and scalars; choices are resolved by name.
+
+    where: prefix of the keys in error messages. Raises UserError for unknown, missing or mistyped values.
+    """
     if not isinstance(tree, Mapping):
         raise UserError(f"{where.rstrip('.') or 'a config'} must be a mapping of keys; got {tree!r}")
     hints = get_type_hints(schema)
@@ -59,7 +62,7 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
 
 
 def with_defaults(schema: type, tree: Any) -> Any:
-    """The tree with the default of every key that it lacks. It checks nothing: unknown keys and odd values stay."""
+    """Return the tree with the defaults of missing keys. Unknown keys and wrong values stay unchecked."""
     if not isinstance(tree, Mapping):
         return tree
     hints, full = get_type_hints(schema), {}
@@ -87,7 +90,7 @@ def _with_defaults(hint: Any, table: Mapping[str, type] | None, child: Any) -> A
 
 
 def check_fields(schema: type, tree: Mapping[str, Any]) -> None:
-    """Read each field of the tree by itself, where the whole is not known yet. Raises UserError as `from_tree` does."""
+    """Check each field of a partial tree separately. Raises UserError as `from_tree` does."""
     hints = get_type_hints(schema)
     items = {item.name: item for item in dataclasses.fields(schema)}
     for key, child in tree.items():
@@ -124,7 +127,7 @@ def dump(config: Any) -> str:
 
 
 def _read(hint: Any, value: Any, path: str) -> Any:
-    """The value as its hint says, down through lists and mappings that hold dataclasses."""
+    """Convert a value to its type hint, recursively through lists and mappings of dataclasses."""
     parts = get_args(hint)
     if isinstance(hint, UnionType) and any(_holds_nodes(part) for part in parts):
         (hint,) = (part for part in parts if part is not type(None))
@@ -151,7 +154,7 @@ def _is_required(item: dataclasses.Field[Any]) -> bool:
 
 
 def _leaf(hint: Any, value: Any, path: str) -> Any:
-    """The value as the field's type; OmegaConf decides what converts."""
+    """Convert a scalar or a container of scalars to the field's type by OmegaConf's rules."""
     if isinstance(hint, EnumType):
         allowed = list(map(str, hint.__members__.values()))
         if value not in allowed:
@@ -170,7 +173,7 @@ def _leaf(hint: Any, value: Any, path: str) -> Any:
 
 
 def _check_numbers(value: Any, path: str) -> None:
-    """Raises UserError for integers beyond 64 bits, which no tensor holds, and for NaN, at any depth."""
+    """Raise UserError for integers beyond 64 bits, which no tensor holds, and for NaN, at any depth."""
     if isinstance(value, list | tuple):
         for item in value:
             _check_numbers(item, path)
@@ -185,7 +188,7 @@ def _check_numbers(value: Any, path: str) -> None:
 
 
 def _list_hint(hint: Any, value: Any, path: str) -> str:
-    """The fix where one item was given for a list."""
+    """Return the hint for a single item given in place of a list."""
     parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if isinstance(value, str | int | float) and any(get_origin(part) is list for part in parts):
         return f": write {path}=[{value}]"
@@ -198,7 +201,7 @@ def _leaf_schema(hint: Any) -> type:
 
 
 def type_name(hint: Any) -> str:
-    """A field's type in words, such as `a whole number or null`."""
+    """Describe a field's type in words, such as `a whole number or null`."""
     if isinstance(hint, EnumType):
         return "one of the values below"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
@@ -226,15 +229,16 @@ def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dic
 
 
 class UnknownKeyError(UserError):
-    """A config key that does not exist. key: as it was given."""
+    """A config key that does not exist."""
 
     def __init__(self, key: str, message: str) -> None:
+        """key: as the user wrote it."""
         super().__init__(message)
         self.key = key
 
 
 def nearest_key(key: str, known: Sequence[str]) -> UnknownKeyError:
-    """The error for a key that is not among `known`, naming the nearest one that is."""
+    """Build the error for a key that is not among `known`, with the nearest of them."""
     parent = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == parent]
     if siblings:
@@ -247,13 +251,13 @@ def nearest_key(key: str, known: Sequence[str]) -> UnknownKeyError:
 
 
 def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """The config of a file that composes no others, with `key=value` overrides on top."""
+    """Load the config of a self-contained YAML file, with `key=value` overrides on top."""
     tree = OmegaConf.create(with_defaults(schema, read_yaml(path)))
     return from_tree(schema, apply_overrides(tree, overrides))
 
 
 def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool = False) -> dict[str, Any]:
-    """The tree with KEY=VALUE on top, as plain dicts. Raises UserError for a key that it does not have.
+    """Apply KEY=VALUE overrides and return plain dicts. Raises UserError for an unknown key.
 
     resolve: replace interpolations such as ${seed}; a saved config has none, and its texts may look like one.
     """

@@ -162,7 +162,7 @@ def test_a_spread_that_cannot_be_is_refused(overrides, said):
 def test_an_adapter_is_not_cut_by_heads():
     model = load("pretrain", ["model.vocab_size=300"]).model
     cut = ["adapter=lora", "trainer.devices=2", "trainer.parallel.tensor_parallel=2", "trainer.micro_batch_rows=2"]
-    with pytest.raises(UserError, match="adapters are not cut by heads"):
+    with pytest.raises(UserError, match="adapters are not sharded by heads"):
         load("sft", cut, {"model": {**vars(model)}, "init_from": "nowhere"})
 
 
