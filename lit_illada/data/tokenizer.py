@@ -20,6 +20,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from lit_illada.data.token_names import NO_NAMES, OUR_TOKENS, TokenNames
+from lit_illada.data.tokenizer_regex import check_patterns
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import parse_json, read_text, write_atomically
 
@@ -41,6 +42,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer_json: str, names: TokenNames, origin: str = "the tokenizer") -> None:
         """origin: folder or URL, for messages. Raises UserError when a special token is missing."""
+        check_patterns(parse_json(tokenizer_json, f"{origin}/{TOKENIZER_FILE}"), f"{origin}/{TOKENIZER_FILE}")
         try:
             self._backend = Backend.from_str(tokenizer_json)
         except Exception as error:  # the library raises bare Exception

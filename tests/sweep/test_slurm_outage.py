@@ -31,6 +31,7 @@ class FakeSlurm:
         (self.folder / "down").mkdir()
         self.queue.touch()
         bodies = {
+            "srun": "exit 1",  # submitit only looks whether it is there
             "squeue": f"cat {self.queue}",
             "sbatch": f'echo 17 >>{self.queue}; echo "Submitted batch job 17"',
             "scancel": f"echo cancelled >>{self.folder}/cancelled; : >{self.queue}",
@@ -74,7 +75,7 @@ def finishes(folder, run, slurm):
     def finish():
         place = folder.run_folder(run)
         place.path.mkdir(parents=True, exist_ok=True)
-        place.done.write_text(json.dumps({"attempts": 1}))
+        place.done.write_text(json.dumps({"attempts": 1, "elapsed_s": 1.0, "max_rss_bytes": 1}))
         slurm.queue.write_text("")
 
     return finish
@@ -111,7 +112,7 @@ def test_ctrl_c_waits_for_the_controller_and_a_second_one_does_not(slurm, writte
     assert queue.was_stopped
     assert (slurm.folder / "cancelled").read_text() == "cancelled\n"
     slurm.queue.write_text("17\n")
-    with pytest.raises(UserError, match="the sweep's jobs are still there"):
+    with pytest.raises(UserError, match="the sweep's jobs are still queued"):
         queue_of(folder, nothing, away, interrupt, interrupt).run()
 
 
