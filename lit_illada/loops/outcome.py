@@ -1,4 +1,4 @@
-"""The outcome of one generation: what it was, the findings in it, and whether its answer is right."""
+"""Outcome of one generation: the text, the findings in it, and whether its answer is right."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,16 +18,14 @@ from lit_illada.tasks.arithmetic import well_formed_fraction
 
 @dataclass(frozen=True)
 class Outcome:
-    """findings: in the unit asked for. traced: findings in the trace's tokens, or None. was_right_before: whether the
-    right answer stood in the text before the onset; None where nothing loops or no truth is known.
-    share_well_formed: of the lines of chained arithmetic; None for other texts."""
+    """A generation with its findings."""
 
     generation: Generation
-    findings: Findings
-    traced: Findings | None
-    is_right: bool | None
-    was_right_before: bool | None
-    share_well_formed: float | None
+    findings: Findings  # in the configured unit
+    traced: Findings | None  # in the tokens of the trace; None: no trace
+    is_right: bool | None  # None: neither a verdict nor a true answer is known
+    was_right_before: bool | None  # right answer stated before the onset; None: no loop, or no true answer
+    share_well_formed: float | None  # fraction of well-formed lines of chained arithmetic; None: another task
 
     @property
     def is_loop(self) -> bool:
@@ -35,12 +33,12 @@ class Outcome:
 
     @property
     def is_endless(self) -> bool:
-        """It loops, or did not stop within its budget."""
+        """Whether the text loops or did not stop within its budget."""
         return self.is_loop or self.findings.is_finished is False
 
     @cached_property
     def secondary(self) -> dict[str, float | None]:
-        """What stands beside the kinds of loops, rounded."""
+        """Secondary measures, rounded to four digits."""
         share = self.share_well_formed
         return {
             **self.findings.secondary.rounded(),
@@ -53,7 +51,7 @@ class Outcome:
 
     @property
     def wasted_forwards(self) -> float | None:
-        """Denoising steps spent on copies alone; without a trace, their share of the canvas of all steps."""
+        """Denoising steps spent on copies only. Without a trace, estimated by their fraction of the canvas."""
         if self.traced is not None:
             return self.traced.wasted_forwards
         generation = self.generation
@@ -63,7 +61,7 @@ class Outcome:
 
 
 def outcome(generation: Generation, config: LoopConfig) -> Outcome:
-    """Look at a generation. Its own verdict counts; else its truth is compared."""
+    """Detect loops in a generation and judge its answer: by the file's verdict, else by the true answer."""
     findings, traced = _look(generation, config)
     written = findings.units.written
     right = generation.is_right
@@ -80,7 +78,7 @@ def outcome(generation: Generation, config: LoopConfig) -> Outcome:
 
 
 def watched(found: Outcome, config: LoopConfig) -> Watched | None:
-    """The generation as an early warning sees it; None without a trace."""
+    """Signals of a generation for the early warning; None without a trace."""
     if found.traced is None or found.generation.steps is None or not len(found.traced.units):
         return None
     units, said = found.traced.units, []

@@ -1,7 +1,7 @@
-"""Generations of any origin: text, trace, truth, and the groups that they are counted by.
+"""Generations from files of several origins: text, trace, true answer and groups.
 
-Our own traces and scored problems, lm-eval's samples and d1's files are known. In other records, fields are known by
-their usual names, or named by the caller.
+Supported are traces and scored problems of this package, samples of lm-eval and files of d1. In other records, fields
+are recognised by their usual names or named by the caller.
 """
 
 import json
@@ -15,9 +15,9 @@ from lit_illada.data.corpora.text_files import find_files
 from lit_illada.errors import UserError, unknown
 from lit_illada.loops.files import Digits, Entry, brief, read_entries
 
-FILE = "file"  # the group of what lies in one file
+FILE = "file"  # group of the generations of one file
 ARM = "arm"
-# what runs, sweeps and analyses of ours keep beside generations, and the files by which their folders are known
+# files of runs, sweeps and analyses that are not generations, and files that identify such folders
 _BESIDE = {
     "provenance.jsonl",
     "checksums.json",
@@ -46,36 +46,34 @@ _TRACE_FIELDS = {
 
 @dataclass(frozen=True)
 class Generation:
-    """One generated text. text: with its stop texts, or None where only token ids are known. groups: by what it may
-    be counted. is_right: None where its file does not say. num_canvas: places the model could write; num_steps: its
-    denoising steps. token_ids, tokens, steps, confidence, entropy: a trace's lists, where there is one."""
+    """One generated text. None: not in the file. The lists of a trace have one entry per token."""
 
     file: str
-    number: int
-    text: str | None
+    number: int  # line or position in the file, from 1
+    text: str | None  # with its stop texts; None: only token ids are known
     prompt: str | None = None
-    truth: Any = None
+    truth: Any = None  # the true answer
     is_right: bool | None = None
-    is_finished: bool | None = None
-    num_canvas: int | None = None
-    num_steps: int | None = None
-    groups: dict[str, str] = field(default_factory=dict)
+    is_finished: bool | None = None  # whether the model ended the text
+    num_canvas: int | None = None  # positions that the model could write
+    num_steps: int | None = None  # denoising steps
+    groups: dict[str, str] = field(default_factory=dict)  # values by which texts are counted
     token_ids: list[int] | None = None
     tokens: list[str] | None = None
-    steps: list[int] | None = None
-    confidence: list[float] | None = None
-    entropy: list[float] | None = None
+    steps: list[int] | None = None  # denoising step that committed each token
+    confidence: list[float] | None = None  # probability at commitment
+    entropy: list[float] | None = None  # nats, at commitment
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of a record hold what; None: known by convention. groups: fields to count by, beside those."""
+    """Names of a record's fields. None: recognised by convention."""
 
     text: str | None = None
     prompt: str | None = None
-    correct: str | None = None
-    truth: str | None = None
-    groups: tuple[str, ...] = ()
+    correct: str | None = None  # whether the answer is right
+    truth: str | None = None  # the true answer
+    groups: tuple[str, ...] = ()  # further fields to count by
 
 
 def read_generations(
@@ -85,15 +83,23 @@ def read_generations(
     leave_out: Path | None = None,
     arm: str | None = None,
 ) -> Iterator[Generation]:
-    """All of all files; of a folder its .json and .jsonl files. Raises UserError, with the line, for what is none.
+    """Generations of all files, in order.
 
-    leave_out: a file that is none of them, wherever it lies. What a folder of ours holds beside generations is none
-    either, if it is not named itself. arm: the condition that all of them are of.
+    Args:
+        paths: files, or folders whose .json and .jsonl files are read. Files of a run that are not generations are
+            skipped unless named themselves.
+        fields: names of the records' fields.
+        encoding: of the files; None: UTF-8, or UTF-16 with a byte-order mark.
+        leave_out: a file to skip, such as the output of an earlier analysis.
+        arm: condition of all generations, if the files do not name it.
+
+    Raises:
+        UserError: a record is malformed (with its line), or there are no generations.
     """
     found = find_files([str(path) for path in paths], (".json", ".jsonl"))
     others = [path for path in found if leave_out is None or path.resolve() != leave_out.resolve()]
     if not others:
-        raise UserError(f"{leave_out} is what an analysis wrote: name the generations that it was made of")
+        raise UserError(f"{leave_out} is the output of an analysis: name the generations that it was made from")
     files = [path for path in others if path in paths or not _is_beside(path)]
     if not files:
         raise UserError(f"{paths[0]}: no generations in it, but {', '.join(path.name for path in others)}")
@@ -145,7 +151,7 @@ def _generations(entry: Entry, file: str, label: str, fields: Fields) -> Iterato
 
 
 def _texts(record: Mapping[str, Any], named: str | None, where: str) -> tuple[str | None, Sequence[str | None]]:
-    """The field and the texts of a record: one, or lm-eval's several; [None] where there are only token ids."""
+    """Field and texts of a record: one, or several in lm-eval's; [None] where only token ids exist."""
     name = named or next((name for name in _TEXT_FIELDS if name in record), None)
     if name is None and isinstance(record.get("token_ids"), list):
         return None, [None]
@@ -179,7 +185,7 @@ def _value(record: Mapping[str, Any], named: str | None, usual: Sequence[str], w
 
 
 def _verdict(record: Mapping[str, Any], named: str | None, where: str) -> bool | None:
-    """Of a field that is not named, what it says only where that is a verdict: "correct" may hold the right choice."""
+    """Whether the answer is right. An unnamed field counts only if boolean: "correct" may hold the right choice."""
     if named is None:
         values = (_truth_value(record.get(name), ("true", "false")) for name in _CORRECT_FIELDS)
         return next((value for value in values if value is not None), None)
@@ -192,7 +198,7 @@ def _verdict(record: Mapping[str, Any], named: str | None, where: str) -> bool |
 
 
 def _truth_value(value: Any, words: Sequence[str]) -> bool | None:
-    """A boolean, 0 or 1, or one of the words for it that a table may hold, of which every other one means true."""
+    """Boolean of a value: a boolean, 0, 1 or one of `words`, which alternate between true and false."""
     if isinstance(value, str):
         word = value.strip().lower()
         return words.index(word) % 2 == 0 if word in words else None
@@ -216,7 +222,7 @@ def _groups(record: Mapping[str, Any], named: Sequence[str], where: str) -> dict
 
 
 def _labels(files: Sequence[Path]) -> dict[Path, str]:
-    """The ends of the files' paths: two parts, or as many as it takes that no two are alike."""
+    """Labels of files: the last two parts of their paths, or more until all differ."""
     for count in range(2, 2 + max(len(path.parts) for path in files)):
         labels = {path: "/".join(path.parts[-count:]) for path in files}
         if len(set(labels.values())) == len(files):

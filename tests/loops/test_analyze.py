@@ -336,7 +336,7 @@ def test_a_folder_is_looked_at_again_without_what_the_first_look_wrote_into_it(t
     assert written[0] == written[1]
     assert len(written[1].splitlines()) == 1
     told = analyze(records, "--out", records.parent)
-    assert "is what an analysis wrote: name the generations" in told.output
+    assert "is the output of an analysis: name the generations" in told.output
     assert told.exit_code == 1
 
 

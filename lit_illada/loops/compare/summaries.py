@@ -15,32 +15,27 @@ from lit_illada.stats.survival import Survival, kaplan_meier
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one group. loop: any kind of loop; endless: a loop, or no stop within the budget; exact_run: the narrow
-    definition, exact runs of any period, by which groups of other reports compare. kinds: texts in which each kind
-    holds. looped_right, other_right: accuracy where a text loops and where not; exact_right, exact_other_right: the
-    same by exact runs.
-    seed_interval: of `loop` for a model of another seed, where there are several. wasted: units in copies, of all
-    units."""
+    """Counts of one group of texts."""
 
     name: str
     num_texts: int
-    loop: Rate
-    endless: Rate
-    exact_run: Rate
-    kinds: dict[Kind, Rate]
-    presets: dict[str, Rate]
+    loop: Rate  # any kind of loop
+    endless: Rate  # a loop, or no stop within the budget
+    exact_run: Rate  # exact runs of any period, the narrow definition of other reports
+    kinds: dict[Kind, Rate]  # a text may be of several kinds
+    presets: dict[str, Rate]  # definitions of the literature
     self_correction: Rate
     escaped: Rate
     terminal: Rate
     forced_closure: Rate
     template: Rate
-    looped_right: Rate
-    other_right: Rate
-    exact_right: Rate
-    exact_other_right: Rate
-    right_before: Rate
-    seed_interval: tuple[float, float] | None
-    wasted: float
+    looped_right: Rate  # accuracy of looping texts
+    other_right: Rate  # accuracy of other texts
+    exact_right: Rate  # accuracy of texts with an exact run
+    exact_other_right: Rate  # accuracy of texts without one
+    right_before: Rate  # of looping texts: the right answer precedes the onset
+    seed_interval: tuple[float, float] | None  # of `loop`, for a model of another seed; None: a single seed
+    wasted: float  # fraction of units that are copies
     wasted_units: int
     wasted_forwards: float | None
     median_length: float

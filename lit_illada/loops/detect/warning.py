@@ -1,4 +1,4 @@
-"""Early warning: a CUSUM on signals that a monitor sees while a text is denoised.
+"""Early warning of loops: a CUSUM on signals that are observable during denoising.
 
     S_t = max(0, S_{t−1} + z_t − κ),  an alarm at the first S_t ≥ h
 
@@ -15,38 +15,36 @@ from numpy.typing import NDArray
 
 from lit_illada.loops.config import WarningRule
 
-_LEAST_DEVIATION = 1e-3  # of a signal that never stirs in texts that do not loop
+_LEAST_DEVIATION = 1e-3  # floor for a signal that is constant in texts without loops
 
 
 @dataclass(frozen=True)
 class Signal:
-    """A value for each unit, high where a loop is near, and the denoising step from which it can be known."""
+    """Values of one signal, shape (units,)."""
 
-    values: NDArray[np.float64]
-    seen_at: NDArray[np.int64]
+    values: NDArray[np.float64]  # high near a loop
+    seen_at: NDArray[np.int64]  # denoising step from which each value is observable
 
 
 @dataclass(frozen=True)
 class Watched:
-    """One generation as a monitor sees it. onset: the median step that committed the second copy of its loop, or None
-    where it does not loop."""
+    """Signals of one generation."""
 
-    signals: dict[str, Signal]
-    onset: float | None
+    signals: dict[str, Signal]  # by name
+    onset: float | None  # median step that committed the second copy; None: no loop
 
 
 @dataclass(frozen=True)
 class Warning:
-    """How well one signal warns. threshold: h. num_watched: looping generations. num_warned: alarms in them at all;
-    num_early: before the onset. leads: onset less alarm in denoising steps, of each alarm; above 0: early."""
+    """Performance of one signal."""
 
     signal: str
-    threshold: float
-    false_alarms: float
-    num_watched: int
-    num_warned: int
-    num_early: int
-    leads: list[float]
+    threshold: float  # h
+    false_alarms: float  # fraction of texts without loops that alarm
+    num_watched: int  # looping generations
+    num_warned: int  # of these, with an alarm
+    num_early: int  # of these, with an alarm before the onset
+    leads: list[float]  # onset minus alarm of each alarm, denoising steps; above 0: early
 
 
 def watch(
@@ -57,7 +55,7 @@ def watch(
     onset: float | None,
     rule: WarningRule,
 ) -> Watched:
-    """said: (start, end, whether it was said before) of each sentence."""
+    """Signals of a generation. said: (start, end, whether it repeats an earlier sentence) of each sentence."""
     when = np.asarray(steps[: len(ids)], np.int64)
     by_ngram = when.copy()
     for back in range(1, min(rule.ngram, len(when))):
@@ -75,7 +73,7 @@ def watch(
 
 
 def warnings(watched: Sequence[Watched], rule: WarningRule) -> list[Warning]:
-    """One a signal that all have; none where too few generations do not loop."""
+    """One result per signal that all generations have; empty with fewer than min_texts texts without loops."""
     calm = [item for item in watched if item.onset is None]
     looping = [item for item in watched if item.onset is not None]
     if len(calm) < rule.min_texts or not looping:
@@ -91,7 +89,7 @@ def cusum(z: NDArray[np.float64], kappa: float) -> NDArray[np.float64]:
 
 
 def is_repeated(ids: NDArray[np.int32], n: int) -> NDArray[np.bool_]:
-    """Whether the n-gram that ends at each unit stands in the text before."""
+    """Whether the n-gram that ends at each unit occurred before, shape (units,)."""
     repeated = np.zeros(len(ids), bool)
     if len(ids) >= n:
         grams = np.lib.stride_tricks.sliding_window_view(ids, n)

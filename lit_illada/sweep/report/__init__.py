@@ -1,4 +1,4 @@
-"""What a sweep found: its files become a page, tables and pictures, at any time and without torch."""
+"""Report of a sweep: page, tables and pictures, made from its files at any time and without torch."""
 
 from lit_illada.sweep.report.write import write_report
 

@@ -1,4 +1,4 @@
-"""What is known of each run of a sweep by now: its figures, curves, cost, and where they come from."""
+"""Figures, curves, cost and provenance of each run of a sweep, as far as they exist."""
 
 import re
 from dataclasses import dataclass, field
@@ -15,49 +15,43 @@ _STEP = re.compile(r"step=(\d+)\.ckpt$")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a run's numbers come from. Several commits or data hashes: the run was resumed with another.
-
-    checkpoint: the newest one, or the one that was scored. checkpoint_step: None where its name does not tell.
-    """
+    """Origin of a run's numbers."""
 
     config: Path
-    commits: list[str]
-    data_sha256: list[str]
-    checkpoint: Path | None
-    checkpoint_step: int | None
+    commits: list[str]  # several: the run was resumed with other code
+    data_sha256: list[str]  # several: the run was resumed with other data
+    checkpoint: Path | None  # the newest, or the scored one
+    checkpoint_step: int | None  # None: not part of the file name
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A planned run and what its files say.
-
-    figures: the final ones, of finished runs alone: a number of an unfinished run belongs to another step.
-    progress, failure: progress.json and failed.json. elapsed_s: of all attempts.
-    """
+    """A planned run with the content of its files."""
 
     run: PlannedRun
     state: RunState
     folder: Path
-    figures: dict[str, float]
-    curves: dict[str, Curve]
+    figures: dict[str, float]  # final ones; empty for unfinished runs, whose numbers belong to an earlier step
+    curves: dict[str, Curve]  # by tag
     provenance: Provenance
-    progress: dict[str, Any] = field(default_factory=dict)
-    failure: dict[str, Any] = field(default_factory=dict)
-    elapsed_s: float | None = None
+    progress: dict[str, Any] = field(default_factory=dict)  # progress.json
+    failure: dict[str, Any] = field(default_factory=dict)  # failed.json
+    elapsed_s: float | None = None  # of all attempts
     memory_bytes: float | None = None
 
     @property
     def tokens(self) -> float | None:
-        """Trained on, by the end of the run."""
+        """Training tokens of the whole run, measured or as planned."""
         return self.figures.get("perf/tokens", self.run.tokens)
 
     @property
     def flops(self) -> float | None:
-        """Of training, by the end of the run: measured, or as planned."""
+        """FLOPs of training of the whole run, measured or as planned."""
         return self.figures.get("perf/flops", self.run.flops)
 
     @property
     def num_steps(self) -> float | None:
+        """Optimizer steps of the whole run, measured or as planned."""
         return self.figures.get("step", self.run.num_steps)
 
 
@@ -70,12 +64,12 @@ class Sweep:
     records: list[RunRecord]
 
     def of_arm(self, arm: str, stage: str) -> dict[int | None, RunRecord]:
-        """By seed; None: the one run that all seeds share."""
+        """Records of an arm by seed; the key None is a run that all seeds share."""
         found = (record for record in self.records if record.run.stage == stage and arm in record.run.arms)
         return {record.run.seed: record for record in found}
 
     def sharing(self, stage: str) -> list[list[str]]:
-        """The arms, those together that have the same runs in a stage."""
+        """Arms grouped by equal runs in a stage."""
         groups: dict[tuple[str, ...], list[str]] = {}
         for arm in self.spec.all_arms():
             runs = tuple(record.run.id for record in self.of_arm(arm.name, stage).values())
@@ -83,7 +77,7 @@ class Sweep:
         return list(groups.values())
 
     def differing_stages(self) -> list[str]:
-        """Those in which arms have runs of their own; all, where there is one arm only."""
+        """Stages in which the runs of arms differ; all stages if there is a single arm."""
         num_arms = len(self.spec.all_arms())
         return [stage.name for stage in self.spec.stages if len(self.sharing(stage.name)) > 1 or num_arms == 1]
 
@@ -93,7 +87,7 @@ class Sweep:
 
 
 def collect(path: Path) -> Sweep:
-    """Raises UserError for a folder that holds no sweep."""
+    """Read a sweep's folder. Raises UserError where it holds no sweep."""
     folder = SweepFolder(path)
     spec, runs = folder.read_spec(), folder.read_plan()
     curves = read_all([folder.run_folder(run).path for run in runs])
@@ -116,7 +110,7 @@ def _record(sweep: SweepFolder, run: PlannedRun, curves: dict[str, Curve]) -> Ru
         progress=read_record(folder.progress) or {},
         failure=(read_record(folder.failed) or {}) if state is RunState.FAILED else {},
         elapsed_s=done.get("elapsed_s", figures.get("perf/elapsed_s")),
-        # the run's own figure first: on a GPU it is the GPU's memory, which limits
+        # the run's own figure first: on a GPU it is the GPU's memory, the scarcer one
         memory_bytes=figures.get("perf/peak_memory_bytes", done.get("max_rss_bytes")),
     )
 

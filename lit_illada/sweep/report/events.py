@@ -1,6 +1,6 @@
-"""Which curves did a run write? The scalars of its TensorBoard files, read directly.
+"""Curves of a run: the scalars of its TensorBoard files, read directly.
 
-TensorBoard's own reader takes ten times as long, too long for the hundred runs of a sweep.
+TensorBoard's own reader takes ten times as long, too long for a sweep of a hundred runs.
 """
 
 import struct
@@ -17,12 +17,12 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 _LENGTH, _HEADER, _FOOTER = struct.Struct("<Q"), 12, 4  # a record: length, its checksum, data, its checksum
 _POINT = [("step", "i8"), ("wall_time", "f8"), ("value", "f8")]
-_WORTH_A_POOL = 32 << 20  # bytes; less is read before processes have started
+_WORTH_A_POOL = 32 << 20  # bytes; reading less is faster than starting processes
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values by optimizer step, steps rising."""
+    """Values over optimizer steps, in ascending order."""
 
     steps: array = field(default_factory=lambda: array("q"))
     values: array = field(default_factory=lambda: array("d"))
@@ -32,7 +32,7 @@ class Curve:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """By tag. Of a step that a resumed run wrote twice, the later value counts; NaN is left out."""
+    """Curves by tag. NaN is omitted; of a step that a resumed run wrote twice, the later value counts."""
     written: dict[str, list[tuple[int, float, float]]] = defaultdict(list)  # step, wall time, value
     for file in folder.glob("events.out.tfevents.*"):
         for event in _events(file):
@@ -44,7 +44,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def read_all(folders: Sequence[Path]) -> list[dict[str, Curve]]:
-    """The curves of each folder; long ones by all cores."""
+    """Curves of each folder, read on all cores where the files are large."""
     num_bytes = sum(file.stat().st_size for folder in folders for file in folder.glob("events.out.tfevents.*"))
     if num_bytes < _WORTH_A_POOL:
         return [read_curves(folder) for folder in folders]
@@ -62,7 +62,7 @@ def _curve(points: np.ndarray) -> Curve:
 
 
 def _events(file: Path) -> Iterator[Event]:
-    """Up to the last whole record: the run may be writing the next one."""
+    """Events up to the last complete record: a running process may be writing the next one."""
     data, start = file.read_bytes(), 0
     while start + _HEADER <= len(data):
         (length,) = _LENGTH.unpack_from(data, start)

@@ -1,4 +1,4 @@
-"""What is drawn: over the seeds of an arm, the course of a metric, its values by mask ratio, its gradients' sizes."""
+"""Series of an arm over its seeds: learning curves, loss by mask ratio, gradient norms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lit_illada.sweep.report.events import Curve
 RATIO_BINS = [f"{low / 10:.1f}-{(low + 1) / 10:.1f}" for low in range(10)]
 RATIO_CENTRES = [0.05 + low / 10 for low in range(10)]
 _BY_RATIO = "val_nll_by_ratio/"
-# gradients of the warm-up are no property of an arm
+# fraction of a run whose gradients are ignored: warm-up says little about an arm
 _WARM_UP = 0.1
 
 
@@ -29,19 +29,16 @@ class Band:
 
 @dataclass(frozen=True)
 class Course:
-    """An arm's learning curve. x of `band` counts steps; per_step: what a step is worth on the other axes.
+    """Learning curve of an arm."""
 
-    unfinished: curves of runs that have not finished, (steps, values).
-    """
-
-    band: Band | None
-    per_step: dict[str, float]
-    unfinished: list[tuple[list[float], list[float]]]
+    band: Band | None  # over steps; None: no run has finished
+    per_step: dict[str, float]  # tokens and FLOPs per step, for the other x axes
+    unfinished: list[tuple[list[float], list[float]]]  # (steps, values) of unfinished runs
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of gradient norms over the steps and seeds of an arm, the first tenth left out."""
+    """Quantiles (5, 50, 95 %) of gradient norms over steps and seeds of an arm, the first tenth omitted."""
 
     low: float
     median: float
@@ -49,7 +46,7 @@ class Spread:
 
 
 def courses(sweep: Sweep, tag: str, stage: str) -> dict[str, Course]:
-    """Of the arms with a curve of that tag."""
+    """Learning curves by arm, of arms with that tag."""
     found = {}
     for arm in sweep.spec.all_arms():
         records = [record for record in sweep.of_arm(arm.name, stage).values() if tag in record.curves]

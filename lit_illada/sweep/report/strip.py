@@ -1,4 +1,4 @@
-"""How do seeds fit in a cell of a table? As dots on one common scale, with the mean's interval behind them."""
+"""Strip plots for table cells: one dot per seed on a common scale, with the interval of the mean behind them."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ _WIDTH, _HEIGHT, _EDGE = 150.0, 20.0, 6.0
 
 
 def strips(found: MetricFinding, looks: dict[str, Look], left_out: Sequence[str]) -> dict[str, Markup]:
-    """An SVG an arm. left_out: arms too far away for the scale of the others; they get an arrow at its end."""
+    """One SVG per arm. left_out: arms outside the scale of the others, drawn as an arrow at its end."""
     values = [value for arm in found.arms if arm.arm not in left_out for value in arm.values.values()]
     low, high = (min(values), max(values)) if values else (0.0, 0.0)
     return {arm.arm: _strip(arm, found, looks[arm.arm].colour, low, high) for arm in found.arms}

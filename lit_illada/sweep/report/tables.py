@@ -1,4 +1,4 @@
-"""Which tables does a report leave for other programs? CSV and Parquet, a row an arm, a run, a point of a curve."""
+"""Tables of a report as CSV and Parquet: one row per arm, per run, and per point of a curve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """Of the arms that share the runs of a stage: means over the finished ones, and the largest memory."""
+    """Cost of the runs of a stage, as means over the finished runs. None: not measured."""
 
-    arms: list[str]
+    arms: list[str]  # that share the runs
     stage: str
-    num_runs: int
+    num_runs: int  # finished
     elapsed_s: float | None
     tokens_per_s: float | None
     tokens: float | None
     flops: float | None
-    memory_bytes: float | None
+    memory_bytes: float | None  # the maximum
 
 
 def costs(sweep: Sweep) -> list[Cost]:
-    """By stage; arms that share their runs there share a row."""
+    """One row per stage and group of arms that share their runs."""
     rows = []
     for stage in sweep.spec.stages:
         for arms in sweep.sharing(stage.name):
@@ -42,8 +42,7 @@ def costs(sweep: Sweep) -> list[Cost]:
 
 
 def write_tables(folder: Path, sweep: Sweep, found: Sequence[MetricFinding]) -> None:
-    """arms.csv, runs.csv, runs.parquet, curves.parquet; pairs.csv where the sweep compares more than arms with the
-    baseline."""
+    """Write arms.csv, runs.csv, runs.parquet and curves.parquet, and pairs.csv for a sweep with also_compare."""
     runs = _table([_run_row(record) for record in sweep.records])
     pa.csv.write_csv(_table([row for finding in found for row in _arm_rows(finding)]), folder / "arms.csv")
     if sweep.spec.also_compare:
@@ -98,7 +97,7 @@ def _pair_rows(found: MetricFinding) -> list[Row]:
 
 
 def _compared(comparison: Comparison | None) -> Row:
-    """None: the baseline."""
+    """Columns of a comparison. None: the baseline."""
     difference = comparison.difference if comparison else None
     needed = comparison.seeds_needed if comparison else None
     return {
@@ -140,13 +139,13 @@ def _run_row(record: RunRecord) -> Row:
 
 
 def _table(rows: list[Row]) -> pa.Table:
-    """Columns of all rows, in the order they are met; what a row lacks is null."""
+    """Table with the columns of all rows in order of first occurrence; missing cells are null."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def _curves(sweep: Sweep) -> pa.Table:
-    """Long: a row for every point of every curve."""
+    """Long format: one row per point of a curve."""
     parts = [
         pa.table(
             {
@@ -181,6 +180,6 @@ def _cost(arms: list[str], stage: str, records: Sequence[RunRecord]) -> Cost:
 
 
 def _tokens_per_s(record: RunRecord) -> float | None:
-    """Over all of training; validation does not count."""
+    """Mean training throughput, validation excluded."""
     tokens, elapsed_s = record.figures.get("perf/tokens"), record.figures.get("perf/elapsed_s")
     return tokens / elapsed_s if tokens and elapsed_s else None

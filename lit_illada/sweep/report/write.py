@@ -1,6 +1,6 @@
-"""What did the sweep find? One page that needs nothing else, and tables and pictures beside it.
+"""Report of a sweep: a self-contained page, with tables and pictures beside it.
 
-Made from the files alone, while the sweep runs or after it, and without torch.
+Made from the sweep's files, during or after its execution, without torch.
 """
 
 import base64
@@ -45,7 +45,7 @@ _BOUND = "val/nll_bound"
 
 @dataclass(frozen=True)
 class Section:
-    """Of the page: a metric with its plots, and the dots of every arm."""
+    """Section of the page about one metric."""
 
     found: MetricFinding
     figures: list[PlotFigure]
@@ -53,9 +53,15 @@ class Section:
 
 
 def write_report(path: Path, out: Path | None = None, now: datetime | None = None) -> tuple[Path, list[str]]:
-    """The page's file, and the findings in plain lines. out: a folder; None: `report` in the sweep's.
+    """Write the report. Returns the page's file and the findings as lines of text.
 
-    Raises UserError where there is no sweep.
+    Args:
+        path: folder of the sweep.
+        out: folder of the report; None: `report` in the sweep's folder.
+        now: time printed on the page; None: the current time.
+
+    Raises:
+        UserError: the folder holds no sweep.
     """
     sweep = collect(path)
     out = out or sweep.folder.report
@@ -123,7 +129,7 @@ def _plain(found: MetricFinding) -> list[str]:
 
 @cache
 def _plotting_library() -> str:
-    """Plotly's code, packed: the browser unpacks it, and the page is a third of the size."""
+    """Plotly's code, gzip in base64. The browser unpacks it; the page has a third of the size."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()
 
 
@@ -132,11 +138,11 @@ def _section(sweep: Sweep, found: MetricFinding, looks: dict[str, Look]) -> Sect
 
 
 def _course_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
-    """Of every metric with a curve, and of the bound in any case."""
+    """Learning curves of every metric that has one, and of the bound."""
     stages = sweep.differing_stages()
-    asked = [(metric.name, metric.stage) for metric in sweep.spec.metrics if metric.stage in stages]
-    asked += [(_BOUND, stage) for stage in stages]
-    figures = [course_figure(sweep, tag, stage, unit_of(tag, []).name, looks) for tag, stage in dict.fromkeys(asked)]
+    curves = [(metric.name, metric.stage) for metric in sweep.spec.metrics if metric.stage in stages]
+    curves += [(_BOUND, stage) for stage in stages]
+    figures = [course_figure(sweep, tag, stage, unit_of(tag, []).name, looks) for tag, stage in dict.fromkeys(curves)]
     return [figure for figure in figures if figure is not None]
 
 
@@ -159,12 +165,12 @@ def _filters(out: Path) -> dict[str, Callable[..., str]]:
 
 
 def _link(file: Path, out: Path) -> str:
-    """Relative where the page lies inside the sweep's folder, so that the folder can move."""
+    """Link relative to the page, so that the sweep's folder can be moved."""
     return Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()
 
 
 def _absence(record: RunRecord) -> str:
-    """Why a run's numbers are not there."""
+    """Reason why a run has no numbers."""
     progress = record.progress
     at = f" at step {progress['step']} of {progress['max_steps']}" if "step" in progress else ""
     match record.state:
@@ -175,7 +181,7 @@ def _absence(record: RunRecord) -> str:
         case RunState.INTERRUPTED:
             return f"was interrupted{at}"
         case _:
-            return "has not begun"
+            return "has not started"
 
 
 def _by_progress(record: RunRecord) -> int:
@@ -186,7 +192,7 @@ def _by_progress(record: RunRecord) -> int:
 def _state_text(sweep: Sweep) -> str:
     states = Counter(record.state for record in sweep.records)
     finished = states.pop(RunState.FINISHED, 0)
-    words = {RunState.PENDING: "not begun"}
+    words = {RunState.PENDING: "not started"}
     rest = [f"{count} {words.get(state, state.value)}" for state, count in states.items()]
     return ", ".join([f"{finished} of {len(sweep.records)} runs finished", *rest])
 
@@ -199,13 +205,13 @@ def _budget_text(spec: SweepSpec) -> str:
 
 
 def _warnings(sweep: Sweep) -> list[str]:
-    """What would make arms differ that the spec does not name."""
+    """Differences between runs that the spec does not name, such as several commits."""
     warnings = []
     commits = {commit for record in sweep.records for commit in record.provenance.commits}
     if len(commits) > 1:
         warnings.append(f"The runs come from {len(commits)} commits: {', '.join(sorted(c[:8] for c in commits))}.")
     elif any(commit.endswith("-dirty") for commit in commits):
-        warnings.append("The code had changes that no commit holds.")
+        warnings.append("The code had uncommitted changes.")
     for stage in sweep.spec.stages:
         hashes = {h for r in sweep.records if r.run.stage == stage.name for h in r.provenance.data_sha256}
         if len(hashes) > 1:
@@ -215,7 +221,7 @@ def _warnings(sweep: Sweep) -> list[str]:
 
 
 def _leading(found: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
-    """The answer, as far as there is one: what was found, and of which arms."""
+    """Arms by verdict, for the summary at the head of the page."""
     relations = {
         Finding.BETTER: f"better than {spec.baseline}",
         Finding.WORSE: f"worse than {spec.baseline}",

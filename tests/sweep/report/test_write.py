@@ -179,7 +179,7 @@ def test_a_sweep_at_work_is_reported_as_far_as_it_is(half_finished_sweep):
         "pretrain-cosine-s2 failed with exit status 1",
         "ValueError: <boom>",
         "pretrain-band-s1 was interrupted at step 30 of 60",
-        "pretrain-fixed-1.0-s0 has not begun",
+        "pretrain-fixed-1.0-s0 has not started",
     ):
         assert words in page.text
 
@@ -270,7 +270,7 @@ def test_runs_of_different_commits_or_data_are_warned_of(finished_sweep):
 
 
 def test_training_losses_cannot_rank_arms():
-    with pytest.raises(UserError, match="rank by what is measured alike"):
+    with pytest.raises(UserError, match="rank by a metric with one definition"):
         Metric("train/loss", "pretrain")
 
 
@@ -284,8 +284,8 @@ def test_a_check_of_an_arm_that_is_not_there_is_refused(make_spec):
     [
         ([["cosine", "bend"]], r"unknown arm 'bend'.*did you mean 'band'"),
         ([["cosine"]], r"also_compare holds pairs of arms; got \['cosine'\]"),
-        ([["cosine", "cosine"]], "must be of two arms"),
-        ([["band", "uniform"]], "every arm is compared with uniform anyway"),
+        ([["cosine", "cosine"]], "must name two arms"),
+        ([["band", "uniform"]], "every arm is compared with uniform already"),
         ([["band", "cosine"], ["cosine", "band"]], "occur once"),
     ],
 )
