@@ -5,7 +5,7 @@ The only module that imports hydra's compose; no DictConfig leaves it.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ from lit_illada.training.config.optim import MuonConfig, OptimConfig
 from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
 
 T = TypeVar("T")
+_SECTIONS = {"model", "optim", "trainer"}  # that every saved config of a run has had
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,11 @@ def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bo
 
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     """Load the config saved with a run. Overrides set values; they cannot choose files of a group."""
-    tree = OmegaConf.create(with_defaults(SCHEMAS[command], read_yaml(path)))
+    saved = read_yaml(path)
+    sections = [item.name for item in fields(SCHEMAS[command]) if item.name in _SECTIONS]
+    if missing := [name for name in sections if name not in saved]:
+        raise UserError(f"{path}: lacks {', '.join(missing)}: it is not the whole config of a run")
+    tree = OmegaConf.create(with_defaults(SCHEMAS[command], saved))
     try:
         from_tree(SCHEMAS[command], OmegaConf.to_container(tree))
     except UserError as error:

@@ -19,8 +19,8 @@ from typing import Any
 
 from lit_illada import __version__
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import append_line, read_json, read_json_lines, require_kind, write_atomically
-from lit_illada.runtime.records import require_fields
+from lit_illada.runtime.files import append_line, open_own, read_json, read_json_lines, write_atomically
+from lit_illada.runtime.records import checked, require_fields
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class RunFolder:
     @classmethod
     def of_checkpoint(cls, path: Path) -> "RunFolder":
         """The run that a checkpoint file belongs to."""
-        return cls(path.resolve().parent.parent)
+        return cls(path.parent.resolve().parent)  # of the link, where the checkpoint is one
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -121,7 +121,8 @@ class RunFolder:
 
         A POSIX record lock: child processes do not inherit it, and it ends with this process however that ends.
         """
-        with self.lock.open("a+", encoding="utf-8") as file:
+        descriptor = open_own(self.lock, os.O_RDWR | os.O_APPEND)
+        with os.fdopen(descriptor, "a+", encoding="utf-8") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:  # which one depends on the file system
@@ -150,7 +151,7 @@ class RunFolder:
             return {}
         summary: dict[str, Any] = read_json(self.summary)
         for key in ("start", "end"):
-            require_kind(summary.get(key, {}), dict, f"{self.summary}: {key}")
+            checked(dict[str, float | None], summary.get(key, {}), f"{self.summary}: {key}")
         return summary
 
     def read_labels(self) -> dict[str, Any] | None:

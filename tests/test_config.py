@@ -182,3 +182,12 @@ def test_defaults_leave_unknown_keys_and_odd_values_to_be_refused():
     assert with_defaults(PretrainConfig, {"modle": 1, "model": 3})["modle"] == 1
     with pytest.raises(UserError, match="modle"):
         from_tree(PretrainConfig, with_defaults(PretrainConfig, {"modle": 1}))
+
+
+def test_a_saved_config_that_lacks_a_section_is_refused(tmp_path):
+    file = tmp_path / "config.yaml"
+    text = dump(load("pretrain"))
+    for content in ("{}", text[: text.index("\ntrainer:") + 1]):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=r"config\.yaml: lacks .*trainer"):
+            load_file("pretrain", file, ["trainer.max_steps=7"])

@@ -67,3 +67,14 @@ def test_provenance_is_not_written_through_a_symbolic_link(tmp_path):
     with pytest.raises(UserError, match=r"provenance\.jsonl: is a symbolic link"):
         RunFolder(tmp_path).write_provenance(datetime(2026, 1, 1))
     assert outside.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("place", ["link", "pipe", "folder"])
+def test_a_lock_is_neither_written_through_a_link_nor_waited_for_at_a_pipe(place, tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("kept")
+    lock = RunFolder(tmp_path).lock
+    {"link": lambda: lock.symlink_to(outside), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[place]()
+    with pytest.raises(UserError, match=r"training\.lock"), RunFolder(tmp_path).held():
+        pass
+    assert outside.read_text() == "kept"

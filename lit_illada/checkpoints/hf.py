@@ -18,7 +18,7 @@ from lit_illada.model.config import ModelConfig
 from lit_illada.model.initial import fill
 from lit_illada.model.transformer import Transformer
 from lit_illada.model.weight_check import CheckedTensors
-from lit_illada.runtime.checksums import CHECKSUMS_FILE, check_files
+from lit_illada.runtime.checksums import check_folder
 from lit_illada.runtime.files import read_json, write_json
 
 CONFIG_FILE = "config.json"
@@ -84,8 +84,7 @@ def open_hf(folder: Path) -> HfCheckpoint:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{folder}: not a Hugging Face checkpoint (no {CONFIG_FILE})")
-    if (folder / CHECKSUMS_FILE).is_file():
-        check_files(folder / CHECKSUMS_FILE)
+    check_folder(folder)
     content = read_json(path)
     layout, config = read_config(content, str(path))
     files = TensorFiles.open(folder)

@@ -30,7 +30,7 @@ from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora import MergedTensors
 from lit_illada.model.weight_check import CheckedTensors
 from lit_illada.run_folder import RunFolder
-from lit_illada.runtime.checksums import CHECKSUMS_FILE, DamagedFileError, check_files, write_folder_checksums
+from lit_illada.runtime.checksums import CHECKSUMS_FILE, DamagedFileError, check_folder, write_folder_checksums
 from lit_illada.runtime.files import parse_json
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.training.checkpointing.files import is_checkpoint, latest_checkpoint
@@ -150,7 +150,10 @@ def check_fits(checkpoint: Checkpoint, model: ModelConfig, tokenizer: Tokenizer)
 def checkpoint_file(path: Path) -> Path:
     """The newest checkpoint of a run folder, the one of a converted folder, or `path` itself. Raises UserError for a
     folder without one."""
-    path = path.resolve() if path.is_symlink() else path  # best.ckpt is a link
+    if path.is_symlink() and path.exists():
+        target = path.resolve()  # of best.ckpt, or of a link outside every run
+        if target.parent == path.parent.resolve() or not RunFolder.of_checkpoint(path).tokenizer.is_dir():
+            path = target
     if not path.is_dir() or is_checkpoint(path):
         return path
     folder = RunFolder(path)
@@ -160,6 +163,7 @@ def checkpoint_file(path: Path) -> Path:
     if newest is None and (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} is a Hugging Face checkpoint: run lit-illada convert {path} FOLDER first")
     if newest is None:
+        check_folder(path)  # a converted folder whose weights are missing
         RunFolder.open(path)
         raise UserError(f"{path}: it has no checkpoint yet")
     return newest
@@ -202,9 +206,10 @@ def _read_ckpt(path: Path, process: int, num_processes: int) -> _Contents:
 def _read_weights(path: Path) -> _Contents:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    checksums = RunFolder.of_checkpoint(path).path / CHECKSUMS_FILE
-    if checksums.is_file() and str(path.resolve().relative_to(checksums.parent)) not in check_files(checksums):
-        raise DamagedFileError(f"{checksums}: does not list {path.name}")
+    folder = RunFolder.of_checkpoint(path)
+    listed = check_folder(folder.path)
+    if listed is not None and f"{folder.checkpoints.name}/{path.name}" not in listed:
+        raise DamagedFileError(f"{folder.path / CHECKSUMS_FILE}: does not list {path.name}")
     files = TensorFiles([path])
     if _METADATA not in files.metadata:
         raise UserError(

@@ -34,7 +34,7 @@ from lit_illada.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig, num_parameters
 from lit_illada.run_folder import RunFolder
-from lit_illada.runtime.checksums import write_folder_checksums
+from lit_illada.runtime.checksums import check_folder, write_folder_checksums
 
 # files beside tokenizer.json that other tools read; never code
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -76,6 +76,7 @@ def run(
     if destination.resolve() == Path.cwd():  # an empty destination is replaced by the new folder
         raise UserError(f"{destination} is the current folder, which cannot be replaced: name a new one")
     path = _local(source, revision)
+    check_folder(path)  # first: a folder is recognised by its files, which may be missing
     try:
         converted = _from_hf(path, mask_token, eos_token) if (path / CONFIG_FILE).is_file() else _from_ours(path)
     except UnaccountedError as error:
@@ -173,7 +174,10 @@ def _from_ours(path: Path) -> Source:
     folder = RunFolder.of_checkpoint(checkpoint.path).tokenizer
 
     def write(target: Path) -> None:
-        for file in folder_files(folder):  # not copytree, whose error hides a full disk
+        if checkpoint.path.suffix != ".safetensors":  # a run's folder has what the tokenizer writes, and no checksums
+            checkpoint.tokenizer.save(target)
+            return
+        for file in folder_files(folder):  # not copytree, whose error hides that the disk is full
             (target / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / file.relative_to(folder))
 

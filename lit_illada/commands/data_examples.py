@@ -6,19 +6,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from lit_illada.checkpoints.open import WEIGHTS_FILE, open_checkpoint
 from lit_illada.config import load
 from lit_illada.data.sft.preview import Span, spans
 from lit_illada.data.sft_datamodule import SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.run_folder import RunFolder
+from lit_illada.training.checkpointing.files import latest_checkpoint
 
 
 def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
     """Print the first training rows. folder: a run, or a folder with a tokenizer."""
-    of_run = RunFolder(folder).tokenizer
     datamodule = SFTDataModule(
         load("examples", overrides).sft_data,
-        Tokenizer.load(of_run if of_run.is_dir() else folder),
+        _tokenizer(folder),
         seed=0,
         batch_rows=num_rows,
         micro_batch_rows=1,
@@ -36,6 +37,15 @@ def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
     print(f"an epoch has {datamodule.rows_per_epoch:,} rows; {datamodule.left_out.bad:,} bad examples left out")
     for message in datamodule.left_out.examples:
         print(f"  {message}")
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """That of a run, compared with the one that its checkpoint was trained with, or of a folder that has one itself."""
+    run = RunFolder(folder)
+    if not run.tokenizer.is_dir():
+        return Tokenizer.load(folder)
+    has_weights = latest_checkpoint(run.checkpoints) or (run.checkpoints / WEIGHTS_FILE).exists()
+    return open_checkpoint(folder).tokenizer if has_weights else Tokenizer.load(run.tokenizer)
 
 
 def _marked(span: Span, has_colour: bool) -> Text:

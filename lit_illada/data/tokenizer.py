@@ -8,7 +8,8 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -140,11 +141,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, without added special tokens."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        with _failures_named():
+            return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, as by `encode`; multi-threaded unless TOKENIZERS_PARALLELISM is false."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with _failures_named():
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of the ids; incomplete UTF-8 sequences become U+FFFD."""
@@ -178,6 +181,19 @@ class Tokenizer:
                 f"{origin} has no token {token!r}: set data.tokenizer.token_names.{name} to one of its tokens"
             )
         return index
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """A pattern that exceeds the library's limit of attempts panics in Rust; that is no Exception in Python."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"{TOKENIZER_FILE}: its pattern cannot split a text ({error}): use another tokenizer"
+        ) from error
 
 
 def _token_text(entry: object, where: str) -> str:

@@ -18,7 +18,7 @@ from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.text import complete_batch
 from lit_illada.generation.trace import Recorder, Trace, rounded
 from lit_illada.model.transformer import Transformer
-from lit_illada.runtime.files import ContentError, parse_json, read_text, write_atomically
+from lit_illada.runtime.files import ContentError, open_to_append, parse_json, read_text, write_atomically
 from lit_illada.schema import to_tree
 
 
@@ -156,7 +156,7 @@ class AnswerCache:
         """Appends answers, given by index of their prompts."""
         lines = [json.dumps({"place": index, **asdict(written)}) + "\n" for index, written in answers.items()]
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as stream:
+        with open_to_append(self.file) as stream:
             stream.write("".join(lines))
 
     def read(self) -> dict[int, Written]:

@@ -139,6 +139,12 @@ def write_folder_checksums(folder: Path, names: Iterable[str]) -> None:
     )
 
 
+def check_folder(folder: Path) -> set[str] | None:
+    """What `checksums.json` of a folder covers, each file checked; None for a folder without one. See check_files."""
+    file = folder / CHECKSUMS_FILE
+    return check_files(file) if os.path.lexists(file) else None
+
+
 def check_files(file: Path) -> set[str]:
     """The names of the files that a JSON file of checksums covers, each of them checked.
 

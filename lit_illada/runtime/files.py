@@ -11,10 +11,10 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from lit_illada.errors import UserError
 
@@ -66,20 +66,39 @@ def append_line(path: Path, line: str) -> None:
 
     A symbolic link is refused, since it may lead outside the folder. For one writer at a time.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with os.fdopen(os.open(path, flags, 0o666), "r+b") as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise FileError(f"{path}: not a regular file; nothing was written to it")
+        with os.fdopen(open_own(path, os.O_RDWR), "r+b") as stream:
             stream.seek(_end_of_lines(stream))
             stream.truncate()
             stream.write(line.encode("utf-8") + b"\n")
     except FileError:
         raise
     except OSError as error:
+        raise _os_error(path, error, "cannot be written") from error
+
+
+@contextmanager
+def open_to_append(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A text file, or a new one, opened for writing at its end, as by `open_own`. newline: as for `open`."""
+    with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", newline=newline) as stream:
+        yield stream
+
+
+def open_own(path: Path, flags: int) -> int:
+    """The descriptor of a file of our own, made where there is none. flags: as for `os.open`.
+
+    Raises FileError for a symbolic link, which may lead outside the folder, and for a folder, a pipe or a device.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
         if error.errno == errno.ELOOP:
             raise FileError(f"{path}: is a symbolic link; remove it, nothing was written through it") from error
         raise _os_error(path, error, "cannot be written") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileError(f"{path}: not a regular file; nothing was written to it")
+    return descriptor
 
 
 def _end_of_lines(stream: BinaryIO) -> int:

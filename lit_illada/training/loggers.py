@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers import TensorBoardLogger as FabricTensorBoardLogger
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
-from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.files import open_to_append, write_atomically
 from lit_illada.training.config.loggers import LoggerConfig, WandbConfig, WandbMode
 
 _STEP = "step"
@@ -30,14 +31,19 @@ def require_loggers(config: LoggerConfig) -> None:
 def build_loggers(config: LoggerConfig, folder: RunFolder) -> list[Logger]:
     """TensorBoard's first: it is what `Trainer.logger` returns."""
     require_loggers(config)
-    loggers: list[Logger] = [
-        TensorBoardLogger(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)
-    ]
+    loggers: list[Logger] = [_Curves(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)]
     if config.csv:
         loggers.append(CsvCurves(folder.path / "metrics.csv"))
     if config.wandb is not None:
         loggers.append(_wandb(config.wandb, folder))
     return loggers
+
+
+class _Curves(TensorBoardLogger):
+    """Without Lightning's hparams.yaml, which would be empty: the run's config.yaml says more."""
+
+    def save(self) -> None:
+        FabricTensorBoardLogger.save(self)
 
 
 def begin_records(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
@@ -98,7 +104,7 @@ class CsvCurves(Logger):
         if missing := [name for name in row if name not in self._columns]:
             self._columns += missing
             self._write(self._read()[1])
-        with self._file.open("a", newline="", encoding="utf-8") as file:
+        with open_to_append(self._file, newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
     @rank_zero_only

@@ -31,7 +31,7 @@ _NAMES = {
     "a null byte": "x\0.tar",
     "its own manifest": "manifest.json",
 }
-_OWN = "/bin/sh -c /bin/cat data/manifest.json"
+_OWN = r"/bin/sh -c /bin/cat data/[\w.]+(/[\w.]+)?"  # what a plain name may add to it means nothing to a shell
 _TRAIN = ["pretrain", "data=prepared", *TINY, "run_dir=new", "trainer.max_steps=2"]
 
 
@@ -39,8 +39,8 @@ _TRAIN = ["pretrain", "data=prepared", *TINY, "run_dir=new", "trainer.max_steps=
 class Case:
     """make(box, url) writes the input and returns the command. named: words of which the error must hold one.
 
-    url: a server's address of the box. may_succeed: what the command does is harmless. own_command: the user's, which
-    may run.
+    url: a server's address of the box. may_succeed: what the command does is harmless. own_command: a pattern of the
+    user's, which may run.
     """
 
     kind: str

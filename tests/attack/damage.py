@@ -176,7 +176,8 @@ def _flip(at: int, bit: int, content: bytes) -> bytes:
 
 
 def _zero_middle(content: bytes) -> bytes:
-    start, end = len(content) // 3, 2 * len(content) // 3
+    size = len(content.rstrip(b"\0"))  # an archive is padded with zeros
+    start, end = size // 3, 2 * size // 3
     return content[:start] + bytes(end - start) + content[end:]
 
 

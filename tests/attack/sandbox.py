@@ -35,7 +35,7 @@ _CHANGES = {  # audit event: which of its arguments is the path that is changed
 _FOLLOWING = {"os.truncate", "os.chmod"}  # these change what a link points to, the others the link
 _STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn"}
 
-# the commit of the checkout, for provenance.jsonl; tokenising processes
+# the commit of the checkout, for provenance.jsonl; processes that tokenise
 _OUR_OWN = ("git describe", f"{sys.executable} -m lit_illada.data.prepare.shard_pool")
 
 
@@ -176,7 +176,11 @@ def _watch(allowed: Sequence[Path], outside: list[str], commands: list[str]) -> 
     def hook(event: str, arguments: tuple) -> None:
         if event == "open":
             path, _, flags = arguments
-            if isinstance(flags, int) and flags & _WRITES and not is_allowed(path, is_followed=True):
+            if (
+                isinstance(flags, int)
+                and flags & _WRITES
+                and not is_allowed(path, is_followed=not flags & os.O_NOFOLLOW)
+            ):
                 outside.append(os.fsdecode(path))
         elif event in _CHANGES:
             path = arguments[_CHANGES[event]]

@@ -21,6 +21,7 @@ TEXT = [
 TINY = [
     "model.hidden_size=32", "model.intermediate_size=64", "model.num_hidden_layers=2", "model.num_attention_heads=2",
     "model.num_key_value_heads=1", "data.row_length=32", "data.num_streams=4", "optim.schedule.warmup_steps=1",
+    "optim.schedule.final_factor=1",  # so that a run of six steps is one of four and two more
     "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.batch_rows=8", "trainer.micro_batch_rows=8",
     "trainer.max_steps=4", "trainer.log_every_steps=2", "trainer.val_every_steps=4", "trainer.val_rows=8",
     "trainer.val_draws=2", "trainer.checkpoint_every_steps=2",

@@ -141,3 +141,14 @@ def test_saving_preserves_bos_and_pad_tokens(tmp_path):
     saved = json.loads((tmp_path / "run" / "tokenizer_config.json").read_text())
     assert (saved["bos_token"], saved["pad_token"]) == ("a", "<|eos|>")
     assert loaded.sha256 == TRAINED.sha256 == Tokenizer.load(tmp_path / "run").sha256
+
+
+def test_a_pattern_that_backtracks_without_end_is_one_line(tmp_path):
+    TRAINED.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    tree = json.loads(file.read_text())
+    pattern = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
+    tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [pattern, tree["pre_tokenizer"]]}
+    file.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"^tokenizer\.json: its pattern cannot split a text"):
+        Tokenizer.load(tmp_path).encode("a" * 40 + "b")

@@ -15,10 +15,12 @@ from lit_illada.runtime.checksums import (
     ChecksummedWriter,
     DamagedFileError,
     check_files,
+    check_folder,
     check_zip,
     file_checksum,
     write_folder_checksums,
 )
+from lit_illada.runtime.files import FileError
 
 
 @pytest.fixture
@@ -87,3 +89,12 @@ def test_a_folder_names_the_file_that_is_damaged_or_gone(tmp_path):
     listing.write_text(listing.read_text().replace("sub", "sud"))
     with pytest.raises(DamagedFileError, match=r"checksums.json: damaged"):
         check_files(listing)
+
+
+@pytest.mark.parametrize("place", ["a link to nothing", "a folder"])
+def test_a_list_of_checksums_that_cannot_be_read_is_no_folder_without_one(place, tmp_path):
+    assert check_folder(tmp_path) is None
+    file = tmp_path / CHECKSUMS_FILE
+    file.mkdir() if place == "a folder" else file.symlink_to("nowhere")
+    with pytest.raises(FileError, match=r"checksums\.json"):
+        check_folder(tmp_path)

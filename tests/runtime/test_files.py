@@ -14,6 +14,7 @@ from lit_illada.runtime.files import (
     FileError,
     MissingFileError,
     append_line,
+    open_to_append,
     parse_json,
     read_json,
     read_json_lines,
@@ -208,3 +209,17 @@ def test_a_record_without_a_field_is_refused():
 def test_json_text_keeps_what_it_may_hold():
     assert parse_json('\ufeff{"a": [NaN, 1e400]}', "x")["a"][1] == float("inf")
     assert parse_json(json.dumps([1]), "x", list) == [1]
+
+
+def test_a_text_is_appended_to_files_alone(tmp_path):
+    with open_to_append(tmp_path / "log.txt") as stream:
+        stream.write("a\n")
+    with open_to_append(tmp_path / "log.txt") as stream:
+        stream.write("b\n")
+    assert (tmp_path / "log.txt").read_text() == "a\nb\n"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "log.txt")
+    for name in ("pipe", "link", "."):
+        with pytest.raises(FileError, match=name), open_to_append(tmp_path / name):
+            pass
+    assert (tmp_path / "log.txt").read_text() == "a\nb\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_illada.runtime.files import open_to_append
 from lit_illada.stats.intervals import wilson
 from lit_illada.training.callbacks.tensorboard import add_completion
 from lit_illada.training.metrics import publish
@@ -30,7 +31,7 @@ class TextSamples(Callback):
         if not trainer.is_global_zero or not completions:
             return
         step = trainer.global_step
-        with self._file.open("a", encoding="utf-8") as file:
+        with open_to_append(self._file) as file:
             for prompt, completion in zip(self._prompts, completions, strict=True):
                 file.write(f"=== step {step}\n{prompt}{completion}\n\n")
         for index, (prompt, completion) in enumerate(zip(self._prompts, completions, strict=True)):
@@ -87,7 +88,7 @@ class ExactMatch(Callback):
         for index, (question, (text, _)) in enumerate(zip(questions[:_NUM_SHOWN], checked, strict=False)):
             tag = f"answers_{difficulty}/prompt_{index}"
             add_completion(trainer.loggers, tag, question.prompt, text, trainer.global_step)
-        with self._file.open("a", encoding="utf-8") as file:
+        with open_to_append(self._file) as file:
             for question, (text, is_right) in zip(questions, checked, strict=True):
                 record = {
                     "step": trainer.global_step,
