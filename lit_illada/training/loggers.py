@@ -1,4 +1,4 @@
-"""Loggers of a run: TensorBoard always, a CSV file and Weights & Biases where the config says so.
+"""Builds the loggers of a run: TensorBoard always, a CSV file and Weights & Biases if configured.
 
 A resumed run continues the records of the run it resumes.
 """
@@ -23,13 +23,13 @@ _STEP = "step"
 
 
 def require_loggers(config: LoggerConfig) -> None:
-    """Raises UserError where the config names a logger whose package is not installed."""
+    """Raise UserError if the package of a configured logger is not installed."""
     if config.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise UserError("logger=wandb, but wandb is not installed: pip install 'lit-illada[wandb]'")
 
 
 def build_loggers(config: LoggerConfig, folder: RunFolder) -> list[Logger]:
-    """TensorBoard's first: it is what `Trainer.logger` returns."""
+    """Build the configured loggers, TensorBoard's first: `Trainer.logger` returns the first one."""
     require_loggers(config)
     loggers: list[Logger] = [_Curves(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)]
     if config.csv:
@@ -47,7 +47,7 @@ class _Curves(TensorBoardLogger):
 
 
 def begin_records(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
-    """Begin the records of a new run: with its config, where a logger keeps one, and without rows of a killed one."""
+    """Start the records of a new run: log its config, and drop rows of a process killed before its first checkpoint."""
     continue_records(loggers, -1)
     for logger in loggers:
         if isinstance(logger, WandbLogger):
@@ -55,7 +55,7 @@ def begin_records(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
 
 
 def continue_records(loggers: Iterable[Logger], step: int) -> None:
-    """Drop what was recorded after `step`, from which the run resumes."""
+    """Drop rows logged after `step`, from which the run resumes."""
     for logger in loggers:
         if isinstance(logger, CsvCurves):
             logger.drop_after(step)
@@ -67,14 +67,14 @@ def is_rank_zero() -> bool:
 
 
 def end_records(loggers: Iterable[Logger]) -> None:
-    """Finish the records, so that another run of this process begins its own."""
+    """Finish the Weights & Biases run, so that another run in this process starts a new one."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and is_rank_zero():
             logger.experiment.finish()
 
 
 class CsvCurves(Logger):
-    """Appends every set of values to a CSV file, flushed row by row; columns are added as their values come.
+    """Appends one row per logged set of values to a CSV file, flushed at once; new names add columns.
 
     Unlike Lightning's CSVLogger it continues an existing file.
     """
@@ -94,7 +94,7 @@ class CsvCurves(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
+        """Do nothing: config.yaml of the run folder has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -109,14 +109,14 @@ class CsvCurves(Logger):
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
-        """Remove the rows of later steps, and the unfinished line that a kill may have left."""
+        """Remove the rows of later steps, and an incomplete last line left by a kill."""
         if not self._file.is_file():
             return
         self._columns, rows = self._read()
         self._write([row for row in rows if int(row[_STEP]) <= step])
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """The columns and the whole rows of the file."""
+        """The columns and the complete rows of the file."""
         if not self._file.is_file():
             return [_STEP], []
         lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -146,7 +146,7 @@ def _wandb(config: WandbConfig, folder: RunFolder) -> WandbLogger:
 
 
 def _run_id(folder: RunFolder) -> str:
-    """The name under which Weights & Biases knows the run, whichever process continues it."""
+    """The run's id at Weights & Biases, stored in the run folder so that a resume continues the same run."""
     file = folder.path / "wandb" / "run_id"
     if not file.is_file() and is_rank_zero():
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the training curves show: sums over steps and ranks, divided once."""
+"""Training curves, accumulated as sums over steps and ranks and divided once, and their logging."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,11 +16,11 @@ _EXACT_MATCH = "val/exact_match_"
 
 
 class TrainingCurves(Metric):
-    """The loss, and the plain cross-entropy and accuracy of the masked tokens: overall and by mask ratio.
+    """Loss, and unweighted cross-entropy and accuracy of the masked tokens, overall and by mask ratio.
 
-    compute() gives `loss`, `nll` (nats a masked token), `accuracy`, and `nll_by_ratio`, `accuracy_by_ratio` ((10,), NaN
-    where no token fell). Every value is a ratio of two sums over all since the last reset, on all ranks. Micro-batches
-    whose loss is not finite are left out: one of them would hide the others of its interval.
+    compute() returns `loss`, `nll` (nats per masked token), `accuracy`, and `nll_by_ratio`, `accuracy_by_ratio` ((10,),
+    NaN for bins without tokens). Every value is a ratio of two sums since the last reset, over all ranks. Micro-batches
+    with a non-finite loss are excluded, because a single one would make the whole interval non-finite.
     """
 
     full_state_update = False
@@ -35,7 +35,7 @@ class TrainingCurves(Metric):
         self.add_state("bin_sums", torch.zeros(3, NUM_RATIO_BINS, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, loss: LossSum) -> None:
-        is_finite = loss.sum.detach().isfinite()  # chosen by `where`: no synchronisation with the device
+        is_finite = loss.sum.detach().isfinite()  # selected by `where`, which needs no synchronisation with the device
         self.loss_sum += torch.where(is_finite, loss.sum.detach(), 0.0)
         self.count += torch.where(is_finite, loss.count, 0)
         bins = torch.stack([loss.bins.nll, loss.bins.num_correct, loss.bins.num_masked])
@@ -53,29 +53,29 @@ class TrainingCurves(Metric):
 
 
 def sums_of(metric: Metric, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The states of a metric, all of which are sums, added up over the ranks. Every rank calls it."""
+    """The states of a metric, all of which are sums, summed over the ranks. Collective: every rank calls it."""
     return {name: sum_over_ranks(getattr(metric, name).clone()) for name in metric._defaults}
 
 
 def set_sums(metric: Metric, sums: Mapping[str, Tensor]) -> None:
-    """Continue a metric from saved sums. One rank takes them; the others keep zeros."""
+    """Restore a metric's states from saved sums over all ranks. Only one rank restores them; the others start at 0."""
     for name in metric._defaults:
         getattr(metric, name).copy_(sums[name])
     metric._update_count, metric._computed = 1, None
 
 
 def by_ratio(tag: str, values: Tensor) -> dict[str, Tensor]:
-    """One curve a mask-ratio bin, `tag/0.1-0.2`; bins that saw no token are left out."""
+    """One curve per mask-ratio bin, named like `tag/0.1-0.2`; bins without tokens (NaN) are omitted."""
     names = [f"{tag}/{low / 10:.1f}-{(low + 1) / 10:.1f}" for low in range(len(values))]
     return {name: value for name, value in zip(names, values, strict=True) if not value.isnan()}
 
 
 def publish(module: LightningModule, values: Mapping[str, float | Tensor]) -> None:
-    """Log values that are equal on every rank, at the number of optimizer steps done.
+    """Log values, equal on every rank, at the number of completed optimizer steps.
 
-    TensorBoard gets the main curves a second time, as over_tokens/<tag>, whose step is the number of training tokens:
-    runs of different batch sizes compare there. Lightning's own step counts from 0 and writes only at multiples of one
-    interval.
+    TensorBoard also gets the main curves as over_tokens/<tag>, with the number of training tokens as the step, where
+    runs with different batch sizes are comparable. Loggers are called directly because `self.log` would count steps
+    from 0 and write only at multiples of one interval.
     """
     module.log_dict({name: float(value) for name, value in values.items()}, logger=False)
     for logger in module.loggers:

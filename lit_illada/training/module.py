@@ -1,6 +1,6 @@
 """The LightningModule of a training run: training step, gradient normalisation and clipping, validation.
 
-Receives a built model and objective, and knows neither's config. Shapes: B rows, T tokens, M masked tokens.
+Receives a built model and objective and depends on neither's config. Shapes: B rows, T tokens, M masked tokens.
 """
 
 import math
@@ -30,19 +30,19 @@ from lit_illada.training.user_trainer import check_batch, reconcile
 
 
 class TokenizerFiles(Protocol):
-    """A tokenizer, as checkpoints keep it."""
+    """A tokenizer, as stored in checkpoints."""
 
     def files(self) -> dict[str, str]:
         """Contents by file name."""
 
 
 class PretrainModule(pl.LightningModule):
-    """Pretraining of `model` on `objective`, under the project's own Trainer or any other of Lightning's.
+    """Pretraining of `model` on `objective`, under the project's Trainer or any other Lightning Trainer.
 
-    Of a Trainer, `accumulate_grad_batches` and `max_steps` follow from the config where they are left out;
-    `gradient_clip_val` (0: no clipping) and `gradient_clip_algorithm` override `optim.gradient_clip_norm`, and
-    `log_every_n_steps` is the interval of the training curves. A Trainer that would train other batches than the
-    config's raises UserError. `train/…` and `val/…` are logged, for `ModelCheckpoint(monitor="val/nll_bound")`.
+    The Trainer's `accumulate_grad_batches` and `max_steps` default to the config's values. `gradient_clip_val` (0: no
+    clipping) and `gradient_clip_algorithm` override `optim.gradient_clip_norm`; `log_every_n_steps` is the interval of
+    the training curves. A Trainer whose batch differs from the config's raises UserError. Metrics are logged as
+    `train/…` and `val/…`, for example for `ModelCheckpoint(monitor="val/nll_bound")`.
     """
 
     # builds a module from a checkpoint; set by lit_illada.api.checkpoints, which knows the configs
@@ -64,15 +64,19 @@ class PretrainModule(pl.LightningModule):
         shard: Callable[[DeviceMesh], None] | None = None,
     ) -> None:
         """
-        model: input ids (B, T), layout, selection (B, T), targets (M,) -> TokenScores.
-        score_rows: the bound of each validation row, the same for every objective. likelihood: their sum.
-        unigram_cross_entropy: nats/token, of the training data's token frequencies on the validation tokens, logged
-            beside the bound; NaN where it is not known.
-        max_steps: optimizer steps, the length of the learning rate's schedule.
-        batch_rows: rows of an optimizer step, over all ranks.
-        tokenizer: saved in the checkpoints of a Trainer that has no run folder.
-        hparams: plain values only, saved in every checkpoint.
-        shard: shards the model over a mesh and gives it its weights; None where every rank holds the whole model.
+        Args:
+            model: maps input ids (B, T), layout, selection (B, T) and targets (M,) to TokenScores.
+            objective: draws masks and computes the loss.
+            optim: optimizer, learning-rate schedule and clipping.
+            score_rows: computes the likelihood bound of each validation row, independent of the objective.
+            likelihood: accumulates `score_rows` over the validation set.
+            unigram_cross_entropy: cross-entropy of the training data's token frequencies on the validation tokens, in
+                nats/token, logged beside the bound; NaN if unknown.
+            max_steps: optimizer steps of the learning-rate schedule.
+            batch_rows: rows per optimizer step, over all ranks.
+            tokenizer: saved in the checkpoints of a Trainer that has no run folder.
+            hparams: plain values only, saved in every checkpoint.
+            shard: shards the model over a mesh and loads its weights; None if every rank holds the whole model.
         """
         super().__init__()
         self.model = model
@@ -93,11 +97,11 @@ class PretrainModule(pl.LightningModule):
         self._shard = shard
         self._step_before = 0  # optimizer steps when the micro-batch in progress began
         self._data_group: ProcessGroup | None = None
-        # of the step so far: the loss's count, the masked tokens' cross-entropy, how many they are. No buffer: DDP
-        # would overwrite every rank's own with rank 0's.
-        self._sums: Tensor | float = 0.0
+        # (3,), summed over the step's micro-batches: loss count, masked tokens' cross-entropy, number of masked tokens.
+        # Not a buffer: DDP would overwrite it with rank 0's.
+        self._step_sums: Tensor | float = 0.0
         self.step_nll = math.nan
-        # plain values only: a checkpoint with objects in it could not be read under weights_only
+        # plain values only: checkpoints are read with weights_only=True, which rejects other objects
         self.save_hyperparameters(hparams, logger=False)
 
     def setup(self, stage: str) -> None:
@@ -106,13 +110,13 @@ class PretrainModule(pl.LightningModule):
             self._is_batch_checked = False
 
     def configure_model(self) -> None:
-        """Lightning calls it before every fit and every validation; the first call shards the model."""
+        """Shard the model on the first call; Lightning calls this hook before every fit and every validation."""
         if self._shard is None:
             return
         strategy = self.trainer.strategy
         if not isinstance(strategy, ShardedStrategy):
             raise UserError(
-                "the config shards the model over devices (trainer.parallel.strategy=fsdp), and your Trainer does "
+                "the config shards the model over devices (trainer.parallel.strategy=fsdp), but your Trainer does "
                 "not: set trainer.parallel.strategy=ddp, or run `lit-illada pretrain`"
             )
         assert strategy.data_mesh is not None
@@ -133,6 +137,18 @@ class PretrainModule(pl.LightningModule):
         self._step_before = self.global_step
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> dict[str, Any]:
+        """Compute the loss of one micro-batch on this rank.
+
+        The gradient of an optimizer step is that of (sum of losses) / (sum of counts), over all micro-batches and
+        ranks. Between this loss and that gradient, Lightning divides by `accumulate_grad_batches` and calls backward;
+        DDP or FSDP averages gradients over the data ranks, at the last micro-batch unless
+        `parallel.reduce_every_micro_batch` is set; then `configure_gradient_clipping`, below, replaces these divisors
+        by the global count (`_global_scale`), clips, and drops a non-finite gradient.
+
+        Returns:
+            loss: scalar, differentiable. head_rows: positions for which the LM head was computed. copies: how often
+            the model processed the batch (2 with complementary masks).
+        """
         if not self._is_batch_checked:
             check_batch(self.trainer, len(batch.row_ids), self.batch_rows)
             self._is_batch_checked = True
@@ -140,11 +156,11 @@ class PretrainModule(pl.LightningModule):
         noisy = self.objective.corrupt(batch, progress=self.global_step / self.max_steps)
         scores = self.model(noisy.noisy_ids, noisy.layout, select=noisy.is_masked, targets=noisy.targets)
         loss = self.objective.loss(scores, noisy)
-        self._sums = self._sums + torch.stack([loss.count, loss.bins.nll.sum(), loss.bins.num_masked.sum()])
+        self._step_sums = self._step_sums + torch.stack([loss.count, loss.bins.nll.sum(), loss.bins.num_masked.sum()])
         self.curves.update(loss)
-        self.watch(batch, noisy, scores)
-        # The sum over a constant, so that gradients have an ordinary size; the step's own count follows when every
-        # micro-batch of every rank is in.
+        self.observe_micro_batch(batch, noisy, scores)
+        # The global count is known only after the step's last micro-batch; until then a constant keeps gradients at an
+        # ordinary magnitude.
         self._reference = noisy.noisy_ids.numel()
         copies = len(noisy.noisy_ids) // len(batch.row_ids)  # complementary masks repeat the batch
         return {"loss": loss.sum / self._reference, "head_rows": noisy.targets.numel(), "copies": copies}
@@ -155,10 +171,13 @@ class PretrainModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Normalise the summed gradient by the global count, then clip it; a non-finite gradient is dropped.
+        """Divide the summed gradient by the global count, then clip it; drop a non-finite gradient.
 
-        Without gradients the optimizer leaves weights and moments alone: the step is skipped.
-        gradient_clip_val, gradient_clip_algorithm: the Trainer's; None: `optim.gradient_clip_norm`, by norm.
+        Without gradients the optimizer changes neither weights nor moments: the step is skipped.
+
+        Args:
+            gradient_clip_val, gradient_clip_algorithm: the Trainer's settings; None: clip by norm to
+                `optim.gradient_clip_norm`.
         """
         self.objective.end_step(self._sum_over_ranks)
         self.learning_rate = optimizer.param_groups[0]["lr"]
@@ -180,9 +199,9 @@ class PretrainModule(pl.LightningModule):
         self.end_step()
 
     def end_step(self) -> None:
-        """Log the training curves, if a step has ended that is due; a second call for the same step does nothing.
+        """Log the training curves if an optimizer step that is due has ended. Idempotent for a step.
 
-        Lightning calls callbacks first, and one that saves the step calls this before it does.
+        Lightning calls callbacks before the module's hooks, so the checkpoint callback calls this before it saves.
         """
         if self.global_step == self._step_before:
             return
@@ -191,11 +210,11 @@ class PretrainModule(pl.LightningModule):
         if every and (self.global_step % every == 0 or self.global_step == self.trainer.max_steps):
             publish(self, self.training_values())
 
-    def watch(self, batch: TokenBatch, noisy: NoisyBatch, scores: TokenScores) -> None:
-        """See a training micro-batch, for curves of a kind of training's own."""
+    def observe_micro_batch(self, batch: TokenBatch, noisy: NoisyBatch, scores: TokenScores) -> None:
+        """Hook for subclasses: accumulate further training curves from a micro-batch."""
 
     def training_values(self) -> dict[str, float | Tensor]:
-        """What the training curves show now; begins their next stretch."""
+        """Values of the training curves over the log interval, by tag; starts the next interval."""
         values = self.curves.compute()
         self.curves.reset()
         return {
@@ -208,13 +227,16 @@ class PretrainModule(pl.LightningModule):
 
     @property
     def interval_metrics(self) -> dict[str, Metric]:
-        """The metrics that add up the training steps since curves were last logged, by name."""
+        """Metrics that accumulate training steps over the current log interval, by name. Saved in checkpoints."""
         return {"curves": self.curves}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts micro-batches; a step may be divided otherwise now than when they were counted."""
+        """Restore token count, interval sums and Lightning's batch counters.
+
+        Lightning counts micro-batches, and their number per step may have changed since the checkpoint was written.
+        """
         self.tokens_seen = checkpoint.get("tokens_seen", 0)
-        if "loops" not in checkpoint:  # weights alone
+        if "loops" not in checkpoint:  # a checkpoint of weights only
             return
         group = self._data_group
         if (self.trainer.global_rank if group is None else torch.distributed.get_rank(group)) == 0:
@@ -223,7 +245,7 @@ class PretrainModule(pl.LightningModule):
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         for counts in (progress["total"], progress["current"]):
-            # a checkpoint written within a hook has not completed the batch of that hook
+            # in a checkpoint written inside a hook, the current batch is processed but not completed
             pending = counts["processed"] - counts["completed"]
             counts.update(ready=done, started=done, processed=done, completed=done - pending)
 
@@ -233,17 +255,21 @@ class PretrainModule(pl.LightningModule):
             name: sums_of(metric, self._sum_over_ranks) for name, metric in self.interval_metrics.items()
         }
         checkpoint["tokens_seen"] = self.tokens_seen
-        if not isinstance(self.trainer.strategy, PortableState):  # of no run folder, which has the tokenizer
+        if not isinstance(self.trainer.strategy, PortableState):  # a run folder would contain the tokenizer
             checkpoint["tokenizer"] = self.tokenizer.files()
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = None, **_: Any
     ) -> Self:
-        """The module of a checkpoint, whole on one device, ready for `trainer.validate` or `lit_illada.generate`.
+        """Load the module of a checkpoint onto one device, for `trainer.validate` or `lit_illada.generate`.
 
-        checkpoint_path: a `.ckpt`, or a run folder (its newest). map_location: a device; None is the CPU.
-        Raises UserError where it is no checkpoint of a training run.
+        Args:
+            checkpoint_path: a `.ckpt`, or a run folder, whose newest checkpoint is loaded.
+            map_location: a device; None: the CPU.
+
+        Raises:
+            UserError: the path is not a checkpoint of a training run.
         """
         assert PretrainModule._load is not None, "import it as lit_illada.PretrainModule"
         return PretrainModule._load(Path(checkpoint_path), map_location)  # type: ignore[return-value]
@@ -254,7 +280,7 @@ class PretrainModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         values = self.likelihood.compute()
         self.likelihood.reset()
-        if self.trainer.sanity_checking:  # a few rows, whose bound compares with nothing
+        if self.trainer.sanity_checking:  # the bound of a few rows is not comparable with later ones
             return
         self.validated_at = self.global_step
         unigram = self.unigram_cross_entropy
@@ -277,13 +303,13 @@ class PretrainModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _global_scale(self) -> float:
-        """What turns Lightning's mean over ranks and micro-batches into the sum over the global count.
+        """Factor that turns Lightning's mean over ranks and micro-batches into the sum over the global count.
 
-        0 for a step in which nothing carried loss. Ends the step's sums: `step_nll` is its cross-entropy, nats a masked
-        token.
+        0 for a step without any token that carries loss. Sets `step_nll`, the step's cross-entropy in nats per masked
+        token, and resets the step's sums.
         """
-        count, nll, num_masked = self._sum_over_ranks(torch.as_tensor(self._sums)).tolist()
-        self._sums = 0.0
+        count, nll, num_masked = self._sum_over_ranks(torch.as_tensor(self._step_sums)).tolist()
+        self._step_sums = 0.0
         self.step_nll = nll / num_masked if num_masked else math.nan
         parts = num_data_ranks(self.trainer) * self.trainer.accumulate_grad_batches
         return self._reference * parts / count if count > 0 else 0.0

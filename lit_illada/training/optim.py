@@ -1,4 +1,4 @@
-"""Which optimizer updates which parameter, with how much decay."""
+"""Builds optimizers: AdamW, Muon with AdamW for the non-matrix parameters, and 8-bit AdamW."""
 
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -14,7 +14,10 @@ from lit_illada.training.optim_8bit import EightBitAdamW
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over the model's parameters, grouped by whether they decay and by what updates them."""
+    """Build the optimizer over the model's trainable parameters, grouped by weight decay and update rule.
+
+    Raises UserError if its package is missing, or if it does not support a sharded model.
+    """
     check_optimizer(config)
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     match config:
@@ -22,10 +25,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
             return _adamw(parameters, config)
         case MuonConfig():
             matrices = [(name, p) for name, p in parameters if is_muon_parameter(name, p.ndim)]
-            taken = {name for name, _ in matrices}
-            rest = [(name, p) for name, p in parameters if name not in taken]
-            is_cut = any(isinstance(p, DTensor) for _, p in matrices)
-            muon = (ShardedMuon if is_cut else torch.optim.Muon)(
+            muon_names = {name for name, _ in matrices}
+            rest = [(name, p) for name, p in parameters if name not in muon_names]
+            is_sharded = any(isinstance(p, DTensor) for _, p in matrices)
+            muon = (ShardedMuon if is_sharded else torch.optim.Muon)(
                 [p for _, p in matrices],
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
@@ -36,37 +39,37 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         case AdamW8bitConfig():
             if any(isinstance(p, DTensor) for _, p in parameters):
                 raise UserError(
-                    "optim/optimizer=adamw8bit needs the whole model on every device, and here it is cut in pieces: "
-                    "take optim/optimizer=adamw, whose states are cut with it"
+                    "optim/optimizer=adamw8bit needs the whole model on every device, but the model is sharded: use "
+                    "optim/optimizer=adamw, whose states are sharded with the model"
                 )
             groups = _decay_groups(parameters, config.weight_decay)
             return EightBitAdamW(groups, config.learning_rate, (config.beta1, config.beta2), config.eps)
 
 
 def is_muon_parameter(name: str, ndim: int) -> bool:
-    """Whether MuonConfig has Muon update this parameter, not AdamW."""
+    """Whether MuonConfig updates this parameter with Muon (matrices inside the layers) rather than AdamW."""
     return ndim == 2 and ".layers." in f".{name}"
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
-    """Raises UserError where its package is missing."""
+    """Raise UserError if the optimizer's package is not installed."""
     if isinstance(config, AdamW8bitConfig) and importlib.util.find_spec("torchao") is None:
         raise UserError(
-            "optim/optimizer=adamw8bit needs the torchao package: pip install 'lit-illada[torchao]', or take "
+            "optim/optimizer=adamw8bit needs the torchao package: pip install 'lit-illada[torchao]', or use "
             "optim/optimizer=adamw"
         )
 
 
 class ShardedMuon(torch.optim.Muon):
-    """torch's Muon on matrices that are cut over devices: its update is one of whole matrices.
+    """torch's Muon for sharded matrices (DTensor).
 
-    Weights and momentum stay cut. One matrix after the other is gathered, and every rank computes its update: that
-    work is not shared out.
+    Orthogonalisation needs whole matrices: each update is gathered, one matrix at a time, and computed redundantly on
+    every rank. Weights and momentum stay sharded.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        assert closure is None, "the joint optimizer has called it"
+        assert closure is None, "JointOptimizer evaluates the closure"
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -83,18 +86,18 @@ class ShardedMuon(torch.optim.Muon):
         whole = update.full_tensor()
         change = nn.Parameter(torch.zeros_like(whole))
         change.grad = whole
-        # without a momentum of its own: from zero weights, torch's step leaves the change alone
+        # torch's step on zero weights, without momentum or decay, yields the change of the weights alone
         rule = {key: group[key] for key in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
         torch.optim.Muon([change], momentum=0.0, nesterov=False, weight_decay=0.0, **rule).step()
-        placed = distribute_tensor(change.detach(), parameter.device_mesh, parameter.placements, src_data_rank=None)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(placed)
+        sharded = distribute_tensor(change.detach(), parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(sharded)
 
 
 class JointOptimizer(torch.optim.Optimizer):
-    """Several optimizers over disjoint parameters, seen from outside as one.
+    """Several optimizers over disjoint parameters, combined into one.
 
-    Groups and state lie here, in torch's own form, so that schedulers and checkpoints treat it as any optimizer; the
-    parts only lend their update rule.
+    Holds all groups and states in torch's format, so that schedulers and checkpoints treat it like any optimizer; the
+    parts contribute only their update rules.
     """
 
     def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:
@@ -118,15 +121,15 @@ class JointOptimizer(torch.optim.Optimizer):
 
 def _adamw(parameters: list[tuple[str, nn.Parameter]], config: AdamWConfig | MuonConfig) -> torch.optim.AdamW:
     meshes = {p.device_mesh if isinstance(p, DTensor) else None for _, p in parameters}
-    # tensor parallelism leaves parameters on two meshes, which no operator takes together: one after the other then
-    is_together = len(meshes) == 1
+    # under tensor parallelism parameters lie on two meshes, and fused or foreach operators accept only one
+    has_one_mesh = len(meshes) == 1
     return torch.optim.AdamW(
         _decay_groups(parameters, config.weight_decay),
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        fused=is_together,
-        foreach=None if is_together else False,
+        fused=has_one_mesh,
+        foreach=None if has_one_mesh else False,
     )
 
 

@@ -1,4 +1,4 @@
-"""torchao's AdamW with moments of 8 bits (arXiv 2110.02861), as the optimizer our runs resume and schedule."""
+"""torchao's AdamW with 8-bit moments (arXiv 2110.02861) behind torch's optimizer interface."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -8,8 +8,8 @@ import torch
 
 
 class EightBitAdamW(torch.optim.Optimizer):
-    """torchao's AdamW8bit, seen from outside as any optimizer: its rates are floats, and what it saves are plain
-    tensors, which are read without torchao too.
+    """torchao's AdamW8bit with float learning rates, as schedulers set them, and a state dict of plain tensors, which
+    can be read without torchao.
     """
 
     def __init__(
@@ -26,11 +26,11 @@ class EightBitAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for lent, group in zip(self._rule.param_groups, self.param_groups, strict=True):
-            rate = lent["lr"].fill_(group["lr"])  # a tensor: a number would be compiled into the kernel
-            lent.update({**group, "lr": rate})
+        for rule_group, group in zip(self._rule.param_groups, self.param_groups, strict=True):
+            rate = rule_group["lr"].fill_(group["lr"])  # a float would become a constant of the kernel
+            rule_group.update({**group, "lr": rate})
         self._rule.state = self.state
-        # torchao compiles the update of every shape: on a GPU it saves a pass over memory, on a CPU minutes are lost
+        # torchao compiles the update for every shape: that saves a memory pass on a GPU, but costs minutes on a CPU
         is_on_cpu = all(p.device.type == "cpu" for group in self.param_groups for p in group["params"])
         with torch.compiler.set_stance("force_eager") if is_on_cpu else nullcontext():
             self._rule.step()
@@ -49,13 +49,14 @@ class EightBitAdamW(torch.optim.Optimizer):
 
 
 def _unpack(value: Any) -> Any:
-    """Of a moment in 8 bits its bytes, the blocks' scales and whether it has a sign; anything else as it is."""
+    """Turn an 8-bit moment into plain tensors: codes, block scales, signedness. Other values are returned as is."""
     if not hasattr(value, "codes"):
         return value
     return {"codes": value.codes, "scale": value.scale, "is_signed": value.signed}
 
 
 def _pack(value: Any) -> Any:
+    """Inverse of `_unpack`."""
     if not isinstance(value, dict):
         return value
     from torchao.optim.subclass_8bit import OptimState8bit

@@ -1,4 +1,4 @@
-"""How the learning rate moves over a run, as a factor of the optimizer's own."""
+"""Learning-rate scheduler: applies a schedule's factor to the optimizer's learning rates at every step."""
 
 import logging
 import math
@@ -13,7 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class LearningRate(LRScheduler):
-    """Applies a schedule to every parameter group, step by step; its state, the plateau's too, is plain numbers."""
+    """Multiplies each parameter group's learning rate by the schedule's factor.
+
+    The state dict, including the plateau of a Reactive schedule, contains plain numbers only.
+    """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, max_steps: int) -> None:
         self.schedule = schedule
@@ -25,7 +28,7 @@ class LearningRate(LRScheduler):
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
-        """The factor at a step: warm-up, then 1, then the decay."""
+        """The factor at a step: linear warm-up, then 1, then the decay."""
         if step < self.schedule.warmup_steps:
             return (step + 1) / self.schedule.warmup_steps
         starts_at = self.schedule.decay_starts_at(self.max_steps)
@@ -39,13 +42,20 @@ class LearningRate(LRScheduler):
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def observe(self, nll: float) -> bool:
-        """Tell it a validation's bound, nats a token. Returns whether this very one shows the plateau."""
+        """Update the plateau detection of a Reactive schedule.
+
+        Args:
+            nll: the validation's likelihood bound, in nats/token; a non-finite one is ignored with a warning.
+
+        Returns:
+            Whether this validation reaches the plateau, at which the decay starts.
+        """
         if not isinstance(self.schedule, Reactive) or self.plateau_at is not None:
             return False
         if self.last_epoch < self.schedule.warmup_steps:
             return False
         if not math.isfinite(nll):
-            log.warning("learning rate: the validation's bound is %s, which tells of no plateau: left out", nll)
+            log.warning("learning rate: the validation bound is %s and is ignored by the plateau detection", nll)
             return False
         if nll <= self.best_nll - self.schedule.min_improvement:
             self.best_nll, self.validations_without_improvement = nll, 0
@@ -55,7 +65,8 @@ class LearningRate(LRScheduler):
             return False
         self.plateau_at = self.last_epoch
         log.info(
-            "learning rate: no validation of the last %d was %g nats below the best, %.4f; the decay starts at step %d",
+            "learning rate: none of the last %d validations was %g nats/token below the best, %.4f; the decay starts "
+            "at step %d",
             self.schedule.patience,
             self.schedule.min_improvement,
             self.best_nll,
@@ -68,8 +79,10 @@ class LearningRate(LRScheduler):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the position only. Rates, decays and the like stay the config's, so that a run can go on with others
-        than those its checkpoint was written under; the optimizer's state must be loaded before.
+        """Restore the position only; learning rate, weight decay and other options remain the config's.
+
+        A run can therefore resume with other options than its checkpoint was written with. Must be called after the
+        optimizer's state is loaded.
         """
         self.__dict__.update(state_dict)
         for group, options, base in zip(self.optimizer.param_groups, self._options, self.base_lrs, strict=True):

@@ -1,4 +1,4 @@
-"""How a run is driven: devices, precision, batch, length, and the Lightning trainer made of them."""
+"""Builds Lightning's Trainer from the config of devices, precision, batch size and length."""
 
 import logging
 import warnings
@@ -24,28 +24,30 @@ _SRUN_ADVICE = ".*`srun` command is available on your system but is not used.*"
 def build_lightning_trainer(
     config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger]
 ) -> Trainer:
-    """Lightning's Trainer for this config. Raises UserError where the hardware asked for is absent."""
+    """Build Lightning's Trainer. Raises UserError if the machine lacks the configured devices."""
     accelerator, precision = config.hardware()
     _quiet_lightning()
     strategy = config.parallel.resolve(config.world_size)
-    log.info("trains on %s × %d, %s%s", accelerator, config.world_size, precision, f", {strategy}" if strategy else "")
+    log.info(
+        "training on %s × %d, %s%s", accelerator, config.world_size, precision, f", {strategy}" if strategy else ""
+    )
     return Trainer(
         accelerator=accelerator.value,
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=_strategy(config, accelerator),
-        # a sharded model is gathered in bfloat16, which costs half of what autocast's float32 weights would
+        # FSDP gathers a sharded model's weights in bfloat16: half the traffic of float32 weights under autocast
         precision="32-true" if config.is_sharded else precision.value,  # type: ignore[arg-type]
         max_steps=config.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.accumulation,
-        # the validation interval counts batches, whatever the epoch
+        # in micro-batches, counted across epochs
         val_check_interval=config.val_every_steps * config.accumulation,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every_steps,
         use_distributed_sampler=False,
-        # metric states made in inference mode could not be added to afterwards
+        # metric states created in inference mode could not be updated in place later
         inference_mode=False,
         enable_checkpointing=True,
         enable_progress_bar=False,
@@ -69,8 +71,9 @@ def _strategy(config: TrainerConfig, accelerator: Accelerator) -> ShardedStrateg
 
 
 def _cluster() -> list[SLURMEnvironment]:
-    """Slurm's environment, where srun started this process, without Lightning's own requeueing: jobs have one owner,
-    the script of `lit-illada launch` or submitit.
+    """Slurm's environment if srun started this process, without Lightning's requeueing.
+
+    The script of `lit-illada launch`, or submitit, requeues jobs; two mechanisms would submit a job twice.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", _SRUN_ADVICE)
@@ -79,12 +82,12 @@ def _cluster() -> list[SLURMEnvironment]:
 
 
 def _quiet_lightning() -> None:
+    """Silence advice that does not apply: the data module resumes and sizes the loader itself."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # advice for other ways of using Lightning than ours: the loader is resumed and sized by the data module
     for advice in (
         ".*WeightAveraging callback with a model that overrides the configure_model.*",
-        # what is logged is equal on every rank already
+        # logged values are already equal on every rank
         ".*when logging on epoch level in distributed setting.*",
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",

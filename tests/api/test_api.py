@@ -111,7 +111,7 @@ def test_a_trainer_that_asks_for_another_batch_or_more_steps_is_refused(tiny_ove
     config = lit_illada.load("pretrain", overrides)
     data = lit_illada.build_datamodule(config)
     module = lit_illada.build_module(config, data)
-    with pytest.raises(lit_illada.UserError, match=r"would take 2 rows .* give trainer.fit the data module"):
+    with pytest.raises(lit_illada.UserError, match=r"would have 2 rows .* give trainer.fit the data module"):
         trainer(tmp_path).fit(module, data.train_dataloader())
 
 

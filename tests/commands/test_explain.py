@@ -50,7 +50,7 @@ def test_docs_are_read_below_a_field_behind_it_and_from_the_class():
     ("key", "command", "overrides", "said"),
     [
         ("data.on_bad_shard", None, (), ["sha256", "stop", "skip", "data.config.DataConfig"]),
-        ("trainer.max_time_s", None, (), ["seconds of training", "a number or null", "null"]),
+        ("trainer.max_time_s", None, (), ["Seconds of training", "a number or null", "null"]),
         ("trainer.compile", None, (), ["true", "false"]),
         ("optim.schedule.name", "pretrain", ("optim/schedule=cosine",), ["wsd", "Linear warm-up, constant", "cosine"]),
         ("optim.schedule.decay_fraction", "pretrain", ("optim/schedule=wsd",), ["0.2"]),

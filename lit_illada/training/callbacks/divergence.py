@@ -1,9 +1,8 @@
-"""When has a run diverged, and what is done then?
+"""Detects divergence, from non-finite gradients and lasting loss spikes, and ends or rolls back the run.
 
-Two things tell of it. A step whose gradient is not finite is skipped; several in a row mean that the weights, or the
-optimizer's moments, are beyond mending. And the loss may jump: a spike often mends itself (PaLM, arXiv 2204.02311, saw
-some twenty; OLMo 2, arXiv 2501.00656, skips the steps that make them), so one is counted and told, and only a spike
-that does not end counts as a divergence.
+A step with a non-finite gradient is skipped; several in a row mean that the weights or the optimizer's moments cannot
+recover. A loss spike usually recovers by itself (PaLM, arXiv 2204.02311, saw about twenty; OLMo 2, arXiv 2501.00656,
+skips the steps that cause them), so spikes are counted and logged, and only one that does not end is a divergence.
 """
 
 import logging
@@ -22,11 +21,11 @@ from lit_illada.training.config.divergence import Rollback, SpikeConfig, Stop
 from lit_illada.training.metrics import publish
 
 log = logging.getLogger(__name__)
-_NORMAL = 1.4826  # standard deviations a median absolute deviation, of a normal distribution
+_NORMAL = 1.4826  # standard deviation over median absolute deviation, for a normal distribution
 
 
 class Diverged(Exception):  # noqa: N818  an outcome, not an error
-    """Ends a fit whose run has diverged and goes on from `checkpoint`; raised by every rank at the same step."""
+    """Ends a fit that has diverged and is to resume from `checkpoint`. Every rank raises it at the same step."""
 
     def __init__(self, reason: str, step: int, checkpoint: Path, response: Rollback) -> None:
         super().__init__(reason)
@@ -37,7 +36,7 @@ class Diverged(Exception):  # noqa: N818  an outcome, not an error
 
 
 class LossSpikes:
-    """Tells whether each step's loss is part of a spike; its state is plain numbers."""
+    """Detects spikes in the sequence of losses, as defined by SpikeConfig. Its state dict has plain numbers only."""
 
     def __init__(self, config: SpikeConfig) -> None:
         self._config = config
@@ -55,12 +54,12 @@ class LossSpikes:
 
     @property
     def steps(self) -> int:
-        """How long the present spike has lasted; 0: there is none."""
+        """Length of the current spike in steps; 0: there is none."""
         return len(self._spiking)
 
     @property
     def limit(self) -> float:
-        """Above it a loss spikes; infinite until half a window has been seen."""
+        """The loss above which a step is part of a spike; infinite until half a window of losses is known."""
         if len(self._recent) < self._config.window // 2:
             return math.inf
         median = statistics.median(self._recent)
@@ -68,7 +67,7 @@ class LossSpikes:
         return median + max(self._config.threshold * deviation, self._config.min_rise)
 
     def observe(self, step: int, loss: float) -> None:
-        """Take a step's loss into account; one that is not finite, whose step is skipped, tells nothing."""
+        """Update with a step's loss; a non-finite one, whose step is skipped, is ignored."""
         if not math.isfinite(loss):
             return
         limit = self.limit
@@ -76,24 +75,25 @@ class LossSpikes:
             self._spiking.append(loss)
             if self.steps == 1:
                 self.count += 1
-                log.warning("step %d: the loss spikes: %.3f nats a masked token, limit %.3f", step, loss, limit)
+                log.warning("step %d: loss spike: %.3f nats per masked token, limit %.3f", step, loss, limit)
             if self.steps >= self._config.window:
-                log.warning("step %d: the loss has stayed there for %d steps: its new level", step, self.steps)
+                log.warning("step %d: the loss spike has lasted for %d steps: new level", step, self.steps)
                 self._recent.extend(self._spiking)
                 self._spiking.clear()
             return
         if self._spiking:
             highest = max(self._spiking)
-            log.warning("step %d: the spike of %d steps is over; its highest was %.3f", step, self.steps, highest)
+            log.warning("step %d: the loss spike of %d steps is over; its maximum was %.3f", step, self.steps, highest)
             self._spiking.clear()
         self._recent.append(loss)
 
 
 class DivergenceGuard(Callback):
-    """Tells of every step skipped for a non-finite gradient and of every loss spike, and ends a fit that has diverged:
-    by a UserError, or by Diverged where the run is to go on from an earlier checkpoint.
+    """Logs steps skipped for a non-finite gradient and loss spikes, and ends a fit that has diverged.
 
-    rollbacks: how many the run has seen.
+    Raises UserError if the run is to stop, and Diverged if it is to resume from an earlier checkpoint.
+
+    rollbacks: number of rollbacks of the run so far.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class DivergenceGuard(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step_before:
             return
-        # both are sums over all ranks: every rank takes the same way
+        # both are sums over all ranks, so every rank decides the same
         norm, loss = float(pl_module.gradient_norm), float(pl_module.step_nll)  # type: ignore[arg-type]
         if not math.isfinite(norm):
             self._observe_nonfinite(trainer, pl_module, norm)
@@ -141,7 +141,7 @@ class DivergenceGuard(Callback):
             publish(pl_module, {"train/loss_spikes": float(self._spikes.count)})
         most = self._response.max_spike_steps
         if most is not None and self._spikes.steps >= most:
-            self._end(trainer, f"the loss has spiked for {self._spikes.steps} steps", self._spikes.steps)
+            self._diverge(trainer, f"the loss has spiked for {self._spikes.steps} steps", self._spikes.steps)
 
     def _observe_nonfinite(self, trainer: Trainer, pl_module: LightningModule, norm: float) -> None:
         self._skipped += 1
@@ -150,7 +150,7 @@ class DivergenceGuard(Callback):
         publish(pl_module, {"train/skipped_steps": float(self._skipped)})
         if self._in_a_row >= self._max_nonfinite_steps:
             if isinstance(self._response, Stop):
-                # the weights are those before the first of them
+                # skipped steps left the weights as they were before the first of them
                 self._checkpoints.stop_after_step(
                     UserError(
                         f"{self._in_a_row} steps in a row had a non-finite gradient, up to step {trainer.global_step}; "
@@ -159,18 +159,18 @@ class DivergenceGuard(Callback):
                     )
                 )
                 return
-            self._end(trainer, f"{self._in_a_row} steps in a row had a non-finite gradient", self._in_a_row)
+            self._diverge(trainer, f"{self._in_a_row} steps in a row had a non-finite gradient", self._in_a_row)
 
-    def _end(self, trainer: Trainer, what: str, steps: int) -> None:
+    def _diverge(self, trainer: Trainer, what: str, steps: int) -> None:
         folder = Path(str(self._checkpoints.dirpath))
         first = trainer.global_step - steps + 1
         reason = f"{what}, from step {first} to {trainer.global_step}"
         steps_back = self._response.steps_back if isinstance(self._response, Rollback) else 2
-        # what one rank sees, so that all go back to the same
+        # rank 0's view of the folder, so that all ranks go back to the same checkpoint
         good = trainer.strategy.broadcast(newest_checkpoint_until(folder, first - steps_back))
         if good is None:
             raise UserError(
-                f"{reason}, and there is no checkpoint at least {steps_back} steps older to go back to: begin again "
+                f"{reason}, and there is no checkpoint at least {steps_back} steps older to go back to: start again "
                 "with a lower optim.optimizer.learning_rate, or save more often and keep more "
                 "(trainer.checkpoint_every_steps, trainer.keep_checkpoints)"
             )
@@ -182,6 +182,6 @@ class DivergenceGuard(Callback):
         if self._rollbacks >= self._response.max_rollbacks:
             raise UserError(
                 f"{reason}, after {self._rollbacks} rollbacks (trainer.on_divergence.max_rollbacks="
-                f"{self._response.max_rollbacks}): look at the data and the settings before going on from {good}"
+                f"{self._response.max_rollbacks}): check the data and the settings before you resume from {good}"
             )
         raise Diverged(reason, trainer.global_step, good, self._response)

@@ -48,19 +48,20 @@ _LAYOUT = {
 }
 _METRICS = ("val/nll_bound", "val/bits_per_byte")
 _SFT_METRICS = ("val/exact_match_easy", "val/exact_match_harder")
-# TensorBoard labels and colours curves by run, so the line that the bound is compared with is a run of its own
+# TensorBoard labels and colours curves by run, so the baseline of the bound is a separate run
 UNIGRAM_RUN = "unigram frequencies of training"
-# what arms of an ablation may differ in; names and folders would only fill the table
+# config groups in which runs are usefully compared; names and folders would only fill the table
 _COMPARED = ("objective", "optim", "model", "seed", "trainer", "data", "sft_data", "adapter")
 
 
 def begin_board(logger: TensorBoardLogger, config: dict[str, Any], labels: dict[str, Any] | None = None) -> None:
-    """Write the layout and the hyper-parameters that the HParams tab shows beside the last metrics.
+    """Write the layout of the charts, and the hyper-parameters that the HParams tab shows beside the last metrics.
 
-    labels: what distinguishes the run within its sweep; None: it is in none, and its settings are written.
+    labels: the settings that distinguish the run within its sweep; None: the run belongs to none, and its config is
+        written.
     """
     logger.experiment.add_custom_scalars(_LAYOUT)
-    # not through the logger, which would begin every metric's curve with a value made up
+    # not through the logger, which would start every metric's curve with a made-up value
     names = _METRICS + (_SFT_METRICS if "sft_data" in config else ())
     compared = labels or {key: config[key] for key in _COMPARED if key in config}
     experiment, *session = hparams(flatten(compared), dict.fromkeys(names, math.nan))
@@ -70,8 +71,10 @@ def begin_board(logger: TensorBoardLogger, config: dict[str, Any], labels: dict[
 
 
 def _put_first(experiment: Summary, prefix: str) -> None:
-    """Make the HParams tab open on the hyper-parameters with this prefix: those that are said to differ between runs
-    come first, the others by name."""
+    """Show the hyper-parameters with this prefix first in the HParams tab.
+
+    TensorBoard lists hyper-parameters marked as differing between runs first, and the others by name.
+    """
     metadata = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(metadata.content)
     for info in content.experiment.hparam_infos:
@@ -80,12 +83,14 @@ def _put_first(experiment: Summary, prefix: str) -> None:
 
 
 def draw_unigram_line(logger: TensorBoardLogger, cross_entropy: float, num_steps: int, num_tokens: int) -> None:
-    """Draw the cross-entropy of the training data's token frequencies into the charts of the bound, as a run beside
-    this one: a horizontal line over so many steps, and tokens."""
+    """Draw the cross-entropy of the training data's token frequencies into the charts of the bound.
+
+    It is a horizontal line of a separate run, over `num_steps` steps and `num_tokens` tokens; NaN draws nothing.
+    """
     if math.isnan(cross_entropy):
         return
     folder = Path(logger.log_dir, UNIGRAM_RUN)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before its first checkpoint
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before its first checkpoint
     with SummaryWriter(str(folder)) as writer:
         for tag, end in (("val/nll_bound", num_steps), (f"{OVER_TOKENS}/val/nll_bound", num_tokens)):
             for step in (0, end):
@@ -93,7 +98,7 @@ def draw_unigram_line(logger: TensorBoardLogger, cross_entropy: float, num_steps
 
 
 def add_completion(loggers: Sequence[Logger], tag: str, prompt: str, completion: str, step: int) -> None:
-    """Show a generated text in TensorBoard, its prompt set off from it."""
+    """Show a generated text in TensorBoard, below its prompt."""
     text = f"**Prompt**\n\n{_quoted(prompt)}\n\n**Completion**\n\n{_quoted(completion)}"
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -101,5 +106,5 @@ def add_completion(loggers: Sequence[Logger], tag: str, prompt: str, completion:
 
 
 def _quoted(text: str) -> str:
-    """As a Markdown code block."""
+    """The text as a Markdown code block."""
     return "\n".join(f"    {line}" for line in text.splitlines()) or "    (empty)"

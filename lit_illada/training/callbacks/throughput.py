@@ -1,4 +1,4 @@
-"""Training speed: tokens per second, and the fraction of the hardware's peak that it reaches (MFU)."""
+"""Measures training speed: tokens per second and model FLOPs utilisation (MFU)."""
 
 import math
 import resource
@@ -16,15 +16,15 @@ from lit_illada.training.metrics import publish
 
 
 class Throughput(Callback):
-    """perf/tokens_per_s and perf/mfu over wall-clock time, waiting for data included, validation not.
+    """Logs perf/tokens_per_s and perf/mfu over wall-clock time, including waiting for data, excluding validation.
 
-    Its totals, the run's cost, go on where a resumed run's checkpoint left them.
+    Tokens are those of the data; FLOPs are those of the rows that the model processes, twice as many with complementary
+    masks. The totals (`cost`) are part of every checkpoint and continue after a resume.
 
-    Tokens are those of the data; FLOPs are those of the rows the model sees, twice as many with complementary masks.
-
-    count_flops: floating-point operations of a training micro-batch, from the batch, the LM-head rows computed, and how
-        often the model sees the batch.
-    peak_flops_per_s: what one device's matrix multiplication reaches in the run's precision.
+    count_flops: floating-point operations of a training micro-batch, given the batch, the number of LM-head rows and
+        the number of times the model processes the batch.
+    peak_flops_per_s: measured peak of one device's matrix multiplication in the run's precision.
+    every_steps: logging interval in optimizer steps.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Throughput(Callback):
         self._total = dict(state_dict["total"])
 
     def cost(self) -> dict[str, float]:
-        """tokens, flops and elapsed_s of training so far, over all devices; peak_memory_bytes of this process.
+        """Totals of the run: tokens and flops over all devices, elapsed_s of training, peak_memory_bytes.
 
-        The memory is the GPU's where there is one (of rank 0), else what the process held of the machine's.
+        peak_memory_bytes is this process's GPU memory, or its resident host memory without a GPU.
         """
         return {
             "tokens": self._total["tokens"] + self._tokens,
@@ -106,8 +106,8 @@ class Throughput(Callback):
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """What square matrix products reach on the device now: the best of a few timings, operations a second."""
-    # large enough that a GPU's start-up of each product does not count
+    """Measure the peak of square matrix products on the device, in FLOP/s: the best of six timings."""
+    # large enough that kernel launches on a GPU do not matter
     size, products = (8192, 8) if device.type == "cuda" else (1024, 2)
     a = torch.randn(size, size, device=device, dtype=dtype)
     best_s = math.inf

@@ -1,1 +1,1 @@
-"""Saves, finds, reads and rolls back checkpoints of a run."""
+"""Saving, retention, reading and rollback of a run's checkpoints."""

@@ -1,8 +1,8 @@
-"""How does a run's state go from one way of spreading it over devices to another? By the names of its parameters.
+"""Strategies whose checkpoints any other strategy can load: weights and optimizer states by parameter name.
 
-A checkpoint holds every tensor whole, or in parts that make it whole, under a name that no strategy changes; whoever
-loads it copies the box that this process holds. Lightning's own numbers optimizer states in the order of the groups,
-which differs between strategies and so gives parameters each other's moments.
+A checkpoint holds every tensor, whole or in parts, under a name that no strategy changes; loading copies the part that
+this process holds. Lightning's checkpoints number optimizer states in the order of the parameter groups, which differs
+between strategies and would assign moments to the wrong parameters.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from lit_illada.training.checkpointing.sharded import StoredTensor, local_box
 
 
 class PortableState(Strategy):
-    """A mixin: weights and optimizer states by name, tensors as this process holds them, into any strategy and back."""
+    """Mixin for Lightning strategies that saves and loads weights and optimizer states by parameter name."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return model_state(self._module)
@@ -42,7 +42,7 @@ class PortableState(Strategy):
             load_optimizer_state(optimizer, self._module, saved)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        self.checkpoint_io.save_checkpoint(checkpoint, filepath)  # the writer knows which process writes what
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath)  # CheckpointWriter decides which process writes what
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=True)
@@ -54,11 +54,11 @@ class PortableState(Strategy):
 
 
 class OneDevice(PortableState, SingleDeviceStrategy):
-    """One process."""
+    """One process on one device."""
 
 
 class DataParallel(PortableState, DDPStrategy):
-    """Every process holds all."""
+    """DDP: every process holds the whole model."""
 
 
 def model_state(module: nn.Module) -> dict[str, Any]:
@@ -68,10 +68,13 @@ def model_state(module: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_model_state(module: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Copy what this process holds of each. Raises UserError for other names or shapes, NaN and huge weights."""
+    """Copy the saved weights and buffers, or this process's shards of them, into the module.
+
+    Raises UserError if names or shapes differ, and for weights that are NaN or implausibly large.
+    """
     own = model_state(module)
     if different := sorted(own.keys() ^ saved.keys()):
-        raise UserError(f"the checkpoint is of another model: only one of the two has {different[0]}")
+        raise UserError(f"the checkpoint belongs to another model: only one of the two has {different[0]}")
     for name, target in own.items():
         _copy(saved[name], target, name)
         if name.startswith("model."):
@@ -79,7 +82,7 @@ def load_model_state(module: nn.Module, saved: Mapping[str, Any]) -> None:
 
 
 def optimizer_state(optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
-    """As torch's state dict, but with names where that has numbers."""
+    """torch's state dict with parameter names instead of indices."""
     saved, names = optimizer.state_dict(), _names_in_order(optimizer, module)
     return {
         "state": {names[number]: state for number, state in saved["state"].items()},
@@ -91,30 +94,30 @@ def optimizer_state(optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_optimizer_state(optimizer: Optimizer, module: nn.Module, saved: Mapping[str, Any]) -> None:
-    """The states alone: rates, decays and the like stay those of the optimizer.
+    """Load the states only; learning rates, weight decay and other options remain the optimizer's.
 
-    Raises UserError for states of parameters that are not trained here.
+    Raises UserError for states of parameters that this run does not train.
     """
     names = _names_in_order(optimizer, module)
     states = _by_name(saved, names)
-    if strange := states.keys() - set(names):
-        raise UserError(f"the checkpoint's optimizer trains {min(strange)}, this run's does not")
-    placed = {}
+    if unknown := states.keys() - set(names):
+        raise UserError(f"the checkpoint's optimizer trains {min(unknown)}, this run's does not")
+    loaded = {}
     parameters = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
     for number, (name, (parameter, group)) in enumerate(zip(names, parameters, strict=True)):
-        if name in states:  # no step may have updated it yet
+        if name in states:  # parameters without an update so far have no state
             state = states[name].items()
-            placed[number] = {key: _placed(value, parameter, group, f"{name}, {key}") for key, value in state}
-    if type(optimizer).load_state_dict is not Optimizer.load_state_dict:  # it saves states in a form of its own
-        optimizer.load_state_dict({"state": placed, "param_groups": optimizer.state_dict()["param_groups"]})
+            loaded[number] = {key: _to_parameter(value, parameter, group, f"{name}, {key}") for key, value in state}
+    if type(optimizer).load_state_dict is not Optimizer.load_state_dict:  # an optimizer with its own state format
+        optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
         return
-    # torch's own would turn every state into its parameter's dtype
-    for number, state in placed.items():
+    # torch's load_state_dict would cast every state to its parameter's dtype
+    for number, state in loaded.items():
         optimizer.state[parameters[number][0]] = state
 
 
 def _by_name(saved: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """The states; those of an older checkpoint are numbered in the order of the groups."""
+    """The states by parameter name; those of older checkpoints are numbered in the order of the groups."""
     numbers = [key for group in saved["param_groups"] for key in group["params"]]
     if not all(isinstance(key, int) for key in numbers):
         return dict(saved["state"])
@@ -123,8 +126,8 @@ def _by_name(saved: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     return {name: saved["state"][key] for key, name in zip(numbers, names, strict=True) if key in saved["state"]}
 
 
-def _placed(value: Any, parameter: Tensor, group: Mapping[str, Any], name: str) -> Any:
-    """A copy of a state where its parameter lies, divided as the parameter is."""
+def _to_parameter(value: Any, parameter: Tensor, group: Mapping[str, Any], name: str) -> Any:
+    """A copy of a state on its parameter's device, sharded like the parameter."""
     if not isinstance(value, Tensor | StoredTensor):
         return value
     if value.shape == parameter.shape and (isinstance(value, StoredTensor) or type(value) is Tensor):
@@ -148,6 +151,6 @@ def _copy(value: Tensor | StoredTensor, target: Tensor, name: str) -> None:
 
 
 def _names_in_order(optimizer: Optimizer, module: nn.Module) -> list[str]:
-    """Of the optimizer's parameters, in the order of its groups, by which torch numbers them."""
+    """Names of the optimizer's parameters in the order of its groups, which is torch's numbering."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""When is a run's state saved, and which of its checkpoints stay?"""
+"""Callback that saves checkpoints and removes those that the retention rule does not select."""
 
 import logging
 import math
@@ -26,36 +26,38 @@ _BOUND = "val/nll_bound"
 
 @dataclass(frozen=True)
 class Retention:
-    """newest: how many of the last stay. every_steps: those of its multiples stay too; None: none for that.
-    best: so many of the lowest val/nll_bound stay too, of the checkpoints of validated steps.
-    counted_every_steps: the newest are counted among its multiples, before any other; the very last stays besides.
-    """
+    """Rule for which checkpoints are retained; the last one always is."""
 
     newest: int
+    """Number of newest checkpoints to retain."""
     every_steps: int | None = None
+    """Also retain multiples of this interval; None: none."""
     best: int = 0
+    """Also retain this many with the lowest val/nll_bound, among checkpoints of validated steps."""
     counted_every_steps: int = 1
+    """`newest` prefers multiples of this interval, so that checkpoints saved on a stop do not displace them."""
 
-    def kept(self, steps: Iterable[int], bounds: Mapping[int, float]) -> set[int]:
-        """bounds: of those steps that were validated."""
-        there = sorted(steps)
-        regular = {step for step in there if self.every_steps is not None and step % self.every_steps == 0}
-        counted = sorted(there, key=lambda step: (step % self.counted_every_steps == 0, step))[-self.newest :]
-        return {*there[-1:], *counted, *regular, *self.ranked(there, bounds)[: self.best]}
+    def select(self, steps: Iterable[int], bounds: Mapping[int, float]) -> set[int]:
+        """The steps to retain. bounds: val/nll_bound of the validated steps, in nats/token."""
+        ordered = sorted(steps)
+        regular = {step for step in ordered if self.every_steps is not None and step % self.every_steps == 0}
+        counted = sorted(ordered, key=lambda step: (step % self.counted_every_steps == 0, step))[-self.newest :]
+        return {*ordered[-1:], *counted, *regular, *self.ranked(ordered, bounds)[: self.best]}
 
     @staticmethod
     def ranked(steps: Iterable[int], bounds: Mapping[int, float]) -> list[int]:
-        """The validated ones, the best first; of equals the earliest."""
+        """The validated steps by ascending bound; ties by ascending step."""
         return sorted(
             (step for step in steps if math.isfinite(bounds.get(step, math.nan))), key=lambda s: (bounds[s], s)
         )
 
 
 class Checkpoints(Checkpoint):
-    """Saves every `every_steps` optimizer steps and at the last one; keeps what `retention` says.
+    """Saves every `every_steps` optimizer steps and at the last one, and applies `retention`.
 
-    A step that is also validated is saved after the validation, so that a resume never skips one. A checkpoint appears
-    in the folder, and others leave it, between two steps: once every process has written what it holds.
+    A step that is also validated is saved after the validation, so that a resume never skips a validation. Checkpoints
+    are written in the background; one becomes visible, and others are removed, between two steps, once every process
+    has written its part.
     """
 
     def __init__(self, folder: Path, every_steps: int, val_every_steps: int, retention: Retention) -> None:
@@ -64,10 +66,11 @@ class Checkpoints(Checkpoint):
         self._val_every_steps = val_every_steps
         self._retention = retention
         self._bounds: dict[int, float] = {}
-        self.record_sizes: dict[str, int] | None = None  # of the record at this checkpoint; None: an older version's
+        # sizes of the record files, in bytes; None: the checkpoint is of an older version
+        self.record_sizes: dict[str, int] | None = None
         self._saved_step: int | None = None
         self._is_in_flight = False
-        self._is_asked = False
+        self._is_stop_requested = False
         self._error: UserError | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,42 +81,42 @@ class Checkpoints(Checkpoint):
         self.record_sizes = state_dict.get("record_sizes")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_step = trainer.global_step or None  # a resumed run begins with what is saved
+        self._saved_step = trainer.global_step or None  # a resumed run starts from a saved step
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self._step_before = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        # between two steps only: what a step has accumulated so far is in no checkpoint
+        # only between two steps: a checkpoint has no accumulated gradients
         if trainer.global_step == self._step_before:
             return
         self._publish(trainer, is_waiting=False)
         if not self.is_validated(trainer.global_step):
-            self._end_step(trainer, is_last=self._is_asked)
+            self._end_step(trainer, is_last=self._is_stop_requested)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._publish(trainer, is_waiting=False)
-            self._end_step(trainer, is_last=self._is_asked or trainer.should_stop)
+            self._end_step(trainer, is_last=self._is_stop_requested or trainer.should_stop)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._publish(trainer, is_waiting=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # a second Ctrl-C waits for nothing
+        # a second Ctrl-C ends the run without waiting
         if not self._is_in_flight or isinstance(exception, KeyboardInterrupt):
             return
         self._is_in_flight = False
         writer = _writer(trainer)
         writer.wait()
         if writer.is_sharded:
-            return  # whether the others have written theirs nobody can ask them now: the partial stays one
+            return  # after an exception the ranks cannot agree that all parts are written, so it stays partial
         if writer.error is None:
             writer.publish()
             return
         writer.discard()
         if isinstance(exception, OSError):
-            raise writer.error from exception  # one full disk, of which another file told first
+            raise writer.error from exception  # the same full disk, noticed first by another file
         log.error("%s", writer.error)
 
     def is_validated(self, step: int) -> bool:
@@ -121,41 +124,44 @@ class Checkpoints(Checkpoint):
         return step % self._val_every_steps == 0
 
     def stop_after_step(self, error: UserError | None = None) -> None:
-        """Save at the end of this step, due or not, to the disk, and raise the error, if any.
+        """Request a save at the end of this step, complete on disk; then raise `error`, if any.
 
-        Not at once: Lightning runs this callback last, and what is saved before the others (an average of the weights,
-        say) have taken the step is no state that an undisturbed run was ever in.
+        Not saved at once, because Lightning runs this callback last: before the other callbacks (such as the weight
+        average) have processed the step, the state is not one that an uninterrupted run passes through.
         """
-        self._is_asked, self._error = True, self._error or error
+        self._is_stop_requested, self._error = True, self._error or error
 
     def _end_step(self, trainer: Trainer, *, is_last: bool) -> None:
         is_due = trainer.global_step >= trainer.max_steps or trainer.global_step % self._every_steps == 0
         if is_last or (trainer.global_step > 0 and is_due):
-            self._begin(trainer)
+            self._start(trainer)
         if is_last:
             self._publish(trainer, is_waiting=True)
         if self._error is not None:
             raise self._error
 
-    def _begin(self, trainer: Trainer) -> None:
+    def _start(self, trainer: Trainer) -> None:
         if self._saved_step == trainer.global_step:
             return
         started_at = time.perf_counter()
-        self._publish(trainer, is_waiting=True)  # the one before: there is memory for one copy
+        self._publish(trainer, is_waiting=True)  # wait for the previous write: host memory holds one copy only
         step, module = trainer.global_step, trainer.lightning_module
         assert isinstance(module, PretrainModule)
         if module.validated_at == step:
             self._bounds[step] = float(trainer.callback_metrics[_BOUND])
-        module.end_step()  # its curves belong to the step that is saved
+        module.end_step()  # log the curves of the saved step before the checkpoint
         if trainer.is_global_zero:
             _flush(trainer)
             self.record_sizes = record_sizes(self.dirpath.parent)
         trainer.save_checkpoint(checkpoint_path(self.dirpath, step), weights_only=False)
         self._is_in_flight, self._saved_step = True, step
-        _tell(trainer, {"perf/checkpoint_pause_s": time.perf_counter() - started_at}, step)
+        _log(trainer, {"perf/checkpoint_pause_s": time.perf_counter() - started_at}, step)
 
     def _publish(self, trainer: Trainer, *, is_waiting: bool) -> None:
-        """Let what every process has written take its place. Raises UserError in all of them where one could not."""
+        """Make the checkpoint visible once every process has written its part.
+
+        Raises UserError on every rank if writing failed on any.
+        """
         if not self._is_in_flight:
             return
         writer = _writer(trainer)
@@ -168,24 +174,25 @@ class Checkpoints(Checkpoint):
             writer.discard()
             raise error
         assert self._saved_step is not None
-        _tell(trainer, {"perf/checkpoint_write_s": writer.write_s}, self._saved_step)
-        _flush(trainer)  # before the checkpoint: a kill must not lose points of steps that are not trained again
+        _log(trainer, {"perf/checkpoint_write_s": writer.write_s}, self._saved_step)
+        # before the checkpoint is visible: a kill must not lose points of steps that are not trained again
+        _flush(trainer)
         writer.publish()
         if trainer.is_global_zero:
-            self._tidy()
+            self._apply_retention()
 
-    def _tidy(self) -> None:
-        there = checkpoints_by_step(self.dirpath)
-        kept = self._retention.kept(there, self._bounds)
+    def _apply_retention(self) -> None:
+        checkpoints = checkpoints_by_step(self.dirpath)
+        retained = self._retention.select(checkpoints, self._bounds)
         if self._retention.best:
-            best = self._retention.ranked(kept, self._bounds)[:1]
-            link_best(self.dirpath, there[best[0]] if best else None)
-        for step in there.keys() - kept:
-            remove_checkpoint(there[step])
+            best = self._retention.ranked(retained, self._bounds)[:1]
+            link_best(self.dirpath, checkpoints[best[0]] if best else None)
+        for step in checkpoints.keys() - retained:
+            remove_checkpoint(checkpoints[step])
 
 
 def _any_error(trainer: Trainer, writer: CheckpointWriter) -> UserError | None:
-    """What kept some process from writing: the same error in each."""
+    """The first rank's write error, the same on every rank; None if all succeeded."""
     if not trainer.strategy.reduce_boolean_decision(writer.error is not None, all=False):
         return None
     if trainer.world_size == 1:
@@ -201,14 +208,14 @@ def _writer(trainer: Trainer) -> CheckpointWriter:
     return writer
 
 
-def _tell(trainer: Trainer, figures: dict[str, float], step: int) -> None:
+def _log(trainer: Trainer, values: dict[str, float], step: int) -> None:
     if trainer.is_global_zero:
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=step)
+            logger.log_metrics(values, step=step)
 
 
 def _flush(trainer: Trainer) -> None:
-    """Write the logged points to the files."""
+    """Write buffered TensorBoard points to the event files."""
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

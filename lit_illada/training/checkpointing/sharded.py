@@ -1,8 +1,7 @@
-"""How do tensors that several processes share lie on disk? Each writes its own parts, and any box of any is read back.
+"""Storage of sharded tensors: each process writes its parts, and any box of a tensor can be read back.
 
-One safetensors file a process. Its header also says of every part which tensor's it is: the whole's shape, and where
-the part begins. So a tensor is read by any number of processes, however many have written it, and nothing in the files
-is executed.
+One safetensors file per process. Its header also holds, for every part, the tensor's full shape and the part's offset,
+so that any number of processes can read what any other number has written. Nothing in the files is executed.
 """
 
 import json
@@ -41,24 +40,27 @@ _PARTS = "parts"
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A box of a tensor. shape: of the whole. offset: where `values` begin in it."""
+    """A box of a tensor."""
 
     shape: tuple[int, ...]
+    """Shape of the whole tensor."""
     offset: tuple[int, ...]
+    """Index in the whole tensor at which `values` begin."""
     values: Tensor
+    """The elements of the box."""
 
 
 def local_box(tensor: DTensor) -> Box:
-    """What of the whole this process holds."""
+    """The box of the whole tensor that this process holds."""
     assert not any(placement.is_partial() for placement in tensor.placements), tensor.placements
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))
 
 
 def own_parts(tensors: Mapping[str, DTensor]) -> dict[str, tuple[int, ...]]:
-    """What this process is to write: where its part of a tensor begins, for those that no other process writes.
+    """Offsets of the parts that this process writes, by tensor name. Collective: all processes call it.
 
-    All processes ask at once. Of those that hold the same part, as under hybrid sharding, each writes some.
+    Each part is written once. Processes that hold the same parts, as under hybrid sharding, divide them.
     """
     boxes = {name: local_box(tensor) for name, tensor in tensors.items() if tensor.to_local().numel()}
     held = {name: tuple((side.start, side.stop) for side in box) for name, box in boxes.items()}
@@ -73,8 +75,8 @@ def own_parts(tensors: Mapping[str, DTensor]) -> dict[str, tuple[int, ...]]:
 
 
 def write_parts(file: ChecksummedWriter | BinaryIO, parts: Mapping[str, Part]) -> None:
-    """The parts by the names of their tensors, from wherever they are, one at a time."""
-    # the widest numbers first, so that all are aligned
+    """Write parts, by tensor name, to a safetensors file, moving one at a time to the CPU."""
+    # widest data types first, so that all offsets are aligned
     ordered = sorted(parts.items(), key=lambda item: -item[1].values.itemsize)
     described = {name: [part.shape, part.offset] for name, part in ordered}
     header: dict[str, Any] = {"__metadata__": {"format": "pt", _PARTS: json.dumps(described)}}
@@ -91,48 +93,48 @@ def write_parts(file: ChecksummedWriter | BinaryIO, parts: Mapping[str, Part]) -
     file.write(struct.pack("<Q", len(text)))
     file.write(text)
     for _, part in ordered:
-        # a plain write of memory: Python lets the training go on meanwhile
+        # writing a memory buffer releases the GIL, so that training continues meanwhile
         file.write(part.values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class StoredTensor:
-    """A tensor in the files; a box of it is read when asked for, `stored[2:4, :]` as of a tensor, or all by `[...]`."""
+    """A tensor in checkpoint files. Indexing reads a box of it: a tuple of slices, or `[...]` for the whole tensor."""
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.name, self.shape, self.dtype = name, shape, dtype
         self._parts: list[tuple[tuple[int, ...], tuple[int, ...], Any]] = []
 
     def add(self, offset: Sequence[int], shape: Sequence[int], file: Any) -> None:
-        """A part of it, in an open file."""
+        """Register a part of the tensor in an open file."""
         self._parts.append((tuple(offset), tuple(shape), file))
 
     def __getitem__(self, box: Any) -> Tensor:
-        """Mapped from the file where one part is all that is asked for, else put together."""
-        asked: Box = tuple(slice(0, size) for size in self.shape) if box is ... else box
-        shape = tuple(side.stop - side.start for side in asked)
-        found = [(self._common(asked, offset, size), offset, file) for offset, size, file in self._parts]
-        overlaps = [(common, offset, file) for common, offset, file in found if common is not None]
-        if len(overlaps) == 1 and overlaps[0][0] == asked:
+        """Read a box: memory-mapped if it is exactly one part, else assembled from parts."""
+        region: Box = tuple(slice(0, size) for size in self.shape) if box is ... else box
+        shape = tuple(side.stop - side.start for side in region)
+        candidates = [(self._common(region, offset, size), offset, file) for offset, size, file in self._parts]
+        overlaps = [(common, offset, file) for common, offset, file in candidates if common is not None]
+        if len(overlaps) == 1 and overlaps[0][0] == region:
             common, offset, file = overlaps[0]
             return file.get_tensor(self.name)[_moved(common, offset)]
         values = torch.empty(shape, dtype=self.dtype)
-        begins = tuple(side.start for side in asked)
+        begins = tuple(side.start for side in region)
         for common, offset, file in overlaps:
             values[_moved(common, begins)] = file.get_tensor(self.name)[_moved(common, offset)]
         if sum(math.prod(side.stop - side.start for side in common) for common, _, _ in overlaps) != math.prod(shape):
-            raise UserError(f"{self.name}: a part of it is in none of the checkpoint's files")
+            raise UserError(f"{self.name}: a part of the tensor is missing from the checkpoint's files")
         return values
 
-    def _common(self, asked: Box, offset: tuple[int, ...], shape: tuple[int, ...]) -> Box | None:
+    def _common(self, region: Box, offset: tuple[int, ...], shape: tuple[int, ...]) -> Box | None:
         common = tuple(
             slice(max(side.start, begin), min(side.stop, begin + size))
-            for side, begin, size in zip(asked, offset, shape, strict=True)
+            for side, begin, size in zip(region, offset, shape, strict=True)
         )
         return common if all(side.start < side.stop for side in common) else None
 
 
 def open_parts(paths: Sequence[Path]) -> dict[str, StoredTensor]:
-    """All tensors of the files, none read yet. Raises UserError for a file that is missing or cut off."""
+    """Open the files and list their tensors without reading them. Raises UserError for a missing or truncated file."""
     stored: dict[str, StoredTensor] = {}
     for path in paths:
         try:
@@ -150,5 +152,5 @@ def open_parts(paths: Sequence[Path]) -> dict[str, StoredTensor]:
 
 
 def _moved(box: Box, origin: tuple[int, ...]) -> Box:
-    """The box as seen from an origin."""
+    """The box relative to an origin."""
     return tuple(slice(side.start - begin, side.stop - begin) for side, begin in zip(box, origin, strict=True))

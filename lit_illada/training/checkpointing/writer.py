@@ -1,7 +1,7 @@
-"""How is a run's state written while training goes on? Copied off the devices, then written by a thread.
+"""Writes checkpoints in the background: copies the state to host memory, then writes it in a thread.
 
-Training stops for the copy alone. What is being written is a partial beside the whole checkpoints; it becomes one of
-them when every process has written its parts: `Checkpoints` asks them all between two steps.
+Training pauses only for the copy. A checkpoint is written under a partial name; `Checkpoints` publishes it between two
+steps, once every process has written its parts.
 """
 
 import errno
@@ -34,10 +34,10 @@ from lit_illada.training.checkpointing.sharded import Part, own_parts, write_par
 
 
 class CheckpointWriter(CheckpointIO):
-    """Writes one checkpoint at a time: `save_checkpoint` begins, `publish` or `discard` ends it, in every process.
+    """Writes one checkpoint at a time: every process calls `save_checkpoint`, then `publish` or `discard`.
 
-    is_async: write beside the training, from a copy in the machine's memory (page-locked, where it comes off a GPU);
-    else before the training goes on, and without a copy.
+    is_async: write in the background, from a copy in host memory (page-locked for GPU tensors); false: write before
+        training continues, without a copy.
     """
 
     def __init__(self, *, is_async: bool) -> None:
@@ -52,20 +52,20 @@ class CheckpointWriter(CheckpointIO):
         self._own_of: list[str] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        assert self._path is None, f"{self._path} is being written still"
+        assert self._path is None, f"{self._path} is still being written"
         self.error, self._is_written = None, False
-        content, parts = self._divided(checkpoint)
+        content, parts = self._split(checkpoint)
         self.is_sharded = parts is not None
         if self._is_async:
             content, parts = _copied(content, parts)
         thread = threading.Thread(target=self._write, args=(Path(path), content, parts), daemon=True)
         thread.start()
-        self._path, self._thread = Path(path), thread  # not before: there may be no memory for the copy
+        self._path, self._thread = Path(path), thread  # set last: the copy may fail for lack of memory
         if not self._is_async:
             thread.join()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """The content, read by all processes together. Raises UserError in all of them where one finds damage."""
+        """Read a checkpoint. Collective: raises UserError on every rank if any rank finds it damaged."""
         content: dict[str, Any] = {}
         message = None
         try:
@@ -76,8 +76,8 @@ class CheckpointWriter(CheckpointIO):
         if dist.is_initialized():
             messages = [None] * _num_processes()
             dist.all_gather_object(messages, message)
-        if found := next((each for each in messages if each is not None), None):
-            raise UserError(found)
+        if first := next((each for each in messages if each is not None), None):
+            raise UserError(first)
         return content
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -88,27 +88,27 @@ class CheckpointWriter(CheckpointIO):
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until this process has written its parts, or failed: `error` says."""
+        """Wait until this process has written its parts, or failed (`error`)."""
         if self._thread is not None:
             self._thread.join()
 
     def publish(self) -> None:
-        """Ends a write that went well in every process."""
-        assert self._is_written, f"{self._path} is not whole"
+        """End a write that succeeded in every process, and make the checkpoint visible."""
+        assert self._is_written, f"{self._path} is incomplete"
         path = self._end()
         if _rank() == 0:
             publish_partial(path)
 
     def discard(self) -> None:
-        """Ends a write that failed in some process."""
+        """End a write that failed in some process, and remove what was written."""
         path = self._end()
         if _rank() == 0:
             remove_checkpoint(partial_of(path))
 
-    def _divided(self, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Part] | None]:
-        """What the first process writes of it, and this process's parts of the tensors that several share.
+    def _split(self, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Part] | None]:
+        """Split a checkpoint into the content that rank 0 writes and this process's parts of sharded tensors.
 
-        No parts where every process has all.
+        The parts are None if no tensor is sharded.
         """
         shared: dict[str, DTensor] = {}
 
@@ -121,7 +121,8 @@ class CheckpointWriter(CheckpointIO):
         content = map_leaves(checkpoint, take_out)
         if not shared:
             return content, None
-        if self._own_of != list(shared):  # in the same save everywhere: the names are those of the whole model
+        # own_parts is collective; the names are the same on all ranks, so all call it in the same save
+        if self._own_of != list(shared):
             self._own, self._own_of = own_parts(shared), list(shared)
         return content, {
             name: Part(tuple(shared[name].shape), offset, shared[name].to_local().detach())
@@ -142,7 +143,7 @@ class CheckpointWriter(CheckpointIO):
             elif _rank() == 0:
                 _write_file(partial_of(path), content)
             self._is_written = True
-        except Exception as error:  # whatever it is: a thread that dies tells nobody
+        except Exception as error:  # of any type: nobody would see an exception that ends a thread
             detail = f"{error.strerror}); free some space and resume" if _is_full(error) else f"{one_line(error)})"
             self.error = UserError(f"{path}: the checkpoint could not be written ({detail}")
             self.error.__cause__ = error
@@ -150,7 +151,7 @@ class CheckpointWriter(CheckpointIO):
 
 
 def _copied(content: dict[str, Any], parts: dict[str, Part] | None) -> tuple[dict[str, Any], dict[str, Part] | None]:
-    """What this process writes, as it is now, in memory that training does not touch."""
+    """Copy what this process writes to memory that training does not modify."""
     mine = map_leaves(content if _rank() == 0 else {}, lambda _, leaf: _on_host(leaf))
     if parts is not None:
         parts = {name: Part(part.shape, part.offset, _on_host(part.values)) for name, part in parts.items()}
@@ -162,7 +163,7 @@ def _copied(content: dict[str, Any], parts: dict[str, Part] | None) -> tuple[dic
 def _on_host(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
-    # the first begins a copy into page-locked memory, which torch keeps for the next time
+    # from a GPU, asynchronously into page-locked memory, which torch caches for the next save
     return leaf.detach().to("cpu", non_blocking=True) if leaf.is_cuda else leaf.detach().clone()
 
 
@@ -172,7 +173,7 @@ def _write_file(partial: Path, content: Mapping[str, Any]) -> None:
         stream = ChecksummedWriter(file)
         try:
             torch.save({**content, HAS_CHECKSUM: True}, stream)  # type: ignore[arg-type]
-        except RuntimeError as error:  # torch's own words for a full disk name a line of its source
+        except RuntimeError as error:  # torch reports a full disk as a line of its source
             raise stream.error or error from error
         stream.end_zip()
         _sync(file)
@@ -189,7 +190,7 @@ def _write_folder(partial: Path, content: Mapping[str, Any], parts: Mapping[str,
     write_checksums(partial / checksums_file(_rank(), _num_processes()), {name: digest})
     if _rank() == 0:
         _write_file(partial / STATE_FILE, {"num_processes": _num_processes(), "content": content})
-    sync_folder(partial)  # on every machine: its file's name is its own to keep
+    sync_folder(partial)  # by every rank: each machine must make the name of its own file durable
 
 
 def _is_full(error: Exception) -> TypeGuard[OSError]:

@@ -1,4 +1,4 @@
-"""Configs of what counts as a divergence and of the response to it; `training/divergence.py` implements them."""
+"""Config of loss spikes and of the response to a divergence; `training/callbacks/divergence.py` implements them."""
 
 import math
 from dataclasses import dataclass
@@ -8,17 +8,20 @@ from lit_illada.errors import UserError
 
 @dataclass(frozen=True)
 class SpikeConfig:
-    """What a loss spike is.
+    """Definition of a loss spike.
 
-    A step's cross-entropy, nats a masked token (which no weight w(t) makes noisy), lies above the median of the last
-    `window` steps by more than `threshold` robust standard deviations (1.4826 × median absolute deviation), and by more
-    than `min_rise` nats. Steps of a spike do not enter the window, until one has lasted for a whole window: that is a
-    new level.
+    A step is part of a spike if its cross-entropy (nats per masked token, unaffected by the loss weight w(t)) exceeds
+    the median of the last `window` steps by more than `threshold` robust standard deviations, 1.4826 × the median
+    absolute deviation, and by more than `min_rise`. Steps of a spike stay out of the window. A spike that lasts for a
+    whole window counts as the new level.
     """
 
     window: int = 128
+    """Steps over which the median and the deviation are taken; at least 8."""
     threshold: float = 8.0
+    """Robust standard deviations above the median beyond which a loss is a spike."""
     min_rise: float = 0.3
+    """Smallest rise above the median that counts as a spike, in nats per masked token."""
 
     def __post_init__(self) -> None:
         _require(self.window >= 8, "spikes.window", self.window, "be 8 steps or more")
@@ -28,12 +31,10 @@ class SpikeConfig:
 
 @dataclass(frozen=True)
 class Stop:
-    """The run ends and says from where to go on.
-
-    max_spike_steps: a loss spike of so many steps is a divergence; None: spikes are told and counted, no more.
-    """
+    """Ends the run; the error message names the checkpoint to resume from."""
 
     max_spike_steps: int | None = None
+    """Length of a loss spike, in steps, that counts as a divergence; None: spikes are only counted and logged."""
 
     def __post_init__(self) -> None:
         _check_spike_steps(self)
@@ -41,21 +42,23 @@ class Stop:
 
 @dataclass(frozen=True)
 class Rollback:
-    """The run goes on from the last good checkpoint with a lower learning rate, as LLaDA's authors did by hand when
-    theirs diverged at 1.2 T tokens (arXiv 2502.09992).
+    """Resumes from the last good checkpoint at a lower learning rate, as LLaDA's authors did by hand when their run
+    diverged at 1.2 T tokens (arXiv 2502.09992).
 
-    The rate is lowered in the run's config.yaml, so that every later resume keeps it; rollbacks.jsonl lists what was
-    done. learning_rate_factor: what the rate is multiplied with. max_rollbacks: of the run; one more divergence ends
-    it. steps_back: a good checkpoint is at least so many steps older than the first step that went wrong, whose weights
-    were made by the steps before it. skip_rows: also pass over the rows between that checkpoint and the divergence, as
-    PaLM did, where the data is suspected; otherwise the same rows come again.
+    The rate is lowered in the run's config.yaml, so that every later resume uses it. rollbacks.jsonl of the run folder
+    lists the rollbacks.
     """
 
     max_spike_steps: int | None = 16
+    """Length of a loss spike, in steps, that counts as a divergence; None: spikes are only counted and logged."""
     learning_rate_factor: float = 0.5
+    """Factor applied to the learning rate at every rollback, in (0, 1]."""
     max_rollbacks: int = 3
+    """Rollbacks per run; one more divergence ends the run."""
     steps_back: int = 16
+    """Steps by which a checkpoint must precede the first bad step to be good: earlier steps made its bad weights."""
     skip_rows: bool = False
+    """Skip the rows between the checkpoint and the divergence (PaLM, arXiv 2204.02311); false: train on them again."""
 
     def __post_init__(self) -> None:
         _check_spike_steps(self)

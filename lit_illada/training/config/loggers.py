@@ -1,4 +1,4 @@
-"""Config of the records that a run's curves are written to; `training/loggers.py` builds the loggers."""
+"""Config of the loggers that record a run's curves; `training/loggers.py` builds them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ from lit_illada.errors import UserError
 
 
 class WandbMode(StrEnum):
-    """Whether curves are uploaded while the run trains, or written to the run folder alone."""
+    """When curves are uploaded to Weights & Biases."""
 
     offline = "offline"
+    """Written to the run folder only; `wandb sync` uploads them."""
     online = "online"
+    """Uploaded while the run trains."""
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """A run of Weights & Biases. A resumed run continues it."""
+    """A run of Weights & Biases, which a resumed run continues."""
 
     project: str = "lit-illada"
-    # user or team; None: the default of the account
+    """Project that the run belongs to."""
     entity: str | None = None
-    # groups runs in the web page; None: no group
+    """User or team; None: the account's default."""
     group: str | None = None
+    """Group of runs on the project's page; None: no group."""
     tags: list[str] = field(default_factory=list)
+    """Tags of the run."""
     mode: WandbMode = WandbMode.offline
+    """When curves are uploaded."""
 
     def __post_init__(self) -> None:
         if not self.project or set(self.project) & set("/\\#?%:"):
@@ -34,9 +39,9 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """Records of the curves, beside TensorBoard's event files."""
+    """Loggers in addition to TensorBoard, which every run has."""
 
-    # metrics.csv in the run folder: a row for each set of values, with the step; blank where a row lacks a value
     csv: bool = False
-    # None: none
+    """Write metrics.csv in the run folder: one row per logged set of values, blank where a value is missing."""
     wandb: WandbConfig | None = None
+    """Run of Weights & Biases; None: not logged there."""

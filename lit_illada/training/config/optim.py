@@ -1,4 +1,4 @@
-"""Configs of the optimizers; `training/optim.py` builds them."""
+"""Config of the optimizers; `training/optim.py` builds them."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,18 @@ from lit_illada.training.config.schedule import SCHEDULES, Schedule
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """AdamW (arXiv 1711.05101) on everything; norms are not decayed. The papers' optimizer."""
+    """AdamW (arXiv 1711.05101) on all parameters, without decay on norms and biases. The papers' optimizer."""
 
     learning_rate: float = 2e-4
+    """Peak learning rate, before the schedule's factor."""
     weight_decay: float = 0.1
+    """Decoupled weight decay of parameters with two or more dimensions."""
     beta1: float = 0.9
+    """Decay rate of the first moment."""
     beta2: float = 0.95
+    """Decay rate of the second moment."""
     eps: float = 1e-8
+    """Term added to the denominator for numerical stability."""
 
     def __post_init__(self) -> None:
         _check_rates(self)
@@ -26,16 +31,22 @@ class AdamWConfig:
 class MuonConfig:
     """torch's Muon on the matrices inside the layers, AdamW on embedding, head and norms.
 
-    Muon's update is scaled to AdamW's typical size (`match_rms_adamw`, arXiv 2502.16982), so that one learning rate
-    serves both.
+    Muon's update is scaled to AdamW's typical size (`match_rms_adamw`, arXiv 2502.16982), so that both use one learning
+    rate.
     """
 
     learning_rate: float = 2e-3
+    """Peak learning rate, before the schedule's factor."""
     weight_decay: float = 0.1
+    """Decoupled weight decay of parameters with two or more dimensions."""
     momentum: float = 0.95
+    """Muon's Nesterov momentum."""
     beta1: float = 0.9
+    """AdamW's decay rate of the first moment."""
     beta2: float = 0.95
+    """AdamW's decay rate of the second moment."""
     eps: float = 1e-8
+    """AdamW's term added to the denominator for numerical stability."""
 
     def __post_init__(self) -> None:
         _check_rates(self)
@@ -44,17 +55,22 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class AdamW8bitConfig:
-    """AdamW whose moments take a byte a number, in blocks of 256 with a scale each (arXiv 2110.02861, by torchao).
+    """AdamW with 8-bit moments, in blocks of 256 with one scale each (arXiv 2110.02861, implemented by torchao).
 
-    A quarter of AdamW's state, for models that would not fit a device else. Tensors of less than 4 096 numbers keep
-    float32 moments. One device holds the whole model: states are not cut in pieces.
+    The optimizer state takes a quarter of AdamW's memory. Tensors with fewer than 4096 elements have float32 moments.
+    Needs the whole model on each device: the states cannot be sharded.
     """
 
     learning_rate: float = 2e-4
+    """Peak learning rate, before the schedule's factor."""
     weight_decay: float = 0.1
+    """Decoupled weight decay of parameters with two or more dimensions."""
     beta1: float = 0.9
+    """Decay rate of the first moment."""
     beta2: float = 0.95
+    """Decay rate of the second moment."""
     eps: float = 1e-8
+    """Term added to the denominator for numerical stability."""
 
     def __post_init__(self) -> None:
         _check_rates(self)
@@ -68,11 +84,14 @@ OPTIMIZERS: dict[str, type] = {"adamw": AdamWConfig, "muon": MuonConfig, "adamw8
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """gradient_clip_norm: the largest global gradient norm of a step; None leaves gradients as they are."""
+    """Optimizer, learning-rate schedule and gradient clipping."""
 
     optimizer: OptimizerConfig = choice(OPTIMIZERS, "adamw")
+    """Update rule and its hyper-parameters."""
     schedule: Schedule = choice(SCHEDULES, "cosine")
+    """Factor of the learning rate over the run."""
     gradient_clip_norm: float | None = 1.0
+    """Largest global 2-norm of a step's gradient; None: no clipping."""
 
     def __post_init__(self) -> None:
         if self.gradient_clip_norm is not None and not self.gradient_clip_norm > 0:

@@ -1,4 +1,4 @@
-"""Config of how a run is spread over devices; `training/parallel.py` implements it."""
+"""Config of data, sharded and tensor parallelism; `training/distributed/parallel.py` implements it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,50 +8,52 @@ from lit_illada.model.config import ModelConfig
 
 
 class Strategy(StrEnum):
-    """How devices share a run. auto: one device alone, several by ddp, or by fsdp where a size below asks for it."""
+    """Parallelism over several devices."""
 
     auto = "auto"
-    ddp = "ddp"  # every device holds the whole model
-    fsdp = "fsdp"  # weights, gradients and optimizer are cut (ZeRO-3, arXiv 1910.02054), a block at a time together
+    """fsdp if shard_size or tensor_parallel is set, else ddp on several devices; nothing on one."""
+    ddp = "ddp"
+    """Every device holds the whole model."""
+    fsdp = "fsdp"
+    """Weights, gradients and optimizer states are sharded block by block (ZeRO-3, arXiv 1910.02054)."""
 
 
 class ReduceDtype(StrEnum):
-    """What gradients are summed in over devices."""
+    """Data type in which gradients are summed over devices."""
 
     float32 = "float32"
+    """Exact to rounding."""
     bfloat16 = "bfloat16"
+    """Half the communication, less exact."""
 
 
 class ActivationCheckpointing(StrEnum):
-    """none: all are kept. full: a block's input alone.
-
-    selective: also the outputs of its linear layers and of attention, the dear ones; norms, rotations and the MLP's
-    product are computed again. Of `matmul` attention only the linear layers: its scores are as many as the row is
-    long; FlashAttention 4's output, whose function torch knows no operator of, is computed again too. As in torchtitan,
-    which keeps every second matrix product; here all are.
-    """
+    """Which activations of a block are saved for the backward pass; the others are recomputed in it."""
 
     none = "none"
+    """All are saved."""
     selective = "selective"
+    """The block's input and its expensive operations, linear layers and attention kernels, are saved."""
     full = "full"
+    """Only the block's input is saved."""
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """shard_size: devices that hold one model between them; None is all of them, fewer are copies of such groups.
-
-    tensor_parallel: devices that share every block's heads and MLP; they see the same rows, and each computes the whole
-    LM head on them.
-    reduce_every_micro_batch: sum gradients after every micro-batch, so that no device keeps whole ones while it
-    accumulates; else once a step. reduce_dtype: under fsdp; ddp sums what it has, float32.
-    """
+    """Parallelism over devices, and activation checkpointing."""
 
     strategy: Strategy = Strategy.auto
+    """Data parallel (ddp) or sharded (fsdp)."""
     shard_size: int | None = None
+    """Devices over which one copy of the model is sharded; None: all devices, that is a single copy."""
     tensor_parallel: int = 1
+    """Devices that split each block's heads and MLP between them; they process the same rows."""
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    """Activations that are saved rather than recomputed."""
     reduce_dtype: ReduceDtype = ReduceDtype.float32
+    """Data type of the gradient sum under fsdp; ddp always uses float32."""
     reduce_every_micro_batch: bool = False
+    """Sum gradients after each micro-batch, so that no device holds unsharded ones; false: once per step."""
 
     def __post_init__(self) -> None:
         for name in ("shard_size", "tensor_parallel"):
@@ -61,12 +63,12 @@ class ParallelConfig:
         if self.strategy is Strategy.ddp and (self.shard_size is not None or self.tensor_parallel > 1):
             name = "shard_size" if self.shard_size is not None else "tensor_parallel"
             raise UserError(
-                f"trainer.parallel.{name}={getattr(self, name)} cuts the model, and strategy=ddp keeps it whole on "
+                f"trainer.parallel.{name}={getattr(self, name)} shards the model, and strategy=ddp holds it whole on "
                 "every device: set trainer.parallel.strategy=fsdp"
             )
 
     def resolve(self, world_size: int) -> Strategy | None:
-        """What will run on so many devices; None for one device alone."""
+        """The strategy on `world_size` devices; None for a single device without a strategy."""
         if self.strategy is not Strategy.auto:
             return self.strategy if world_size > 1 or self.strategy is Strategy.fsdp else None
         if self.shard_size is not None or self.tensor_parallel > 1:
@@ -74,13 +76,13 @@ class ParallelConfig:
         return Strategy.ddp if world_size > 1 else None
 
     def mesh_shape(self, world_size: int) -> tuple[int, int, int]:
-        """(copies of the model, devices of a copy that see rows of their own, devices that share those rows)."""
+        """Sizes of the mesh dimensions (replicate, shard, tensor): copies, data ranks per copy, ranks per data rank."""
         num_data = world_size // self.tensor_parallel
         shard = self.shard_size or num_data
         return num_data // shard, shard, self.tensor_parallel
 
     def check_devices(self, world_size: int) -> None:
-        """Raises UserError for sizes that do not divide the devices."""
+        """Raise UserError if shard_size or tensor_parallel does not divide the number of devices."""
         if world_size % self.tensor_parallel:
             raise UserError(
                 f"trainer.parallel.tensor_parallel={self.tensor_parallel} does not divide devices × num_nodes = "
@@ -95,7 +97,7 @@ class ParallelConfig:
             )
 
     def check_model(self, model: ModelConfig, world_size: int) -> None:
-        """Raises UserError for a model whose heads or MLP cannot be shared out."""
+        """Raise UserError for a model whose heads or MLP the mesh cannot divide evenly."""
         if self.tensor_parallel == 1:
             return
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
@@ -104,7 +106,7 @@ class ParallelConfig:
                     f"trainer.parallel.tensor_parallel={self.tensor_parallel} does not divide "
                     f"model.{name}={getattr(model, name)}"
                 )
-        # torch gathers rows wrongly that are cut twice and unevenly (pytorch issue 168134)
+        # torch gathers rows incorrectly that are sharded twice and unevenly (pytorch issue 168134)
         parts = self.tensor_parallel * self.mesh_shape(world_size)[1]
         widths = {
             "hidden_size": model.hidden_size,

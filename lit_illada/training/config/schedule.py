@@ -8,11 +8,15 @@ from lit_illada.errors import UserError
 
 
 class DecayShape(StrEnum):
+    """Shape of the learning rate's decay."""
+
     linear = "linear"
+    """A straight line."""
     cosine = "cosine"
+    """Half a period of a cosine."""
 
     def factor(self, progress: float, final_factor: float) -> float:
-        """From 1 at progress 0 to `final_factor` at progress 1."""
+        """The decay at `progress` in [0, 1]: from 1 at 0 to `final_factor` at 1."""
         progress = min(1.0, max(0.0, progress))
         left = 1 - progress if self is DecayShape.linear else 0.5 * (1 + math.cos(math.pi * progress))
         return final_factor + (1 - final_factor) * left
@@ -20,10 +24,12 @@ class DecayShape(StrEnum):
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up, then cosine over all the rest of the run."""
+    """Linear warm-up, then cosine decay over the rest of the run."""
 
     warmup_steps: int = 100
+    """Optimizer steps over which the rate rises linearly from 0 to its peak."""
     final_factor: float = 0.1
+    """Factor of the peak learning rate at the end of the decay."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -37,12 +43,16 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmupStableDecay:
-    """Linear warm-up, constant, then a decay over the last `decay_fraction` of the run (WSD, arXiv 2404.06395)."""
+    """Linear warm-up, constant, then decay over the last `decay_fraction` of the run (WSD, arXiv 2404.06395)."""
 
     warmup_steps: int = 100
+    """Optimizer steps over which the rate rises linearly from 0 to its peak."""
     decay_fraction: float = 0.2
+    """Length of the decay, as a fraction of trainer.max_steps."""
     decay_shape: DecayShape = DecayShape.linear
+    """Shape of the decay."""
     final_factor: float = 0.1
+    """Factor of the peak learning rate at the end of the decay."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -56,18 +66,23 @@ class WarmupStableDecay:
 
 @dataclass(frozen=True)
 class Reactive:
-    """iLLaDA's: linear warm-up, constant until the loss stops improving, then cosine (arXiv 2606.25331).
+    """Linear warm-up, constant until the validation loss stops improving, then cosine (iLLaDA, arXiv 2606.25331).
 
-    The rule: the plateau is seen when `patience` validations in a row have not brought `val/nll_bound` below the best
-    so far by at least `min_improvement` nats a token. The decay then takes `decay_fraction` of the run; it starts at
-    the latest where it still fits before the end.
+    A plateau is reached when `patience` consecutive validations have not lowered `val/nll_bound` below its minimum so
+    far by at least `min_improvement`. The decay then takes `decay_fraction` of the run. Without a plateau it starts in
+    time to finish at the end of the run.
     """
 
     warmup_steps: int = 100
+    """Optimizer steps over which the rate rises linearly from 0 to its peak."""
     patience: int = 3
+    """Consecutive validations without improvement that define a plateau."""
     min_improvement: float = 0.01
+    """Smallest decrease of val/nll_bound that counts as an improvement, in nats/token."""
     decay_fraction: float = 0.2
+    """Length of the decay, as a fraction of trainer.max_steps."""
     final_factor: float = 0.025
+    """Factor of the peak learning rate at the end of the decay."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -90,7 +105,7 @@ SCHEDULES: dict[str, type] = {"cosine": Cosine, "wsd": WarmupStableDecay, "react
 def _check(schedule: Cosine | WarmupStableDecay | Reactive) -> None:
     _require(schedule.warmup_steps >= 0, "warmup_steps", schedule.warmup_steps, "be 0 or more")
     _require(0 <= schedule.final_factor <= 1, "final_factor", schedule.final_factor, "lie in [0, 1]")
-    if not isinstance(schedule, Cosine):  # which decays over all the rest
+    if not isinstance(schedule, Cosine):  # cosine decays over the whole rest of the run
         _require(0 < schedule.decay_fraction <= 1, "decay_fraction", schedule.decay_fraction, "lie in (0, 1]")
 
 

@@ -1,4 +1,4 @@
-"""Config of devices, precision, batch size and length of a run; `training/trainer.py` builds the trainer."""
+"""Config of devices, precision, batch size and length of a run; `training/trainer.py` builds Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from lit_illada.training.config.parallel import ParallelConfig, Strategy
 
 
 class Accelerator(StrEnum):
-    """auto: a CUDA GPU where there is one, else the CPU."""
+    """Kind of device."""
 
     auto = "auto"
+    """A CUDA GPU where there is one, else the CPU."""
     cpu = "cpu"
+    """The CPU."""
     gpu = "gpu"
+    """A CUDA GPU."""
 
     def resolve(self) -> Accelerator:
-        """The accelerator that will run. Raises UserError when a GPU is asked for where there is none."""
+        """The accelerator that will be used. Raises UserError for gpu if torch sees no CUDA device."""
         if self is Accelerator.gpu and not torch.cuda.is_available():
             raise UserError("accelerator=gpu, but torch sees no CUDA device here; use accelerator=cpu or auto")
         if self is not Accelerator.auto:
@@ -34,13 +37,14 @@ class Accelerator(StrEnum):
 
 
 class Precision(StrEnum):
-    """Lightning's names. auto: bf16-mixed where the hardware multiplies bfloat16 (CUDA; CPUs with AMX or AVX512-BF16),
-    else 32-true.
-    """
+    """Precision of matrix multiplication, by Lightning's names."""
 
     auto = "auto"
+    """bf16-mixed where the hardware multiplies bfloat16 (CUDA; CPUs with AMX or AVX512-BF16), else 32-true."""
     float32 = "32-true"
+    """float32 throughout."""
     bf16_mixed = "bf16-mixed"
+    """Matrix products in bfloat16; weights, gradients and optimizer states in float32."""
 
     def resolve(self, accelerator: Accelerator) -> Precision:
         if self is not Precision.auto:
@@ -50,69 +54,97 @@ class Precision(StrEnum):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What matrices are multiplied in; of a resolved precision."""
+        """Data type of matrix multiplication, for a resolved precision."""
         assert self is not Precision.auto
         return torch.bfloat16 if self is Precision.bf16_mixed else torch.float32
 
 
+_POSITIVE = (
+    "devices",
+    "num_nodes",
+    "max_steps",
+    "batch_rows",
+    "micro_batch_rows",
+    "log_every_steps",
+    "val_every_steps",
+    "val_rows",
+    "val_draws",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "max_nonfinite_steps",
+)
+
+
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long, how large, how often.
-
-    batch_rows: rows of an optimizer step, over all devices. micro_batch_rows: rows a device takes at once; what is
-    left of batch_rows is accumulated. Intervals are in optimizer steps. max_time_s: seconds of training, without its
-    validations, after which the run is finished wherever it is; the learning rate goes by max_steps all the same, so
-    that a decay may not have come to its end. keep_checkpoints: how many of the newest stay (with
-    on_divergence=rollback of those of checkpoint_every_steps, and the last besides), keep_every_steps: the multiples
-    that stay besides, keep_best: how many with the lowest val/nll_bound do. checkpoint_async: training goes
-    on while a checkpoint is written; it takes a copy of the state in the machine's memory. timeout_s: how long the
-    ranks wait for one that does not answer; one whose process is gone is seen within seconds. on_divergence: what is
-    done after max_nonfinite_steps in a row, or a loss spike that does not end; spikes: what a loss spike is.
-    """
+    """Devices, precision, batch size, length and intervals of a run. Intervals are in optimizer steps."""
 
     accelerator: Accelerator = Accelerator.auto
+    """Kind of device to train on."""
     devices: int = 1
+    """Devices per node; one process each."""
     num_nodes: int = 1
+    """Machines."""
     precision: Precision = Precision.auto
+    """Data type of matrix multiplication; weights and optimizer states are float32."""
     compile: bool = False
+    """Compile the model's blocks with torch.compile."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Parallelism over devices, and activation checkpointing."""
     max_steps: int = 1000
+    """Optimizer steps of the run, and the length of the learning-rate schedule."""
     max_time_s: float | None = None
+    """Seconds of training, without validation, after which the run is finished early; None: no limit."""
     batch_rows: int = 32
+    """Rows per optimizer step, over all devices."""
     micro_batch_rows: int = 32
+    """Rows per forward pass of a device; gradients are accumulated up to batch_rows."""
     ema_decay: float | None = None
+    """Decay per step of an exponential moving average of the weights, used for validation; None: no average."""
     log_every_steps: int = 10
+    """Interval of training curves."""
     val_every_steps: int = 100
+    """Interval of validation."""
     val_rows: int = 64
+    """Validation rows; at least 2, for a standard error."""
     val_draws: int = 2
+    """Random maskings of each validation row."""
     checkpoint_every_steps: int = 100
+    """Interval of checkpoints; the last step is saved in any case."""
     keep_checkpoints: int = 2
+    """Newest checkpoints to retain; with on_divergence=rollback those of checkpoint_every_steps are counted."""
     keep_every_steps: int | None = None
+    """Also retain checkpoints at multiples of this interval; None: none."""
     keep_best: int = 0
+    """Also retain this many checkpoints with the lowest val/nll_bound; `checkpoints/best` links to the best."""
     checkpoint_async: bool = True
+    """Write checkpoints in the background, from a copy of the state in host memory."""
     timeout_s: float = 1800.0
+    """Seconds that ranks wait for one that does not respond; a rank whose process died is noticed within seconds."""
     max_nonfinite_steps: int = 5
+    """Consecutive steps with a non-finite gradient that count as a divergence; each of them is skipped."""
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
+    """Definition of a loss spike."""
     on_divergence: Stop | Rollback = choice(ON_DIVERGENCE, "stop")
+    """Response to a divergence."""
 
     def __post_init__(self) -> None:
-        positive = [
-            "devices",
-            "num_nodes",
-            "max_steps",
-            "batch_rows",
-            "micro_batch_rows",
-            "log_every_steps",
-            "val_every_steps",
-            "val_rows",
-            "val_draws",
-            "checkpoint_every_steps",
-            "keep_checkpoints",
-            "max_nonfinite_steps",
-        ]
-        for name in positive:
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name} must be 1 or more; got {getattr(self, name)}")
+        self._check_intervals()
+        self.parallel.check_devices(self.world_size)
+        if not self.timeout_s > 0:
+            raise UserError(f"trainer.timeout_s must be above 0; got {self.timeout_s}")
+        self._check_divergence()
+        self._check_batch()
+        if self.ema_decay is not None and self.is_sharded:
+            raise UserError(
+                f"trainer.ema_decay={self.ema_decay} averages whole weights, and trainer.parallel shards them: set "
+                "trainer.ema_decay=null, or trainer.parallel.strategy=ddp"
+            )
+
+    def _check_intervals(self) -> None:
         if self.val_rows < 2:
             raise UserError(f"trainer.val_rows must be 2 or more, for a standard error; got {self.val_rows}")
         if self.keep_best < 0:
@@ -128,10 +160,8 @@ class TrainerConfig:
             raise UserError(f"trainer.ema_decay must lie in (0, 1), or be null for none; got {self.ema_decay}")
         if self.max_time_s is not None and not self.max_time_s > 0:
             raise UserError(f"trainer.max_time_s must be above 0, or null for no limit; got {self.max_time_s}")
-        self.parallel.check_devices(self.world_size)
-        if not self.timeout_s > 0:
-            raise UserError(f"trainer.timeout_s must be above 0; got {self.timeout_s}")
-        self._check_divergence()
+
+    def _check_batch(self) -> None:
         at_once = self.micro_batch_rows * self.num_data_ranks
         if self.batch_rows % at_once:
             tensor = self.parallel.tensor_parallel
@@ -140,11 +170,6 @@ class TrainerConfig:
                 f"{' / tensor_parallel' if tensor > 1 else ''} = {self.micro_batch_rows} × {self.devices} × "
                 f"{self.num_nodes}{f' / {tensor}' if tensor > 1 else ''} = {at_once}"
             )
-        if self.ema_decay is not None and self.is_sharded:
-            raise UserError(
-                f"trainer.ema_decay={self.ema_decay} averages whole weights, and trainer.parallel cuts them: set "
-                "trainer.ema_decay=null, or trainer.parallel.strategy=ddp"
-            )
 
     def _check_divergence(self) -> None:
         response, window = self.on_divergence, self.spikes.window
@@ -152,19 +177,19 @@ class TrainerConfig:
         if most is not None and most >= window:
             raise UserError(
                 f"trainer.on_divergence.max_spike_steps={most} is never reached: a spike of trainer.spikes.window="
-                f"{window} steps is taken for a new level; it must be below that, or null for none"
+                f"{window} steps counts as a new level; set it to less than {window}, or null for none"
             )
         if not isinstance(response, Rollback):
             return
         unseen = max(self.max_nonfinite_steps, most or 0)
-        # the newest checkpoint may be of the step before the divergence is seen
+        # the newest checkpoint may be one step older than the detection of the divergence
         needed = 1 + math.ceil((unseen + response.steps_back - 2) / self.checkpoint_every_steps)
         if self.keep_checkpoints < needed:
             raise UserError(
                 f"trainer.on_divergence=rollback needs trainer.keep_checkpoints of {needed} or more: with "
-                f"checkpoint_every_steps={self.checkpoint_every_steps} the newest may be of after the divergence began "
-                f"(it is seen up to {unseen} steps later, and the way back is {response.steps_back} steps more); got "
-                f"{self.keep_checkpoints}"
+                f"checkpoint_every_steps={self.checkpoint_every_steps} the newest ones may have been saved too late (a "
+                f"divergence is detected up to {unseen} steps after it began, and steps_back={response.steps_back} "
+                f"come on top); got {self.keep_checkpoints}"
             )
 
     @property
@@ -173,16 +198,16 @@ class TrainerConfig:
 
     @property
     def num_data_ranks(self) -> int:
-        """Devices with rows of their own."""
+        """Devices that process different rows: all, divided by tensor_parallel."""
         return self.world_size // self.parallel.tensor_parallel
 
     @property
     def is_sharded(self) -> bool:
-        """Whether no device holds the whole model."""
+        """Whether the model is sharded over the devices."""
         return self.parallel.resolve(self.world_size) is Strategy.fsdp
 
     def hardware(self) -> tuple[Accelerator, Precision]:
-        """What will run. Raises UserError where the devices asked for are absent."""
+        """The resolved accelerator and precision. Raises UserError if the machine lacks the devices."""
         accelerator = self.accelerator.resolve()
         if accelerator is Accelerator.gpu and self.devices > torch.cuda.device_count():
             raise UserError(f"trainer.devices={self.devices}, but torch sees {torch.cuda.device_count()} CUDA devices")
@@ -190,11 +215,11 @@ class TrainerConfig:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of an optimizer step on one device."""
+        """Micro-batches per optimizer step on one device."""
         return self.batch_rows // (self.micro_batch_rows * self.num_data_ranks)
 
 
 def _cpu_multiplies_bf16() -> bool:
-    # private names, hence the default: a torch that renames them runs in float32, and the log says so
+    # private functions of torch: if a release renames them, the run falls back to float32, which the log shows
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)

@@ -1,4 +1,10 @@
-"""Which activations of a block are kept for the backward pass, and which are computed again?"""
+"""Activation checkpointing: recomputes part of a block's activations in the backward pass.
+
+`selective` saves the outputs of linear layers and of attention kernels, and recomputes norms, rotary embeddings and the
+MLP's product. Of the `matmul` attention it saves only the linear layers, because the scores are quadratic in the row's
+length; FlashAttention 4's output is recomputed too, because torch has no operator for it. torchtitan, from which the
+idea is taken, saves every second matrix product.
+"""
 
 from functools import partial
 from typing import Any
@@ -15,26 +21,29 @@ from lit_illada.training.config.parallel import ActivationCheckpointing
 
 
 def checkpoint_activations(block: nn.Module, which: ActivationCheckpointing) -> None:
-    """In place, before sharding and compiling. The block keeps its parameters' names: no module is wrapped."""
+    """Apply activation checkpointing to a block, in place, before sharding and compiling.
+
+    No module is wrapped, so parameter names do not change.
+    """
     if which is ActivationCheckpointing.none:
         return
     options: dict[str, Any] = {}
     if which is ActivationCheckpointing.selective:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_what_is_dear)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _save_expensive_ops)
 
-    # nothing in a block is drawn at random, so that there is no generator's state to keep
+    # blocks use no random numbers, so no generator state needs to be saved
     block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **options)  # type: ignore[method-assign]
 
 
-def _keep_what_is_dear(
+def _save_expensive_ops(
     context: SelectiveCheckpointContext, operation: Any, *args: Any, **kwargs: Any
 ) -> CheckpointPolicy:
-    is_dear = operation.name() in _DEAR if hasattr(operation, "name") else False
-    return CheckpointPolicy.MUST_SAVE if is_dear else CheckpointPolicy.PREFER_RECOMPUTE
+    is_expensive = operation.name() in _EXPENSIVE if hasattr(operation, "name") else False
+    return CheckpointPolicy.MUST_SAVE if is_expensive else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-# by name: kernels that are not installed have no operator to be named by
-_DEAR = {
+# by name, because operators of kernels that are not installed do not exist
+_EXPENSIVE = {
     "aten::mm",
     "aten::addmm",
     "aten::_scaled_dot_product_flash_attention",

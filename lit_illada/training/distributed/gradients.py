@@ -1,4 +1,4 @@
-"""How large is a gradient that lies in parts on many devices, and how is it scaled?"""
+"""Norm, scaling and clipping of gradients that may be sharded (DTensor)."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from torch.distributed.tensor import DTensor, Placement
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all of them together, the same on every rank.
+    """The 2-norm of all gradients together, the same on every rank. Collective.
 
-    Each rank takes the norm of its own parts. What is cut along a dimension of the mesh is summed along it; what is
-    repeated there counts once. Gradients may lie on different meshes, as under tensor parallelism.
+    Each rank takes the norm of its local parts. Squares are summed along the mesh dimensions over which a gradient is
+    sharded; replicated parts count once. Gradients may lie on different meshes, as under tensor parallelism.
     """
     square = torch.zeros((), device=gradients[0].device if gradients else None)
     for layout, parts in _by_layout(gradients).items():
@@ -21,7 +21,7 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
         if layout is not None:
             mesh, placements = layout
             for dimension, placement in enumerate(placements):
-                assert not placement.is_partial(), "a gradient that is not yet summed"
+                assert not placement.is_partial(), "gradient has not been reduced"
                 if not placement.is_replicate():
                     dist.all_reduce(part_square, group=mesh.get_group(dimension))
         square = square + part_square
@@ -29,7 +29,7 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def scale(gradients: Sequence[Tensor], factor: float) -> None:
-    """In place."""
+    """Multiply every gradient by `factor`, in place."""
     torch._foreach_mul_([_local(gradient) for gradient in gradients], factor)
 
 

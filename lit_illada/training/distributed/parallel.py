@@ -1,6 +1,7 @@
-"""How is a run spread over devices? Which strategy, over which mesh, and what becomes of the model's blocks.
+"""Sharded training: the Lightning strategy over a device mesh, and the sharding of the model's modules.
 
-The model knows nothing of it: here alone stands which of its parts are cut, recomputed or compiled.
+The model's own code does not refer to parallelism; this module decides which of its parts are sharded, recomputed or
+compiled.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,11 +32,10 @@ from lit_illada.training.distributed.activation_checkpointing import checkpoint_
 
 
 class ShardedStrategy(PortableState, ModelParallelStrategy):
-    """Lightning's strategy for FSDP2 and tensor parallelism, over a mesh with names of its own: replicate × shard ×
-    tensor.
+    """Lightning's strategy for FSDP2 and tensor parallelism, over the mesh (replicate, shard, tensor).
 
-    Beyond Lightning's: copies of a sharded model (hybrid sharding), gradients summed once an accumulated step, and
-    checkpoints that another strategy can read.
+    In addition to Lightning's it supports hybrid sharding (several copies of a sharded model), reduces gradients once
+    per optimizer step, and writes checkpoints that other strategies can load.
     """
 
     def __init__(self, config: ParallelConfig, timeout: timedelta) -> None:
@@ -60,11 +60,11 @@ class ShardedStrategy(PortableState, ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Lightning enters it for every micro-batch but a step's last; its own knows DDP alone."""
+        """Postpone gradient reduction. Lightning enters it for every micro-batch of a step but the last one."""
         assert self.lightning_module is not None
         model = self.lightning_module.model
         assert isinstance(model, FSDPModule)
-        # in hybrid sharding the sum over the copies can wait even where the sum within one cannot
+        # under hybrid sharding the reduction over copies can wait even if the one within a copy cannot
         postpone = (
             model.set_requires_all_reduce if self._config.reduce_every_micro_batch else model.set_requires_gradient_sync
         )
@@ -76,7 +76,7 @@ class ShardedStrategy(PortableState, ModelParallelStrategy):
 
 
 def num_data_ranks(trainer: pl.Trainer) -> int:
-    """Ranks with rows of their own: all of them, but for those that tensor parallelism gives the same."""
+    """Number of ranks that process different rows: all ranks, divided by tensor_parallel."""
     strategy = trainer.strategy
     assert isinstance(trainer.world_size, int)
     return (
@@ -87,7 +87,7 @@ def num_data_ranks(trainer: pl.Trainer) -> int:
 
 
 def prepare_block(block: nn.Module, config: ParallelConfig, *, is_compiled: bool) -> None:
-    """What a block does otherwise on any number of devices: it recomputes its activations, and is compiled."""
+    """Apply activation checkpointing to a block, then compile it if `is_compiled`."""
     checkpoint_activations(block, config.activation_checkpointing)
     if is_compiled:
         block.compile()
@@ -102,11 +102,18 @@ def shard(
     weights: Mapping[str, Tensor] | None,
     is_compiled: bool,
 ) -> None:
-    """Spread a model on the meta device over the mesh, and give it its weights.
+    """Shard a model on the meta device over the mesh, and load its weights.
 
-    One block at a time is whole on a device, then cut; at the end the embedding, the last norm and the head together.
-    Weights, gradients and optimizer are float32; blocks are gathered, and multiply, in `param_dtype`.
-    weights: None leaves them to a checkpoint.
+    Blocks are materialised and sharded one at a time, so that a device never holds more than one whole block; then the
+    embedding, the last norm and the head together. Weights, gradients and optimizer states are float32.
+
+    Args:
+        model: on the meta device; modified in place.
+        mesh: dimensions (replicate, shard, tensor).
+        config: parallelism and activation checkpointing.
+        param_dtype: data type in which blocks are gathered and computed.
+        weights: by parameter name; None: a checkpoint will be loaded later.
+        is_compiled: compile the blocks.
     """
     replicate, _, tensor = mesh.shape
     device = torch.device(mesh.device_type)
@@ -120,7 +127,7 @@ def shard(
             continue
         _materialise(block, weights, f"{name}.", device)
         if tensor > 1:
-            # every rank has the same values: it takes its part of its own
+            # every rank has loaded the same values, so no broadcast is needed
             parallelize_module(block, mesh["tensor"], _tensor_plan(), src_data_rank=None)
         prepare_block(block, config, is_compiled=is_compiled)
         fully_shard(block, mesh=data_mesh, mp_policy=policy)
@@ -131,14 +138,14 @@ def shard(
 
 
 def _tensor_plan() -> dict[str, ParallelStyle]:
-    """Queries, keys, values, gate and up by columns, that is by heads; what follows them by rows (arXiv 1909.08053)."""
-    whole = PrepareModuleInput(
+    """Megatron's plan (arXiv 1909.08053): q, k, v, gate and up projections by columns, o and down by rows."""
+    replicated = PrepareModuleInput(
         input_layouts=(Replicate(), None, None, None), desired_input_layouts=(Replicate(), None, None, None)
     )
     by_columns = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
     return {
-        # the gradient of what the columns share is then summed once, not for each of them
-        "self_attn": whole,
+        # the gradient of the common input is then reduced once, not once per projection
+        "self_attn": replicated,
         "mlp": PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(Replicate(),)),
         **{name: ColwiseParallel() for name in by_columns},
         **{name: RowwiseParallel() for name in ("self_attn.o_proj", "mlp.down_proj")},

@@ -412,7 +412,7 @@ def test_a_spike_is_seen_at_its_first_step_and_its_end_is_told(noise, caplog):
     caplog.clear()
     spikes.observe(521, losses[520])
     assert spikes.steps == 0
-    assert "the spike of 20 steps is over" in caplog.text
+    assert "the loss spike of 20 steps is over" in caplog.text
 
 
 def test_a_level_that_lasts_is_the_new_one():

@@ -37,7 +37,7 @@ BOUNDS = {20: 3.0, 40: 1.5, 60: 1.5, 80: float("nan"), 100: 2.0}
     ],
 )
 def test_the_newest_the_regular_and_the_best_stay(retention, kept):
-    assert retention.kept(STEPS, BOUNDS) == kept
+    assert retention.select(STEPS, BOUNDS) == kept
 
 
 @given(st.data(), st.integers(1, 3), st.integers(0, 3), st.sampled_from([None, 4]), st.sampled_from([1, 3]))
@@ -47,8 +47,8 @@ def test_what_is_removed_on_the_way_is_what_would_be_removed_at_the_end(data, ne
     bounds = data.draw(st.dictionaries(st.integers(1, 12), st.floats(0, 5), max_size=12))
     there: set[int] = set()
     for step in range(1, 13):
-        there = retention.kept({*there, step}, bounds)
-    assert there == retention.kept(range(1, 13), bounds)
+        there = retention.select({*there, step}, bounds)
+    assert there == retention.select(range(1, 13), bounds)
 
 
 @given(st.sets(st.integers(1, 400)), st.integers(1, 4), st.sampled_from([10, 100]))
@@ -58,7 +58,7 @@ def test_the_checkpoints_of_stops_take_no_place_of_the_schedule(stops, newest, e
     retention = Retention(newest, counted_every_steps=every_steps)
     there: set[int] = set()
     for step in sorted(scheduled | stops):
-        there = retention.kept({*there, step}, {})
+        there = retention.select({*there, step}, {})
         undisturbed = sorted(each for each in scheduled if each <= step)[-newest:]
         assert {step, *undisturbed} <= there
         assert len(there) <= newest + 1

@@ -97,7 +97,7 @@ def test_a_signal_before_the_first_step_is_the_graceful_stops(watched):
             watch.setup(trainer, None, "fit")
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.signal is signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) == stop._request
+        assert signal.getsignal(signal.SIGTERM) == stop._on_signal
 
 
 def test_a_rank_that_is_interrupted_says_so_to_the_others(watched, tmp_path):
@@ -115,10 +115,10 @@ def test_a_loader_leaves_signals_to_its_run(monkeypatch):
     monkeypatch.setattr(stopping.log, "warning", lambda *words: told.append(words))
     pid = os.fork()
     if pid == 0:
-        stop._request(signal.SIGTERM, None)
+        stop._on_signal(signal.SIGTERM, None)
         os._exit(0 if stop.signal is None and not told else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    stop._request(signal.SIGTERM, None)
+    stop._on_signal(signal.SIGTERM, None)
     assert (stop.signal, len(told)) == (signal.SIGTERM, 1)
 
 

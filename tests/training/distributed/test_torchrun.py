@@ -33,7 +33,7 @@ def test_two_runs_of_two_processes_at_once_each_agree_on_a_folder_and_speak_once
         assert process.returncode == 0, output
         (path,) = (tmp_path / name / "runs").iterdir()
         assert RunFolder(path).summary.is_file()
-        assert output.count("trains on cpu × 2") == 1, output
+        assert output.count("training on cpu × 2") == 1, output
         assert output.count("held-out text") == 1
         weights.append(read_checkpoint(latest_checkpoint(path / "checkpoints"))["state_dict"])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
