@@ -1,4 +1,4 @@
-"""What does the causal baseline train on? Next-token prediction of the very tokens that the diffusion bound counts.
+"""Next-token prediction, the causal baseline, on the same tokens that the diffusion bound counts.
 
 Shapes: B rows, T tokens, M predicted tokens.
 """
@@ -22,22 +22,23 @@ class AutoregressiveObjective(nn.Module):
         self.eos_token_id = eos_token_id
 
     def corrupt(self, batch: TokenBatch, progress: float = 0.0) -> NoisyBatch:
-        """Nothing random: see `shift_right`."""
+        """Deterministic: `shift_right`."""
         return shift_right(batch, self.eos_token_id)
 
     def loss(self, scores: TokenScores, noisy: NoisyBatch) -> LossSum:
+        """Σ_i CE_i over the maskable tokens, and the count of the normaliser."""
         factor, count = normalise(self.config.normaliser, noisy)
         return LossSum((noisy.spread(scores.nll) * factor.float()).sum(), count, RatioBins.of(scores, noisy))
 
     def end_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Nothing to keep."""
+        """No state to update."""
 
 
 def shift_right(batch: TokenBatch, eos_token_id: int) -> NoisyBatch:
-    """Each token is predicted at its own place from the tokens before it; EOS stands before the first of every segment.
+    """Inputs shifted right by one, so that position i predicts token i; EOS precedes the first token of each segment.
 
-    So all maskable tokens are predicted, the first ones too, and a likelihood covers the same tokens as the diffusion
-    bound. mask_ratio and density are 1: the curves by ratio show all tokens in the last bin.
+    All maskable tokens are predicted, including the first ones, so a likelihood covers the same tokens as the diffusion
+    bound. mask_ratio and density are 1: curves by mask ratio show all tokens in the last bin.
     """
     shifted_BT = batch.input_ids.roll(1, dims=1)
     one_B = torch.ones(len(batch.row_ids), dtype=torch.float64, device=batch.row_ids.device)

@@ -1,4 +1,4 @@
-"""Configs of the training objectives; `diffusion.py` and `autoregressive.py` implement them."""
+"""Configs of the training objectives, which `diffusion.py` and `autoregressive.py` implement."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,41 +15,57 @@ from lit_illada.objective.token_weight import TOKEN_WEIGHTS, TokenWeight
 from lit_illada.objective.weighting import WEIGHTINGS, Weighting
 from lit_illada.schema import choice, choice_name
 
-# What importance correction may leave out at either end of [0, 1]: LLaDA's epsilon of 0.001, and a little more.
-_MOST_LEFT_OUT = 0.01
+# Mask ratios that importance correction may leave out at either end of [0, 1]; LLaDA's epsilon is 0.001.
+_MAX_LEFT_OUT = 0.01
 
 
 class MaskDraw(StrEnum):
+    """How the masked tokens of a row are drawn, given its mask ratio t."""
+
     BERNOULLI = "bernoulli"  # each token with probability t
-    EXACT_K = "exact_k"  # k of a row's tokens, with Bernoulli's expected loss; ⌈r·L⌉ of L for a fixed ratio r
+    EXACT_K = "exact_k"  # exactly k tokens, with the expected loss of bernoulli; ⌈r·L⌉ of L for a fixed ratio r
 
 
 class JointDraw(StrEnum):
-    IID = "iid"
-    STRATIFIED = "stratified"
-    ANTITHETIC = "antithetic"
-    COMPLEMENTARY = "complementary"
-    KRONECKER = "kronecker"
+    """How the mask ratios of a global batch are drawn together; changes the variance of the loss alone."""
+
+    IID = "iid"  # independently
+    STRATIFIED = "stratified"  # one from each of N equal strata, N rows of the global batch
+    ANTITHETIC = "antithetic"  # pairs of rows with u and 1 − u
+    COMPLEMENTARY = "complementary"  # each row twice, the second time with the other tokens masked
+    KRONECKER = "kronecker"  # golden-ratio sequence over the rows, even for any number of rows
 
 
 class Normaliser(StrEnum):
-    TOKENS = "tokens"  # maskable tokens: the bound in nats a token
-    SEQUENCES = "sequences"  # rows, each weighing the same: Σ S/L_row
-    RESPONSE = "response"  # segments (examples), each weighing the same: Σ S/L_segment; LLaDA's fine-tuning
+    """The count that the summed loss is divided by."""
+
+    TOKENS = "tokens"  # maskable tokens: the bound in nats/token
+    SEQUENCES = "sequences"  # rows, with equal weight: Σ S/L_row
+    RESPONSE = "response"  # segments (examples), with equal weight: Σ S/L_segment; LLaDA's fine-tuning
     MASKED = "masked"  # masked tokens
 
 
 @dataclass(frozen=True)
 class DiffusionObjectiveConfig:
-    """The default is LLaDA's. Combinations that would silently train something else raise UserError."""
+    """Masked diffusion; the default is LLaDA's objective.
+
+    Raises UserError for combinations that would silently train another objective.
+    """
 
     mask_ratio: MaskRatio = choice(MASK_RATIOS, "uniform")
+    """Distribution p(t) of the mask ratio."""
     weighting: Weighting = choice(WEIGHTINGS, "elbo")
+    """Weight w(t) of a row's loss."""
     token_weight: TokenWeight = choice(TOKEN_WEIGHTS, "none")
+    """Weight of each masked token."""
     mask_draw: MaskDraw = MaskDraw.BERNOULLI
+    """How the masked tokens of a row are drawn."""
     joint_draw: JointDraw = JointDraw.IID
+    """How the mask ratios of a global batch are drawn together."""
     normaliser: Normaliser = Normaliser.TOKENS
+    """Count that the summed loss is divided by."""
     importance_corrected: bool = False
+    """Divide w by p: mask_ratio then changes the variance alone, otherwise the expected objective."""
 
     def __post_init__(self) -> None:
         name = choice_name(MASK_RATIOS, self.mask_ratio)
@@ -59,16 +75,16 @@ class DiffusionObjectiveConfig:
                 "divide by: set importance_corrected=false or choose another mask_ratio"
             )
         low, high = self.mask_ratio.support
-        if self.importance_corrected and (low > _MOST_LEFT_OUT or high < 1 - _MOST_LEFT_OUT):
+        if self.importance_corrected and (low > _MAX_LEFT_OUT or high < 1 - _MAX_LEFT_OUT):
             raise UserError(
                 f"objective.importance_corrected is true, but mask_ratio {name!r} never draws ratios outside "
-                f"[{low:g}, {high:g}], so the corrected objective would lack them: set importance_corrected=false, or "
-                f"let it draw from at most {_MOST_LEFT_OUT:g} to at least {1 - _MOST_LEFT_OUT:g}"
+                f"[{low:g}, {high:g}], so the corrected objective would exclude them: set importance_corrected=false, or "
+                f"let it draw from at most {_MAX_LEFT_OUT:g} to at least {1 - _MAX_LEFT_OUT:g}"
             )
         if isinstance(self.mask_ratio, VarianceOptimal) and not self.importance_corrected:
             raise UserError(
-                f"objective.mask_ratio {name!r} moves with the loss, so that without correction the objective would "
-                "move too: set importance_corrected=true"
+                f"objective.mask_ratio {name!r} changes with the loss, so without correction the objective would "
+                "change too: set importance_corrected=true"
             )
         if self.joint_draw is JointDraw.COMPLEMENTARY:
             self._check_complementary(name)
@@ -79,7 +95,7 @@ class DiffusionObjectiveConfig:
                 f"objective.joint_draw 'complementary' is biased with mask_draw {str(self.mask_draw)!r}, whose k is "
                 "never 0 while its complement may be: set mask_draw=bernoulli"
             )
-        # A curriculum's centre moves one way, so one that is symmetric at both ends has stood still at 1/2.
+        # A curriculum moves its centre in one direction; symmetric at both ends, it stays at 1/2 throughout.
         ends = [self.mask_ratio.at(0.0), self.mask_ratio.at(1.0)]
         if not all(map(has_symmetric_support, ends)):
             raise UserError(
@@ -89,18 +105,21 @@ class DiffusionObjectiveConfig:
         if not self.importance_corrected and not all(map(is_symmetric, ends)):
             raise UserError(
                 f"objective.joint_draw 'complementary' changes the objective, because mask_ratio {name!r} is not "
-                "symmetric about 1/2 from the run's start to its end: set importance_corrected=true or choose a "
+                "symmetric about 1/2 throughout the run: set importance_corrected=true or choose a "
                 "symmetric one"
             )
 
 
 @dataclass(frozen=True)
 class AutoregressiveObjectiveConfig:
+    """Next-token prediction."""
+
     normaliser: Normaliser = Normaliser.TOKENS
+    """Count that the summed loss is divided by; not `masked`."""
 
     def __post_init__(self) -> None:
         if self.normaliser is Normaliser.MASKED:
-            raise UserError("objective.normaliser is 'masked', but nothing is masked here: set normaliser=tokens")
+            raise UserError("objective.normaliser is 'masked', but this objective masks nothing: set normaliser=tokens")
 
 
 OBJECTIVES: dict[str, type] = {

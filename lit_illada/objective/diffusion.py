@@ -1,10 +1,11 @@
-"""What does masked diffusion train on? One factorised family:
+"""Masked-diffusion training objectives, as one factorised family:
 
     L = E_{t ~ p} E_{mask | t} [ w(t) · Σ_{i masked} a_i · CE_i ] / Z
 
-p, w, a, how masks are drawn, how ratios are drawn together and Z are six choices. Only p·w fixes the expected
-objective; so one switch says what another p means: `importance_corrected` divides w by p (the same objective, another
-variance), otherwise the objective itself changes.
+Six choices are independent: p (mask_ratio), w (weighting), a (token_weight), how masks are drawn (mask_draw), how the
+ratios of a batch are drawn together (joint_draw), and Z (normaliser). The expected objective depends on p and w only
+through p·w. With `importance_corrected`, w is divided by p, so that p changes the variance alone; otherwise another p is
+another objective. LLaDA (arXiv 2502.09992, eq. 3) is p = U[ε, 1], w = 1/t, a = 1.
 
 Shapes: B rows, T tokens, M masked tokens.
 """
@@ -27,14 +28,13 @@ from lit_illada.objective.noise import Purpose, uniform
 
 
 class DiffusionObjective(nn.Module):
-    """Corrupts batches and weighs the model's scores. It holds no parameters; buffers only when its density is learnt.
+    """Masks batches and weights the model's scores. No parameters; a buffer only where the density is learnt."""
 
-    seed: of all noise. batch_rows: rows of the global batch, over all ranks and accumulation steps.
-    """
-
-    moments: Tensor  # (2, bins) float64: decayed sums of squared row losses, and of rows
+    moments: Tensor
+    """(2, bins) float64: decayed sums of squared row losses, and of rows."""
 
     def __init__(self, config: DiffusionObjectiveConfig, mask_token_id: int, seed: int, batch_rows: int) -> None:
+        """seed: key of all noise. batch_rows: rows of the global batch, over all ranks and micro-batches."""
         super().__init__()
         self.config = config
         self.mask_token_id = mask_token_id
@@ -42,13 +42,13 @@ class DiffusionObjective(nn.Module):
         self.batch_rows = batch_rows
         if isinstance(config.mask_ratio, VarianceOptimal):
             self.register_buffer("moments", torch.zeros(2, config.mask_ratio.num_bins, dtype=torch.float64))
-        # The moments of the present step. No buffer: DDP would overwrite it with rank 0's in the middle of a step.
+        # Moments of the current step. Not a buffer, since DDP would overwrite it with rank 0's in the middle of a step.
         self._pending: list[Tensor] = []
 
     def corrupt(self, batch: TokenBatch, progress: float = 0.0) -> NoisyBatch:
-        """Draw ratios, then masks. progress: share of the training done, for a curriculum.
+        """Draws mask ratios, then masks. progress: fraction of training done, for a curriculum.
 
-        Complementary pairs give 2·B rows: the batch, then its complement.
+        Returns B rows; with complementary pairs 2·B, the batch and then its complement.
         """
         config = self.config
         mask_ratio = self.mask_ratio(progress)
@@ -70,7 +70,7 @@ class DiffusionObjective(nn.Module):
         )
 
     def loss(self, scores: TokenScores, noisy: NoisyBatch) -> LossSum:
-        """Σ_rows w(t)[/p(t)] Σ_i a_i·CE_i, and its count. When nothing is masked: 0, and still in the graph."""
+        """Σ_rows w(t)[/p(t)] Σ_i a_i·CE_i, and its count. Where nothing is masked the sum is 0, with a gradient."""
         nll_BT = noisy.spread(scores.nll)
         factor, count = normalise(self.config.normaliser, noisy)
         weight_B = self.config.weighting(noisy.mask_ratio) if noisy.weight is None else noisy.weight
@@ -82,22 +82,25 @@ class DiffusionObjective(nn.Module):
         return LossSum(integrand_B.sum(), count, RatioBins.of(scores, noisy))
 
     def end_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Call after each optimizer step. reduce: sums a tensor over the ranks, so that all learn the same density."""
+        """Updates the learnt density; call after each optimizer step.
+
+        reduce: sums a tensor over the ranks, so that all ranks learn the same density.
+        """
         if isinstance(self.config.mask_ratio, VarianceOptimal):
             seen = reduce(torch.stack([torch.zeros_like(self.moments), *self._pending]).sum(0))
-            # A step that was skipped for a non-finite loss must not spoil the density for good.
+            # one non-finite loss, whose optimizer step is skipped, would otherwise remain in the moments
             seen = torch.where(seen.isfinite().all(), seen, 0.0)
             self.moments.mul_(self.config.mask_ratio.decay).add_(seen)
             self._pending.clear()
 
     def mask_ratio(self, progress: float) -> MaskRatio:
-        """The density that ratios are drawn from now."""
+        """The distribution of mask ratios at this fraction of training."""
         if isinstance(self.config.mask_ratio, VarianceOptimal):
             return self.config.mask_ratio.learnt(self.moments)
         return self.config.mask_ratio.at(progress)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionObjective":
-        """Moves the moments with the module, but keeps them float64 where the module is cast: bf16 cannot count."""
+        """Moves the moments with the module, but leaves them float64 when it is cast: bfloat16 cannot count beyond 256."""
         before = self._buffers.get("moments")
         super()._apply(fn, recurse)
         if before is not None and self.moments.dtype != before.dtype:
@@ -105,7 +108,7 @@ class DiffusionObjective(nn.Module):
         return self
 
     def _observe(self, integrand_B: Tensor, noisy: NoisyBatch) -> None:
-        """Add the rows' squared integrands, before the division by p, to the moments of this step."""
+        """Adds the squared row losses, before the division by p, to the moments of this step."""
         if self.training and isinstance(self.config.mask_ratio, VarianceOptimal):
             bins = torch.arange(self.config.mask_ratio.num_bins, device=integrand_B.device)
             is_in_bin = (self.config.mask_ratio.bins_of(noisy.mask_ratio) == bins[:, None]).double()  # (bins, B)

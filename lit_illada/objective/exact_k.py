@@ -2,11 +2,11 @@
 
 Masking each of L tokens with probability t, t ~ p, masks k of them with probability Bin(k; L, t). Given k every subset
 is equally likely, whatever t was, so t can be integrated out (Rao–Blackwell): draw k from its marginal distribution,
-mask k tokens, and weight their loss by the mean of w(t) given k,
+mask k tokens, and weight their loss by the conditional mean of w(t) given k,
 
     q(k) = ∫ p(t) Bin(k; L, t) dt,    E[w | k] = ∫ w(t) p(t) Bin(k; L, t) dt / q(k).
 
-The expected loss is Bernoulli's, and its variance never larger. An empty mask carries no loss, so k is drawn from 1…L
+The expected loss is that of Bernoulli masking, and the variance is no larger. An empty mask carries no loss, so k is drawn from 1…L
 and the weight multiplied by 1 − q(0). With importance correction w·p is replaced by w on p's support. For p = U[0, 1]
 and w = 1/t this gives LLaDA's form: k uniform on 1…L, weight L/k.
 
@@ -31,20 +31,19 @@ _TINY = 1e-290
 
 @dataclass(frozen=True, eq=False)
 class CountTable:
-    """The distribution of k and its weights for rows of one length; (L,) float64 each, entry k − 1 for k.
-
-    cdf: P(at most k masked | at least one). weight: (1 − q(0))·E[w | k]. density: what the weight is divided by under
-    importance correction.
-    """
+    """Distribution and weights of k for rows of one length; (L,) float64 each, entry k − 1 for k."""
 
     cdf: Tensor
+    """P(at most k masked | at least one masked)."""
     weight: Tensor
+    """(1 − q(0))·E[w | k]."""
     density: Tensor
+    """Divisor of the weight under importance correction."""
 
 
 @lru_cache(maxsize=256)
 def count_table(mask_ratio: MaskRatio, weighting: Weighting, length: int, device: torch.device) -> CountTable:
-    """The table of a density, a weight and a row length of at least 1."""
+    """The table for rows of `length` maskable tokens, at least 1. Cached: all steps of a run share it."""
     t_N, mass_N = _nodes_by_probability(mask_ratio, length, device)
     binomial_KN = _binomial(length, t_N)
     q_K = binomial_KN @ mass_N
@@ -68,9 +67,9 @@ def _corrected_target(weighting: Weighting, low: float, high: float, length: int
 def draw_counts(
     mask_ratio: MaskRatio, weighting: Weighting, u_B: Tensor, length_B: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(k, weight, density) of each row, (B,) each; k is 0 and the others 1 where nothing is maskable.
+    """(k, weight, density) of each row, (B,) each; 0, 1 and 1 for a row without maskable tokens.
 
-    u_B: uniform numbers, turned into k by its quantile function. length_B: maskable tokens of each row.
+    u_B: uniform numbers, which the quantile function of k turns into k. length_B: maskable tokens of each row.
     """
     k_B, weight_B, density_B = torch.zeros_like(length_B), torch.ones_like(u_B), torch.ones_like(u_B)
     for length in length_B.unique().tolist():
@@ -78,7 +77,7 @@ def draw_counts(
             continue
         is_here_B = length_B == length
         table = count_table(mask_ratio, weighting, length, u_B.device)
-        # the table is accurate to about 1e-10: a u at a border belongs to the lower k
+        # the table is accurate to about 1e-10; the factor assigns a u at a border to the lower k
         index_B = torch.searchsorted(table.cdf, u_B * (1 - 1e-9)).clamp(max=length - 1)
         k_B = torch.where(is_here_B, index_B + 1, k_B)
         weight_B = torch.where(is_here_B, table.weight[index_B], weight_B)
@@ -94,7 +93,10 @@ def _binomial(length: int, t_N: Tensor) -> Tensor:
 
 
 def _nodes_by_probability(mask_ratio: MaskRatio, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(N,) nodes t and their masses under p, exact for a density that is constant or singular within a cell."""
+    """(N,) nodes t and their masses under p.
+
+    Quadrature in u = F(t) instead of t is exact for densities that are constant or singular within a cell.
+    """
     border_C = _borders(0.0, 1.0, length, device)
     u_C = mask_ratio.cdf(border_C)
     u_N, mass_N = _gauss_legendre(u_C)
@@ -102,18 +104,19 @@ def _nodes_by_probability(mask_ratio: MaskRatio, length: int, device: torch.devi
 
 
 def _borders(low: float, high: float, length: int, device: torch.device) -> Tensor:
-    num_cells = 3 * math.isqrt(length) + 128  # the constant is for weights with a kink, near a pole
+    """Cell borders, equally spaced in arccos(1 − 2t)."""
+    num_cells = 3 * math.isqrt(length) + 128  # the constant resolves weights with a kink or near a pole
     angle = torch.linspace(math.acos(1 - 2 * low), math.acos(1 - 2 * high), num_cells + 1, dtype=torch.float64)
     return ((1 - angle.cos()) / 2).clamp(low, high).to(device)
 
 
 def _gauss_legendre(border_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of every cell between neighbouring borders, flat."""
+    """Gauss–Legendre nodes and weights of all cells between neighbouring borders, (N,) each."""
     x, weight = (torch.from_numpy(part).to(border_C) for part in np.polynomial.legendre.leggauss(_NODES_PER_CELL))
     width_C1 = border_C.diff()[:, None]
     return (border_C[:-1, None] + width_C1 * (x + 1) / 2).flatten(), (width_C1 * weight / 2).flatten()
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """0 where the denominator vanishes: such a k is never drawn."""
+    """The quotient, or 0 where the denominator vanishes: such a k is never drawn."""
     return torch.where(denominator > _TINY, numerator / denominator.clamp(min=_TINY), 0.0)

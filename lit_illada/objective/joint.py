@@ -1,14 +1,14 @@
-"""How are the mask ratios of a global batch drawn together? Each alone is uniform; together they may be spread evenly.
+"""Joint draws of the mask ratios of a global batch: each is marginally uniform, together they may be spread evenly.
 
-The expected loss never changes, only its variance. Every draw is a function of (seed, global row id), so a row's ratio
-does not depend on which rank or micro-batch it falls into.
+Only the variance of the loss changes, not its expectation. Every draw is a function of (seed, global row id), so a row's
+ratio is independent of its rank and micro-batch.
 
-Complementary pairs need more than the ratios. The batch is laid twice; the second copy masks the tokens that the first
-left, so its ratio is 1 − t. The complement of Bernoulli(t) is Bernoulli(1 − t), hence the second copy is right given
-its ratio, and the ratio's density is p'(t') = p(1 − t'). So the loss stays unbiased when p' = p (a density symmetric
+Complementary pairs need more than ratios. The batch is repeated; the copy masks the tokens that the first left
+visible, so its ratio is 1 − t. The complement of Bernoulli(t) is Bernoulli(1 − t), hence the copy has the right
+distribution given its ratio, whose density is p'(t') = p(1 − t'). The loss stays unbiased when p' = p (a density symmetric
 about ½), or when w is divided by p' and the support is symmetric; then p'(t') is p(t), the first copy's number.
-U[ε, 1] is neither: use ε = 0, or a band [ε, 1 − ε]. Exact-k never is: k in 1…L has its complement in 0…L − 1. The
-config refuses the rest.
+U[ε, 1] satisfies neither: use ε = 0, or a band [ε, 1 − ε]. Exact-k never does: the complement of k in 1…L lies in
+0…L − 1. The config refuses such combinations.
 
 Shapes: B rows, N rows of the global batch.
 """
@@ -21,9 +21,9 @@ from lit_illada.objective.noise import Purpose, golden_steps, random_bits, unifo
 
 
 def draw_uniforms(joint_draw: JointDraw, seed: int, row_ids: Tensor, batch_rows: int) -> Tensor:
-    """(B,) float64 in (0, 1), each uniform: what the quantile function turns into mask ratios.
+    """(B,) float64, marginally uniform on (0, 1); a quantile function turns them into mask ratios.
 
-    row_ids: (B,) int64. batch_rows: rows of the global batch (all ranks, all accumulation); only `stratified` asks.
+    row_ids: (B,) int64. batch_rows: rows of the global batch (all ranks and micro-batches), for `stratified`.
     """
     match joint_draw:
         case JointDraw.IID | JointDraw.COMPLEMENTARY:
@@ -31,18 +31,21 @@ def draw_uniforms(joint_draw: JointDraw, seed: int, row_ids: Tensor, batch_rows:
         case JointDraw.STRATIFIED:
             return _stratified(seed, row_ids, batch_rows)
         case JointDraw.ANTITHETIC:
+            # neighbouring rows share u
             u = uniform(seed, Purpose.MASK_RATIO, row_ids // 2)
             return torch.where(row_ids % 2 == 0, u, 1 - u)
         case JointDraw.KRONECKER:
+            # one random offset for the run: a Cranley–Patterson rotation keeps each row marginally uniform
             offset = random_bits(seed, Purpose.MASK_RATIO, torch.zeros_like(row_ids))
             return golden_steps(offset, row_ids)
 
 
 def _stratified(seed: int, row_ids: Tensor, batch_rows: int) -> Tensor:
-    """Row b of a global batch of N draws from stratum π(b) of N equal ones; π is a permutation, new in every step."""
+    """Row b of a global batch of N rows draws from stratum π(b) of N equal strata; π is a new permutation each step."""
     step_B = row_ids // batch_rows
     slots_N = torch.arange(batch_rows, device=row_ids.device)
     key_BN = uniform(seed, Purpose.STRATUM, step_B, slots_N)
+    # π(b) is the rank of the row's key among the keys of its batch
     own_key_B1 = key_BN.gather(1, (row_ids % batch_rows)[:, None])
     stratum_B = (key_BN < own_key_B1).sum(1)
     u = (stratum_B + uniform(seed, Purpose.MASK_RATIO, row_ids)) / batch_rows

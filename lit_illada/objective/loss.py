@@ -1,7 +1,7 @@
-"""What is a loss here? A sum and a count. The caller adds both over ranks and micro-batches, then divides, once a step.
+"""Losses as a sum and a count, which the training step adds over ranks and micro-batches and divides once.
 
-A mean taken anywhere earlier would be a weight in disguise: the masked-token mean of one row is S/k ≈ the 1/t
-objective, that of a large batch ≈ the flat one. So a normaliser is a named count, never a micro-batch's own mean.
+An earlier mean would act as a weight: the masked-token mean of one row is S/k, close to the 1/t objective, that of a
+large batch is close to the flat one. A normaliser is therefore a named count, never the mean of a micro-batch.
 
 Shapes: B rows, T tokens, M masked tokens, S segments.
 """
@@ -21,28 +21,27 @@ NUM_RATIO_BINS = 10
 
 @dataclass(frozen=True, eq=False)
 class NoisyBatch:
-    """A corrupted batch.
-
-    noisy_ids: (B, T) int64, what the model sees.
-    is_masked: (B, T) bool, what it must predict.
-    targets: (M,) int64, the clean tokens there, row-major.
-    is_maskable: (B, T) bool.
-    mask_ratio: (B,) float64, t.
-    density: (B,) float64, p(t): divisor of the weight under importance correction.
-    weight: (B,) float64, weight of the row's masked sum; None: that of the objective's weighting at mask_ratio.
-    """
+    """A corrupted batch."""
 
     noisy_ids: Tensor
+    """(B, T) int64, input of the model."""
     layout: Layout
+    """Segments of the rows."""
     is_masked: Tensor
+    """(B, T) bool, tokens to predict."""
     targets: Tensor
+    """(M,) int64, clean tokens at the masked positions, row-major."""
     is_maskable: Tensor
+    """(B, T) bool, tokens that the objective may mask."""
     mask_ratio: Tensor
+    """(B,) float64, t."""
     density: Tensor
+    """(B,) float64, p(t), divisor of the weight under importance correction."""
     weight: Tensor | None = None
+    """(B,) float64, weight of the summed loss of a row; None: the weighting at mask_ratio."""
 
     def spread(self, values_M: Tensor) -> Tensor:
-        """(B, T) float32: the masked tokens' values at their places, 0 elsewhere. Differentiable, also when M is 0."""
+        """(B, T) float32: values of the masked tokens at their positions, 0 elsewhere. Differentiable, also for M = 0."""
         zeros_BT = torch.zeros(self.is_masked.shape, dtype=torch.float32, device=self.is_masked.device)
         return zeros_BT.masked_scatter(self.is_masked, values_M.float())
 
@@ -52,14 +51,16 @@ class RatioBins:
     """Unweighted sums over the masked tokens by mask ratio, (10,) float64 each; bin j is (j/10, (j+1)/10]."""
 
     nll: Tensor
+    """Cross-entropy in nats."""
     num_correct: Tensor
+    """Tokens whose argmax is the target."""
     num_masked: Tensor
 
     @classmethod
     def of(cls, scores: TokenScores, noisy: NoisyBatch) -> "RatioBins":
         bin_B = (noisy.mask_ratio * NUM_RATIO_BINS).ceil().long().clamp(1, NUM_RATIO_BINS) - 1
         bins = torch.arange(NUM_RATIO_BINS, device=bin_B.device)
-        # (10, B). A product, where an atomic add would make CUDA's sums depend on the order of its threads.
+        # (10, B); a matrix product is deterministic, unlike the atomic adds of a scatter on CUDA
         is_in_bin = (bin_B == bins[:, None]).double()
         per_row = [noisy.spread(scores.nll.detach()), noisy.spread(scores.is_correct), noisy.is_masked]
         return cls(*(is_in_bin @ values_BT.double().sum(1) for values_BT in per_row))
@@ -70,25 +71,31 @@ class RatioBins:
 
 @dataclass(frozen=True, eq=False)
 class LossSum:
-    """sum: () float32, differentiable. count: () float64. bins: for the curves, detached."""
+    """The loss of a micro-batch, not yet divided."""
 
     sum: Tensor
+    """() float32, differentiable."""
     count: Tensor
+    """() float64, of the normaliser."""
     bins: RatioBins
+    """Loss and accuracy by mask ratio, detached."""
 
 
 class Objective(Protocol):
-    """What the training needs of an objective."""
+    """Interface of a training objective."""
 
-    def corrupt(self, batch: TokenBatch, progress: float = 0.0) -> NoisyBatch: ...
+    def corrupt(self, batch: TokenBatch, progress: float = 0.0) -> NoisyBatch:
+        """Masks a batch. progress: fraction of training done, 0 to 1."""
 
-    def loss(self, scores: TokenScores, noisy: NoisyBatch) -> LossSum: ...
+    def loss(self, scores: TokenScores, noisy: NoisyBatch) -> LossSum:
+        """Weighted loss of the model's scores of the targets."""
 
-    def end_step(self, reduce: Callable[[Tensor], Tensor]) -> None: ...
+    def end_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Updates state after an optimizer step. reduce: sums a tensor over the ranks."""
 
 
 def normalise(normaliser: Normaliser, noisy: NoisyBatch) -> tuple[Tensor, Tensor]:
-    """The factor on each token's loss, broadcastable to (B, T), and the count to divide by, () float64."""
+    """(factor on each token's loss, broadcastable to (B, T); count to divide by, () float64)."""
     match normaliser:
         case Normaliser.TOKENS:
             return torch.ones_like(noisy.mask_ratio[:1, None]), noisy.is_maskable.sum().double()

@@ -1,10 +1,10 @@
-"""How often is each mask ratio t drawn? The densities p(t), each with its density, distribution function and quantiles.
+"""Distributions p(t) of the mask ratio t, each with its density, distribution function and quantile function.
 
-A density is described on the unit interval (`unit_*`, x) and laid onto its support [low, high] (t) by one affine map.
-For most of them that is [epsilon, 1]: LLaDA's t = ε + (1 − ε)·x, which keeps 1/t finite. Everything is float64, on any
-device.
+A distribution is defined on the unit interval (`unit_*`, x) and mapped to its support [low, high] (t) by one affine map.
+For most of them the support is [ε, 1]: LLaDA's t = ε + (1 − ε)·x, which keeps the weight 1/t finite. All computation is
+float64, on any device.
 
-A new one is a frozen dataclass, a row in `MASK_RATIOS` and a YAML; tests find it there.
+To add one, write a frozen dataclass, a row in `MASK_RATIOS` and a YAML file; the tests cover it through the table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Self
 
-from lit_illada.errors import UserError
+from lit_illada.errors import require
 from lit_illada.runtime.lazy import LazyModule, Tensor, torch
 
 scipy_special = LazyModule("scipy.special")
@@ -23,29 +23,33 @@ scipy_special = LazyModule("scipy.special")
 
 @dataclass(frozen=True)
 class MaskRatio(ABC):
-    """A distribution of t. Tensors in and out are float64 and of one shape."""
+    """A distribution of t. All methods map a float64 tensor to a float64 tensor of the same shape."""
 
     has_density: ClassVar[bool] = True
+    """False for a point mass, which importance correction cannot divide by."""
 
     @property
     @abstractmethod
     def support(self) -> tuple[float, float]:
-        """The smallest and the largest ratio that can be drawn."""
+        """Smallest and largest ratio that can be drawn."""
 
     @abstractmethod
-    def unit_density(self, x: Tensor) -> Tensor: ...
+    def unit_density(self, x: Tensor) -> Tensor:
+        """Density on [0, 1]."""
 
     @abstractmethod
-    def unit_cdf(self, x: Tensor) -> Tensor: ...
+    def unit_cdf(self, x: Tensor) -> Tensor:
+        """Distribution function on [0, 1]."""
 
     @abstractmethod
-    def unit_quantile(self, u: Tensor) -> Tensor: ...
+    def unit_quantile(self, u: Tensor) -> Tensor:
+        """Inverse of `unit_cdf`."""
 
     def density(self, t: Tensor) -> Tensor:
         """p(t); 0 outside the support."""
         low, high = self.support
         x = (t - low) / (high - low)
-        is_inside = (x - 0.5).abs() < 0.5 + 1e-12  # a ratio drawn at the border may come back a rounding beyond it
+        is_inside = (x - 0.5).abs() < 0.5 + 1e-12  # a ratio drawn at a border may lie a rounding error outside
         return torch.where(is_inside, self.unit_density(x.clamp(0, 1)) / (high - low), 0.0)
 
     def cdf(self, t: Tensor) -> Tensor:
@@ -54,7 +58,7 @@ class MaskRatio(ABC):
         return self.unit_cdf(((t - low) / (high - low)).clamp(0, 1))
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The inverse of `cdf`: a uniform u in (0, 1) becomes a draw of t."""
+        """Inverse of `cdf`: turns a uniform u in (0, 1) into a draw of t (inverse transform sampling)."""
         low, high = self.support
         return low + (high - low) * self.unit_quantile(u)
 
@@ -63,7 +67,7 @@ class MaskRatio(ABC):
         return self.quantile(torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device))
 
     def at(self, progress: float) -> Self:
-        """The density at this share of the training, 0 to 1: itself, unless it is a curriculum."""
+        """The distribution at this fraction of training, 0 to 1; only a curriculum changes."""
         return self
 
 
@@ -72,9 +76,10 @@ class Uniform(MaskRatio):
     """U[ε, 1]. LLaDA, arXiv 2502.09992."""
 
     epsilon: float = 1e-3
+    """Smallest mask ratio; bounds the weight 1/t by 1/epsilon."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.epsilon < 1, "epsilon", self.epsilon, "0 ≤ epsilon < 1")
+        require(0 <= self.epsilon < 1, "objective.mask_ratio.epsilon", self.epsilon, "0 ≤ epsilon < 1")
 
     @property
     def support(self) -> tuple[float, float]:
@@ -92,15 +97,22 @@ class Uniform(MaskRatio):
 
 @dataclass(frozen=True)
 class Band(Uniform):
-    """U[low, high] inside (0, 1]; ε cuts a `low` below it. LLaDA 2.0, arXiv 2512.15745; BD3-LM, 2503.09573."""
+    """U[max(low, ε), high] in (0, 1]. LLaDA 2.0, arXiv 2512.15745; BD3-LM, 2503.09573."""
 
     low: float = 0.3
+    """Smallest mask ratio, unless epsilon is larger."""
     high: float = 0.8
+    """Largest mask ratio."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.low < self.high <= 1, "low, high", (self.low, self.high), "0 ≤ low < high ≤ 1")
-        _require(self.epsilon < self.high, "epsilon", self.epsilon, f"below high = {self.high}")
+        require(
+            0 <= self.low < self.high <= 1,
+            "objective.mask_ratio.low, high",
+            (self.low, self.high),
+            "0 ≤ low < high ≤ 1",
+        )
+        require(self.epsilon < self.high, "objective.mask_ratio.epsilon", self.epsilon, f"below high = {self.high}")
 
     @property
     def support(self) -> tuple[float, float]:
@@ -109,7 +121,7 @@ class Band(Uniform):
 
 @dataclass(frozen=True)
 class Cosine(Uniform):
-    """x = cos(πu/2), u uniform: many high ratios. MaskGIT, arXiv 2202.04200, and MD4's α = 1 − cos(π(1 − u)/2)."""
+    """x = cos(πu/2) with u uniform: mostly high ratios. MaskGIT, arXiv 2202.04200, and MD4's α = 1 − cos(π(1 − u)/2)."""
 
     def unit_density(self, x: Tensor) -> Tensor:
         return (2 / math.pi) / (1 - x * x).sqrt()
@@ -123,13 +135,14 @@ class Cosine(Uniform):
 
 @dataclass(frozen=True)
 class Polynomial(Uniform):
-    """x = u^exponent, u uniform: above 1 low ratios are drawn more often. MD4's α = 1 − u^k, arXiv 2406.04329."""
+    """x = u^exponent with u uniform. MD4's α = 1 − u^k, arXiv 2406.04329."""
 
     exponent: float = 2.0
+    """Above 1, low ratios are more frequent; 1 is uniform."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.exponent > 0, "exponent", self.exponent, "above 0")
+        require(self.exponent > 0, "objective.mask_ratio.exponent", self.exponent, "above 0")
 
     def unit_density(self, x: Tensor) -> Tensor:
         return x ** (1 / self.exponent - 1) / self.exponent
@@ -143,18 +156,20 @@ class Polynomial(Uniform):
 
 @dataclass(frozen=True)
 class LogitNormal(Uniform):
-    """logit(x) ~ N(mean, std²): a bell that leaves out both ends. After arXiv 2605.13026.
+    """logit(x) ~ N(mean, std²), a bell that vanishes at both ends. After arXiv 2605.13026.
 
-    It falls to 0 so fast at both ends that an importance-corrected Bernoulli estimate has a finite mean but no finite
-    variance.
+    The density decays so fast at both ends that an importance-corrected Bernoulli estimate has a finite mean but an
+    infinite variance.
     """
 
     mean: float = 0.0
+    """Mean of logit(x); 0 centres the bell at 1/2."""
     std: float = 1.0
+    """Standard deviation of logit(x)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.std > 0, "std", self.std, "above 0")
+        require(self.std > 0, "objective.mask_ratio.std", self.std, "above 0")
 
     def unit_density(self, x: Tensor) -> Tensor:
         z = (x.logit() - self.mean) / self.std
@@ -169,14 +184,16 @@ class LogitNormal(Uniform):
 
 @dataclass(frozen=True)
 class Beta(Uniform):
-    """Beta(a, b), as a table of 4 096 cells of exact mass (torch has no incomplete beta function)."""
+    """Beta(a, b), tabulated in 4 096 cells of exact mass, since torch has no incomplete beta function."""
 
     a: float = 2.0
+    """First shape parameter; larger values favour high ratios."""
     b: float = 2.0
+    """Second shape parameter; larger values favour low ratios."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.a > 0 and self.b > 0, "a, b", (self.a, self.b), "above 0")
+        require(self.a > 0 and self.b > 0, "objective.mask_ratio.a, b", (self.a, self.b), "above 0")
 
     def unit_density(self, x: Tensor) -> Tensor:
         return _beta_table(self.a, self.b, x.device).unit_density(x)
@@ -190,13 +207,14 @@ class Beta(Uniform):
 
 @dataclass(frozen=True)
 class Fixed(MaskRatio):
-    """Always the same ratio, as a control. BERT, arXiv 1810.04805: 0.15. A point mass, with no density to divide by."""
+    """A single ratio, as a control. BERT, arXiv 1810.04805: 0.15. A point mass, which has no density."""
 
     ratio: float = 0.15
+    """The mask ratio of all rows."""
     has_density: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _require(0 < self.ratio <= 1, "ratio", self.ratio, "0 < ratio ≤ 1")
+        require(0 < self.ratio <= 1, "objective.mask_ratio.ratio", self.ratio, "0 < ratio ≤ 1")
 
     @property
     def support(self) -> tuple[float, float]:
@@ -220,19 +238,27 @@ class Fixed(MaskRatio):
 
 @dataclass(frozen=True)
 class Curriculum(Uniform):
-    """A normal of width `std`, cut to [0, 1], whose centre moves from `start` to `end`. After Quokka, arXiv 2510.03280.
+    """A normal truncated to [0, 1] whose centre moves from `start` to `end`. After Quokka, arXiv 2510.03280.
 
-    The object is its own density at the centre `start`; `at` moves it.
+    The density of the object is centred at `start`; `at` returns a copy with another start.
     """
 
     start: float = 0.2
+    """Centre at the beginning of training."""
     end: float = 0.8
+    """Centre at the end of training."""
     std: float = 0.2
+    """Standard deviation before truncation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.start <= 1 and 0 <= self.end <= 1, "start, end", (self.start, self.end), "0 to 1")
-        _require(self.std >= 0.01, "std", self.std, "at least 0.01")
+        require(
+            0 <= self.start <= 1 and 0 <= self.end <= 1,
+            "objective.mask_ratio.start, end",
+            (self.start, self.end),
+            "0 to 1",
+        )
+        require(self.std >= 0.01, "objective.mask_ratio.std", self.std, "at least 0.01")
 
     def at(self, progress: float) -> Self:
         return replace(self, start=self.start + (self.end - self.start) * min(max(progress, 0.0), 1.0))
@@ -250,7 +276,7 @@ class Curriculum(Uniform):
         return (self.start + self.std * torch.special.ndtri(below + u * (above - below))).clamp(0, 1)
 
     def _cut(self) -> tuple[float, float]:
-        """The normal's mass below 0, and below 1."""
+        """Probability mass of the untruncated normal below 0, and below 1."""
         scale = self.std * math.sqrt(2)
         return (1 + math.erf(-self.start / scale)) / 2, (1 + math.erf((1 - self.start) / scale)) / 2
 
@@ -259,41 +285,46 @@ class Curriculum(Uniform):
 class VarianceOptimal(Uniform):
     """p*(t) ∝ √E[X² | t], X the row's weighted loss: the density of least variance, learnt. arXiv 2511.18159.
 
-    Until something is seen it is uniform; then it is a table of `num_bins` cells, of which a share `floor` stays
-    uniform, so that no weight exceeds 1/floor of the plain one. `decay` a step forgets old losses. It is right only
-    when the loss is divided by it, which the objective's config demands.
+    By Cauchy–Schwarz, E_p[(X/p)²] is smallest for this p. It is estimated as a table of equal cells during training,
+    uniform before the first step. The loss must be divided by it, which the objective's config checks.
     """
 
     num_bins: int = 32
+    """Cells of the table."""
     floor: float = 0.2
+    """Fraction of the density that stays uniform; bounds the correction 1/p by 1/floor."""
     decay: float = 0.99
+    """Factor on the sums of earlier losses at each optimizer step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.num_bins >= 2, "num_bins", self.num_bins, "at least 2")
-        _require(0 < self.floor <= 1, "floor", self.floor, "0 < floor ≤ 1")
-        _require(0 <= self.decay < 1, "decay", self.decay, "0 ≤ decay < 1")
+        require(self.num_bins >= 2, "objective.mask_ratio.num_bins", self.num_bins, "at least 2")
+        require(0 < self.floor <= 1, "objective.mask_ratio.floor", self.floor, "0 < floor ≤ 1")
+        require(0 <= self.decay < 1, "objective.mask_ratio.decay", self.decay, "0 ≤ decay < 1")
 
     def bins_of(self, t: Tensor) -> Tensor:
-        """(...) int64: the cell of each ratio; borders belong to the left, where exact-k's k/L has its mass."""
+        """(...) int64: the cell of each ratio. Borders belong to the lower cell, where exact-k's k/L has its mass."""
         low, high = self.support
         return ((t - low) / (high - low) * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
 
     def learnt(self, moments: Tensor) -> Tabulated:
-        """The density from `moments` (2, num_bins): sums of X², and of rows. A cell little seen leans on the mean."""
+        """The density estimated from `moments` (2, num_bins): sums of X², and numbers of rows."""
         total, count = moments.double()
+        # one pseudo-row with the overall mean in each cell regularises cells with few rows
         mean = total.sum() / count.sum().clamp(min=1)
         root = ((total + mean) / (count + 1)).sqrt()
-        share = torch.where(root.sum() > 0, root / root.sum(), 1 / self.num_bins)
-        return Tabulated((1 - self.floor) * share + self.floor / self.num_bins, self.epsilon)
+        mass = torch.where(root.sum() > 0, root / root.sum(), 1 / self.num_bins)
+        return Tabulated((1 - self.floor) * mass + self.floor / self.num_bins, self.epsilon)
 
 
 @dataclass(frozen=True, eq=False)
 class Tabulated(MaskRatio):
-    """Equal cells, constant density in each: density, cdf and quantile agree exactly. masses: (K,) float64, sum 1."""
+    """A density that is constant in each of K equal cells of the unit interval."""
 
     masses: Tensor
+    """(K,) float64, probability of each cell, sum 1."""
     epsilon: float
+    """Smallest mask ratio."""
 
     # MaskRatio compares fields of its own, of which it has none: without these every table equals every other, and a
     # cache of what was computed for one would serve them all
@@ -314,8 +345,8 @@ class Tabulated(MaskRatio):
     def unit_quantile(self, u: Tensor) -> Tensor:
         before = self._mass_before()
         cell = torch.searchsorted(before, u, right=True) - 1
-        share = ((u - before[cell]) / self.masses[cell].clamp(min=1e-300)).clamp(0, 1)
-        return (cell + share) / len(self.masses)
+        fraction = ((u - before[cell]) / self.masses[cell].clamp(min=1e-300)).clamp(0, 1)
+        return (cell + fraction) / len(self.masses)
 
     def _mass_before(self) -> Tensor:
         return self.masses.cumsum(0) - self.masses
@@ -335,13 +366,13 @@ MASK_RATIOS: dict[str, type[MaskRatio]] = {
 
 
 def has_symmetric_support(mask_ratio: MaskRatio) -> bool:
-    """Whether t and 1 − t are drawn from the same interval."""
+    """Whether t and 1 − t have the same support."""
     low, high = mask_ratio.support
     return math.isclose(low + high, 1.0, abs_tol=1e-9)
 
 
 def is_symmetric(mask_ratio: MaskRatio) -> bool:
-    """Whether t and 1 − t have the same law: F(t) + F(1 − t) = 1, on a grid that misses usual point masses."""
+    """Whether t and 1 − t have the same distribution: F(t) + F(1 − t) = 1, on a grid that avoids usual point masses."""
     t = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
     return bool(((mask_ratio.cdf(t) + mask_ratio.cdf(1 - t) - 1).abs() < 1e-9).all())
 
@@ -358,8 +389,3 @@ def _normal_density(z: Tensor) -> Tensor:
 def _beta_table(a: float, b: float, device: torch.device, num_cells: int = 4096) -> Tabulated:
     borders = torch.linspace(0, 1, num_cells + 1, dtype=torch.float64)
     return Tabulated(torch.from_numpy(scipy_special.betainc(a, b, borders.numpy())).diff().to(device), epsilon=0.0)
-
-
-def _require(is_valid: bool, field: str, seen: object, allowed: str) -> None:
-    if not is_valid:
-        raise UserError(f"objective.mask_ratio: {field} is {seen}: allowed is {allowed}")

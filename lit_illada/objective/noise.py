@@ -1,8 +1,8 @@
-"""Where does every random number of the corruption come from? From its address, not from a generator's state.
+"""Counter-based random numbers of the corruption.
 
-A number is a hash of (seed, purpose, row, position), so it is the same on every device and in any order, and does not
-depend on the world size, the accumulation or a resume. The hash is splitmix64: a row owns a stream, and a position is
-its index there.
+A number is a hash of (seed, purpose, row, position), so it is equal on every device and in any order, and independent of
+the world size, gradient accumulation and resumes. The hash is splitmix64: each row is a stream, each position an index
+into it.
 
 Shapes: B rows, T positions. All arithmetic is on int64 and wraps around at 2⁶⁴.
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What a number is used for; two purposes never share one. The values are part of the noise: never renumber."""
+    """Use of a number; part of the hash, so that no two uses share numbers. Renumbering would change all runs."""
 
     MASK_RATIO = 1
     MASK = 2
     STRATUM = 3
-    YARDSTICK_RATIO = 4
-    YARDSTICK_MASK = 5
+    VALIDATION_RATIO = 4
+    VALIDATION_MASK = 5
 
 
 def uniform(seed: int, purpose: Purpose, row_ids: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -35,14 +35,17 @@ def uniform(seed: int, purpose: Purpose, row_ids: Tensor, positions: Tensor | No
 
 
 def random_bits(seed: int, purpose: Purpose, row_ids: Tensor) -> Tensor:
-    """(B,) int64: 64 well-mixed bits a row."""
+    """(B,) int64: 64 random bits per row."""
     key = _mix(torch.full_like(row_ids, _wrapped(seed)) + _GOLDEN)
     key = _mix(key + _wrapped(purpose * _GOLDEN))
     return _mix(key + (row_ids + 1) * _GOLDEN)
 
 
 def golden_steps(offset_bits: Tensor, steps: Tensor) -> Tensor:
-    """Kronecker's sequence frac(offset + step·(√5 − 1)/2) in (0, 1), float64, exact for any step."""
+    """Kronecker sequence frac(offset + step·(√5 − 1)/2) in (0, 1), float64.
+
+    Computed in integers modulo 2⁶⁴, so it loses no precision for large steps.
+    """
     return to_unit_interval(offset_bits + steps * _GOLDEN)
 
 
@@ -52,14 +55,14 @@ def to_unit_interval(bits: Tensor) -> Tensor:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """Steele, Lea and Flood's splitmix64 finaliser, a bijection of the 64-bit integers."""
+    """Finaliser of splitmix64 (Steele, Lea and Flood, 2014), a bijection of the 64-bit integers."""
     bits = (bits ^ _shift_right(bits, 30)) * _MULTIPLIER_1
     bits = (bits ^ _shift_right(bits, 27)) * _MULTIPLIER_2
     return bits ^ _shift_right(bits, 31)
 
 
 def _shift_right(bits: Tensor, places: int) -> Tensor:
-    # `>>` repeats the sign bit on int64; the mask makes it the logical shift that the hash is defined with.
+    # `>>` on int64 repeats the sign bit; the mask turns it into the logical shift of the hash's definition.
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 

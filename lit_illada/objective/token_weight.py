@@ -1,7 +1,8 @@
-"""How much does one masked token count beside the others of its row? The token weights a_i.
+"""Token weights a_i: the factor on the cross-entropy of each masked token.
+
+To add one, write a frozen dataclass, a row in `TOKEN_WEIGHTS` and a YAML file; the tests cover it through the table.
 
 Shapes: B rows, T tokens.
-A new one is a frozen dataclass, a row in `TOKEN_WEIGHTS` and a YAML; tests find it there.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenWeight(ABC):
+    """A function of the losses and masks of a batch."""
+
     @abstractmethod
     def __call__(self, nll_BT: Tensor, is_masked_BT: Tensor, layout: Layout) -> Tensor:
-        """(B, T) float32 weights; only those of masked tokens are used. nll_BT is 0 where nothing is masked."""
+        """(B, T) float32 weights, of which those of masked tokens are used.
+
+        nll_BT: cross-entropy in nats, 0 at unmasked tokens. is_masked_BT: bool. layout: segments of the rows.
+        """
 
 
 @dataclass(frozen=True)
 class Equal(TokenWeight):
-    """1 for all."""
+    """1 for all tokens."""
 
     def __call__(self, nll_BT: Tensor, is_masked_BT: Tensor, layout: Layout) -> Tensor:
         return torch.ones_like(nll_BT)
@@ -34,17 +40,18 @@ class Equal(TokenWeight):
 
 @dataclass(frozen=True)
 class Cart(TokenWeight):
-    """a_n = ½ Σ_i p(1 − p)^{|n − i| − 1} over the visible tokens i of n's own segment. Dream, arXiv 2508.15487.
+    """a_n = ½ Σ_i p(1 − p)^{|n − i| − 1} over the visible tokens i of the segment of n. Dream, arXiv 2508.15487.
 
-    A token counts more the nearer its visible neighbours are. The sum stops at the segment's borders because attention
-    does: a neighbour in another document tells the model nothing. Prompt tokens are visible, so they do count.
+    Tokens near visible ones get more weight. The sum ends at the borders of the segment, as attention does. Visible
+    prompt tokens are included.
     """
 
     p: float = 0.3
+    """Parameter of the geometric distribution over distances, in (0, 1); larger: only close neighbours matter."""
 
     def __post_init__(self) -> None:
         if not 0 < self.p < 1:
-            raise UserError(f"objective.token_weight: p is {self.p}: allowed is 0 < p < 1")
+            raise UserError(f"objective.token_weight.p is {self.p}: it must be 0 < p < 1")
 
     def __call__(self, nll_BT: Tensor, is_masked_BT: Tensor, layout: Layout) -> Tensor:
         is_visible_BT = (~is_masked_BT).to(nll_BT.dtype)
@@ -53,9 +60,10 @@ class Cart(TokenWeight):
         return 0.5 * self.p * (before_BT + after_BT.flip(1))
 
     def _decayed_sum_before(self, values_BT: Tensor, position_BT: Tensor, max_seqlen: int) -> Tensor:
-        """y_n = Σ_{i<n} (1 − p)^{n−i−1} x_i within the segment, in log2(max_seqlen) doublings of the window summed."""
+        """y_n = Σ_{i<n} (1 − p)^{n−i−1} x_i within the segment, in log2(max_seqlen) steps (a parallel prefix sum)."""
         sum_BT = _shifted(values_BT, 1) * (position_BT >= 1)
         window = 1
+        # sum_BT holds the sums over the last `window` tokens; adding the one shifted by `window` doubles the window
         while window < max_seqlen:
             sum_BT = sum_BT + (1 - self.p) ** window * _shifted(sum_BT, window) * (position_BT >= window)
             window *= 2
@@ -64,18 +72,20 @@ class Cart(TokenWeight):
 
 @dataclass(frozen=True)
 class Focal(TokenWeight):
-    """α(1 − e^{−CE})^γ: tokens already known count less. Focal loss, arXiv 1708.02002.
+    """α(1 − e^{−CE})^γ: less weight of tokens predicted well. Focal loss, arXiv 1708.02002, eq. 5.
 
-    As there, the gradient runs through the weight too.
+    As in the paper, the gradient flows through the weight too.
     """
 
     alpha: float = 1.0
+    """Factor on all weights."""
     gamma: float = 2.0
+    """Focusing exponent; larger: less weight of tokens predicted well."""
 
     def __post_init__(self) -> None:
         if self.alpha <= 0 or self.gamma < 1:
             seen = f"alpha is {self.alpha}, gamma is {self.gamma}"
-            raise UserError(f"objective.token_weight: {seen}: allowed is alpha above 0, gamma at least 1")
+            raise UserError(f"objective.token_weight: {seen}: alpha must be above 0, gamma at least 1")
 
     def __call__(self, nll_BT: Tensor, is_masked_BT: Tensor, layout: Layout) -> Tensor:
         return self.alpha * (-torch.expm1(-nll_BT)) ** self.gamma
@@ -84,13 +94,13 @@ class Focal(TokenWeight):
 TOKEN_WEIGHTS: dict[str, type[TokenWeight]] = {"none": Equal, "cart": Cart, "focal": Focal}
 
 
-def _shifted(values_BT: Tensor, places: int) -> Tensor:
-    """The values moved to the right within the rows, zeros coming in."""
-    return torch.nn.functional.pad(values_BT, (places, 0))[:, : values_BT.shape[1]]
+def _shifted(values_BT: Tensor, offset: int) -> Tensor:
+    """The values moved to the right within the rows, zeros on the left."""
+    return torch.nn.functional.pad(values_BT, (offset, 0))[:, : values_BT.shape[1]]
 
 
 def _tokens_after(layout: Layout) -> Tensor:
-    """(B, T): how many tokens of the same segment follow each token."""
+    """(B, T) int64: number of tokens of the same segment after each token."""
     segment_BT = layout.segment_ids() - 1
     index_BT = torch.arange(segment_BT.numel(), device=segment_BT.device).view_as(segment_BT)
     return layout.cu_seqlens[1:].long()[segment_BT] - 1 - index_BT

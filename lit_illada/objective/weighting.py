@@ -1,10 +1,10 @@
-"""How much does a row count, given its mask ratio? The loss weights w(t) on the sum over its masked tokens.
+"""Loss weights w(t): the factor on the sum over a row's masked tokens, as a function of its mask ratio t.
 
-The weights of Gaussian diffusion are functions of the log signal-to-noise ratio, which the linear schedule α = 1 − t
-makes λ(t) = log((1 − t)/t). A weight f(λ) of theirs is here w(t) = f(λ)/t: 1/t is the bound, f bends it. The closed
-forms below are derived from that; the tests compare each with its f.
+Gaussian diffusion weights its loss by functions f(λ) of the log signal-to-noise ratio, which for the linear schedule
+α = 1 − t is λ(t) = log((1 − t)/t). The corresponding weight here is w(t) = f(λ(t))/t, where 1/t alone gives the
+likelihood bound. The closed forms below follow from that; the tests compare each with its f.
 
-A new one is a frozen dataclass, a row in `WEIGHTINGS` and a YAML; tests find it there.
+To add one, write a frozen dataclass, a row in `WEIGHTINGS` and a YAML file; the tests cover it through the table.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from lit_illada.errors import UserError
+from lit_illada.errors import require
 from lit_illada.runtime.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)
 class Weighting(ABC):
-    """w: t in (0, 1], any shape, float64, to finite weights of the same shape."""
+    """A function w(t)."""
 
     @abstractmethod
-    def __call__(self, t: Tensor) -> Tensor: ...
+    def __call__(self, t: Tensor) -> Tensor:
+        """Finite weights of mask ratios t in (0, 1]; float64, any shape, same shape returned."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Elbo(Weighting):
 
 @dataclass(frozen=True)
 class Flat(Weighting):
-    """1: every masked token counts the same. MaskGIT, arXiv 2202.04200; LLaDA 2.0, 2512.15745."""
+    """1: equal weight of all masked tokens. MaskGIT, arXiv 2202.04200; LLaDA 2.0, 2512.15745."""
 
     def __call__(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -46,6 +47,7 @@ class Sigmoid(Weighting):
     """σ(k − λ)/t = 1/(t + (1 − t)·e^{−k}): k = 0 is flat, k → ∞ the bound. arXiv 2410.19324, 2511.19664."""
 
     k: float = 0.0
+    """Shift of the sigmoid in λ; larger values give low mask ratios more weight."""
 
     def __call__(self, t: Tensor) -> Tensor:
         return 1 / (t + (1 - t) * math.exp(-self.k))
@@ -55,13 +57,14 @@ class Sigmoid(Weighting):
 class FlowMatching(Weighting):
     """e^{−λ/2}/t = 1/√(t(1 − t)). arXiv 2511.19664.
 
-    It has an integrable pole at t = 1, which exact-k reaches: t above `max_ratio` weighs as `max_ratio` does.
+    The weight has an integrable pole at t = 1, a ratio that exact-k draws, so t is clamped.
     """
 
     max_ratio: float = 0.999
+    """Ratios above are weighted as this one."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.max_ratio < 1, "max_ratio", self.max_ratio, "0 < max_ratio < 1")
+        require(0 < self.max_ratio < 1, "objective.weighting.max_ratio", self.max_ratio, "0 < max_ratio < 1")
 
     def __call__(self, t: Tensor) -> Tensor:
         t = t.clamp(max=self.max_ratio)
@@ -78,13 +81,15 @@ class Sech(Weighting):
 
 @dataclass(frozen=True)
 class Gaussian(Weighting):
-    """N(λ; mean, std²)/t, after EDM's choice of noise levels; 0 at both ends. arXiv 2206.00364."""
+    """N(λ; mean, std²)/t, after EDM's distribution of noise levels; 0 at both ends. arXiv 2206.00364."""
 
     mean: float = 0.0
+    """Log signal-to-noise ratio λ with the largest factor; 0 is t = 1/2."""
     std: float = 1.0
+    """Standard deviation in λ."""
 
     def __post_init__(self) -> None:
-        _require(self.std > 0, "std", self.std, "above 0")
+        require(self.std > 0, "objective.weighting.std", self.std, "above 0")
 
     def __call__(self, t: Tensor) -> Tensor:
         z = (-t.logit() - self.mean) / self.std
@@ -93,12 +98,13 @@ class Gaussian(Weighting):
 
 @dataclass(frozen=True)
 class ClippedElbo(Weighting):
-    """min(1/t, γ): the bound without its noisiest weights. After min-SNR, arXiv 2303.09556; GIDD, 2503.04482."""
+    """min(1/t, γ): the bound with its largest weights clipped. After min-SNR, arXiv 2303.09556; GIDD, 2503.04482."""
 
     gamma: float = 10.0
+    """Largest weight."""
 
     def __post_init__(self) -> None:
-        _require(self.gamma >= 1, "gamma", self.gamma, "at least 1, the bound's weight at t = 1")
+        require(self.gamma >= 1, "objective.weighting.gamma", self.gamma, "at least 1, the bound's weight at t = 1")
 
     def __call__(self, t: Tensor) -> Tensor:
         return (1 / t).clamp(max=self.gamma)
@@ -122,8 +128,3 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "clipped_elbo": ClippedElbo,
     "linear": Linear,
 }
-
-
-def _require(is_valid: bool, field: str, seen: object, allowed: str) -> None:
-    if not is_valid:
-        raise UserError(f"objective.weighting: {field} is {seen}: allowed is {allowed}")

@@ -45,19 +45,19 @@ class MaskGrid:
         """(B, T) bool: k of the L maskable tokens of each row, k from stratum `draw`; row_ids number the rows."""
         assert 0 <= draw < self.num_draws
         ids = batch.row_ids
-        offset_B = random_bits(self.seed, Purpose.YARDSTICK_RATIO, torch.zeros_like(ids))
+        offset_B = random_bits(self.seed, Purpose.VALIDATION_RATIO, torch.zeros_like(ids))
         u_B = (draw + golden_steps(offset_B, ids)) / self.num_draws
         positions_T = torch.arange(batch.input_ids.shape[1], device=ids.device)
-        noise_BT = uniform(self.seed, Purpose.YARDSTICK_MASK, ids * self.num_draws + draw, positions_T)
+        noise_BT = uniform(self.seed, Purpose.VALIDATION_MASK, ids * self.num_draws + draw, positions_T)
         return exactly_k(num_masked(u_B, batch.is_maskable.sum(1)), noise_BT, batch.is_maskable)
 
     def masks_of_row(self, row_id: int, length: int) -> Tensor:
         """(num_draws, length) bool: all the draws of one row of which every token is maskable."""
         draws_D = torch.arange(self.num_draws)
         ids_D = torch.full_like(draws_D, row_id)
-        offset_D = random_bits(self.seed, Purpose.YARDSTICK_RATIO, torch.zeros_like(draws_D))
+        offset_D = random_bits(self.seed, Purpose.VALIDATION_RATIO, torch.zeros_like(draws_D))
         u_D = (draws_D + golden_steps(offset_D, ids_D)) / self.num_draws
-        noise_DT = uniform(self.seed, Purpose.YARDSTICK_MASK, ids_D * self.num_draws + draws_D, torch.arange(length))
+        noise_DT = uniform(self.seed, Purpose.VALIDATION_MASK, ids_D * self.num_draws + draws_D, torch.arange(length))
         is_maskable_DT = torch.ones(self.num_draws, length, dtype=torch.bool)
         return exactly_k(num_masked(u_D, is_maskable_DT.sum(1)), noise_DT, is_maskable_DT)
 

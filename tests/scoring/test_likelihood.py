@@ -1,4 +1,4 @@
-"""The yardstick on tiny distributions whose likelihood is known exactly."""
+"""The validation metric on tiny distributions whose likelihood is known exactly."""
 
 import dataclasses
 import itertools
