@@ -51,23 +51,24 @@ _SECTIONS = {"model", "optim", "trainer"}  # that every saved config of a run ha
 class SamplesConfig:
     """Texts generated at every validation, to be read in TensorBoard: one per prompt."""
 
-    prompts: list[str] = field(default_factory=list)
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    prompts: list[str] = field(default_factory=list)  # continued at every validation; empty: none
+    generation: GenerationConfig = field(default_factory=GenerationConfig)  # sampler settings
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Settings shared by all training runs."""
 
-    name: str = "run"
-    seed: int = 0
+    name: str = "run"  # name of the run, and of its folder
+    seed: int = 0  # seed of initial weights, data order and noise
     run_dir: str | None = None  # null: runs/<name>-<start time>
     init_from: str | None = None  # checkpoint with the initial weights, a run's or a converted one; null: random ones
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)  # architecture
     objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """Training loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)  # optimizer and learning rate schedule
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)  # devices, batch, length, validation, checkpoints
+    logger: LoggerConfig = field(default_factory=LoggerConfig)  # loggers beside TensorBoard
 
     def __post_init__(self) -> None:
         is_autoregressive = isinstance(self.objective, AutoregressiveObjectiveConfig)
@@ -120,9 +121,9 @@ class RunConfig:
 class PretrainConfig(RunConfig):
     """A pretraining run."""
 
-    name: str = "pretrain"
-    data: DataConfig = field(default_factory=DataConfig)
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    name: str = "pretrain"  # name of the run, and of its folder
+    data: DataConfig = field(default_factory=DataConfig)  # data set and its preparation
+    samples: SamplesConfig = field(default_factory=SamplesConfig)  # texts generated at validations
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,7 +138,7 @@ class EvaluationConfig:
     """Exact match of generated answers at every validation."""
 
     num_examples: int = 32  # held-out examples per difficulty
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)  # sampler settings
 
     def __post_init__(self) -> None:
         if self.num_examples < 0:
@@ -148,11 +149,11 @@ class EvaluationConfig:
 class SFTConfig(RunConfig):
     """A fine-tuning run. `model` is that of `init_from`."""
 
-    name: str = "sft"
+    name: str = "sft"  # name of the run, and of its folder
     epochs: float | None = None  # passes over the examples; null: train for trainer.max_steps
-    sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)
-    adapter: FullWeights | LoraConfig = choice(ADAPTERS, "none")
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)  # fine-tuning examples and their rows
+    adapter: FullWeights | LoraConfig = choice(ADAPTERS, "none")  # which weights are trained
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # exact match at validations
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -178,36 +179,36 @@ class SFTConfig(RunConfig):
 class GenerateConfig:
     """Generation from a checkpoint."""
 
-    accelerator: Accelerator = Accelerator.auto
+    accelerator: Accelerator = Accelerator.auto  # device
     precision: Precision = Precision.float32  # bf16-mixed is faster on hardware with bfloat16, and rounds
     template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")  # chat template for --chat
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)  # sampler settings
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
     """Scoring with a checkpoint."""
 
-    accelerator: Accelerator = Accelerator.auto
+    accelerator: Accelerator = Accelerator.auto  # device
     precision: Precision = Precision.float32  # of generation; likelihoods are computed in float32
     template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")  # chat template for score/wording=chat
-    score: ScoringConfig = field(default_factory=ScoringConfig)
+    score: ScoringConfig = field(default_factory=ScoringConfig)  # scoring rule and its settings
     reasoning: ReasoningTask = field(default_factory=ReasoningTask)  # problems of --reasoning
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)  # sampler settings
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
     """Preparation of a data set."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # data set and its preparation
 
 
 @dataclass(frozen=True)
 class ExamplesConfig:
     """A look at fine-tuning data."""
 
-    sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)
+    sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)  # fine-tuning examples and their rows
 
 
 SCHEMAS: dict[str, type] = {

@@ -101,19 +101,20 @@ class WarningRule:
 class LoopConfig:
     """All thresholds."""
 
-    unit: Unit = Unit.tokens
+    unit: Unit = Unit.tokens  # what is compared
     max_period: int = 256  # units of the longest period that is looked for
-    flood: FloodRule = field(default_factory=FloodRule)
-    exact: ExactRule = field(default_factory=ExactRule)
-    near_exact: NearExactRule = field(default_factory=NearExactRule)
-    statement: StatementRule = field(default_factory=StatementRule)
-    ending: EndingRule = field(default_factory=EndingRule)
-    warning: WarningRule = field(default_factory=WarningRule)
-    stop_texts: list[str] = field(  # what ends a text
+    flood: FloodRule = field(default_factory=FloodRule)  # one or two units over and over
+    exact: ExactRule = field(default_factory=ExactRule)  # equal copies
+    near_exact: NearExactRule = field(default_factory=NearExactRule)  # copies with few differences
+    statement: StatementRule = field(default_factory=StatementRule)  # repeated sentences
+    ending: EndingRule = field(default_factory=EndingRule)  # texts that do not end well
+    warning: WarningRule = field(default_factory=WarningRule)  # alarm while a text is generated
+    stop_texts: list[str] = field(
         default_factory=lambda: [
             "<|eot_id|>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eos|>", "</s>", "<eos>", "<pad>",
         ]
     )  # fmt: skip
+    """Texts of end-of-text tokens."""
 
     def __post_init__(self) -> None:
         if self.max_period < 3:
@@ -141,4 +142,4 @@ class LoopConfig:
 class LoopsConfig:
     """The configuration of `loops analyze`."""
 
-    loops: LoopConfig = field(default_factory=LoopConfig)
+    loops: LoopConfig = field(default_factory=LoopConfig)  # thresholds of the detectors

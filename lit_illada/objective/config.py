@@ -78,7 +78,8 @@ class DiffusionObjectiveConfig:
         if self.importance_corrected and (low > _MAX_LEFT_OUT or high < 1 - _MAX_LEFT_OUT):
             raise UserError(
                 f"objective.importance_corrected is true, but mask_ratio {name!r} never draws ratios outside "
-                f"[{low:g}, {high:g}], so the corrected objective would exclude them: set importance_corrected=false, or "
+                f"[{low:g}, {high:g}], so the corrected objective would exclude them: set "
+                f"importance_corrected=false, or "
                 f"let it draw from at most {_MAX_LEFT_OUT:g} to at least {1 - _MAX_LEFT_OUT:g}"
             )
         if isinstance(self.mask_ratio, VarianceOptimal) and not self.importance_corrected:

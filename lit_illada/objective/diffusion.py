@@ -4,8 +4,8 @@
 
 Six choices are independent: p (mask_ratio), w (weighting), a (token_weight), how masks are drawn (mask_draw), how the
 ratios of a batch are drawn together (joint_draw), and Z (normaliser). The expected objective depends on p and w only
-through p·w. With `importance_corrected`, w is divided by p, so that p changes the variance alone; otherwise another p is
-another objective. LLaDA (arXiv 2502.09992, eq. 3) is p = U[ε, 1], w = 1/t, a = 1.
+through p·w. With `importance_corrected`, w is divided by p, so that p changes the variance alone; otherwise another p
+is another objective. LLaDA (arXiv 2502.09992, eq. 3) is p = U[ε, 1], w = 1/t, a = 1.
 
 Shapes: B rows, T tokens, M masked tokens.
 """
@@ -100,7 +100,7 @@ class DiffusionObjective(nn.Module):
         return self.config.mask_ratio.at(progress)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionObjective":
-        """Moves the moments with the module, but leaves them float64 when it is cast: bfloat16 cannot count beyond 256."""
+        """Moves the moments with the module, but leaves them float64 when cast: bfloat16 cannot count beyond 256."""
         before = self._buffers.get("moments")
         super()._apply(fn, recurse)
         if before is not None and self.moments.dtype != before.dtype:

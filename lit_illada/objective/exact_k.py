@@ -6,9 +6,9 @@ mask k tokens, and weight their loss by the conditional mean of w(t) given k,
 
     q(k) = ∫ p(t) Bin(k; L, t) dt,    E[w | k] = ∫ w(t) p(t) Bin(k; L, t) dt / q(k).
 
-The expected loss is that of Bernoulli masking, and the variance is no larger. An empty mask carries no loss, so k is drawn from 1…L
-and the weight multiplied by 1 − q(0). With importance correction w·p is replaced by w on p's support. For p = U[0, 1]
-and w = 1/t this gives LLaDA's form: k uniform on 1…L, weight L/k.
+The expected loss is that of Bernoulli masking, and the variance is no larger. An empty mask carries no loss, so k is
+drawn from 1…L and the weight multiplied by 1 − q(0). With importance correction w·p is replaced by w on p's support.
+For p = U[0, 1] and w = 1/t this gives LLaDA's form: k uniform on 1…L, weight L/k.
 
 The integrals are sums over Gauss–Legendre nodes in cells of equal width in arccos(1 − 2t), the transform in which
 Bin(k; L, ·) is about 1/√L wide everywhere. Shapes: B rows, L tokens, N nodes.

@@ -1,14 +1,14 @@
 """Joint draws of the mask ratios of a global batch: each is marginally uniform, together they may be spread evenly.
 
-Only the variance of the loss changes, not its expectation. Every draw is a function of (seed, global row id), so a row's
-ratio is independent of its rank and micro-batch.
+Only the variance of the loss changes, not its expectation. Every draw is a function of (seed, global row id), so a
+row's ratio is independent of its rank and micro-batch.
 
-Complementary pairs need more than ratios. The batch is repeated; the copy masks the tokens that the first left
-visible, so its ratio is 1 − t. The complement of Bernoulli(t) is Bernoulli(1 − t), hence the copy has the right
-distribution given its ratio, whose density is p'(t') = p(1 − t'). The loss stays unbiased when p' = p (a density symmetric
-about ½), or when w is divided by p' and the support is symmetric; then p'(t') is p(t), the first copy's number.
-U[ε, 1] satisfies neither: use ε = 0, or a band [ε, 1 − ε]. Exact-k never does: the complement of k in 1…L lies in
-0…L − 1. The config refuses such combinations.
+Complementary pairs need more than ratios. The batch is repeated; the copy masks the tokens that the first left visible,
+so its ratio is 1 − t. The complement of Bernoulli(t) is Bernoulli(1 − t), hence the copy has the right distribution
+given its ratio, whose density is p'(t') = p(1 − t'). The loss stays unbiased when p' = p (a density symmetric about ½),
+or when w is divided by p' and the support is symmetric; then p'(t') is p(t), the first copy's number. U[ε, 1] satisfies
+neither: use ε = 0, or a band [ε, 1 − ε]. Exact-k never does: the complement of k in 1…L lies in 0…L − 1. The config
+refuses such combinations.
 
 Shapes: B rows, N rows of the global batch.
 """

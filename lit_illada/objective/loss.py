@@ -41,7 +41,7 @@ class NoisyBatch:
     """(B,) float64, weight of the summed loss of a row; None: the weighting at mask_ratio."""
 
     def spread(self, values_M: Tensor) -> Tensor:
-        """(B, T) float32: values of the masked tokens at their positions, 0 elsewhere. Differentiable, also for M = 0."""
+        """(B, T) float32: values of masked tokens at their positions, 0 elsewhere. Differentiable, also for M = 0."""
         zeros_BT = torch.zeros(self.is_masked.shape, dtype=torch.float32, device=self.is_masked.device)
         return zeros_BT.masked_scatter(self.is_masked, values_M.float())
 

@@ -1,8 +1,8 @@
 """Distributions p(t) of the mask ratio t, each with its density, distribution function and quantile function.
 
-A distribution is defined on the unit interval (`unit_*`, x) and mapped to its support [low, high] (t) by one affine map.
-For most of them the support is [ε, 1]: LLaDA's t = ε + (1 − ε)·x, which keeps the weight 1/t finite. All computation is
-float64, on any device.
+A distribution is defined on the unit interval (`unit_*`, x) and mapped to its support [low, high] (t) by one affine
+map. For most of them the support is [ε, 1]: LLaDA's t = ε + (1 − ε)·x, which keeps the weight 1/t finite. All
+computation is float64, on any device.
 
 To add one, write a frozen dataclass, a row in `MASK_RATIOS` and a YAML file; the tests cover it through the table.
 """
@@ -121,7 +121,7 @@ class Band(Uniform):
 
 @dataclass(frozen=True)
 class Cosine(Uniform):
-    """x = cos(πu/2) with u uniform: mostly high ratios. MaskGIT, arXiv 2202.04200, and MD4's α = 1 − cos(π(1 − u)/2)."""
+    """x = cos(πu/2) with u uniform: high ratios. MaskGIT, arXiv 2202.04200, and MD4's α = 1 − cos(π(1 − u)/2)."""
 
     def unit_density(self, x: Tensor) -> Tensor:
         return (2 / math.pi) / (1 - x * x).sqrt()

@@ -1,8 +1,8 @@
 """Draws masks: each token independently with probability t (Bernoulli), or exactly k tokens of a row.
 
-Exact-k has the expected loss of Bernoulli masking for every density and weight, and no more variance (see `exact_k.py`).
-The exception is a fixed ratio r: exact-k then masks ⌈r·L⌉ of L tokens, as BERT does, with the weight at that ratio. That
-objective differs from masking each token with probability r by O(1/L).
+Exact-k has the expected loss of Bernoulli masking for every density and weight, and no more variance (see
+`exact_k.py`). The exception is a fixed ratio r: exact-k then masks ⌈r·L⌉ of L tokens, as BERT does, with the weight at
+that ratio. That objective differs from masking each token with probability r by O(1/L).
 
 Shapes: B rows, T tokens.
 """

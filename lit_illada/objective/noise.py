@@ -1,8 +1,8 @@
 """Counter-based random numbers of the corruption.
 
-A number is a hash of (seed, purpose, row, position), so it is equal on every device and in any order, and independent of
-the world size, gradient accumulation and resumes. The hash is splitmix64: each row is a stream, each position an index
-into it.
+A number is a hash of (seed, purpose, row, position), so it is equal on every device and in any order, and independent
+of the world size, gradient accumulation and resumes. The hash is splitmix64: each row is a stream, each position an
+index into it.
 
 Shapes: B rows, T positions. All arithmetic is on int64 and wraps around at 2⁶⁴.
 """

@@ -39,7 +39,7 @@ class ScoringConfig:
     batch_prompts: how many answers are generated together.
     """
 
-    rule: ScoreRule = ScoreRule.ALL
+    rule: ScoreRule = ScoreRule.ALL  # how an answer is scored
     num_draws: int = 128
     seed: int = 0
     batch_tokens: int = 16384
@@ -47,7 +47,7 @@ class ScoringConfig:
     context_length: int = 1
     limit: int | None = None
     batch_prompts: int = 32
-    wording: Plain | Chat = choice(WORDINGS, "plain")
+    wording: Plain | Chat = choice(WORDINGS, "plain")  # how a task's item is put to the model
 
     def __post_init__(self) -> None:
         least = {"num_draws": 2, "batch_tokens": 1, "window_length": 1, "context_length": 0}
