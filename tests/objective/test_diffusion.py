@@ -419,7 +419,7 @@ def test_other_objectives_keep_no_state(world):
         ({"mask_ratio": Fixed(), "importance_corrected": True}, "point mass"),
         (
             {"mask_ratio": Band(), "importance_corrected": True},
-            r"'band' never draws ratios outside \[0.3, 0.8\], so the corrected objective would lack them",
+            r"'band' never draws ratios outside \[0.3, 0.8\], so the corrected objective would exclude them",
         ),
         ({"mask_ratio": Uniform(epsilon=0.1), "importance_corrected": True}, r"outside \[0.1, 1\]"),
         ({"mask_ratio": VarianceOptimal()}, "importance_corrected=true"),
