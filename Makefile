@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-attack lint types bench bench-gpu board clean
+.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-attack lint types reference bench bench-gpu board clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -51,6 +51,9 @@ lint: $(READY)  ## Style
 
 types: $(READY)  ## Types
 	$(BIN)/mypy lit_illada
+
+reference: $(READY)  ## Write conf/README.md from the field docs
+	$(BIN)/python -m lit_illada.commands.config_reference
 
 bench: $(READY)  ## Measure this machine
 	$(BIN)/lit-illada bench --json bench.json

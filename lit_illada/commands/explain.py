@@ -85,7 +85,7 @@ def _info(key: str, owner: Any, name: str) -> KeyInfo:
     if dataclasses.is_dataclass(hint):
         allowed = {item: member_docs(kind).get(item, "") for item in _fields(value)}
         return KeyInfo(key, meaning or summary(kind), "a group of keys", "see its keys", allowed, _place(cls))
-    return KeyInfo(key, meaning, type_name(hint), _shown(to_tree(value)), allowed_values(hint), _place(cls))
+    return KeyInfo(key, meaning, type_name(hint), shown(to_tree(value)), allowed_values(hint), _place(cls))
 
 
 def allowed_values(hint: Any) -> dict[str, str]:
@@ -105,7 +105,8 @@ def _fields(owner: Any) -> dict[str, dataclasses.Field[Any]]:
     return {item.name: item for item in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as YAML writes it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or "''"
 
 
