@@ -20,7 +20,7 @@ _HEAD = """# Configuration
 Written by `make reference` from the field docs of the dataclasses; do not edit it.
 
 Every command composes its config from the YAML files here, in Hydra's way: `GROUP=FILE` chooses a file of a group,
-`KEY=VALUE` sets a value. A file may leave out keys: the dataclasses hold the defaults. `lit-illada config COMMAND` prints
+`KEY=VALUE` sets a value. A file may leave out keys: the dataclasses hold the defaults. `lit-illada config` prints
 the whole config, `lit-illada config --explain KEY` one key.
 
 ```bash
