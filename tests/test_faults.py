@@ -204,7 +204,7 @@ FAULTS = {
     ),
     "a resume of nothing": (lambda world: ["pretrain", "--resume", world.folder], ["no run there"]),
     "a resume of what is finished": (resume(), ["is finished at step 12", "raise trainer.max_steps"]),
-    "a resume as another run": (resume("trainer.batch_rows=16"), ["batch_rows is 8 in the run and 16 asked"]),
+    "a resume as another run": (resume("trainer.batch_rows=16"), ["batch_rows was 8 in the run and would be 16"]),
     "a resume with another seed": (resume("seed=7", "trainer.max_steps=20"), ["seed=0", "not seed=7"]),
     "a resume from a damaged checkpoint": (
         resume("trainer.max_steps=20", spoil=lambda world: cut(latest_checkpoint(world.run / "checkpoints"))),

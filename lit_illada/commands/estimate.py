@@ -186,7 +186,7 @@ def _config(command: str, base: Path | None, overrides: Sequence[str]) -> RunCon
         return load("pretrain", with_model_of_init(overrides))
     if base is not None:
         return build.with_steps_of_epochs(*load_sft(base, overrides))
-    if "model" not in compose_tree("sft", overrides):
+    if not any(override.lstrip("+").startswith(("model=", "model.")) for override in overrides):
         raise UserError("nothing to fine-tune: give a checkpoint, or a model's size by +model=illada_8b")
     return load("sft", overrides)
 

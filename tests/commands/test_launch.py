@@ -267,7 +267,7 @@ def test_a_run_on_two_nodes_preempted_twice_ends_with_the_weights_of_one_left_al
     whole, preempted = tmp_path / "whole", tmp_path / "preempted"
     first = submitted("pretrain", *overrides, f"run_dir={whole}")
     wait_for(lambda: finished(first))
-    assert "held-out text" in log_of(whole), log_of(whole)
+    assert "NLL bound, nats/token" in log_of(whole), log_of(whole)
 
     job = submitted("pretrain", *overrides, f"run_dir={preempted}")
     wait_for(lambda: newest(preempted) is not None)

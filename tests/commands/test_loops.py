@@ -94,7 +94,7 @@ def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tm
     command += ["score.batch_prompts=2"]
     assert lit_illada(*command, "--out", tmp_path / "whole").exit_code == 0
 
-    batches, together = [], Writer._together
+    batches, together = [], Writer._generate
 
     def two_more(*arguments):
         if len(batches) % 3 == 2:
@@ -103,7 +103,7 @@ def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tm
         batches.append(arguments[2])
         return together(*arguments)
 
-    monkeypatch.setattr(Writer, "_together", two_more)
+    monkeypatch.setattr(Writer, "_generate", two_more)
     for _ in range(2):
         assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
         refused = lit_illada(*command, "--out", out)

@@ -34,6 +34,6 @@ def test_two_runs_of_two_processes_at_once_each_agree_on_a_folder_and_speak_once
         (path,) = (tmp_path / name / "runs").iterdir()
         assert RunFolder(path).summary.is_file()
         assert output.count("training on cpu × 2") == 1, output
-        assert output.count("held-out text") == 1
+        assert output.count("NLL bound, nats/token") == 1
         weights.append(read_checkpoint(latest_checkpoint(path / "checkpoints"))["state_dict"])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
