@@ -40,7 +40,8 @@ def blocks(language):
 def lines(program):
     """The distinct commands of a program in all guides."""
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    return list(dict.fromkeys(line for line in commands if line.split()[:1] == [program]))
+    distinct = {tuple(shlex.split(line, comments=True)): line for line in commands if line.split()[:1] == [program]}
+    return list(distinct.values())
 
 
 @pytest.fixture(scope="module")

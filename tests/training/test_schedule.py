@@ -83,7 +83,7 @@ def test_reactive_takes_a_bound_that_is_not_finite_for_no_plateau(caplog):
     assert not learning_rate.observe(5.0)
     for bound in (math.nan, math.inf, -math.inf):
         assert not learning_rate.observe(bound)
-    assert caplog.text.count("left out") == 3
+    assert caplog.text.count("is ignored") == 3
     assert not learning_rate.observe(5.0)
     assert learning_rate.observe(5.0)
 
