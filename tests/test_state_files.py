@@ -57,7 +57,7 @@ def test_a_damaged_state_file_is_one_line(name, damage, tmp_path):
 
 PLANNED = PlannedRun("a", "s", "pretrain", [], [], None, ["x"], None, None, "f", {}, None, None, None)
 WRONG_SHAPES = [
-    ("summary.json", {"end": [1]}, "end: must hold an object, not a list"),
+    ("summary.json", {"end": [1]}, "end must be an object, not [1]"),
     ("rollbacks.jsonl", {"skipped_rows": "x"}, "skipped_rows must be a list or null, not 'x'"),
     ("rollback.json", {"number": 1, "record": {}, "config": ""}, "record: lacks 'to_step'"),
     ("rollback.json", {"number": "1", "record": {"to_step": 1}, "config": ""}, "number must be a whole number"),

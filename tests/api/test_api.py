@@ -104,7 +104,7 @@ def test_the_batch_is_the_configs_whatever_the_micro_batch(run, tiny_overrides, 
 
 def test_a_trainer_that_asks_for_another_batch_or_more_steps_is_refused(tiny_overrides, tmp_path):
     overrides = [*tiny_overrides, *SMALL_BATCHES]
-    with pytest.raises(lit_illada.UserError, match=r"accumulate_grad_batches=2\), but .* takes 4 micro-batches"):
+    with pytest.raises(lit_illada.UserError, match=r"accumulate_grad_batches=2\), but .* has 4 micro-batches"):
         fitted(overrides, tmp_path, accumulate_grad_batches=2)
     with pytest.raises(lit_illada.UserError, match=r"max_steps=13\) is more than the config's trainer.max_steps=12"):
         fitted(overrides, tmp_path, max_steps=13)

@@ -427,7 +427,7 @@ def test_other_objectives_keep_no_state(world):
         ({"joint_draw": JointDraw.COMPLEMENTARY, "mask_ratio": Cosine(epsilon=0.0)}, "not symmetric"),
         (
             {"joint_draw": JointDraw.COMPLEMENTARY, "mask_ratio": Curriculum(epsilon=0.0, start=0.5, end=0.9)},
-            "from the run's start to its end",
+            "throughout the run",
         ),
         (
             {"joint_draw": JointDraw.COMPLEMENTARY, "mask_ratio": Uniform(epsilon=0.0), "mask_draw": MaskDraw.EXACT_K},
