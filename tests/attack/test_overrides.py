@@ -84,7 +84,8 @@ def is_as_written(case: Case, output: str) -> bool:
     """Whether the printed config holds the value of the override, of its own type and finite."""
     tree = yaml.safe_load(output)
     if reference := re.fullmatch(r"\$\{(\w+)\}", case.value):  # Hydra puts in the value of another key
-        return str(_at(tree, case.key)) == str(tree.get(reference[1]))
+        seen, other = _at(tree, case.key), tree.get(reference[1])
+        return seen == other or str(seen) == str(other)  # in the key's own type: 0.0, or false, of 0
     try:
         wanted = yaml.safe_load(case.value)
     except yaml.YAMLError:

@@ -134,8 +134,8 @@ class TrainerConfig:
                 raise UserError(f"trainer.{name} must be 1 or more; got {getattr(self, name)}")
         self._check_intervals()
         self.parallel.check_devices(self.world_size)
-        if not self.timeout_s > 0:
-            raise UserError(f"trainer.timeout_s must be above 0; got {self.timeout_s}")
+        if not 0 < self.timeout_s < math.inf:
+            raise UserError(f"trainer.timeout_s must be above 0 and finite; got {self.timeout_s}")
         self._check_divergence()
         self._check_batch()
         if self.ema_decay is not None and self.is_sharded:
