@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from rich.console import Console
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -33,6 +32,7 @@ from lit_illada.objective.config import AutoregressiveObjectiveConfig, Diffusion
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.objective.loss import Objective
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.console import Console
 from lit_illada.schema import to_tree
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
 from lit_illada.training.callbacks.divergence import DivergenceGuard

@@ -89,3 +89,30 @@ def test_the_command_line_imports_nothing_heavy_at_module_level():
     for path in (PACKAGE / "cli").glob("*.py"):
         at_top = {module.split(".")[0] for module, is_inside in imports_of(path) if not is_inside}
         assert not at_top & heavy, path
+
+
+PRINTING = {"runtime/terminal.py", "runtime/console.py"}
+RAW = {"print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write", "Text.from_markup"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_is_printed_through_the_modules_that_escape_it(path):
+    name = path.relative_to(PACKAGE).as_posix()
+    if name in PRINTING:
+        return
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    imported = {
+        alias.name: node.module for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    } | {alias.name: None for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert not imported.keys() & {"rich", "rich.console", "rich.markup"}, name
+    assert not {"rich", "rich.markup"} & set(imported.values()), name
+    assert imported.get("Console") != "rich.console", f"{name}: use runtime.console.Console"
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        where, called = f"{name}:{call.lineno}", ast.unparse(call.func)
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert called not in RAW, f"{where}: use print_lines or print_content of runtime.terminal"
+        assert keywords.get("markup") != "True", f"{where}: markup would be executed in names from elsewhere"
+        if called == "TextColumn":
+            assert keywords.get("markup") == "False", f"{where}: markup would be executed in names from elsewhere"
+        if imported.get(called) in ("rich.live", "rich.progress") and called in ("Live", "Progress"):
+            assert "console" in keywords, f"{where}: give it a runtime.console.Console"

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 
 from lit_illada import build
 from lit_illada.bench.figure import Figure, figure, now
 from lit_illada.config import PretrainConfig, load
 from lit_illada.data.prepare.prepare import prepare
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.console import Console
 from lit_illada.training.callbacks.stopping import GracefulStop
 from lit_illada.training.config.trainer import Precision
 from lit_illada.training.optim import build_optimizer

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lit_illada.bench.figure import attempted
 from lit_illada.model.lm_head import token_scores
+from lit_illada.runtime.terminal import print_content
 
 
 def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int = 4096) -> dict[str, dict[str, Any]]:
@@ -64,7 +65,8 @@ def _run_here(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> N
     nll = {"chunked": _chunked, "plain": _plain}[way](hidden.requires_grad_(), weight.requires_grad_(), targets)
     nll.mean().backward()
     elapsed_s = time.perf_counter() - started_at
-    print(json.dumps({"peak_gb": (_peak_bytes() - before) / 1e9, "elapsed_s": elapsed_s, "nll": nll.mean().item()}))
+    figures = {"peak_gb": (_peak_bytes() - before) / 1e9, "elapsed_s": elapsed_s, "nll": nll.mean().item()}
+    print_content(json.dumps(figures))
 
 
 def _chunked(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:

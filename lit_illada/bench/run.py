@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, plain, step
 from lit_illada.bench.figure import attempted
 from lit_illada.errors import UserError, unknown
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.console import Console
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "data": data.measure,

@@ -18,20 +18,28 @@ from lit_illada.cli.tools import bench, board, completion_command, config, docto
 from lit_illada.cli.train import pretrain, sft
 from lit_illada.cli.use import convert, generate, score
 from lit_illada.runtime import ranks
+from lit_illada.runtime.terminal import PrintableFormatter, printable
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class _Commands(click.Group):
-    """Explains options that are config keys elsewhere, such as `--lr`."""
+    """Explains options that are config keys elsewhere, such as `--lr`; escapes what errors quote."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.NoSuchOption as error:
-            if error.ctx is not None and any(p.name == "overrides" for p in error.ctx.command.params):
-                error.message += completion.key_hint(error.ctx, error.option_name)  # type: ignore[misc]
+        except click.ClickException as error:
+            if isinstance(error, click.NoSuchOption):
+                error.message += _key_hint(error)  # type: ignore[misc]
+            error.message = printable(error.message, keeps_lines=True)  # type: ignore[misc]
             raise
+
+
+def _key_hint(error: click.NoSuchOption) -> str:
+    if error.ctx is None or not any(parameter.name == "overrides" for parameter in error.ctx.command.params):
+        return ""
+    return completion.key_hint(error.ctx, error.option_name)
 
 
 @click.group(cls=_Commands, context_settings=_CONTEXT, epilog="Start with:  lit-illada pretrain experiment=demo")
@@ -49,7 +57,9 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="backslashreplace")
     # only rank 0 logs
     usual = logging.INFO if ranks.rank() == 0 else logging.WARNING
-    logging.basicConfig(level=logging.DEBUG if debug else usual, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.DEBUG if debug else usual, handlers=[handler])
     # these libraries log details for their own developers at INFO
     for name in ("fsspec", "torch", "filelock", "matplotlib", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ import click
 from lit_illada.cli import completion
 from lit_illada.cli.frame import file_to_write, guarded, overrides_argument
 from lit_illada.errors import UserError
+from lit_illada.runtime.terminal import print_content
 
 
 @click.command(
@@ -30,14 +31,14 @@ def config(command: str | None, key: str | None, overrides: tuple[str, ...]) -> 
     if key is not None:
         from lit_illada.commands.explain import explain, show
 
-        click.echo(show(explain(key, command, overrides)), nl=False)
+        print_content(show(explain(key, command, overrides)), end="")
         return
     if command is None:
         raise UserError("which command's config? Name it, such as: lit-illada config pretrain")
     from lit_illada.config import load
     from lit_illada.schema import dump
 
-    click.echo(dump(load(command, overrides)), nl=False)
+    print_content(dump(load(command, overrides)), end="")
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada doctor --json doctor.json\n")
@@ -159,4 +160,4 @@ def bench(
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(shell: str) -> None:
     """Print the script that completes commands, options and config groups in SHELL."""
-    click.echo(completion.script(click.get_current_context().find_root().command, shell))
+    print_content(completion.script(click.get_current_context().find_root().command, shell))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lit_illada.errors import UserError
+from lit_illada.runtime.terminal import print_lines
 
 
 def serve(runs: Path, host: str, port: int) -> NoReturn:
@@ -21,7 +22,7 @@ def serve(runs: Path, host: str, port: int) -> NoReturn:
             raise UserError(
                 f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port"
             ) from error
-    print(f"TensorBoard on {runs}: http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
+    print_lines(f"TensorBoard on {runs}: http://{host}:{port}/  (Ctrl-C ends it)")
     # exec instead of a child process, so that a signal to the command ends the server
     options = ["--logdir", str(runs), "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *options])

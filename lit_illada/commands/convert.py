@@ -22,7 +22,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from rich.console import Console
 from torch import Tensor
 
 from lit_illada.checkpoints.hf import CONFIG_FILE, UnaccountedError, open_hf, write_hf, zero_biases
@@ -35,6 +34,7 @@ from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig, num_parameters
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.checksums import check_folder, write_folder_checksums
+from lit_illada.runtime.console import Console
 
 # files beside tokenizer.json that other tools read; never code
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -81,7 +81,7 @@ def run(
         converted = _from_hf(path, mask_token, eos_token) if (path / CONFIG_FILE).is_file() else _from_ours(path)
     except UnaccountedError as error:
         for problem in error.problems:
-            console.print(f"  {problem}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {problem}", highlight=False, soft_wrap=True)
         raise
     if converted.kind == "lit" and (mask_token or eos_token):
         raise UserError(
@@ -268,7 +268,7 @@ def _report(
         )
         report.append(f"pretrain  lit-illada pretrain --init-from {destination} data=prepared data.dir=DIR")
     for line in report:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _pattern(name: str) -> str:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_illada.config import load
@@ -16,6 +15,8 @@ from lit_illada.data.prepare.part_workers import prepare_by_parts
 from lit_illada.data.prepare.parts import Part, Step, do_step
 from lit_illada.data.prepare.prepare import OnProgress, prepare
 from lit_illada.errors import InterruptedByUserError, UserError
+from lit_illada.runtime.console import Console
+from lit_illada.runtime.terminal import print_lines
 
 
 def run_preparation(overrides: Sequence[str], overwrite: bool, workers: int | None) -> None:
@@ -43,24 +44,24 @@ def prepare_part(step: str, part: str, overrides: Sequence[str]) -> None:
 def _show(manifest: Manifest, config: DataConfig) -> None:
     for name in ("train", "validation"):
         split = manifest.split(name)
-        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")
-    print(
+        print_lines(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")
+    print_lines(
         f"left out: {manifest.duplicates:,} duplicates, {manifest.empty:,} empty, {manifest.bad_documents:,} unreadable"
     )
-    print(f"in {config.dir}; look at it with: lit-illada data inspect {config.dir}")
+    print_lines(f"in {config.dir}; look at it with: lit-illada data inspect {config.dir}")
 
 
 def print_inspection(folder: str) -> None:
-    print(inspection.inspect(folder))
+    print_lines(inspection.inspect(folder))
 
 
 def print_verification(folder: str) -> None:
     problems = inspection.verify(folder)
     for problem in problems:
-        print(problem)
+        print_lines(problem)
     if problems:
         raise UserError(f"{folder}: {len(problems)} problem{'s' * (len(problems) > 1)} found")
-    print(f"{folder}: every shard is whole")
+    print_lines(f"{folder}: every shard is whole")
 
 
 def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = False) -> Manifest | None:
@@ -80,11 +81,11 @@ def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = F
 @contextmanager
 def _progress(console: Console) -> Iterator[OnProgress]:
     columns = [
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[amount]}"),
+        TextColumn("{task.fields[amount]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("left", markup=False),
         TimeRemainingColumn(compact=True),
     ]
     tasks: dict[str, TaskID] = {}

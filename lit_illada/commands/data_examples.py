@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from lit_illada.checkpoints.open import WEIGHTS_FILE, open_checkpoint
@@ -12,6 +11,8 @@ from lit_illada.data.sft.preview import Span, spans
 from lit_illada.data.sft_datamodule import SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.console import Console
+from lit_illada.runtime.terminal import print_lines
 from lit_illada.training.checkpointing.files import latest_checkpoint
 
 
@@ -33,10 +34,10 @@ def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
         console.print(*marked, sep="", soft_wrap=True)
     console.rule(align="left")
     learnt = "green" if console.is_terminal else "in ⟦ ⟧"
-    print(f"trained tokens are {learnt}; ‖ starts a segment, which cannot attend to others")
-    print(f"an epoch has {datamodule.rows_per_epoch:,} rows; {datamodule.left_out.bad:,} bad examples left out")
+    print_lines(f"trained tokens are {learnt}; ‖ starts a segment, which cannot attend to others")
+    print_lines(f"an epoch has {datamodule.rows_per_epoch:,} rows; {datamodule.left_out.bad:,} bad examples left out")
     for message in datamodule.left_out.examples:
-        print(f"  {message}")
+        print_lines(f"  {message}")
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

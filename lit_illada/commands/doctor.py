@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import AttentionKernel
 from lit_illada.runtime import packages
+from lit_illada.runtime.console import Console
 from lit_illada.runtime.packages import Finding, Verdict
 from lit_illada.training.config.trainer import Accelerator, Precision
 
@@ -42,7 +43,7 @@ def run(json_file: Path | None) -> bool:
     for finding in findings:
         colour = {Verdict.good: "green", Verdict.absent: "yellow", Verdict.broken: "red"}[finding.verdict]
         section = "" if finding.section == told else finding.section
-        table.add_row(section, finding.name, f"[{colour}]{finding.verdict}[/]", finding.seen)
+        table.add_row(section, finding.name, Text(finding.verdict, style=colour), finding.seen)
         told = finding.section
     console = Console()
     console.print(table, highlight=False)
@@ -50,7 +51,7 @@ def run(json_file: Path | None) -> bool:
     if mendable:
         console.print("\nTo mend:")
     for finding in mendable:
-        console.print(f"  {finding.name}: {finding.mend}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"  {finding.name}: {finding.mend}", highlight=False, soft_wrap=True)
     if json_file is not None:
         packages.write(findings, json_file)
     return all(finding.verdict is not Verdict.broken for finding in findings)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from lit_illada import build
@@ -18,6 +17,7 @@ from lit_illada.cost.run_time import TYPICAL_MFU
 from lit_illada.errors import UserError, unknown
 from lit_illada.model.config import ModelConfig, parameters_by_part
 from lit_illada.model.lora import num_adapter_parameters
+from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.training.callbacks.throughput import matmul_flops_per_s
 from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy

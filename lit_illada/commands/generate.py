@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -21,7 +20,9 @@ from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.text import complete_batch
 from lit_illada.generation.trace import Recorder, Trace, write_traces
 from lit_illada.run_folder import flatten
+from lit_illada.runtime.console import Console
 from lit_illada.runtime.files import read_text
+from lit_illada.runtime.terminal import print_content
 from lit_illada.schema import to_tree
 from lit_illada.training.config.trainer import Precision
 
@@ -65,7 +66,7 @@ def run(
         on_commit = notify if watchers else None
         generation = complete_batch(model, tokenizer, [prompt_ids], config.generation, on_commit=on_commit)
     written = tokenizer.decode(generation.texts()[0])
-    print(written)
+    print_content(written)
     if recorder is None:
         return
     (trace,) = recorder.traces()

@@ -11,8 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from lit_illada.checkpoints.open import load_sft, with_model_of_init
 from lit_illada.commands.resume import open_run
 from lit_illada.config import RunConfig, load
@@ -21,7 +19,9 @@ from lit_illada.data.prepare.parts import begin
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.console import Console
 from lit_illada.runtime.files import write_atomically
+from lit_illada.runtime.terminal import print_content
 from lit_illada.schema import dump
 from lit_illada.slurm import client
 from lit_illada.slurm.client import Allocation
@@ -101,7 +101,7 @@ def _begin(command: str, config: RunConfig, tokenizer: Tokenizer | None, request
 def _start(command: str, config: RunConfig, folder: RunFolder, words: Sequence[str], request: Request) -> None:
     script = _script(command, config, folder, words, request)
     if request.is_dry:
-        print(script, end="")
+        print_content(script, end="")
         return
     path = folder.path / _SCRIPT
     write_atomically(path, script)
@@ -162,7 +162,7 @@ def submit_preparation(overrides: Sequence[str], parts: int, at_once: int | None
     )
     script = preparation_script(job, parts, overrides)
     if request.is_dry:
-        print(script, end="")
+        print_content(script, end="")
         return
     if not client.is_there():
         prepare = ["lit-illada", "data", "prepare", *overrides, "--workers", str(parts)]
@@ -216,4 +216,4 @@ def _tell(headline: str, told: dict[str, Any]) -> None:
     console = Console()
     console.print(headline, highlight=False, soft_wrap=True)
     for what, text in told.items():
-        console.print(f"{what:<8} {text}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{what:<8} {text}", highlight=False, soft_wrap=True)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from lit_illada.commands import convert, loops_analyze, score, sweep_report
@@ -18,8 +17,10 @@ from lit_illada.evaluation.jobs import EvaluationRequest
 from lit_illada.loops.detect.findings import detect
 from lit_illada.loops.records import Fields
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.console import Console
 from lit_illada.runtime.files import iterate_json_lines
 from lit_illada.runtime.records import from_record
+from lit_illada.runtime.terminal import print_lines
 from lit_illada.schema import from_tree
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.spec import Command
@@ -52,7 +53,7 @@ def reproduce_loops(
         by = Fields(groups=("arm", "level"))
         loops_analyze.run([written], place.path / "loops", by, None, planned=spec.comparisons())
         sweep_report.run(str(place.path), None)
-        print("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
+        print_lines("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
     done.end("lit-illada loops reproduce --sweep {} --resume")
 
 

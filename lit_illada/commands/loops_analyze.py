@@ -5,8 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -27,6 +25,7 @@ from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.outcome import Outcome, as_record, outcome
 from lit_illada.loops.records import ARM, Fields, read_generations
 from lit_illada.loops.report.write import write_report
+from lit_illada.runtime.console import Console
 from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.terminal import printable
 from lit_illada.schema import read_file
@@ -73,14 +72,14 @@ def run(
     for table in [*tables(summaries(outcomes, keys), keys), *effect_tables(compared)]:
         console.print(table)
     for remark in compared.remarks:
-        console.print(f"Note: {printable(str(remark))}.", markup=False, highlight=False)
+        console.print(f"Note: {printable(str(remark))}.", highlight=False)
     if "length" in keys:
         console.print(
             "Rates at different lengths are not comparable: a longer text has more opportunity to loop.", style="dim"
         )
     told = {"records": out / RECORDS, "effects": out / EFFECTS, "page": out / REPORT}
     for what, path in told.items():
-        console.print(f"{what:<12} {printable(str(path))}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{what:<12} {printable(str(path))}", highlight=False, soft_wrap=True)
 
 
 def tell_apart(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -276,5 +275,5 @@ def _share_of(rate: Rate) -> str:
 
 
 def _cell(text: str) -> str:
-    """A name from a file, as a cell of a table that prints it as it is."""
-    return escape(printable(text))
+    """A name from a file as a cell of one line."""
+    return printable(text)

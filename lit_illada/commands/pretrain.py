@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from lit_illada import build
 from lit_illada.checkpoints.open import check_fits, open_checkpoint, with_model_of_init
 from lit_illada.commands.data import prepare_dataset
@@ -13,6 +11,7 @@ from lit_illada.commands.resume import open_run
 from lit_illada.commands.training_run import check_hardware, new_folder, train
 from lit_illada.config import load
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.console import Console
 
 
 def run(overrides: Sequence[str], resume: Path | None = None) -> None:

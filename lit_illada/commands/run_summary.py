@@ -1,11 +1,11 @@
 """Writes summary.json of a training run and prints its summary table."""
 
 import lightning.pytorch as pl
-from rich.console import Console
 from rich.table import Table
 
 from lit_illada.config import RunConfig, SFTConfig
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.console import Console
 from lit_illada.training.module import PretrainModule
 
 _EXACT_MATCH = "val/exact_match_"

@@ -9,7 +9,6 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
@@ -21,6 +20,8 @@ from lit_illada.evaluation.chained_arithmetic import scalars
 from lit_illada.evaluation.jobs import EvaluationRequest, jobs, read_evaluations
 from lit_illada.evaluation.writer import Writer
 from lit_illada.run_folder import RunFolder, flatten
+from lit_illada.runtime.console import Console
+from lit_illada.runtime.terminal import print_lines
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import dump, to_tree
 from lit_illada.scoring.scorer import OnWork
@@ -44,7 +45,7 @@ def run(
     recorded = request.record(file)
     before = _before(folder, config, recorded) if is_resumed else {}
     if "end" in before:
-        print(f"{folder.path} is scored already")
+        print_lines(f"{folder.path} is scored already")
         return
     accelerator = config.accelerator.resolve()
     model, tokenizer = load_checkpoint(file, accelerator.device)
@@ -71,17 +72,17 @@ def run(
             folder.write_summary(summary)
     folder.write_summary({**summary, "end": _figures(summary["results"])})
     shutil.rmtree(folder.path / _ANSWERS, ignore_errors=True)
-    print(f"written to {folder.path}")
+    print_lines(f"written to {folder.path}")
 
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """A bar with the time left for every part of the work, where there is a terminal to show it."""
     console = Console(stderr=True)
-    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with ProgressBar(
-        TextColumn("[bold]{task.description}"), *columns, console=console, disable=not console.is_terminal
-    ) as bar:
+    task = TextColumn("{task.description}", style="bold", markup=False)
+    times = (TimeElapsedColumn(), TextColumn("left", markup=False), TimeRemainingColumn())
+    columns = (task, BarColumn(), TaskProgressColumn(), *times)
+    with ProgressBar(*columns, console=console, disable=not console.is_terminal) as bar:
 
         def progress(what: str, amount: int) -> OnWork:
             task = bar.add_task(what, total=amount)

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from lit_illada import build
 from lit_illada.checkpoints.open import load_sft
 from lit_illada.commands.resume import open_run
@@ -14,6 +12,7 @@ from lit_illada.config import SFTConfig
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.console import Console
 
 
 def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:

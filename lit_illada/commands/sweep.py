@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from lit_illada.checkpoints.open import open_checkpoint
@@ -17,6 +16,7 @@ from lit_illada.cost.run_cost import disk_bytes, expected_vocab_size, memory_byt
 from lit_illada.cost.run_time import Speed, speed_of
 from lit_illada.data.config import DataConfig
 from lit_illada.errors import UserError
+from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.sweep.design import describe
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
@@ -80,7 +80,7 @@ class SweepOutcome:
                 log = self.place.run_folder(status.run).log
                 console.print(f"\n{status.run.id} failed; the last of {log}:", highlight=False)
                 for line in status.last_lines:
-                    console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+                    console.print(f"    {line}", highlight=False, soft_wrap=True)
         told = {self.place.path: summary(self.statuses, self.at_once), "curves": f"lit-illada board {self.place.runs}"}
         if not self.is_finished:
             told["resume"] = resume.format(self.place.path)

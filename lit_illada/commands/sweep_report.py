@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from lit_illada.errors import UserError, unknown
+from lit_illada.runtime.console import Console
 from lit_illada.sweep.folder import SweepFolder
 from lit_illada.sweep.report import write_report
 
@@ -24,6 +23,6 @@ def run(sweep: str, out: Path | None) -> Path:
     page, findings = write_report(folder, out)
     console = Console()
     for line in findings:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"page         {page}", highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"page         {page}", highlight=False, soft_wrap=True)
     return page

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from rich.console import Console
 from torch.distributed.tensor import DTensor
 
 from lit_illada import build
@@ -30,6 +29,7 @@ from lit_illada.errors import UserError
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime import ranks
+from lit_illada.runtime.console import Console
 from lit_illada.schema import to_tree
 from lit_illada.training.callbacks.divergence import Diverged
 from lit_illada.training.callbacks.stopping import GracefulStop

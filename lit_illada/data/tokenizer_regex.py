@@ -11,7 +11,9 @@ MAX_PATTERN = 10_000  # characters; the longest of known tokenizers has about 1 
 def check_patterns(tokenizer: Any, origin: str) -> None:
     """Refuses patterns that backtrack exponentially because an unbounded repetition contains another, as (a+)+ does.
 
-    tokenizer: the content of tokenizer.json. Alternatives that overlap, as in (a|a)*, are not detected.
+    tokenizer: the content of tokenizer.json. Not detected: overlapping alternatives, as in (a|a)*; large finite
+    repetitions, as in (a{0,99}){0,99}; and polynomial time, as of a*a*a*b. Possessive and atomic groups, which do not
+    backtrack, are refused like others.
     Raises UserError with the file and the pattern.
     """
     for pattern in _patterns(tokenizer):
@@ -77,7 +79,8 @@ def _class_end(pattern: str, start: int) -> int:
             position += 1
         elif character == "[":
             depth += 1
-            position += 2 if pattern[position + 1 : position + 2] in ("^", "]") else 0
+            position += pattern[position + 1 : position + 2] == "^"
+            position += pattern[position + 1 : position + 2] == "]"  # a literal ] where a class begins
         elif character == "]":
             depth -= 1
             if depth == 0:

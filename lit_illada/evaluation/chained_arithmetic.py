@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from lit_illada.data.sft.arithmetic import make_examples
@@ -17,6 +16,7 @@ from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval
 from lit_illada.evaluation.writer import Writer, Written
 from lit_illada.loops.detect.findings import Known, detect_tokens
+from lit_illada.runtime.console import Console
 from lit_illada.stats.intervals import wilson
 from lit_illada.tasks.answers import exact_match
 from lit_illada.tasks.arithmetic import Portion

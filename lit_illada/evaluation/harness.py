@@ -18,6 +18,7 @@ from typing import Any
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result
 from lit_illada.evaluation.writer import Answer, Write, cut_at
+from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.scorer import Scorer
 
@@ -67,7 +68,7 @@ class HarnessResult(Result):
         """Prints lm-eval's own table."""
         from lm_eval.utils import make_table
 
-        print(make_table(self._results))
+        print_lines(make_table(self._results))
 
 
 def evaluate(

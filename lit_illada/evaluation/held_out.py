@@ -22,6 +22,7 @@ from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, write
 from lit_illada.evaluation.items import ChoiceItem
 from lit_illada.evaluation.multiple_choice import ChoiceResult, MultipleChoice
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.terminal import print_lines
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.scoring.wording import Plain
 from lit_illada.stats.intervals import wilson
@@ -123,7 +124,7 @@ class ProblemsResult(Result):
             if f"num_{level}" in self:
                 low, high = self[f"wilson_95_{level}"]
                 accuracy, num = self[f"exact_match_{level}"], self[f"num_{level}"]
-                print(f"{level} problems: {accuracy:.1%} ({low:.0%}–{high:.0%}) of {num} right")
+                print_lines(f"{level} problems: {accuracy:.1%} ({low:.0%}–{high:.0%}) of {num} right")
 
 
 def _with_plain_wording(model: LoadedModel) -> LoadedModel:

@@ -12,12 +12,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion, write_rows
 from lit_illada.evaluation.items import ChoiceItem
+from lit_illada.runtime.console import Console
+from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.config import ScoreRule
 from lit_illada.scoring.scorer import Scorer
@@ -62,8 +63,10 @@ class ChoiceResult(Result):
                 table.add_row(rule, *(f"{100 * fraction:.1f} %" for fraction in row.values()))
             console.print(table)
         if bound := self["rules"].get(ScoreRule.BOUND):
-            print(f"bound: a choice's standard error is {bound['mean_stderr']:.3f} nats on average;")
-            print(f"in {bound['num_undecided']} of {self['num_items']} items the lead is below two standard errors")
+            print_lines(f"bound: a choice's standard error is {bound['mean_stderr']:.3f} nats on average;")
+            print_lines(
+                f"in {bound['num_undecided']} of {self['num_items']} items the lead is below two standard errors"
+            )
 
 
 def score_choices(

@@ -8,6 +8,7 @@ from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion, write_rows
 from lit_illada.evaluation.items import NumberItem
 from lit_illada.evaluation.writer import cut_at
+from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.tasks.answers import final_number
 
@@ -67,7 +68,7 @@ class NumericResult(Result):
     """Accuracy, and the number of solutions without any number."""
 
     def show(self) -> None:
-        print(
+        print_lines(
             f"{self['file']}: {self['num_correct']} of {self['num_items']} right, {percent_with_interval(self)}; "
             f"{self['num_without_number']} without a number"
         )

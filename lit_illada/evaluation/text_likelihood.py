@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result
+from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.config import ScoreRule
 from lit_illada.scoring.scorer import Scorer
@@ -66,6 +67,6 @@ class TextResult(Result):
         qualifier = {"bound": "at most ", "confidence": "no likelihood: "}.get(self["rule"], "")
         stderr = f" ± {self['nats_per_token_stderr']:.4f}" if is_bound else ""
         nats, bits = f"{self['nats_per_token']:.4f}{stderr} nats/token", f"{self['bits_per_byte']:.4f} bits per byte"
-        print(f"{self['file']}: {qualifier}{nats}, {bits}")
+        print_lines(f"{self['file']}: {qualifier}{nats}, {bits}")
         draws = f"; ± is the standard error of {self._num_draws} draws" if is_bound else ""
-        print(f"  by {self['rule']}: {self['num_tokens']:,} tokens, windows: {self['num_windows']:,}{draws}")
+        print_lines(f"  by {self['rule']}: {self['num_tokens']:,} tokens, windows: {self['num_windows']:,}{draws}")

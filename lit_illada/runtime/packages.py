@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from lit_illada.runtime.terminal import print_lines
+
 
 class Verdict(StrEnum):
     """absent: what some runs need and this machine has not. broken: what every run needs."""
@@ -71,10 +73,10 @@ def missing() -> list[Finding]:
 def tell(findings: Sequence[Finding], json_file: Path | None) -> None:
     """In plain lines, by no package that may be missing."""
     for finding in findings:
-        print(f"{finding.name}: {finding.seen}, and every run needs it")
-    print("\nTo mend:")
+        print_lines(f"{finding.name}: {finding.seen}, and every run needs it")
+    print_lines("\nTo mend:")
     for finding in findings:
-        print(f"  {finding.mend}")
+        print_lines(f"  {finding.mend}")
     if json_file is not None:
         write(findings, json_file)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import append_line, write_atomically
+from lit_illada.runtime.terminal import print_lines
 from lit_illada.sweep.folder import PlannedRun, SweepFolder, SweepRunFolder, locked, read_record
 from lit_illada.sweep.library import begin_path
 from lit_illada.sweep.spec import Command
@@ -76,7 +77,7 @@ def _do(folder: SweepFolder, run: PlannedRun, place: SweepRunFolder, call: Calla
     append_line(place.attempts, json.dumps(record))
     write_atomically(place.labels, json.dumps(folder.read_spec().labels(run.arms, run.seed)) + "\n")
     _print_to(place.log)
-    print(f"=== {started_at:%Y-%m-%d %H:%M:%S} lit-illada {' '.join(words)}", flush=True)
+    print_lines(f"=== {started_at:%Y-%m-%d %H:%M:%S} lit-illada {' '.join(words)}")
     _lead(place, words)
     if words:
         os.environ[_WORDS] = json.dumps(words)

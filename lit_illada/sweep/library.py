@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.overrides import parse_assignment
+from lit_illada.runtime.console import Console
 from lit_illada.runtime.paths import sweeps_dir
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import from_tree, to_tree

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from statistics import mean
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lit_illada.runtime.console import Console
 from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.progress import RunStatus
 
@@ -61,7 +62,7 @@ class SweepTable:
         self._console.print(f"{status.state:<12}{status.run.id}{value}{ended}", highlight=False, soft_wrap=True)
         if status.state is RunState.FAILED:
             for line in status.last_lines:
-                self._console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+                self._console.print(f"    {line}", highlight=False, soft_wrap=True)
 
     def _render(self, statuses: Sequence[RunStatus]) -> Group:
         table = Table(title=self._title, title_justify="left", expand=False)

@@ -141,7 +141,7 @@ def sft_config(*overrides):
 
 
 def test_the_gate_lets_the_corpora_pass_and_tells_their_sizes(capsys):
-    from rich.console import Console
+    from lit_illada.runtime.console import Console
 
     corpora = {(rho, 0.5): sft_config(f"sft_data.source.recheck_fraction={rho}") for rho in (0.0, 0.75)}
     gate(corpora, Console())
@@ -151,7 +151,7 @@ def test_the_gate_lets_the_corpora_pass_and_tells_their_sizes(capsys):
 
 
 def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
-    from rich.console import Console
+    from lit_illada.runtime.console import Console
 
     monkeypatch.setattr("lit_illada.tasks.arithmetic.RECHECK", "Wait, let me check again.\n" * 20)
     with pytest.raises(UserError, match=r"recheck_fraction=1.0 itself loops in \d+ of 2000 traces"):

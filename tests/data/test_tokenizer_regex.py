@@ -15,7 +15,10 @@ KNOWN = [
 ]
 
 
-@pytest.mark.parametrize("pattern", [*KNOWN, "a+b+", "(a+)?", "(a|b)*", r"\(a+\)+", "[(a+)]+", "(ab){2,3}", "[]a+]+b"])
+@pytest.mark.parametrize(
+    "pattern",
+    [*KNOWN, "a+b+", "(a+)?", "(a|b)*", r"\(a+\)+", "[(a+)]+", "(ab){2,3}", "[]a+]+b", r"[^\](a+)+]", r"[](a+)+]"],
+)
 def test_patterns_of_known_tokenizers_pass(pattern):
     assert not has_nested_repetition(pattern)
 

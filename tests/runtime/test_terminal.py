@@ -1,5 +1,8 @@
 """What may be printed of texts that come from elsewhere."""
 
+import subprocess
+import sys
+
 from lit_illada.runtime.terminal import one_line, printable
 
 
@@ -15,3 +18,18 @@ def test_a_message_is_one_line_of_bounded_length():
     assert len(line) < 1300
     assert line.startswith("model: x")
     assert line.endswith("x: fix it")
+
+
+def test_texts_of_several_lines_keep_their_layout_and_joiners():
+    text = "a\tb\n\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f468\u200d\U0001f469"
+    assert printable(text, keeps_lines=True) == text
+    assert printable("a\nb\r\x9b1m\u2066", keeps_lines=True) == "a\nb\\r\\x9b1m\\u2066"
+
+
+def test_log_records_of_the_command_line_are_printable():
+    script = (
+        "import logging; from lit_illada.cli import main; main(['completion', 'bash'], standalone_mode=False); "
+        r"logging.getLogger('lit_illada').warning('%s', 'a\x1b[31mb\x07')"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stderr == "a\\x1b[31mb\\x07\n"

@@ -77,6 +77,23 @@ def test_a_mistake_is_reported_in_one_line(arguments, told):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("part", ["arm", "question"])
+def test_names_and_texts_of_a_sweep_are_shown_without_markup_and_escapes(part, tiny_sweep, tmp_path):
+    hostile = "[red]x[/red]\x1b]0;title\x07"
+    changes = {"question": hostile}
+    if part == "arm":
+        changes = {
+            "arms": [
+                {"name": "slow"},
+                {"name": hostile, "overrides": {"pretrain": ["optim.optimizer.learning_rate=0.01"]}},
+            ]
+        }
+    status, told = sweep("plan", tiny_sweep(**changes), "--folder", tmp_path / "out")
+    assert status == 0, told
+    assert "[red]x[/red]\\x1b]0;title\\x07" in told
+    assert "\x1b" not in told
+
+
 def test_a_failed_run_is_shown_and_the_others_continue(tiny_sweep, tmp_path):
     arms = [{"name": "slow"}, {"name": "lost", "overrides": {"pretrain": ["init_from=nowhere/at/all"]}}]
     file, folder = tiny_sweep(arms=arms), tmp_path / "kept"

@@ -26,6 +26,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import FileError, read_json, write_atomically
 from lit_illada.runtime.records import require_fields
+from lit_illada.runtime.terminal import PrintableFormatter, print_lines
 
 log = logging.getLogger(__name__)
 _EVERY_S = 1.0
@@ -58,7 +59,7 @@ class RankWatch(Callback):
         self._children = _take_children_over()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = logging.FileHandler(self._folder / f"rank-{self._rank}.log", encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._log.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log)
         faulthandler.enable(self._log.stream)  # type: ignore[arg-type]
         self._note("rank %d of %d, process %d", self._rank, self._world_size, os.getpid())
@@ -164,7 +165,7 @@ class RankWatch(Callback):
         if not self._state(self._rank).get("ended"):
             self._write(ended=dead)
             self._note("ended: %s", dead)
-            print(f"Error: {dead}", file=sys.stderr, flush=True)
+            print_lines(f"Error: {dead}", sys.stderr)
 
     def _find_dead(self) -> str | None:
         for rank in range(self._world_size):
