@@ -80,14 +80,8 @@ def test_a_mistake_is_reported_in_one_line(arguments, told):
 @pytest.mark.parametrize("part", ["arm", "question"])
 def test_names_and_texts_of_a_sweep_are_shown_without_markup_and_escapes(part, tiny_sweep, tmp_path):
     hostile = "[red]x[/red]\x1b]0;title\x07"
-    changes = {"question": hostile}
-    if part == "arm":
-        changes = {
-            "arms": [
-                {"name": "slow"},
-                {"name": hostile, "overrides": {"pretrain": ["optim.optimizer.learning_rate=0.01"]}},
-            ]
-        }
+    arms = [{"name": hostile}, {"name": "fast", "overrides": {"pretrain": ["optim.optimizer.learning_rate=0.01"]}}]
+    changes = {"question": hostile} if part == "question" else {"baseline": hostile, "arms": arms}
     status, told = sweep("plan", tiny_sweep(**changes), "--folder", tmp_path / "out")
     assert status == 0, told
     assert "[red]x[/red]\\x1b]0;title\\x07" in told
