@@ -52,7 +52,7 @@ def _show(manifest: Manifest, config: DataConfig) -> None:
 
 
 def print_inspection(folder: str) -> None:
-    print_lines(inspection.inspect(folder))
+    print_lines(str(inspection.inspect(folder)))
 
 
 def print_verification(folder: str) -> None:
