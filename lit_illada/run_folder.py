@@ -1,4 +1,4 @@
-"""Files of a run's folder: creating, opening, locking and reading it."""
+"""Folder of a run: creates, opens, locks and reads it."""
 
 import fcntl
 import json
@@ -27,14 +27,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """config.yaml, provenance.jsonl, progress.json, summary.json, samples.txt, rollbacks.jsonl, ranks/, tokenizer/,
-    checkpoints/, training.lock and TensorBoard's events; rollback.json while one is under way.
-    """
+    """Paths of a run's files. The folder also holds the event files of TensorBoard."""
 
     path: Path
 
     @property
     def config(self) -> Path:
+        """Resolved config; its presence marks the folder of a run."""
         return self.path / "config.yaml"
 
     @property
@@ -47,34 +46,42 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
+        """Generated samples of pretraining."""
         return self.path / "samples.txt"
 
     @property
     def answers(self) -> Path:
+        """Generated answers of fine-tuning's evaluation."""
         return self.path / "answers.jsonl"
 
     @property
     def summary(self) -> Path:
+        """Metrics at the start and the end of training."""
         return self.path / "summary.json"
 
     @property
     def progress(self) -> Path:
+        """Current step and metrics, rewritten during training."""
         return self.path / "progress.json"
 
     @property
     def provenance(self) -> Path:
+        """Command, commit and package versions, one line per start."""
         return self.path / "provenance.jsonl"
 
     @property
     def labels(self) -> Path:
+        """Labels of the run within a sweep."""
         return self.path / "labels.json"
 
     @property
     def ranks(self) -> Path:
+        """Status files of the ranks of a distributed run."""
         return self.path / "ranks"
 
     @property
     def rollbacks(self) -> Path:
+        """Finished rollbacks after divergence, one per line."""
         return self.path / "rollbacks.jsonl"
 
     @property
@@ -83,11 +90,12 @@ class RunFolder:
 
     @property
     def rollback(self) -> Path:
+        """Present while a rollback is in progress."""
         return self.path / "rollback.json"
 
     @classmethod
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
-        """Create a new folder, by default runs/<name>-<time>. Raises UserError where the path already holds a run."""
+        """Create a new folder, by default runs/<name>-<time>. Raises UserError if the path already holds a run."""
         if not path:
             _require_name(name)
         folder = cls(Path(path) if path else _unused(Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"))
@@ -96,15 +104,15 @@ class RunFolder:
         return folder
 
     def require_unused(self) -> None:
-        """Raises UserError where the folder already holds a run."""
+        """Raise UserError if the folder already holds a run."""
         if self.config.exists():
             raise UserError(
-                f"{self.path} already holds a run: resume it by --resume {self.path}, or give another run_dir"
+                f"{self.path} already holds a run: resume it with --resume {self.path}, or choose another run_dir"
             )
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """Open an existing run. Raises UserError for a folder without one."""
+        """Open an existing run. Raises UserError if the folder holds none."""
         folder = cls(path)
         if not folder.config.is_file():
             raise UserError(f"{path}: no run there (no {folder.config.name})")
@@ -112,14 +120,14 @@ class RunFolder:
 
     @classmethod
     def of_checkpoint(cls, path: Path) -> "RunFolder":
-        """The run that a checkpoint file belongs to."""
-        return cls(path.parent.resolve().parent)  # of the link, where the checkpoint is one
+        """Folder of the run that wrote a checkpoint."""
+        return cls(path.parent.resolve().parent)  # a link to a checkpoint belongs to the run that holds the link
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold an exclusive lock on the folder. Raises UserError naming the process that holds it already.
+        """Hold an exclusive lock on the folder. Raises UserError with the process that already holds it.
 
-        A POSIX record lock: child processes do not inherit it, and it ends with this process however that ends.
+        A POSIX record lock: child processes do not inherit it, and the system releases it when this process dies.
         """
         descriptor = open_own(self.lock, os.O_RDWR | os.O_APPEND)
         with os.fdopen(descriptor, "a+", encoding="utf-8") as file:
@@ -128,11 +136,13 @@ class RunFolder:
             except (BlockingIOError, PermissionError) as error:  # which one depends on the file system
                 file.seek(0)
                 raise UserError(
-                    f"{self.path} is being trained already, by {file.read().strip() or 'another process'}: let it end, "
-                    "or stop it, first"
+                    f"{self.path} is already being trained by {file.read().strip() or 'another process'}: wait until it "
+                    "ends, or stop it"
                 ) from error
             except OSError as error:
-                log.warning("%s cannot be locked (%s): see that no other process trains there", self.path, error)
+                log.warning(
+                    "%s cannot be locked (%s): make sure that no other process trains in this folder", self.path, error
+                )
             else:
                 file.truncate(0)
                 file.write(_this_process() + "\n")
@@ -140,13 +150,15 @@ class RunFolder:
             yield
 
     def write_config(self, text: str) -> None:
+        """Write config.yaml."""
         write_atomically(self.config, text)
 
     def write_summary(self, figures: dict[str, Any]) -> None:
+        """Write summary.json."""
         write_atomically(self.summary, json.dumps(figures, indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
-        """Return the metrics of the start and the end; empty before the first are written."""
+        """Return the metrics at the start and the end of training; empty if none are written yet."""
         if not self.summary.exists():
             return {}
         summary: dict[str, Any] = read_json(self.summary)
@@ -168,12 +180,12 @@ class RunFolder:
         ]
 
     def write_rollback(self, number: int, record: dict[str, Any]) -> None:
-        """Write the record of rollback `number`, counted from 1; writing it again changes nothing."""
+        """Write the record of rollback `number`, counted from 1; repeating the call changes nothing."""
         lines = [json.dumps(each) + "\n" for each in (*self.read_rollbacks()[: number - 1], record)]
         write_atomically(self.rollbacks, "".join(lines))
 
     def write_provenance(self, now: datetime, data_sha256: str | None = None) -> None:
-        """Append command, commit and package versions of this start. data_sha256: fingerprint of the data set."""
+        """Append command, commit and package versions of this start. data_sha256: hash of the data set."""
         packages = ("torch", "lightning", "torchmetrics", "webdataset", "tokenizers", "numpy")
         record = {
             "started_at": now.isoformat(timespec="seconds"),
@@ -191,13 +203,13 @@ def _require_name(name: str) -> None:
     """Raise UserError for a name that would place the run's folder outside runs/."""
     if not name.strip() or name.startswith(".") or len(name) > 100 or not name.isprintable() or set(name) & {"/", "\\"}:
         raise UserError(
-            f"name={name[:100]!r} is not a folder's name (no '/', no leading '.', 1 to 100 printable characters); "
+            f"name={name[:100]!r} is not a folder name (no '/', no leading '.', 1 to 100 printable characters); "
             "to choose the folder itself, set run_dir"
         )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"hidden_size": 256}}` as `{"model.hidden_size": 256}`."""
+    """Flatten nested settings: `{"model": {"hidden_size": 256}}` becomes `{"model.hidden_size": 256}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -209,18 +221,19 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _this_process() -> str:
+    """Description of this process for the lock file."""
     job = os.environ.get("SLURM_JOB_ID")
     of_job = f" (Slurm job {job})" if job else ""
     return f"process {os.getpid()} on {socket.gethostname()}{of_job}, since {datetime.now():%Y-%m-%d %H:%M:%S}"
 
 
 def _unused(path: Path) -> Path:
-    """Return the path, with a number appended if a run of the same second has taken it."""
+    """Return the path, with a number appended if a run started in the same second already has it."""
     return next(p for p in chain([path], (Path(f"{path}-{n}") for n in count(2))) if not p.exists())
 
 
 def _commit() -> str | None:
-    """The commit of the checkout the code runs from; None outside one."""
+    """Commit of the git checkout that holds this code; None outside a checkout."""
     root = Path(__file__).parent
     try:
         found = subprocess.run(

@@ -54,7 +54,7 @@ def test_an_existing_run_is_refused_before_anything_heavy_is_imported(tmp_path):
     (tmp_path / "config.yaml").write_text("name: old\n", encoding="utf-8")
     done = run("pretrain", "experiment=demo", f"run_dir={tmp_path}")
     assert done.returncode == 1, done.stderr
-    assert f"already holds a run: resume it by --resume {tmp_path}" in done.stderr
+    assert f"already holds a run: resume it with --resume {tmp_path}" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["sweep", "list"], ["config", "pretrain", "name='é═σ'"], ["config", "data", "σ=═"]])

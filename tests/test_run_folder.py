@@ -1,4 +1,4 @@
-"""The files of a run's folder survive what interrupts their writing."""
+"""The folder of a run: interrupted writes, locks, names and hostile links."""
 
 import errno
 import fcntl
@@ -14,7 +14,7 @@ from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.files import temporary_of
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+def test_interrupted_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     folder.write_config("seed: 1\n")
     folder.write_summary({"step": 1})
@@ -31,7 +31,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_beside_it(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "summary.json"]
 
 
-def test_a_file_system_without_locks_is_told_and_trained_on(tmp_path, monkeypatch, caplog):
+def test_missing_file_locks_only_warn(tmp_path, monkeypatch, caplog):
     def lockf(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -41,8 +41,8 @@ def test_a_file_system_without_locks_is_told_and_trained_on(tmp_path, monkeypatc
     assert "cannot be locked ([Errno" in caplog.text
 
 
-def test_processes_of_two_machines_write_to_places_of_their_own(tmp_path, monkeypatch):
-    """Which may have one number."""
+def test_processes_of_two_machines_use_different_temporary_files(tmp_path, monkeypatch):
+    """Even if their process ids are equal."""
     monkeypatch.setattr(os, "getpid", lambda: 41)
     one, other = (temporary_of(tmp_path / "config.yaml") for _ in range(2))
     assert one != other
@@ -52,9 +52,9 @@ def test_processes_of_two_machines_write_to_places_of_their_own(tmp_path, monkey
 @pytest.mark.parametrize(
     "name", ["../../evil", "/abs/evil", "a/b", "..", ".hidden", "", " ", "a\nb", "\x1b[31m", "x" * 101]
 )
-def test_a_name_cannot_put_a_run_outside_runs(name, tmp_path, monkeypatch):
+def test_name_outside_runs_is_rejected(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="is not a folder's name") as caught:
+    with pytest.raises(UserError, match="is not a folder name") as caught:
         RunFolder.create(None, name, datetime(2026, 1, 1))
     assert caught.value.args[0].isprintable()
     assert list(tmp_path.iterdir()) == []
@@ -70,7 +70,7 @@ def test_provenance_is_not_written_through_a_symbolic_link(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["link", "pipe", "folder"])
-def test_a_lock_is_neither_written_through_a_link_nor_waited_for_at_a_pipe(place, tmp_path):
+def test_lock_that_is_a_link_or_pipe_is_rejected(place, tmp_path):
     outside = tmp_path / "outside.txt"
     outside.write_text("kept")
     lock = RunFolder(tmp_path).lock

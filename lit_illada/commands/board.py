@@ -13,7 +13,7 @@ from lit_illada.runtime.terminal import print_lines
 def serve(runs: Path, host: str, port: int) -> NoReturn:
     """Replace this process by TensorBoard. Raises UserError for a folder without runs or a port that is taken."""
     if not any(runs.rglob("events.out.tfevents.*")):
-        raise UserError(f"{runs}: no curves there; `lit-illada pretrain` writes them to runs/")
+        raise UserError(f"{runs}: no TensorBoard files in this folder; `lit-illada pretrain` writes them to runs/")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

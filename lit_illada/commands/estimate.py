@@ -1,4 +1,4 @@
-"""The `estimate` command: what would a training run need, of memory, time and disk, on GPUs that need not be here?"""
+"""The `estimate` command: memory, time and disk space of a training run, for GPUs that need not be present."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,11 @@ from rich.table import Table
 from lit_illada import build
 from lit_illada.checkpoints.open import load_sft, with_model_of_init
 from lit_illada.config import RunConfig, SFTConfig, compose_tree, load
-from lit_illada.cost.memory import MicroBatch, StepMemory, kernel_on, recomputed_activation_bytes, step_memory
-from lit_illada.cost.run_cost import row_length, selected_fraction, step_flops, with_vocabulary
+from lit_illada.cost.memory import StepMemory, recomputed_activation_bytes
+from lit_illada.cost.run_cost import memory_of_step, micro_batch, row_length, step_flops, with_vocabulary
 from lit_illada.cost.run_time import TYPICAL_MFU
 from lit_illada.errors import UserError, unknown
-from lit_illada.model.config import ModelConfig, parameters_by_part
+from lit_illada.model.config import parameters_by_part
 from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
@@ -26,13 +26,15 @@ from lit_illada.training.config.trainer import Accelerator, Precision, TrainerCo
 
 @dataclass(frozen=True)
 class Device:
-    """bf16_flops_per_s, float32_flops_per_s: the makers' peaks, dense, float32 without TF32. memory_bytes: in all."""
+    """A GPU model: the manufacturer's peak throughput for dense matrices, and its memory."""
 
     bf16_flops_per_s: float
     float32_flops_per_s: float
+    """Without TF32."""
     memory_bytes: float
 
     def peak(self, precision: Precision) -> float:
+        """Peak throughput at a precision, FLOP/s."""
         return self.bf16_flops_per_s if precision is Precision.bf16_mixed else self.float32_flops_per_s
 
 
@@ -48,31 +50,44 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class Estimate:
-    """num_adapters: parameters that alone are trained; None: all are. recomputed: activations, were every layer
-    computed again in the backward pass. origin: of the peak's number.
-    """
+    """Memory, time and disk space of a training run."""
 
     parameters: dict[str, int]
+    """Number of parameters by part of the model."""
     num_adapters: int | None
+    """Adapter parameters, the only trained ones; None: all parameters are trained."""
     memory: StepMemory
+    """Of one device, bytes."""
     recomputed: int
+    """Activations of one device if every layer were recomputed in the backward pass, bytes."""
     device_bytes: float | None
+    """Memory of the device; None on a CPU."""
     flops_per_token: float
+    """Training FLOPs."""
     peak_flops_per_s: float
+    """Of one device."""
     origin: str
+    """Source of `peak_flops_per_s`."""
     mfu: float
+    """Assumed fraction of the peak, 0 to 1."""
     num_devices: int
     tokens: float
+    """Training tokens of the run."""
     batch_tokens: int
+    """Tokens per optimizer step."""
     disk_bytes: int
+    """Size of all retained checkpoints."""
     problems: list[str]
+    """Reasons why the run would fail, with the fix, and settings that the estimate ignores."""
 
     @property
     def tokens_per_s(self) -> float:
+        """Throughput of all devices."""
         return self.peak_flops_per_s * self.mfu * self.num_devices / self.flops_per_token
 
     @property
     def days(self) -> float:
+        """Duration of the run."""
         return self.tokens / self.tokens_per_s / 86400
 
 
@@ -98,45 +113,45 @@ def estimate(
     mfu: float | None = None,
     base: Path | None = None,
 ) -> Estimate:
-    """base: the checkpoint that is fine-tuned. gpus, tokens: None for the config's own. mfu: share of the peak; None
-    for what runs of this code typically reach.
+    """Estimates a training run on devices that need not be present.
 
-    Attention counts every token pair of a row, as though each row were one document: at most what it takes.
+    Attention is counted as though each row were one document, an upper limit for packed rows.
+
+    Args:
+        command: `pretrain` or `sft`.
+        overrides: KEY=VALUE of its config.
+        gpu: a name in GPUS, or `cpu`.
+        gpus: number of devices; None: as in the config.
+        tokens: training tokens; None: as in the config.
+        mfu: fraction of the peak throughput, 0 to 1; None: typical of this code.
+        base: checkpoint to fine-tune; None: the config names the model.
+
+    Raises:
+        UserError: an argument is out of range, the config is invalid, or the vocabulary size is unknown.
     """
     _check(gpu, gpus, tokens, mfu)
     problems: list[str] = []
     if gpus is not None:
         overrides, problems = _on(gpus, command, overrides)
     config = _config(command, base, overrides)
-    if base is None and isinstance(config, SFTConfig) and config.epochs is not None and tokens is None:
-        problems.append(
-            f"epochs={config.epochs:g} is not counted, for that takes a checkpoint's tokenizer: this is "
-            f"trainer.max_steps={config.trainer.max_steps}"
-        )
+    if base is None and tokens is None:
+        problems += _ignored_epochs(config)
     tree, trainer = to_tree(config), config.trainer
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
         raise UserError(
-            "model.vocab_size is null and the data's tokenizer is not here: set model.vocab_size=32000, or what it has"
+            "model.vocab_size is null and the tokenizer of the data is not available here: set model.vocab_size to its "
+            "size, for example 32000"
         )
-    num_devices = trainer.world_size
-    trainer.parallel.check_model(model, num_devices)
+    trainer.parallel.check_model(model, trainer.world_size)
     accelerator = Accelerator.cpu if gpu == CPU else Accelerator.gpu
-    precision = trainer.precision.resolve(accelerator)
-    batch = _micro_batch(config, model, row_length(tree), "cpu" if gpu == CPU else "cuda", precision.dtype.itemsize)
-    memory = step_memory(
-        model,
-        config.optim.optimizer,
-        batch,
-        has_moving_average=trainer.ema_decay is not None,
-        is_accumulating=trainer.accumulation > 1,
-        parallel=trainer.parallel,
-        world_size=num_devices,
-    )
+    batch = micro_batch(config, model, accelerator, row_length(tree))
+    memory = memory_of_step(config, model, batch)
     batch_tokens = trainer.batch_rows * row_length(tree)
     flops = step_flops(tree)
     assert flops is not None, "the vocabulary is known"
     device_bytes = None if gpu == CPU else GPUS[gpu].memory_bytes
+    peak_flops_per_s, origin = _peak(gpu, trainer.precision.resolve(accelerator))
     return Estimate(
         parameters=parameters_by_part(model),
         num_adapters=num_adapter_parameters(model, config.lora),
@@ -144,19 +159,19 @@ def estimate(
         recomputed=recomputed_activation_bytes(model, batch),
         device_bytes=device_bytes,
         flops_per_token=flops / batch_tokens,
-        peak_flops_per_s=_peak(gpu, precision),
-        origin="measured here, by matrix products" if gpu == CPU else f"the maker's, {precision}",
+        peak_flops_per_s=peak_flops_per_s,
+        origin=origin,
         mfu=TYPICAL_MFU[accelerator] if mfu is None else mfu,
-        num_devices=num_devices,
+        num_devices=trainer.world_size,
         tokens=trainer.max_steps * batch_tokens if tokens is None else tokens,
         batch_tokens=batch_tokens,
-        disk_bytes=_num_kept(trainer) * memory.checkpoint,
+        disk_bytes=_num_checkpoints(trainer) * memory.checkpoint,
         problems=[*problems, *_problems(config, memory, device_bytes)],
     )
 
 
 def _check(gpu: str, gpus: int | None, tokens: float | None, mfu: float | None) -> None:
-    """Raises UserError for a GPU that is not known, or a number out of its range."""
+    """Raises UserError for an unknown GPU or a number out of range."""
     if gpu != CPU and gpu not in GPUS:
         raise unknown("GPU", gpu, [*GPUS, CPU])
     if gpus is not None and gpus < 1:
@@ -165,106 +180,110 @@ def _check(gpu: str, gpus: int | None, tokens: float | None, mfu: float | None) 
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} is {value:g}: it must be above 0")
     if mfu is not None and mfu > 1:
-        raise UserError(f"--mfu is {mfu:g}: a share of the peak, it must lie above 0 and be 1 at most")
+        raise UserError(f"--mfu is {mfu:g}: a fraction of the peak throughput, it must be above 0 and at most 1")
 
 
-def _micro_batch(config: RunConfig, model: ModelConfig, length: int, device: str, compute_bytes: int) -> MicroBatch:
-    """What one device holds at once."""
-    trainer = config.trainer
-    rows, share = selected_fraction(config, trainer.micro_batch_rows)
-    num_selected = math.ceil(share * rows * length)
-    kernel = kernel_on(model, device, compute_bytes, length)
-    batch = MicroBatch(rows, length, num_selected, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
-    return batch.shared(trainer.parallel, trainer.world_size)
+def _ignored_epochs(config: RunConfig) -> list[str]:
+    """A note that `epochs` cannot be converted to steps without a checkpoint's tokenizer; empty if it is not set."""
+    if not isinstance(config, SFTConfig) or config.epochs is None:
+        return []
+    return [
+        f"epochs={config.epochs:g} is ignored, since counting its steps needs the tokenizer of a checkpoint: this "
+        f"estimate is for trainer.max_steps={config.trainer.max_steps}"
+    ]
 
 
 def _config(command: str, base: Path | None, overrides: Sequence[str]) -> RunConfig:
-    """As the command itself would train it, but that a model to fine-tune may be named by its size alone."""
+    """The config that the command would train. Fine-tuning needs no checkpoint if the overrides choose a model."""
     if command == "pretrain":
         if base is not None:
-            raise UserError(f"estimate pretrain {base}: that begins with a checkpoint's weights by init_from={base}")
+            raise UserError(f"estimate pretrain {base}: to start from a checkpoint's weights, set init_from={base}")
         return load("pretrain", with_model_of_init(overrides))
     if base is not None:
         return build.with_steps_of_epochs(*load_sft(base, overrides))
     if not any(override.lstrip("+").startswith(("model=", "model.")) for override in overrides):
-        raise UserError("nothing to fine-tune: give a checkpoint, or a model's size by +model=illada_8b")
+        raise UserError("nothing to fine-tune: give a checkpoint, or choose a model with +model=illada_8b")
     return load("sft", overrides)
 
 
 def _on(gpus: int, command: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides with so many devices and a batch that these can share; a problem where that is another batch."""
+    """Overrides for that many devices, with the batch rounded up to a multiple; a problem if it was rounded."""
     if twice := next((text for text in overrides if text.startswith(("trainer.devices=", "trainer.num_nodes="))), None):
         raise UserError(f"--gpus counts all devices: leave out {twice}")
     tree = compose_tree(command, overrides)["trainer"]
-    alone = {"devices": 1, "num_nodes": 1, "parallel": to_tree(ParallelConfig())}
-    trainer = from_tree(TrainerConfig, {**tree, **alone}, "trainer.")
+    # the batch of the config need not divide by the devices yet: validate it on one device
+    one_device = {"devices": 1, "num_nodes": 1, "parallel": to_tree(ParallelConfig())}
+    trainer = from_tree(TrainerConfig, {**tree, **one_device}, "trainer.")
     num_data_ranks = max(1, gpus // from_tree(ParallelConfig, tree["parallel"], "trainer.parallel.").tensor_parallel)
     devices = [*overrides, f"trainer.devices={gpus}", "trainer.num_nodes=1"]
-    at_once = trainer.micro_batch_rows * num_data_ranks
-    batch_rows = at_once * math.ceil(trainer.batch_rows / at_once)
+    rows_per_pass = trainer.micro_batch_rows * num_data_ranks
+    batch_rows = rows_per_pass * math.ceil(trainer.batch_rows / rows_per_pass)
     if batch_rows == trainer.batch_rows:
         return devices, []
     problem = (
-        f"trainer.batch_rows={trainer.batch_rows} is no multiple of micro_batch_rows × devices = "
-        f"{trainer.micro_batch_rows} × {num_data_ranks}: set trainer.batch_rows={batch_rows}, as is done here"
+        f"trainer.batch_rows={trainer.batch_rows} is not a multiple of micro_batch_rows × devices "
+        f"= {trainer.micro_batch_rows} × {num_data_ranks}; this estimate assumes "
+        f"trainer.batch_rows={batch_rows}: set it"
     )
     return [*devices, f"trainer.batch_rows={batch_rows}"], [problem]
 
 
-def _num_kept(trainer: TrainerConfig) -> int:
-    """Checkpoints at the end of a run."""
+def _num_checkpoints(trainer: TrainerConfig) -> int:
+    """Number of checkpoints on disk at the end of a run."""
     regular = 0 if trainer.keep_every_steps is None else trainer.max_steps // trainer.keep_every_steps
     return trainer.keep_checkpoints + trainer.keep_best + regular
 
 
 def show(found: Estimate, console: Console) -> None:
+    """Prints an estimate as a table, then its problems."""
     memory = found.memory
     total = sum(found.parameters.values()) + (found.num_adapters or 0)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for part, count in found.parameters.items():
         table.add_row("parameters", part.replace("_", " "), f"{count:,}")
     if found.num_adapters is not None:
-        table.add_row("", "adapters, all that is trained", f"{found.num_adapters:,}")
-    table.add_row("", "all", f"{total:,}", end_section=True)
-    for part, held in {
+        table.add_row("", "adapters (the only trained ones)", f"{found.num_adapters:,}")
+    table.add_row("", "total", f"{total:,}", end_section=True)
+    for part, num_bytes in {
         "weights": memory.weights,
         "gradients": memory.gradients,
         "optimizer state": memory.optimizer,
         "moving average": memory.moving_average,
-        "copies of the weights, to multiply": memory.casts,
+        "copies of weights for matrix products": memory.casts,
         "activations": memory.activations,
-        "a layer computed again": memory.recomputed,
+        "recomputed layer": memory.recomputed,
         "LM head and loss": memory.head,
-        "the most at once": memory.peak,
+        "peak": memory.peak,
     }.items():
-        if held:
-            table.add_row("memory a device", part, _gigabytes(held))
-    table.add_row("", "activations, if layers were recomputed", _gigabytes(found.recomputed))
-    table.add_row("work", "FLOPs a token", f"{found.flops_per_token:.3g}")
-    table.add_row("", "FLOPs in all", f"{found.flops_per_token * found.tokens:.3g}")
-    peak = f"{found.peak_flops_per_s:.3g} FLOP/s a device, {found.origin}; {found.mfu:.0%} of it assumed"
+        if num_bytes:
+            table.add_row("memory per device", part, _gigabytes(num_bytes))
+    table.add_row("", "activations with full recomputation", _gigabytes(found.recomputed))
+    table.add_row("compute", "FLOPs per token", f"{found.flops_per_token:.3g}")
+    table.add_row("", "FLOPs of the run", f"{found.flops_per_token * found.tokens:.3g}")
+    peak = f"{found.peak_flops_per_s:.3g} FLOP/s per device, {found.origin}; {found.mfu:.0%} of it assumed"
     table.add_row("time", "speed", peak)
     table.add_row("", "tokens/s", f"{found.tokens_per_s:,.0f} on {found.num_devices}")
     steps = math.ceil(found.tokens / found.batch_tokens)
     table.add_row("", f"{found.tokens:.3g} tokens", f"{_duration(found.days)} ({steps:,} steps)")
-    table.add_row("disk", "kept checkpoints", _gigabytes(found.disk_bytes))
+    table.add_row("disk", "retained checkpoints", _gigabytes(found.disk_bytes))
     console.print(table, highlight=False)
     for problem in found.problems:
         console.print(f"! {problem}", highlight=False, soft_wrap=True)
 
 
 def _problems(config: RunConfig, memory: StepMemory, device_bytes: float | None) -> Iterator[str]:
+    """Why the run does not fit in the memory of a device, with the fix."""
     trainer = config.trainer
     parallel = trainer.parallel
     if device_bytes is None or memory.peak <= 0.95 * device_bytes:
         return
     state = memory.state + memory.gradients + memory.casts
     if state > 0.95 * device_bytes:
-        is_cut = parallel.resolve(trainer.world_size) is Strategy.fsdp
+        is_sharded = parallel.resolve(trainer.world_size) is Strategy.fsdp
         remedy = (
-            "more devices, or a larger trainer.parallel.shard_size, hold less each"
-            if is_cut
-            else "every device holds them whole; trainer.parallel.strategy=fsdp shares them out"
+            "use more devices or a larger trainer.parallel.shard_size, so that each holds less"
+            if is_sharded
+            else "every device holds all of them; trainer.parallel.strategy=fsdp shards them"
         )
         yield (
             f"weights, gradients and optimizer take {_gigabytes(state)} of a device's {_gigabytes(device_bytes)}: "
@@ -274,20 +293,22 @@ def _problems(config: RunConfig, memory: StepMemory, device_bytes: float | None)
         lower = f"lower trainer.micro_batch_rows={trainer.micro_batch_rows}"
         if parallel.activation_checkpointing is not ActivationCheckpointing.full:
             lower += ", or set trainer.parallel.activation_checkpointing=selective or full"
-        yield f"more than a device's {_gigabytes(device_bytes)}: {lower}"
+        yield f"a step takes {_gigabytes(memory.peak)}, more than a device's {_gigabytes(device_bytes)}: {lower}"
 
 
-def _peak(gpu: str, precision: Precision) -> float:
+def _peak(gpu: str, precision: Precision) -> tuple[float, str]:
+    """Peak throughput of a device, FLOP/s, and its source."""
     if gpu != CPU:
-        return GPUS[gpu].peak(precision)
-    return matmul_flops_per_s(torch.device("cpu"), precision.dtype)
+        return GPUS[gpu].peak(precision), f"the manufacturer's peak at {precision}"
+    return matmul_flops_per_s(torch.device("cpu"), precision.dtype), "measured here on matrix products"
 
 
-def _gigabytes(held: float) -> str:
-    return f"{held / 1e9:,.3g} GB" if held < 100e9 else f"{held / 1e9:,.0f} GB"
+def _gigabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.3g} GB" if num_bytes < 100e9 else f"{num_bytes / 1e9:,.0f} GB"
 
 
 def _duration(days: float) -> str:
+    """In the largest unit of which it has at least 1.5."""
     for unit, length in (("days", 1.0), ("hours", 1 / 24), ("minutes", 1 / 1440)):
         if days >= 1.5 * length:
             return f"{days / length:,.1f} {unit}"

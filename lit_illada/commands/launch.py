@@ -33,25 +33,28 @@ _SCRIPT = "launch.sh"
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a user asks of Slurm. nodes, gpus_per_node: None leaves them to the config's trainer.
-
-    save_before_s: how long before the end of its time a run is told to save.
-    """
+    """Options of the `launch` commands. Raises UserError for a setup line with a line break."""
 
     allocation: Allocation
     nodes: int | None = None
+    """None: as in the config's trainer."""
     gpus_per_node: int | None = None
+    """None: as in the config's trainer."""
     setup: tuple[str, ...] = ()
+    """Shell lines before the command."""
     after: str | None = None
+    """Id of a job that must succeed first."""
     save_before_s: int = 120
+    """Seconds before the time limit at which a run saves."""
     is_dry: bool = False
+    """Print the script instead of submitting it."""
 
     def __post_init__(self) -> None:
         if wrong := [line for line in self.setup if "\n" in line]:
             raise UserError(f"--setup {wrong[0]!r}: repeat --setup, one line each")
 
     def overrides(self, given: Sequence[str]) -> list[str]:
-        """The trainer's, as the nodes and GPUs say."""
+        """Overrides of the trainer for the nodes and GPUs. Raises UserError if `given` sets them too."""
         wanted = [] if self.nodes is None else [("--nodes", "trainer.num_nodes", str(self.nodes))]
         if self.gpus_per_node:
             wanted.append(("--gpus-per-node", "trainer.devices", str(self.gpus_per_node)))
@@ -65,12 +68,15 @@ class Request:
 def submit_training(
     command: str, base: Path | None, overrides: Sequence[str], resume: Path | None, request: Request
 ) -> None:
-    """Submit a pretraining or fine-tuning run, new or resumed."""
+    """Submit a pretraining or fine-tuning run, new or resumed.
+
+    Raises UserError for an invalid config, for a script that Slurm rejects, and where Slurm is not installed.
+    """
     words = [*overrides, *request.overrides(overrides)]
     if resume is not None:
         config, folder, _ = open_run(command, resume, words)
         _require_slurm(request, [command, "--resume", str(resume), *words], config)
-        _start(command, config, folder, words, request)
+        _submit_run(command, config, folder, words, request)
         return
     tokenizer = None
     if command == "sft":
@@ -80,25 +86,27 @@ def submit_training(
     else:
         config = load("pretrain", with_model_of_init(words))
     _require_slurm(request, [command, *([] if base is None else [str(base)]), *words], config)
-    _begin(command, config, tokenizer, request)
+    _submit_new(command, config, tokenizer, request)
 
 
-def _begin(command: str, config: RunConfig, tokenizer: Tokenizer | None, request: Request) -> None:
+def _submit_new(command: str, config: RunConfig, tokenizer: Tokenizer | None, request: Request) -> None:
+    """Create the folder of a new run and submit it."""
     now = datetime.now()
     if request.is_dry:
         folder = RunFolder(Path(config.run_dir or f"runs/{config.name}-{now:%Y%m%d-%H%M%S}"))
-        _start(command, config, folder, [], request)
+        _submit_run(command, config, folder, [], request)
         return
-    # sbatch --test-only, before a folder is made
+    # sbatch --test-only, before the run folder is created: a rejected job leaves nothing behind
     client.check(_script(command, config, RunFolder(Path(config.run_dir or "runs/new")), [], request))
     folder = RunFolder.create(config.run_dir, config.name, now)
     if tokenizer is not None:
         tokenizer.save(folder.tokenizer)
     folder.write_config(dump(dataclasses.replace(config, run_dir=str(folder.path))))
-    _start(command, config, folder, [], request)
+    _submit_run(command, config, folder, [], request)
 
 
-def _start(command: str, config: RunConfig, folder: RunFolder, words: Sequence[str], request: Request) -> None:
+def _submit_run(command: str, config: RunConfig, folder: RunFolder, words: Sequence[str], request: Request) -> None:
+    """Write the script into the run folder and submit it; only print it for a dry run."""
     script = _script(command, config, folder, words, request)
     if request.is_dry:
         print_content(script, end="")
@@ -108,11 +116,11 @@ def _start(command: str, config: RunConfig, folder: RunFolder, words: Sequence[s
     job = client.submit(path)
     trainer = config.trainer
     each = f"{trainer.devices} GPUs" if _is_on_gpus(trainer) else f"{trainer.devices} processes without a GPU"
-    _tell(
+    _print_job(
         f"job {job}: {command} on {trainer.num_nodes} × {each}, in {folder.path}",
         {
             "follow": f"tail -F {shlex.quote(str(folder.path / f'slurm-{job}.log'))}",
-            "look": f"squeue --job {job}",
+            "status": f"squeue --job {job}",
             "cancel": f"scancel {job}",
             "requeue": f"scancel --signal=USR1 {job}   (saves and requeues)",
             "resume": f"sbatch {shlex.quote(str(path))}   (from the last checkpoint)",
@@ -121,7 +129,8 @@ def _start(command: str, config: RunConfig, folder: RunFolder, words: Sequence[s
 
 
 def _script(command: str, config: RunConfig, folder: RunFolder, words: Sequence[str], request: Request) -> str:
-    where = folder.path.absolute()
+    """The job script: one task per device, GPUs only if the config uses them."""
+    path = folder.path.absolute()
     trainer = config.trainer
     allocation = dataclasses.replace(
         request.allocation,
@@ -130,16 +139,16 @@ def _script(command: str, config: RunConfig, folder: RunFolder, words: Sequence[
         gpus_per_node=trainer.devices if _is_on_gpus(trainer) else None,
     )
     job = Job(
-        path=where / _SCRIPT,
+        path=path / _SCRIPT,
         name=config.name,
-        log=_pattern(where, "slurm-%j.log"),
+        log=_pattern(path, "slurm-%j.log"),
         work_folder=Path.cwd(),
         allocation=allocation,
         setup=request.setup,
         save_before_s=request.save_before_s,
         after=request.after,
     )
-    return training_script(job, where / folder.checkpoints.name, [command, "--resume", str(where), *words])
+    return training_script(job, path / folder.checkpoints.name, [command, "--resume", str(path), *words])
 
 
 def _is_on_gpus(trainer: TrainerConfig) -> bool:
@@ -164,12 +173,12 @@ def submit_preparation(overrides: Sequence[str], parts: int, at_once: int | None
     if request.is_dry:
         print_content(script, end="")
         return
-    if not client.is_there():
+    if not client.is_available():
         prepare = ["lit-illada", "data", "prepare", *overrides, "--workers", str(parts)]
-        raise UserError(f"there is no sbatch here; on this machine alone: {shlex.join(prepare)}")
+        raise UserError(f"Slurm (sbatch) is not installed here; to run on this machine: {shlex.join(prepare)}")
     client.check(script)
     if begin(config) is not None:
-        raise UserError(f"{config.dir} is prepared already, with these settings")
+        raise UserError(f"{config.dir} is already prepared with these settings")
     folder.mkdir(exist_ok=True)
     write_atomically(job.path, script)
     array = f"--array=0-{parts - 1}" + ("" if at_once is None else f"%{at_once}")
@@ -180,11 +189,11 @@ def submit_preparation(overrides: Sequence[str], parts: int, at_once: int | None
         if before is not None:
             options += [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"]
         before = jobs[step] = client.submit(job.path, step, options=options)
-    _tell(
+    _print_job(
         f"jobs {', '.join(f'{id} ({step})' for step, id in jobs.items())}: {parts} parts, into {config.dir}",
         {
             "follow": f"tail -F {shlex.quote(str(folder))}/*.log",
-            "look": f"squeue --job {','.join(jobs.values())}",
+            "status": f"squeue --job {','.join(jobs.values())}",
             "cancel": f"scancel {' '.join(jobs.values())}",
             "resume": "the same command again; finished parts are reused",
             "train": f"lit-illada launch pretrain … data.dir={config.dir} --after {jobs['merge']}",
@@ -194,17 +203,18 @@ def submit_preparation(overrides: Sequence[str], parts: int, at_once: int | None
 
 def _require_slurm(request: Request, words: Sequence[str], config: RunConfig) -> None:
     """Raise UserError with the equivalent torchrun command where there is no Slurm."""
-    if request.is_dry or client.is_there():
+    if request.is_dry or client.is_available():
         return
     trainer = config.trainer
+    missing = "Slurm (sbatch) is not installed here"
     ours = ["-m", "lit_illada", *words]
     each = ["torchrun", "--nproc-per-node", str(trainer.devices)]
     if trainer.world_size == 1:
-        raise UserError(f"there is no sbatch here; on this machine: {shlex.join(['python', *ours])}")
+        raise UserError(f"{missing}; to run on this machine: {shlex.join(['python', *ours])}")
     if trainer.num_nodes == 1:
-        raise UserError(f"there is no sbatch here; on this machine: {shlex.join([*each, '--standalone', *ours])}")
-    meeting = f"--nnodes {trainer.num_nodes} --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29400"
-    raise UserError(f"there is no sbatch here; on every node: {shlex.join(each)} {meeting} {shlex.join(ours)}")
+        raise UserError(f"{missing}; to run on this machine: {shlex.join([*each, '--standalone', *ours])}")
+    rendezvous = f"--nnodes {trainer.num_nodes} --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29400"
+    raise UserError(f"{missing}; run on every node: {shlex.join(each)} {rendezvous} {shlex.join(ours)}")
 
 
 def _pattern(folder: Path, name: str) -> Path:
@@ -212,8 +222,9 @@ def _pattern(folder: Path, name: str) -> Path:
     return Path(str(folder).replace("%", "%%")) / name
 
 
-def _tell(headline: str, told: dict[str, Any]) -> None:
+def _print_job(headline: str, commands: dict[str, Any]) -> None:
+    """Print a submitted job with the commands to follow, cancel and resume it."""
     console = Console()
     console.print(headline, highlight=False, soft_wrap=True)
-    for what, text in told.items():
-        console.print(f"{what:<8} {text}", highlight=False, soft_wrap=True)
+    for heading, text in commands.items():
+        console.print(f"{heading:<8} {text}", highlight=False, soft_wrap=True)

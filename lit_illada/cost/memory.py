@@ -20,7 +20,7 @@ from lit_illada.training.config.optim import AdamW8bitConfig, MuonConfig, Optimi
 from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy
 from lit_illada.training.optim import is_muon_parameter
 
-ALONE = ParallelConfig()
+_UNSHARDED = ParallelConfig()
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def step_memory(
     *,
     has_moving_average: bool = False,
     is_accumulating: bool = False,
-    parallel: ParallelConfig = ALONE,
+    parallel: ParallelConfig = _UNSHARDED,
     world_size: int = 1,
 ) -> StepMemory:
     """Estimates the memory of a training step on each of `world_size` devices."""

@@ -1,5 +1,6 @@
 """FLOPs, memory and disk space of a run, estimated from its resolved config."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +89,25 @@ def with_vocabulary(model: ModelConfig, tree: dict[str, Any]) -> ModelConfig:
     return model if size is None else model.with_vocab_size(size)
 
 
-def _step_memory(tree: dict[str, Any]) -> StepMemory:
-    """Memory of a step, assuming that every token has loss and that an unknown vocabulary is small."""
-    config = _config(tree)
-    model = with_vocabulary(config.model, tree)
-    if model.vocab_size is None:
-        model = model.with_vocab_size(_UNKNOWN_VOCABULARY)
-    trainer, length = config.trainer, row_length(tree)
-    accelerator = _accelerator(config)
-    precision = trainer.precision.resolve(accelerator)
-    rows, _ = selected_fraction(config, trainer.micro_batch_rows)
-    device, compute_bytes = accelerator.device.type, precision.dtype.itemsize
+def micro_batch(
+    config: RunConfig, model: ModelConfig, accelerator: Accelerator, length: int, fraction: float | None = None
+) -> MicroBatch:
+    """The micro-batch of one device, for rows of `length` tokens.
+
+    fraction: tokens with loss, 0 to 1; None: the objective's mean.
+    """
+    trainer = config.trainer
+    rows, mean_fraction = selected_fraction(config, trainer.micro_batch_rows)
+    num_selected = math.ceil((mean_fraction if fraction is None else fraction) * rows * length)
+    device, compute_bytes = accelerator.device.type, trainer.precision.resolve(accelerator).dtype.itemsize
     kernel = kernel_on(model, device, compute_bytes, length)
-    batch = MicroBatch(rows, length, rows * length, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
-    batch = batch.shared(trainer.parallel, trainer.world_size)
+    batch = MicroBatch(rows, length, num_selected, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
+    return batch.shared(trainer.parallel, trainer.world_size)
+
+
+def memory_of_step(config: RunConfig, model: ModelConfig, batch: MicroBatch) -> StepMemory:
+    """Memory of one device in a step with the config's optimizer, moving average and parallelism."""
+    trainer = config.trainer
     return step_memory(
         model,
         config.optim.optimizer,
@@ -111,6 +117,15 @@ def _step_memory(tree: dict[str, Any]) -> StepMemory:
         parallel=trainer.parallel,
         world_size=trainer.world_size,
     )
+
+
+def _step_memory(tree: dict[str, Any]) -> StepMemory:
+    """Memory of a step, assuming that every token has loss and that an unknown vocabulary is small."""
+    config = _config(tree)
+    model = with_vocabulary(config.model, tree)
+    if model.vocab_size is None:
+        model = model.with_vocab_size(_UNKNOWN_VOCABULARY)
+    return memory_of_step(config, model, micro_batch(config, model, _accelerator(config), row_length(tree), 1.0))
 
 
 def _accelerator(config: RunConfig) -> Accelerator:

@@ -1,4 +1,4 @@
-"""What is asked of Slurm, and what does it answer? The one place that runs its commands."""
+"""Runs the commands of Slurm: sbatch, squeue and scancel."""
 
 import shlex
 import shutil
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from lit_illada.errors import UserError
 
-# what a training's own settings say
+# options of sbatch that follow from settings of a training run, by the setting to use instead
 _BY_TRAINING = {"nodes": "--nodes", "ntasks-per-node": "trainer.devices", "gpus-per-node": "--gpus-per-node"}
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a job asks for, under sbatch's names; None: the cluster's default.
+    """Resources of a job, under sbatch's names. None: the cluster's default.
 
-    other: further options of sbatch, `KEY=VALUE` without their dashes.
+    Raises UserError for an option in `other` that has a field, or that a job script sets.
     """
 
     nodes: int = 1
@@ -25,12 +25,15 @@ class Allocation:
     gpus_per_node: int | None = None
     cpus_per_task: int | None = None
     mem: str | None = None
+    """Memory per node, such as 500G; 0: all."""
     time: str | None = None
+    """Time limit, in the formats of sbatch."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     other: tuple[str, ...] = ()
+    """Further options of sbatch, KEY=VALUE without their dashes."""
 
     def __post_init__(self) -> None:
         if wrong := next((text for text in self.other if "=" not in text), None):
@@ -39,22 +42,23 @@ class Allocation:
         for text, name in zip(self.other, self.other_names, strict=True):
             if setting := _BY_TRAINING.get(name):
                 raise UserError(
-                    f"--sbatch {text}: the script says so itself, and for a training it is set by {setting}"
+                    f"--sbatch {text}: the script sets this option; for a training run it follows from {setting}"
                 )
             if name == "array":
                 raise UserError(
-                    f"--sbatch {text}: a run is one job, whose tasks would train over each other in one folder; for "
-                    "`launch data` the array is that of --parts and --at-once"
+                    f"--sbatch {text}: a run is one job; the tasks of an array would all train in the same folder. "
+                    "`launch data` submits an array: use --parts and --at-once"
                 )
             if name in named:
                 raise UserError(f"--sbatch {text}: use --{name} {text.partition('=')[2]}")
 
     @property
     def other_names(self) -> list[str]:
+        """Option names in `other`, without dashes."""
         return [text.partition("=")[0].lstrip("-") for text in self.other]
 
     def options(self) -> list[str]:
-        """As lines of a script say them, after `#SBATCH`."""
+        """Options as written after `#SBATCH` in a script."""
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "other"}
         pairs = [(name.replace("_", "-"), str(value)) for name, value in named.items() if value is not None]
         pairs += zip(self.other_names, (text.partition("=")[2] for text in self.other), strict=True)
@@ -62,38 +66,40 @@ class Allocation:
 
 
 def option(name: str, value: str | Path) -> str:
+    """`--name=value`, quoted for the shell."""
     return f"--{name}={shlex.quote(str(value))}"
 
 
-def is_there() -> bool:
+def is_available() -> bool:
     """Whether jobs can be submitted from this machine."""
     return shutil.which("sbatch") is not None
 
 
 def check(script: str) -> None:
-    """Raises UserError if Slurm would refuse the script; nothing is submitted."""
+    """Raise UserError if Slurm would reject the script. Submits nothing."""
     _answer(["sbatch", "--test-only"], script)
 
 
 def submit(script: Path, *arguments: str, options: Sequence[str] = ()) -> str:
-    """The job's id. Raises UserError with what sbatch says against the script."""
+    """Submit a script. Returns the job id. Raises UserError with the message of sbatch if it is rejected."""
     return _answer(["sbatch", "--parsable", *options, str(script), *arguments]).split(";")[0].strip()
 
 
 def cancel(jobs: Sequence[str]) -> bool:
-    """Whether Slurm has taken it."""
+    """Cancel jobs. Returns whether Slurm accepted the request."""
     return subprocess.run(["scancel", *jobs], check=False).returncode == 0
 
 
 def queued_jobs() -> set[str]:
-    """The user's jobs that wait or run, array tasks one by one: `12_3`."""
+    """Ids of the user's pending and running jobs; each task of an array separately, such as `12_3`."""
     return set(_answer(["squeue", "--me", "--array", "--noheader", "--format", "%i"]).split())
 
 
-def _answer(command: list[str], typed: str | None = None) -> str:
+def _answer(command: list[str], stdin: str | None = None) -> str:
+    """Output of a command. Raises UserError where it is missing or fails."""
     try:
-        return subprocess.run(command, input=typed, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError as error:
-        raise UserError(f"there is no {command[0]} here; run this on a machine of the cluster") from error
+        raise UserError(f"{command[0]} is not installed here; run this on a machine of the Slurm cluster") from error
     except subprocess.CalledProcessError as error:
-        raise UserError(f"{command[0]} says: {' '.join(error.stderr.split())}") from error
+        raise UserError(f"{command[0]}: {' '.join(error.stderr.split())}") from error

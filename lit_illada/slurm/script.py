@@ -1,7 +1,7 @@
-"""What do the scripts say that Slurm is given? Plain bash, to be read, changed and submitted again by hand.
+"""Job scripts in plain bash, which can be read, edited and submitted by hand.
 
-Requeueing has one owner, the script of a training job. The run itself only saves and leaves, with the status that tells
-which signal it heeded; the script then asks Slurm for another turn, and the same command goes on from the checkpoint.
+Only the script of a training job requeues. At a signal the run saves a checkpoint and exits with a status that names
+the signal; the script then asks Slurm to requeue the job, and the same command resumes from the checkpoint.
 """
 
 import shlex
@@ -23,53 +23,58 @@ _HEAD = """\
 {setup}"""
 
 _TRAINING = """\
-# a port that is free where rank 0 listens; NCCL's settings are the site's and yours: this script sets none
+# a free port on the node of rank 0; settings of NCCL are left to the site and to --setup
 export MASTER_PORT=$({python} -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 
-set +e +u +o pipefail  # a setup may have said otherwise; here no command's failure ends the script
+set +e +u +o pipefail  # undo options of the setup: a failing command must not end the script
 newest() {{ ls {checkpoints} 2>/dev/null | tail -n 1; }}
 preempted() {{ scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; }}
 
-trap : TERM USR1  # outlive the run, to see how it ended
+trap : TERM USR1  # outlive the run, to read its exit status
 before=$(newest)
 srun {srun}{command}
 status=$?
 
-# {announced}: out of time, and saved. After a preemption Slurm requeues a job by itself, unless it is over before it
-# must be. A job that was cancelled, or a limit too short for a single step, does not come back.
+# Status {announced}: the run saved because its time limit was near. After a preemption Slurm requeues a job itself,
+# unless the job exits within its grace time. A cancelled job, or one whose time limit is shorter than a training step,
+# is not requeued.
 if [ $status -ne 0 ] && {{ preempted || [ $status -eq {announced} -a "$(newest)" != "$before" ]; }}; then
-  echo "job $SLURM_JOB_ID goes back into the queue"
+  echo "requeueing job $SLURM_JOB_ID"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $status
 """
 
 _DATA = """\
-# each step can be killed and done again; what a job before it has finished is kept
+# every step can be killed and repeated; results of finished steps are reused
 exec {command} "$1" --part "${{SLURM_ARRAY_TASK_ID:-0}}/{parts}" {overrides}
 """
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every script has.
-
-    path: where the script goes. log: sbatch's pattern for the file of what is printed. work_folder: where the command
-    runs. setup: lines of shell before it. save_before_s: so long before its time is over, a job is told; None: it is
-    not. after: an id of a job that must have succeeded.
-    """
+    """Settings that all scripts have in common."""
 
     path: Path
+    """File of the script."""
     name: str
     log: Path
+    """File of the job's output, as a pattern of sbatch."""
     work_folder: Path
+    """Working directory of the command."""
     allocation: Allocation
     setup: Sequence[str] = ()
+    """Shell lines before the command."""
     save_before_s: int | None = None
+    """Seconds before the time limit at which Slurm signals the job; None: never."""
     after: str | None = None
+    """Id of a job that must succeed first."""
 
     def head(self, again: str) -> str:
-        """What Slurm reads, and the setup. again: how the script is used by hand."""
+        """The script's `#SBATCH` options and its setup. Raises UserError for an option set twice.
+
+        again: instruction for submitting the script by hand, written into its first comment.
+        """
         options = [
             option("job-name", self.name),
             option("output", self.log),
@@ -83,7 +88,7 @@ class Job:
             options += [option("dependency", f"afterok:{self.after}"), "--kill-on-invalid-dep=yes"]
         own = [text.removeprefix("--").partition("=")[0] for text in options]
         if twice := next((name for name in self.allocation.other_names if name in own), None):
-            raise UserError(f"--sbatch {twice}=…: the script says --{twice} by itself")
+            raise UserError(f"--sbatch {twice}=…: the script sets --{twice} itself")
         options += self.allocation.options()
         threads = self.allocation.cpus_per_task
         setup = [*self.setup, *([] if threads is None else [f"export OMP_NUM_THREADS={threads}"])]
@@ -95,11 +100,11 @@ class Job:
 
 
 def training_script(job: Job, checkpoints: Path, words: Sequence[str]) -> str:
-    """A run that goes on from its newest checkpoint, or begins. words: of the command that does so."""
+    """Script of a training run. words: command line that starts the run, or resumes it from its newest checkpoint."""
     threads = job.allocation.cpus_per_task
-    # srun does not take the batch job's --cpus-per-task over
+    # srun does not inherit --cpus-per-task from the batch job
     srun = ["--kill-on-bad-exit=1", *([] if threads is None else [f"--cpus-per-task={threads}"])]
-    again = f"To go on from the newest checkpoint: sbatch {shlex.quote(str(job.path))}"
+    again = f"Resume from the newest checkpoint with: sbatch {shlex.quote(str(job.path))}"
     return job.head(again) + _TRAINING.format(
         python=shlex.quote(sys.executable),
         checkpoints=shlex.quote(str(checkpoints)),
@@ -110,8 +115,8 @@ def training_script(job: Job, checkpoints: Path, words: Sequence[str]) -> str:
 
 
 def preparation_script(job: Job, parts: int, overrides: Sequence[str]) -> str:
-    """One step of preparing data, named by the script's argument; an array's task is a part."""
+    """Script of one step of data preparation, named by its argument; each task of an array processes one part."""
     command = shlex.join(command_line("data", "part"))
     script = shlex.quote(str(job.path))
-    again = f"One step by hand: sbatch --array=0-{parts - 1} {script} scan; plan and merge without --array"
+    again = f"Run one step by hand: sbatch --array=0-{parts - 1} {script} scan; plan and merge without --array"
     return job.head(again) + _DATA.format(command=command, parts=parts, overrides=shlex.join(overrides))

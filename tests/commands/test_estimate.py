@@ -1,4 +1,4 @@
-"""`lit-illada estimate` and `lit-illada doctor` as a user meets them."""
+"""The commands `lit-illada estimate` and `lit-illada doctor`."""
 
 import json
 import os
@@ -28,25 +28,25 @@ def lit_illada(*arguments):
     return CliRunner().invoke(main, list(arguments), catch_exceptions=False, env={"COLUMNS": "200"})
 
 
-def test_the_table_names_parts_time_disk_and_what_will_not_fit():
+def test_table_shows_parts_time_disk_and_memory_problems():
     result = lit_illada("estimate", "pretrain", *EIGHT_B, "--gpu", "h100", "--gpus", "8", "--tokens", "1e12")
     assert result.exit_code == 0
-    for word in ("embedding", "optimizer state", "activations", "tokens/s", "days", "checkpoints", "FLOPs a token"):
+    for word in ("embedding", "optimizer state", "activations", "tokens/s", "days", "checkpoints", "FLOPs per token"):
         assert word in result.output
     assert "7,6" in result.output
-    assert "every device holds them whole" in result.output
+    assert "every device holds all of them" in result.output
 
 
-def test_days_follow_from_tokens_speed_and_the_number_of_gpus():
+def test_days_follow_from_tokens_speed_and_number_of_gpus():
     one = estimate("pretrain", EIGHT_B, "h100", gpus=1, tokens=1e12, mfu=0.5)
     eight = estimate("pretrain", EIGHT_B, "h100", gpus=8, tokens=2e12, mfu=0.25)
     assert eight.days == pytest.approx(one.days / 2)
-    # 6 FLOPs a parameter and token, somewhat less where the head sees masked tokens alone and more for attention
+    # 6 FLOPs per parameter and token, less where only masked tokens reach the LM head, more for attention
     assert one.flops_per_token == pytest.approx(6 * sum(one.parameters.values()), rel=0.15)
     assert one.tokens_per_s == pytest.approx(GPUS["h100"].bf16_flops_per_s * 0.5 / one.flops_per_token)
 
 
-def test_an_h200_holds_what_an_a100_does_not_and_a_smaller_micro_batch_takes_less():
+def test_memory_problem_depends_on_gpu_and_micro_batch():
     assert estimate("pretrain", EIGHT_B, "a100").problems
     half = estimate("pretrain", ["model=1b", "trainer.micro_batch_rows=16"], "h200")
     whole = estimate("pretrain", ["model=1b"], "h200")
@@ -55,19 +55,19 @@ def test_an_h200_holds_what_an_a100_does_not_and_a_smaller_micro_batch_takes_les
     assert not whole.problems
 
 
-def test_a_batch_that_cannot_be_shared_out_is_told_with_one_that_can():
+def test_batch_not_divisible_by_gpus_is_rounded_up_with_a_note():
     (problem,) = estimate("pretrain", [], "h100", gpus=3).problems
-    assert "set trainer.batch_rows=96" in problem
+    assert "trainer.batch_rows=96: set it" in problem
 
 
-def test_the_gpus_count_while_the_config_is_checked():
-    cut = ["trainer.parallel.strategy=fsdp", "trainer.parallel.tensor_parallel=2"]
-    shared = estimate("pretrain", [*EIGHT_B, *cut], "h100", gpus=8)
+def test_number_of_gpus_is_part_of_the_checked_config():
+    sharding = ["trainer.parallel.strategy=fsdp", "trainer.parallel.tensor_parallel=2"]
+    shared = estimate("pretrain", [*EIGHT_B, *sharding], "h100", gpus=8)
     whole = estimate("pretrain", EIGHT_B, "h100", gpus=8)
     assert shared.num_devices == 8
     assert shared.memory.weights < whole.memory.weights / 4
-    said = ["trainer.devices=8", "trainer.num_nodes=1", "trainer.batch_rows=256"]
-    assert estimate("pretrain", [*EIGHT_B, *said], "h100") == replace(whole, problems=whole.problems[1:])
+    explicit = ["trainer.devices=8", "trainer.num_nodes=1", "trainer.batch_rows=256"]
+    assert estimate("pretrain", [*EIGHT_B, *explicit], "h100") == replace(whole, problems=whole.problems[1:])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def trained(tiny_overrides, tmp_path_factory):
     return run
 
 
-def test_a_fine_tuning_has_the_model_of_its_checkpoint_and_the_steps_of_its_epochs(trained, tiny_run, tmp_path):
+def test_fine_tuning_takes_model_from_checkpoint_and_steps_from_epochs(trained, tiny_run, tmp_path):
     tiny = [word for word in tiny_run if word.startswith(("trainer.", "optim.schedule"))]
     few = ["sft_data.row_length=256", "sft_data.source.num_train=60", "epochs=1.5", "evaluation.num_examples=0"]
     found = estimate("sft", [*tiny, *few], "h100", base=trained)
@@ -92,9 +92,9 @@ def test_a_fine_tuning_has_the_model_of_its_checkpoint_and_the_steps_of_its_epoc
     assert f"({steps} steps)" in result.output
 
 
-def test_the_estimate_that_a_run_out_of_memory_names_is_there(trained, tiny_run, tmp_path, monkeypatch):
+def test_out_of_memory_error_names_a_working_estimate_command(trained, tiny_run, tmp_path, monkeypatch):
     def too_large(*_):
-        raise MemoryError("no room")
+        raise MemoryError("out of memory")
 
     monkeypatch.setattr(training_run, "_fit", too_large)
     tiny = [word for word in tiny_run if word.startswith(("trainer.", "optim.schedule"))]
@@ -105,7 +105,7 @@ def test_the_estimate_that_a_run_out_of_memory_names_is_there(trained, tiny_run,
     assert lit_illada(*shlex.split(named), *overrides).exit_code == 0
 
 
-def test_adapters_take_the_memory_and_the_work_of_what_is_trained():
+def test_adapters_reduce_gradients_and_flops():
     eight_b = ["+model=illada_8b", "trainer.batch_rows=8", "trainer.micro_batch_rows=1"]
     whole, adapted = (estimate("sft", [*eight_b, f"adapter={name}"], "h200") for name in ("none", "lora"))
     assert whole.num_adapters is None
@@ -113,32 +113,32 @@ def test_adapters_take_the_memory_and_the_work_of_what_is_trained():
     assert adapted.memory.gradients == 4 * adapted.num_adapters < whole.memory.gradients / 100
     assert adapted.flops_per_token < 0.75 * whole.flops_per_token
     table = lit_illada("estimate", "sft", *eight_b, "adapter=lora", "--gpu", "h200").output
-    assert re.search(rf"adapters, all that is trained +{adapted.num_adapters:,}", table)
+    assert re.search(rf"adapters \(the only trained ones\) +{adapted.num_adapters:,}", table)
 
 
-def test_epochs_without_a_tokenizer_are_said_to_be_left_out():
+def test_epochs_without_a_tokenizer_are_reported_as_ignored():
     result = lit_illada("estimate", "sft", *["+model=illada_8b", "epochs=2", "--gpu", "h200", "--gpus", "2"])
-    assert "! epochs=2 is not counted" in result.output
+    assert "! epochs=2 is ignored" in result.output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["sft"], "nothing to fine-tune: give a checkpoint, or a model's size by +model=illada_8b"),
+        (["sft"], "nothing to fine-tune: give a checkpoint, or choose a model with +model=illada_8b"),
         (["sft", "nowhere"], "nowhere: no such checkpoint"),
-        (["pretrain", "runs/base"], "by init_from=runs/base"),
+        (["pretrain", "runs/base"], "set init_from=runs/base"),
         (["pretrain", "init_from=nowhere"], "nowhere: no such checkpoint"),
     ],
 )
-def test_an_estimate_of_a_model_that_is_not_there_is_one_line(arguments, said):
+def test_missing_model_is_a_one_line_error(arguments, message):
     result = lit_illada("estimate", *arguments, "--gpu", "h100")
     assert result.exit_code == 1
-    assert said in result.output
+    assert message in result.output
     assert result.output.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--gpu", "h10"], "did you mean 'h100'"),
         (["--gpu", "h100", "--mfu", "45"], "--mfu is 45"),
@@ -153,14 +153,14 @@ def test_an_estimate_of_a_model_that_is_not_there_is_one_line(arguments, said):
         (["--gpu", "h100", "data=prepared", "data.dir=nowhere"], "model.vocab_size"),
     ],
 )
-def test_a_wrong_estimate_is_one_line(arguments, said):
+def test_invalid_estimate_is_a_one_line_error(arguments, message):
     result = lit_illada("estimate", "pretrain", *arguments)
     assert result.exit_code == 1
-    assert said in result.output
+    assert message in result.output
     assert result.output.count("\n") == 1
 
 
-def test_the_doctor_tells_every_section_and_writes_the_same(tmp_path, monkeypatch):
+def test_doctor_prints_every_section_and_writes_them_as_json(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = lit_illada("doctor", "--json", "found.json")
     assert result.exit_code == 0
@@ -174,7 +174,7 @@ def test_the_doctor_tells_every_section_and_writes_the_same(tmp_path, monkeypatc
         assert finding["mend"] is None or finding["mend"] in result.output
 
 
-def test_what_is_broken_ends_with_status_1_and_the_command_that_mends_it(monkeypatch):
+def test_doctor_exits_with_1_and_the_fixing_command(monkeypatch):
     broken = Finding("packages", "torch", "not installed", Verdict.broken, "pip install torch")
     monkeypatch.setattr(doctor, "examine", lambda: [broken])
     result = lit_illada("doctor")
@@ -183,8 +183,8 @@ def test_what_is_broken_ends_with_status_1_and_the_command_that_mends_it(monkeyp
 
 
 @pytest.mark.parametrize("package", ["torch", "lightning", "rich"])
-def test_a_missing_package_that_every_run_needs_is_told_without_importing_any(package, tmp_path):
-    """As though it had never been installed: every other package is there by a link."""
+def test_doctor_reports_missing_required_package_without_importing_it(package, tmp_path):
+    """Runs in an environment that links every other package but this one."""
     packages = tmp_path / "packages"
     packages.mkdir()
     for folder in [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]:
@@ -211,7 +211,7 @@ def without(monkeypatch, *absent):
     monkeypatch.setattr(doctor, "_version", lambda name: None if name in absent else seen(name))
 
 
-def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch):
+def test_missing_package_names_its_extra(monkeypatch):
     without(monkeypatch, "submitit", "torchao")
     mends = {finding.name: finding.mend for finding in doctor.examine()}
     assert mends["submitit"] == "pip install 'lit-illada[slurm]'"
@@ -219,7 +219,7 @@ def test_a_missing_package_names_the_extra_that_brings_it(monkeypatch):
 
 
 @pytest.mark.parametrize(("present", "other"), [("flash-attn", "flash-attn-4"), ("flash-attn-4", "flash-attn")])
-def test_of_two_packages_that_exclude_each_other_the_second_is_not_recommended(monkeypatch, present, other):
+def test_package_that_conflicts_with_an_installed_one_is_not_recommended(monkeypatch, present, other):
     monkeypatch.setattr(doctor, "_version", lambda name: "1.0" if name == present else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found = {finding.name: finding for finding in doctor._packages()}
@@ -228,6 +228,6 @@ def test_of_two_packages_that_exclude_each_other_the_second_is_not_recommended(m
     assert found["liger-kernel"].mend == "pip install 'lit-illada[liger]'"
 
 
-def test_a_full_disk_is_told(monkeypatch):
+def test_full_disk_is_reported(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     assert {f.verdict for f in doctor.examine() if f.section == "disk"} == {Verdict.absent}

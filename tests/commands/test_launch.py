@@ -1,4 +1,4 @@
-"""`lit-illada launch`: what its scripts ask of Slurm, when a job goes back into the queue, and real jobs that do."""
+"""The `launch` commands: their job scripts, the rules of requeueing, and real jobs on a Slurm cluster."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def lit_illada(*arguments):
 
 
 def options_of(script):
-    """What the script asks of Slurm."""
+    """Options of the `#SBATCH` lines."""
     lines = [shlex.split(line)[1] for line in script.splitlines() if line.startswith("#SBATCH ")]
     return {name: value for name, _, value in (line.removeprefix("--").partition("=") for line in lines)}
 
@@ -44,14 +44,14 @@ def command_of(script, program):
 GPUS = ["trainer.micro_batch_rows=1", "trainer.batch_rows=32"]
 
 
-def test_a_dry_run_prints_a_script_with_all_that_was_asked_and_leaves_nothing(tiny_overrides, tmp_path, monkeypatch):
+def test_dry_run_prints_the_script_and_writes_no_file(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = [*tiny_overrides, *GPUS, "run_dir=runs/my run"]
     overrides = [word for word in overrides if not word.startswith("trainer.accelerator=")]
-    asked = ["--nodes", "2", "--gpus-per-node", "8", "--partition", "gpu", "--time", "24:00:00", "--account", "me"]
-    asked += ["--qos", "high", "--constraint", "h100", "--mem", "0", "--cpus-per-task", "12", "--sbatch", "exclude=n7"]
-    asked += ["--setup", "module load nccl", "--after", "17", "--save-before", "300", "--dry-run"]
-    result = lit_illada("launch", "pretrain", *overrides, *asked)
+    options = ["--nodes", "2", "--gpus-per-node", "8", "--partition", "gpu", "--time", "24:00:00", "--account", "me"]
+    options += ["--qos", "high", "--constraint", "h100", "--mem", "0", "--cpus-per-task", "12", "--sbatch", "exclude=n7"]
+    options += ["--setup", "module load nccl", "--after", "17", "--save-before", "300", "--dry-run"]
+    result = lit_illada("launch", "pretrain", *overrides, *options)
     assert result.exit_code == 0, result.output
     run = str(tmp_path / "runs" / "my run")
     assert options_of(result.output) == {
@@ -68,7 +68,7 @@ def test_a_dry_run_prints_a_script_with_all_that_was_asked_and_leaves_nothing(ti
     subprocess.run(["bash", "-n"], input=result.output, text=True, check=True)
 
 
-def test_what_is_wrong_is_told_before_anything_is_submitted(tiny_overrides, tmp_path, monkeypatch):
+def test_invalid_options_are_rejected_before_submission(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def said(*words):
@@ -83,9 +83,9 @@ def test_what_is_wrong_is_told_before_anything_is_submitted(tiny_overrides, tmp_
     assert "micro_batch_rows × devices × num_nodes" in said("--nodes", "3")
     assert "write KEY=VALUE" in said("--sbatch", "exclusive")
     for text, instead in {
-        "nodes=4": "set by --nodes", "ntasks-per-node=2": "set by trainer.devices",
-        "--gpus-per-node=2": "set by --gpus-per-node", "time=1:00:00": "use --time 1:00:00",
-        "signal=TERM@60": "the script says --signal", "chdir=/": "the script says --chdir",
+        "nodes=4": "follows from --nodes", "ntasks-per-node=2": "follows from trainer.devices",
+        "--gpus-per-node=2": "follows from --gpus-per-node", "time=1:00:00": "use --time 1:00:00",
+        "signal=TERM@60": "the script sets --signal", "chdir=/": "the script sets --chdir",
     }.items():  # fmt: skip
         assert instead in said("--sbatch", text)
     for launched in (["pretrain"], ["sft", str(tmp_path)], ["data", "--parts", "2"]):
@@ -97,7 +97,7 @@ def test_what_is_wrong_is_told_before_anything_is_submitted(tiny_overrides, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_without_slurm_the_error_is_the_command_for_torchrun(tiny_overrides, tmp_path, monkeypatch):
+def test_missing_slurm_gives_the_command_for_torchrun(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
 
@@ -111,7 +111,7 @@ def test_without_slurm_the_error_is_the_command_for_torchrun(tiny_overrides, tmp
     command = "torchrun --nproc-per-node 2 --standalone -m lit_illada pretrain 'data.dir=my set'"
     assert command in said("pretrain", *devices)
     assert "trainer.devices=2 trainer.accelerator=gpu" in said("pretrain", *devices)
-    assert "on every node: torchrun --nproc-per-node 2 --nnodes 4" in said("pretrain", *devices, "--nodes", "4")
+    assert "run on every node: torchrun --nproc-per-node 2 --nnodes 4" in said("pretrain", *devices, "--nodes", "4")
     assert "python -m lit_illada pretrain" in said("pretrain", *overrides)
     begun = RunFolder.create("my run", "", datetime.now())
     begun.write_config(dump(load("pretrain", ["experiment=demo", "trainer.devices=2", "trainer.micro_batch_rows=4"])))
@@ -124,7 +124,7 @@ def test_without_slurm_the_error_is_the_command_for_torchrun(tiny_overrides, tmp
 
 
 @pytest.mark.parametrize("devices", [["--gpus-per-node", "2"], ["trainer.devices=2", "trainer.accelerator=gpu"]])
-def test_what_is_told_of_a_job_are_the_gpus_that_its_script_asks_for(devices, tmp_path, monkeypatch):
+def test_printed_gpus_match_the_script(devices, tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.write_text("#!/bin/bash\necho 17\n")
@@ -136,18 +136,18 @@ def test_what_is_told_of_a_job_are_the_gpus_that_its_script_asks_for(devices, tm
     assert options_of((run / "launch.sh").read_text())["gpus-per-node"] == "2"
 
 
-def test_the_script_for_data_divides_no_file(tiny_corpus, tmp_path):
+def test_data_script_has_at_most_one_part_per_file(tiny_corpus, tmp_path):
     overrides = ["data=text", f"data.source.paths=[{tiny_corpus}]", f"data.dir={tmp_path / 'set'}"]
     result = lit_illada("launch", "data", *overrides, "--parts", "1000", "--time", "60", "--dry-run")
     assert result.exit_code == 0, result.output
-    assert '"$1" --part "${SLURM_ARRAY_TASK_ID:-0}/80"' in result.output  # as many as there are files
+    assert '"$1" --part "${SLURM_ARRAY_TASK_ID:-0}/80"' in result.output  # the number of files
     assert options_of(result.output)["time"] == "60"
     subprocess.run(["bash", "-n"], input=result.output, text=True, check=True)
     refused = lit_illada("launch", "data", "data=hf", "--parts", "2", "--dry-run")
     assert "one stream, not files" in refused.output
 
 
-# how the run ended, whether it saved, what Slurm says of a preemption, whether the job goes back into the queue
+# exit status of the run, whether it saved, PreemptTime of Slurm, whether the job is requeued
 ENDINGS = [
     (0, True, "None", False),
     (138, True, "None", True),
@@ -162,7 +162,7 @@ ENDINGS = [
 
 @dataclass(frozen=True)
 class FakeJob:
-    """A script of a run, where srun and scontrol are stood in for, since Slurm cannot be told to end a job so."""
+    """Runs a job script with stand-ins for srun and scontrol, since Slurm cannot produce these endings on demand."""
 
     folder: Path
 
@@ -171,7 +171,7 @@ class FakeJob:
         return self.folder / "a run" / "checkpoints"
 
     def run(self, status, *, is_saved, preempt_time="None", setup=()):
-        """How the script ended, and what it asked of scontrol."""
+        """The finished script, and the commands that it gave to scontrol."""
         programs, log = self.folder / "bin", self.folder / "log"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         programs.mkdir()
@@ -192,24 +192,24 @@ class FakeJob:
 
 
 @pytest.mark.parametrize(("status", "is_saved", "preempt_time", "is_requeued"), ENDINGS)
-def test_a_job_comes_back_where_it_has_saved_or_was_preempted(status, is_saved, preempt_time, is_requeued, tmp_path):
+def test_job_is_requeued_after_saving_or_preemption(status, is_saved, preempt_time, is_requeued, tmp_path):
     job = FakeJob(tmp_path)
     job.checkpoints.mkdir(parents=True)
     (job.checkpoints / "step=00000003.ckpt").touch()
-    done, asked = job.run(status, is_saved=is_saved, preempt_time=preempt_time)
+    done, options = job.run(status, is_saved=is_saved, preempt_time=preempt_time)
     assert done.returncode == status, done.stderr
-    assert asked == ("requeue 1\n" if is_requeued else "")
+    assert options == ("requeue 1\n" if is_requeued else "")
 
 
 @pytest.mark.parametrize("setup", ["set -e", "set -u", "set -o pipefail", "set -euo pipefail"])
-def test_a_strict_setup_does_not_keep_a_job_from_coming_back(setup, tmp_path):
-    """At its first turn, when there is no checkpoint yet."""
-    done, asked = FakeJob(tmp_path).run(138, is_saved=True, setup=(setup,))
+def test_strict_shell_options_do_not_prevent_requeueing(setup, tmp_path):
+    """On the first start, before there is a checkpoint."""
+    done, options = FakeJob(tmp_path).run(138, is_saved=True, setup=(setup,))
     assert done.returncode == 138, done.stderr
-    assert asked == "requeue 1\n"
+    assert options == "requeue 1\n"
 
 
-def test_a_line_of_setup_is_one_line():
+def test_setup_line_with_a_line_break_is_rejected():
     with pytest.raises(ValueError, match="repeat --setup, one line each"):
         Request(Allocation(), setup=("a\nb",))
 
@@ -239,7 +239,7 @@ def log_of(run):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """What jobs need on a Slurm whose nodes are one machine."""
+    """Environment of jobs on a Slurm cluster whose nodes are all this machine."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # the nodes of this Slurm have no addresses
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
@@ -259,10 +259,8 @@ STRATEGIES = {name: [f"trainer.parallel.strategy={name}"] for name in ("ddp", "f
 @pytest.mark.slurm
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_on_two_nodes_preempted_twice_ends_with_the_weights_of_one_left_alone(
-    strategy, cluster, tiny_overrides, tmp_path
-):
-    """Once told that its time is over, so that it saves and goes back itself, once put back by Slurm."""
+def test_run_on_two_nodes_requeued_twice_matches_undisturbed_run(strategy, cluster, tiny_overrides, tmp_path):
+    """The first requeue follows the signal before the time limit, the second is by Slurm."""
     overrides = [*tiny_overrides, *LONG, *STRATEGIES[strategy], *TWO_NODES]
     whole, preempted = tmp_path / "whole", tmp_path / "preempted"
     first = submitted("pretrain", *overrides, f"run_dir={whole}")
@@ -272,7 +270,7 @@ def test_a_run_on_two_nodes_preempted_twice_ends_with_the_weights_of_one_left_al
     job = submitted("pretrain", *overrides, f"run_dir={preempted}")
     wait_for(lambda: newest(preempted) is not None)
     subprocess.run(["scancel", "--signal=USR1", job], check=True)
-    wait_for(lambda: f"job {job} goes back into the queue" in log_of(preempted))
+    wait_for(lambda: f"requeueing job {job}" in log_of(preempted))
     before = newest(preempted)
     assert before.name < "step=00000400.ckpt"
     wait_for(lambda: newest(preempted).name > before.name)
@@ -291,27 +289,27 @@ def test_a_run_on_two_nodes_preempted_twice_ends_with_the_weights_of_one_left_al
 
 @pytest.fixture
 def grace():
-    """A job that is preempted has a minute to leave by itself, which Slurm takes for its end."""
+    """Gives preempted jobs a minute to exit; Slurm does not requeue a job that exits in that time."""
 
     def update(seconds):
         command = ["scontrol", "update", "PartitionName=main", f"GraceTime={seconds}"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     if not update(60):
-        pytest.skip("only who manages the cluster may change its partitions")
+        pytest.skip("changing a partition needs the rights of a Slurm administrator")
     yield
     assert update(0)
 
 
 @pytest.mark.slurm
 @pytest.mark.timeout(900)
-def test_a_preempted_job_that_leaves_in_time_comes_back(cluster, grace, tiny_overrides, tmp_path):
+def test_preempted_job_that_exits_within_grace_time_is_requeued(cluster, grace, tiny_overrides, tmp_path):
     run = tmp_path / "run"
     job = submitted("pretrain", *tiny_overrides, *LONG, f"run_dir={run}", "trainer.max_steps=100000")
     wait_for(lambda: newest(run) is not None)
     urgent = ["sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
     subprocess.run(urgent, check=True, capture_output=True)
-    wait_for(lambda: f"job {job} goes back into the queue" in log_of(run))
+    wait_for(lambda: f"requeueing job {job}" in log_of(run))
     saved = newest(run).name
     assert "SIGTERM: saving after this step" in log_of(run)
     wait_for(lambda: newest(run).name > saved)
@@ -321,7 +319,7 @@ def test_a_preempted_job_that_leaves_in_time_comes_back(cluster, grace, tiny_ove
 
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
-def test_a_cancelled_job_saves_stays_away_and_goes_on_when_it_is_submitted_again(cluster, tiny_overrides, tmp_path):
+def test_cancelled_job_saves_and_resumes_only_when_submitted_again(cluster, tiny_overrides, tmp_path):
     run = tmp_path / "run"
     job = submitted("pretrain", *tiny_overrides, *LONG, f"run_dir={run}", "trainer.max_steps=100000")
     wait_for(lambda: newest(run) is not None)
@@ -338,7 +336,7 @@ def test_a_cancelled_job_saves_stays_away_and_goes_on_when_it_is_submitted_again
 
 @pytest.mark.slurm
 @pytest.mark.timeout(900)
-def test_a_fine_tuning_is_launched_from_its_checkpoint(cluster, tiny_overrides, tmp_path, monkeypatch):
+def test_fine_tuning_starts_from_its_checkpoint(cluster, tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = tmp_path / "base"
     assert lit_illada("pretrain", *tiny_overrides, f"run_dir={base}", "trainer.max_steps=3").exit_code == 0
@@ -352,18 +350,18 @@ def test_a_fine_tuning_is_launched_from_its_checkpoint(cluster, tiny_overrides, 
 
 
 @pytest.mark.slurm
-def test_what_slurm_refuses_leaves_no_folder(cluster, tiny_overrides, tmp_path):
+def test_rejected_submission_leaves_no_folder(cluster, tiny_overrides, tmp_path):
     words = [*tiny_overrides, f"run_dir={tmp_path / 'run'}", "--partition", "nowhere"]
     result = lit_illada("launch", "pretrain", *words)
     assert result.exit_code == 1
-    assert "sbatch says" in result.output
+    assert "sbatch: " in result.output
     assert "nowhere" in result.output
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
-def test_data_prepared_by_job_arrays_has_the_bytes_of_one_process(cluster, tiny_dataset, tmp_path):
+def test_data_prepared_by_job_arrays_matches_one_process(cluster, tiny_dataset, tmp_path):
     folder = Path(next(word for word in tiny_dataset if word.startswith("data.dir=")).removeprefix("data.dir="))
     overrides = [word for word in tiny_dataset if not word.startswith("data.dir=")]
     divided = tmp_path / "set"
@@ -376,4 +374,4 @@ def test_data_prepared_by_job_arrays_has_the_bytes_of_one_process(cluster, tiny_
             assert (divided / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
     assert len(list(divided.glob("*.tar"))) == len(list(folder.glob("*.tar")))
     result = lit_illada("launch", "data", *overrides, f"data.dir={divided}", "--parts", "3")
-    assert "is prepared already" in result.output
+    assert "is already prepared" in result.output

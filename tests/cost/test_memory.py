@@ -1,4 +1,4 @@
-"""What the estimate says of parameters, memory and FLOPs, against models and steps that are really made."""
+"""Estimated parameters, memory and FLOPs against those of real models and steps."""
 
 import weakref
 from dataclasses import replace
@@ -40,7 +40,7 @@ FSDP = ParallelConfig(Strategy.fsdp)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_part_has_as_many_parameters_as_the_model_itself(preset):
+def test_parameters_by_part_match_the_model(preset):
     config = load("pretrain", [f"model={preset}", "data.row_length=512"]).model.with_vocab_size(1000)
     with torch.device("meta"):
         model = Transformer(config)
@@ -54,12 +54,12 @@ def test_every_part_has_as_many_parameters_as_the_model_itself(preset):
 @pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("has_biases", [True, False])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_weights_gradients_and_optimizer_take_what_is_said(optimizer, is_tied, has_biases):
+def test_weights_gradients_and_optimizer_state_match_estimate(optimizer, is_tied, has_biases):
     config = replace(SMALL, tie_word_embeddings=is_tied, attention_bias=has_biases)
-    model, made = begun(config, optimizer)
-    said = step_memory(config, optimizer, micro_batch(10, 4, AttentionKernel.SDPA))
-    assert said.weights == sum(p.nbytes for p in model.parameters())
-    assert said.gradients == sum(p.grad.nbytes for p in model.parameters())
+    model, made = trained_one_step(config, optimizer)
+    estimated = step_memory(config, optimizer, micro_batch(10, 4, AttentionKernel.SDPA))
+    assert estimated.weights == sum(p.nbytes for p in model.parameters())
+    assert estimated.gradients == sum(p.grad.nbytes for p in model.parameters())
     moments = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
     held = sum(held_bytes(moment) for moment in moments if moment.ndim)
     assert optimizer_bytes(trained_shapes(config), optimizer) == held
@@ -67,79 +67,79 @@ def test_weights_gradients_and_optimizer_take_what_is_said(optimizer, is_tied, h
 
 @pytest.mark.parametrize(("compute_bytes", "kernel"), [(4, "sdpa"), (2, "sdpa"), (2, "matmul")])
 @pytest.mark.parametrize("num_heads_sharing", [1, 2])
-def test_the_layers_keep_as_many_bytes_as_is_said(compute_bytes, kernel, num_heads_sharing):
+def test_stored_activations_per_layer_match_estimate(compute_bytes, kernel, num_heads_sharing):
     config = replace(SMALL, attention=AttentionKernel(kernel), num_key_value_heads=4 // num_heads_sharing)
     deeper = replace(config, num_hidden_layers=5)
     batch = micro_batch(0, compute_bytes, config.attention)
-    said = activation_bytes(deeper, batch) - activation_bytes(config, batch)
-    assert kept_bytes(deeper, compute_bytes) - kept_bytes(config, compute_bytes) == pytest.approx(said, rel=0.1)
+    estimated = activation_bytes(deeper, batch) - activation_bytes(config, batch)
+    assert saved_bytes(deeper, compute_bytes) - saved_bytes(config, compute_bytes) == pytest.approx(estimated, rel=0.1)
 
 
 @pytest.mark.parametrize("is_accumulating", [False, True])
 @pytest.mark.parametrize("vocab_size", [300, 20_000])
 @pytest.mark.parametrize("compute_bytes", [4, 2])
 @pytest.mark.parametrize("num_rows", [2, 32])
-def test_a_step_holds_at_most_what_is_said(num_rows, compute_bytes, vocab_size, is_accumulating):
-    """Counted are all tensors that live; what a kernel takes and gives back within one operation is not seen."""
+def test_peak_of_a_step_matches_estimate(num_rows, compute_bytes, vocab_size, is_accumulating):
+    """Counts all live tensors, but no memory that a kernel allocates and frees within one operation."""
     config = replace(SMALL, vocab_size=vocab_size, attention=AttentionKernel.SDPA)
-    model, optimizer = begun(config, AdamWConfig())
+    model, optimizer = trained_one_step(config, AdamWConfig())
     if not is_accumulating:
         optimizer.zero_grad(set_to_none=True)
     peak, num_selected = measured(model, optimizer, num_rows, compute_bytes)
     batch = micro_batch(num_selected, compute_bytes, config.attention, num_rows)
-    said = step_memory(config, AdamWConfig(), batch, is_accumulating=is_accumulating)
-    assert peak == pytest.approx(said.peak, rel=0.1)
+    estimated = step_memory(config, AdamWConfig(), batch, is_accumulating=is_accumulating)
+    assert peak == pytest.approx(estimated.peak, rel=0.1)
 
 
 @pytest.mark.parametrize("compute_bytes", [4, 2])
 @pytest.mark.parametrize("which", [ActivationCheckpointing.selective, ActivationCheckpointing.full])
-def test_recomputed_layers_hold_at_most_what_is_said(which, compute_bytes):
-    """With little else beside them: few tokens carry loss, and there are many layers."""
+def test_peak_with_recomputed_layers_matches_estimate(which, compute_bytes):
+    """Few tokens with loss and many layers, so that activations dominate."""
     config = replace(SMALL, num_hidden_layers=12, attention=AttentionKernel.SDPA)
-    model, optimizer = begun(config, AdamWConfig())
+    model, optimizer = trained_one_step(config, AdamWConfig())
     for layer in model.model.layers:
         checkpoint_activations(layer, which)
     optimizer.zero_grad(set_to_none=True)
     peak, num_selected = measured(model, optimizer, 64, compute_bytes, every=16)
     batch = micro_batch(num_selected, compute_bytes, config.attention, 64)
-    said = step_memory(config, AdamWConfig(), replace(batch, recomputation=which))
-    assert peak == pytest.approx(said.peak, rel=0.1)
-    assert said.peak < 0.7 * step_memory(config, AdamWConfig(), batch).peak
+    estimated = step_memory(config, AdamWConfig(), replace(batch, recomputation=which))
+    assert peak == pytest.approx(estimated.peak, rel=0.1)
+    assert estimated.peak < 0.7 * step_memory(config, AdamWConfig(), batch).peak
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], list(TARGETS)])
 @pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_with_adapters_gradients_and_moments_are_those_of_the_adapters(optimizer, is_tied, targets):
+def test_only_adapters_have_gradients_and_optimizer_state(optimizer, is_tied, targets):
     config, lora = replace(SMALL, tie_word_embeddings=is_tied), LoraConfig(rank=8, targets=targets)
-    model, made = begun(config, optimizer, lora)
-    said = step_memory(config, optimizer, replace(micro_batch(10, 4, AttentionKernel.SDPA), lora=lora))
-    assert said.weights == sum(p.nbytes for p in model.parameters())
-    assert said.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    model, made = trained_one_step(config, optimizer, lora)
+    estimated = step_memory(config, optimizer, replace(micro_batch(10, 4, AttentionKernel.SDPA), lora=lora))
+    assert estimated.weights == sum(p.nbytes for p in model.parameters())
+    assert estimated.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     moments = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
-    assert said.optimizer == sum(held_bytes(moment) for moment in moments if moment.ndim)
+    assert estimated.optimizer == sum(held_bytes(moment) for moment in moments if moment.ndim)
 
 
 @pytest.mark.parametrize("vocab_size", [300, 20_000])
 @pytest.mark.parametrize("compute_bytes", [4, 2])
-def test_a_step_with_adapters_holds_at_most_what_is_said(compute_bytes, vocab_size):
-    """With many layers: the first, below which nothing is trained, keeps less."""
+def test_peak_of_a_step_with_adapters_matches_estimate(compute_bytes, vocab_size):
+    """Many layers, since the first one stores less: nothing below it is trained."""
     config = replace(SMALL, num_hidden_layers=8, vocab_size=vocab_size, attention=AttentionKernel.SDPA)
     lora = LoraConfig(rank=4)
-    model, optimizer = begun(config, AdamWConfig(), lora)
+    model, optimizer = trained_one_step(config, AdamWConfig(), lora)
     optimizer.zero_grad(set_to_none=True)
     peak, num_selected = measured(model, optimizer, 32, compute_bytes)
     batch = micro_batch(num_selected, compute_bytes, config.attention, 32)
-    said = step_memory(config, AdamWConfig(), replace(batch, lora=lora))
-    assert peak == pytest.approx(said.peak, rel=0.1)
+    estimated = step_memory(config, AdamWConfig(), replace(batch, lora=lora))
+    assert peak == pytest.approx(estimated.peak, rel=0.1)
 
 
 @pytest.mark.parametrize(("width", "kernel"), [(64, "varlen"), (48, "sdpa")])  # heads of 16 and of 12
-def test_a_gpu_that_is_not_here_takes_the_kernel_that_takes_the_heads(width, kernel):
+def test_absent_gpu_gets_the_kernel_that_supports_its_head_size(width, kernel):
     assert kernel_on(replace(SMALL, hidden_size=width), "cuda", 2, 1024) == kernel
 
 
-def test_a_device_of_many_holds_its_share():
+def test_sharded_state_is_divided_among_devices():
     eight = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA), parallel=FSDP, world_size=8)
     one = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA))
     assert (eight.weights, eight.gradients, eight.optimizer) == (
@@ -151,7 +151,7 @@ def test_a_device_of_many_holds_its_share():
     pairs = replace(FSDP, shard_size=2)
     two = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA), parallel=pairs, world_size=8)
     assert two.weights == one.weights // 2
-    waiting = step_memory(
+    accumulating = step_memory(
         SMALL,
         AdamWConfig(),
         micro_batch(10, 4, AttentionKernel.SDPA),
@@ -159,24 +159,24 @@ def test_a_device_of_many_holds_its_share():
         parallel=FSDP,
         world_size=8,
     )
-    assert waiting.gradients == one.gradients
+    assert accumulating.gradients == one.gradients
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=8)], ids=["all", "adapters"])
-def test_the_flops_are_those_that_torch_counts(lora):
+def test_flops_match_torch_flop_counter(lora):
     config = replace(SMALL, num_hidden_layers=8, attention=AttentionKernel.MATMUL, num_key_value_heads=4)
-    model, _ = begun(config, AdamWConfig(), lora)
+    model, _ = trained_one_step(config, AdamWConfig(), lora)
     is_selected = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5
     with FlopCounterMode(display=False) as counter:
         step(model, torch.randint(300, (ROWS, LENGTH)), is_selected, 4)
-    said = training_flops(
+    estimated = training_flops(
         config, Layout.whole_rows(ROWS, LENGTH), int(is_selected.sum()), num_adapter_parameters(config, lora)
     )
-    assert said == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert estimated == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def held_bytes(moment):
-    """A moment in 8 bits looks like a float32 one, and is three tensors."""
+    """Bytes of a moment; an 8-bit one consists of three tensors."""
     return sum(
         part.nbytes for part in ([moment.codes, moment.scale, moment.qmap] if hasattr(moment, "codes") else [moment])
     )
@@ -186,8 +186,8 @@ def micro_batch(num_selected, compute_bytes, kernel, num_rows=ROWS):
     return MicroBatch(num_rows, LENGTH, num_selected, compute_bytes, kernel, "cpu")
 
 
-def begun(config, optimizer, lora=None):
-    """A model and its optimizer after one step, the gradients still there."""
+def trained_one_step(config, optimizer, lora=None):
+    """A model and its optimizer after one step, with gradients."""
     model = Transformer(config)
     model.init_weights(0)
     if lora is not None:
@@ -199,7 +199,7 @@ def begun(config, optimizer, lora=None):
 
 
 def measured(model, optimizer, num_rows, compute_bytes, every=2):
-    """The most bytes of tensors that live at once in a step, and how many of its tokens carry loss: one in `every`."""
+    """Peak bytes of live tensors in a step, and its number of tokens with loss (one in `every`)."""
     ids, is_selected = torch.randint(300, (num_rows, LENGTH)), torch.zeros(num_rows, LENGTH, dtype=torch.bool)
     is_selected[:, ::every] = True
     held = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
@@ -218,30 +218,30 @@ def forward(model, ids, is_selected, compute_bytes):
         return model(ids, Layout.whole_rows(*ids.shape), is_selected, ids[is_selected]).nll.sum()
 
 
-def kept_bytes(config, compute_bytes):
-    """Of the tensors that autograd keeps for the backward pass, without the weights and their casts."""
+def saved_bytes(config, compute_bytes):
+    """Bytes of the tensors that autograd saves for the backward pass, without weights and their casts."""
     model = Transformer(config)
     model.init_weights(0)
-    kept = {}
+    saved = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
-    def keep(tensor):
+    def save(tensor):
         is_cast = tensor.dtype is torch.bfloat16 and tensor.shape in shapes
         if tensor.untyped_storage().data_ptr() not in weights and not is_cast:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+            saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     shapes = {shape for matrix in matrices for shape in (matrix.shape, matrix.T.shape)}
     ids = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         loss = forward(model, ids, ids == 0, compute_bytes)
     assert loss > 0
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 class Live(TorchDispatchMode):
-    """The most bytes that live tensors held at once."""
+    """Tracks the peak bytes of live tensors."""
 
     def __init__(self, held):
         super().__init__()

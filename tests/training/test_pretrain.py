@@ -320,7 +320,7 @@ def test_a_run_is_trained_by_one_process_and_free_as_soon_as_that_is_killed(tiny
     assert looked.exit_code == 0, looked.output
     refused = pretrain(resume=run)
     assert refused.exit_code == 1
-    assert f"{run} is being trained already, by process {process.pid} on " in refused.output
+    assert f"{run} is already being trained by process {process.pid} on " in refused.output
     assert partial.exists()
     assert process.poll() is None
     process.kill()
