@@ -136,8 +136,8 @@ class RunFolder:
             except (BlockingIOError, PermissionError) as error:  # which one depends on the file system
                 file.seek(0)
                 raise UserError(
-                    f"{self.path} is already being trained by {file.read().strip() or 'another process'}: wait until it "
-                    "ends, or stop it"
+                    f"{self.path} is already being trained by {file.read().strip() or 'another process'}: wait until "
+                    "it ends, or stop it"
                 ) from error
             except OSError as error:
                 log.warning(

@@ -49,7 +49,8 @@ def test_dry_run_prints_the_script_and_writes_no_file(tiny_overrides, tmp_path, 
     overrides = [*tiny_overrides, *GPUS, "run_dir=runs/my run"]
     overrides = [word for word in overrides if not word.startswith("trainer.accelerator=")]
     options = ["--nodes", "2", "--gpus-per-node", "8", "--partition", "gpu", "--time", "24:00:00", "--account", "me"]
-    options += ["--qos", "high", "--constraint", "h100", "--mem", "0", "--cpus-per-task", "12", "--sbatch", "exclude=n7"]
+    options += ["--qos", "high", "--constraint", "h100", "--mem", "0", "--cpus-per-task", "12", "--sbatch"]
+    options += ["exclude=n7"]
     options += ["--setup", "module load nccl", "--after", "17", "--save-before", "300", "--dry-run"]
     result = lit_illada("launch", "pretrain", *overrides, *options)
     assert result.exit_code == 0, result.output
@@ -196,17 +197,17 @@ def test_job_is_requeued_after_saving_or_preemption(status, is_saved, preempt_ti
     job = FakeJob(tmp_path)
     job.checkpoints.mkdir(parents=True)
     (job.checkpoints / "step=00000003.ckpt").touch()
-    done, options = job.run(status, is_saved=is_saved, preempt_time=preempt_time)
+    done, commands = job.run(status, is_saved=is_saved, preempt_time=preempt_time)
     assert done.returncode == status, done.stderr
-    assert options == ("requeue 1\n" if is_requeued else "")
+    assert commands == ("requeue 1\n" if is_requeued else "")
 
 
 @pytest.mark.parametrize("setup", ["set -e", "set -u", "set -o pipefail", "set -euo pipefail"])
 def test_strict_shell_options_do_not_prevent_requeueing(setup, tmp_path):
     """On the first start, before there is a checkpoint."""
-    done, options = FakeJob(tmp_path).run(138, is_saved=True, setup=(setup,))
+    done, commands = FakeJob(tmp_path).run(138, is_saved=True, setup=(setup,))
     assert done.returncode == 138, done.stderr
-    assert options == "requeue 1\n"
+    assert commands == "requeue 1\n"
 
 
 def test_setup_line_with_a_line_break_is_rejected():
