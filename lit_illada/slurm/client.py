@@ -102,4 +102,4 @@ def _answer(command: list[str], stdin: str | None = None) -> str:
     except FileNotFoundError as error:
         raise UserError(f"{command[0]} is not installed here; run this on a machine of the Slurm cluster") from error
     except subprocess.CalledProcessError as error:
-        raise UserError(f"{command[0]}: {' '.join(error.stderr.split())}") from error
+        raise UserError(f"{command[0]} failed: {' '.join(error.stderr.split())}") from error

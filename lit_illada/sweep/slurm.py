@@ -207,7 +207,7 @@ class SlurmQueue:
             with executor.batch():
                 jobs = [executor.submit(RunJob(self._command, str(self._folder.path), run.id)) for run in runs]
         except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"sbatch: {' '.join(str(error).split())}") from error
+            raise UserError(f"sbatch failed: {' '.join(str(error).split())}") from error
         return [job.job_id for job in jobs]
 
     def _mark_lost(self, statuses: Sequence[RunStatus], queued: set[str]) -> bool:

@@ -355,7 +355,7 @@ def test_rejected_submission_leaves_no_folder(cluster, tiny_overrides, tmp_path)
     words = [*tiny_overrides, f"run_dir={tmp_path / 'run'}", "--partition", "nowhere"]
     result = lit_illada("launch", "pretrain", *words)
     assert result.exit_code == 1
-    assert "sbatch: " in result.output
+    assert "sbatch failed: " in result.output
     assert "nowhere" in result.output
     assert not (tmp_path / "run").exists()
 

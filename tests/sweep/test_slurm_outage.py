@@ -91,7 +91,7 @@ def test_a_restart_of_the_controller_is_logged_once_and_survived(slurm, written,
 
     queue = queue_of(folder, nothing, lambda: slurm.takes_down("squeue"), nothing, nothing, back)
     assert [status.state for status in queue.run()] == [RunState.FINISHED]
-    assert caplog.text.count(f"squeue: squeue: error: {DOWN}; retrying for up to 10 minutes") == 1
+    assert caplog.text.count(f"squeue failed: squeue: error: {DOWN}; retrying for up to 10 minutes") == 1
 
 
 def test_an_outage_too_long_ends_the_sweep_in_one_line(slurm, written, planned):
@@ -140,7 +140,7 @@ def test_a_cancellation_that_fails_is_asked_for_again(slurm, written, planned):
 
 def test_what_sbatch_refuses_at_the_beginning_is_one_line(slurm, written, planned):
     slurm.takes_down("sbatch")
-    with pytest.raises(UserError, match=f"^sbatch: .*{DOWN[:20]}") as refused:
+    with pytest.raises(UserError, match=f"^sbatch failed: .*{DOWN[:20]}") as refused:
         queue_of(written(planned("a"))).run()
     assert "\n" not in str(refused.value)
 
@@ -156,7 +156,7 @@ def test_what_sbatch_refuses_later_is_asked_again(slurm, written, planned, caplo
     turns = [nothing, away, nothing, nothing, lambda: slurm.brings_back("sbatch"), finishes(folder, second, slurm)]
     queue = queue_of(folder, *turns)
     assert [status.state for status in queue.run()] == [RunState.FINISHED] * 2
-    assert caplog.text.count("sbatch says") == 1
+    assert caplog.text.count("sbatch failed") == 1
 
 
 def test_a_record_that_is_seen_late_is_waited_for(slurm, written, planned):
