@@ -11,9 +11,11 @@ from lit_illada.config import load
 from lit_illada.data.config import DataConfig, PreparedSource
 from lit_illada.data.dataset import inspection
 from lit_illada.data.dataset.manifest import Manifest, is_url
-from lit_illada.data.prepare.part_workers import prepare_by_parts
-from lit_illada.data.prepare.parts import Part, Step, do_step
-from lit_illada.data.prepare.prepare import OnProgress, prepare
+from lit_illada.data.prepare.division import Part
+from lit_illada.data.prepare.prepare import prepare
+from lit_illada.data.prepare.step_workers import prepare_by_parts
+from lit_illada.data.prepare.steps import Step, run_step
+from lit_illada.data.prepare.tokenizer_training import OnProgress
 from lit_illada.errors import InterruptedByUserError, UserError
 from lit_illada.runtime.console import Console
 from lit_illada.runtime.terminal import print_lines
@@ -36,7 +38,7 @@ def run_preparation(overrides: Sequence[str], overwrite: bool, workers: int | No
 def prepare_part(step: str, part: str, overrides: Sequence[str]) -> None:
     config = load("data", overrides).data
     with _progress(Console(stderr=True)) as on_progress:
-        manifest = do_step(Step(step), config, Part.parse(part), on_progress)
+        manifest = run_step(Step(step), config, Part.parse(part), on_progress)
     if manifest is not None:
         _show(manifest, config)
 

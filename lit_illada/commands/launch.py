@@ -15,7 +15,7 @@ from lit_illada.checkpoints.open import load_sft, with_model_of_init
 from lit_illada.commands.resume import open_run
 from lit_illada.config import RunConfig, load
 from lit_illada.data.corpora.sources import files_of
-from lit_illada.data.prepare.parts import begin
+from lit_illada.data.prepare.steps import begin
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder

@@ -12,7 +12,7 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_illada.data.corpora.grouping import Tally
+from lit_illada.data.corpora.tally import Tally
 from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule
 from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.chat_template import ChatTemplate

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.data.config import DataConfig, StdlibSource
-from lit_illada.data.corpora.grouping import digest_of, split_of
+from lit_illada.data.corpora.assignment import digest_of, split_of
 from lit_illada.data.corpora.sources import files_of, read
 from lit_illada.data.dataset.manifest import VALIDATION
 from lit_illada.data.sections import NearDuplicates, line_runs, sections

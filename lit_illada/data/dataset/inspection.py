@@ -7,7 +7,7 @@ import numpy as np
 
 from lit_illada.data.dataset.manifest import TRAIN, VALIDATION, Manifest, ShardRecord, is_url
 from lit_illada.data.dataset.reading import Dataset, open_dataset
-from lit_illada.data.prepare.prepare import WORK_FOLDER
+from lit_illada.data.prepare.work_folder import WORK_FOLDER
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 

@@ -1,7 +1,8 @@
-"""How do several processes write shards, so that none outlives the preparation or imports torch?
+"""A pool of processes that write shards.
 
-Plain child processes that take pickled jobs from their standard input: when the parent is killed, even by SIGKILL,
-the input ends and so do they; and a user's script needs no `if __name__ == "__main__"` as multiprocessing would ask.
+Plain child processes that read pickled jobs from standard input: when the parent is killed, even by SIGKILL, the input
+ends and so do they. They import no torch, and a user's script needs no `if __name__ == "__main__"` as with
+multiprocessing.
 """
 
 import contextlib
@@ -26,14 +27,16 @@ class ShardPool:
 
     def __init__(self, tokenizer_folder: Path, num_processes: int) -> None:
         self.num_processes = num_processes
-        self._children = [_start(tokenizer_folder) for _ in range(num_processes)]
+        self._children = [
+            start_child("lit_illada.data.prepare.shard_pool", str(tokenizer_folder)) for _ in range(num_processes)
+        ]
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         for child in self._children:
             self._idle.put(child)
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="shard")
 
     def submit(self, job: ShardJob) -> Future[ShardRecord]:
-        """The shard's record, later; UserError or OSError if the process met one."""
+        """A future of the shard's record; it raises the UserError or OSError of the process."""
         return self._threads.submit(self._run, job)
 
     def __enter__(self) -> Self:
@@ -46,7 +49,7 @@ class ShardPool:
             if failed:
                 child.kill()
             assert child.stdin is not None
-            with contextlib.suppress(OSError):  # the child is gone and its last job was never sent
+            with contextlib.suppress(OSError):  # the child has ended before its last job was sent
                 child.stdin.close()
             child.wait()
         self._threads.shutdown(wait=True)
@@ -65,7 +68,7 @@ class ShardPool:
         except (EOFError, BrokenPipeError) as error:
             raise UserError(
                 f"the process writing {job.file.name} ended with code {child.wait()} (-9 is often too little memory): "
-                "lower data.num_processes or data.shard_tokens, and run it again to go on"
+                "lower data.num_processes or data.shard_tokens, and run it again to resume"
             ) from error
         finally:
             self._idle.put(child)
@@ -74,19 +77,20 @@ class ShardPool:
         return answer
 
 
-def _start(tokenizer_folder: Path) -> subprocess.Popen[bytes]:
+def start_child(module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Starts `python -m module` with pipes for pickled messages, and one thread, as the processes run in parallel."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "lit_illada.data.prepare.shard_pool", str(tokenizer_folder)]
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
 def _serve(tokenizer_folder: str, jobs: BinaryIO, answers: BinaryIO) -> None:
-    """The child's life: a job in, a record or an error out, until the jobs end."""
+    """Runs in the child: for each job it reads, writes a record or an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     tokenizer = Tokenizer.load(tokenizer_folder)
     while True:
@@ -102,7 +106,7 @@ def _serve(tokenizer_folder: str, jobs: BinaryIO, answers: BinaryIO) -> None:
         try:
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
             answers.flush()
-        except BrokenPipeError:  # the parent was killed; the shard is written and will be found
+        except BrokenPipeError:  # the parent was killed; the next preparation reuses the shard
             os._exit(0)
 
 

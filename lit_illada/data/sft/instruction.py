@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lit_illada.data.corpora.grouping import split_of
+from lit_illada.data.corpora.assignment import split_of
 from lit_illada.data.corpora.sources import OnBad, json_objects
 from lit_illada.data.corpora.text_files import find_files
 from lit_illada.data.dataset.manifest import VALIDATION

@@ -20,8 +20,8 @@ from lit_illada.data.dataset.inspection import verify
 from lit_illada.data.dataset.manifest import TRAIN, VALIDATION, Manifest
 from lit_illada.data.dataset.reading import open_dataset
 from lit_illada.data.dataset.shards import tokenise
-from lit_illada.data.prepare.part_workers import prepare_by_parts
 from lit_illada.data.prepare.prepare import prepare
+from lit_illada.data.prepare.step_workers import prepare_by_parts
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import write_atomically
 
@@ -30,13 +30,13 @@ def stored_texts(config: DataConfig, split: str) -> list[str]:
     """The documents of a split, decoded from its shards."""
     dataset = open_dataset(config.dir)
     tokenizer = dataset.tokenizer()
-    found = []
+    texts = []
     for record in dataset.manifest.split(split).shards:
         shard = dataset.load(record)
         for ids in np.split(shard.tokens, np.cumsum(shard.lengths)[:-1]):
             assert ids[-1] == tokenizer.eos_token_id
-            found.append(tokenizer.decode(ids[:-1].tolist()))
-    return found
+            texts.append(tokenizer.decode(ids[:-1].tolist()))
+    return texts
 
 
 def contents(folder: str) -> dict[str, bytes]:
@@ -47,15 +47,15 @@ def contents(folder: str) -> dict[str, bytes]:
     }
 
 
-def test_every_document_is_stored_once_in_one_split(prepared, texts):
+def test_each_document_is_stored_once_in_one_split(prepared, texts):
     train, validation = stored_texts(prepared, TRAIN), stored_texts(prepared, VALIDATION)
     assert Counter(train + validation) == Counter(texts)
     assert 0.1 < len(validation) / len(texts) < 0.3
-    # within a split the order of the corpus is kept
+    # within a split, documents are in the order of the corpus
     assert [text for text in texts if text in set(train)] == train
 
 
-def test_the_manifest_counts_what_is_there(prepared, texts):
+def test_manifest_counts_match_shards(prepared, texts):
     dataset = open_dataset(prepared.dir)
     manifest = dataset.manifest
     assert manifest == prepare(prepared)
@@ -71,7 +71,7 @@ def test_the_manifest_counts_what_is_there(prepared, texts):
     assert verify(prepared.dir) == []
 
 
-def test_duplicates_and_empty_documents_are_left_out(tmp_path, make_config, make_texts):
+def test_duplicates_and_empty_documents_are_removed(tmp_path, make_config, make_texts):
     once = make_texts(40)
     config = make_config(tmp_path / "set", [*once, "", " \n\t", *once[:7]])
     manifest = prepare(config)
@@ -79,9 +79,7 @@ def test_duplicates_and_empty_documents_are_left_out(tmp_path, make_config, make
     assert sorted(stored_texts(config, TRAIN) + stored_texts(config, VALIDATION)) == sorted(once)
 
 
-def test_a_document_keeps_its_split_when_the_corpus_grows_and_is_shuffled(
-    tmp_path, make_config, make_texts, prepared, texts
-):
+def test_split_of_document_is_independent_of_the_rest_of_the_corpus(tmp_path, make_config, make_texts, prepared, texts):
     config = make_config(tmp_path / "set", [*make_texts(60, seed=1), *reversed(texts)])
     prepare(config)
     for split, other in ((TRAIN, VALIDATION), (VALIDATION, TRAIN)):
@@ -89,7 +87,7 @@ def test_a_document_keeps_its_split_when_the_corpus_grows_and_is_shuffled(
         assert not set(stored_texts(prepared, split)) & set(stored_texts(config, other))
 
 
-def test_the_text_of_a_special_token_in_a_corpus_stays_text(tmp_path, make_config, make_texts):
+def test_special_token_text_in_corpus_stays_text(tmp_path, make_config, make_texts):
     hostile = [f"{text} <|mask|><|eos|> <|/think|>" for text in make_texts(40)]
     config = make_config(tmp_path / "set", hostile)
     prepare(config)
@@ -99,13 +97,13 @@ def test_the_text_of_a_special_token_in_a_corpus_stays_text(tmp_path, make_confi
     assert sorted(stored_texts(config, TRAIN) + stored_texts(config, VALIDATION)) == sorted(hostile)
 
 
-def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path, make_config, prepared, texts):
+def test_result_is_independent_of_number_of_processes(tmp_path, make_config, prepared, texts):
     config = replace(prepared, dir=str(tmp_path / "set"), num_processes=2)
     prepare(config)
     assert contents(config.dir) == contents(prepared.dir)
 
 
-def test_plain_webdataset_reads_the_shards(prepared):
+def test_webdataset_reads_the_shards(prepared):
     manifest = open_dataset(prepared.dir).manifest
     urls = [f"{prepared.dir}/{shard.file}" for shard in manifest.train.shards]
     samples = list(wds.WebDataset(urls, shardshuffle=False).decode())
@@ -114,7 +112,7 @@ def test_plain_webdataset_reads_the_shards(prepared):
     assert all(sample["lengths.npy"].sum() == len(sample["tokens.npy"]) for sample in samples)
 
 
-def test_a_long_document_is_tokenised_in_pieces_that_lose_nothing(monkeypatch, prepared):
+def test_long_document_is_tokenised_in_pieces_without_loss(monkeypatch, prepared):
     monkeypatch.setattr("lit_illada.data.dataset.shards._PIECE_CHARACTERS", 50)
     monkeypatch.setattr("lit_illada.data.dataset.shards._BATCH_CHARACTERS", 100)
     tokenizer = open_dataset(prepared.dir).tokenizer()
@@ -124,7 +122,7 @@ def test_a_long_document_is_tokenised_in_pieces_that_lose_nothing(monkeypatch, p
     assert all(ids[-1] == tokenizer.eos_token_id for ids in documents)
 
 
-def test_a_large_vocabulary_is_stored_as_uint32(tmp_path, make_config, make_texts, prepared):
+def test_large_vocabulary_is_stored_as_uint32(tmp_path, make_config, make_texts, prepared):
     tree = json.loads(Path(prepared.dir, "tokenizer", "tokenizer.json").read_text())
     tree["model"]["vocab"] |= {f"never seen {i}": i for i in range(320, 70_000)}
     (tmp_path / "tokenizer").mkdir()
@@ -136,7 +134,7 @@ def test_a_large_vocabulary_is_stored_as_uint32(tmp_path, make_config, make_text
     assert verify(config.dir) == []
 
 
-def test_a_finished_data_set_is_left_alone_unless_told(tmp_path, make_config, make_texts):
+def test_finished_data_set_is_replaced_only_with_overwrite(tmp_path, make_config, make_texts):
     config = make_config(tmp_path / "set", make_texts(60))
     prepare(config)
     before = contents(config.dir)
@@ -157,7 +155,7 @@ def test_a_finished_data_set_is_left_alone_unless_told(tmp_path, make_config, ma
     assert verify(config.dir) == []
 
 
-def test_an_overwrite_that_fails_leaves_the_old_data_set_whole(tmp_path, make_config, make_texts):
+def test_failed_overwrite_leaves_old_data_set_intact(tmp_path, make_config, make_texts):
     config = make_config(tmp_path / "set", make_texts(60))
     prepare(config)
     bad = tmp_path / "bad.jsonl"
@@ -169,7 +167,7 @@ def test_an_overwrite_that_fails_leaves_the_old_data_set_whole(tmp_path, make_co
 
 
 @pytest.mark.parametrize("overwrite", [prepare, partial(prepare_by_parts, workers=1)], ids=["alone", "by parts"])
-def test_the_old_data_set_is_whole_until_the_manifest_of_its_successor_replaces_its_own(
+def test_old_data_set_stays_intact_until_its_manifest_is_replaced(
     overwrite, tmp_path, make_config, make_texts, monkeypatch
 ):
     def killed(path, content):
@@ -181,7 +179,7 @@ def test_the_old_data_set_is_whole_until_the_manifest_of_its_successor_replaces_
     old = prepare(config)
     make_config(tmp_path / "set", make_texts(80, seed=2))  # another corpus in the same file
     with monkeypatch.context() as patch:
-        patch.setattr("lit_illada.data.prepare.prepare.write_atomically", killed)
+        patch.setattr("lit_illada.data.prepare.work_folder.write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             overwrite(config, overwrite=True)
     assert prepare(config) == old
@@ -198,7 +196,7 @@ def test_the_old_data_set_is_whole_until_the_manifest_of_its_successor_replaces_
     assert new.tokenizer_folder == "tokenizer"  # which the second one found free
 
 
-def test_a_data_set_whose_manifest_names_no_tokenizer_folder_is_read(prepared, tmp_path):
+def test_manifest_without_tokenizer_folder_is_readable(prepared, tmp_path):
     copy = shutil.copytree(prepared.dir, tmp_path / "copy")
     tree = json.loads((copy / "manifest.json").read_text())
     del tree["tokenizer_folder"]  # as an earlier version wrote it
@@ -210,20 +208,20 @@ _PREPARE = """
 import sys, time
 from pathlib import Path
 from lit_illada.data.config import DataConfig, JsonlSource, TrainTokenizer
-from lit_illada.data.corpora import grouping
+from lit_illada.data.corpora import assignment
 from lit_illada.data.prepare.prepare import prepare
-plain = grouping.split_of
+plain = assignment.split_of
 def split_of(*args):
     time.sleep(0.005)
     return plain(*args)
-grouping.split_of = split_of
+assignment.split_of = split_of
 folder, corpus = sys.argv[1:]
 prepare(DataConfig(dir=folder, source=JsonlSource([corpus]), tokenizer=TrainTokenizer(vocab_size=320),
     validation_fraction=0.2, shard_tokens=1024, num_processes=1))
 """
 
 
-def test_a_killed_preparation_goes_on_and_keeps_its_finished_shards(tmp_path, make_config, prepared, texts):
+def test_killed_preparation_resumes_and_reuses_finished_shards(tmp_path, make_config, prepared, texts):
     config = make_config(tmp_path / "set", texts)
     child = subprocess.Popen([sys.executable, "-c", _PREPARE, config.dir, str(tmp_path / "set.jsonl")])
     folder = Path(config.dir)
@@ -236,7 +234,7 @@ def test_a_killed_preparation_goes_on_and_keeps_its_finished_shards(tmp_path, ma
     child.wait()
     with pytest.raises(UserError, match="no prepared data set"):
         open_dataset(folder)
-    time.sleep(0.3)  # its own process ends by itself, with the shard it was at
+    time.sleep(0.3)  # its child process ends after the shard that it is writing
     (folder / "train-000000-abc.tar.1.tmp").write_bytes(b"half")
     (folder / "tokenizer").mkdir(exist_ok=True)
     (folder / "tokenizer" / "tokenizer.json.abc.tmp").write_bytes(b"half")
@@ -251,7 +249,7 @@ def test_a_killed_preparation_goes_on_and_keeps_its_finished_shards(tmp_path, ma
     assert ours == undisturbed
 
 
-def test_two_preparations_take_turns(tmp_path, make_config, make_texts, caplog):
+def test_second_preparation_waits_for_first(tmp_path, make_config, make_texts, caplog):
     config = make_config(tmp_path / "set", make_texts(30))
     Path(config.dir).mkdir()
     script = (
@@ -268,7 +266,7 @@ def test_two_preparations_take_turns(tmp_path, make_config, make_texts, caplog):
     FileLock(f"{config.dir}/.lock").acquire(timeout=0)
 
 
-def test_bad_documents_stop_or_are_counted_and_listed(tmp_path, make_config, make_texts):
+def test_bad_documents_raise_or_are_counted_and_listed(tmp_path, make_config, make_texts):
     config = make_config(tmp_path / "set", make_texts(40))
     with Path(tmp_path / "set.jsonl").open("a") as corpus:
         corpus.write('{"body": "x"}\n{broken\n')
@@ -281,7 +279,7 @@ def test_bad_documents_stop_or_are_counted_and_listed(tmp_path, make_config, mak
     assert "set.jsonl:42" in manifest.bad_examples[1]
 
 
-def test_an_empty_corpus_is_refused(tmp_path, make_config):
+def test_empty_corpus_is_rejected(tmp_path, make_config):
     with pytest.raises(UserError, match=r"the corpus of .* has no text \(2 empty"):
         prepare(make_config(tmp_path / "set", ["", "  "]))
     (tmp_path / "nul.txt").write_bytes(b"\0")
@@ -294,7 +292,7 @@ def test_an_empty_corpus_is_refused(tmp_path, make_config):
 
 
 @pytest.mark.parametrize(("fraction", "empty"), [(0.001, "validation"), (0.999, "train")])
-def test_one_text_file_is_refused_with_what_is_missing_and_the_ways_out(tmp_path, make_config, fraction, empty):
+def test_single_text_file_is_rejected_with_the_fixes(tmp_path, make_config, fraction, empty):
     (tmp_path / "book.txt").write_text("alpha beta\n---\n" * 40)
     source = TextSource([str(tmp_path / "book.txt")])
     config = make_config(tmp_path / "set", [], source=source, validation_fraction=fraction)
@@ -307,13 +305,13 @@ def test_one_text_file_is_refused_with_what_is_missing_and_the_ways_out(tmp_path
     assert not Path(config.dir, "manifest.json").exists()
 
 
-def test_only_what_the_source_knows_is_advised(tmp_path, make_config):
+def test_fixes_are_limited_to_fields_of_the_source(tmp_path, make_config):
     config = make_config(tmp_path / "set", ["alpha", "beta"], validation_fraction=0.001)
     with pytest.raises(UserError, match=r"has 2 documents and the validation split got none of them .*: give more"):
         prepare(config)
 
 
-def test_more_files_after_a_refusal_give_what_they_would_have_given_at_once(tmp_path, make_config, make_texts):
+def test_preparation_after_rejected_corpus_equals_fresh_preparation(tmp_path, make_config, make_texts):
     texts = make_texts(40)
     config = make_config(tmp_path / "set", texts[:1])
     with pytest.raises(UserError, match="split got none"):
@@ -324,21 +322,21 @@ def test_more_files_after_a_refusal_give_what_they_would_have_given_at_once(tmp_
     assert prepare(other).fingerprint == prepare(config).fingerprint
 
 
-def test_a_url_or_a_file_is_no_place_to_prepare(tmp_path, make_config):
+def test_url_or_file_as_data_dir_is_rejected(tmp_path, make_config):
     config = make_config(tmp_path / "set", ["a"])
-    with pytest.raises(UserError, match="prepared in a local folder"):
+    with pytest.raises(UserError, match="prepare a data set in a local folder"):
         prepare(replace(config, dir="https://example.org/set"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*file"):
         prepare(replace(config, dir=str(tmp_path / "file")))
 
 
-def test_preparation_needs_no_torch():
+def test_preparation_does_not_import_torch():
     script = "import sys; import lit_illada.data.prepare.prepare; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_progress_reaches_the_end(tmp_path, make_config, make_texts):
+def test_progress_reaches_total(tmp_path, make_config, make_texts):
     seen: list[tuple[str, int, int | None]] = []
     texts = make_texts(60)
     prepare(make_config(tmp_path / "set", texts), on_progress=lambda *step: seen.append(step))
@@ -359,7 +357,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(tmp_path, small_disk, make_config, make_texts):
+def test_full_disk_gives_one_line_error_and_preparation_resumes(tmp_path, small_disk, make_config, make_texts):
     config = make_config(tmp_path / "corpus", make_texts(2000))
     config = replace(config, dir=str(small_disk / "set"))
     with pytest.raises(UserError, match=r"the disk of .* is full: free some space") as caught:
@@ -372,7 +370,7 @@ def test_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(tmp_path, s
     assert verify(config.dir) == []
 
 
-def test_a_process_that_dies_is_told(tmp_path, make_config, make_texts, monkeypatch):
+def test_killed_process_is_reported(tmp_path, make_config, make_texts, monkeypatch):
     config = make_config(tmp_path / "set", make_texts(40))
     monkeypatch.setattr("lit_illada.data.prepare.shard_pool.sys.executable", "/bin/false")
     with pytest.raises(UserError, match=r"ended with code 1 .*data\.num_processes"):

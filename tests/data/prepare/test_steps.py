@@ -1,4 +1,4 @@
-"""A preparation divided among several: the bytes are those of one process, whatever the division."""
+"""Divided preparation writes the same bytes as one process."""
 
 import json
 import os
@@ -18,9 +18,10 @@ from lit_illada.data.config import JsonlSource, OnBadDocument, StdlibSource, Tex
 from lit_illada.data.corpora.sources import files_of
 from lit_illada.data.dataset.inspection import verify
 from lit_illada.data.dataset.manifest import Manifest
-from lit_illada.data.prepare.part_workers import prepare_by_parts
-from lit_illada.data.prepare.parts import Part, Step, _divided, begin, do_step
+from lit_illada.data.prepare.division import Part, divide
 from lit_illada.data.prepare.prepare import prepare
+from lit_illada.data.prepare.step_workers import prepare_by_parts
+from lit_illada.data.prepare.steps import Step, begin, run_step
 from lit_illada.errors import UserError
 
 
@@ -32,14 +33,14 @@ def contents(folder):
     }
 
 
-def do_all(config, count, write_order=None):
+def run_all(config, count, write_order=None):
     begin(config)
     for index in range(count):
-        do_step(Step.scan, config, Part(index, count))
-    do_step(Step.plan, config, Part(0, count))
+        run_step(Step.scan, config, Part(index, count))
+    run_step(Step.plan, config, Part(0, count))
     for index in write_order or range(count):
-        do_step(Step.write, config, Part(index, count))
-    return do_step(Step.merge, config, Part(0, count))
+        run_step(Step.write, config, Part(index, count))
+    return run_step(Step.merge, config, Part(0, count))
 
 
 @pytest.fixture(scope="module")
@@ -69,28 +70,28 @@ def whole(corpus, tmp_path_factory, make_config):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_the_parts_give_the_bytes_of_one_process(count, whole, tmp_path):
+def test_divided_preparation_writes_same_bytes_as_one_process(count, whole, tmp_path):
     config = replace(whole, dir=str(tmp_path / "set"))
-    manifest = do_all(config, count, write_order=range(count - 1, -1, -1))
+    manifest = run_all(config, count, write_order=range(count - 1, -1, -1))
     assert contents(config.dir) == contents(whole.dir)
     assert manifest == prepare(whole)
     assert verify(config.dir) == []
 
 
-def test_a_shard_may_span_the_files_of_several_parts(whole, tmp_path):
+def test_shard_may_span_files_of_several_parts(whole, tmp_path):
     config = replace(whole, dir=str(tmp_path / "set"), shard_tokens=2**20)
-    manifest = do_all(config, 6)
+    manifest = run_all(config, 6)
     assert len(manifest.train.shards) == 1
     other = replace(config, dir=str(tmp_path / "other"))
     assert prepare(other) == manifest
     assert contents(other.dir) == contents(config.dir)
 
 
-def test_a_step_that_is_done_again_keeps_what_is_finished(whole, tmp_path):
+def test_repeated_step_reuses_finished_work(whole, tmp_path):
     config = replace(whole, dir=str(tmp_path / "set"))
     begin(config)
     for step, index in [(Step.scan, 0), (Step.scan, 1), (Step.plan, 0), (Step.write, 0)]:
-        do_step(step, config, Part(index, 2))
+        run_step(step, config, Part(index, 2))
     times = {path: path.stat().st_mtime_ns for path in Path(config.dir).glob("*.tar")}
     assert times
     (Path(config.dir) / "tokenizer").mkdir(exist_ok=True)
@@ -98,30 +99,30 @@ def test_a_step_that_is_done_again_keeps_what_is_finished(whole, tmp_path):
         (Path(config.dir) / name).write_bytes(b"half")
     begin(config)
     for step, index in [(Step.scan, 0), (Step.scan, 1), (Step.plan, 0), (Step.write, 0)]:
-        do_step(step, config, Part(index, 2))
+        run_step(step, config, Part(index, 2))
     assert {path: path.stat().st_mtime_ns for path in times} == times
     with pytest.raises(UserError, match=r"shards are not written: lit-illada data part write --part 1/2$"):
-        do_step(Step.merge, config, Part(0, 2))
-    do_step(Step.write, config, Part(1, 2))
-    do_step(Step.merge, config, Part(0, 2))
+        run_step(Step.merge, config, Part(0, 2))
+    run_step(Step.write, config, Part(1, 2))
+    run_step(Step.merge, config, Part(0, 2))
     assert contents(config.dir) == contents(whole.dir)
 
 
-def test_a_step_out_of_turn_says_what_is_missing(whole, tmp_path):
+def test_step_before_its_predecessors_names_the_missing_step(whole, tmp_path):
     config = replace(whole, dir=str(tmp_path / "set"))
-    do_step(Step.scan, config, Part(0, 2))
+    run_step(Step.scan, config, Part(0, 2))
     with pytest.raises(UserError, match="part 1/2 is not scanned: lit-illada data part scan --part 1/2"):
-        do_step(Step.plan, config, Part(0, 2))
+        run_step(Step.plan, config, Part(0, 2))
     with pytest.raises(UserError, match="not planned: lit-illada data part plan --part 0/2"):
-        do_step(Step.write, config, Part(0, 2))
+        run_step(Step.write, config, Part(0, 2))
     with pytest.raises(UserError, match="preparation with other settings"):
-        do_step(Step.scan, replace(config, shard_tokens=2048), Part(1, 2))
+        run_step(Step.scan, replace(config, shard_tokens=2048), Part(1, 2))
     for text in ("2/2", "x/2", "1", "-1/2"):
         with pytest.raises(UserError, match="part"):
             Part.parse(text)
 
 
-def test_a_corpus_that_changes_between_the_steps_is_refused_and_can_be_scanned_again(tmp_path, make_config, make_texts):
+def test_corpus_changed_between_steps_is_rejected_and_can_be_rescanned(tmp_path, make_config, make_texts):
     texts = make_texts(60)
     files = [tmp_path / "corpus" / f"{number}.txt" for number in range(2)]
     files[0].parent.mkdir()
@@ -131,32 +132,32 @@ def test_a_corpus_that_changes_between_the_steps_is_refused_and_can_be_scanned_a
     config = make_config(tmp_path / "set", [], source=source)
     begin(config)
     for index in range(2):
-        do_step(Step.scan, config, Part(index, 2))
+        run_step(Step.scan, config, Part(index, 2))
     files[1].write_text("\n---\n".join(texts[31:]))
-    with pytest.raises(UserError, match="part 1/2 have changed since they were scanned"):
-        do_step(Step.plan, config, Part(0, 2))
-    do_all(config, 2)
+    with pytest.raises(UserError, match="part 1/2 have changed since the scan"):
+        run_step(Step.plan, config, Part(0, 2))
+    run_all(config, 2)
     other = replace(config, dir=str(tmp_path / "other"))
     prepare(other)
     assert contents(other.dir) == contents(config.dir)
 
 
-def test_a_corpus_that_leaves_a_split_empty_is_refused_as_by_one_process(tmp_path, make_config):
+def test_divided_preparation_rejects_corpus_with_empty_split(tmp_path, make_config):
     config = make_config(tmp_path / "set", ["alpha", "beta"], validation_fraction=0.001)
     with pytest.raises(UserError, match="the validation split got none of them"):
-        do_all(config, 2)
+        run_all(config, 2)
     assert not Path(config.dir, "manifest.json").exists()
 
 
-def test_a_finished_data_set_is_left_alone(whole):
+def test_steps_do_not_change_finished_data_set(whole):
     before = contents(whole.dir)
     assert isinstance(begin(whole), Manifest)
     with pytest.raises(UserError, match="holds a finished data set"):
-        do_step(Step.scan, whole, Part(0, 2))
+        run_step(Step.scan, whole, Part(0, 2))
     assert contents(whole.dir) == before
 
 
-def test_workers_give_the_same_bytes_and_show_their_steps(whole, tmp_path):
+def test_workers_write_same_bytes_and_report_each_step(whole, tmp_path):
     config = replace(whole, dir=str(tmp_path / "set"))
     steps = []
     manifest = prepare_by_parts(config, 2, on_step=steps.append)
@@ -171,7 +172,7 @@ def test_workers_give_the_same_bytes_and_show_their_steps(whole, tmp_path):
     assert verify(config.dir) == []
 
 
-def test_there_are_no_more_workers_than_files(whole, tmp_path, monkeypatch):
+def test_workers_do_not_outnumber_files(whole, tmp_path, monkeypatch):
     started = []
 
     def start(*arguments, **options):
@@ -179,42 +180,42 @@ def test_there_are_no_more_workers_than_files(whole, tmp_path, monkeypatch):
         return popen(*arguments, **options)
 
     popen = subprocess.Popen
-    monkeypatch.setattr("lit_illada.data.prepare.part_workers.subprocess.Popen", start)
+    monkeypatch.setattr("lit_illada.data.prepare.shard_pool.subprocess.Popen", start)
     config = replace(whole, dir=str(tmp_path / "set"))
     prepare_by_parts(config, 64)
     assert len(started) == 2 * len(files_of(config.source)) < 2 * 64  # in the two steps that are divided
     assert contents(config.dir) == contents(whole.dir)
 
 
-def test_what_a_worker_meets_is_raised_here(tmp_path, make_config):
+def test_worker_error_is_raised_in_parent(tmp_path, make_config):
     (tmp_path / "bad.jsonl").write_text("{broken\n")
     config = make_config(tmp_path / "set", [], source=JsonlSource([str(tmp_path / "bad.jsonl")]))
     with pytest.raises(UserError, match=r"bad\.jsonl:1: not JSON"):
         prepare_by_parts(config, 2)
 
 
-def test_a_worker_that_dies_is_told(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_illada.data.prepare.part_workers.sys.executable", "/bin/false")
+def test_killed_worker_is_reported(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_illada.data.prepare.shard_pool.sys.executable", "/bin/false")
     with pytest.raises(UserError, match=r"part 0/2 ended with code 1 .*fewer --workers"):
         prepare_by_parts(replace(whole, dir=str(tmp_path / "set")), 2)
 
 
-# loaded by every process at its start: a step says that it has begun, and lasts
+# loaded by every process at its start: a step reports that it started, and never ends
 ENDLESS = """
 import os, time
 from pathlib import Path
-from lit_illada.data.prepare import parts
+from lit_illada.data.prepare import steps
 
-def do_step(*_):
-    Path(os.environ["BEGUN"], str(os.getpid())).touch()
+def run_step(*_):
+    Path(os.environ["STARTED"], str(os.getpid())).touch()
     time.sleep(600)
 
-parts.do_step = do_step
+steps.run_step = run_step
 """
 
 
 def parent_of(pid):
-    """None of a process that is gone."""
+    """The parent of a running process; None for one that has ended."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
@@ -229,9 +230,9 @@ def wait_for(condition, limit_s=60):
         time.sleep(0.05)
 
 
-def test_workers_end_with_their_parent_however_that_ends(tiny_dataset, tmp_path):
-    begun, code = tmp_path / "begun", tmp_path / "code"
-    begun.mkdir()
+def test_workers_exit_when_parent_is_killed(tiny_dataset, tmp_path):
+    started_folder, code = tmp_path / "started_folder", tmp_path / "code"
+    started_folder.mkdir()
     code.mkdir()
     (code / "sitecustomize.py").write_text(ENDLESS)
     overrides = [word for word in tiny_dataset if not word.startswith("data.dir=")]
@@ -239,11 +240,11 @@ def test_workers_end_with_their_parent_however_that_ends(tiny_dataset, tmp_path)
     path = os.pathsep.join([str(code), str(Path(__file__).parents[3])])
     process = subprocess.Popen(
         [*command, *overrides, f"data.dir={tmp_path / 'set'}"],
-        env={**os.environ, "PYTHONPATH": path, "BEGUN": str(begun)},
+        env={**os.environ, "PYTHONPATH": path, "STARTED": str(started_folder)},
     )
     try:
-        wait_for(lambda: len(list(begun.iterdir())) == 2)
-        workers = [int(path.name) for path in begun.iterdir()]
+        wait_for(lambda: len(list(started_folder.iterdir())) == 2)
+        workers = [int(path.name) for path in started_folder.iterdir()]
         assert [parent_of(pid) for pid in workers] == [process.pid] * 2
     finally:
         process.kill()
@@ -255,7 +256,7 @@ def test_workers_end_with_their_parent_however_that_ends(tiny_dataset, tmp_path)
             os.kill(pid, signal.SIGKILL)
 
 
-def test_the_command_line_does_a_preparation_step_by_step(tiny_dataset, tmp_path):
+def test_command_line_runs_each_step(tiny_dataset, tmp_path):
     overrides = [word for word in tiny_dataset if not word.startswith("data.dir=")]
     for step in Step:
         arguments = ["data", "part", step, "--part", "0/1", *overrides, f"data.dir={tmp_path / 'set'}"]
@@ -268,8 +269,8 @@ def test_the_command_line_does_a_preparation_step_by_step(tiny_dataset, tmp_path
     assert "documents" in CliRunner().invoke(main, again, catch_exceptions=False).output
 
 
-def test_the_standard_library_divides_into_parts_of_about_one_size():
-    divided = _divided(files_of(StdlibSource()), 4)
+def test_standard_library_is_divided_into_parts_of_similar_size():
+    divided = divide(files_of(StdlibSource()), 4)
     assert list(chain(*divided)) == files_of(StdlibSource())
     sizes = [sum(path.stat().st_size for path in part) for part in divided]
     assert max(sizes) < 1.2 * min(sizes)

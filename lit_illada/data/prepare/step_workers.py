@@ -1,6 +1,6 @@
-"""How do several processes of one machine prepare a data set, each a part of its files?
+"""Divided preparation by several processes of one machine, each with a part of the files.
 
-Plain child processes, as those that write shards: none imports torch, and a user's script needs no guard.
+Plain child processes, as in `shard_pool`: they import no torch, and a user's script needs no `__main__` guard.
 """
 
 import contextlib
@@ -16,16 +16,18 @@ from dataclasses import replace
 from lit_illada.data.config import DataConfig
 from lit_illada.data.corpora.sources import files_of
 from lit_illada.data.dataset.manifest import Manifest
-from lit_illada.data.prepare.parts import Part, Step, begin, do_step
+from lit_illada.data.prepare.division import Part
+from lit_illada.data.prepare.shard_pool import start_child
+from lit_illada.data.prepare.steps import Step, begin, run_step
 from lit_illada.errors import UserError
 
 
 def prepare_by_parts(
     config: DataConfig, workers: int, *, overwrite: bool = False, on_step: Callable[[Step], None] = lambda step: None
 ) -> Manifest:
-    """As `prepare`, to the same bytes, with the files divided among so many processes, which also read them.
+    """Like `prepare`, to the same bytes, with the files divided among at most `workers` processes that also read them.
 
-    There are no more processes than files: a file is of one part.
+    There are at most as many processes as files, since a file belongs to one part.
     """
     manifest = begin(config, overwrite=overwrite)
     workers = min(workers, len(files_of(config.source)))
@@ -34,27 +36,17 @@ def prepare_by_parts(
         if step in (Step.scan, Step.write):
             _all_parts(step, replace(config, num_processes=1), workers)
         else:
-            manifest = do_step(step, config, Part(0, workers))
+            manifest = run_step(step, config, Part(0, workers))
     assert manifest is not None
     return manifest
 
 
 def _all_parts(step: Step, config: DataConfig, workers: int) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "lit_illada.data.prepare.part_workers"]
-    children = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        for _ in range(workers)
-    ]
+    children = [start_child("lit_illada.data.prepare.step_workers") for _ in range(workers)]
     try:
         for index, child in enumerate(children):
             assert child.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it is gone already, as will be told
+            with contextlib.suppress(BrokenPipeError):  # the child has ended, which `_check` reports
                 pickle.dump((step, config, Part(index, workers)), child.stdin)
                 child.stdin.flush()
         for index, child in enumerate(children):
@@ -76,7 +68,7 @@ def _check(child: "subprocess.Popen[bytes]", part: Part) -> None:
     if child.wait() or not answer:
         raise UserError(
             f"the process of part {part.index}/{part.count} ended with code {child.returncode} (-9 is often too little "
-            "memory): use fewer --workers, and run it again to go on"
+            "memory): use fewer --workers, and run it again to resume"
         )
     error = pickle.loads(answer)
     if error is not None:
@@ -84,20 +76,20 @@ def _check(child: "subprocess.Popen[bytes]", part: Part) -> None:
 
 
 def _serve() -> None:
-    """The child's life: a part in, None or an error out."""
+    """Runs in the child: reads a step and a part, writes None or an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     step, config, part = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     error: Exception | None = None
     try:
-        do_step(step, config, part)
+        run_step(step, config, part)
     except (OSError, UserError) as raised:
         error = raised
     pickle.dump(error, sys.stdout.buffer)
 
 
 def _end_with_the_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing comes but the end
+    os.read(sys.stdin.fileno(), 1)  # blocks until the parent ends
     os._exit(1)
 
 

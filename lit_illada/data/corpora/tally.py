@@ -1,0 +1,59 @@
+"""Counts of the documents and of what was left out, with the errors for unusable corpora."""
+
+from dataclasses import dataclass, field
+
+from lit_illada.data.config import DataConfig, OnBadDocument, TextSource
+from lit_illada.data.dataset.manifest import TRAIN, VALIDATION
+from lit_illada.errors import UserError
+
+_MAX_BAD_EXAMPLES = 20
+
+
+@dataclass
+class Tally:
+    """Documents per split, and what was left out and why."""
+
+    policy: OnBadDocument
+    documents: dict[str, int] = field(default_factory=lambda: {TRAIN: 0, VALIDATION: 0})  # by split
+    duplicates: int = 0  # documents left out because an equal one came before
+    empty: int = 0  # documents left out because they have no text
+    bad: int = 0  # documents or examples left out because of an error
+    examples: list[str] = field(default_factory=list)  # messages of the first errors
+
+    def on_bad(self, error: UserError) -> None:
+        """Raises the error, or counts it, as the policy says."""
+        if self.policy is OnBadDocument.RAISE:
+            raise error
+        self.bad += 1
+        if len(self.examples) < _MAX_BAD_EXAMPLES:
+            self.examples.append(str(error))
+
+    def add(self, empty: int, bad: int, examples: list[str]) -> None:
+        """Adds what another process left out of the next documents."""
+        self.empty += empty
+        self.bad += bad
+        self.examples = [*self.examples, *examples][:_MAX_BAD_EXAMPLES]
+
+    def empty_split(self, config: DataConfig) -> UserError | None:
+        """The error for a corpus that leaves a split without documents; None where both have some."""
+        num_documents = sum(self.documents.values())
+        if not num_documents:
+            return self._empty_corpus(config)
+        empty = next((split for split in (TRAIN, VALIDATION) if not self.documents[split]), None)
+        if empty is None:
+            return None
+        given = "1 document" if num_documents == 1 else f"{num_documents} documents"
+        ways = "give more files, or change data.validation_fraction"
+        if isinstance(config.source, TextSource) and config.source.document_separator is None:
+            ways = f"set data.source.document_separator (without it a file is one document), {ways}"
+        return UserError(
+            f"the corpus has {given} and the {empty} split got none of them "
+            f"(data.validation_fraction={config.validation_fraction}): {ways}"
+        )
+
+    def _empty_corpus(self, config: DataConfig) -> UserError:
+        left_out = f"{self.empty} empty, {self.bad} unreadable documents left out"
+        first = f"; the first: {self.examples[0]}" if self.examples else ""
+        paths = getattr(config.source, "paths", [])
+        named = f" of {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}" if paths else ""
+        return UserError(f"the corpus{named} has no text ({left_out}{first})")
