@@ -1,12 +1,10 @@
 """Builds model, objective, data module, LightningModule and Trainer from the config dataclasses."""
 
-import dataclasses
-import logging
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -15,7 +13,6 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_illada.batch import TokenBatch
-from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.row_datamodule import RowDataModule
@@ -50,13 +47,7 @@ from lit_illada.training.module import PretrainModule
 from lit_illada.training.sft_module import SFTModule
 from lit_illada.training.trainer import build_lightning_trainer
 
-log = logging.getLogger(__name__)
 _NUM_OPEN_ENDED = 4  # completions shown at validation where answers cannot be checked
-
-
-def resolve(config: PretrainConfig, tokenizer: Tokenizer) -> PretrainConfig:
-    """Return the config with the vocabulary size of the tokenizer."""
-    return dataclasses.replace(config, model=config.model.with_vocab_size(tokenizer.vocab_size))
 
 
 def build_model(config: ModelConfig, seed: int) -> Transformer:
@@ -101,42 +92,21 @@ def build_sft_datamodule(config: SFTConfig, tokenizer: Tokenizer) -> SFTDataModu
     )
 
 
-def with_steps_of_epochs(config: SFTConfig, tokenizer: Tokenizer) -> SFTConfig:
-    """Return the config with max_steps computed from `epochs`, which needs the number of examples."""
-    if config.epochs is None:
-        return config
-    steps = build_sft_datamodule(config, tokenizer).steps(config.epochs)
-    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=steps))
-    config.check_warmup()
-    return config
-
-
 def build_module(
-    config: PretrainConfig | SFTConfig, datamodule: RowDataModule, *, is_resumed: bool = False
+    config: PretrainConfig | SFTConfig,
+    tokenizer: Tokenizer,
+    unigram_cross_entropy: float,
+    weights: Mapping[str, Tensor] | None,
 ) -> PretrainModule:
-    """Build the LightningModule of a config, with the weights of `init_from` or initial ones.
-
-    Prepares the data set if necessary. Raises UserError where the model does not fit the tokenizer.
+    """Build the LightningModule of a resolved config.
 
     Args:
-        is_resumed: Lightning will load the run's checkpoint, so `init_from` is not read and may be gone.
-    """
-    datamodule.prepare_data()  # may train the tokenizer, which determines the vocabulary size
-    tokenizer = datamodule.tokenizer
-    if isinstance(config, PretrainConfig):
-        config = resolve(config, tokenizer)
-    return make_module(config, tokenizer, datamodule.unigram_cross_entropy(), is_resumed=is_resumed)
-
-
-def make_module(
-    config: PretrainConfig | SFTConfig, tokenizer: Tokenizer, unigram_cross_entropy: float, *, is_resumed: bool
-) -> PretrainModule:
-    """Build the module of a config whose vocabulary size is known.
-
-    unigram_cross_entropy: of the validation text, nats/token; NaN if unknown.
+        unigram_cross_entropy: of the validation text, nats/token; NaN if unknown.
+        weights: initial weights by name; missing ones (e.g. LoRA) get their normal initialisation. None: Lightning
+            will load the run's checkpoint.
     """
     options = config.trainer
-    model, shard_model = _build_run_model(config, is_resumed)
+    model, shard_model = _build_run_model(config, weights)
     make = partial(SFTModule, eos_token_id=tokenizer.eos_token_id) if isinstance(config, SFTConfig) else PretrainModule
     return make(
         model,
@@ -154,23 +124,19 @@ def make_module(
 
 
 def _build_run_model(
-    config: PretrainConfig | SFTConfig, is_resumed: bool
+    config: PretrainConfig | SFTConfig, weights: Mapping[str, Tensor] | None
 ) -> tuple[Transformer, Callable[[DeviceMesh], None] | None]:
     """Build the run's model and, for a sharded run, the function that shards it over a device mesh.
 
     A sharded model is on the meta device until that function has run.
     """
     options = config.trainer
-    loaded: Mapping[str, Tensor] = {}
-    if config.init_from is not None and not is_resumed:
-        loaded = open_checkpoint(Path(config.init_from)).tensors
-    if options.is_sharded:
-        with torch.device("meta"):
-            model = Transformer(config.model)
-    else:
-        model = build_model(config.model, config.seed)
-        if loaded:
-            fill(model, loaded)
+    with torch.device("meta") if options.is_sharded else nullcontext():
+        model = Transformer(config.model)
+    if not options.is_sharded:
+        model.init_weights(config.seed)
+        if weights:
+            fill(model, weights)
     if config.lora is not None:
         add_lora(model, config.lora, config.seed)
     if not options.is_sharded:
@@ -178,9 +144,8 @@ def _build_run_model(
             prepare_block(layer, options.parallel, is_compiled=options.compile)
         return model, None
     _, precision = options.hardware()
-    # weights missing from the checkpoint (e.g. LoRA) get their normal initialisation
-    tensors: Any = (loaded, InitialWeights(model, config.model, config.seed))
-    weights = None if is_resumed else ChainMap(*tensors)
+    if weights is not None:
+        weights = ChainMap(*cast(Any, (weights, InitialWeights(model, config.model, config.seed))))
     shard_model = partial(
         shard, model, config=options.parallel, param_dtype=precision.dtype, weights=weights, is_compiled=options.compile
     )

@@ -4,8 +4,8 @@ The only module that imports hydra's compose; no DictConfig leaves it.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,6 +132,10 @@ class PretrainConfig(RunConfig):
         if self.samples.prompts:
             self._check_generation_length("samples.generation", self.samples.generation)
 
+    def resolve(self, vocab_size: int) -> "PretrainConfig":
+        """Return the config with the vocabulary size of the data set's tokenizer."""
+        return replace(self, model=self.model.with_vocab_size(vocab_size))
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -173,6 +177,17 @@ class SFTConfig(RunConfig):
             self.check_warmup()
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"epochs is {self.epochs}; it must be above 0, or null for trainer.max_steps")
+
+    def resolve(self, epoch_steps: Callable[[float], int]) -> "SFTConfig":
+        """Return the config with max_steps computed from `epochs`, if set.
+
+        epoch_steps: maps a number of epochs to optimizer steps. Raises UserError for a warmup that is too long.
+        """
+        if self.epochs is None:
+            return self
+        config = replace(self, trainer=replace(self.trainer, max_steps=epoch_steps(self.epochs)))
+        config.check_warmup()
+        return config
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,8 @@
 """Public names of the package, importable as `lit_illada.NAME`."""
 
-from lit_illada.api.checkpoints import TextBound, generate, load_module, nll_bound
+from lit_illada.api.checkpoints import TextBound, build_module, generate, load_module, nll_bound
 from lit_illada.batch import Layout, TokenBatch, TokenScores
-from lit_illada.build import (
-    build_datamodule,
-    build_model,
-    build_module,
-    build_objective,
-    build_sft_datamodule,
-)
+from lit_illada.build import build_datamodule, build_model, build_objective, build_sft_datamodule
 from lit_illada.checkpoints.open import load_checkpoint, load_sft
 from lit_illada.config import GenerateConfig, PretrainConfig, SFTConfig, load, load_file
 from lit_illada.data.datamodule import PackedDataModule

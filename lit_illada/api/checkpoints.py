@@ -12,6 +12,7 @@ import torch
 from lit_illada import build
 from lit_illada.checkpoints.open import checkpoint_file, load_checkpoint, open_checkpoint
 from lit_illada.config import PretrainConfig, SFTConfig
+from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.config import GenerationConfig
@@ -22,7 +23,6 @@ from lit_illada.scoring.candidates import Score
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.scorer import build_scorer
 from lit_illada.training.checkpointing.portable import load_model_state
-from lit_illada.training.checkpointing.reading import read_checkpoint
 from lit_illada.training.config.parallel import ParallelConfig
 from lit_illada.training.module import PretrainModule
 
@@ -98,6 +98,20 @@ def nll_bound(checkpoint: Source, text: str, num_draws: int = 128, seed: int = 0
     )
 
 
+def build_module(config: PretrainConfig | SFTConfig, datamodule: RowDataModule) -> PretrainModule:
+    """Build the LightningModule of a config, with the weights of `init_from` or random ones.
+
+    Prepares the data set if necessary, because its tokenizer determines the vocabulary size. Raises UserError where
+    the model does not fit the tokenizer.
+    """
+    datamodule.prepare_data()
+    tokenizer = datamodule.tokenizer
+    if isinstance(config, PretrainConfig):
+        config = config.resolve(tokenizer.vocab_size)
+    weights = {} if config.init_from is None else open_checkpoint(Path(config.init_from)).tensors
+    return build.build_module(config, tokenizer, datamodule.unigram_cross_entropy(), weights)
+
+
 def load_module(path: str | Path, map_location: Any = None) -> PretrainModule:
     """Rebuild the LightningModule of a training run, unsharded on one device, from one of its checkpoints.
 
@@ -110,16 +124,15 @@ def load_module(path: str | Path, map_location: Any = None) -> PretrainModule:
     """
     file = checkpoint_file(Path(path))
     opened = open_checkpoint(file)
-    if file.suffix == ".safetensors":
+    if opened.state is None:
         raise UserError(f"{path} holds weights only, without a training run: use lit_illada.load_checkpoint")
-    content = read_checkpoint(file)
-    tree = content["hyper_parameters"]["config"]
+    tree = opened.state["hyper_parameters"]["config"]
     config = from_tree(SFTConfig, tree) if "sft_data" in tree else from_tree(PretrainConfig, tree)
     # the module is whole, however many devices trained it
     trainer = dataclasses.replace(config.trainer, devices=1, num_nodes=1, parallel=ParallelConfig())
     config = dataclasses.replace(config, trainer=trainer)
-    module = build.make_module(config, opened.tokenizer, float("nan"), is_resumed=True)
-    load_model_state(module, content["state_dict"])
+    module = build.build_module(config, opened.tokenizer, math.nan, weights=None)
+    load_model_state(module, opened.state["state_dict"])
     return module if map_location is None else module.to(torch.device(map_location))
 
 

@@ -53,8 +53,9 @@ class _Stopwatch(Callback):
 
 def _with_lightning(config: PretrainConfig, scratch: Path, index: int) -> float:
     datamodule = build.build_datamodule(config)
-    config = build.resolve(config, datamodule.tokenizer)
-    module = build.build_module(config, datamodule)
+    tokenizer = datamodule.tokenizer
+    config = config.resolve(tokenizer.vocab_size)
+    module = build.build_module(config, tokenizer, datamodule.unigram_cross_entropy(), weights={})
     folder = RunFolder(scratch / f"run-{index}")
     trainer, _, _ = build.build_trainer(config, folder, module, datamodule, Console(quiet=True), GracefulStop())
     stopwatch = _Stopwatch()
@@ -67,7 +68,7 @@ def _with_lightning(config: PretrainConfig, scratch: Path, index: int) -> float:
 def _bare(config: PretrainConfig) -> float:
     datamodule = build.build_datamodule(config)
     tokenizer = datamodule.tokenizer
-    config = build.resolve(config, tokenizer)
+    config = config.resolve(tokenizer.vocab_size)
     accelerator, precision = config.trainer.hardware()
     device = accelerator.device
     model = build.build_model(config.model, config.seed).to(device)

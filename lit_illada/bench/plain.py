@@ -48,7 +48,7 @@ def measure(repeats: int = 7, steps: int = 4) -> dict[str, Figure]:
 def both(config: PretrainConfig, num_batches: int) -> tuple[TrainingStep, TrainingStep, list[TokenBatch]]:
     """Our step and the plain one from the same weights, and the run's first batches."""
     datamodule = build.build_datamodule(config)
-    config = build.resolve(config, datamodule.tokenizer)
+    config = config.resolve(datamodule.tokenizer.vocab_size)
     accelerator, precision = config.trainer.hardware()
     made = []
     for is_plain in (False, True):

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from lit_illada.checkpoints.hf import (
     unaccounted,
 )
 from lit_illada.checkpoints.safetensors_io import TensorFiles, write_file
-from lit_illada.config import SFTConfig, load
+from lit_illada.config import PretrainConfig, SFTConfig, load
 from lit_illada.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from lit_illada.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
@@ -52,6 +53,8 @@ class Checkpoint:
     tokenizer: Tokenizer
     tensors: Mapping[str, Tensor]
     """Weights by parameter name, memory-mapped and checked on access."""
+    state: Mapping[str, Any] | None
+    """All that a `.ckpt` contains, memory-mapped; None for a converted folder, which has weights only."""
 
 
 def open_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> Checkpoint:
@@ -64,7 +67,8 @@ def open_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> Che
     file = checkpoint_file(path)
     folder = RunFolder.of_checkpoint(file)
     is_converted = file.suffix == ".safetensors"
-    contents = _read_weights(file) if is_converted else _read_ckpt(file, process, num_processes)
+    state = None if is_converted else read_checkpoint(file, process, num_processes)
+    contents = _read_weights(file) if state is None else _parse_state(state, file)
     model, sha256, tensors, shapes, saved = contents
     expected = expected_shapes(model, str(file), len(shapes))
     if problems := unaccounted({name: shapes[name] for name in tensors}, expected, {}):
@@ -74,7 +78,7 @@ def open_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> Che
         raise UserError(
             f"{folder.tokenizer if saved is None else file}: not the tokenizer that {file.name} was trained with"
         )
-    return Checkpoint(file, model, tokenizer, tensors)
+    return Checkpoint(file, model, tokenizer, tensors, state)
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
@@ -106,28 +110,32 @@ def folder_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def load_sft(base: Path, overrides: Sequence[str]) -> tuple[SFTConfig, Tokenizer]:
-    """The config of a fine-tuning run that starts from this checkpoint, and the checkpoint's tokenizer."""
-    opened = open_checkpoint(base)
-    config = load("sft", overrides, {"init_from": str(base), "model": to_tree(opened.model)})
-    return config, opened.tokenizer
+def load_pretrain(overrides: Sequence[str]) -> tuple[PretrainConfig, Checkpoint | None]:
+    """Load the config of a new pretraining run and open the checkpoint that `init_from` names; None without one.
 
-
-def with_model_of_init(overrides: Sequence[str]) -> list[str]:
-    """The overrides, preceded by those that set the model of the checkpoint that `init_from=` names.
-
-    A run that starts from weights thus needs no `model=`, and may still set `model.is_causal=false`.
+    The model is that of the checkpoint, so `model=` cannot be given; `model.is_causal=false` still can.
     """
-    path = next((value for key, _, value in (o.partition("=") for o in overrides[::-1]) if key == "init_from"), None)
-    if path is None or path.strip("'\"") in ("", "null"):
-        return list(overrides)
-    if chosen := next((override for override in overrides if override.startswith("model=")), None):
-        raise UserError(f"{chosen} and init_from={path}: the checkpoint determines the model: leave out {chosen}")
-    model = to_tree(open_checkpoint(Path(path.strip("'\""))).model)
-    # null, booleans and numbers are the same in JSON and in Hydra's grammar
-    return [
-        f"model.{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in model.items()
-    ] + [*overrides]
+    path = next((value for key, _, value in (o.partition("=") for o in overrides[::-1]) if key == "init_from"), "null")
+    opened = None
+    if path.strip("'\"") not in ("", "null"):
+        if chosen := next((override for override in overrides if override.startswith("model=")), None):
+            raise UserError(f"{chosen} and init_from={path}: the checkpoint determines the model: leave out {chosen}")
+        opened = open_checkpoint(Path(path.strip("'\"")))
+        # null, booleans and numbers are the same in JSON and in Hydra's grammar
+        fields_of_model = to_tree(opened.model).items()
+        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields_of_model}
+        overrides = [*(f"model.{name}={value}" for name, value in values.items()), *overrides]
+    config: PretrainConfig = load("pretrain", overrides)
+    if opened is None and config.init_from is not None:  # set by a file, such as that of an experiment
+        opened = open_checkpoint(Path(config.init_from))
+    return config, opened
+
+
+def load_sft(base: str | Path, overrides: Sequence[str] = ()) -> tuple[SFTConfig, Checkpoint]:
+    """Open the checkpoint `base` and load the config of a fine-tuning run that starts from it."""
+    opened = open_checkpoint(Path(base))
+    config: SFTConfig = load("sft", overrides, {"init_from": str(base), "model": to_tree(opened.model)})
+    return config, opened
 
 
 def check_fits(checkpoint: Checkpoint, model: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -179,8 +187,7 @@ def run_of(checkpoint: Path) -> RunFolder:
 _Contents = tuple[ModelConfig, str, Mapping[str, Tensor], dict[str, tuple[int, ...]], Tokenizer | None]
 
 
-def _read_ckpt(path: Path, process: int, num_processes: int) -> _Contents:
-    content = read_checkpoint(path, process, num_processes)
+def _parse_state(content: Mapping[str, Any], path: Path) -> _Contents:
     try:
         hparams, weights = content["hyper_parameters"], Weights(content)
         config, sha256 = hparams["config"], hparams["tokenizer_sha256"]

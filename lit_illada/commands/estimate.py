@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from lit_illada import build
-from lit_illada.checkpoints.open import load_sft, with_model_of_init
+from lit_illada.checkpoints.open import load_pretrain, load_sft
 from lit_illada.config import RunConfig, SFTConfig, compose_tree, load
 from lit_illada.cost.memory import StepMemory, recomputed_activation_bytes
 from lit_illada.cost.run_cost import memory_of_step, micro_batch, row_length, step_flops, with_vocabulary
@@ -198,9 +198,10 @@ def _config(command: str, base: Path | None, overrides: Sequence[str]) -> RunCon
     if command == "pretrain":
         if base is not None:
             raise UserError(f"estimate pretrain {base}: to start from a checkpoint's weights, set init_from={base}")
-        return load("pretrain", with_model_of_init(overrides))
+        return load_pretrain(overrides)[0]
     if base is not None:
-        return build.with_steps_of_epochs(*load_sft(base, overrides))
+        config, checkpoint = load_sft(base, overrides)
+        return config.resolve(build.build_sft_datamodule(config, checkpoint.tokenizer).steps)
     if not any(override.lstrip("+").startswith(("model=", "model.")) for override in overrides):
         raise UserError("nothing to fine-tune: give a checkpoint, or choose a model with +model=illada_8b")
     return load("sft", overrides)

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lit_illada.checkpoints.open import load_sft, with_model_of_init
+from lit_illada.checkpoints.open import load_pretrain, load_sft
 from lit_illada.commands.resume import open_run
 from lit_illada.config import RunConfig, load
 from lit_illada.data.corpora.sources import files_of
@@ -82,9 +82,10 @@ def submit_training(
     if command == "sft":
         if base is None:
             raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
-        config, tokenizer = load_sft(base, words)
+        config, checkpoint = load_sft(base, words)
+        tokenizer = checkpoint.tokenizer
     else:
-        config = load("pretrain", with_model_of_init(words))
+        config, _ = load_pretrain(words)
     _require_slurm(request, [command, *([] if base is None else [str(base)]), *words], config)
     _submit_new(command, config, tokenizer, request)
 

@@ -5,32 +5,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_illada import build
-from lit_illada.checkpoints.open import check_fits, open_checkpoint, with_model_of_init
+from lit_illada.checkpoints.open import Checkpoint, check_fits, load_pretrain
 from lit_illada.commands.data import prepare_dataset
 from lit_illada.commands.resume import open_run
 from lit_illada.commands.training_run import check_hardware, new_folder, train
-from lit_illada.config import load
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.console import Console
 
 
 def run(overrides: Sequence[str], resume: Path | None = None) -> None:
     """Start a pretraining run, or resume one."""
-    folder: RunFolder | None
+    folder: RunFolder | None = None
+    start: Path | Checkpoint | None
     if resume is None:
-        config, folder, checkpoint = load("pretrain", with_model_of_init(overrides)), None, None
+        config, start = load_pretrain(overrides)
     else:
-        config, folder, checkpoint = open_run("pretrain", resume, overrides)
+        config, folder, start = open_run("pretrain", resume, overrides)
     check_hardware(config, config.data.row_length)
     console = Console(stderr=True)
     prepare_dataset(config.data, console)
     datamodule = build.build_datamodule(config)
-    config = build.resolve(config, datamodule.tokenizer)
+    config = config.resolve(datamodule.tokenizer.vocab_size)
     # data that cannot be trained on is rejected before a folder is made
     datamodule.train_dataloader()
     datamodule.val_dataloader()
-    if checkpoint is None and config.init_from is not None:
-        check_fits(open_checkpoint(Path(config.init_from)), config.model, datamodule.tokenizer)
+    if isinstance(start, Checkpoint):
+        check_fits(start, config.model, datamodule.tokenizer)
     if folder is None:
         folder = new_folder(config, datamodule.tokenizer)
-    train(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, checkpoint, console)
+    train(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, start, console)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_illada import build
-from lit_illada.checkpoints.open import load_sft
+from lit_illada.checkpoints.open import Checkpoint, load_sft
 from lit_illada.commands.resume import open_run
 from lit_illada.commands.training_run import check_hardware, new_folder, train
 from lit_illada.config import SFTConfig
@@ -17,22 +17,23 @@ from lit_illada.runtime.console import Console
 
 def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:
     """Fine-tune the model of the checkpoint `base`, or resume a fine-tuning run."""
-    folder: RunFolder | None
+    folder: RunFolder | None = None
+    config: SFTConfig
+    start: Path | Checkpoint | None
     if resume is not None:
-        config: SFTConfig
-        config, folder, checkpoint = open_run("sft", resume, overrides)
+        config, folder, start = open_run("sft", resume, overrides)
         tokenizer = Tokenizer.load(folder.tokenizer)
     elif base is not None:
-        config, tokenizer = load_sft(base, overrides)
-        folder, checkpoint = None, None
+        config, start = load_sft(base, overrides)
+        tokenizer = start.tokenizer
     else:
         raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
     check_hardware(config, config.sft_data.row_length)
-    config = build.with_steps_of_epochs(config, tokenizer)
+    config = config.resolve(build.build_sft_datamodule(config, tokenizer).steps)
     datamodule = build.build_sft_datamodule(config, tokenizer)
     # data that cannot be trained on is rejected before a folder is made
     datamodule.train_dataloader()
     datamodule.val_dataloader()
     if folder is None:
         folder = new_folder(config, tokenizer)
-    train(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, checkpoint, Console(stderr=True))
+    train(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, start, Console(stderr=True))

@@ -20,6 +20,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from lit_illada import build
+from lit_illada.checkpoints.open import Checkpoint
 from lit_illada.commands.resume import RecordContinuation, roll_back, write_run_files
 from lit_illada.commands.run_summary import append_summary, print_summary
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
@@ -92,14 +93,14 @@ def train(
     config: PretrainConfig | SFTConfig,
     folder: RunFolder,
     datamodule: RowDataModule,
-    checkpoint: Path | None,
+    start: Path | Checkpoint | None,
     console: Console,
 ) -> None:
     """Train up to the config's last step and print a summary.
 
-    checkpoint: where the run resumes; None starts it. After a divergence with rollback, training resumes from an
-    earlier checkpoint. Raises SystemExit with 128 + the signal's number where a signal stopped the run early, and
-    UserError where memory does not suffice.
+    start: path of the run's checkpoint to resume from, or an opened checkpoint with initial weights; None: random
+    weights. After a divergence with rollback, training resumes from an earlier checkpoint. Raises SystemExit with
+    128 + the signal's number where a signal stopped the run early, and UserError where memory does not suffice.
     """
     stop = GracefulStop()
     with _exclusive(folder), RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
@@ -107,10 +108,10 @@ def train(
         with stop.handle_signals():
             while is_finished is None:
                 try:
-                    is_finished = _fit(config, folder, datamodule, checkpoint, console, watch, stop)
+                    is_finished = _fit(config, folder, datamodule, start, console, watch, stop)
                 except Diverged as divergence:
                     config = roll_back(config, folder, datamodule, divergence)
-                    checkpoint = divergence.checkpoint
+                    start = divergence.checkpoint
                 except (MemoryError, RuntimeError) as error:
                     if _is_out_of_memory(error):
                         raise UserError(_out_of_memory(config, error)) from error
@@ -138,7 +139,7 @@ def _fit(
     config: PretrainConfig | SFTConfig,
     folder: RunFolder,
     datamodule: RowDataModule,
-    checkpoint: Path | None,
+    start: Path | Checkpoint | None,
     console: Console,
     watch: RankWatch,
     stop: GracefulStop,
@@ -146,13 +147,15 @@ def _fit(
     """Call Lightning's fit once. Returns whether the run is finished, or false where it stopped early."""
     started_at = time.perf_counter()
     record = record_files(folder.path) if is_rank_zero() else []
+    checkpoint = start if isinstance(start, Path) else None
     if checkpoint is None:
         if folder.provenance.exists():  # a process was killed before the first checkpoint
             truncate_records(record, {}, step=-1)
         write_run_files(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
-    module = build.build_module(config, datamodule, is_resumed=checkpoint is not None)
+    weights = None if isinstance(start, Path) else {} if start is None else start.tensors
+    module = build.build_module(config, datamodule.tokenizer, datamodule.unigram_cross_entropy(), weights)
     trainer, time_limit, throughput = build.build_trainer(config, folder, module, datamodule, console, stop)
     trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     continuation = RecordContinuation(config, folder, datamodule, record)
