@@ -1,6 +1,6 @@
-"""What flows from the data to the model: packed rows of documents, and how the documents lie in them.
+"""Batches of packed rows, their division into segments, and the model's scores of them.
 
-Shapes: B rows, T tokens a row, S segments (documents or parts of them), M selected tokens.
+Shapes: B rows, T tokens per row, S segments (documents or parts of them), M selected tokens.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class _Movable:
-    """Moves every tensor of a dataclass; Lightning and the DataLoader call these by name."""
+    """Moves all tensors of a dataclass, also nested ones. Lightning and the DataLoader call these methods by name."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
@@ -28,29 +28,28 @@ class _Movable:
 
 @dataclass(frozen=True, eq=False)
 class Layout(_Movable):
-    """Which tokens of the packed rows see each other: attention never crosses a segment's border.
-
-    position_ids: (B, T) int64, 0 at the first token of every segment.
-    cu_seqlens: (S + 1,) int32, the segments' borders in the flattened B·T tokens; every row starts a segment.
-    max_seqlen: tokens in the longest segment. num_pairs: pairs of tokens that see each other, the sum of the segments'
-    squared lengths. Both are counted on the host, so that nobody has to ask a device for them.
-    """
+    """Segments of packed rows. Attention does not cross the border of a segment."""
 
     position_ids: Tensor
+    """(B, T) int64, 0 at the first token of every segment."""
     cu_seqlens: Tensor
+    """(S + 1,) int32, borders of the segments in the flattened B·T tokens; every row starts a segment."""
+    # the next two are Python integers, since reading them from the device would synchronise with it
     max_seqlen: int
+    """Tokens of the longest segment."""
     num_pairs: int
+    """Pairs of tokens that attend to each other: the sum of the squared segment lengths."""
 
     @classmethod
     def whole_rows(cls, num_rows: int, row_length: int, device: torch.device | str | None = None) -> Self:
-        """Every row is one segment."""
+        """Layout of rows that are one segment each."""
         position_ids = torch.arange(row_length, device=device).expand(num_rows, -1)
         borders = torch.arange(0, (num_rows + 1) * row_length, row_length, dtype=torch.int32, device=device)
         return cls(position_ids, borders, row_length, num_rows * row_length**2)
 
     @classmethod
     def from_lengths(cls, lengths: Tensor, row_length: int) -> Self:
-        """From the segments' lengths in order, (S,); they must fill whole rows of `row_length`."""
+        """Layout from the segment lengths in order, (S,), which must fill complete rows of `row_length` tokens."""
         borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         starts = torch.repeat_interleave(borders[:-1], lengths)
         position_ids = torch.arange(len(starts), device=lengths.device) - starts
@@ -59,7 +58,7 @@ class Layout(_Movable):
 
     @classmethod
     def left_padded(cls, num_padding: Sequence[int], row_length: int, device: torch.device | str | None = None) -> Self:
-        """Every row is one segment behind `num_padding` columns, which are a segment of their own: nobody sees them."""
+        """Layout of rows that are one segment each, after `num_padding` columns that form a separate segment."""
         if not any(num_padding):
             return cls.whole_rows(len(num_padding), row_length, device)
         lengths = [length for padding in num_padding for length in (padding, row_length - padding) if length]
@@ -67,16 +66,16 @@ class Layout(_Movable):
 
     @property
     def is_whole_rows(self) -> bool:
-        """Whether every row is one segment, so that no attention mask is needed. Shapes only: no device sync."""
+        """Whether every row is one segment, so that no attention mask is needed. Reads only shapes: no device sync."""
         return len(self.cu_seqlens) == len(self.position_ids) + 1
 
     def segment_ids(self) -> Tensor:
-        """(B, T) int64: the same number within a segment, another in every other."""
+        """(B, T) int64: the index of each token's segment, from 1."""
         starts = self.position_ids.reshape(-1) == 0
         return starts.cumsum(0).view_as(self.position_ids)
 
     def repeat(self, times: int) -> Self:
-        """The layout of the rows laid `times` over, one copy of the batch after the other."""
+        """Layout of the batch repeated `times` along the rows."""
         lengths = self.cu_seqlens.diff().repeat(times)
         borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
         position_ids = self.position_ids.repeat(times, 1)
@@ -85,25 +84,23 @@ class Layout(_Movable):
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch(_Movable):
-    """Packed rows.
-
-    input_ids: (B, T) int64, clean tokens.
-    is_maskable: (B, T) bool; the others stay visible and carry no loss.
-    row_ids: (B,) int64, the row's number in the endless stream of the run (over all ranks and epochs): the key of
-        its noise, so that the noise does not depend on the world size, the accumulation or a resume.
-    is_response: (B, T) bool, an assistant's tokens and the EOS that ends them; None where rows are plain text.
-    document_ids: (B, T) int64, number of each token's document in its split; only on validation rows, None elsewhere.
-    """
+    """A batch of packed rows."""
 
     input_ids: Tensor
+    """(B, T) int64, unmasked tokens."""
     is_maskable: Tensor
+    """(B, T) bool. Other tokens stay visible and carry no loss."""
+    # the key of the row's noise, which therefore depends on neither world size nor accumulation nor resumes
     row_ids: Tensor
+    """(B,) int64, number of each row in the endless stream of the run, over all ranks and epochs."""
     layout: Layout
     is_response: Tensor | None = None
+    """(B, T) bool, an assistant's tokens and the EOS that ends them; None: the rows are plain text."""
     document_ids: Tensor | None = None
+    """(B, T) int64, index of each token's document in the validation split; None: training rows."""
 
     def repeat(self, times: int) -> Self:
-        """The batch laid `times` over, one copy after the other."""
+        """The batch repeated `times` along the rows."""
         return replace(
             self,
             input_ids=self.input_ids.repeat(times, 1),
@@ -117,10 +114,9 @@ class TokenBatch(_Movable):
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """What the model says of the selected tokens, in the row-major order of the selection.
-
-    nll: (M,) float32, −log p(target), nats, differentiable. is_correct: (M,) bool, whether the target is the argmax.
-    """
+    """Scores of the selected tokens, in row-major order."""
 
     nll: Tensor
+    """(M,) float32, −log p(target) in nats, differentiable."""
     is_correct: Tensor
+    """(M,) bool, whether the target is the argmax."""

@@ -1,4 +1,4 @@
-"""Errors of the user: one line that names the value seen, the values allowed and the nearest match."""
+"""Errors in user input, each one line with the value seen, the values allowed and the nearest match."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,13 +13,16 @@ class InterruptedByUserError(UserError):
 
 
 def require(is_valid: bool, field: str, seen: object, allowed: str) -> None:
-    """Raises UserError unless the value of a config field is valid. field: its dotted name. allowed: "above 0"."""
+    """Raises UserError unless `is_valid`.
+
+    field: dotted name of the config field. seen: its value. allowed: the valid values in words, such as "above 0".
+    """
     if not is_valid:
         raise UserError(f"{field} is {seen}: it must be {allowed}")
 
 
 def unknown(what: str, seen: object, allowed: Iterable[str]) -> UserError:
-    """Build the error for a name that is not among the allowed ones, with the nearest of them."""
+    """Builds the error for a name that is not allowed; it lists the allowed names and suggests the nearest."""
     names = sorted(allowed)
     close = difflib.get_close_matches(str(seen), names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""

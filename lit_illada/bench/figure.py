@@ -1,10 +1,12 @@
 """Measured quantities: a median with minimum and maximum, or the reason why there is none."""
 
+import ctypes
 import logging
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ import torch
 from lit_illada.errors import UserError
 
 Figure = dict[str, float]
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 _log = logging.getLogger(__name__)
 
 
@@ -31,6 +35,26 @@ def now(device: torch.device | None) -> float:
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def peak_bytes(device: torch.device, work: Callable[[], object]) -> int | None:
+    """The most it held beyond what was held before: of the GPU's memory, or of this process's. None where no one counts
+    (on a CPU, where the kernel offers no /proc/self/clear_refs)."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if not _CLEAR.exists():
+        work()
+        return None
+    # memory that the allocator retains from earlier work would hide as much of this function's
+    ctypes.CDLL(None).malloc_trim(0)
+    _CLEAR.write_text("5", encoding="ascii")  # the peak begins anew at what is held now (proc(5))
+    before = _status_bytes("VmRSS")
+    work()
+    return _status_bytes("VmHWM") - before
 
 
 def attempted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -53,3 +77,8 @@ def did_not_run(error: Exception) -> dict[str, Any]:
         case _:
             reason = f"{type(error).__name__}: {error}"
     return {"did_not_run": " ".join(reason.split())[:200]}
+
+
+def _status_bytes(field: str) -> int:
+    line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_illada.batch import Layout
-from lit_illada.bench.figure import attempted, did_not_run, figure, seconds
-from lit_illada.bench.resident import peak_bytes
+from lit_illada.bench.figure import attempted, did_not_run, figure, peak_bytes, seconds
 from lit_illada.bench.step import GPU_GROUPS, measure_groups
 from lit_illada.bench.training_step import Case, documents, fill
 from lit_illada.errors import UserError

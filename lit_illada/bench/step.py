@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from lit_illada.bench.figure import did_not_run, figure, seconds
+from lit_illada.bench.figure import did_not_run, figure, peak_bytes, seconds
 from lit_illada.bench.profile import profile_step
-from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.training_step import Case, TrainingStep, batches
 from lit_illada.model.config import AttentionKernel
 from lit_illada.training.callbacks.throughput import matmul_flops_per_s

@@ -1,19 +1,30 @@
 """Prints rows of fine-tuning data as a model sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.text import Text
 
+from lit_illada.batch import TokenBatch
 from lit_illada.checkpoints.open import WEIGHTS_FILE, open_checkpoint
 from lit_illada.config import load
-from lit_illada.data.sft.preview import Span, spans
 from lit_illada.data.sft_datamodule import SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.console import Console
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.training.checkpointing.files import latest_checkpoint
+
+
+@dataclass(frozen=True)
+class Span:
+    """Adjacent tokens of one segment that are all maskable, or all not."""
+
+    text: str
+    num_tokens: int
+    is_maskable: bool
+    starts_segment: bool  # attention does not cross to the preceding span
 
 
 def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
@@ -40,6 +51,14 @@ def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
         print_lines(f"  {message}")
 
 
+def spans(batch: TokenBatch, row: int, tokenizer: Tokenizer) -> list[Span]:
+    """The spans of a row of a batch, in order."""
+    return [
+        Span(tokenizer.decode(ids), len(ids), is_maskable, starts_segment)
+        for ids, is_maskable, starts_segment in _runs(batch, row)
+    ]
+
+
 def _tokenizer(folder: Path) -> Tokenizer:
     """That of a run, compared with the one that its checkpoint was trained with, or of a folder that has one itself."""
     run = RunFolder(folder)
@@ -54,3 +73,12 @@ def _marked(span: Span, has_colour: bool) -> Text:
     if has_colour:
         return Text.assemble(border, (span.text, "green" if span.is_maskable else "dim"))
     return Text(f"{border}⟦{span.text}⟧" if span.is_maskable else f"{border}{span.text}")
+
+
+def _runs(batch: TokenBatch, row: int) -> Iterator[tuple[list[int], bool, bool]]:
+    ids = batch.input_ids[row].tolist()
+    is_maskable = batch.is_maskable[row].tolist()
+    is_start = (batch.layout.position_ids[row] == 0).tolist()
+    changes = [t for t in range(1, len(ids)) if is_start[t] or is_maskable[t] != is_maskable[t - 1]]
+    for start, end in zip([0, *changes], [*changes, len(ids)], strict=True):
+        yield ids[start:end], is_maskable[start], is_start[start]

@@ -10,8 +10,8 @@ from rich.table import Table
 from lit_illada.commands import convert, loops_analyze, score, sweep_report
 from lit_illada.commands.sweep import Workers, execute, planned
 from lit_illada.config import SFTConfig
-from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.config import ReasoningSource
+from lit_illada.data.sft.examples import make_examples
 from lit_illada.errors import UserError
 from lit_illada.evaluation.jobs import EvaluationRequest
 from lit_illada.loops.detect.findings import detect

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from lit_illada.data.corpora.tally import Tally
 from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule
-from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.chat_template import ChatTemplate
 from lit_illada.data.sft.config import Packed, Padded, ReasoningSource, SFTDataConfig
-from lit_illada.data.sft.instruction import Example, read_examples
+from lit_illada.data.sft.examples import Example, make_examples, read_examples
 from lit_illada.data.sft.rows import EncodedExamples, ExampleRows, build_stream
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError

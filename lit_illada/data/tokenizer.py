@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from lit_illada.data.token_names import NO_NAMES, OUR_TOKENS, TokenNames
+from lit_illada.data.config import NO_NAMES, OUR_TOKENS, TokenNames
 from lit_illada.data.tokenizer_regex import check_patterns
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import parse_json, read_text, write_atomically

@@ -8,10 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.chat_template import ChatTemplate
 from lit_illada.data.sft.config import ReasoningTask
-from lit_illada.data.sft.instruction import Example
+from lit_illada.data.sft.examples import Example, make_examples
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval
 from lit_illada.evaluation.writer import Writer, Written

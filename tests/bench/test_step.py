@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from lit_illada.bench.figure import peak_bytes
 from lit_illada.bench.profile import parts_of, parts_recorded, seconds_by_part
-from lit_illada.bench.resident import peak_bytes
 from lit_illada.bench.step import measure_groups
 from lit_illada.bench.training_step import Case, TrainingStep, batches
 from lit_illada.model.config import AttentionKernel

@@ -34,13 +34,13 @@ def stream(folder, **options):
     return PackedStream(open_dataset(folder), "train", row_length=32, num_streams=2, seed=5, **options)
 
 
-def test_a_bad_shard_stops_and_is_named(copy):
+def test_bad_shard_raises_with_its_name(copy):
     name = spoil(copy, 1)
     with pytest.raises(BadShardError, match=f"{name} was altered"):
         stream(copy).rows(np.arange(stream(copy).rows_per_epoch))
 
 
-def test_only_the_rows_of_the_bad_shard_change_in_any_order_of_reading(copy, prepared, caplog):
+def test_skipping_changes_only_rows_of_the_bad_shard_in_any_reading_order(copy, prepared, caplog):
     honest = stream(prepared.dir)
     ids = np.arange(honest.rows_per_epoch)
     tokens, _ = honest.rows(ids)
@@ -59,7 +59,7 @@ def test_only_the_rows_of_the_bad_shard_change_in_any_order_of_reading(copy, pre
     np.testing.assert_array_equal(later.rows(ids[::-1])[0][::-1], got)
 
 
-def test_a_run_without_any_good_shard_ends(copy):
+def test_data_set_without_good_shards_is_rejected(copy):
     for index in range(len(open_dataset(copy).manifest.train.shards)):
         spoil(copy, index)
     with pytest.raises(UserError, match=r"every training shard at .* is bad"):
@@ -67,7 +67,7 @@ def test_a_run_without_any_good_shard_ends(copy):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_a_loader_process_skips_is_counted_here(num_workers, copy, prepared):
+def test_shards_skipped_by_loader_process_are_counted_in_parent(num_workers, copy, prepared):
     spoil(copy, 1)
     config = replace(prepared, dir=str(copy), on_bad_shard=OnBadShard.SKIP, num_workers=num_workers, row_length=32)
     options = {"seed": 0, "batch_rows": 8, "micro_batch_rows": 8, "validation_rows": 0}
@@ -76,7 +76,7 @@ def test_what_a_loader_process_skips_is_counted_here(num_workers, copy, prepared
     assert int(module.is_bad_shard.sum()) == 1
 
 
-def test_validation_never_skips(copy, prepared):
+def test_validation_raises_on_bad_shard(copy, prepared):
     shard = copy / open_dataset(copy).manifest.validation.shards[0].file
     shard.unlink()
     config = replace(prepared, dir=str(copy), on_bad_shard=OnBadShard.SKIP)
@@ -85,7 +85,7 @@ def test_validation_never_skips(copy, prepared):
         PackedDataModule(config, **options).unigram_cross_entropy()
 
 
-def test_a_run_that_skips_a_bad_shard_ends_and_its_curves_say_how_many(copy, tiny_run, tmp_path, caplog):
+def test_run_that_skips_bad_shard_finishes_and_logs_their_number(copy, tiny_run, tmp_path, caplog):
     name = spoil(copy, 0)
     run = tmp_path / "run"
     words = [*tiny_run, "data=prepared", f"data.dir={copy}", f"run_dir={run}", "trainer.log_every_steps=1"]

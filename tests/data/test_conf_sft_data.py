@@ -26,25 +26,25 @@ def fields_in(tree):
 
 
 @pytest.mark.parametrize("group", TABLES)
-def test_every_choice_has_a_file(group):
+def test_every_choice_has_a_yaml_file(group):
     assert {yaml.safe_load(path.read_text())["name"] for path in (CONF / group).glob("*.yaml")} == set(TABLES[group])
 
 
 @pytest.mark.parametrize(("group", "path"), CHOICES, ids=lambda x: getattr(x, "stem", x))
-def test_a_choice_names_every_field_and_loads(group, path):
+def test_yaml_file_of_choice_lists_every_field_and_loads(group, path):
     tree = yaml.safe_load(path.read_text())
     cls = TABLES[group][tree.pop("name")]
     assert fields_in(tree) == {field.name for field in dataclasses.fields(cls)}
     assert isinstance(from_tree(cls, tree), cls)
 
 
-def test_the_ranges_of_the_reasoning_name_every_field():
+def test_problem_ranges_of_reasoning_list_every_field():
     tree = yaml.safe_load((CONF / "source" / "reasoning.yaml").read_text())
     assert set(tree["easy"]) == set(tree["harder"]) == {item.name for item in dataclasses.fields(ProblemRange)}
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_names_every_field_and_composes(path):
+def test_preset_lists_every_field_and_composes(path):
     assert fields_in(yaml.safe_load(path.read_text())) == {field.name for field in dataclasses.fields(SFTDataConfig)}
     assert isinstance(load("examples", [f"sft_data={path.stem}"]).sft_data.source, SFT_SOURCES[path.stem])
 
@@ -54,5 +54,5 @@ def test_rows_compose(rows):
     assert isinstance(load("examples", [f"sft_data/rows={rows}"]).sft_data.rows, tuple(ROWS.values()))
 
 
-def test_the_defaults_of_the_files_are_those_of_the_classes():
+def test_yaml_defaults_equal_dataclass_defaults():
     assert load("examples").sft_data == SFTDataConfig()

@@ -51,7 +51,7 @@ def row_ids(batches: list[TokenBatch]) -> list[int]:
     return [row_id for batch in batches for row_id in batch.row_ids.tolist()]
 
 
-def test_documents_are_segments_when_isolated_and_the_row_is_one_otherwise(prepared):
+def test_segments_are_documents_if_isolated_and_rows_otherwise(prepared):
     plain = replace(prepared, shortening=NoShortening())
     batch = next(iter(make(plain).train_dataloader()))
     assert batch.input_ids.dtype == batch.row_ids.dtype == torch.int64
@@ -81,7 +81,7 @@ def draw(shortening, row_length: int, num_rows: int = 20_000) -> tuple[np.ndarra
     return is_start, is_maskable
 
 
-def test_a_split_cuts_a_share_of_the_rows_at_any_inner_point_alike():
+def test_split_cuts_configured_fraction_of_rows_at_uniform_points():
     is_start, is_maskable = draw(SplitRow(0.3), 9)
     assert is_maskable.all()
     cuts = is_start[:, 1:]
@@ -90,7 +90,7 @@ def test_a_split_cuts_a_share_of_the_rows_at_any_inner_point_alike():
     assert abs(cuts.sum(0) - 750).max() < 6 * math.sqrt(750)
 
 
-def test_a_truncation_keeps_any_length_alike_and_the_rest_apart_and_unmaskable():
+def test_truncation_draws_uniform_lengths_and_isolates_unmaskable_tail():
     is_start, is_maskable = draw(TruncateRow(0.5), 8)
     kept = is_maskable.sum(1)
     counts = np.bincount(kept, minlength=9)
@@ -104,14 +104,14 @@ def test_a_truncation_keeps_any_length_alike_and_the_rest_apart_and_unmaskable()
 
 
 @pytest.mark.parametrize("shortening", [SplitRow(0.0), TruncateRow(0.0), NoShortening()])
-def test_no_probability_changes_nothing(shortening):
+def test_zero_probability_changes_nothing(shortening):
     is_start, is_maskable = draw(shortening, 8, 100)
     assert is_start.sum() == 100
     assert is_maskable.all()
 
 
 @pytest.mark.parametrize("shortening", [SplitRow(0.5), TruncateRow(0.5)])
-def test_a_step_has_the_same_rows_for_any_ranks_and_accumulation(prepared, shortening):
+def test_rows_of_step_are_independent_of_ranks_and_accumulation(prepared, shortening):
     config = replace(prepared, shortening=shortening)
 
     def steps(size: int, micro_batch_rows: int) -> list[dict[int, tuple]]:
@@ -141,7 +141,7 @@ def test_a_step_has_the_same_rows_for_any_ranks_and_accumulation(prepared, short
     assert steps(4, 1) == expected
 
 
-def test_several_workers_give_the_same_batches_in_the_same_order(prepared):
+def test_loader_processes_give_same_batches_in_same_order(prepared):
     alone = list(make(prepared).train_dataloader())
     together = list(make(replace(prepared, num_workers=2)).train_dataloader())
     assert len(alone) == len(together) == 48
@@ -149,7 +149,7 @@ def test_several_workers_give_the_same_batches_in_the_same_order(prepared):
 
 
 @pytest.mark.parametrize("rows_seen", [8, 40, 88])
-def test_a_resumed_loader_goes_on_where_it_stopped(prepared, rows_seen):
+def test_resumed_loader_continues_at_next_row(prepared, rows_seen):
     whole = make(prepared)
     batches = list(whole.train_dataloader())
     resumed = make(replace(prepared, num_workers=2))
@@ -161,7 +161,7 @@ def test_a_resumed_loader_goes_on_where_it_stopped(prepared, rows_seen):
     assert all(map(same, rest, batches[rows_seen // 2 :]))
 
 
-def test_the_second_epoch_after_a_resume_is_whole(prepared):
+def test_second_epoch_after_resume_is_complete(prepared):
     dataset = open_dataset(prepared.dir)
     stream = PackedStream(dataset, "train", row_length=32, num_streams=4, seed=3)
     epoch = stream.rows_per_epoch
@@ -235,7 +235,7 @@ def fit(config, *, checkpoint=None, callbacks=(), **arguments) -> tuple[_Tiny, P
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_resumed_by_lightning_equals_the_one_left_alone(prepared, tmp_path):
+def test_resumed_lightning_run_matches_undisturbed_run(prepared, tmp_path):
     config = replace(prepared, num_workers=2)
     path = tmp_path / "at_5.ckpt"
     whole, data = fit(config, callbacks=[_Save(path, 5)])
@@ -252,7 +252,7 @@ def test_a_run_resumed_by_lightning_equals_the_one_left_alone(prepared, tmp_path
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_broken_shard_is_one_line_also_from_a_worker(prepared, tmp_path, num_workers):
+def test_damaged_shard_gives_one_line_error_also_in_worker(prepared, tmp_path, num_workers):
     copy = shutil.copytree(prepared.dir, tmp_path / "copy")
     for shard in copy.glob("train-*.tar"):
         shard.write_bytes(shard.read_bytes()[:1000])
@@ -262,7 +262,7 @@ def test_a_broken_shard_is_one_line_also_from_a_worker(prepared, tmp_path, num_w
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_of_another_data_set_or_seed_is_refused(prepared, tmp_path, make_config, make_texts):
+def test_checkpoint_of_another_data_set_or_seed_is_rejected(prepared, tmp_path, make_config, make_texts):
     other = make_config(tmp_path / "other", make_texts(60, seed=5))
     prepare(other)
     with pytest.raises(UserError, match="trained on another data set"):
@@ -271,7 +271,7 @@ def test_a_checkpoint_of_another_data_set_or_seed_is_refused(prepared, tmp_path,
         make(prepared).load_state_dict(make(prepared, seed=4).state_dict())
 
 
-def test_validation_rows_are_the_same_for_every_seed_and_setting_and_dealt_to_the_ranks(prepared):
+def test_validation_rows_are_independent_of_seed_and_settings_and_divided_among_ranks(prepared):
     expected = list(make(prepared).val_dataloader())
     assert row_ids(expected) == list(range(8))
     again = make(replace(prepared, shortening=TruncateRow(1.0), num_streams=3), seed=99).val_dataloader()
@@ -281,7 +281,7 @@ def test_validation_rows_are_the_same_for_every_seed_and_setting_and_dealt_to_th
         assert row_ids(dealt) == list(range(rank, 8, 2))
 
 
-def test_too_many_validation_rows_are_cut_to_what_there_is(prepared, caplog):
+def test_validation_rows_are_limited_to_available_rows(prepared, caplog):
     module = make(prepared, validation_rows=10**6, world=(0, 4))
     with caplog.at_level(logging.WARNING):
         loader = module.val_dataloader()
@@ -295,7 +295,7 @@ def test_too_many_validation_rows_are_cut_to_what_there_is(prepared, caplog):
         make(prepared, world=(0, 100_000)).val_dataloader()
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused(prepared):
+def test_batch_not_divisible_by_ranks_is_rejected(prepared):
     with pytest.raises(UserError, match="batch_rows=8 is not a multiple of micro_batch_rows=3 × 1 ranks = 3"):
         make(prepared, micro_batch_rows=3).train_dataloader()
     with pytest.raises(UserError, match="micro_batch_rows is 0"):
@@ -304,7 +304,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(prepared):
 
 
 @pytest.mark.parametrize("validation_rows", [5, 10_000])
-def test_the_unigram_cross_entropy_is_of_training_frequencies_on_the_scored_tokens(prepared, validation_rows):
+def test_unigram_cross_entropy_uses_training_frequencies_on_scored_tokens(prepared, validation_rows):
     dataset = open_dataset(prepared.dir)
     trained = Counter(t for shard in dataset.manifest.train.shards for t in dataset.load(shard).tokens.tolist())
     module = make(prepared, validation_rows=validation_rows)
@@ -316,24 +316,24 @@ def test_the_unigram_cross_entropy_is_of_training_frequencies_on_the_scored_toke
     assert expected > own, "the text's own entropy is lower: it knows the text"
 
 
-def test_a_large_training_split_is_counted_on_evenly_spaced_shards(prepared, monkeypatch):
+def test_tokens_of_large_training_split_are_counted_on_evenly_spaced_shards(prepared, monkeypatch):
     dataset = open_dataset(prepared.dir)
     records = dataset.manifest.train.shards
     monkeypatch.setattr("lit_illada.data.datamodule._COUNTED_TOKENS", -(-dataset.manifest.train.tokens // 3))
     assert make(prepared).training_counts().sum() == sum(record.tokens for record in records[::3])
 
 
-def test_without_validation_there_is_no_unigram_cross_entropy(prepared):
+def test_unigram_cross_entropy_is_nan_without_validation(prepared):
     assert math.isnan(make(prepared, validation_rows=0).unigram_cross_entropy())
 
 
-def test_only_validation_rows_name_their_documents(prepared):
+def test_only_validation_rows_have_document_ids(prepared):
     module = make(prepared)
     assert all(batch.document_ids.shape == batch.input_ids.shape for batch in module.val_dataloader())
     assert next(iter(module.train_dataloader())).document_ids is None
 
 
-def test_a_missing_data_set_is_prepared_and_a_prepared_one_only_opened(tmp_path, make_config, make_texts):
+def test_missing_data_set_is_prepared_and_existing_one_is_opened(tmp_path, make_config, make_texts):
     config = make_config(tmp_path / "set", make_texts(60))
     with pytest.raises(UserError, match="no prepared data set"):
         _ = make(config).manifest
@@ -357,7 +357,7 @@ def test_a_missing_data_set_is_prepared_and_a_prepared_one_only_opened(tmp_path,
         ("dir", ""),
     ],
 )
-def test_impossible_settings_are_refused(field, value):
+def test_invalid_settings_are_rejected(field, value):
     with pytest.raises(UserError, match=f"data.{field} is "):
         DataConfig(**{field: value})
     with pytest.raises(UserError, match=r"data\.shortening\.probability"):

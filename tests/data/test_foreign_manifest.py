@@ -45,7 +45,7 @@ def serve(folder):
 
 
 @pytest.mark.parametrize("name", ["../../escaped.tar", "{tmp}/escaped.tar", "sub/escaped.tar", "..", "", "x\0y", "-rf"])
-def test_a_shard_whose_name_leads_outside_is_refused_before_anything_is_fetched(name, copy, tmp_path):
+def test_shard_name_outside_data_set_is_rejected_before_any_fetch(name, copy, tmp_path):
     name = name.format(tmp=tmp_path)
     change_manifest(copy, lambda tree: tree["train"]["shards"][0].update(file=name))
     server, url = serve(tmp_path)
@@ -61,7 +61,7 @@ def test_a_shard_whose_name_leads_outside_is_refused_before_anything_is_fetched(
 
 @pytest.mark.parametrize("key", ["file", "tokenizer_folder"])
 @pytest.mark.parametrize("name", ["x; touch {tmp}/PWN", "$(touch {tmp}/PWN)", "x`touch {tmp}/PWN`", "a b", "x\ntouch"])
-def test_a_name_in_a_manifest_never_reaches_the_shell_of_a_pipe(name, key, copy, tmp_path):
+def test_manifest_name_does_not_reach_the_shell_of_a_pipe(name, key, copy, tmp_path):
     def change(tree):
         (tree if key == "tokenizer_folder" else tree["train"]["shards"][0])[key] = name.format(tmp=tmp_path)
 
@@ -91,7 +91,7 @@ BAD_VALUES = {
 
 
 @pytest.mark.parametrize("case", BAD_VALUES)
-def test_values_that_no_manifest_holds_are_named(case, copy):
+def test_impossible_manifest_value_is_named(case, copy):
     change, expected = BAD_VALUES[case]
     change_manifest(copy, change)
     with pytest.raises(UserError) as caught:
@@ -105,13 +105,13 @@ def test_values_that_no_manifest_holds_are_named(case, copy):
     ("content", "expected"),
     [(b"\xff\xfe", "not UTF-8 text at byte 0"), (b"[]", "must hold an object"), (b"[" * 100_000, "nested deeper")],
 )
-def test_a_manifest_that_is_no_json_object_is_named(content, expected, copy):
+def test_manifest_that_is_not_a_json_object_is_named(content, expected, copy):
     (copy / "manifest.json").write_bytes(content)
     with pytest.raises(UserError, match=expected):
         open_dataset(copy)
 
 
-def test_a_tokenizer_that_is_not_text_is_named(copy):
+def test_binary_tokenizer_file_is_named(copy):
     (copy / "tokenizer" / "tokenizer.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"tokenizer\.json: not UTF-8 text at byte 0"):
         open_dataset(copy).tokenizer()
@@ -174,19 +174,19 @@ SHARDS = {
 
 
 @pytest.mark.parametrize("case", SHARDS)
-def test_a_re_signed_shard_of_another_kind_is_named(case, copy):
+def test_shard_with_valid_hash_and_wrong_format_is_named(case, copy):
     resign(copy, SHARDS[case])
     with pytest.raises(UserError, match=r"train-000000-.*\.tar") as caught:
         load_everything(copy)
     assert "\n" not in str(caught.value)
 
 
-def test_a_re_signed_shard_with_ids_above_the_vocabulary_is_named(copy):
+def test_shard_with_valid_hash_and_ids_outside_vocabulary_is_named(copy):
     dataset = open_dataset(copy)
     record = dataset.manifest.train.shards[0]
     shard = dataset.load(record)
     tokens = shard.tokens.copy()
     tokens[3] = dataset.manifest.vocab_size
     resign(copy, tar({"a.tokens.npy": npy(tokens), "a.lengths.npy": npy(shard.lengths.astype("<u4"))}))
-    with pytest.raises(UserError, match=f"holds the id {dataset.manifest.vocab_size}, outside the vocabulary of"):
+    with pytest.raises(UserError, match=f"contains the id {dataset.manifest.vocab_size}, outside the vocabulary of"):
         load_everything(copy)

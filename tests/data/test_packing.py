@@ -30,7 +30,7 @@ def reference_order(rows_per_shard: list[int], num_streams: int, seed: int, epoc
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(1, 10), st.integers(0, 99), st.data())
-def test_rows_lie_where_the_written_out_order_says(rows_per_shard, num_streams, seed, data):
+def test_row_order_matches_reference(rows_per_shard, num_streams, seed, data):
     if not sum(rows_per_shard):
         return
     order = RowOrder(rows_per_shard, num_streams, seed)
@@ -45,7 +45,7 @@ def test_rows_lie_where_the_written_out_order_says(rows_per_shard, num_streams, 
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(2, 16), st.integers(0, 5))
-def test_a_packed_shard_is_its_documents_end_to_end_cut_into_rows(lengths, row_length, epoch):
+def test_packed_shard_is_concatenated_documents_cut_into_rows(lengths, row_length, epoch):
     documents = [[100 * (d + 1) + i for i in range(length)] for d, length in enumerate(lengths)]
     shard = Shard(np.array(list(chain(*documents)), np.uint32), np.array(lengths))
     packed = pack(shard, row_length, 7, epoch, 1)
@@ -61,7 +61,7 @@ def test_a_packed_shard_is_its_documents_end_to_end_cut_into_rows(lengths, row_l
     assert ids == [[token // 100 - 1 for token in row] for row in expected]
 
 
-def test_an_epoch_is_every_token_but_the_tails_and_each_epoch_has_another_order(prepared):
+def test_epoch_contains_every_token_but_remainders_in_a_new_order(prepared):
     dataset = open_dataset(prepared.dir)
     stream = make_stream(dataset, num_streams=1)
     everything = sum(
@@ -79,13 +79,13 @@ def test_an_epoch_is_every_token_but_the_tails_and_each_epoch_has_another_order(
     assert epochs[0] != epochs[1]
 
 
-def test_with_several_streams_no_row_comes_twice_in_an_epoch(prepared):
+def test_streams_do_not_repeat_rows_within_an_epoch(prepared):
     stream = make_stream(open_dataset(prepared.dir), num_streams=3)
     places = stream._order.locate(np.arange(2 * stream.rows_per_epoch))
     assert len(set(zip(*(part.tolist() for part in places), strict=True))) == 2 * stream.rows_per_epoch
 
 
-def test_a_row_is_the_same_whenever_and_by_whomever_it_is_read(prepared):
+def test_row_is_independent_of_reader_and_reading_order(prepared):
     dataset = open_dataset(prepared.dir)
     stream = make_stream(dataset)
     num_rows = 2 * stream.rows_per_epoch + 5
@@ -97,7 +97,7 @@ def test_a_row_is_the_same_whenever_and_by_whomever_it_is_read(prepared):
     assert not np.array_equal(make_stream(dataset, seed=4).rows(np.arange(num_rows))[0], tokens)
 
 
-def test_a_reader_in_order_loads_every_shard_once_an_epoch_and_keeps_few(prepared, monkeypatch):
+def test_sequential_reader_loads_each_shard_once_per_epoch_and_caches_few(prepared, monkeypatch):
     dataset = open_dataset(prepared.dir)
     loaded: list[str] = []
     plain = Dataset.load
@@ -110,7 +110,7 @@ def test_a_reader_in_order_loads_every_shard_once_an_epoch_and_keeps_few(prepare
     assert len(loaded) <= len(dataset.manifest.train.shards) + 1
 
 
-def test_ranks_read_shards_of_their_own_when_there_are_as_many_streams(prepared):
+def test_ranks_read_disjoint_shards_with_one_stream_per_rank(prepared):
     dataset = open_dataset(prepared.dir)
     order = make_stream(dataset, num_streams=2)._order
     rows = np.arange(order.rows_per_epoch)
@@ -118,18 +118,18 @@ def test_ranks_read_shards_of_their_own_when_there_are_as_many_streams(prepared)
     assert len(shards[0] & shards[1]) <= 1
 
 
-def test_more_streams_than_rows_still_give_every_row(prepared):
+def test_more_streams_than_rows_give_every_row(prepared):
     stream = make_stream(open_dataset(prepared.dir), row_length=600, num_streams=1000)
     tokens, _ = stream.rows(np.arange(2 * stream.rows_per_epoch))
     assert tokens.shape == (2 * stream.rows_per_epoch, 600)
 
 
-def test_a_split_without_a_row_is_refused(prepared):
+def test_split_without_rows_is_rejected(prepared):
     with pytest.raises(UserError, match=r"none of which fills a row of data\.row_length=100000"):
         make_stream(open_dataset(prepared.dir), row_length=100_000)
 
 
-def test_document_ids_count_over_the_shards_of_the_split(prepared):
+def test_document_ids_count_across_shards_of_the_split(prepared):
     dataset = open_dataset(prepared.dir)
     stream = make_stream(dataset)
     records = dataset.manifest.train.shards

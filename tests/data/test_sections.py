@@ -26,7 +26,7 @@ def function(name, num_lines):
 
 
 @given(st.lists(st.sampled_from(["x\n", "    y\n", "\n", "z" * 300 + "\n"]), max_size=60))
-def test_sections_are_the_whole_text_and_know_their_lines(lines):
+def test_sections_cover_the_text_and_have_line_numbers(lines):
     text = "".join(lines)
     found = list(sections(text))
     assert "".join(section for _, section in found) == text
@@ -35,14 +35,14 @@ def test_sections_are_the_whole_text_and_know_their_lines(lines):
         assert len(section) < 4 * 400 + 301
 
 
-def test_a_section_ends_between_definitions():
+def test_section_ends_between_definitions():
     text = "".join(function(name, 30) for name in "abcd")
     assert [section for _, section in sections(text)] == [function(name, 30) for name in "abcd"]
     short = "".join(function(name, 2) for name in "abc")
     assert [section for _, section in sections(short)] == [short]
 
 
-def test_a_near_duplicate_is_left_out_and_a_rewritten_text_is_not():
+def test_near_duplicate_is_removed_and_rewritten_text_is_not():
     seen = NearDuplicates()
     original = function("a", 20)
     assert seen.accepts(original)

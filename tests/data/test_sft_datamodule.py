@@ -63,7 +63,7 @@ def told(batch):
 
 
 @each_rows
-def test_a_step_has_the_same_rows_for_any_ranks_accumulation_and_workers(rows):
+def test_rows_of_step_are_independent_of_ranks_accumulation_and_workers(rows):
     def steps(size, micro_batch_rows, num_workers=0):
         config = replace(CONFIG, rows=rows, num_workers=num_workers)
         loaders = [
@@ -90,7 +90,7 @@ def test_a_step_has_the_same_rows_for_any_ranks_accumulation_and_workers(rows):
 
 @each_rows
 @pytest.mark.parametrize("rows_seen", [8, 40])
-def test_a_resumed_loader_goes_on_where_it_stopped(rows, rows_seen):
+def test_resumed_loader_continues_at_next_row(rows, rows_seen):
     config = replace(CONFIG, rows=rows)
     whole = make(config)
     batches = list(whole.train_dataloader())
@@ -103,7 +103,7 @@ def test_a_resumed_loader_goes_on_where_it_stopped(rows, rows_seen):
 
 
 @each_rows
-def test_every_epoch_has_every_example_once_also_after_a_resume(rows):
+def test_every_epoch_has_each_example_once_also_after_resume(rows):
     module = make(replace(CONFIG, rows=rows), batch_rows=2)
     n = module.rows_per_epoch
     module.total_steps = n + 1
@@ -121,14 +121,14 @@ def test_every_epoch_has_every_example_once_also_after_a_resume(rows):
     assert found == everything
 
 
-def test_epochs_become_steps():
+def test_epochs_are_converted_to_steps():
     module = make(replace(CONFIG, rows=Padded()), batch_rows=8)
     assert module.rows_per_epoch == 60
     assert [module.steps(epochs) for epochs in (1, 3, 12, 0.001)] == [8, 23, 90, 1]
 
 
 @each_rows
-def test_validation_asks_the_same_of_every_arm(rows):
+def test_validation_rows_are_independent_of_training_layout(rows):
     def scored(batch):
         """Each row's prompt and response, without the padding."""
         ids, maskable = batch.input_ids, batch.is_maskable
@@ -151,7 +151,7 @@ def test_validation_asks_the_same_of_every_arm(rows):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_resumed_by_lightning_sees_the_rows_that_were_left(tmp_path):
+def test_resumed_lightning_run_trains_on_remaining_rows(tmp_path):
     class Tiny(L.LightningModule):
         def __init__(self):
             super().__init__()
@@ -185,7 +185,7 @@ def test_a_run_resumed_by_lightning_sees_the_rows_that_were_left(tmp_path):
     assert data.rows_seen == 72
 
 
-def test_a_checkpoint_of_other_examples_template_or_seed_is_refused():
+def test_checkpoint_of_other_examples_template_or_seed_is_rejected():
     state = make().state_dict()
     for other in (
         replace(CONFIG, source=replace(SOURCE, seed=1)),
@@ -200,7 +200,7 @@ def test_a_checkpoint_of_other_examples_template_or_seed_is_refused():
 
 
 @pytest.mark.parametrize("template", [CONFIG.template, RoleTexts()])
-def test_gold_responses_are_right_and_others_are_not(template):
+def test_only_reference_responses_are_exact_matches(template):
     module = make(replace(CONFIG, template=template, row_length=256))
     assert module.difficulties == [Difficulty.EASY, Difficulty.HARDER]
     for difficulty, num in {Difficulty.EASY: 24, Difficulty.HARDER: 10}.items():
@@ -215,7 +215,7 @@ def test_gold_responses_are_right_and_others_are_not(template):
             assert module.is_right(example, TOKENIZER.encode(example.truth))
 
 
-def test_evaluation_prompts_are_in_no_training_row():
+def test_evaluation_prompts_are_not_in_training_rows():
     module = make()
     train, _ = module._splits
     learnt = {tuple(prompt) for prompt, _ in train.pairs}
@@ -236,7 +236,7 @@ def file(tmp_path):
     return alpaca(tmp_path / "a.jsonl", rows)
 
 
-def test_bad_examples_are_refused_or_counted_and_listed(file, caplog):
+def test_bad_examples_raise_or_are_counted_and_listed(file, caplog):
     config = SFTDataConfig(source=AlpacaSource([file]), row_length=48)
     with pytest.raises(UserError, match=rf"{file}:10: the assistant's answer is empty"):
         _ = make(config).train_rows
@@ -259,14 +259,14 @@ def test_open_ended_conversations_have_no_exact_match(file):
         module.evaluation_examples(Difficulty.EASY, 1)
 
 
-def test_a_source_without_examples_is_refused(tmp_path):
+def test_source_without_examples_is_rejected(tmp_path):
     path = alpaca(tmp_path / "none.jsonl", [{"instruction": "i", "output": ""}])
     config = SFTDataConfig(source=AlpacaSource([path]), on_bad_example=OnBadDocument.SKIP)
     with pytest.raises(UserError, match=r"has no training examples \(1 bad ones skipped; the first skipped: "):
         _ = make(config).train_rows
 
 
-def test_gsm8k_is_checked_by_its_numbers(tmp_path):
+def test_gsm8k_answers_are_compared_as_numbers(tmp_path):
     rows = [{"question": f"What is {n} + 1?", "answer": f"{n}+1=<<{n}+1={n + 1}>>{n + 1}\n#### {n + 1}"}
             for n in range(30)]  # fmt: skip
     module = make(SFTDataConfig(source=Gsm8kSource([alpaca(tmp_path / "g.jsonl", rows)])))
@@ -275,7 +275,7 @@ def test_gsm8k_is_checked_by_its_numbers(tmp_path):
         assert module.is_right(example, example.response_ids)
 
 
-def test_a_dialogue_gives_a_row_for_every_answer_unless_all_of_it_is_learnt(tmp_path):
+def test_dialogue_gives_one_row_per_answer_unless_prompts_are_maskable(tmp_path):
     turns = [("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2")]
     rows = [{"messages": [{"role": role, "content": f"{content}-{n}"} for role, content in turns]} for n in range(30)]
     source = MessagesSource([alpaca(tmp_path / "chat.jsonl", rows)])
@@ -289,7 +289,7 @@ def test_a_dialogue_gives_a_row_for_every_answer_unless_all_of_it_is_learnt(tmp_
             assert is_maskable.tolist() == [t > last for t in range(len(ids))]
 
 
-def test_the_unigram_cross_entropy_is_of_training_responses_on_validation_responses():
+def test_unigram_cross_entropy_uses_training_responses_on_validation_responses():
     module = make(validation_rows=10_000)
     trained, scored = (Counter(t for _, response in split.pairs for t in response) for split in module._splits)
     total = trained.total() + TOKENIZER.vocab_size
@@ -297,7 +297,7 @@ def test_the_unigram_cross_entropy_is_of_training_responses_on_validation_respon
     assert module.unigram_cross_entropy() == pytest.approx(nats / scored.total())
 
 
-def test_the_turns_of_a_conversation_are_one_document(tmp_path):
+def test_turns_of_a_conversation_have_one_document_id(tmp_path):
     turn = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
     rows = [{"messages": [{"role": "user", "content": f"{n}"}, turn[1], *turn, *turn]} for n in range(20)]
     source = MessagesSource([alpaca(tmp_path / "chat.jsonl", rows)])
@@ -321,6 +321,6 @@ def test_the_turns_of_a_conversation_are_one_document(tmp_path):
         ({"num_workers": -1}, "num_workers is -1"),
     ],
 )
-def test_impossible_settings_are_refused(fields, said):
+def test_invalid_settings_are_rejected(fields, said):
     with pytest.raises(UserError, match=f"sft_data.{said}"):
         SFTDataConfig(**fields)

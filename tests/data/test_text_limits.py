@@ -31,7 +31,7 @@ def zst_bomb(path, line):
 
 @pytest.mark.parametrize(("suffix", "write"), [(".gz", gz_bomb), (".zst", zst_bomb)])
 @pytest.mark.parametrize("line", [(b"a" * 1023 + b"\n") * 2**10, b"a" * 2**20], ids=["lines", "one line"])
-def test_a_bomb_is_refused_early(suffix, write, line, tmp_path):
+def test_decompression_bomb_is_rejected_early(suffix, write, line, tmp_path):
     path = tmp_path / f"bomb.txt{suffix}"
     write(path, line)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -47,7 +47,7 @@ def test_a_bomb_is_refused_early(suffix, write, line, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700 * 1024  # KiB
 
 
-def test_a_line_of_100_mb_is_refused_and_named(tmp_path):
+def test_line_of_100_mb_is_rejected_and_named(tmp_path):
     path = tmp_path / "long.jsonl"
     with path.open("wb") as file:
         file.write(b'{"text": "a"}\n{"text": "')
@@ -66,7 +66,7 @@ def test_a_line_of_100_mb_is_refused_and_named(tmp_path):
 @pytest.mark.parametrize(
     "content", ["[" * 100_000, '{"a": ' * 100_000, json.dumps({"a": 1})[:-1] + ', "b": ' + "9" * 5000]
 )
-def test_nested_and_long_numbers_in_a_corpus_are_named(content, tmp_path):
+def test_deep_nesting_and_long_numbers_in_corpus_are_named(content, tmp_path):
     path = tmp_path / "deep.jsonl"
     path.write_text(content + "\n")
     problems = []
@@ -75,7 +75,7 @@ def test_nested_and_long_numbers_in_a_corpus_are_named(content, tmp_path):
     assert len(str(problems[0])) < 300
 
 
-def test_ordinary_compressed_text_is_read(tmp_path):
+def test_compressed_text_within_limits_is_read(tmp_path):
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"same words again\n" * 2**20))
     assert len(read_text(path)) == 17 * 2**20

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from lit_illada.data.token_names import MIN_VOCAB_SIZE, OUR_TOKENS, TokenNames
+from lit_illada.data.config import MIN_VOCAB_SIZE, OUR_TOKENS, TokenNames
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 
@@ -17,14 +17,14 @@ TRAINED = Tokenizer.train(["the cat sat on the mat, the end. " * 20, "ünïcöd�
 
 @given(st.text())
 @settings(max_examples=200, deadline=None)
-def test_text_comes_back_and_its_bytes_are_counted(text: str):
+def test_decoding_inverts_encoding_and_bytes_per_token_sum_to_text_size(text: str):
     ids = TRAINED.encode(text)
     assert TRAINED.decode(ids) == text
     assert TRAINED.bytes_per_token()[ids].sum() == len(text.encode())
     assert TRAINED.encode_batch([text, "x"]) == [ids, TRAINED.encode("x")]
 
 
-def test_special_tokens_have_ids_of_their_own_and_no_bytes():
+def test_special_tokens_have_distinct_ids_and_no_bytes():
     ids = [
         TRAINED.mask_token_id,
         TRAINED.eos_token_id,
@@ -42,7 +42,7 @@ def test_special_tokens_have_ids_of_their_own_and_no_bytes():
     assert TRAINED.decode([TRAINED.mask_token_id, *TRAINED.encode("a")], skip_special_tokens=True) == "a"
 
 
-def test_wordless_tokens_have_no_letter():
+def test_wordless_tokens_contain_no_letters():
     wordless = set(TRAINED.wordless_ids)
     for text in ("7", ".", ",", "\n", " ", "=", "+"):
         assert wordless.issuperset(TRAINED.encode(text))
@@ -51,21 +51,21 @@ def test_wordless_tokens_have_no_letter():
 
 
 @pytest.mark.parametrize("token", vars(OUR_TOKENS).values())
-def test_the_text_of_a_special_token_stays_text(token: str):
+def test_text_of_special_token_stays_text(token: str):
     ids = TRAINED.encode(f"a{token}b")
     assert min(ids) >= len(vars(OUR_TOKENS))
     assert TRAINED.decode(ids) == f"a{token}b"
     assert TRAINED.encode_batch([f"a{token}b"]) == [ids]
 
 
-def test_training_twice_gives_the_same_tokenizer():
+def test_tokenizer_training_is_deterministic():
     texts = [f"some text number {i}, and so on" for i in range(50)]
     assert Tokenizer.train(texts, 320).sha256 == Tokenizer.train(texts, 320).sha256
     assert Tokenizer.train(texts, 320).sha256 != Tokenizer.train(texts, 319).sha256
     assert Tokenizer.train(["ab"], 5000).vocab_size <= MIN_VOCAB_SIZE + 2
 
 
-def test_a_saved_folder_loads_the_same_and_is_hugging_faces(tmp_path: Path):
+def test_saved_folder_loads_equally_here_and_in_transformers(tmp_path: Path):
     TRAINED.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
     assert (loaded.sha256, loaded.names, loaded.vocab_size) == (TRAINED.sha256, TRAINED.names, TRAINED.vocab_size)
@@ -91,7 +91,7 @@ def foreign(folder: Path, config: dict) -> Path:
     return folder
 
 
-def test_a_foreign_tokenizer_loads_with_the_names_given(tmp_path: Path):
+def test_foreign_tokenizer_loads_with_given_token_names(tmp_path: Path):
     folder = foreign(tmp_path / "foreign", {"eos_token": {"content": "</s>"}})
     with pytest.raises(UserError, match=r"defines no mask_token: set data\.tokenizer\.token_names\.mask_token"):
         Tokenizer.load(folder)
@@ -104,13 +104,13 @@ def test_a_foreign_tokenizer_loads_with_the_names_given(tmp_path: Path):
     assert Tokenizer.load(tmp_path / "copy").sha256 == tokenizer.sha256
 
 
-def test_a_missing_special_token_is_named(tmp_path: Path):
+def test_missing_special_token_is_named(tmp_path: Path):
     folder = foreign(tmp_path / "foreign", {"mask_token": "[MASK]", "eos_token": "</s>"})
     with pytest.raises(UserError, match=r"no token '<think>': set data\.tokenizer\.token_names\.think_open_token"):
         Tokenizer.load(folder, TokenNames(think_open_token="<think>"))
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
+def test_folder_without_tokenizer_is_rejected(tmp_path: Path):
     with pytest.raises(UserError, match="no tokenizer at"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -123,7 +123,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("entry", [{"a": 1}, {"content": 3}, ["x"], 7])
-def test_a_token_that_is_no_text_is_named_with_its_file(entry, tmp_path):
+def test_token_that_is_not_a_string_is_named_with_its_file(entry, tmp_path):
     TRAINED.save(tmp_path)
     file = tmp_path / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "mask_token": entry}))
@@ -143,7 +143,7 @@ def test_saving_preserves_bos_and_pad_tokens(tmp_path):
     assert loaded.sha256 == TRAINED.sha256 == Tokenizer.load(tmp_path / "run").sha256
 
 
-def test_a_pattern_that_backtracks_without_end_is_one_line(tmp_path):
+def test_pattern_with_endless_backtracking_gives_one_line_error(tmp_path):
     TRAINED.save(tmp_path)
     file = tmp_path / "tokenizer.json"
     tree = json.loads(file.read_text())

@@ -19,17 +19,17 @@ KNOWN = [
     "pattern",
     [*KNOWN, "a+b+", "(a+)?", "(a|b)*", r"\(a+\)+", "[(a+)]+", "(ab){2,3}", "[]a+]+b", r"[^\](a+)+]", r"[](a+)+]"],
 )
-def test_patterns_of_known_tokenizers_pass(pattern):
+def test_patterns_of_known_tokenizers_are_accepted(pattern):
     assert not has_nested_repetition(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+", "(?:a*b)*", "((a+))+x", "(x(a{2,})y)+", "(a+){3,}", "((a|b+)c)*$"])
-def test_nested_repetitions_are_found(pattern):
+def test_nested_repetitions_are_detected(pattern):
     assert has_nested_repetition(pattern)
 
 
 @pytest.mark.parametrize(("pattern", "said"), [("(a+)+$", r"\(a\+\)\+\$"), ("a" * (MAX_PATTERN + 1), "characters")])
-def test_a_tokenizer_with_such_a_pattern_is_refused_with_its_file(pattern, said, tmp_path):
+def test_tokenizer_with_nested_repetition_is_rejected_with_its_file(pattern, said, tmp_path):
     Tokenizer.train(["alpha beta"] * 9, 300).save(tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())

@@ -7,7 +7,7 @@ import pytest
 
 from lit_illada.data.sft.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.sft.config import RoleTokens
-from lit_illada.data.sft.instruction import Example
+from lit_illada.data.sft.examples import Example
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.evaluation.chained_arithmetic import ChainedArithmetic

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.config import ReasoningSource
+from lit_illada.data.sft.examples import make_examples
 from lit_illada.loops.detect.ending import reasoning_segment
 from lit_illada.tasks.arithmetic import MAX_DEPTH, Portion, ProblemRange, well_formed_fraction
 

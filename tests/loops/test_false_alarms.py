@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.config import ReasoningSource
+from lit_illada.data.sft.examples import make_examples
 from lit_illada.loops.detect.findings import detect
 from lit_illada.loops.detect.spans import Kind
 from lit_illada.tasks.arithmetic import Portion

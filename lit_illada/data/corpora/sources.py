@@ -1,6 +1,6 @@
-"""Which documents does a source hold?
+"""Iterators over the documents of each source, with the origin of each document for messages.
 
-Documents come one at a time, so a corpus may be larger than memory; each knows its origin, for messages.
+Documents are read one at a time, so a corpus may be larger than memory.
 """
 
 import os
@@ -18,6 +18,7 @@ from lit_illada.errors import UserError
 from lit_illada.runtime.files import parse_json
 
 OnBad = Callable[[UserError], None]
+"""Called with the error of each unreadable document, which is skipped unless the call raises."""
 
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 _STDLIB_SUFFIXES = (".py", ".txt", ".rst", ".md")
@@ -25,14 +26,15 @@ _STDLIB_SUFFIXES = (".py", ".txt", ".rst", ".md")
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it came from (a file, or file:line)."""
+    """A document of a corpus."""
 
     text: str
     origin: str
+    """A file, file:line, or data set[row]."""
 
 
 def files_of(source: Source) -> list[Path]:
-    """The files of a source, in the order they are read. Raises UserError for a source that has none."""
+    """The files of a source in reading order. Raises UserError for a source without files."""
     match source:
         case StdlibSource():
             return _stdlib_files()
@@ -41,17 +43,17 @@ def files_of(source: Source) -> list[Path]:
         case JsonlSource(paths):
             return _named_files(paths, (".jsonl",))
         case HuggingFaceSource():
-            raise UserError("data.source=huggingface is one stream, not files: it is prepared by one process")
+            raise UserError("data.source=huggingface is one stream, not files: prepare it without --workers")
         case PreparedSource():
-            raise UserError("data.source is 'prepared', which has no documents to prepare: choose another source")
+            raise UserError("data.source=prepared has no documents to prepare: choose another source")
 
 
 def read(source: Source, on_bad: OnBad, files: list[Path] | None = None) -> Iterator[Document]:
-    """The documents of a source, always in the same order.
+    """Yields the documents of a source in a deterministic order.
 
-    files: those of the source's files to read; None: all.
-    on_bad: is given the error of every document that cannot be read; the reading goes on if it returns. What concerns
-    the whole source (a missing file, a missing library) is raised as UserError.
+    on_bad: called with the error of each unreadable document, which is skipped unless the call raises.
+    files: the files of the source to read; None: all.
+    Raises UserError for errors that concern the whole source, such as a missing file or library.
     """
     if isinstance(source, HuggingFaceSource):
         return _hugging_face(source, on_bad)
@@ -68,7 +70,7 @@ def read(source: Source, on_bad: OnBad, files: list[Path] | None = None) -> Iter
 
 
 def total_bytes(source: Source) -> int | None:
-    """Bytes of text in a source, for a progress bar; None where only reading it would tell."""
+    """Bytes of text in a source, for a progress bar; None: unknown without reading the source."""
     match source:
         case StdlibSource() | TextSource():
             return plain_size(files_of(source))
@@ -89,12 +91,12 @@ def _stdlib_files() -> list[Path]:
         subfolders[:] = [name for name in subfolders if name not in _STDLIB_LEFT_OUT]
         files += [Path(folder, name) for name in names if name.endswith(_STDLIB_SUFFIXES)]
     if not files:
-        raise UserError(f"the standard library at {root} holds no text files: choose another data.source")
+        raise UserError(f"the standard library at {root} contains no text files: choose another data.source")
     return sorted(files)
 
 
 def _stdlib(files: list[Path], on_bad: OnBad) -> Iterator[Document]:
-    """The sections of these of the library's files that are no near-duplicates of any before, in all its files."""
+    """Sections of these files that are not near-duplicates of an earlier section in any file of the library."""
     wanted, near_duplicates = set(files), NearDuplicates()
     for path in _stdlib_files():
         if not wanted:
@@ -140,7 +142,7 @@ def _separated(files: list[Path], separator: str, on_bad: OnBad) -> Iterator[Doc
 
 
 def json_objects(files: list[Path], on_bad: OnBad) -> Iterator[tuple[dict[str, Any], str]]:
-    """(object, its file:line) of every line that is not blank."""
+    """Yields each JSON object and its file:line; blank lines are skipped."""
     for path in files:
         try:
             for number, (_, raw) in enumerate(raw_lines(path), 1):
@@ -180,7 +182,7 @@ def _hugging_face(source: HuggingFaceSource, on_bad: OnBad) -> Iterator[Document
         raise UserError("data.source=huggingface needs the datasets library: pip install 'lit-illada[hf]'") from error
     try:
         rows = datasets.load_dataset(source.path, source.subset, split=source.split, streaming=True)
-    except (OSError, ValueError) as error:  # what the library and the hub's client raise for a wrong name or no network
+    except (OSError, ValueError) as error:  # raised by the library and the hub's client for a wrong name or no network
         raise _hub_error(source, error) from error
     try:
         for number, row in enumerate(islice(rows, source.max_documents)):
@@ -204,9 +206,9 @@ def _document(record: dict[str, Any], text_field: str, origin: str) -> Document:
         raise UserError(f"{origin}: no field {text_field!r}; fields seen: {fields}. Set data.source.text_field")
     text = record[text_field]
     if not isinstance(text, str):
-        raise UserError(f"{origin}: field {text_field!r} holds a {type(text).__name__}, not a text")
+        raise UserError(f"{origin}: field {text_field!r} is a {type(text).__name__}, not a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{origin}: field {text_field!r} holds half a surrogate pair, which is no text") from error
+        raise UserError(f"{origin}: field {text_field!r} contains half a surrogate pair: not valid text") from error
     return Document(text, origin)

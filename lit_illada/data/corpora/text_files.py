@@ -1,7 +1,7 @@
-"""Finds, opens (plain, .gz, .zst) and decodes text files; errors name the file and the place.
+"""Finds, opens (plain, .gz, .zst) and decodes text files; errors name the file and the byte offset.
 
-Lines, whole texts and what a compressed file expands to are bounded, so that a hostile file takes bounded memory and
-time.
+The sizes of lines, of files read at once and of decompressed content are limited, so that a hostile file takes bounded
+memory and time.
 """
 
 import difflib
@@ -20,16 +20,16 @@ from lit_illada.errors import UserError
 from lit_illada.runtime.files import MAX_LINE_BYTES
 
 _COMPRESSED = (".gz", ".zst")
-MAX_TEXT_BYTES = 2**30  # of a file that is read as one text
+MAX_TEXT_BYTES = 2**30  # of a file that is read at once
 MAX_EXPANSION = 200  # decompressed bytes per byte of a file; text compresses 3 to 30 times
-_ALWAYS_EXPANDED = 64 * 2**20  # decompressed bytes that any file may have
+_ALWAYS_EXPANDED = 64 * 2**20  # decompressed bytes allowed for any file, however small
 
 
 def find_files(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> list[Path]:
-    """The files that the paths, globs and folders name, each once, sorted within an entry.
+    """Files matched by paths, globs and folders, without repetition, sorted within an entry.
 
-    suffixes: which files of a folder count, compressed or not; None: all that are not hidden.
-    Raises UserError for an entry that names nothing.
+    suffixes: suffixes of the files to take from a folder, compressed or not; None: all files. Hidden files of a folder
+    are ignored. Raises UserError for an entry that matches no file.
     """
     files: dict[Path, None] = {}
     for entry in paths:
@@ -38,16 +38,16 @@ def find_files(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> l
 
 
 def read_text(path: Path) -> str:
-    """A file's whole text.
+    """The text of a file.
 
-    Raises UserError for a binary file, broken UTF-8 (with the byte offset), a broken compressed file, or more than
+    Raises UserError for a binary file, invalid UTF-8 (with the byte offset), a corrupt compressed file, or more than
     MAX_TEXT_BYTES.
     """
     return decode(read_content(path), str(path))
 
 
 def read_content(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
-    """A file's whole content, decompressed. Raises UserError for a broken compressed file and more than `max_bytes`."""
+    """The decompressed content of a file. Raises UserError for a corrupt compressed file and more than `max_bytes`."""
     limit = min(max_bytes, _expansion_limit(path))
     with _opened(path) as stream:
         content = stream.read(limit + 1)
@@ -57,15 +57,15 @@ def read_content(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
 
 
 def first_bytes(path: Path, size: int) -> bytes:
-    """The first bytes of a file, decompressed."""
+    """The first `size` bytes of the decompressed content of a file."""
     with _opened(path) as stream:
         return stream.read(size)
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(offset in the text, bytes) of each line with its end.
+    """Yields (byte offset in the text, bytes) of each line, line end included.
 
-    Raises UserError for a broken compressed file, one that expands beyond its limit, and a line over MAX_LINE_BYTES.
+    Raises UserError for a corrupt compressed file, one that expands beyond its limit, and a line over MAX_LINE_BYTES.
     """
     offset, number = 0, 0
     limit = _expansion_limit(path)
@@ -81,7 +81,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _expansion_limit(path: Path) -> int:
-    """Bytes that a compressed file may expand to; more than any file has for a plain one."""
+    """Bytes that a compressed file may expand to; practically unlimited for a plain file."""
     if path.suffix not in _COMPRESSED or not path.is_file():
         return 2**62
     return max(_ALWAYS_EXPANDED, MAX_EXPANSION * path.stat().st_size)
@@ -94,20 +94,20 @@ def _too_long(path: Path, limit: int, max_bytes: int) -> UserError:
 
 
 def decode(raw: bytes, origin: str, offset: int = 0) -> str:
-    """UTF-8 text of bytes that lie at `offset` of the file."""
+    """Decodes UTF-8. offset: of `raw` in the file, for messages. Raises UserError for binary and invalid content."""
     if (zero := raw.find(b"\0")) >= 0:
         raise UserError(f"{origin}: binary file (a zero byte at offset {offset + zero}); give text files only")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{origin}: broken UTF-8 at byte offset {offset + error.start} ({error.reason}); convert the file "
+            f"{origin}: invalid UTF-8 at byte offset {offset + error.start} ({error.reason}); convert the file "
             "to UTF-8, or set data.on_bad_document=skip"
         ) from error
 
 
 def plain_size(files: Sequence[Path]) -> int | None:
-    """Bytes of text in the files; None when some are compressed, since only reading them would tell."""
+    """Bytes of text in the files; None if some are compressed, as their size is unknown without reading them."""
     if any(path.suffix in _COMPRESSED for path in files):
         return None
     return sum(path.stat().st_size for path in files)
@@ -118,20 +118,20 @@ def _expand(entry: str, suffixes: Sequence[str] | None) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and _counts(p.relative_to(path), suffixes))
-        if not found:
+        files = sorted(p for p in path.rglob("*") if p.is_file() and _is_selected(p.relative_to(path), suffixes))
+        if not files:
             kinds = "no files" if suffixes is None else f"no {' or '.join(suffixes)} files"
-            raise UserError(f"{entry}: the folder holds {kinds}")
-        return found
+            raise UserError(f"{entry}: the folder contains {kinds}")
+        return files
     if glob.has_magic(entry):
-        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-        if not found:
+        files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        if not files:
             raise UserError(f"{entry}: no file matches this pattern")
-        return found
+        return files
     raise _missing(path)
 
 
-def _counts(path: Path, suffixes: Sequence[str] | None) -> bool:
+def _is_selected(path: Path, suffixes: Sequence[str] | None) -> bool:
     if any(part.startswith(".") for part in path.parts):
         return False
     plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
@@ -153,16 +153,16 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with _open(path) as stream:
             yield stream
     except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError) as error:
-        raise UserError(f"{path}: broken compressed file ({error}); compress or download it again") from error
+        raise UserError(f"{path}: corrupt compressed file ({error}); compress or download it again") from error
     except PermissionError as error:
-        raise UserError(f"{path}: may not be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _open(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
     if path.suffix == ".zst":
-        # without read_across_frames the text of a concatenated file would silently end after its first part
+        # without read_across_frames the text of concatenated archives would silently end after the first one
         reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader), 2**20))
     return path.open("rb")

@@ -1,7 +1,8 @@
-"""Reads URLs from servers that may be slow, busy or unreachable for a while.
+"""Fetches URLs, with retries.
 
-Transient failures (no connection, a time-out, a body cut short, 408, 429, 5xx) are retried after a pause that doubles,
-with jitter so that the ranks of a job do not retry all at once; a 404 is final. Every pause is logged.
+Transient failures (no connection, time-out, truncated body, 408, 425, 429, 5xx) are retried after a pause that doubles
+up to a minute, with jitter so that the ranks of a job do not retry at the same time. Other failures, such as 404, are
+final. Every pause is logged.
 """
 
 import http.client
@@ -20,18 +21,19 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _TIMEOUT_S = 60.0
-_MAY_MEND = {408, 425, 429}
+_TRANSIENT_STATUS = {408, 425, 429}  # besides all from 500 on
 
 
 class NotFoundError(UserError):
-    """There is nothing at an address whose server answers."""
+    """The server answers that the address does not exist (HTTP 404 or 410)."""
 
 
 def fetch(url: str, attempts: int, max_bytes: int | None = None) -> bytes:
-    """The content of a URL (http, https; any other as webdataset opens it), tried up to `attempts` times.
+    """The content of a URL (http, https, or any other that webdataset opens).
 
-    max_bytes: at most one byte more than this is read, so that callers see that there is more; None reads everything.
-    Raises UserError after the last attempt, and NotFoundError at once.
+    attempts: maximum number of attempts.
+    max_bytes: reads at most one byte more than this, so that the caller can detect longer content; None: reads all.
+    Raises UserError after the last attempt or a final failure, NotFoundError for a missing address.
     """
     jitter = random.Random()
     for attempt in range(1, attempts + 1):
@@ -39,8 +41,8 @@ def fetch(url: str, attempts: int, max_bytes: int | None = None) -> bytes:
             return _read(url, max_bytes)
         except urllib.error.HTTPError as error:
             if error.code in (404, 410):
-                raise NotFoundError(f"{url} is not there (HTTP {error.code} {error.reason})") from error
-            if error.code < 500 and error.code not in _MAY_MEND:
+                raise NotFoundError(f"{url} does not exist (HTTP {error.code} {error.reason})") from error
+            if error.code < 500 and error.code not in _TRANSIENT_STATUS:
                 raise UserError(f"{url} is refused (HTTP {error.code} {error.reason}): check the address") from error
             problem = f"HTTP {error.code} {error.reason}"
         except (OSError, http.client.HTTPException, subprocess.SubprocessError, ValueError) as error:
@@ -58,7 +60,7 @@ def _read(url: str, max_bytes: int | None) -> bytes:
     if url.startswith(("http://", "https://")):
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
             content = answer.read(size)
-            if size is not None and len(content) < size and answer.length:  # read(size) ignores a body cut short
+            if size is not None and len(content) < size and answer.length:  # read(size) accepts a truncated body
                 raise http.client.IncompleteRead(content, answer.length)
             return content
     with gopen(url) as stream:

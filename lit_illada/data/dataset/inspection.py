@@ -1,4 +1,4 @@
-"""What is in a prepared data set, and is it whole?"""
+"""Statistics, samples and verification of a prepared data set."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from lit_illada.errors import UserError
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Documents whose length in tokens, EOS counted, lies in [low, high)."""
+    """Number of documents with a length in [low, high) tokens, EOS included."""
 
     low: int
     high: int
@@ -23,12 +23,15 @@ class LengthBin:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A look at a data set. samples: starts of training documents, decoded from their tokens."""
+    """Statistics and samples of a data set. `str()` formats them as a report."""
 
     location: str
+    """Folder or URL."""
     manifest: Manifest
     length_bins: list[LengthBin]
+    """Lengths of the training documents, in powers of two."""
     samples: list[str]
+    """Beginnings of training documents, decoded from their tokens."""
 
     def __str__(self) -> str:
         return "\n".join([*self._figures(), "", *self._histogram(), "", *self._samples()])
@@ -43,7 +46,7 @@ class Inspection:
             lines.append(
                 f"{name:<12}{len(s.shards):>8,}{s.documents:>14,}{s.tokens:>18,}{s.text_bytes:>18,}{ratio:>13.3f}"
             )
-        lines.append(f"left out: {m.duplicates:,} duplicates, {m.empty:,} empty, {m.bad_documents:,} unreadable")
+        lines.append(f"removed: {m.duplicates:,} duplicates, {m.empty:,} empty, {m.bad_documents:,} unreadable")
         return [*lines, *(f"  {message}" for message in m.bad_examples)]
 
     def _histogram(self) -> list[str]:
@@ -58,7 +61,7 @@ class Inspection:
 
 
 def inspect(location: str | Path, *, num_samples: int = 3, sample_tokens: int = 64) -> Inspection:
-    """Read every training shard once. Raises UserError where there is no data set or a shard is broken."""
+    """Reads every training shard once. Raises UserError for a missing data set or a damaged shard."""
     dataset = open_dataset(location)
     tokenizer = dataset.tokenizer()
     counts = np.zeros(64, np.int64)
@@ -75,9 +78,9 @@ def inspect(location: str | Path, *, num_samples: int = 3, sample_tokens: int = 
 
 
 def verify(location: str | Path) -> list[str]:
-    """Every problem of a data set, each naming the file and what to do; empty when it is whole.
+    """All problems of a data set, each with the file and the fix; empty if there are none.
 
-    Reads all of it: sizes, sha256, counts, ids within the vocabulary, EOS at the end of each document.
+    Reads every shard and checks sizes, sha256, counts, ids within the vocabulary and EOS at the end of each document.
     """
     dataset = open_dataset(location)
     problems = []
@@ -108,7 +111,7 @@ def _shard_problems(dataset: Dataset, record: ShardRecord, tokenizer: Tokenizer 
 
 def _strays(folder: Path, manifest: Manifest) -> list[str]:
     known = {shard.file for split in (manifest.train, manifest.validation) for shard in split.shards}
-    if (folder / WORK_FOLDER).is_dir():  # the tars of a preparation to come
+    if (folder / WORK_FOLDER).is_dir():  # the other tars belong to an unfinished preparation
         return []
     return [
         f"{path}: not in the manifest; delete it" for path in sorted(folder.glob("*.tar")) if path.name not in known

@@ -1,8 +1,8 @@
-"""The manifest of a prepared data set: its shards, its tokenizer and the settings it was made with.
+"""The manifest of a prepared data set: its shards, its tokenizer and its preparation settings.
 
-manifest.json is written last and at once, so a folder with a manifest is a finished data set. A manifest may come from
-elsewhere: names in it are plain names inside the data set, so that they can neither lead out of its folder or of a
-cache, nor mean anything to a shell.
+manifest.json is written last and atomically, so a folder with a manifest is a finished data set. A manifest is
+untrusted input: names must be plain names inside the data set, so that they can neither leave its folder or a cache nor
+have a meaning in a shell.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
 TRAIN, VALIDATION = "train", "validation"
-DTYPES = {"uint16": 2**16, "uint32": 2**32}  # of token arrays, with the number of ids that each holds
+DTYPES = {"uint16": 2**16, "uint32": 2**32}  # of token arrays, with the number of ids of each
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -31,12 +31,16 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class ShardRecord:
     """One shard of a data set. Raises UserError for a name that is not plain, a negative count or a malformed hash."""
 
-    file: str  # a plain name inside the data set
+    file: str
+    """A plain name inside the data set."""
     documents: int
     tokens: int
-    text_bytes: int  # UTF-8 bytes of the documents
-    file_bytes: int  # size of the tar
-    sha256: str  # of the tar
+    text_bytes: int
+    """UTF-8 bytes of the documents."""
+    file_bytes: int
+    """Size of the tar."""
+    sha256: str
+    """Of the tar, hexadecimal."""
 
     def __post_init__(self) -> None:
         require_plain_name(self.file, "a shard's file")
@@ -47,7 +51,7 @@ class ShardRecord:
 
 
 def require_plain_name(name: str, what: str) -> None:
-    """Raises UserError for a name with a folder, a space or any other character outside letters, digits and `._-`."""
+    """Raises UserError for a name with characters other than letters, digits and `._-`, such as `/` or a space."""
     if not _PLAIN_NAME.fullmatch(name):
         shown = repr(name[:60])
         raise UserError(
@@ -85,19 +89,26 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished data set. Raises UserError for values that no data set has, such as a shard name with a folder."""
+    """A finished data set. Raises UserError for impossible values, such as a shard name with a folder."""
 
-    dtype: str  # of the token arrays: uint16 or uint32
+    dtype: str
+    """Type of the token arrays: uint16 or uint32."""
     vocab_size: int
     tokenizer_sha256: str
     train: Split
     validation: Split
-    duplicates: int  # documents left out because an equal one came before
-    empty: int  # documents left out because they have no text
-    bad_documents: int  # documents that could not be read
-    bad_examples: list[str]  # messages of the first unreadable documents
-    settings: dict[str, Any]  # what made the data set, flat: `source.paths` and so on
-    tokenizer_folder: str = TOKENIZER_FOLDER  # a plain name inside the data set; older manifests do not state it
+    duplicates: int
+    """Documents removed because an earlier one is equal."""
+    empty: int
+    """Documents removed because they have no text."""
+    bad_documents: int
+    """Documents removed because they could not be read."""
+    bad_examples: list[str]
+    """Errors of the first unreadable documents."""
+    settings: dict[str, Any]
+    """Preparation settings by dotted name, such as `source.paths`."""
+    tokenizer_folder: str = TOKENIZER_FOLDER
+    """A plain name inside the data set; missing in older manifests."""
 
     def split(self, name: str) -> Split:
         assert name in (TRAIN, VALIDATION), name
@@ -105,7 +116,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Names the content: the tokenizer and every shard. Two data sets with one fingerprint are the same."""
+        """Hash of the tokenizer and all shards: data sets with equal fingerprints are equal."""
         hashes = [shard.sha256 for split in (self.train, self.validation) for shard in split.shards]
         return hashlib.sha256(" ".join([self.tokenizer_sha256, *hashes]).encode()).hexdigest()
 
@@ -128,7 +139,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, content: str | bytes, origin: str) -> Self:
-        """Raises UserError for anything but a manifest of this format. origin: the file or URL it came from."""
+        """Parses a manifest. origin: its file or URL, for messages. Raises UserError for invalid content."""
         try:
             tree = parse_json(content, origin)
             if tree.get("format", FORMAT) != FORMAT:
@@ -141,7 +152,7 @@ class Manifest:
 
 
 def preparation_settings(config: DataConfig) -> dict[str, Any]:
-    """The settings that decide what a data set holds, flat and as JSON knows them."""
+    """The settings that determine the content of a data set, by dotted name, as JSON values."""
     return {
         "source": choice_name(SOURCES, config.source),
         **{f"source.{key}": value for key, value in asdict(config.source).items()},
@@ -153,17 +164,17 @@ def preparation_settings(config: DataConfig) -> dict[str, Any]:
     }
 
 
-def require_same_settings(folder: str | Path, seen: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raises UserError that names every setting of a finished data set which is not as asked."""
-    names = [name for name in {**seen, **asked} if seen.get(name) != asked.get(name)]
+def require_same_settings(folder: str | Path, seen: dict[str, Any], requested: dict[str, Any]) -> None:
+    """Raises UserError with all settings of a finished data set (`seen`) that differ from the requested ones."""
+    names = [name for name in {**seen, **requested} if seen.get(name) != requested.get(name)]
     if names:
-        differing = "; ".join(f"data.{name} is {seen.get(name)!r} there, {asked.get(name)!r} asked" for name in names)
+        differing = "; ".join(f"data.{name}: {seen.get(name)!r} there, {requested.get(name)!r} here" for name in names)
         raise UserError(
-            f"{folder} holds a data set of other settings ({differing}): choose another data.dir, "
+            f"{folder} contains a data set with other settings ({differing}): choose another data.dir, "
             "or replace it (lit-illada data prepare --overwrite)"
         )
 
 
 def is_url(location: str) -> bool:
-    """Whether webdataset would fetch it rather than open it: `https://...`, `pipe:cat ...`."""
+    """Whether a location is a URL for webdataset, such as `https://...` or `pipe:cat ...`, and not a path."""
     return location.startswith("pipe:") or "://" in location

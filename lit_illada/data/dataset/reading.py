@@ -1,4 +1,4 @@
-"""Reads a prepared data set from a folder or a URL, and checks every shard before its tokens are used."""
+"""Reading of a prepared data set from a folder or a URL; every shard is checked before its tokens are used."""
 
 import hashlib
 import io
@@ -22,28 +22,33 @@ _PREPARE_AGAIN = "prepare it again (lit-illada data prepare --overwrite)"
 
 
 class BadShardError(UserError):
-    """A shard that is missing, truncated or altered, where its folder or server answers."""
+    """A shard is missing, truncated or altered, although its folder or server is reachable."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """tokens: (N,) uint16 or uint32, the documents one after the other. lengths: (D,) int64, sums to N."""
+    """The content of a shard: D documents with N tokens in total."""
 
     tokens: NDArray[np.unsignedinteger]
+    """(N,) uint16 or uint32, the concatenated documents."""
     lengths: NDArray[np.int64]
+    """(D,), tokens of each document; sums to N."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set at a folder or URL prefix; cache_dir keeps what comes from a URL, tried `attempts` times."""
+    """A prepared data set."""
 
     location: str
+    """Folder or URL prefix."""
     manifest: Manifest
     cache_dir: str | None = None
+    """Folder that caches shards from a URL; None: no cache."""
     attempts: int = 3
+    """Attempts per URL."""
 
     def tokenizer(self) -> Tokenizer:
-        """The data set's own. Raises UserError when it is not the one that made the shards."""
+        """The tokenizer of the data set. Raises UserError if it is not the one that made the shards."""
         folder = f"{self.location}/{self.manifest.tokenizer_folder}"
         tokenizer_json, settings = (
             _fetch_text(f"{folder}/{name}", self.attempts) for name in (TOKENIZER_FILE, CONFIG_FILE)
@@ -51,7 +56,7 @@ class Dataset:
         tokenizer = Tokenizer.from_files(tokenizer_json, settings, folder)
         if tokenizer.sha256 != self.manifest.tokenizer_sha256:
             raise UserError(
-                f"the tokenizer at {folder} does not fit the shards (sha256 {tokenizer.sha256[:12]}, the manifest says "
+                f"the tokenizer at {folder} does not fit the shards (sha256 {tokenizer.sha256[:12]}, in the manifest "
                 f"{self.manifest.tokenizer_sha256[:12]}): {_restore(self.location)}"
             )
         if tokenizer.vocab_size != self.manifest.vocab_size:
@@ -62,7 +67,7 @@ class Dataset:
         return tokenizer
 
     def load(self, record: ShardRecord) -> Shard:
-        """A shard's tokens. Raises BadShardError, which says what to do, when it is missing, truncated or altered."""
+        """Reads a shard. Raises BadShardError, with the fix, if it is missing, truncated or altered."""
         url = f"{self.location}/{record.file}"
         return _parse(self._content(url, record), url, record, self.manifest)
 
@@ -81,11 +86,11 @@ class Dataset:
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_whole(cached, content)
         except OSError as error:
-            raise UserError(f"cannot keep {url} in data.cache_dir={self.cache_dir}: {error.strerror}") from error
+            raise UserError(f"cannot write {url} to data.cache_dir={self.cache_dir}: {error.strerror}") from error
         return content
 
     def _fetch_whole(self, url: str, record: ShardRecord) -> bytes:
-        """The content of a URL, fetched a second time if it arrives damaged: the network may be at fault."""
+        """The content of a URL, fetched a second time if it arrives damaged, as the network may have caused it."""
         content = _fetch(url, self.attempts, record.file_bytes)
         if not _is_whole(content, record) and self.attempts > 1:
             log.warning("%s arrived damaged (%d of %d bytes); fetching it again", url, len(content), record.file_bytes)
@@ -95,7 +100,7 @@ class Dataset:
 
 
 def open_dataset(location: str | Path, cache_dir: str | None = None, attempts: int = 3) -> Dataset:
-    """The data set at a folder or URL prefix. Raises UserError where there is none."""
+    """Opens the data set at a folder or URL prefix, with the fields of Dataset. Raises UserError if there is none."""
     location = str(location).rstrip("/")
     url = f"{location}/{MANIFEST_FILE}"
     if not is_url(location) and not Path(url).is_file():
@@ -111,7 +116,7 @@ def _fetch_text(url: str, attempts: int) -> str:
 
 
 def _fetch(url: str, attempts: int, max_bytes: int) -> bytes:
-    """The content; of a longer one, the first `max_bytes` + 1 bytes."""
+    """The content of a URL or file, at most its first `max_bytes` + 1 bytes."""
     try:
         if is_url(url):
             return fetch(url, attempts, max_bytes)
@@ -150,30 +155,30 @@ def _parse(content: bytes, url: str, record: ShardRecord, manifest: Manifest) ->
             lengths.append(_array(sample[LENGTHS_MEMBER], LENGTHS_MEMBER))
         shard = Shard(np.concatenate(tokens), np.concatenate(lengths).astype(np.int64))
     except KeyError as error:
-        raise BadShardError(f"{url} lacks the member {error} of a sample: {_PREPARE_AGAIN}") from error
+        raise BadShardError(f"{url}: a sample has no member {error}: {_PREPARE_AGAIN}") from error
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise BadShardError(f"{url} is no readable shard ({reason}): {_PREPARE_AGAIN}") from error
+        raise BadShardError(f"{url} is not a readable shard ({reason}): {_PREPARE_AGAIN}") from error
     counts = len(shard.lengths), len(shard.tokens), int(shard.lengths.sum()), shard.tokens.dtype.name
     if counts != (record.documents, record.tokens, record.tokens, manifest.dtype):
         raise BadShardError(
-            f"{url} holds {counts[0]} documents, {counts[1]} tokens of {counts[3]}; the manifest says "
+            f"{url} contains {counts[0]} documents, {counts[1]} tokens of {counts[3]}; the manifest says "
             f"{record.documents}, {record.tokens} of {manifest.dtype}: {_PREPARE_AGAIN}"
         )
     if not shard.lengths.all():
-        raise BadShardError(f"{url} holds a document without tokens: {_PREPARE_AGAIN}")
+        raise BadShardError(f"{url} contains a document without tokens: {_PREPARE_AGAIN}")
     if len(shard.tokens) and (largest := int(shard.tokens.max())) >= manifest.vocab_size:
         raise BadShardError(
-            f"{url} holds the id {largest}, outside the vocabulary of {manifest.vocab_size}: {_PREPARE_AGAIN}"
+            f"{url} contains the id {largest}, outside the vocabulary of {manifest.vocab_size}: {_PREPARE_AGAIN}"
         )
     return shard
 
 
 def _samples(content: bytes) -> list[dict[str, bytes]]:
-    """The members of a tar by the part of their names before the first dot, in the order of the file.
+    """The members of each sample of a tar, in the order of the file. A sample's key is the name up to the first dot.
 
-    Only what `shards.write_shard` writes is read: plain files in an uncompressed tar. tarfile itself follows extended
-    headers, sparse members and negative sizes, which let a small file take any amount of memory or time.
+    Reads only the subset that `shards.write_shard` writes: plain files in an uncompressed tar. tarfile itself follows
+    extended headers, sparse members and negative sizes, so that a small file could take any amount of memory or time.
     """
     samples: dict[str, dict[str, bytes]] = {}
     offset = 0
@@ -183,17 +188,17 @@ def _samples(content: bytes) -> list[dict[str, bytes]]:
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             raise tarfile.TarError(f"{member.name!r} is not a plain file")
         if not 0 <= member.size <= len(content) - begin:
-            raise tarfile.TarError(f"{member.name!r} is cut off")
+            raise tarfile.TarError(f"{member.name!r} is truncated")
         key, _, name = member.name.partition(".")
         if name in samples.setdefault(key, {}):
-            raise tarfile.TarError(f"{member.name!r} is there twice")
+            raise tarfile.TarError(f"{member.name!r} occurs twice")
         samples[key][name] = content[begin : begin + member.size]
         offset = begin + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return list(samples.values())
 
 
 def _array(content: bytes, name: str) -> NDArray[np.unsignedinteger]:
-    """The (N,) unsigned integers of a .npy file; its header is checked before memory is taken for what it states."""
+    """The (N,) unsigned integers of a .npy file; its header is checked before memory is allocated."""
     stream = io.BytesIO(content)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError(f"{name}: not version 1.0 of the npy format")

@@ -1,7 +1,7 @@
-"""What is a shard, and how is one written?
+"""Format and writing of shards.
 
-A shard is a WebDataset tar. A sample is a bundle of documents: `<key>.tokens.npy` holds their ids one after the other,
-each document ended by EOS, and `<key>.lengths.npy` the tokens of each. The same documents give the same bytes.
+A shard is a WebDataset tar. A sample is a bundle of documents: `<key>.tokens.npy` contains their concatenated ids, each
+document ended by EOS, and `<key>.lengths.npy` their lengths in tokens. Equal documents give equal bytes.
 """
 
 import contextlib
@@ -21,22 +21,24 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.runtime.files import temporary_of
 
 TOKENS_MEMBER, LENGTHS_MEMBER = "tokens.npy", "lengths.npy"
-BUNDLE_DOCUMENTS = 256
-_BATCH_CHARACTERS = 2**18  # the library's encodings take 100 times the memory of the ids
-_PIECE_CHARACTERS = 2**20
+BUNDLE_DOCUMENTS = 256  # documents per sample
+_BATCH_CHARACTERS = 2**18  # encoded together; the library's encodings take 100 times the memory of the ids
+_PIECE_CHARACTERS = 2**20  # longer documents are encoded in pieces
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Documents to write as one shard. record_file: where its record goes, once the shard stands."""
+    """Documents to write as one shard."""
 
     file: Path
+    """The shard."""
     record_file: Path
+    """Its record, written after the shard."""
     texts: list[str]
 
 
 def write_shard(job: ShardJob, tokenizer: Tokenizer) -> ShardRecord:
-    """Tokenise the documents, write the tar, then its record; each appears whole or not at all."""
+    """Tokenises the documents, then writes the shard and its record, each atomically."""
     documents = tokenise(job.texts, tokenizer)
     content = _tar(job.file.stem, documents)
     record = ShardRecord(
@@ -53,7 +55,7 @@ def write_shard(job: ShardJob, tokenizer: Tokenizer) -> ShardRecord:
 
 
 def tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[np.unsignedinteger]]:
-    """The ids of each text, EOS at the end."""
+    """The ids of each text, with EOS at the end."""
     dtype = token_dtype(tokenizer.vocab_size)
     documents = []
     for batch in _batches(texts):
@@ -66,7 +68,7 @@ def tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[np.unsi
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest type that holds every id."""
+    """The smallest unsigned type for all ids: uint16 or uint32."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
@@ -84,7 +86,7 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A long text in parts that end with a line, where there are lines, so that the encoder's memory stays bounded."""
+    """Splits a long text, at line ends where possible, to bound the encoder's memory."""
     start = 0
     while len(text) - start > _PIECE_CHARACTERS:
         newline = text.rfind("\n", start, start + _PIECE_CHARACTERS)
@@ -96,7 +98,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _tar(stem: str, documents: list[NDArray[np.unsignedinteger]]) -> bytes:
     buffer = io.BytesIO()
-    # As webdataset.TarWriter(mtime=0, encoder=False) writes it; that one would import torch in every process.
+    # same bytes as webdataset.TarWriter(mtime=0, encoder=False), which would import torch in every process
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for first in range(0, len(documents), BUNDLE_DOCUMENTS):
             bundle = documents[first : first + BUNDLE_DOCUMENTS]
@@ -118,7 +120,7 @@ def _add(tar: tarfile.TarFile, name: str, array: NDArray[np.unsignedinteger]) ->
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all, also when several processes write it at once."""
+    """Writes a file atomically, also if several processes write it at the same time."""
     temporary = temporary_of(path)
     try:
         temporary.write_bytes(content)

@@ -29,7 +29,7 @@ def bad_and_good(source) -> tuple[list[str], list[str]]:
     return bad, good
 
 
-def test_stdlib_is_text_without_tests_and_always_in_the_same_order():
+def test_stdlib_source_excludes_tests_and_has_fixed_order():
     found = documents(StdlibSource())
     origins = [document.origin for document in found]
     files = [origin.rpartition(":")[0] for origin in origins]
@@ -44,7 +44,7 @@ def test_stdlib_is_text_without_tests_and_always_in_the_same_order():
     )
 
 
-def test_text_comes_from_files_globs_folders_and_both_compressions(tmp_path: Path):
+def test_text_source_reads_files_globs_folders_and_compressed_files(tmp_path: Path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.txt").write_text("plain ä\n", encoding="utf-8")
     (tmp_path / "sub" / "b.txt.gz").write_bytes(gzip.compress(b"zipped"))
@@ -60,7 +60,7 @@ def test_text_comes_from_files_globs_folders_and_both_compressions(tmp_path: Pat
     assert total_bytes(TextSource([str(tmp_path)])) is None
 
 
-def test_a_separator_line_ends_a_document(tmp_path: Path):
+def test_separator_line_ends_a_document(tmp_path: Path):
     path = tmp_path / "stories.txt"
     path.write_text("one\nstill one\n<|end|>\ntwo\n<|end|>\nthree <|end|> goes on\n")
     found = documents(TextSource([str(path)], "<|end|>"))
@@ -68,7 +68,7 @@ def test_a_separator_line_ends_a_document(tmp_path: Path):
     assert [document.origin for document in found] == [f"{path}:1", f"{path}:4", f"{path}:6"]
 
 
-def test_jsonl_names_file_and_line(tmp_path: Path):
+def test_jsonl_origin_is_file_and_line(tmp_path: Path):
     path = tmp_path / "docs.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"body": "a"}\n\n{"body": "b"}\n'))
     assert documents(JsonlSource([str(path)], "body")) == [Document("a", f"{path}:1"), Document("b", f"{path}:3")]
@@ -81,12 +81,12 @@ def test_jsonl_names_file_and_line(tmp_path: Path):
         (b'{"text": "a"}\n{"text": \n', "docs.jsonl:2: not JSON"),
         (b'["a"]\n', "docs.jsonl:1: must hold an object, not a list"),
         (b'{"body": 1, "title": 2}\n', "docs.jsonl:1: no field 'text'; fields seen: body, title"),
-        (b'{"text": 3}\n', "docs.jsonl:1: field 'text' holds a int"),
+        (b'{"text": 3}\n', "docs.jsonl:1: field 'text' is a int"),
         (b'{"text": "\\ud800"}\n', "half a surrogate pair"),
-        (b'{"text": "\xff"}\n', "docs.jsonl:1: broken UTF-8 at byte offset 10"),
+        (b'{"text": "\xff"}\n', "docs.jsonl:1: invalid UTF-8 at byte offset 10"),
     ],
 )
-def test_a_bad_jsonl_line_is_named_and_the_others_can_still_be_read(tmp_path: Path, content: bytes, message: str):
+def test_bad_jsonl_line_is_named_and_others_are_read(tmp_path: Path, content: bytes, message: str):
     path = tmp_path / "docs.jsonl"
     path.write_bytes(content + b'{"text": "last"}\n')
     with pytest.raises(UserError) as caught:
@@ -102,15 +102,13 @@ def test_a_bad_jsonl_line_is_named_and_the_others_can_still_be_read(tmp_path: Pa
     ("name", "content", "message"),
     [
         ("b.txt", b"ab\0cd", "b.txt: binary file (a zero byte at offset 2)"),
-        ("b.txt", b"caf\xe9 au lait", "b.txt: broken UTF-8 at byte offset 3"),
-        ("b.txt.gz", b"no gzip at all", "b.txt.gz: broken compressed file"),
-        ("b.txt.gz", gzip.compress(b"text" * 1000, mtime=0)[:-9], "b.txt.gz: broken compressed file"),
-        ("b.txt.zst", b"no zstd at all", "b.txt.zst: broken compressed file"),
+        ("b.txt", b"caf\xe9 au lait", "b.txt: invalid UTF-8 at byte offset 3"),
+        ("b.txt.gz", b"no gzip at all", "b.txt.gz: corrupt compressed file"),
+        ("b.txt.gz", gzip.compress(b"text" * 1000, mtime=0)[:-9], "b.txt.gz: corrupt compressed file"),
+        ("b.txt.zst", b"no zstd at all", "b.txt.zst: corrupt compressed file"),
     ],
 )
-def test_a_bad_text_file_is_named_and_the_others_can_still_be_read(
-    tmp_path: Path, name: str, content: bytes, message: str
-):
+def test_bad_text_file_is_named_and_others_are_read(tmp_path: Path, name: str, content: bytes, message: str):
     (tmp_path / name).write_bytes(content)
     (tmp_path / "good.txt").write_text("good")
     for separator in (None, "---"):
@@ -122,7 +120,7 @@ def test_a_bad_text_file_is_named_and_the_others_can_still_be_read(
         assert good == ["good"]
 
 
-def test_a_missing_file_names_the_nearest(tmp_path: Path):
+def test_missing_file_suggests_nearest(tmp_path: Path):
     (tmp_path / "corpus.txt").write_text("x")
     with pytest.raises(UserError, match=r"no such file; did you mean .*corpus\.txt"):
         texts(TextSource([str(tmp_path / "corpsu.txt")]))
@@ -130,7 +128,7 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path):
         texts(TextSource([str(tmp_path / "nowhere" / "corpus.txt")]))
     with pytest.raises(UserError, match="no file matches"):
         texts(TextSource([str(tmp_path / "*.md")]))
-    with pytest.raises(UserError, match=r"holds no \.jsonl files"):
+    with pytest.raises(UserError, match=r"contains no \.jsonl files"):
         texts(JsonlSource([str(tmp_path)]))
     with pytest.raises(UserError, match=r"data\.source\.paths is empty"):
         texts(TextSource())
@@ -157,13 +155,13 @@ def test_hugging_face_rows_are_streamed(monkeypatch: pytest.MonkeyPatch):
         documents(HuggingFaceSource("missing", None))
 
 
-def test_a_missing_datasets_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+def test_missing_datasets_library_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'lit-illada\[hf\]'"):
         documents(HuggingFaceSource())
 
 
-def test_a_json_line_may_hold_any_text(tmp_path: Path):
+def test_json_line_may_contain_any_text(tmp_path: Path):
     odd = "zero \0, emoji 😀, separators \u2028 \x85 \r, end"
     path = tmp_path / "docs.jsonl"
     path.write_text(json.dumps({"text": odd}) + "\n")

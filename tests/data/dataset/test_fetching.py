@@ -70,7 +70,7 @@ def server(prepared):
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "cut", "drop"])
-def test_what_may_mend_itself_is_tried_again_and_told(fault, server, prepared, caplog):
+def test_transient_failure_is_retried_and_logged(fault, server, prepared, caplog):
     server.faults = [fault, fault]
     content = Path(prepared.dir, "manifest.json").read_bytes()
     assert fetch(f"{server.url}/manifest.json", 3) == content
@@ -80,7 +80,7 @@ def test_what_may_mend_itself_is_tried_again_and_told(fault, server, prepared, c
     assert "attempt 3 of 3" in caplog.text
 
 
-def test_attempts_end(server):
+def test_attempts_are_limited(server):
     server.faults = [503] * 9
     with pytest.raises(UserError, match=r"manifest\.json could not be read \(HTTP 503 .*, tried 4 times\)"):
         fetch(f"{server.url}/manifest.json", 4)
@@ -88,14 +88,14 @@ def test_attempts_end(server):
 
 
 @pytest.mark.parametrize(("status", "error"), [(404, NotFoundError), (403, UserError), (400, UserError)])
-def test_an_answer_is_an_answer(status, error, server):
+def test_final_failure_is_not_retried(status, error, server):
     server.faults = [status]
     with pytest.raises(error):
         fetch(f"{server.url}/manifest.json", 5)
     assert len(server.asked) == 1
 
 
-def test_a_server_that_dies_and_comes_back_is_waited_for(prepared, monkeypatch):
+def test_restarted_server_is_waited_for(prepared, monkeypatch):
     server = Server(prepared.dir)
     port, url = server.server_port, server.url
     dataset = open_dataset(url, attempts=8)
@@ -119,7 +119,7 @@ def test_a_server_that_dies_and_comes_back_is_waited_for(prepared, monkeypatch):
     assert len(asleep) == 3
 
 
-def test_pauses_double_to_a_limit_and_differ(monkeypatch):
+def test_pauses_double_up_to_a_limit_with_jitter(monkeypatch):
     asleep = []
     monkeypatch.setattr(fetching, "FIRST_PAUSE_S", 1.0)
     monkeypatch.setattr(fetching.time, "sleep", asleep.append)
@@ -130,7 +130,7 @@ def test_pauses_double_to_a_limit_and_differ(monkeypatch):
     assert len(set(asleep)) == len(asleep)
 
 
-def test_a_shard_that_came_short_is_fetched_once_more_and_then_named(server):
+def test_truncated_shard_is_fetched_again_and_then_named(server):
     """Whole by what the server says of it, but not by the manifest."""
     dataset = open_dataset(server.url)
     record = dataset.manifest.train.shards[0]

@@ -61,14 +61,14 @@ def assert_told(folder: Path, *words: str) -> None:
             assert word in message
 
 
-def test_a_truncated_shard_is_named(copy):
+def test_truncated_shard_is_named(copy):
     shard = first_shard(copy)
     content = shard.read_bytes()
     shard.write_bytes(content[:-700])
     assert_told(copy, "truncated", f"{len(content) - 700} of {len(content)} bytes", "copy or download it again")
 
 
-def test_one_altered_byte_is_found(copy):
+def test_altered_byte_is_detected(copy):
     shard = first_shard(copy)
     content = bytearray(shard.read_bytes())
     content[2000] ^= 1
@@ -76,7 +76,7 @@ def test_one_altered_byte_is_found(copy):
     assert_told(copy, "altered")
 
 
-def test_a_missing_shard_is_named(copy):
+def test_missing_shard_is_named(copy):
     first_shard(copy).unlink()
     with pytest.raises(UserError, match=r"train-000000-.*\.tar is missing: copy or download it again"):
         load_first(copy)
@@ -102,12 +102,12 @@ def rewrite(folder: Path, change) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(tree))
 
 
-def test_a_missing_member_is_named(copy):
+def test_missing_member_is_named(copy):
     rewrite(copy, lambda name, content: None if name.endswith("lengths.npy") else content)
-    assert_told(copy, "lacks the member 'lengths.npy'")
+    assert_told(copy, "a sample has no member 'lengths.npy'")
 
 
-def test_a_shard_with_another_count_is_named(copy):
+def test_shard_with_wrong_count_is_named(copy):
     def drop_last(name: str, content: bytes) -> bytes:
         buffer = io.BytesIO()
         np.save(buffer, np.load(io.BytesIO(content))[:-1])
@@ -117,7 +117,7 @@ def test_a_shard_with_another_count_is_named(copy):
     assert_told(copy, "the manifest says")
 
 
-def test_another_tokenizer_is_refused(copy, tmp_path, make_config, make_texts):
+def test_tokenizer_of_another_data_set_is_rejected(copy, tmp_path, make_config, make_texts):
     other = make_config(tmp_path / "other", make_texts(50, seed=3))
     prepare(other)
     shutil.copytree(Path(other.dir, "tokenizer"), copy / "tokenizer", dirs_exist_ok=True)
@@ -126,12 +126,12 @@ def test_another_tokenizer_is_refused(copy, tmp_path, make_config, make_texts):
     assert len(verify(copy)) == 1
 
 
-def test_a_stray_shard_is_reported(copy):
+def test_shard_missing_in_manifest_is_reported(copy):
     shutil.copy(first_shard(copy), copy / "train-000999-abc.tar")
     assert verify(copy) == [f"{copy}/train-000999-abc.tar: not in the manifest; delete it"]
 
 
-def test_a_folder_without_a_readable_manifest_is_refused(copy):
+def test_folder_without_readable_manifest_is_rejected(copy):
     manifest = copy / MANIFEST_FILE
     content = manifest.read_text()
     manifest.write_text(content[: len(content) // 2])
@@ -145,7 +145,7 @@ def test_a_folder_without_a_readable_manifest_is_refused(copy):
         open_dataset(copy)
 
 
-def test_urls_and_pipes_read_like_the_folder(prepared, url, tmp_path):
+def test_urls_and_pipes_read_the_same_as_the_folder(prepared, url, tmp_path):
     address, asked = url
     local = open_dataset(prepared.dir)
     expected = local.load(local.manifest.train.shards[0])
@@ -167,14 +167,14 @@ def test_urls_and_pipes_read_like_the_folder(prepared, url, tmp_path):
     assert asked == [f"/{record.file}"] * 2
 
 
-def test_a_url_that_gives_nothing_is_told(url):
+def test_missing_url_is_reported(url):
     address, _ = url
     dataset = open_dataset(address)
     with pytest.raises(UserError, match=r"train-nowhere\.tar is missing: upload it again"):
         dataset.load(replace(dataset.manifest.train.shards[0], file="train-nowhere.tar"))
 
 
-def test_inspection_shows_the_figures_and_decoded_samples(prepared, texts):
+def test_inspection_shows_statistics_and_decoded_samples(prepared, texts):
     inspection = inspect(prepared.dir)
     manifest = inspection.manifest
     assert sum(length_bin.documents for length_bin in inspection.length_bins) == manifest.train.documents

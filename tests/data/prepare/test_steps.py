@@ -166,7 +166,7 @@ def test_workers_write_same_bytes_and_report_each_step(whole, tmp_path):
     assert prepare_by_parts(config, 3) == manifest
     assert len(steps) == 4
     other = replace(config, shard_tokens=2048)
-    with pytest.raises(UserError, match="data set of other settings"):
+    with pytest.raises(UserError, match="data set with other settings"):
         prepare_by_parts(other, 2)
     assert len(prepare_by_parts(other, 2, overwrite=True).train.shards) < len(manifest.train.shards)
     assert verify(config.dir) == []

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from lit_illada.data.sft.arithmetic import make_examples
 from lit_illada.data.sft.chat_template import Role
 from lit_illada.data.sft.config import ReasoningSource
+from lit_illada.data.sft.examples import make_examples
 from lit_illada.errors import UserError
 from lit_illada.tasks.arithmetic import RECHECK, Portion, ProblemRange
 
@@ -39,13 +39,13 @@ def solve(question):
 
 
 @pytest.mark.parametrize("operations", ["+", "+-*"])
-def test_reference_answers_are_what_python_computes(operations):
+def test_reference_answers_equal_python_results(operations):
     for example in make(replace(SOURCE, operations=operations)):
         question, _, answer = parts(example)
         assert answer == example.truth == str(solve(question)[1])
 
 
-def test_every_line_of_a_trace_is_true_but_for_slips_that_the_next_line_corrects():
+def test_every_trace_line_is_correct_except_slips_corrected_by_the_next_line():
     num_slips = 0
     for example in make(replace(SOURCE, operations="+-*")):
         question, lines, _ = parts(example)
@@ -62,7 +62,7 @@ def test_every_line_of_a_trace_is_true_but_for_slips_that_the_next_line_corrects
     assert num_slips > 50
 
 
-def test_traces_recheck_one_to_three_different_steps_each_stated_at_most_twice():
+def test_traces_recheck_one_to_three_distinct_steps_at_most_once_each():
     counts = Counter()
     for example in make(num=2000):
         question, lines, _ = parts(example)
@@ -76,7 +76,7 @@ def test_traces_recheck_one_to_three_different_steps_each_stated_at_most_twice()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
-def test_the_fraction_of_rechecked_traces_is_the_configured_one(fraction):
+def test_fraction_of_rechecked_traces_matches_config(fraction):
     examples = make(replace(SOURCE, recheck_fraction=fraction), num=2000)
     longer = [example for example in examples if len(parts(example)[0].split("\n")) > 2]
     observed = sum(RECHECK in example.messages[-1].reasoning for example in longer) / len(longer)
@@ -84,7 +84,7 @@ def test_the_fraction_of_rechecked_traces_is_the_configured_one(fraction):
     assert not any(RECHECK in example.messages[-1].reasoning for example in examples if example not in longer)
 
 
-def test_chains_below_min_recheck_depth_are_never_rechecked_and_longer_ones_do_not_change():
+def test_chains_below_min_recheck_depth_are_not_rechecked_and_longer_ones_do_not_change():
     careless = replace(SOURCE, recheck_fraction=1.0)
     doubting = replace(careless, min_recheck_depth=3)
     examples = [make_examples(source, source.easy, Portion.TRAIN, 400, 0.1) for source in (careless, doubting)]
@@ -94,7 +94,7 @@ def test_chains_below_min_recheck_depth_are_never_rechecked_and_longer_ones_do_n
         assert is_short or before == after
 
 
-def test_the_splits_share_no_problem_over_thousands_also_where_their_ranges_overlap():
+def test_splits_have_no_common_problem_even_where_ranges_overlap():
     small = ProblemRange(min_depth=1, max_depth=2)
     for ranges in ([MIXED] * 3, [small] * 3, [small, small, ProblemRange(min_depth=2, max_depth=3)]):
         train, validation, test = (
@@ -107,7 +107,7 @@ def test_the_splits_share_no_problem_over_thousands_also_where_their_ranges_over
         assert not validation & test
 
 
-def test_problems_span_exactly_the_configured_range():
+def test_problems_span_the_configured_range():
     seen = set()
     for example in make(num=1000):
         question, lines, _ = parts(example)
@@ -119,7 +119,7 @@ def test_problems_span_exactly_the_configured_range():
     assert seen == {(depth, modulus) for depth in range(1, 7) for modulus in (2, 7, 10)}
 
 
-def test_examples_depend_on_the_seed_alone_and_requesting_more_extends_them():
+def test_examples_depend_only_on_seed_and_requesting_more_extends_them():
     assert make(num=50) == make(num=80)[:50]
     assert make(replace(SOURCE, seed=1), num=50) != make(num=50)
     # a change of the traces leaves the problems alone: arms of an ablation learn the same ones
@@ -142,13 +142,13 @@ def loops(tokens):
     return [period for period, run in runs.items() if run >= max(24, 3 * period)]
 
 
-def test_the_reference_loop_detector_detects_loops():
+def test_reference_loop_detector_detects_loops():
     phrase = "wait let me check that again once more".split()
     assert loops(["so", *phrase * 3, "end"])
     assert not loops(["so", *phrase * 2, "end"])
 
 
-def test_no_text_of_the_corpus_contains_a_loop():
+def test_corpus_contains_no_loops():
     source = replace(SOURCE, recheck_fraction=1.0)
     ranges = [ReasoningSource().easy, ReasoningSource().harder, MIXED, ProblemRange(operands=6, max_depth=3)]
     for difficulty in ranges:
@@ -159,7 +159,7 @@ def test_no_text_of_the_corpus_contains_a_loop():
             assert not loops(text), text  # the finest of all tokenizers
 
 
-def test_a_range_with_too_few_held_out_problems_is_rejected():
+def test_range_with_too_few_held_out_problems_is_rejected():
     with pytest.raises(UserError, match=r"only \d+ of 500 validation problems were found"):
         make(difficulty=ProblemRange(max_depth=1), portion=Portion.VALIDATION, num=500, fraction=0.1)
 
@@ -168,12 +168,12 @@ def test_a_range_with_too_few_held_out_problems_is_rejected():
     "fields",
     [{"operations": "/"}, {"operations": ""}, {"recheck_fraction": 1.5}, {"num_train": 0}, {"min_recheck_depth": 0}],
 )
-def test_impossible_sources_are_rejected(fields):
+def test_invalid_sources_are_rejected(fields):
     with pytest.raises(UserError, match=r"sft_data\.source\."):
         ReasoningSource(**fields)
 
 
-def test_the_largest_numbers_are_drawn_uniformly_and_bound_every_number_of_a_problem():
+def test_largest_numbers_are_drawn_uniformly_and_bound_every_number():
     source, mixed = ReasoningSource(), ProblemRange([10], 2, 4, max_numbers=[3, 9])
     largest = [
         max(int(number) for line in example.messages[0].content.splitlines()[:-1] for number in re.findall(r"\d", line))

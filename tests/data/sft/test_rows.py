@@ -52,7 +52,7 @@ def reference_packed(pairs, epoch, is_prompt_maskable, isolate):
 
 @settings(max_examples=20)
 @given(PAIRS, st.booleans(), st.booleans())
-def test_packed_rows_are_all_examples_end_to_end(pairs, is_prompt_maskable, isolate):
+def test_packed_rows_are_concatenated_examples(pairs, is_prompt_maskable, isolate):
     packed = stream(Packed(is_prompt_maskable, isolate, NoShortening()), pairs)
     n = packed.rows_per_epoch
     for epoch in range(3):
@@ -84,7 +84,7 @@ def reference_padded(config, pairs, row_ids, batch_rows):
 
 @settings(max_examples=25)
 @given(PAIRS, st.booleans(), st.booleans(), st.sampled_from(PadTo), st.integers(1, 5))
-def test_padded_rows_are_an_example_and_eos(pairs, is_prompt_maskable, is_padding_maskable, pad_to, batch_rows):
+def test_padded_rows_are_one_example_and_eos(pairs, is_prompt_maskable, is_padding_maskable, pad_to, batch_rows):
     config = Padded(is_prompt_maskable, is_padding_maskable, pad_to)
     padded = stream(config, pairs, batch_rows)
     assert padded.rows_per_epoch == len(pairs)
@@ -98,7 +98,7 @@ def test_padded_rows_are_an_example_and_eos(pairs, is_prompt_maskable, is_paddin
 
 @pytest.mark.parametrize("shortening", [SplitRow(0.5), TruncateRow(0.5)])
 @pytest.mark.parametrize("kind", [Packed, Padded])
-def test_shortening_acts_on_rows_as_in_pretraining(kind, shortening):
+def test_shortening_of_rows_equals_that_of_pretraining(kind, shortening):
     pairs = [([5, 6, 7], [8, 9]) for _ in range(40)]
     plain = stream(kind(shortening=NoShortening()), pairs)
     row_ids = np.arange(2 * plain.rows_per_epoch)
@@ -111,7 +111,7 @@ def test_shortening_acts_on_rows_as_in_pretraining(kind, shortening):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_response_may_be_given_up_to_a_random_place(share):
+def test_visible_prefix_reveals_response_up_to_a_random_position(share):
     pairs = [([5, 6], [8, 9, 10, 11]) for _ in range(40)]
     row_ids = np.arange(4000)
     plain, given = (stream(Padded(visible_prefix=value), pairs).rows(row_ids) for value in (0.0, share))
@@ -143,7 +143,7 @@ def counts_of(config, pairs, normaliser):
 PAIRS_OF_TWO = [([1, 2, 3], [4, EOS]), ([1], [5, 6, 7, 8, EOS])]
 
 
-def test_padding_that_counts_is_part_of_the_response_that_lladas_normaliser_divides_by():
+def test_maskable_padding_counts_in_response_length_of_llada_normaliser():
     batch, factor, count = counts_of(Padded(), PAIRS_OF_TWO, Normaliser.RESPONSE)
     assert count == 2
     assert batch.layout.is_whole_rows
@@ -154,7 +154,7 @@ def test_padding_that_counts_is_part_of_the_response_that_lladas_normaliser_divi
         assert batch.is_maskable[b].tolist() == [False] * prompt + [True] * answer_length
 
 
-def test_padding_that_does_not_count_changes_no_response_length_and_is_seen_by_nobody():
+def test_unmaskable_padding_changes_no_response_length_and_is_a_separate_segment():
     batch, factor, count = counts_of(Padded(is_padding_maskable=False), PAIRS_OF_TWO, Normaliser.RESPONSE)
     assert count == 2
     b = next(b for b in range(2) if 4 in batch.input_ids[b])
@@ -165,7 +165,7 @@ def test_padding_that_does_not_count_changes_no_response_length_and_is_seen_by_n
     assert int(batch.is_maskable.sum()) == 2 + 5
 
 
-def test_packed_examples_weigh_the_same_under_the_normaliser_of_responses():
+def test_packed_examples_have_equal_weight_under_response_normaliser():
     pairs = [([1, 2, 3], [4, EOS]), ([1], [5, 6, 7, 8, EOS]), ([1, 2], [3, EOS])]
     config = Packed(is_prompt_maskable=False, shortening=NoShortening())
     batch = ExampleRows(stream(config, pairs))[[0]]
@@ -183,7 +183,7 @@ def test_packed_examples_weigh_the_same_under_the_normaliser_of_responses():
 
 
 @given(PAIRS)
-def test_encoded_examples_keep_every_token_and_its_part(pairs):
+def test_encoded_examples_contain_every_token_with_its_part(pairs):
     examples = EncodedExamples.of(pairs)
     assert len(examples) == len(pairs)
     for (prompt, response), start, length in zip(pairs, examples.starts, examples.lengths, strict=True):
@@ -192,7 +192,7 @@ def test_encoded_examples_keep_every_token_and_its_part(pairs):
         assert examples.is_response[here].tolist() == [False] * len(prompt) + [True] * len(response)
 
 
-def test_the_digest_tells_tokens_and_parts_apart():
+def test_digest_depends_on_tokens_and_parts():
     digests = {
         EncodedExamples.of(pairs).digest()
         for pairs in ([([1, 2], [3])], [([1], [2, 3])], [([1, 2], [4])], [([1], [2]), ([1], [2])])

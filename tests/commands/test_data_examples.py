@@ -5,13 +5,13 @@ from click.testing import CliRunner
 
 from lit_illada.batch import Layout, TokenBatch
 from lit_illada.cli import main
-from lit_illada.data.sft.preview import Span, spans
+from lit_illada.commands.data_examples import Span, spans
 from lit_illada.data.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["a few words"], 263)
 
 
-def test_spans_break_at_segments_and_where_maskable_changes():
+def test_spans_end_at_segment_borders_and_changes_of_is_maskable():
     ids = TOKENIZER.encode("abcdef")
     batch = TokenBatch(
         input_ids=torch.tensor([ids, ids]),
@@ -28,7 +28,7 @@ def test_spans_break_at_segments_and_where_maskable_changes():
     assert spans(batch, 1, TOKENIZER) == [Span("abcdef", 6, True, True)]
 
 
-def test_the_command_shows_rows_and_what_was_left_out(tmp_path):
+def test_command_prints_rows_and_number_of_skipped_examples(tmp_path):
     TOKENIZER.save(tmp_path)
     small = [
         "sft_data.source.num_train=20",

@@ -8,7 +8,7 @@ import pytest
 
 from lit_illada.data.sft.chat_template import Message, Role
 from lit_illada.data.sft.config import AlpacaSource, Gsm8kSource, MessagesSource, ShareGptSource
-from lit_illada.data.sft.instruction import Example, read_examples
+from lit_illada.data.sft.examples import Example, read_examples
 from lit_illada.errors import UserError
 
 GSM8K = Path(__file__).parents[3].parent / "shared" / "data" / "gsm8k"
@@ -31,7 +31,7 @@ def talk(*turns):
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-def test_messages_keep_roles_and_find_the_reasoning(tmp_path):
+def test_messages_are_parsed_into_roles_and_reasoning(tmp_path):
     file = write(
         tmp_path / "chat.jsonl",
         talk(("system", "s"), ("user", "u"), ("assistant", "<think>\nwhy\n</think>\n\na"), ("user", "v"),
@@ -96,7 +96,7 @@ def test_alpaca_joins_instruction_and_input(tmp_path):
     ]
 
 
-def test_gsm8k_reasoning_is_freed_from_calculator_notes(tmp_path):
+def test_gsm8k_calculator_annotations_are_removed(tmp_path):
     row = {"question": "How many?", "answer": "He had 48/2 = <<48/2=24>>24.\nSo 1,024.\n#### 1,024"}
     train, _ = read(Gsm8kSource([write(tmp_path / "train.jsonl", row)]))
     assert train[0].messages == (
@@ -107,7 +107,7 @@ def test_gsm8k_reasoning_is_freed_from_calculator_notes(tmp_path):
 
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="the GSM8K files are not there")
-def test_gsm8k_own_files_are_read_whole():
+def test_original_gsm8k_files_are_read_completely():
     train, validation = read(Gsm8kSource([str(GSM8K / "train.jsonl")], [str(GSM8K / "test.jsonl")]))
     assert (len(train), len(validation)) == (7473, 1319)
     for example in train + validation:
@@ -160,7 +160,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize(("kind", "row", "said"), BAD)
-def test_a_bad_row_is_named_with_its_line_and_the_others_can_still_be_read(tmp_path, kind, row, said):
+def test_bad_record_is_named_with_its_line_and_others_are_read(tmp_path, kind, row, said):
     file = write(tmp_path / "some.jsonl", GOOD[kind], "", row, GOOD[kind])
     with pytest.raises(UserError, match=said) as caught:
         read(SOURCES[kind]([file]))
@@ -172,20 +172,20 @@ def test_a_bad_row_is_named_with_its_line_and_the_others_can_still_be_read(tmp_p
     assert [str(error) for error in errors] == [str(caught.value)]
 
 
-def test_files_that_are_not_there_are_refused(tmp_path):
+def test_missing_files_are_rejected(tmp_path):
     with pytest.raises(UserError, match=r"sft_data\.source\.paths is empty"):
         read(MessagesSource())
     with pytest.raises(UserError, match="no such file"):
         read(MessagesSource([str(tmp_path / "chats.jsonl")]))
 
 
-def test_a_compressed_file_reads_like_a_plain_one(tmp_path):
+def test_compressed_file_reads_the_same_as_plain_one(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(GOOD["alpaca"]).encode()))
     assert read(AlpacaSource([str(tmp_path)]))[0][0].messages[1].content == "o"
 
 
-def test_no_prompt_is_in_both_splits_and_a_row_keeps_its_split_whatever_else_is_there(tmp_path):
+def test_splits_have_no_common_prompt_and_are_independent_of_other_records(tmp_path):
     rows = [{"instruction": f"i{n % 300}", "output": f"o{n}"} for n in range(600)]
     train, validation = read(AlpacaSource([write(tmp_path / "a.jsonl", *rows)]), 0.2)
     assert len(train) + len(validation) == 600
@@ -196,7 +196,7 @@ def test_no_prompt_is_in_both_splits_and_a_row_keeps_its_split_whatever_else_is_
     assert {example.messages[0].content for example in half} == held_out & {f"i{n}" for n in range(150)}
 
 
-def test_named_validation_files_win_over_training(tmp_path):
+def test_prompts_of_validation_files_are_removed_from_training(tmp_path):
     rows = [{"instruction": f"i{n}", "output": "o"} for n in range(20)]
     source = AlpacaSource([write(tmp_path / "a.jsonl", *rows)], [write(tmp_path / "b.jsonl", *rows[:5])])
     train, validation = read(source)
@@ -204,7 +204,7 @@ def test_named_validation_files_win_over_training(tmp_path):
     assert [example.messages[0].content for example in train] == [f"i{n}" for n in range(5, 20)]
 
 
-def test_the_digest_of_a_prompt_ignores_its_answer_only():
+def test_prompt_digest_depends_on_everything_but_the_last_answer():
     one = Example((Message(Role.USER, "u"), Message(Role.ASSISTANT, "a")), "x")
     two = Example((Message(Role.USER, "u"), Message(Role.ASSISTANT, "b", "r")), "y")
     three = Example((Message(Role.SYSTEM, "u"), Message(Role.ASSISTANT, "a")), "x")

@@ -1,4 +1,4 @@
-"""Reads examples from instruction files and reports malformed records."""
+"""Fine-tuning examples: read from instruction files, or generated from chained-arithmetic problems."""
 
 import hashlib
 import re
@@ -11,9 +11,17 @@ from lit_illada.data.corpora.sources import OnBad, json_objects
 from lit_illada.data.corpora.text_files import find_files
 from lit_illada.data.dataset.manifest import VALIDATION
 from lit_illada.data.sft.chat_template import Message, Role
-from lit_illada.data.sft.config import AlpacaSource, Gsm8kSource, InstructionFiles, MessagesSource, ShareGptSource
+from lit_illada.data.sft.config import (
+    AlpacaSource,
+    Gsm8kSource,
+    InstructionFiles,
+    MessagesSource,
+    ReasoningSource,
+    ShareGptSource,
+)
 from lit_illada.errors import UserError, unknown
 from lit_illada.tasks.answers import normalized_reference
+from lit_illada.tasks.arithmetic import Portion, ProblemRange, draw_problems, draw_reasoning
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,33 @@ def read_examples(source: InstructionFiles, validation_fraction: float, on_bad: 
         validation = [e for e in examples if split_of(e.prompt_digest, validation_fraction) == VALIDATION]
     held_out = {example.prompt_digest for example in validation}
     return [example for example in examples if example.prompt_digest not in held_out], validation
+
+
+def make_examples(
+    source: ReasoningSource, difficulty: ProblemRange, portion: Portion, num: int, held_out_fraction: float
+) -> list[Example]:
+    """`num` examples of a range whose problems belong to `portion`, with reasoning as the source says.
+
+    Raises UserError where the range has too few problems.
+    """
+    problems = draw_problems(
+        difficulty, source.operations, portion, num, seed=source.seed, held_out_fraction=held_out_fraction
+    )
+    reasoning = draw_reasoning(
+        problems,
+        seed=source.seed,
+        recheck_fraction=source.recheck_fraction,
+        slip_fraction=source.slip_fraction,
+        min_recheck_depth=source.min_recheck_depth,
+    )
+    return [
+        Example(
+            (Message(Role.USER, problem.question), Message(Role.ASSISTANT, problem.answer, "\n".join(lines))),
+            f"{portion} problem {index}",
+            problem.answer,
+        )
+        for (index, problem), lines in zip(problems.items(), reasoning, strict=True)
+    ]
 
 
 def _read(source: InstructionFiles, paths: list[str], field: str, on_bad: OnBad) -> Iterator[Example]:
