@@ -79,7 +79,7 @@ def test_a_mistake_is_one_line_and_debug_shows_the_traceback():
 @pytest.mark.parametrize("words", [["doctor", "--json"], ["bench", "loops", "--json"]], ids=" ".join)
 def test_a_file_that_cannot_be_written_is_told_before_the_work(words, tmp_path):
     (tmp_path / "folder").mkdir()
-    for name, said in (("folder", "that is a folder, name a file in it"), ("none/found.json", "there is no folder")):
+    for name, said in (("folder", "this is a folder"), ("none/found.json", "the folder ")):
         result = lit_illada(*words, str(tmp_path / name))
         assert result.exit_code == 1
         assert result.output.startswith(f"Error: {words[-1]} {tmp_path / name}: {said}")

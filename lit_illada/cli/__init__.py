@@ -1,4 +1,4 @@
-"""The commands. Each imports its room only when it runs, so that help and completion answer at once."""
+"""Declarations of the commands. Each imports its implementation when it runs, so that help and completion are fast."""
 
 from lit_illada.cli.root import main
 

@@ -1,4 +1,4 @@
-"""`python -m lit_illada.cli`."""
+"""Entry point of `python -m lit_illada.cli`."""
 
 from lit_illada.cli.root import main
 

@@ -1,4 +1,4 @@
-"""What the shell completes: commands and options by click, config groups and keys from the YAML files."""
+"""Shell completion: commands and options by click, config groups and keys from the YAML files."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,14 +14,14 @@ from lit_illada.runtime.yaml_files import parse_yaml
 
 
 def script(command: click.Command, shell: str) -> str:
-    """The completion script of a shell."""
+    """Completion script of a shell."""
     cls = get_completion_class(shell)
     assert cls is not None
     return cls(command, {}, "lit-illada", "_LIT_ILLADA_COMPLETE").source()
 
 
 def complete_override(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Groups (`model=`), their files (`model=nano`), keys (`model.hidden_size=`) and values that continue the word."""
+    """Completions of a word: groups (`model=`), files (`model=nano`), keys (`model.hidden_size=`) and values."""
     key, has_value, typed = incomplete.partition("=")
     folder = conf_dir() / key.partition("@")[0]
     if has_value and folder.is_dir():
@@ -35,7 +35,7 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
 
 
 def _values(ctx: click.Context, key: str) -> list[str]:
-    """Names of a choice, members of an enumeration, true and false."""
+    """Values of a key: names of a choice, members of an enumeration, or booleans."""
     from lit_illada.commands.explain import values_of
 
     overrides = [word for word in ctx.params.get("overrides") or () if "=" in word]
@@ -43,7 +43,7 @@ def _values(ctx: click.Context, key: str) -> list[str]:
 
 
 def key_hint(ctx: click.Context, option: str) -> str:
-    """What to write instead of an option that does not exist, where config keys are written KEY=VALUE."""
+    """Hint for an unknown option of a command whose config values are written KEY=VALUE."""
     key = option.lstrip("-").replace("-", "_")
     config = "pretrain" if ctx.info_name in ("config", "estimate") else _config_of(ctx)
     _, keys = _compose(conf_dir() / f"{config}.yaml", "", "", {})
@@ -52,7 +52,7 @@ def key_hint(ctx: click.Context, option: str) -> str:
 
 
 def _config_of(ctx: click.Context) -> str:
-    """The file at the top of conf/ that the command composes."""
+    """Name of the top-level file in conf/ that the command composes."""
     if ctx.info_name in ("config", "estimate"):
         return str(ctx.params["command"])
     return "data" if ctx.info_name == "prepare" else str(ctx.info_name)
@@ -63,10 +63,9 @@ def _files(folder: Path) -> list[str]:
 
 
 def _compose(file: Path, group: str, package: str, chosen: Mapping[str, str]) -> tuple[set[str], set[str]]:
-    """What Hydra would find, without its import: the groups to choose files of, and the keys, of this file and of those
-    in its defaults.
+    """Groups and keys of a config file and of the files in its defaults, without importing Hydra, which is slow.
 
-    group: the folder of the file inside conf/. package: where its keys lie. chosen: group to file, before the defaults.
+    group: folder of the file in conf/. package: dotted prefix of its keys. chosen: file by group, overriding defaults.
     """
     groups: set[str] = set()
     if not file.is_file():
@@ -74,7 +73,7 @@ def _compose(file: Path, group: str, package: str, chosen: Mapping[str, str]) ->
     tree = parse_yaml(read_text(file), str(file), object) or {}
     keys = set(_leaves({key: value for key, value in tree.items() if key != "defaults"}, package))
     if package:
-        keys.discard(f"{package}.name")  # of a choice: its group says it
+        keys.discard(f"{package}.name")  # the name of a choice is selected by its group
     for entry in tree.get("defaults", ()):
         if entry == "_self_":
             continue
@@ -85,7 +84,7 @@ def _compose(file: Path, group: str, package: str, chosen: Mapping[str, str]) ->
         is_elsewhere = inner_package != inner_group.replace("/", ".")
         key = f"{inner_group}@{inner_package}" if is_elsewhere else inner_group
         groups.add(key)
-        if inner_group != "experiment":  # which holds no keys of its own
+        if inner_group != "experiment":  # experiments only override keys of other groups
             inner_file = conf_dir() / inner_group / f"{chosen.get(key, choice)}.yaml"
             more_groups, more_keys = _compose(inner_file, inner_group, inner_package, chosen)
             groups, keys = groups | more_groups, keys | more_keys

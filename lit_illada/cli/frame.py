@@ -18,8 +18,8 @@ overrides_argument = click.argument(
     "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completion.complete_override
 )
 
-_FULL = ": free some space and run it again; resume a training run with --resume"
-_NOT_OURS = ": choose a folder that can be written to"
+_FULL = ": free some space and run the command again; resume a training run with --resume"
+_NOT_OURS = ": choose a writable folder"
 # errors of the file system, with the fix
 _FIXES = {
     errno.ENOSPC: _FULL,
@@ -28,7 +28,7 @@ _FIXES = {
     errno.EACCES: _NOT_OURS,
     errno.EPERM: _NOT_OURS,
     errno.EROFS: _NOT_OURS,
-    errno.ENOTDIR: ": a file stands where a folder is needed",
+    errno.ENOTDIR: ": a file exists where a folder is needed",
 }
 
 
@@ -38,9 +38,9 @@ def file_to_write(context: click.Context, option: click.Parameter, path: Path | 
         return None
     given = f"{option.opts[0]} {path}"
     if path.is_dir():
-        raise click.ClickException(f"{given}: that is a folder, name a file in it")
+        raise click.ClickException(f"{given}: this is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise click.ClickException(f"{given}: there is no folder {path.parent}, make it first")
+        raise click.ClickException(f"{given}: the folder {path.parent} does not exist; create it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise click.ClickException(f"{given}{_NOT_OURS}")
     return path
@@ -59,7 +59,7 @@ def refuse_early(command: str, overrides: Sequence[str]) -> None:
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator that prints user errors as one line; other exceptions keep their traceback."""
+    """Decorator that prints user errors as one line; other exceptions are raised with their traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:

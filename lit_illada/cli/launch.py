@@ -1,4 +1,4 @@
-"""Commands that submit Slurm jobs: `launch pretrain`, `sft` and `data`."""
+"""The `launch` commands, which submit Slurm jobs: `pretrain`, `sft` and `data`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +117,7 @@ def launch_sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[st
     from lit_illada.commands.launch import submit_training
 
     if resume is not None and checkpoint is not None:
-        # click takes the first word for the checkpoint
+        # click assigns the first word to the checkpoint, although it is an override
         checkpoint, overrides = None, (str(checkpoint), *overrides)
     submit_training("sft", checkpoint, overrides, resume, _request(**options))
 

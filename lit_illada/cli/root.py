@@ -24,7 +24,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class _Commands(click.Group):
-    """Explains options that are config keys elsewhere, such as `--lr`; escapes what errors quote."""
+    """Adds a hint to unknown options that are config keys, such as `--lr`, and escapes text quoted in errors."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -37,6 +37,7 @@ class _Commands(click.Group):
 
 
 def _key_hint(error: click.NoSuchOption) -> str:
+    """Hint about KEY=VALUE, for a command that has overrides."""
     if error.ctx is None or not any(parameter.name == "overrides" for parameter in error.ctx.command.params):
         return ""
     return completion.key_hint(error.ctx, error.option_name)

@@ -1,4 +1,4 @@
-"""`sweep list`, `plan`, `run` and `report`."""
+"""The `sweep` commands: `list`, `plan`, `run` and `report`."""
 
 from pathlib import Path
 
@@ -9,23 +9,23 @@ from lit_illada.errors import UserError
 
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _folder = click.option(
-    "--folder", type=click.Path(path_type=Path), help="Where the sweep is kept (default: runs/sweeps/NAME)."
+    "--folder", type=click.Path(path_type=Path), help="Folder of the sweep (default: runs/sweeps/NAME)."
 )
 _workers = click.option(
     "--workers", type=click.IntRange(min=1), help="Runs at a time (default: as many as cores, memory or GPUs allow)."
 )
-_threads = click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores a run.")
+_threads = click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores per run.")
 
 
 @click.group()
 def sweep() -> None:
-    """Compare arms: many runs that differ in one thing, at several seeds, with one budget and one validation metric."""
+    """Compare settings (arms) over several seeds, with the same budget and validation metric."""
 
 
 @sweep.command("list", epilog="\b\nExample:\n  lit-illada sweep list\n")
 @guarded
 def sweep_list() -> None:
-    """Show the sweeps that come with the package, and the question each answers."""
+    """List the sweeps that come with the package, with their questions."""
     from lit_illada.sweep.library import print_library
 
     print_library()
@@ -46,7 +46,7 @@ Examples:
 @_overrides
 @guarded
 def sweep_plan(name: str, folder: Path | None, workers: int | None, threads: int, overrides: tuple[str, ...]) -> None:
-    """Print the runs of the sweep NAME, what they share, and the time and disk they will take. Nothing is run."""
+    """Print the runs of the sweep NAME, their time, disk space and memory, without running them."""
     from lit_illada.commands.sweep import Workers, print_plan
 
     print_plan(name, overrides, folder, Workers(workers, threads))
@@ -64,18 +64,22 @@ Examples:
 )
 @click.argument("name")
 @_folder
-@click.option(
-    "--resume", "is_resumed", is_flag=True, help="Go on with runs that were killed, and try failed ones again."
-)
+@click.option("--resume", "is_resumed", is_flag=True, help="Resume interrupted runs and retry failed ones.")
 @_workers
 @_threads
 @click.option(
     "--slurm", "is_slurm", is_flag=True, help="Submit the runs as Slurm job arrays (needs the extra `slurm`)."
 )
-@click.option("--partition", help="Of Slurm (default: the cluster's).")
-@click.option("--time-min", type=click.IntRange(min=1), default=1440, show_default=True, help="A Slurm job's limit.")
-@click.option("--gpus", type=click.IntRange(min=0), help="GPUs a Slurm node (default: the run's trainer.devices).")
-@click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="A further parameter of sbatch: account=me.")
+@click.option("--partition", help="Slurm partition (default: the cluster's default).")
+@click.option(
+    "--time-min",
+    type=click.IntRange(min=1),
+    default=1440,
+    show_default=True,
+    help="Time limit of a Slurm job, in minutes.",
+)
+@click.option("--gpus", type=click.IntRange(min=0), help="GPUs per Slurm node (default: the run's trainer.devices).")
+@click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="Further sbatch option: account=me. Repeatable.")
 @_overrides
 @guarded
 def sweep_run(
@@ -91,10 +95,10 @@ def sweep_run(
     sbatch: tuple[str, ...],
     overrides: tuple[str, ...],
 ) -> None:
-    """Run the sweep NAME: one of `sweep list`, a YAML file, or the folder of a sweep that is begun.
+    """Run the sweep NAME: one of `sweep list`, a YAML file, or the folder of a started sweep.
 
-    What is finished is never run again. Ctrl-C lets every run save and stop. With --slurm, a run takes the nodes and
-    devices that its trainer names, is requeued when it is preempted or out of time, and goes on from its checkpoint.
+    Finished runs are not repeated. At Ctrl-C every run saves and stops. With --slurm, each run is a job with the nodes
+    and devices of its trainer; it is requeued after preemption or a time limit and resumes from its checkpoint.
     """
     from lit_illada.commands.sweep import Workers, run_sweep
     from lit_illada.sweep.slurm import SlurmOptions
@@ -117,13 +121,15 @@ Examples:
 """,
 )
 @click.argument("sweep")
-@click.option("--out", type=click.Path(path_type=Path), help="A folder for it (default: report in the sweep's).")
-@click.option("--open", "is_opened", is_flag=True, help="Show the page in the browser.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the report (default: report in the sweep's folder)."
+)
+@click.option("--open", "is_opened", is_flag=True, help="Open the page in the browser.")
 @guarded
 def sweep_report(sweep: str, out: Path | None, is_opened: bool) -> None:
-    """Write what SWEEP (its folder, or the name of one in runs/sweeps) has found: a page, tables and pictures.
+    """Write the report of SWEEP (its folder, or its name in runs/sweeps): a page, tables and figures.
 
-    Reads files alone, so it can be asked at any time, and of a copy on another machine.
+    Works at any time during or after the runs, and on a copy of the folder on another machine.
     """
     from lit_illada.commands.sweep_report import run
 
@@ -138,7 +144,7 @@ def sweep_report(sweep: str, out: Path | None, is_opened: bool) -> None:
 @click.pass_context
 @guarded
 def sweep_one(context: click.Context, folder: Path, run_id: str) -> None:
-    """Do one run of a planned sweep in this process; the pool and cluster jobs call it."""
+    """Execute one run of a planned sweep in this process, as the pool and Slurm jobs do."""
     from lit_illada.sweep.attempt import attempt
     from lit_illada.sweep.folder import SweepFolder
 

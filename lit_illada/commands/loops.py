@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lit_illada.commands import convert, loops_analyze, score, sweep_report
-from lit_illada.commands.sweep import Workers, execute, planned
+from lit_illada.commands.sweep import Workers, execute, plan_sweep
 from lit_illada.config import SFTConfig
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.data.sft.examples import make_examples
@@ -39,7 +39,7 @@ def reproduce_loops(
 
     A run that fails does not cost the reports of the others.
     """
-    spec, place, runs = planned(name, overrides, folder)
+    spec, place, runs = plan_sweep(name, overrides, folder)
     if not any(map(_solves_problems, runs)):
         raise UserError(
             f"{name} is no experiment on loops: none of its stages solves problems (command: score, arguments: "

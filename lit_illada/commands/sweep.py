@@ -1,4 +1,4 @@
-"""Plans and runs sweeps."""
+"""The `sweep plan` and `sweep run` commands."""
 
 import hashlib
 import os
@@ -34,58 +34,62 @@ from lit_illada.training.config.trainer import Accelerator
 class Workers:
     """Resources of a sweep."""
 
-    at_once: int | None  # concurrent runs; None: as many as memory and cores, or GPUs, allow
+    at_once: int | None  # runs at a time; None: as many as memory and cores, or GPUs, allow
     threads: int  # per run
     slurm: SlurmOptions | None = None  # None: run on this machine
 
 
 def print_plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
-    """Print the runs of a sweep, their shared stages and their cost."""
-    spec, place, runs = planned(name, overrides, folder)
-    statuses = Overview(place, runs, spec.metrics[0].name).look()
+    """Print the runs of a sweep, the stages they share, and their cost."""
+    spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
+    statuses = Overview(sweep_folder, runs, spec.metrics[0].name).look()
     console = Console()
-    _print_head(spec, place, console)
-    speed = speed_of(statuses, _accelerator(runs, is_asked=False), workers.threads)
+    _print_head(spec, sweep_folder, console)
+    speed = speed_of(statuses, _accelerator(runs, is_required=False), workers.threads)
     console.print(_runs_table(runs, spec, speed), highlight=False)
-    slots = _slots(runs, workers, is_asked=False)
+    slots = _slots(runs, workers, is_required=False)
     _print_costs(statuses, speed, len(slots), console)
 
 
 def run_sweep(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> None:
-    """Run a sweep here or by Slurm with a progress table; the exit status is 1 if a run failed."""
+    """Run a sweep on this machine or through Slurm. Exits as `SweepOutcome.end` does."""
     execute(name, overrides, folder, is_resumed, workers).end("lit-illada sweep run {} --resume")
 
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """State of a sweep after the pool has ended."""
+    """State of a sweep after its execution."""
 
-    place: SweepFolder
+    sweep_folder: SweepFolder
     statuses: list[RunStatus]
     at_once: int
     was_stopped: bool  # by the user
 
     @property
     def is_finished(self) -> bool:
+        """Whether every run has finished."""
         return all(status.state is RunState.FINISHED for status in self.statuses)
 
     def end(self, resume: str) -> None:
         """Print the outcome. Raises SystemExit(1) if a run failed, SystemExit(130) if the user stopped the sweep.
 
-        resume: the command that resumes it, with {} for its folder.
+        resume: command that resumes the sweep, with {} in place of its folder.
         """
         console = Console()
         for status in self.statuses:
             if status.state is RunState.FAILED:
-                log = self.place.run_folder(status.run).log
-                console.print(f"\n{status.run.id} failed; the last of {log}:", highlight=False)
+                log = self.sweep_folder.run_folder(status.run).log
+                console.print(f"\n{status.run.id} failed; last lines of {log}:", highlight=False)
                 for line in status.last_lines:
                     console.print(f"    {line}", highlight=False, soft_wrap=True)
-        told = {self.place.path: summary(self.statuses, self.at_once), "curves": f"lit-illada board {self.place.runs}"}
+        lines = {
+            self.sweep_folder.path: summary(self.statuses, self.at_once),
+            "curves": f"lit-illada board {self.sweep_folder.runs}",
+        }
         if not self.is_finished:
-            told["resume"] = resume.format(self.place.path)
-        for what, text in told.items():
-            console.print(f"{what!s:<12} {text}", highlight=False, soft_wrap=True)
+            lines["resume"] = resume.format(self.sweep_folder.path)
+        for heading, text in lines.items():
+            console.print(f"{heading!s:<12} {text}", highlight=False, soft_wrap=True)
         if not self.is_finished:
             raise SystemExit(130 if self.was_stopped else 1)
 
@@ -93,42 +97,47 @@ class SweepOutcome:
 def execute(
     name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers
 ) -> SweepOutcome:
-    """Execute every unfinished run of a sweep, here or by Slurm, with a progress table."""
+    """Execute every unfinished run of a sweep, on this machine or through Slurm, with a progress table.
+
+    Raises UserError for an invalid sweep, and for failed or interrupted runs in its folder unless `is_resumed`.
+    """
     console, slurm = Console(), workers.slurm
-    spec, place, runs = planned(name, overrides, folder)
+    spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
     if slurm is not None:
         require_slurm()
-    refuse_broken_off(place, runs, is_resumed)
+    require_resume(sweep_folder, runs, is_resumed)
     for config in data_configs(runs):
         prepare_dataset(config, Console(stderr=True))
     if spec.budget is not None and spec.budget.measure is Measure.FLOPS:
-        spec, place, runs = planned(name, overrides, folder)  # the size of the vocabulary is certain only now
-    place.write(spec, runs)
+        spec, sweep_folder, runs = plan_sweep(
+            name, overrides, folder
+        )  # the vocabulary size, and so the FLOPs, are known only now
+    sweep_folder.write(spec, runs)
     metric = spec.metrics[0].name
     slots = [] if slurm is not None else _slots(runs, workers)
     at_once = len(slots) if slurm is None else min(slurm.at_once, len(runs))
     with SweepTable(f"{spec.name}: {spec.question}", metric, at_once, console) as table:
         pool: Pool | SlurmQueue = (
-            Pool(place, runs, slots, table.show, metric)
+            Pool(sweep_folder, runs, slots, table.show, metric)
             if slurm is None
-            else SlurmQueue(place, runs, slurm, table.show, metric)
+            else SlurmQueue(sweep_folder, runs, slurm, table.show, metric)
         )
         statuses = pool.run()
-    return SweepOutcome(place, list(statuses), at_once, pool.was_stopped)
+    return SweepOutcome(sweep_folder, list(statuses), at_once, pool.was_stopped)
 
 
-def refuse_broken_off(place: SweepFolder, runs: Sequence[PlannedRun], is_resumed: bool) -> None:
-    """Raise UserError for a folder with failed or interrupted runs unless it is resumed."""
-    broken = [run.id for run in runs if place.state_of(run) in (RunState.FAILED, RunState.INTERRUPTED)]
+def require_resume(sweep_folder: SweepFolder, runs: Sequence[PlannedRun], is_resumed: bool) -> None:
+    """Raise UserError if the folder holds failed or interrupted runs and is not resumed."""
+    broken = [run.id for run in runs if sweep_folder.state_of(run) in (RunState.FAILED, RunState.INTERRUPTED)]
     if broken and not is_resumed:
         raise UserError(
-            f"{place.path} holds {len(broken)} run{'s' * (len(broken) > 1)} that did not end ({', '.join(broken[:3])}"
-            f"{', …' * (len(broken) > 3)}): resume with --resume, or choose another --folder"
+            f"{sweep_folder.path} holds {len(broken)} run{'s' * (len(broken) > 1)} that did not finish "
+            f"({', '.join(broken[:3])}{', …' * (len(broken) > 3)}): resume with --resume, or choose another --folder"
         )
 
 
 def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:
-    """Return the distinct data sets that the runs read."""
+    """Distinct data sets that the runs read."""
     configs: dict[tuple[str, str, str], DataConfig] = {}
     for run in runs:
         if run.command == Command.PRETRAIN:
@@ -138,7 +147,7 @@ def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:
 
 
 def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle: Callable[[Tree], Tree]) -> Tree:
-    """Return the validated config of a command; fine-tuning takes the model of the stage before."""
+    """Validated config of a command; fine-tuning takes the model of the preceding stage."""
     tree = compose_tree(command, overrides)
     if command == Command.SFT:
         assert parent is not None
@@ -152,47 +161,49 @@ def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle:
 
 
 def open_begin(begin_from: str) -> tuple[Tree, str]:
-    """The model of a checkpoint that a sweep begins with, and a hash of its file. Raises UserError where it is none."""
+    """Model of the checkpoint that a sweep starts from, and a hash of its file. Raises UserError for a missing one."""
     checkpoint = open_checkpoint(begin_path(begin_from))
     with checkpoint.path.open("rb") as file:
         return {"model": to_tree(checkpoint.model)}, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def planned(
+def plan_sweep(
     name: str, overrides: Sequence[str], folder: Path | None
 ) -> tuple[SweepSpec, SweepFolder, list[PlannedRun]]:
-    """What a sweep is, where it lies, and its runs: as it was begun, or as it would be."""
+    """Spec, folder and runs of a sweep: as planned when it was started, or newly planned."""
     begun_folder = SweepFolder(Path(name))
     if begun_folder.plan.is_file() and not overrides and folder in (None, begun_folder.path):
-        # as it was planned, whatever has become of the config files since
+        # a started sweep keeps its plan, even if config files have changed since
         return begun_folder.read_spec(), begun_folder, begun_folder.read_plan()
     spec = read_spec(name, overrides)
-    place = begun_folder if begun_folder.plan.is_file() else SweepFolder(folder or Path("runs") / "sweeps" / spec.name)
-    begun = dict(place.begun())
+    sweep_folder = (
+        begun_folder if begun_folder.plan.is_file() else SweepFolder(folder or Path("runs") / "sweeps" / spec.name)
+    )
+    begun = dict(sweep_folder.begun())
     runs = expand(spec, resolve, step_flops, begun, open_begin)
-    return spec, place, runs
+    return spec, sweep_folder, runs
 
 
-def _accelerator(runs: Sequence[PlannedRun], *, is_asked: bool = True) -> Accelerator:
-    """What the runs will be on. is_asked: raise UserError where it is absent."""
+def _accelerator(runs: Sequence[PlannedRun], *, is_required: bool = True) -> Accelerator:
+    """Accelerator of the runs. is_required: raise UserError if it is absent."""
     named = {Accelerator(run.config.get("trainer", run.config)["accelerator"]) for run in runs}
-    if not is_asked:
+    if not is_required:
         named -= {Accelerator.gpu}
     resolved = {accelerator.resolve() for accelerator in named}
     return Accelerator.gpu if Accelerator.gpu in resolved else Accelerator.cpu
 
 
-def _slots(runs: Sequence[PlannedRun], workers: Workers, *, is_asked: bool = True) -> list[Slot]:
-    """As many as memory and cores, or GPUs, allow."""
+def _slots(runs: Sequence[PlannedRun], workers: Workers, *, is_required: bool = True) -> list[Slot]:
+    """Slots for runs at a time, by default as many as memory and cores, or GPUs, allow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if _accelerator(runs, is_asked=is_asked) is Accelerator.gpu:
+    if _accelerator(runs, is_required=is_required) is Accelerator.gpu:
         trainers = [run.config["trainer"] for run in runs if "trainer" in run.config]
-        if is_asked and any(trainer["num_nodes"] > 1 for trainer in trainers):
+        if is_required and any(trainer["num_nodes"] > 1 for trainer in trainers):
             raise UserError("trainer.num_nodes is above 1: one machine cannot run that, use --slurm")
         devices = max((trainer["devices"] for trainer in trainers), default=1)
         gpus = _visible_gpus()
-        if is_asked and devices > len(gpus):
-            raise UserError(f"trainer.devices={devices}, but torch sees {len(gpus)} CUDA devices")
+        if is_required and devices > len(gpus):
+            raise UserError(f"trainer.devices={devices}, but torch finds {len(gpus)} CUDA devices")
         fitting = gpu_slots(gpus, devices, max(1, cores * devices // len(gpus)))
         return fitting[: workers.at_once] if workers.at_once else fitting
     at_once = workers.at_once
@@ -208,7 +219,7 @@ def _visible_gpus() -> list[str]:
 
 
 def _free_memory_bytes() -> float:
-    """What the system could give without swapping."""
+    """Memory available without swapping, bytes."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return 1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
@@ -216,27 +227,29 @@ def _free_memory_bytes() -> float:
         return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
 
 
-def _print_head(spec: SweepSpec, place: SweepFolder, console: Console) -> None:
+def _print_head(spec: SweepSpec, sweep_folder: SweepFolder, console: Console) -> None:
+    """Print the question and design of a sweep."""
     budget = "none: " + spec.no_budget
     if spec.budget is not None:
         budget = f"{spec.budget.amount:.3g} {spec.budget.measure} in stage {spec.budget_stage}"
-    told = {
+    lines = {
         "question": spec.question,
         "paper": spec.paper,
         "arms": f"{len(spec.all_arms())}, baseline {spec.baseline}",
         "seeds": ", ".join(map(str, spec.seeds)),
         "budget": budget,
         **describe(spec),
-        "folder": str(place.path),
+        "folder": str(sweep_folder.path),
     }
-    for what, text in told.items():
-        console.print(f"{what:<12} {text}", highlight=False, soft_wrap=True)
+    for heading, text in lines.items():
+        console.print(f"{heading:<12} {text}", highlight=False, soft_wrap=True)
 
 
 def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Table:
+    """One row per stage and group of arms that share its runs."""
     table = Table()
     table.add_column("runs", overflow="fold")
-    for heading in ("seeds", "used by", "steps", "tokens", "FLOPs", "each"):
+    for heading in ("seeds", "used by", "steps", "tokens", "FLOPs", "time each"):
         table.add_column(heading, justify="left" if heading == "used by" else "right", no_wrap=True)
     groups: dict[tuple[str, tuple[str, ...]], list[PlannedRun]] = {}
     for run in runs:
@@ -261,19 +274,20 @@ def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Ta
 
 
 def _print_costs(statuses: Sequence[RunStatus], speed: Speed, workers: int, console: Console) -> None:
+    """Print number, duration, disk space and memory of the runs."""
     left = [status.run for status in statuses if status.state is not RunState.FINISHED]
     expected = [seconds for run in left if (seconds := speed.seconds(run)) is not None]
     num_unknown = len(left) - len(expected)
-    unknown = f", and {num_unknown} whose length is not known before they begin" if num_unknown else ""
+    unknown = f", plus {num_unknown} runs whose length is not known yet" if num_unknown else ""
     shared = sum(1 for status in statuses if len(status.run.arms) > 1)
     disk = sum(disk_bytes(status.run.config) for status in statuses if "model" in status.run.config)
     memory = max((memory_bytes(status.run.config) for status in statuses if "model" in status.run.config), default=0.0)
-    told = {
-        "runs": f"{len(statuses)}, {shared} shared by several arms, {len(statuses) - len(left)} finished already",
+    lines = {
+        "runs": f"{len(statuses)}, {shared} shared by several arms, {len(statuses) - len(left)} already finished",
         "time": f"about {duration(sum(expected) / workers)} with {workers} at a time{unknown}",
         "": speed.origin,
         "disk": f"about {disk / 1e9:,.1f} GB of checkpoints",
-        "memory": f"about {memory / 1e9:,.1f} GB a run",
+        "memory": f"about {memory / 1e9:,.1f} GB per run",
     }
-    for what, text in told.items():
-        console.print(f"{what:<12} {text}", highlight=False, soft_wrap=True)
+    for heading, text in lines.items():
+        console.print(f"{heading:<12} {text}", highlight=False, soft_wrap=True)

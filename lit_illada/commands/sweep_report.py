@@ -1,4 +1,4 @@
-"""The `sweep report` command: a sweep's files in, a page with tables and pictures out. Imports no torch."""
+"""The `sweep report` command: writes the report of a sweep's folder. Does not import torch."""
 
 from pathlib import Path
 
@@ -11,13 +11,22 @@ _SWEEPS = Path("runs") / "sweeps"
 
 
 def run(sweep: str, out: Path | None) -> Path:
-    """The page's file. Raises UserError for what is neither a sweep's folder nor the name of one in runs/sweeps."""
+    """Write the report and print its findings. Returns the file of the page.
+
+    Args:
+        sweep: folder of a sweep, or its name in runs/sweeps.
+        out: folder of the report; None: `report` in the sweep's folder.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
     folder = next((path for path in (Path(sweep), _SWEEPS / sweep) if SweepFolder(path).plan.is_file()), None)
     if folder is None:
         begun = [plan.parent.name for plan in _SWEEPS.glob("*/plan.json")]
         if not begun:
             raise UserError(
-                f"{sweep}: no sweep there, and none in {_SWEEPS}; begin one with: lit-illada sweep run NAME"
+                f"{sweep}: not the folder of a sweep, and {_SWEEPS} holds none; start one with: "
+                "lit-illada sweep run NAME"
             )
         raise unknown("sweep", sweep, begun)
     page, findings = write_report(folder, out)

@@ -1,4 +1,4 @@
-"""Duration of runs, estimated from finished runs or else from the matrix product throughput of this machine."""
+"""Estimates the duration of runs from finished runs, or else from the speed of matrix products on this machine."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ _START_S = 15.0
 
 @dataclass(frozen=True)
 class Speed:
-    """Training speed, measured or assumed."""
+    """Training speed of the runs of a sweep, measured or assumed."""
 
     seconds_per_flop: dict[str, float]
-    """Measured values by model, precision and devices."""
+    """Measured, by model, precision and devices."""
     assumed_flops_per_s: float
     """Speed per device of runs without a measured value."""
     origin: str
-    """Explanation for the user."""
+    """Source of the estimate, as printed."""
 
     def seconds(self, run: PlannedRun) -> float | None:
         """Estimated duration of a run, seconds; None if its FLOPs are not known."""
@@ -39,25 +39,25 @@ class Speed:
 
 
 def speed_of(statuses: Sequence[RunStatus], accelerator: Accelerator, threads: int) -> Speed:
-    """Speed from finished runs if they cover all kinds of run, else from matrix products on this machine."""
+    """Speed measured on finished runs if they cover all kinds of run, else on matrix products."""
     measured = {
         _kind(s.run): s.elapsed_s / s.run.flops
         for s in statuses
         if s.elapsed_s and s.run.flops and s.fraction_done == 1
     }
     if measured and {_kind(s.run) for s in statuses if s.run.flops} <= set(measured):
-        return Speed(measured, 1.0, "by the durations of finished runs")
+        return Speed(measured, 1.0, "from the durations of finished runs")
     dtype = Precision.auto.resolve(accelerator).dtype
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     peak = matmul_flops_per_s(accelerator.device, dtype)
     torch.set_num_threads(before)
     mfu = TYPICAL_MFU[accelerator]
-    origin = f"by matrix products here, {peak:.2g} FLOP/s, of which a run is assumed to reach {mfu:.0%}: a rough guess"
+    origin = f"rough guess: matrix products reach {peak:.2g} FLOP/s here, and a run is assumed to reach {mfu:.0%} of it"
     return Speed(measured, peak * mfu, origin)
 
 
 def _kind(run: PlannedRun) -> str:
-    """Key of runs that take equally long per FLOP."""
+    """Key of runs that are assumed to take equally long per FLOP."""
     trainer = run.config.get("trainer", {})
     return json.dumps([run.config.get("model"), trainer.get("precision"), trainer.get("devices")], sort_keys=True)

@@ -1,1 +1,1 @@
-"""Sweeps: many runs that differ in a few named things, planned, run and kept in one folder, without torch."""
+"""Sweeps: plans, runs and reports many runs that differ in named settings, without torch."""

@@ -1,4 +1,4 @@
-"""Rejects sweeps whose arms would be ranked by a validation metric on different tokens."""
+"""Rejects sweeps that would rank arms by a metric on different validation tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from lit_illada.sweep.spec import Command, SweepSpec
 
 Tree = dict[str, Any]
 
-# Settings that decide which tokens validation scores, and what is visible while it does, by a stage's command.
+# settings that determine which tokens validation scores and what context they have, by the command of a stage
 _ROWS = {
     Command.PRETRAIN: [
         "trainer.val_rows",
@@ -28,7 +28,7 @@ _ROWS = {
         "sft_data.validation_fraction",
     ],
 }
-# Figures per token also need one tokenizer; bits per byte compare tokenizers.
+# metrics per token also need the same tokenizer; bits per byte do not
 _TOKENS = {Command.PRETRAIN: ["data.tokenizer"], Command.SFT: []}
 _KEYS = {
     "val/nll_bound": {command: [*keys, *_TOKENS[command]] for command, keys in _ROWS.items()},
@@ -37,9 +37,9 @@ _KEYS = {
 
 
 def check_comparable(spec: SweepSpec, configs: Mapping[str, Mapping[str, Tree]]) -> None:
-    """Raise UserError, with the settings that differ, where a metric of the sweep cannot compare arms.
+    """Raise UserError with the differing settings if a metric of the sweep cannot compare the arms.
 
-    configs: resolved config by arm and stage.
+    configs: resolved configs by arm and stage.
     """
     for metric in spec.metrics:
         keys = _KEYS.get(metric.name, {}).get(spec.stage(metric.stage).command, [])
@@ -51,12 +51,13 @@ def check_comparable(spec: SweepSpec, configs: Mapping[str, Mapping[str, Tree]])
                 listed = "; ".join(f"{key}: {_shown(seen[first][key])}, {_shown(seen[arm][key])}" for key in different)
                 raise UserError(
                     f"metrics: {metric.name} of stage {metric.stage!r} cannot rank arms {first!r} and {arm!r}, which "
-                    f"validate on other tokens ({listed}): give them the same values, or rank by a metric of a score "
-                    "stage"
+                    f"validate on different tokens ({listed}): give them the same values, or rank by a metric of a "
+                    "score stage"
                 )
 
 
 def _value(tree: Tree, key: str) -> Any:
+    """Value of a dotted key; a prepared source also needs its folder, which identifies the data."""
     node, _, name = key.rpartition(".")
     value = tree[node][name]
     if key == "data.source" and value["name"] == "prepared":

@@ -1,4 +1,4 @@
-"""The statistical design of a sweep in plain English: what is tested, on which metric, with which power."""
+"""Describes the statistical design of a sweep: tests, primary metric, correction and power."""
 
 from lit_illada.stats.power import power, visible_effect
 from lit_illada.sweep.spec import SweepSpec
@@ -8,7 +8,7 @@ _EFFECTS = (1, 2, 3)  # standard deviations of the paired differences
 
 
 def describe(spec: SweepSpec) -> dict[str, str]:
-    """Heading -> text, for `sweep plan`, the report's terminal output and its page."""
+    """Texts by heading, for `sweep plan`, the terminal output of the report and its page."""
     primary = spec.metrics[0]
     secondary = [metric.name for metric in spec.metrics[1:]]
     shown = f"; {', '.join(secondary)}: intervals only, no verdicts" if secondary else ""
@@ -29,7 +29,7 @@ def describe(spec: SweepSpec) -> dict[str, str]:
 
 
 def power_text(num_seeds: int, num_comparisons: int) -> str:
-    """The expected power, in units of the standard deviation (sd) of the paired differences."""
+    """Expected power for differences in units of the standard deviation (sd) of the paired differences."""
     if num_seeds < 2:
         return "no verdict is possible with one seed: a paired test needs two or more"
     chances = [f"{100 * power(effect, num_seeds, num_comparisons):.0f}" for effect in _EFFECTS]

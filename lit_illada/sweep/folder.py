@@ -1,4 +1,4 @@
-"""Files of a sweep's folder, and the state of each run as they record it."""
+"""Files of a sweep's folder, and the state of each run derived from them."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep, shared by all arms that need the same one."""
+    """One run of a sweep; arms with equal settings share it."""
 
     id: str  # name of its folder
     stage: str
@@ -35,14 +35,14 @@ class PlannedRun:
     arguments: list[str]  # words of the command line before the overrides
     overrides: list[str]  # KEY=VALUE, without run_dir
     seed: int | None  # None: all repetitions share the run
-    arms: list[str]  # that use it
+    arms: list[str]  # that share the run
     parent: str | None  # id of the run whose checkpoint it starts from
-    begin_from: str | None  # the checkpoint it starts from, if no run of the sweep wrote that
+    begin_from: str | None  # checkpoint it starts from, if that is not of this sweep
     fingerprint: str  # equal for runs that compute the same
     config: dict[str, Any]  # resolved
-    num_steps: int | None  # of the whole training; None: nothing is trained, or the number depends on the data
-    tokens: int | None  # of the whole training; None: as num_steps
-    flops: float | None  # of the whole training; None: as num_steps
+    num_steps: int | None  # of the training; None: not a training, or dependent on the data
+    tokens: int | None  # of the training; None: as num_steps
+    flops: float | None  # of the training; None: as num_steps
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class RunState(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
-    INTERRUPTED = "interrupted"  # begun, then stopped or killed; can be resumed
+    INTERRUPTED = "interrupted"  # started, then stopped or killed; can be resumed
 
 
 @dataclass(frozen=True)
 class SweepRunFolder:
-    """Files that a sweep writes about a run, beside the run's own.
+    """Paths of the files that a sweep adds to a run's folder, and of the run's own that it reads.
 
     attempts.jsonl has one line per attempt: {"started_at", "fingerprint", "before_s": seconds of earlier attempts}.
     """
@@ -104,6 +104,7 @@ class SweepRunFolder:
 
     @property
     def state(self) -> RunState:
+        """State derived from the files and the lock."""
         if self.done.exists():
             return RunState.FINISHED
         if self.is_locked():
@@ -113,7 +114,7 @@ class SweepRunFolder:
         return RunState.INTERRUPTED if self.attempts.exists() else RunState.PENDING
 
     def is_locked(self) -> bool:
-        """Whether a process holds the run. The system releases the lock of a process that died."""
+        """Whether a process executes the run. The system releases the lock of a process that dies."""
         try:
             file = os.open(self.lock, os.O_RDONLY)
         except FileNotFoundError:
@@ -161,26 +162,31 @@ class SweepFolder:
         return self.path / "report"
 
     def run_folder(self, run: PlannedRun) -> SweepRunFolder:
+        """Folder of a run."""
         return SweepRunFolder(self.runs / run.id)
 
     def state_of(self, run: PlannedRun) -> RunState:
+        """State of a run."""
         return self.run_folder(run).state
 
     def write(self, spec: SweepSpec, runs: Sequence[PlannedRun]) -> None:
+        """Write sweep.yaml and plan.json."""
         self.runs.mkdir(parents=True, exist_ok=True)
         write_atomically(self.spec, dump(spec))
         write_atomically(self.plan, json.dumps({"runs": [asdict(run) for run in runs]}, indent=1) + "\n")
 
     def read_spec(self) -> SweepSpec:
+        """Read sweep.yaml. Raises UserError if this is not the folder of a sweep."""
         self._require(self.spec)
         return from_tree(SweepSpec, read_yaml(self.spec))
 
     def read_plan(self) -> list[PlannedRun]:
+        """Read plan.json. Raises UserError if this is not the folder of a sweep."""
         self._require(self.plan)
         return from_record(_Plan, read_json(self.plan), str(self.plan)).runs
 
     def begun(self) -> Iterator[tuple[str, str]]:
-        """(fingerprint, id) of every run with an attempt, whether it is still planned or not."""
+        """(fingerprint, id) of every run with an attempt, including runs that are no longer planned."""
         for attempts in sorted(self.runs.glob("*/attempts.jsonl")):
             if records := SweepRunFolder(attempts.parent).read_attempts():
                 yield records[-1]["fingerprint"], attempts.parent.name
@@ -194,10 +200,10 @@ class SweepFolder:
 
 @contextmanager
 def locked(folder: SweepRunFolder) -> Iterator[bool]:
-    """Hold a run's lock. Yields False where another process holds it, True where the file system has no locks."""
+    """Hold a run's lock. Yields whether it was acquired; True on a file system without locks."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock.open("a") as file:
-        for wait_s in (0.05, 0.1, 0.2, 0.4, 0.0):  # `is_locked` of another process holds it for a moment
+        for wait_s in (0.05, 0.1, 0.2, 0.4, 0.0):  # another process that calls `is_locked` holds it briefly
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -213,11 +219,14 @@ def locked(folder: SweepRunFolder) -> Iterator[bool]:
         yield True
 
 
-@cache  # once, although a live table checks every lock every few seconds
+@cache  # warn once, although a live table checks every lock every few seconds
 def _warn_unlockable(runs: Path, error: str) -> None:
-    log.warning("the runs in %s cannot be locked (%s): let no two processes execute the same run", runs, error)
+    log.warning(
+        "the runs in %s cannot be locked (%s): make sure that no two processes execute the same run", runs, error
+    )
 
 
+# required fields by file
 _FIELDS: dict[str, dict[str, Any]] = {
     "progress.json": {
         "step": int,
@@ -236,7 +245,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
-    """Content of progress.json, done.json, failed.json or summary.json; None where the file does not exist yet."""
+    """Content of a JSON file of a run, such as progress.json; None if it does not exist yet.
+
+    Raises UserError if a required field is missing or of the wrong type.
+    """
     try:
         record = read_json(file)
     except MissingFileError:

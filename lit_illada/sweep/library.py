@@ -1,4 +1,4 @@
-"""The library of sweeps, and how a file, its scale and command-line overrides resolve to a spec."""
+"""The library of sweeps, and the resolution of a file, its scale and overrides to a spec."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
     """Spec of a sweep, resolved at the scale that `scale=` names.
 
     Args:
-        name: a sweep of the library, a YAML file, or the folder of a sweep that has begun.
+        name: a sweep of the library, a YAML file, or the folder of a started sweep.
         overrides: KEY=VALUE settings. Overrides of a stage need no quotes: `overrides.pretrain=[a=1,b=2]`.
 
     Raises:
@@ -36,7 +36,7 @@ def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
     for keys, value in settings:
         if keys == ["scale"]:
             if path == resolved_file:
-                raise UserError(f"{path}: the scale of a sweep that has begun is fixed, {tree['scale']}")
+                raise UserError(f"{path}: the scale of a started sweep cannot be changed, it is {tree['scale']}")
             tree["scale"] = value
     try:
         if path != resolved_file:
@@ -52,7 +52,7 @@ def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
 
 
 def spec_file(name: str) -> Path:
-    """YAML file of a sweep of the library, or the given file. Raises UserError where there is none."""
+    """YAML file of a sweep of the library, or the given file. Raises UserError if it does not exist."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -64,7 +64,7 @@ def spec_file(name: str) -> Path:
 
 
 def begin_path(begin_from: str) -> Path:
-    """Path of the checkpoint that a sweep begins from: as given, or relative to sweeps/."""
+    """Path of the checkpoint that a sweep starts from: as given, or relative to sweeps/."""
     return Path(begin_from) if Path(begin_from).exists() else sweeps_dir() / begin_from
 
 
@@ -74,10 +74,12 @@ def library() -> list[str]:
 
 
 def print_library() -> None:
-    """Print every sweep of the library with its question."""
+    """Print the name and question of every sweep of the library."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in library():
-        table.add_row(name, str(read_yaml(spec_file(name)).get("question", "")))  # without validating arms: 1 s less
+        table.add_row(
+            name, str(read_yaml(spec_file(name)).get("question", ""))
+        )  # arms are not validated, which would take a second
     Console().print(table, highlight=False)
 
 
@@ -118,6 +120,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
 
 
 def _assignment(override: str) -> tuple[list[str], Any]:
+    """Parts of the dotted key, and the value. Raises UserError for a scale without `+scale=`."""
     if override in _scales():
         raise UserError(f"{override!r} is not an override: write +scale={override}")
     assignment = parse_assignment(_quote_nested(override))
@@ -125,9 +128,9 @@ def _assignment(override: str) -> tuple[list[str], Any]:
 
 
 def _quote_nested(override: str) -> str:
-    """The override with the elements of a list of overrides in quotes.
+    """Override with quotes around the elements of a list of overrides, as in `overrides.pretrain=[model=1b]`.
 
-    Hydra's grammar allows no bare `=` within a list, but `overrides.pretrain=[model=1b]` is what a user writes.
+    Hydra's grammar does not allow `=` in an unquoted element of a list.
     """
     key, _, value = override.partition("=")
     value = value.strip()
@@ -146,7 +149,7 @@ def _quote(element: str) -> str:
 
 
 def _elements(text: str) -> list[str]:
-    """Parts between the commas that lie outside of brackets and quotes."""
+    """Parts of a list, split at the commas outside of brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for index, character in enumerate(text):
         if quote:
@@ -168,10 +171,11 @@ def _scales() -> list[str]:
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set a nested value. Raises UserError for a key within a list."""
     for key in keys[:-1]:
         if tree.get(key) is None:
             tree[key] = {}
         tree = tree[key]
         if not isinstance(tree, dict):
-            raise UserError(f"{'.'.join(keys)} cannot be set: {key} is a list; edit a copy of the file instead")
+            raise UserError(f"{'.'.join(keys)} cannot be overridden: {key} is a list; edit a copy of the file instead")
     tree[keys[-1]] = value

@@ -1,4 +1,4 @@
-"""Retries of Slurm commands: its controller restarts now and then, while jobs keep running."""
+"""Tolerates outages of the Slurm controller, which is restarted now and then while jobs continue to run."""
 
 import logging
 import time
@@ -18,10 +18,10 @@ class Outage:
         self._limit_s = limit_s
         self._since: float | None = None
 
-    def ask(self, question: Callable[[], Answer]) -> Answer | None:
-        """Answer of the question; None where it raised UserError. Raises that error after `limit_s` of failures."""
+    def call(self, command: Callable[[], Answer]) -> Answer | None:
+        """Result of a Slurm command; None if it raised UserError. Raises that error after `limit_s` of failures."""
         try:
-            answer = question()
+            answer = command()
         except UserError as error:
             now = time.monotonic()
             if self._since is None:

@@ -1,4 +1,4 @@
-"""Plan of a sweep: the stages of every arm at every seed, resolved, without duplicates."""
+"""Plans a sweep: resolves the stages of every arm and seed, and merges equal runs."""
 
 import copy
 import hashlib
@@ -21,10 +21,10 @@ _NAMING = ("run_dir", "name")
 
 
 class Resolve(Protocol):
-    """Function that returns a command's resolved config as a tree.
+    """Returns the resolved config of a command as a tree. Raises UserError if it is invalid.
 
     parent: config of the preceding stage, whose model is adopted. settle: maps the composed tree to further settings
-    by dotted key. Raises UserError for a config that cannot run.
+    by dotted key.
     """
 
     def __call__(
@@ -35,7 +35,7 @@ class Resolve(Protocol):
 # settings that hold the seed of a repetition
 _SEEDS = {Command.PRETRAIN: ["seed"], Command.SFT: ["seed"], Command.SCORE: ["score.seed", "generation.seed"]}
 
-# from the name in `begin_from`: a tree with the checkpoint's `model`, and a hash of its content
+# from the name in `begin_from` to a tree with the checkpoint's `model`, and a hash of its content
 OpenBegin = Callable[[str], tuple[Tree, str]]
 
 # FLOPs of an optimizer step of a composed config; None while the vocabulary is unknown
@@ -44,7 +44,7 @@ CountFlops = Callable[[Tree], float | None]
 
 @dataclass(frozen=True)
 class _Step:
-    """A stage of an arm, independent of the seed."""
+    """A resolved stage of an arm, before the seed is set."""
 
     stage: Stage
     overrides: list[str]
@@ -60,14 +60,14 @@ def expand(
     begun: Mapping[str, str] | None = None,
     open_begin: OpenBegin | None = None,
 ) -> list[PlannedRun]:
-    """All runs of a sweep, each once, parents before children.
+    """Plans the runs of a sweep, each once, parents before children.
 
     Args:
         spec: the sweep, at its scale.
         resolve: composes and validates the config of a run.
         step_flops: FLOPs of one optimizer step.
-        begun: ids of existing runs by fingerprint; these runs keep their ids.
-        open_begin: reads the checkpoint that `begin_from` names.
+        begun: ids of existing runs by fingerprint, which are reused.
+        open_begin: reads the checkpoint of `begin_from`; required if an arm has one.
 
     Raises:
         UserError: two arms resolve to the same runs, a metric cannot compare arms, or a run would need the id of an
@@ -101,8 +101,8 @@ def set_in(tree: Tree, key: str, value: Any) -> None:
 
 
 def fingerprint_of(command: str, arguments: Sequence[str], config: Tree, parent: str | None) -> str:
-    """SHA-256 of all that determines a run's computation; equal for runs that compute the same."""
-    # the model comes with the parent, and its vocabulary size is final only there
+    """SHA-256 of everything that affects a run's computation; equal for runs that compute the same."""
+    # the model is the parent's, and its vocabulary size may not be known yet
     dropped = _NAMING if parent is None else (*_NAMING, "model")
     content = {key: value for key, value in config.items() if key not in dropped}
     text = json.dumps([command, list(arguments), content, parent], sort_keys=True)
@@ -117,6 +117,7 @@ def _steps(
     open_begin: OpenBegin | None,
     resolved: dict[tuple[str, ...], _Step],
 ) -> list[_Step]:
+    """Resolved stages of an arm; `resolved` caches them by their overrides, since arms share stages."""
     steps: list[_Step] = []
     begin_from = arm.begin_from or spec.begin_from
     key: tuple[str, ...] = (begin_from or "",)
@@ -143,6 +144,7 @@ def _resolved(
     step_flops: CountFlops,
     arm: Arm,
 ) -> _Step:
+    """Resolve one stage, with the length, validations and warm-up that follow from the budget."""
     settings: Tree = {}
 
     def settle(tree: Tree) -> Tree:
@@ -158,7 +160,7 @@ def _resolved(
 
 
 def _settings(spec: SweepSpec, stage: Stage, tree: Tree, step_flops: CountFlops) -> Tree:
-    """Length of the training by the budget, and the validations and warm-up that depend on it."""
+    """Training length from the budget, and the validation interval and warm-up that depend on it."""
     settings: Tree = {}
     steps = tree["trainer"]["max_steps"] if tree.get("epochs") is None else None
     if spec.budget is not None and stage.name == spec.budget_stage:
@@ -179,10 +181,12 @@ def _settings(spec: SweepSpec, stage: Stage, tree: Tree, step_flops: CountFlops)
 
 
 def _step_tokens(tree: Tree) -> int:
+    """Tokens per optimizer step."""
     return tree["trainer"]["batch_rows"] * (tree.get("data") or tree["sft_data"])["row_length"]
 
 
 def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops: CountFlops) -> PlannedRun:
+    """Planned run of a step at a seed, without its id; `parent` is a fingerprint until `_named`."""
     stage, config, overrides = step.stage, step.config, step.overrides
     num_steps = tokens = flops = None
     own_seed = seed if stage.seed is None else stage.seed
@@ -215,19 +219,19 @@ def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops
 
 
 def _named(runs: Sequence[PlannedRun], spec: SweepSpec, begun: Mapping[str, str]) -> list[PlannedRun]:
-    """Runs with their ids; `parent` becomes an id instead of a fingerprint."""
+    """Assign ids to runs, and replace the fingerprint in `parent` by an id."""
     ids: dict[str, str] = {}
     for run in runs:
         id = begun.get(run.fingerprint) or _id(run, spec)
         if id in begun.values() and run.fingerprint not in begun:
-            raise UserError(f"the folder holds a run {id!r} with other settings: choose another --folder")
+            raise UserError(f"the folder already holds a run {id!r} with other settings: choose another --folder")
         numbered = chain([id], (f"{id}-{n}" for n in count(2)))
         ids[run.fingerprint] = next(id for id in numbered if id not in ids.values())
     return [replace(r, id=ids[r.fingerprint], parent=ids[r.parent] if r.parent else None) for r in runs]
 
 
 def _id(run: PlannedRun, spec: SweepSpec) -> str:
-    """Stage, common part of the arms' names, and seed."""
+    """Id of a run: stage, common part of the names of its arms, and seed."""
     parts = [run.stage]
     if len(run.arms) == 1:
         parts += run.arms

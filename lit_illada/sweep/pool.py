@@ -1,4 +1,4 @@
-"""Execution of a sweep on one machine: several processes at a time, each with separate cores or GPUs."""
+"""Executes a sweep on one machine: several processes at a time, each with its own cores or GPUs."""
 
 import os
 import signal
@@ -29,9 +29,9 @@ class Slot:
 
 
 class Pool:
-    """Executes the runs of a plan. A failed run does not stop the others; a run of another process is waited for.
+    """Executes the runs of a plan. A failed run does not stop the others.
 
-    Runs that failed before are tried once more.
+    Waits for runs that another process executes. Runs that failed in an earlier execution are tried once more.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Pool:
             runs: all planned runs, parents first.
             slots: resources; their number is the number of runs at a time.
             show: called with every run's status about once a second.
-            metric: figure that the statuses report.
+            metric: name of the metric that statuses contain.
             command: words that, followed by the folder and a run's id, execute that run.
         """
         self._command = command
@@ -59,12 +59,12 @@ class Pool:
         self._show = show
         self._working: dict[str, tuple[subprocess.Popen[bytes], Slot]] = {}
         self._tried: set[str] = set()
-        self._asked_to_stop: set[str] = set()
+        self._terminated: set[str] = set()
         self._failed_before = {s.run.id for s in self._overview.look() if s.state is RunState.FAILED}
         self._signals = 0
 
     def run(self) -> list[RunStatus]:
-        """Execute until nothing is left or, after a signal, until all runs have stopped. Returns the final statuses."""
+        """Execute until all runs have ended or, after a signal, have stopped. Returns the final statuses."""
         looked_at = -_LOOK_S
         statuses = self._overview.look()
         with self._handled_signals():
@@ -77,7 +77,7 @@ class Pool:
                         self._start(statuses)
                 if self._signals:
                     self._stop()
-                if not self._working and (self._signals or not self._is_more_to_do(statuses)):
+                if not self._working and (self._signals or not self._has_work_left(statuses)):
                     break
                 time.sleep(_TICK_S)
         statuses = self._overview.look()
@@ -86,6 +86,7 @@ class Pool:
 
     @property
     def was_stopped(self) -> bool:
+        """Whether a signal stopped the sweep."""
         return self._signals > 0
 
     def _start(self, statuses: Sequence[RunStatus]) -> None:
@@ -104,7 +105,7 @@ class Pool:
         is_open = is_open or (status.state is RunState.FAILED and status.run.id in self._failed_before)
         return is_open and status.run.id not in self._tried
 
-    def _is_more_to_do(self, statuses: Sequence[RunStatus]) -> bool:
+    def _has_work_left(self, statuses: Sequence[RunStatus]) -> bool:
         """Whether a run can still start, or is running in another process."""
         may_end: set[str] = set()
         for status in statuses:  # parents come first
@@ -114,38 +115,40 @@ class Pool:
         return any(status.run.id in may_end and status.state is not RunState.FINISHED for status in statuses)
 
     def _spawn(self, run: PlannedRun, slot: Slot) -> subprocess.Popen[bytes]:
-        place = self._folder.run_folder(run)
-        place.path.mkdir(parents=True, exist_ok=True)
+        run_folder = self._folder.run_folder(run)
+        run_folder.path.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **thread_variables(len(slot.cpus))}
         if slot.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
-        with place.log.open("ab") as log:
+        with run_folder.log.open("ab") as log:
             process = subprocess.Popen(
                 [*self._command, str(self._folder.path), run.id],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C reaches the pool alone, which forwards it
+                start_new_session=True,  # so that Ctrl-C reaches only the pool, which forwards it as SIGTERM
             )
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(process.pid, slot.cpus)
         return process
 
     def _reap(self) -> bool:
-        """Free the slots of runs that have ended and record failures; whether any run ended."""
+        """Free the slots of runs that have ended, and record failures. Returns whether any run has ended."""
         ended = [id for id, (process, _) in self._working.items() if process.poll() is not None]
         for id in ended:
             process, slot = self._working.pop(id)
             self._free.append(slot)
-            place = self._folder.run_folder(next(run for run in self._overview.runs if run.id == id))
+            run_folder = self._folder.run_folder(next(run for run in self._overview.runs if run.id == id))
             status = process.returncode
             if status == NOT_MINE:
-                self._tried.discard(id)  # try again should the other process die
+                self._tried.discard(id)  # try again if the other process dies
             elif self._signals or was_stopped(status):
                 continue  # stopped or killed on request: interrupted, not failed
-            elif place.state in (RunState.PENDING, RunState.INTERRUPTED):
-                record_failure(place, status)  # killed or out of memory: it could not record that itself
+            elif run_folder.state in (RunState.PENDING, RunState.INTERRUPTED):
+                record_failure(
+                    run_folder, status
+                )  # killed, for example out of memory, before it could record its failure
         return bool(ended)
 
     @contextmanager
@@ -162,12 +165,12 @@ class Pool:
         self._signals += 1
 
     def _stop(self) -> None:
-        """Forward the first signal as SIGTERM, so that runs save and stop; kill them at the second."""
+        """Forward the first signal as SIGTERM, at which runs save and stop; kill them at the second."""
         for id, (process, _) in self._working.items():
             if self._signals > 1:
                 process.kill()
-            elif id not in self._asked_to_stop:
-                self._asked_to_stop.add(id)
+            elif id not in self._terminated:
+                self._terminated.add(id)
                 process.terminate()
 
 
@@ -183,6 +186,6 @@ def cpu_slots(workers: int, threads: int) -> list[Slot]:
 
 
 def gpu_slots(gpus: Sequence[str], gpus_per_run: int, threads: int) -> list[Slot]:
-    """Slots with gpus_per_run GPUs and `threads` cores each."""
+    """Slots with `gpus_per_run` GPUs and `threads` cores each."""
     groups = [tuple(gpus[i : i + gpus_per_run]) for i in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)]
     return [Slot(slot.cpus, group) for slot, group in zip(cpu_slots(len(groups), threads), groups, strict=True)]

@@ -1,4 +1,4 @@
-"""Status of every run of a sweep (state, progress, time left), read from its files."""
+"""Status of every run of a sweep: state, progress and time left, read from its files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from datetime import datetime
 
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
 
-# without progress for so long, a run may hang or its machine may be gone
+# seconds without progress after which a run may hang or its machine may be down
 _SILENT_S = 120.0
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Status of a run. None: not known yet."""
+    """Status of a run. None: unknown so far."""
 
     run: PlannedRun
     state: RunState
@@ -27,7 +27,7 @@ class RunStatus:
 
 
 class Overview:
-    """Repeatedly reads the statuses of a sweep's runs; files of finished runs are read once."""
+    """Reads the statuses of a sweep's runs on every call of `look`; files of finished runs are read once."""
 
     def __init__(self, folder: SweepFolder, runs: Sequence[PlannedRun], metric: str) -> None:
         self.folder = folder
@@ -46,15 +46,15 @@ class Overview:
     def _look_at(self, run: PlannedRun, parent: RunStatus | None) -> RunStatus:
         if run.id in self._finished:
             return self._finished[run.id]
-        place = self.folder.run_folder(run)
-        match place.state:
+        run_folder = self.folder.run_folder(run)
+        match run_folder.state:
             case RunState.FINISHED:
-                self._finished[run.id] = self._of_finished(run, place)
+                self._finished[run.id] = self._of_finished(run, run_folder)
                 return self._finished[run.id]
             case RunState.RUNNING:
-                return self._of_running(run, place)
+                return self._of_running(run, run_folder)
             case RunState.FAILED:
-                failed = read_record(place.failed) or {}
+                failed = read_record(run_folder.failed) or {}
                 return RunStatus(run, RunState.FAILED, last_lines=tuple(failed.get("last_lines", ())))
             case state:
                 broken = None
@@ -62,16 +62,16 @@ class Overview:
                     broken = parent.run.id if parent.state is RunState.FAILED else parent.waits_for
                 return RunStatus(run, state, waits_for=broken)
 
-    def _of_finished(self, run: PlannedRun, place: SweepRunFolder) -> RunStatus:
-        done = read_record(place.done) or {}
-        end = (read_record(place.summary) or {}).get("end", {})
+    def _of_finished(self, run: PlannedRun, run_folder: SweepRunFolder) -> RunStatus:
+        done = read_record(run_folder.done) or {}
+        end = (read_record(run_folder.summary) or {}).get("end", {})
         return RunStatus(
             run, RunState.FINISHED, 1.0, end.get(self._metric), elapsed_s=done.get("elapsed_s"), left_s=0.0
         )
 
-    def _of_running(self, run: PlannedRun, place: SweepRunFolder) -> RunStatus:
-        progress = read_record(place.progress)
-        attempts = place.read_attempts()
+    def _of_running(self, run: PlannedRun, run_folder: SweepRunFolder) -> RunStatus:
+        progress = read_record(run_folder.progress)
+        attempts = run_folder.read_attempts()
         if progress is None or not attempts or progress["updated_at"] < attempts[-1]["started_at"][:19]:
             return RunStatus(run, RunState.RUNNING)  # still starting
         done = progress["step"] - progress["begun_at_step"]

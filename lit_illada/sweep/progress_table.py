@@ -1,4 +1,4 @@
-"""Live table of a sweep's runs on a terminal; plain lines elsewhere."""
+"""Progress of a sweep: a live table on a terminal, one line per change elsewhere."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,12 +21,15 @@ _STYLES = {
     RunState.FAILED: "bold red",
     RunState.INTERRUPTED: "yellow",
 }
-# the terminal may be too short for all rows: the most interesting first
+# order of rows; a short terminal shows only the first ones
 _ORDER = (RunState.RUNNING, RunState.FAILED, RunState.INTERRUPTED, RunState.FINISHED, RunState.PENDING)
 
 
 class SweepTable:
-    """Displays statuses. metric: heading of the third column. workers: runs at a time, for the estimate of time."""
+    """Displays the statuses of runs.
+
+    metric: heading of the third column. workers: runs at a time, which the estimate of time left is based on.
+    """
 
     def __init__(self, title: str, metric: str, workers: int, console: Console) -> None:
         self._title = title
@@ -46,7 +49,7 @@ class SweepTable:
             self._live.stop()
 
     def show(self, statuses: Sequence[RunStatus]) -> None:
-        """Update the table, or print a line per run whose state has changed."""
+        """Update the table, or print one line per run whose state has changed."""
         if self._live is not None:
             self._live.update(self._render(statuses), refresh=True)
             return
@@ -82,7 +85,7 @@ class SweepTable:
 
 
 def summary(statuses: Sequence[RunStatus], workers: int) -> str:
-    """`3 of 8 finished, 2 running, about 1 min left`."""
+    """Counts and time left, such as `3 of 8 finished, 2 running, about 1 min left`."""
     counts = Counter(status.state for status in statuses)
     words = [f"{counts[RunState.FINISHED]} of {len(statuses)} finished"]
     words += [f"{counts[state]} {state}" for state in _ORDER if counts[state] and state is not RunState.FINISHED]
@@ -93,12 +96,12 @@ def summary(statuses: Sequence[RunStatus], workers: int) -> str:
 
 
 def time_left(statuses: Sequence[RunStatus], workers: int) -> float | None:
-    """Seconds until all runs end, assuming equal duration within a stage; None while no run gives an estimate."""
+    """Seconds until all runs end, assuming equal durations within a stage; None while nothing is known of one."""
     total_s = longest_s = 0.0
     for status in statuses:
         if status.state is RunState.FINISHED or status.waits_for is not None or status.state is RunState.FAILED:
             continue
-        left_s = status.left_s if status.left_s is not None else _typical_s(status, statuses)
+        left_s = status.left_s if status.left_s is not None else _mean_duration_s(status, statuses)
         if left_s is None:
             return None
         total_s += left_s
@@ -107,7 +110,7 @@ def time_left(statuses: Sequence[RunStatus], workers: int) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h` or `2.1 days`."""
+    """A duration in words, such as `45 s`, `12 min`, `3.5 h` or `2.1 days`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -115,7 +118,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.1f} days"
 
 
-def _typical_s(status: RunStatus, statuses: Sequence[RunStatus]) -> float | None:
+def _mean_duration_s(status: RunStatus, statuses: Sequence[RunStatus]) -> float | None:
+    """Mean duration of runs of the same stage, seconds; None if unknown."""
     alike = [other for other in statuses if other.run.stage == status.run.stage and other.elapsed_s is not None]
     known = [s for other in alike if (s := _whole_s(other)) is not None]
     return mean(known) if known else None

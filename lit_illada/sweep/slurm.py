@@ -1,7 +1,7 @@
-"""Execution of a sweep on a cluster: Slurm job arrays through submitit, one job per run, on one or more nodes.
+"""Executes a sweep on a cluster: Slurm job arrays through submitit, one job per run, on one or more nodes.
 
-submitit requeues: at a time limit or an announced preemption, the run saves and its job returns to the queue. A job
-that Slurm itself requeues keeps its id. Either way the run resumes from its checkpoint.
+At a time limit or an announced preemption, the run saves and submitit requeues its job. A job that Slurm itself
+requeues keeps its id. In both cases the run resumes from its checkpoint.
 """
 
 import json
@@ -27,13 +27,13 @@ from lit_illada.sweep.pool import ONE, thread_variables
 from lit_illada.sweep.progress import Overview, RunStatus
 
 _LOOK_S = 2.0
-# a network file system may show records this late
+# seconds by which a network file system may delay records
 _GONE_S = 60.0
-# tolerated absence of Slurm's controller, restarted or overloaded
+# seconds without an answer of the Slurm controller, which may be restarting or overloaded
 _OUTAGE_S = 600.0
-# Slurm kills a job within KillWait of stopping it; a job that survives was signalled by something else
+# longer than KillWait, the seconds after which Slurm kills a stopped job; a job that survives got its signal elsewhere
 _KILL_WAIT_S = 120.0
-# requeues at a time limit; each costs no more than the work since the last checkpoint
+# requeues at a time limit per job; each loses at most the work since the last checkpoint
 _TIMEOUTS = 1000
 _JOB_FILE = "job.json"
 
@@ -51,17 +51,18 @@ class SlurmOptions:
 
 
 class RunJob:
-    """Function that submitit pickles for a job: executes one run in a child process."""
+    """Callable that submitit pickles for a job; executes one run in a child process."""
 
     def __init__(self, command: Sequence[str], folder: str, run_id: str) -> None:
         self.command = [*command, folder, run_id]
-        self.place = SweepRunFolder(SweepFolder(Path(folder)).runs / run_id)
+        self.run_folder = SweepRunFolder(SweepFolder(Path(folder)).runs / run_id)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
+        """Execute the run. Returns its exit status."""
         threads = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        self.place.path.mkdir(parents=True, exist_ok=True)
-        with self.place.log.open("ab") as log:
+        self.run_folder.path.mkdir(parents=True, exist_ok=True)
+        with self.run_folder.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -72,20 +73,20 @@ class RunJob:
             )
         status = self._process.wait()
         if was_stopped(status):
-            # Slurm has signalled every process of the job and is about to end or requeue it; a job that has already
-            # exited is not requeued
+            # Slurm has signalled every process of the job and is about to kill or requeue it; it does not requeue a
+            # job that has exited
             time.sleep(_KILL_WAIT_S)
         return status
 
     def checkpoint(self) -> Any:
-        """Called by submitit at a time limit or preemption; returns what the requeued job executes."""
+        """Called by submitit at a time limit or preemption. Returns the submission that the requeued job executes."""
         import submitit
 
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGTERM)
-            # called within a signal handler that has interrupted wait(): waiting for the process here would deadlock
-            while self.place.is_locked():
+            # this is a signal handler that has interrupted wait(): a second wait() here would deadlock
+            while self.run_folder.is_locked():
                 time.sleep(0.2)
         return submitit.helpers.DelayedSubmission(RunJob(self.command[:-2], *self.command[-2:]))
 
@@ -94,10 +95,10 @@ class RunJob:
 
 
 class SlurmQueue:
-    """Executes a plan by submitting runs as they become ready; counterpart of Pool. A signal cancels its jobs.
+    """Executes a plan by submitting runs as they become ready; the counterpart of Pool. A signal cancels its jobs.
 
-    gone_s: seconds that a run's record may take to appear after its job has left the queue. outage_s: seconds without
-    an answer from Slurm before UserError is raised.
+    look_s: seconds between two looks at the queue. gone_s: seconds that a run's record may take to appear after its job
+    has left the queue. outage_s: seconds without an answer from Slurm before UserError is raised.
     """
 
     def __init__(
@@ -128,10 +129,11 @@ class SlurmQueue:
 
     @property
     def was_stopped(self) -> bool:
+        """Whether a signal stopped the sweep."""
         return self._signals > 0
 
     def run(self) -> list[RunStatus]:
-        """Execute until nothing is left, or until a signal has cancelled all jobs. Returns the final statuses."""
+        """Execute until all runs have ended, or until a signal has cancelled all jobs. Returns the final statuses."""
         with self._handled_signals():
             while True:
                 queued = self._queued()
@@ -153,9 +155,11 @@ class SlurmQueue:
 
     def _queued(self) -> set[str]:
         """Ids of queued jobs. Waits during an outage; raises UserError after a long one, or at a second signal."""
-        while (queued := self._looking.ask(queued_jobs)) is None:
+        while (queued := self._looking.call(queued_jobs)) is None:
             if self._signals > 1:
-                raise UserError("Slurm does not answer: the sweep's jobs are still queued (squeue --me, scancel)")
+                raise UserError(
+                    "Slurm does not respond: the jobs of the sweep are still queued (see squeue --me, scancel)"
+                )
             self._show(self._overview.look())
             time.sleep(self._look_s)
         return queued
@@ -175,23 +179,23 @@ class SlurmQueue:
     def _submit(self, runs: Sequence[PlannedRun]) -> None:
         """Submit one array per kind of machine.
 
-        A submission that Slurm rejects is repeated at the next pass. Raises UserError where the first one is rejected,
-        or later ones for longer than an outage.
+        A rejected submission is repeated at the next look. Raises UserError if the first one is rejected, or later
+        ones for longer than an outage.
         """
         arrays: dict[tuple[tuple[str, Any], ...], list[PlannedRun]] = {}
         for run in runs:
             arrays.setdefault(tuple(sorted(_machines(run, self._options).items())), []).append(run)
         for machines, members in arrays.items():
             submit = partial(self._submit_array, dict(machines), members)
-            jobs = self._submitting.ask(submit) if self._tried else submit()
+            jobs = self._submitting.call(submit) if self._tried else submit()
             for run, job_id in zip(members, jobs, strict=True) if jobs is not None else ():
                 self._tried.add(run.id)
-                place = self._folder.run_folder(run)
-                place.path.mkdir(parents=True, exist_ok=True)
-                write_atomically(place.path / _JOB_FILE, json.dumps({"job_id": job_id}) + "\n")
+                run_folder = self._folder.run_folder(run)
+                run_folder.path.mkdir(parents=True, exist_ok=True)
+                write_atomically(run_folder.path / _JOB_FILE, json.dumps({"job_id": job_id}) + "\n")
 
     def _submit_array(self, machines: dict[str, Any], runs: Sequence[PlannedRun]) -> list[str]:
-        """Job ids. Raises UserError with the message of sbatch."""
+        """Submit one array. Returns the job ids. Raises UserError with the message of sbatch if it is rejected."""
         import submitit
 
         executor = submitit.AutoExecutor(self._folder.path / "slurm", cluster="slurm", slurm_max_num_timeout=_TIMEOUTS)
@@ -228,10 +232,11 @@ class SlurmQueue:
         return in_doubt
 
     def _cancel(self, statuses: Sequence[RunStatus], queued: set[str]) -> None:
+        """Cancel the sweep's jobs and wait until they have left the queue."""
         jobs = {job for status in statuses if status.run.id in queued and (job := self._job_of(status.run))}
-        is_asked = False
+        is_cancelled = False
         while left := self._queued() & jobs:
-            is_asked = is_asked or cancel(sorted(left))
+            is_cancelled = is_cancelled or cancel(sorted(left))
             time.sleep(min(1.0, self._look_s))
 
     def _job_of(self, run: PlannedRun) -> str | None:
@@ -251,7 +256,7 @@ class SlurmQueue:
 
 
 def require_slurm() -> None:
-    """Raise UserError where Slurm does not answer or submitit is not installed."""
+    """Raise UserError if submitit is not installed or Slurm does not respond."""
     try:
         import submitit  # noqa: F401
     except ImportError as error:
@@ -260,7 +265,7 @@ def require_slurm() -> None:
 
 
 def _machines(run: PlannedRun, options: SlurmOptions) -> dict[str, Any]:
-    """Resources of a run: one task per device, as Lightning expects under Slurm."""
+    """Parameters of submitit for a run: one task per device, as Lightning expects under Slurm."""
     trainer = run.config.get("trainer", {})
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     wanted: dict[str, Any] = {"nodes": nodes, "tasks_per_node": devices, "cpus_per_task": options.cpus}
@@ -270,5 +275,5 @@ def _machines(run: PlannedRun, options: SlurmOptions) -> dict[str, Any]:
 
 
 def _ignore_announcements() -> None:
-    # Slurm sends the announcing signal to every process of the job; its default action would kill the run
+    # Slurm sends the signal before the time limit to every process of the job; its default action would kill the run
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)

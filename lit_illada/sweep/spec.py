@@ -36,10 +36,10 @@ class Goal(StrEnum):
 
 @dataclass(frozen=True)
 class Budget:
-    """Equal training budget of all arms.
+    """Training budget, equal for all arms.
 
-    Tokens and FLOPs set the number of steps. Seconds stop a run wherever it is: a schedule that decays by steps has
-    then not finished, unless trainer.max_steps comes first.
+    Tokens and FLOPs determine the number of steps. Seconds stop a run at whatever step it has reached, so that a
+    learning-rate schedule in steps may not have finished.
     """
 
     measure: Measure = Measure.TOKENS
@@ -53,7 +53,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a stage's summary."""
+    """A number in the summary of a stage's runs."""
 
     name: str  # such as val/nll_bound
     stage: str
@@ -62,20 +62,20 @@ class Metric:
     def __post_init__(self) -> None:
         if self.name.startswith("train"):
             raise UserError(
-                f"metrics names {self.name!r}: training losses of different objectives are not comparable; rank by a "
-                "metric with one definition for all arms, such as val/nll_bound"
+                f"metrics contains {self.name!r}: training losses of different objectives are not comparable; use a "
+                "metric that has the same definition for all arms, such as val/nll_bound"
             )
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of every arm."""
+    """One command, executed for every arm."""
 
     name: str
     command: Command
     overrides: list[str] = field(default_factory=list)  # KEY=VALUE
     arguments: list[str] = field(default_factory=list)  # words of the command line before the overrides
-    seed: int | None = None  # one seed for all repetitions, which then share the run; None: the repetition's
+    seed: int | None = None  # one seed for all repetitions, which then share the run; None: each has its own
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Arm:
     """Settings of one arm, or of one value of an axis."""
 
     name: str
-    source: str = ""  # paper or code that the setting is from
+    source: str = ""  # paper or code that the setting is taken from
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, KEY=VALUE
     begin_from: str | None = None  # replaces the sweep's begin_from
 
@@ -118,28 +118,30 @@ class CommonScale:
 class SweepSpec:
     """A sweep. Once its scale is applied, `scales` is empty and all other fields are final.
 
-    seeds, budget and validations default to those of sweeps/scale/NAME.yaml.
+    The defaults of seeds, budget and validations are those of sweeps/scale/NAME.yaml.
     """
 
     question: str
-    baseline: str  # arm that all others are compared with
+    baseline: str  # arm that every other arm is compared with
     metrics: list[Metric]  # the first is primary and carries verdicts; the others are descriptive
     stages: list[Stage]
     name: str = ""
     paper: str = ""  # source of the question
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     budget: Budget | None = None
-    no_budget: str = ""  # reason why arms have no common budget
+    no_budget: str = ""  # why arms have no common budget; empty if they have one
     begin_from: str | None = None  # checkpoint of the first stage: a run, a converted folder, a file, or one in sweeps/
     validations: int = 10  # per training run, evenly spaced
     warmup_fraction: float | None = None  # of a run's steps; None: the schedule's own warm-up
     arms: list[Arm] = field(default_factory=list)  # named arms, in addition to the grid of `axes`
-    axes: dict[str, list[Arm]] = field(default_factory=dict)  # grid: every combination of their values is an arm
+    axes: dict[str, list[Arm]] = field(default_factory=dict)  # grid: every combination of the values is an arm
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, for all arms, before an arm's own
-    also_compare: list[list[str]] = field(default_factory=list)  # further planned pairs (reference, arm)
-    equal_in_expectation: list[list[str]] = field(default_factory=list)  # pairs with one expected objective
+    also_compare: list[list[str]] = field(default_factory=list)  # further pairs to compare: [reference, arm]
+    equal_in_expectation: list[list[str]] = field(
+        default_factory=list
+    )  # pairs whose objectives are equal in expectation
     equivalence_margin: float | None = None  # units of the primary metric; None: no equivalence test
-    cannot_learn: list[str] = field(default_factory=list)  # arms that learn no context; the report checks that
+    cannot_learn: list[str] = field(default_factory=list)  # arms that cannot learn context, which the report checks
     scale: str | None = PAPER
     scales: dict[str, Scale] = field(default_factory=dict)
 
@@ -159,14 +161,14 @@ class SweepSpec:
         return labels if seed is None else {**labels, "seed": seed}
 
     def comparisons(self) -> list[tuple[str, str]]:
-        """Every arm with the baseline, then those of also_compare: (reference, arm)."""
+        """Pairs (reference, arm): the baseline with every other arm, then those of also_compare."""
         others = [(self.baseline, arm.name) for arm in self.all_arms() if arm.name != self.baseline]
         return [*others, *((first, second) for first, second in self.also_compare)]
 
     def tested_pairs(self) -> list[tuple[str, str]]:
-        """All pairs, (reference, arm), that can get a verdict: `comparisons`, then other pairs of equal_in_expectation.
+        """All pairs (reference, arm) that can get a verdict: `comparisons`, then further pairs of equal_in_expectation.
 
-        Verdicts are corrected for their number.
+        Holm's correction counts all of them.
         """
         pairs = self.comparisons()
         for one, other in self.equal_in_expectation:
@@ -175,7 +177,7 @@ class SweepSpec:
         return pairs
 
     def stage(self, name: str) -> Stage:
-        """Stage of that name."""
+        """Stage of a name that exists."""
         return next(stage for stage in self.stages if stage.name == name)
 
     @property
@@ -197,7 +199,7 @@ def check(spec: SweepSpec) -> None:
         if not names:
             raise UserError(f"{what} is empty")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UserError(f"{what} names {', '.join(twice)} twice")
+            raise UserError(f"{what} contains {', '.join(twice)} twice")
     if spec.baseline not in arms:
         raise unknown("baseline", spec.baseline, arms)
     _check_arms_named(spec, arms)
@@ -263,6 +265,7 @@ def _check_stage_names(spec: SweepSpec) -> None:
 
 
 def _joined(values: Sequence[Arm]) -> Arm:
+    """Arm of one combination of axis values. Raises UserError if two of them set begin_from."""
     overrides: dict[str, list[str]] = {}
     for value in values:
         for stage, given in value.overrides.items():

@@ -43,7 +43,7 @@ raise SystemExit(attempt(folder, run_id, call))
 
 @pytest.fixture
 def worker(tmp_path):
-    """The pool's command for runs of so many steps of so many seconds."""
+    """Command for the pool whose runs take `num_steps` steps of a given number of seconds."""
 
     def worker(steps=3, seconds=0.01):
         script = tmp_path / "worker.py"
@@ -73,13 +73,13 @@ def spec_of(*arms, **changes):
 
 @pytest.fixture(name="planned")
 def planned_fixture():
-    """Make a planned run of an id."""
+    """Build a planned run with an id."""
     return planned
 
 
 @pytest.fixture
 def written(tmp_path):
-    """A sweep's folder whose plan is the given runs."""
+    """Write a sweep's folder whose plan consists of the given runs."""
 
     def written(*runs):
         folder = SweepFolder(tmp_path / "sweep")
@@ -91,7 +91,7 @@ def written(tmp_path):
 
 @pytest.fixture
 def tiny_sweep(tmp_path, tiny_overrides):
-    """Write a spec whose runs take seconds; the file. Changes replace its keys."""
+    """Write the file of a sweep whose runs take seconds. Keyword arguments replace its keys."""
 
     def tiny_sweep(**changes):
         tree = {

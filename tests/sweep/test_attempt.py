@@ -1,4 +1,4 @@
-"""One attempt at a run: what it starts with, what it records, and how it keeps out of another's way."""
+"""One attempt at a run: its command line, its records and its lock."""
 
 import errno
 import fcntl
@@ -22,9 +22,9 @@ def _output_stays_ours(monkeypatch):
 
 @pytest.fixture
 def one(written, planned):
-    """A sweep of one run, its place, and what attempting it with this outcome gives."""
+    """A sweep of one run, the run's folder, and a function that attempts it with a given outcome."""
     folder = written(planned("a"))
-    place = folder.run_folder(planned("a"))
+    run_folder = folder.run_folder(planned("a"))
 
     def one(outcome, make=()):
         seen = []
@@ -32,148 +32,148 @@ def one(written, planned):
         def call(words):
             seen.append(words)
             for name in make:
-                (place.path / name).parent.mkdir(parents=True, exist_ok=True)
-                (place.path / name).write_text("{}")
+                (run_folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (run_folder.path / name).write_text("{}")
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
 
         return attempt(folder, "a", call), seen
 
-    return one, place
+    return one, run_folder
 
 
-def test_a_run_begins_with_its_folder_and_name_and_ends_with_a_record(one):
-    attempted, place = one
+def test_run_gets_its_folder_and_name_and_records_its_end(one):
+    attempted, run_folder = one
     status, seen = attempted(0)
-    assert (status, place.state) == (0, RunState.FINISHED)
-    assert seen == [["pretrain", "name='a'", f"run_dir='{place.path}'"]]
-    done = read_record(place.done)
+    assert (status, run_folder.state) == (0, RunState.FINISHED)
+    assert seen == [["pretrain", "name='a'", f"run_dir='{run_folder.path}'"]]
+    done = read_record(run_folder.done)
     assert done["attempts"] == 1
     assert done["elapsed_s"] >= 0
     assert done["max_rss_bytes"] > 10e6
 
 
-def test_a_finished_run_is_not_done_again(one):
+def test_finished_run_is_not_repeated(one):
     attempted, _ = one
     attempted(0)
     assert attempted(0) == (NOT_MINE, [])
 
 
-def test_a_failure_is_recorded_with_its_last_words_and_forgotten_at_the_next_attempt(one):
-    attempted, place = one
-    place.path.mkdir(parents=True)
-    place.log.write_text("".join(f"line {n}\n\n" for n in range(50)) + "50 %\r100 %\n")
+def test_failure_is_recorded_and_removed_by_the_next_attempt(one):
+    attempted, run_folder = one
+    run_folder.path.mkdir(parents=True)
+    run_folder.log.write_text("".join(f"line {n}\n\n" for n in range(50)) + "50 %\r100 %\n")
     status, _ = attempted(2)
-    assert (status, place.state) == (2, RunState.FAILED)
-    failed = read_record(place.failed)
+    assert (status, run_folder.state) == (2, RunState.FAILED)
+    failed = read_record(run_folder.failed)
     assert (failed["exit_status"], failed["attempts"]) == (2, 1)
     assert failed["last_lines"][-2:] == ["line 49", "100 %"]
     attempted(0)
-    assert place.state is RunState.FINISHED
-    assert not place.failed.exists()
+    assert run_folder.state is RunState.FINISHED
+    assert not run_folder.failed.exists()
 
 
-def test_a_bug_in_a_run_is_a_failure_too(one):
-    attempted, place = one
+def test_exception_in_a_run_is_a_failure(one):
+    attempted, run_folder = one
     assert attempted(ZeroDivisionError())[0] == 1
-    assert place.state is RunState.FAILED
+    assert run_folder.state is RunState.FAILED
 
 
 @pytest.mark.parametrize("status", [130, 143, -15, -2])
-def test_a_run_that_was_asked_to_stop_has_not_failed(one, status):
-    attempted, place = one
+def test_stopped_run_has_not_failed(one, status):
+    attempted, run_folder = one
     attempted(status)
-    assert place.state is RunState.INTERRUPTED
+    assert run_folder.state is RunState.INTERRUPTED
 
 
-def test_a_run_with_a_checkpoint_goes_on_and_one_without_begins_anew(one):
-    attempted, place = one
+def test_run_with_a_checkpoint_resumes_and_one_without_restarts(one):
+    attempted, run_folder = one
     attempted(143, make=["config.yaml", "samples.txt"])
     _, seen = attempted(143, make=["config.yaml", "checkpoints/step=00000001.ckpt"])
-    assert not (place.path / "samples.txt").exists()
+    assert not (run_folder.path / "samples.txt").exists()
     assert "run_dir" in seen[0][-1]
-    assert attempted(143)[1] == [["pretrain", "--resume", str(place.path)]]
-    assert [attempt["fingerprint"] for attempt in place.read_attempts()] == ["of a"] * 3
+    assert attempted(143)[1] == [["pretrain", "--resume", str(run_folder.path)]]
+    assert [attempt["fingerprint"] for attempt in run_folder.read_attempts()] == ["of a"] * 3
 
 
-def test_scores_begun_are_gone_on_with(written, planned):
+def test_interrupted_scoring_resumes(written, planned):
     run = planned("a", command="score", num_steps=None)
     folder = written(run)
-    place = folder.run_folder(run)
+    run_folder = folder.run_folder(run)
     seen = []
 
     def call(words):
         seen.append(words)
-        (place.path / "config.yaml").write_text("{}")
-        (place.path / "items-0.jsonl").write_text("{}")
+        (run_folder.path / "config.yaml").write_text("{}")
+        (run_folder.path / "items-0.jsonl").write_text("{}")
         return 143
 
     assert [attempt(folder, "a", call) for _ in range(2)] == [143, 143]
-    assert seen == [["score", "--out", str(place.path)], ["score", "--out", str(place.path), "--resume"]]
-    assert (place.path / "items-0.jsonl").exists()
+    assert seen == [["score", "--out", str(run_folder.path)], ["score", "--out", str(run_folder.path), "--resume"]]
+    assert (run_folder.path / "items-0.jsonl").exists()
 
 
-def test_a_run_killed_between_its_last_step_and_its_record_is_recorded(one):
-    attempted, place = one
+def test_run_killed_after_its_last_step_is_recorded_as_finished(one):
+    attempted, run_folder = one
     attempted(143, make=["config.yaml", "checkpoints/step=00000003.ckpt"])
-    place.summary.write_text(json.dumps({"end": {"step": 3}}))
+    run_folder.summary.write_text(json.dumps({"end": {"step": 3}}))
     assert attempted(1) == (0, [])
-    assert place.state is RunState.FINISHED
+    assert run_folder.state is RunState.FINISHED
 
 
 @pytest.mark.parametrize("end", [{}, {"step": 2}])
-def test_a_run_killed_before_its_last_figures_is_resumed_for_them(one, end):
-    attempted, place = one
+def test_run_killed_before_its_final_metrics_resumes(one, end):
+    attempted, run_folder = one
     attempted(143, make=["config.yaml", "checkpoints/step=00000002.ckpt", "checkpoints/step=00000003.ckpt"])
-    place.summary.write_text(json.dumps({"end": end}))
-    assert attempted(0)[1] == [["pretrain", "--resume", str(place.path)]]
-    names = sorted(path.name for path in place.path.glob("checkpoints/*"))
+    run_folder.summary.write_text(json.dumps({"end": end}))
+    assert attempted(0)[1] == [["pretrain", "--resume", str(run_folder.path)]]
+    names = sorted(path.name for path in run_folder.path.glob("checkpoints/*"))
     assert names == ["step=00000002.ckpt", "step=00000003.ckpt"]
 
 
-def test_a_run_that_another_process_has_is_left_alone(one):
-    attempted, place = one
-    with locked(place) as is_mine:
+def test_run_locked_by_another_process_is_not_executed(one):
+    attempted, run_folder = one
+    with locked(run_folder) as is_mine:
         assert is_mine
-        assert place.state is RunState.RUNNING
+        assert run_folder.state is RunState.RUNNING
         assert attempted(0) == (NOT_MINE, [])
-    assert place.state is RunState.PENDING
+    assert run_folder.state is RunState.PENDING
 
 
-def test_elapsed_time_counts_earlier_attempts_up_to_their_last_sign_of_life(one):
-    attempted, place = one
+def test_elapsed_time_includes_earlier_attempts(one):
+    attempted, run_folder = one
     attempted(143)
-    place.log.touch()
-    began = place.attempts.stat().st_mtime
-    os.utime(place.log, (began + 100, began + 100))
+    run_folder.log.touch()
+    began = run_folder.attempts.stat().st_mtime
+    os.utime(run_folder.log, (began + 100, began + 100))
     attempted(0)
-    assert read_record(place.done)["elapsed_s"] == pytest.approx(100, abs=2)
+    assert read_record(run_folder.done)["elapsed_s"] == pytest.approx(100, abs=2)
 
 
-def test_a_file_system_without_locks_is_told_once_and_worked_on(one, monkeypatch, caplog):
+def test_missing_file_locks_warn_once(one, monkeypatch, caplog):
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    attempted, place = one
+    attempted, run_folder = one
     monkeypatch.setattr(fcntl, "flock", flock)
     assert attempted(143)[0] == 143
-    assert not place.is_locked()
-    assert place.state is RunState.INTERRUPTED
-    with locked(place) as is_mine:
+    assert not run_folder.is_locked()
+    assert run_folder.state is RunState.INTERRUPTED
+    with locked(run_folder) as is_mine:
         assert is_mine
     assert caplog.text.count("cannot be locked ([Errno") == 1
 
 
-def test_the_lock_falls_with_the_process_however_it_dies(written, planned, worker):
+def test_lock_is_released_when_its_process_dies(written, planned, worker):
     folder = written(planned("a"))
-    place = folder.run_folder(planned("a"))
+    run_folder = folder.run_folder(planned("a"))
     process = subprocess.Popen([*worker(steps=1000), str(folder.path), "a"], stdout=subprocess.DEVNULL)
     end = time.monotonic() + 30
-    while place.state is not RunState.RUNNING and time.monotonic() < end:
+    while run_folder.state is not RunState.RUNNING and time.monotonic() < end:
         time.sleep(0.02)
-    assert place.state is RunState.RUNNING
+    assert run_folder.state is RunState.RUNNING
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert place.state is RunState.INTERRUPTED
-    assert not place.failed.exists()
+    assert run_folder.state is RunState.INTERRUPTED
+    assert not run_folder.failed.exists()

@@ -1,4 +1,4 @@
-"""Arms are ranked by a validation metric only where all of them validate on the same tokens."""
+"""Arms that validate on different tokens are rejected."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def plan(tiny_sweep):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("data.row_length=16", r"data.row_length: \d+, 16"),
         ("trainer.val_rows=3", r"trainer.val_rows: \d+, 3"),
@@ -33,13 +33,15 @@ def plan(tiny_sweep):
     ],
 )
 @pytest.mark.parametrize("metric", ["val/nll_bound", "val/bits_per_byte"])
-def test_arms_that_validate_on_other_tokens_are_refused(plan, metric, override, told):
-    with pytest.raises(UserError, match=f"{metric} of stage 'pretrain' cannot rank arms 'a' and 'b'.*{told}") as error:
+def test_arms_with_different_validation_tokens_are_rejected(plan, metric, override, message):
+    with pytest.raises(
+        UserError, match=f"{metric} of stage 'pretrain' cannot rank arms 'a' and 'b'.*{message}"
+    ) as error:
         plan(metric, override)
     assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_is_compared_in_bits_per_byte_only(plan):
+def test_tokenizers_are_compared_only_in_bits_per_byte(plan):
     with pytest.raises(UserError, match=r"val/nll_bound .*data.tokenizer"):
         plan("val/nll_bound", "data.tokenizer.vocab_size=512")
     plan("val/bits_per_byte", "data.tokenizer.vocab_size=512")

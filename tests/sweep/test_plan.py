@@ -1,4 +1,4 @@
-"""Which runs a sweep needs: what is shared, how runs are named, how the budget sets their length."""
+"""Planning a sweep: shared runs, ids of runs, and their length under a budget."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ TREES = {
 
 
 def resolve(command, overrides, parent, settle):
-    """The config system in small: flat keys, numbers only."""
+    """A small config system: flat keys, numbers only."""
     tree = copy.deepcopy(TREES[command])
     if command == "sft":
         tree["model"] = parent["model"]
@@ -61,7 +61,7 @@ def plan(*arguments, **changes):
     return {run.id: run for run in expand(spec(*arguments, **changes), resolve, flops, begun)}
 
 
-def test_arms_that_differ_late_share_what_comes_before():
+def test_arms_share_their_common_stages():
     arms = [arm("a", sft=["q=1"]), arm("b", sft=["q=2"]), arm("c", sft=["q=2"], score=["r=1"])]
     runs = plan(arms, stages("pretrain", "sft", "score"), seeds=[0, 1])
     assert list(runs) == [
@@ -77,7 +77,7 @@ def open_begin(name):
     return {"model": {"width": len(name)}}, f"content of {name[:4]}"
 
 
-def test_a_sweep_may_begin_with_a_checkpoint_that_exists():
+def test_sweep_can_start_from_an_existing_checkpoint():
     arms = [arm("a"), arm("b", score=["r=1"]), Arm("c", begin_from="this one")]
     made = spec(arms, stages("sft", "score"), begin_from="that")
     runs = {run.id: run for run in expand(made, resolve, flops, open_begin=open_begin)}
@@ -88,7 +88,7 @@ def test_a_sweep_may_begin_with_a_checkpoint_that_exists():
     assert runs["sft-c-s0"].config["model"] == {"width": 8}
 
 
-def test_a_checkpoint_is_known_by_its_content():
+def test_fingerprint_depends_on_the_content_of_the_checkpoint():
     def fingerprint(name):
         run, _ = expand(
             spec([arm("a")], stages("sft", "score"), begin_from=name), resolve, flops, open_begin=open_begin
@@ -99,7 +99,7 @@ def test_a_checkpoint_is_known_by_its_content():
     assert fingerprint("base") != fingerprint("other")
 
 
-def test_a_stage_with_a_seed_of_its_own_is_shared_by_all_repetitions():
+def test_stage_with_a_fixed_seed_is_shared_by_all_repetitions():
     runs = plan([arm("a"), arm("b", sft=["q=1"])], stages("pretrain", "sft", pretrain={"seed": 3}), seeds=[0, 1])
     assert list(runs) == ["pretrain", "sft-a-s0", "sft-b-s0", "sft-a-s1", "sft-b-s1"]
     assert "seed=3" in runs["pretrain"].overrides
@@ -107,7 +107,7 @@ def test_a_stage_with_a_seed_of_its_own_is_shared_by_all_repetitions():
     assert runs["pretrain"].config["seed"] == 3
 
 
-def test_what_only_some_arms_share_is_named_after_what_they_have_in_common():
+def test_shared_run_is_named_after_the_common_part_of_its_arms():
     axes = {
         "p": [arm("even", pretrain=["p=2"]), arm("odd", pretrain=["p=3"])],
         "q": [arm("low", sft=["q=1"]), arm("high", sft=["q=2"])],
@@ -116,22 +116,22 @@ def test_what_only_some_arms_share_is_named_after_what_they_have_in_common():
     assert list(runs)[:3] == ["pretrain-even-s0", "sft-even+low-s0", "sft-even+high-s0"]
 
 
-def test_names_hold_nothing_a_file_system_minds():
+def test_ids_are_valid_file_names():
     runs = plan([arm("a/b: c*"), arm("ü 0.15", pretrain=["p=1"])], stages("pretrain"))
     assert list(runs) == ["pretrain-a-b-c-s0", "pretrain-ü-0.15-s0"]
 
 
-def test_two_arms_that_are_equal_are_refused():
+def test_equal_arms_are_rejected():
     with pytest.raises(UserError, match="arms 'a' and 'b' are identical"):
         plan([arm("a", pretrain=["p=1"]), arm("b", pretrain=["p=1.0"])], stages("pretrain"))
 
 
-def test_names_and_folders_make_no_run_another():
+def test_fingerprint_ignores_names_and_folders():
     runs = [plan([arm("a", pretrain=[f"name={n}"])], stages("pretrain")) for n in (1, 2)]
     assert runs[0]["pretrain-a-s0"].fingerprint == runs[1]["pretrain-a-s0"].fingerprint
 
 
-def test_what_has_begun_keeps_its_name_and_lends_it_to_nobody():
+def test_started_run_retains_its_id():
     stage = stages("pretrain")
     (old,) = plan([arm("a", pretrain=["p=1"])], stage).values()
     runs = plan([arm("a", pretrain=["p=1"]), arm("b", pretrain=["p=2"])], stage, begun={old.fingerprint: "older"})
@@ -141,7 +141,7 @@ def test_what_has_begun_keeps_its_name_and_lends_it_to_nobody():
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7])
-def test_a_budget_of_tokens_gives_every_arm_as_many_whatever_its_batch(rows):
+def test_token_budget_is_independent_of_the_batch(rows):
     arms = [arm("a"), arm("b", pretrain=[f"trainer.batch_rows={rows}", "p=1"])]
     for run in plan(arms, stages("pretrain"), budget=Budget(Measure.TOKENS, 10_000)).values():
         batch = run.config["trainer"]["batch_rows"] * 32
@@ -150,7 +150,7 @@ def test_a_budget_of_tokens_gives_every_arm_as_many_whatever_its_batch(rows):
         assert run.config["trainer"]["val_every_steps"] == math.ceil(run.num_steps / 10)
 
 
-def test_a_budget_of_flops_gives_the_larger_model_fewer_steps():
+def test_flops_budget_gives_the_larger_model_fewer_steps():
     runs = plan(
         [arm("a"), arm("b", pretrain=["model.width=16"])], stages("pretrain"), budget=Budget(Measure.FLOPS, 8000)
     )
@@ -158,30 +158,30 @@ def test_a_budget_of_flops_gives_the_larger_model_fewer_steps():
     assert [run.flops for run in runs.values()] == [8000, 8000]
 
 
-def test_a_budget_of_seconds_is_a_time_limit():
+def test_budget_of_seconds_is_a_time_limit():
     (run,) = plan([arm("a")], stages("pretrain"), budget=Budget(Measure.SECONDS, 90)).values()
     assert run.config["trainer"]["max_time_s"] == 90
     assert "trainer.max_time_s=90" in run.overrides
 
 
-def test_the_budget_is_spent_in_the_stage_it_names():
+def test_budget_applies_to_its_stage():
     budget = Budget(Measure.TOKENS, 3200, "sft")
     runs = plan([arm("a")], stages("pretrain", "sft"), budget=budget)
     assert [run.num_steps for run in runs.values()] == [100, 100]
     assert runs["sft-a-s0"].tokens == 3200
 
 
-def test_warmup_follows_the_length_where_the_spec_says_so():
+def test_warmup_fraction_sets_warmup_steps():
     (run,) = plan([arm("a")], stages("pretrain"), budget=Budget(Measure.TOKENS, 128_000), warmup_fraction=0.1).values()
     assert run.config["optim"]["schedule"]["warmup_steps"] == 100
 
 
-def test_the_length_of_epochs_is_not_known_before_the_data_is():
+def test_length_of_epochs_is_unknown_without_data():
     runs = plan([arm("a", sft=["epochs=3"])], stages("pretrain", "sft"))
     assert (runs["sft-a-s0"].num_steps, runs["sft-a-s0"].tokens, runs["sft-a-s0"].flops) == (None, None, None)
 
 
-def test_an_arm_that_cannot_be_configured_is_named():
+def test_error_names_the_invalid_arm():
     broken = Stage("pretrain", Command.PRETRAIN, ["objective/mask_ratio=uniformm"])
     with pytest.raises(UserError, match=r"arm 'a', stage 'pretrain': .*uniformm"):
         expand(spec([arm("a")], [broken]), sweep.resolve, step_flops)

@@ -1,4 +1,4 @@
-"""The pool: everything runs once, whatever is killed; a failure stays alone; every run has cores of its own."""
+"""The pool: kills, failures, signals, shared folders and slots."""
 
 import os
 import random
@@ -29,7 +29,7 @@ raise SystemExit(130 if pool.was_stopped else 0)
 
 @pytest.fixture
 def pool(tmp_path):
-    """Start a pool over a folder in a process of its own."""
+    """Start a pool on a folder in a separate process."""
     script = tmp_path / "pool.py"
     script.write_text(textwrap.dedent(POOL), encoding="utf-8")
     return lambda folder, command: subprocess.Popen([sys.executable, str(script), str(folder.path), *command])
@@ -41,7 +41,7 @@ def run_here(folder, command, slots=None):
 
 
 def steps_of(folder, run):
-    """Every step that was done, in the order in which it was done."""
+    """All executed steps in order of execution."""
     lines = (folder.run_folder(run).path / "steps.txt").read_text().splitlines()
     return [int(line.split()[0]) for line in lines]
 
@@ -53,7 +53,7 @@ def wait_for(condition, limit_s=30):
         time.sleep(0.01)
 
 
-def test_every_run_is_done_once_children_after_their_parents(written, planned, worker):
+def test_every_run_is_executed_once_after_its_parent(written, planned, worker):
     runs = [planned("a"), planned("b", "a"), planned("c", "b"), planned("d")]
     folder = written(*runs)
     statuses = run_here(folder, worker())
@@ -66,7 +66,7 @@ def test_every_run_is_done_once_children_after_their_parents(written, planned, w
     assert all(steps_of(folder, run) == [1, 2, 3] for run in runs), "a second call did something again"
 
 
-def test_a_failure_stops_its_descendants_alone(written, planned, worker):
+def test_failure_stops_only_its_descendants(written, planned, worker):
     runs = [planned("fail"), planned("child", "fail"), planned("grandchild", "child"), planned("other")]
     folder = written(*runs)
     states = {status.run.id: status for status in run_here(folder, worker())}
@@ -80,7 +80,7 @@ def test_a_failure_stops_its_descendants_alone(written, planned, worker):
     assert len(folder.run_folder(runs[0]).read_attempts()) == 2
 
 
-def test_each_run_has_cores_and_threads_of_its_own(written, planned, worker):
+def test_runs_have_separate_cores_and_threads(written, planned, worker):
     cores = sorted(os.sched_getaffinity(0))
     runs = [planned(f"r{n}") for n in range(4)]
     folder = written(*runs)
@@ -90,7 +90,7 @@ def test_each_run_has_cores_and_threads_of_its_own(written, planned, worker):
         assert line.split(maxsplit=2)[2] in {f"[{core}] 1" for core in cores[:2]}
 
 
-def test_a_run_killed_beside_the_pool_is_marked_and_the_others_go_on(written, planned, worker):
+def test_killed_run_has_failed_and_the_others_continue(written, planned, worker):
     runs = [planned("a", num_steps=200), planned("b", num_steps=200)]
     folder = written(*runs)
     killed = []
@@ -105,7 +105,7 @@ def test_a_run_killed_beside_the_pool_is_marked_and_the_others_go_on(written, pl
     assert '"exit_status": -9' in folder.run_folder(runs[0]).failed.read_text()
 
 
-def test_the_sweep_and_half_its_runs_killed_at_random_come_to_the_same_end(written, planned, worker, pool):
+def test_random_kills_do_not_change_the_result(written, planned, worker, pool):
     rng = random.Random(1)
     runs = [planned(f"p{n}", num_steps=12) for n in range(3)]
     runs += [planned(f"c{n}", f"p{n % 3}", num_steps=12) for n in range(5)]
@@ -139,7 +139,7 @@ def test_two_pools_on_one_folder_share_its_runs(written, planned, worker, pool):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_runs_and_then_the_pool(written, planned, worker, pool, number):
+def test_signal_stops_the_runs_and_then_the_pool(written, planned, worker, pool, number):
     runs = [planned(f"r{n}", num_steps=1000) for n in range(3)]
     folder = written(*runs)
     process = pool(folder, worker(steps=1000))
@@ -150,7 +150,7 @@ def test_a_signal_stops_the_runs_and_then_the_pool(written, planned, worker, poo
     assert sorted(states) == sorted([RunState.INTERRUPTED, RunState.INTERRUPTED, RunState.PENDING])
 
 
-def test_a_second_signal_ends_runs_that_do_not_heed_the_first_and_they_have_not_failed(written, planned, worker, pool):
+def test_second_signal_kills_runs_without_marking_them_failed(written, planned, worker, pool):
     run = planned("r", num_steps=1000)
     folder = written(run)
     command = worker(steps=1000)
@@ -173,14 +173,14 @@ def test_equal_runs_keep_two_cores_busy(written, planned, worker):
     run_here(folder, worker(steps=10, seconds=1.0))
     spans = []
     for run in runs:
-        place = folder.run_folder(run)
-        spans.append((float((place.path / "began.txt").read_text()), place.done.stat().st_mtime))
+        run_folder = folder.run_folder(run)
+        spans.append((float((run_folder.path / "began.txt").read_text()), run_folder.done.stat().st_mtime))
     whole = max(end for _, end in spans) - min(start for start, _ in spans)
     busy = sum(end - start for start, end in spans) / (2 * whole)
     assert busy >= 0.95, busy
 
 
-def test_slots_take_cores_in_turn_and_gpus_in_groups():
+def test_slots_divide_cores_and_group_gpus():
     cores = sorted(os.sched_getaffinity(0))
     assert [slot.cpus for slot in cpu_slots(2, 1)] == [(cores[0],), (cores[1 % len(cores)],)]
     assert [slot.gpus for slot in gpu_slots(["0", "1", "2", "3", "4"], 2, 1)] == [("0", "1"), ("2", "3")]

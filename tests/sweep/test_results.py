@@ -1,4 +1,4 @@
-"""What is committed as found is what the sweeps that come with the package find: their arms, metrics, comparisons."""
+"""Committed results match the sweeps of the library: arms, metrics, comparisons and verdicts."""
 
 import csv
 from dataclasses import fields
@@ -23,7 +23,7 @@ def rows(file):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in RESULTS.iterdir()))
-def test_its_arms_and_metrics_are_those_of_the_sweep(name):
+def test_results_have_the_arms_and_metrics_of_the_sweep(name):
     spec, found = read_spec(name), rows(RESULTS / name / "arms.csv")
     assert {row["arm"] for row in found} == {arm.name for arm in spec.all_arms()}
     assert {row["metric"] for row in found} == {metric.name for metric in spec.metrics}
@@ -32,7 +32,7 @@ def test_its_arms_and_metrics_are_those_of_the_sweep(name):
 
 
 def sweep_of(name):
-    """The sweep as its committed runs.csv records it: the figures of every run, without curves."""
+    """The sweep as recorded in its committed runs.csv, without curves."""
     spec = read_spec(name, ["+scale=loops"] if name in LOOPS else ["+scale=nano"])
     records = []
     for row in rows(RESULTS / name / "runs.csv"):
@@ -46,8 +46,8 @@ def sweep_of(name):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in RESULTS.iterdir()))
-def test_its_verdicts_are_those_of_its_runs(name):
-    """The present statistics, applied to the committed figures of every run, give the committed verdicts."""
+def test_committed_verdicts_follow_from_committed_runs(name):
+    """Today's statistics on the committed metrics of each run give the committed verdicts."""
     sweep = sweep_of(name)
     committed = {(row["metric"], row["arm"]): row for row in rows(RESULTS / name / "arms.csv")}
     for metric in sweep.spec.metrics:
@@ -63,7 +63,7 @@ def test_its_verdicts_are_those_of_its_runs(name):
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_its_loops_are_compared_as_the_sweep_asks_over_all_its_seeds(name):
+def test_loop_effects_have_the_comparisons_and_seeds_of_the_sweep(name):
     spec, found = read_spec(name), rows(RESULTS / name / "effects.csv")
     pairs = [row for row in found if row["compared"] == "the same problems"]
     assert [(row["first"], row["second"]) for row in pairs] == spec.comparisons()
@@ -71,5 +71,5 @@ def test_its_loops_are_compared_as_the_sweep_asks_over_all_its_seeds(name):
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.rglob("*.csv")), ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_it_names_no_place_on_the_machine_that_made_it(file):
+def test_results_contain_no_absolute_path(file):
     assert not any(value.startswith(str(Path("/"))) for row in rows(file) for value in row.values() if value)

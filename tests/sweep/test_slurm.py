@@ -1,4 +1,4 @@
-"""Sweeps as Slurm job arrays, on a Slurm that is real: what is preempted or requeued goes on, nothing is done twice."""
+"""Sweeps as job arrays on a real Slurm cluster: requeueing, preemption, cancellation."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def has_steps(folder, run):
     return (folder.run_folder(run).path / "steps.txt").exists()
 
 
-def test_a_plan_becomes_arrays_children_after_their_parents(written, planned, worker):
+def test_plan_is_submitted_as_arrays_parents_first(written, planned, worker):
     runs = [planned("a"), planned("b"), planned("fail"), planned("c", "a"), planned("d", "fail")]
     folder = written(*runs)
     statuses = {status.run.id: status for status in run_here(folder, worker())}
@@ -68,7 +68,7 @@ def test_a_plan_becomes_arrays_children_after_their_parents(written, planned, wo
     assert jobs[3].split("_")[0] != jobs[0].split("_")[0]
 
 
-def test_a_run_that_is_put_back_into_the_queue_goes_on_where_it_was(written, planned, worker):
+def test_requeued_run_resumes(written, planned, worker):
     run = planned("a", num_steps=40)
     folder = written(run)
     asked = []
@@ -84,7 +84,7 @@ def test_a_run_that_is_put_back_into_the_queue_goes_on_where_it_was(written, pla
     assert len(folder.run_folder(run).read_attempts()) == 2
 
 
-def test_a_limit_that_is_announced_saves_and_requeues(written, planned, worker):
+def test_run_saves_and_is_requeued_at_the_time_limit(written, planned, worker):
     run = planned("a", num_steps=40)
     folder = written(run)
     asked = []
@@ -99,7 +99,7 @@ def test_a_limit_that_is_announced_saves_and_requeues(written, planned, worker):
     assert steps_of(folder, run) == list(range(1, 41))
 
 
-def test_more_urgent_work_preempts_a_run_that_then_goes_on(written, planned, worker):
+def test_preempted_run_resumes(written, planned, worker):
     runs = [planned(f"r{n}", num_steps=30) for n in range(4)]
     folder = written(*runs)
     urgent = []
@@ -117,7 +117,7 @@ def test_more_urgent_work_preempts_a_run_that_then_goes_on(written, planned, wor
 
 
 @pytest.mark.parametrize("others", [[], ["b"]], ids=["the-only-one", "beside-another"])
-def test_a_job_cancelled_by_hand_is_marked(written, planned, worker, others):
+def test_cancelled_job_is_a_failed_run(written, planned, worker, others):
     runs = [planned(name, num_steps=200) for name in ["a", *others]]
     folder = written(*runs)
 
@@ -130,7 +130,7 @@ def test_a_job_cancelled_by_hand_is_marked(written, planned, worker, others):
     assert states == [RunState.FAILED, *[RunState.FINISHED] * len(others)]
 
 
-def test_the_sweep_killed_leaves_its_jobs_which_the_next_one_finds(written, planned, worker, tmp_path):
+def test_restarted_sweep_adopts_the_jobs_of_a_killed_one(written, planned, worker, tmp_path):
     runs = [planned(f"r{n}", num_steps=20) for n in range(6)]
     folder = written(*runs)
     script = tmp_path / "cluster.py"
@@ -158,7 +158,7 @@ def test_ctrl_c_cancels_the_jobs(written, planned, worker, tmp_path):
     assert [folder.state_of(run) for run in runs] == [RunState.INTERRUPTED] * 2
 
 
-def test_a_run_of_two_nodes_trains_on_both(tiny_sweep, tmp_path, monkeypatch):
+def test_run_on_two_nodes_trains_on_both(tiny_sweep, tmp_path, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # the nodes of this Slurm have no addresses
     monkeypatch.setenv("MASTER_PORT", "29417")
     both = ["trainer.num_nodes=2", "trainer.micro_batch_rows=4"]
@@ -172,7 +172,7 @@ def test_a_run_of_two_nodes_trains_on_both(tiny_sweep, tmp_path, monkeypatch):
     assert "cpu × 2" in log
 
 
-def test_a_task_for_every_device_and_gpus_where_they_are_named(planned):
+def test_one_task_per_device_and_gpus_only_on_request(planned):
     run = planned("a", config={"trainer": {"devices": 8, "num_nodes": 2, "accelerator": "gpu"}})
     assert _machines(run, SlurmOptions(cpus=4)) == {
         "nodes": 2, "tasks_per_node": 8, "cpus_per_task": 4, "gpus_per_node": 8,

@@ -1,4 +1,4 @@
-"""A sweep outlives Slurm's controller, and waits for a slow file system; the programs of Slurm are stood in for."""
+"""Outages of the Slurm controller and slow file systems, with stand-ins for the programs of Slurm."""
 
 import json
 import os
@@ -18,7 +18,7 @@ DOWN = "Unable to contact slurm controller (connect failure)"
 
 @dataclass(frozen=True)
 class FakeSlurm:
-    """Jobs wait until they are taken out of `queue`; a program with a file of its name under `down` fails."""
+    """Jobs stay queued until removed from `queue`; a program with a file of its name in `down` fails."""
 
     folder: Path
 
@@ -59,7 +59,7 @@ def slurm(tmp_path, monkeypatch):
 
 
 def queue_of(folder, *turns, **options):
-    """turns: what happens each time the sweep is shown, one after the other."""
+    """A queue; `turns` are called one by one, each time the statuses are shown."""
     left = iter(turns)
     show = lambda statuses: next(left, lambda: None)()  # noqa: E731
     return SlurmQueue(folder, folder.read_plan(), SlurmOptions(), show, "score", ["true"], look_s=0.01, **options)
@@ -70,18 +70,18 @@ def nothing():
 
 
 def finishes(folder, run, slurm):
-    """The run's job ends well, and leaves the queue."""
+    """The run finishes and its job leaves the queue."""
 
     def finish():
-        place = folder.run_folder(run)
-        place.path.mkdir(parents=True, exist_ok=True)
-        place.done.write_text(json.dumps({"attempts": 1, "elapsed_s": 1.0, "max_rss_bytes": 1}))
+        run_folder = folder.run_folder(run)
+        run_folder.path.mkdir(parents=True, exist_ok=True)
+        run_folder.done.write_text(json.dumps({"attempts": 1, "elapsed_s": 1.0, "max_rss_bytes": 1}))
         slurm.queue.write_text("")
 
     return finish
 
 
-def test_a_restart_of_the_controller_is_logged_once_and_survived(slurm, written, planned, caplog):
+def test_restart_of_the_controller_is_logged_once_and_tolerated(slurm, written, planned, caplog):
     run = planned("a")
     folder = written(run)
 
@@ -94,12 +94,12 @@ def test_a_restart_of_the_controller_is_logged_once_and_survived(slurm, written,
     assert caplog.text.count(f"squeue failed: squeue: error: {DOWN}; retrying for up to 10 minutes") == 1
 
 
-def test_an_outage_too_long_ends_the_sweep_in_one_line(slurm, written, planned):
+def test_long_outage_is_a_one_line_error(slurm, written, planned):
     folder = written(planned("a"))
     queue = queue_of(folder, nothing, lambda: slurm.takes_down("squeue"), outage_s=0.1)
     with pytest.raises(UserError, match="Unable to contact"):
         queue.run()
-    with pytest.raises(UserError, match="Unable to contact"):  # at its beginning Slurm must be there
+    with pytest.raises(UserError, match="Unable to contact"):  # Slurm must respond at the start
         queue_of(folder)
 
 
@@ -112,11 +112,11 @@ def test_ctrl_c_waits_for_the_controller_and_a_second_one_does_not(slurm, writte
     assert queue.was_stopped
     assert (slurm.folder / "cancelled").read_text() == "cancelled\n"
     slurm.queue.write_text("17\n")
-    with pytest.raises(UserError, match="the sweep's jobs are still queued"):
+    with pytest.raises(UserError, match="the jobs of the sweep are still queued"):
         queue_of(folder, nothing, away, interrupt, interrupt).run()
 
 
-def test_a_cancellation_that_fails_is_asked_for_again(slurm, written, planned):
+def test_failed_cancellation_is_repeated(slurm, written, planned):
     folder = written(planned("a"))
 
     def interrupt():
@@ -138,14 +138,14 @@ def test_a_cancellation_that_fails_is_asked_for_again(slurm, written, planned):
     assert (slurm.folder / "cancelled").read_text() == "cancelled\n"
 
 
-def test_what_sbatch_refuses_at_the_beginning_is_one_line(slurm, written, planned):
+def test_rejected_first_submission_is_a_one_line_error(slurm, written, planned):
     slurm.takes_down("sbatch")
     with pytest.raises(UserError, match=f"^sbatch failed: .*{DOWN[:20]}") as refused:
         queue_of(written(planned("a"))).run()
     assert "\n" not in str(refused.value)
 
 
-def test_what_sbatch_refuses_later_is_asked_again(slurm, written, planned, caplog):
+def test_rejected_later_submission_is_repeated(slurm, written, planned, caplog):
     first, second = planned("a"), planned("b", "a")
     folder = written(first, second)
 
@@ -159,7 +159,7 @@ def test_what_sbatch_refuses_later_is_asked_again(slurm, written, planned, caplo
     assert caplog.text.count("sbatch failed") == 1
 
 
-def test_a_record_that_is_seen_late_is_waited_for(slurm, written, planned):
+def test_delayed_record_is_awaited(slurm, written, planned):
     run = planned("a")
     folder = written(run)
     leaves = lambda: slurm.queue.write_text("")  # noqa: E731
@@ -168,7 +168,7 @@ def test_a_record_that_is_seen_late_is_waited_for(slurm, written, planned):
     assert not folder.run_folder(run).failed.exists()
 
 
-def test_a_job_gone_for_long_without_a_record_has_failed(slurm, written, planned):
+def test_job_that_left_the_queue_without_a_record_has_failed(slurm, written, planned):
     folder = written(planned("a"))
     queue = queue_of(folder, nothing, lambda: slurm.queue.write_text(""), gone_s=0.05)
     assert [status.state for status in queue.run()] == [RunState.FAILED]

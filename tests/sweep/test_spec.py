@@ -1,4 +1,4 @@
-"""A sweep's YAML: what is read, what a scale changes, what is refused and how."""
+"""Reading a sweep's YAML: scales, overrides and errors."""
 
 import dataclasses
 
@@ -35,22 +35,22 @@ def read(tmp_path):
     return read
 
 
-def test_a_spec_takes_its_name_from_its_file(read):
+def test_name_of_a_spec_is_that_of_its_file(read):
     spec = read()
     assert spec.name == "mine"
     assert [arm.name for arm in spec.all_arms()] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "overrides", "told"),
+    ("changes", "overrides", "message"),
     [
         ({"sedes": [1]}, [], "unknown config key 'sedes'.*did you mean 'seeds'"),
         ({"arms": [{"name": "a", "overides": {}}]}, [], r"arms\[0\].overides.*did you mean 'arms\[0\].overrides'"),
         ({"arms": []}, [], "no arms"),
         ({"axes": {"empty": []}}, [], "axes.empty is empty"),
         ({"seeds": []}, [], "seeds is empty"),
-        ({"seeds": [1, 1]}, [], "seeds names 1 twice"),
-        ({"arms": [{"name": "a"}, {"name": "a"}]}, [], "arms names a twice"),
+        ({"seeds": [1, 1]}, [], "seeds contains 1 twice"),
+        ({"arms": [{"name": "a"}, {"name": "a"}]}, [], "arms contains a twice"),
         ({"baseline": "bb"}, [], "unknown baseline 'bb'.*did you mean 'b'"),
         ({"metrics": []}, [], "metrics is empty"),
         ({"metrics": [{"name": "x", "stage": "pretrian"}]}, [], "'pretrian'.*did you mean 'pretrain'"),
@@ -67,17 +67,17 @@ def test_a_spec_takes_its_name_from_its_file(read):
         ({}, ["+scale=nanno"], "unknown scale 'nanno'.*did you mean 'nano'"),
     ],
 )
-def test_what_could_not_be_planned_is_refused(read, changes, overrides, told):
-    with pytest.raises(UserError, match=told):
+def test_invalid_spec_is_rejected(read, changes, overrides, message):
+    with pytest.raises(UserError, match=message):
         read(*overrides, **changes)
 
 
-def test_an_unknown_name_gets_the_nearest_one():
+def test_unknown_sweep_suggests_the_nearest():
     with pytest.raises(UserError, match=r"unknown sweep 'mask_ration'.*did you mean 'mask_ratio'"):
         read_spec("mask_ration")
 
 
-def test_a_grid_is_every_value_with_every_other_and_named_arms_stand_beside_it(read):
+def test_arms_are_the_grid_of_axes_and_the_named_ones(read):
     axes = {
         "p": [{"name": "x", "source": "one", "overrides": {"pretrain": ["p=1"]}}, {"name": "y"}],
         "w": [{"name": "u", "source": "two", "overrides": {"pretrain": ["w=1"]}}, {"name": "v"}],
@@ -87,7 +87,7 @@ def test_a_grid_is_every_value_with_every_other_and_named_arms_stand_beside_it(r
     assert (arms[0].source, arms[0].overrides) == ("one; two", {"pretrain": ["p=1", "w=1"]})
 
 
-def test_one_axis_at_most_says_what_a_run_begins_with(read):
+def test_only_one_axis_can_set_begin_from(read):
     stages = [{"name": "pretrain", "command": "score"}]
     axes = {"of": [{"name": "a", "begin_from": "this"}], "by": [{"name": "u"}, {"name": "v", "begin_from": "that"}]}
     with pytest.raises(UserError, match=r"'v\+a' has several begin_from \(that, this\)"):
@@ -98,7 +98,7 @@ def test_one_axis_at_most_says_what_a_run_begins_with(read):
     ]  # fmt: skip
 
 
-def test_the_command_line_has_the_last_word(read):
+def test_command_line_overrides_scale_and_file(read):
     scales = {"nano": {"seeds": [7], "overrides": {"pretrain": ["own=1"]}}}
     spec = read("+scale=nano", "seeds=[3, 4]", "budget.amount=2e5", scales=scales)
     assert spec.seeds == [3, 4]
@@ -106,26 +106,26 @@ def test_the_command_line_has_the_last_word(read):
     assert read("+scale=nano", scales=scales).seeds == [7]
 
 
-def test_a_scale_lies_under_the_file_and_its_own_part_on_top(read):
+def test_file_overrides_common_scale_and_own_scale_overrides_file(read):
     spec = read("+scale=nano", seeds=[9], scales={"nano": {"overrides": {"pretrain": ["own=1"]}}})
-    assert spec.seeds == [9]  # the file's, where its own part of the scale names none
+    assert spec.seeds == [9]  # from the file, since its own scale sets none
     common = yaml.safe_load((sweeps_dir() / "scale" / "nano.yaml").read_text())
     assert spec.stages[0].overrides == [*common["overrides"]["pretrain"], "model=nano", "own=1"]
     assert spec.budget.amount == common["budget"]["amount"]
 
 
-def test_a_resolved_spec_reads_back_as_it_was_written(read, tmp_path):
+def test_resolved_spec_is_read_back_unchanged(read, tmp_path):
     spec = read("+scale=nano", scales={"nano": {"arms": [{"name": "a"}, {"name": "c"}]}})
     folder = SweepFolder(tmp_path / "sweep")
     folder.write(spec, [])
     assert folder.read_spec() == spec
     assert read_spec(str(folder.path)) == spec
     assert read_spec(str(folder.path), ["seeds=[5]"]) == dataclasses.replace(spec, seeds=[5])
-    with pytest.raises(UserError, match="is fixed, nano"):
+    with pytest.raises(UserError, match="cannot be changed, it is nano"):
         read_spec(str(folder.path), ["scale=paper"])
 
 
-def test_the_library_holds_every_sweep_that_is_promised():
+def test_library_contains_every_documented_sweep():
     assert set(library()) >= IN_ISSUE
 
 
@@ -146,7 +146,7 @@ def test_overrides_of_a_stage_need_no_quotes(read, written, read_as):
 
 @pytest.mark.parametrize("scale", ["nano", "paper"])
 @pytest.mark.parametrize("name", library())
-def test_a_sweep_of_the_library_says_what_it_asks_and_where_each_arm_is_from(name, scale):
+def test_library_sweep_has_a_question_and_sources(name, scale):
     spec = read_spec(name, [f"scale={scale}"])
     assert spec.question.endswith("?")
     assert spec.paper
@@ -154,4 +154,4 @@ def test_a_sweep_of_the_library_says_what_it_asks_and_where_each_arm_is_from(nam
     assert (spec.budget is None) == bool(spec.no_budget)
     assert len(spec.seeds) >= 2 or name == "loop_base"  # which makes a model, and compares nothing
     text = (sweeps_dir() / f"{name}.yaml").read_text(encoding="utf-8")
-    assert text.startswith("# "), "a comment says what it is for"
+    assert text.startswith("# "), "the file starts with a comment that explains it"

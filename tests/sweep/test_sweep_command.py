@@ -1,4 +1,4 @@
-"""`sweep plan` and `sweep run` as a user meets them, on tiny models."""
+"""The commands `sweep plan` and `sweep run`, on tiny models."""
 
 import json
 import os
@@ -29,40 +29,40 @@ def started(*arguments):
 
 
 def ends(folder):
-    """Every run's final figures, and how often it was begun."""
+    """Final metrics and number of attempts of each run."""
     runs = folder.read_plan()
     assert [folder.state_of(run) for run in runs] == [RunState.FINISHED] * len(runs)
     return {run.id: json.loads(folder.run_folder(run).summary.read_text())["end"] for run in runs}
 
 
-def test_list_names_every_sweep_with_its_question():
-    status, told = sweep("list")
+def test_list_prints_every_sweep_with_its_question():
+    status, output = sweep("list")
     assert status == 0
-    assert all(name in told for name in library())
-    assert "Which density of mask ratios" in told
+    assert all(name in output for name in library())
+    assert "Which density of mask ratios" in output
 
 
-def test_plan_tells_what_is_shared_and_what_it_costs_and_runs_nothing(tiny_sweep, tiny_overrides, tmp_path):
+def test_plan_prints_shared_runs_and_cost_without_running(tiny_sweep, tiny_overrides, tmp_path):
     stages = [
         {"name": "pretrain", "command": "pretrain", "overrides": tiny_overrides},
         {"name": "score", "command": "score", "arguments": ["--held-out", "4"]},
     ]
     arms = [{"name": "slow"}, {"name": "eager", "overrides": {"score": ["score.num_draws=2"]}}]
     file = tiny_sweep(stages=stages, arms=arms, seeds=[0, 1])
-    status, told = sweep("plan", file, "budget.amount=2560", "--folder", tmp_path / "kept")
+    status, output = sweep("plan", file, "budget.amount=2560", "--folder", tmp_path / "sweep")
     assert status == 0
-    assert "all arms" in told
-    assert "runs 6, 2 shared by several arms, 0 finished already" in told
-    assert re.search(r"pretrain │ 2 │ all arms │ 10 │ 2.56e\+03", told)
-    assert "power 2 seeds find a true difference of 1, 2 and 3 sd of the paired differences with" in told
-    assert "carries the verdicts" in told
-    assert "time about" in told
-    assert "disk about" in told
-    assert not (tmp_path / "kept").exists()
+    assert "all arms" in output
+    assert "runs 6, 2 shared by several arms, 0 already finished" in output
+    assert re.search(r"pretrain │ 2 │ all arms │ 10 │ 2.56e\+03", output)
+    assert "power 2 seeds find a true difference of 1, 2 and 3 sd of the paired differences with" in output
+    assert "carries the verdicts" in output
+    assert "time about" in output
+    assert "disk about" in output
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["plan", "mask_ration"], "did you mean 'mask_ratio'"),
         (["plan", "mask_ratio", "+scale=nano", "sedes=[0]"], "did you mean 'seeds'"),
@@ -70,10 +70,10 @@ def test_plan_tells_what_is_shared_and_what_it_costs_and_runs_nothing(tiny_sweep
         (["plan", "mask_ratio", "+scale=nano", "overrides.pretrain=[model.num_layers=3]"], "num_hidden_layers"),
     ],
 )
-def test_a_mistake_is_reported_in_one_line(arguments, told):
+def test_user_error_is_one_line(arguments, message):
     status, output = sweep(*arguments)
     assert status == 1
-    assert told in output
+    assert message in output
     assert "Traceback" not in output
 
 
@@ -82,38 +82,38 @@ def test_names_and_texts_of_a_sweep_are_shown_without_markup_and_escapes(part, t
     hostile = "[red]x[/red]\x1b]0;title\x07"
     arms = [{"name": hostile}, {"name": "fast", "overrides": {"pretrain": ["optim.optimizer.learning_rate=0.01"]}}]
     changes = {"question": hostile} if part == "question" else {"baseline": hostile, "arms": arms}
-    status, told = sweep("plan", tiny_sweep(**changes), "--folder", tmp_path / "out")
-    assert status == 0, told
-    assert "[red]x[/red]\\x1b]0;title\\x07" in told
-    assert "\x1b" not in told
+    status, output = sweep("plan", tiny_sweep(**changes), "--folder", tmp_path / "out")
+    assert status == 0, output
+    assert "[red]x[/red]\\x1b]0;title\\x07" in output
+    assert "\x1b" not in output
 
 
-def test_a_failed_run_is_shown_and_the_others_continue(tiny_sweep, tmp_path):
+def test_failed_run_is_shown_and_the_others_continue(tiny_sweep, tmp_path):
     arms = [{"name": "slow"}, {"name": "lost", "overrides": {"pretrain": ["init_from=nowhere/at/all"]}}]
-    file, folder = tiny_sweep(arms=arms), tmp_path / "kept"
-    status, told = sweep("run", file, "--folder", folder, "--workers", 2)
+    file, folder = tiny_sweep(arms=arms), tmp_path / "sweep"
+    status, output = sweep("run", file, "--folder", folder, "--workers", 2)
     assert status == 1
-    assert "1 of 2 finished, 1 failed" in told
-    assert "nowhere/at/all" in told
-    assert f"sweep run {folder} --resume" in told
+    assert "1 of 2 finished, 1 failed" in output
+    assert "nowhere/at/all" in output
+    assert f"sweep run {folder} --resume" in output
     states = {run.id: SweepFolder(folder).state_of(run) for run in SweepFolder(folder).read_plan()}
     assert states == {"pretrain-slow-s0": RunState.FINISHED, "pretrain-lost-s0": RunState.FAILED}
 
-    status, told = sweep("run", file, "--folder", folder)
+    status, output = sweep("run", file, "--folder", folder)
     assert status == 1
-    assert "1 run that did not end (pretrain-lost-s0): resume with --resume" in told
+    assert "1 run that did not finish (pretrain-lost-s0): resume with --resume" in output
     run = SweepFolder(folder).run_folder(SweepFolder(folder).read_plan()[0])
     before = run.done.stat().st_mtime_ns
     sweep("run", folder, "--resume")
-    assert run.done.stat().st_mtime_ns == before, "a finished run was done again"
+    assert run.done.stat().st_mtime_ns == before, "a finished run was repeated"
 
-    status, told = sweep("run", file, "--folder", folder, "budget.amount=2560", "--resume")
+    status, output = sweep("run", file, "--folder", folder, "budget.amount=2560", "--resume")
     assert status == 1
-    assert "holds a run 'pretrain-slow-s0'" in told
+    assert "holds a run 'pretrain-slow-s0'" in output
 
 
-def test_a_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overrides, tmp_path):
-    trained, folder = tmp_path / "trained", tmp_path / "kept"
+def test_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overrides, tmp_path):
+    trained, folder = tmp_path / "trained", tmp_path / "sweep"
     assert CliRunner().invoke(main, ["pretrain", *tiny_overrides, f"run_dir={trained}"]).exit_code == 0
     stages = [{"name": "score", "command": "score", "arguments": ["--reasoning"]}]
     arms = [{"name": "one", "overrides": {"score": ["generation.block_length=4"]}}, {"name": "two"}]
@@ -121,11 +121,11 @@ def test_a_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overr
     short += ["reasoning.depths=[1]", "reasoning.num_problems=2"]
     changes = {"overrides": {"score": short}, "metrics": [{"name": "endless", "stage": "score"}]}
     changes |= {"stages": stages, "arms": arms, "baseline": "one"}
-    status, told = sweep("run", tiny_sweep(**changes, begin_from=str(tmp_path / "nowhere")), "--folder", folder)
+    status, output = sweep("run", tiny_sweep(**changes, begin_from=str(tmp_path / "nowhere")), "--folder", folder)
     assert status == 1
-    assert "nowhere" in told
-    status, told = sweep("run", tiny_sweep(**changes, begin_from=str(trained)), "--folder", folder, "--workers", 1)
-    assert (status, "2 of 2 finished" in told) == (0, True), told
+    assert "nowhere" in output
+    status, output = sweep("run", tiny_sweep(**changes, begin_from=str(trained)), "--folder", folder, "--workers", 1)
+    assert (status, "2 of 2 finished" in output) == (0, True), output
     whole = ends(SweepFolder(folder))
     assert set(whole) == {"score-one-s0", "score-two-s0"}
 
@@ -144,7 +144,7 @@ def test_a_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overr
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_sweep_killed_at_random_ends_as_an_undisturbed_one(tiny_sweep, tiny_overrides, tmp_path):
+def test_randomly_killed_sweep_matches_undisturbed_sweep(tiny_sweep, tiny_overrides, tmp_path):
     stages = [
         {
             "name": "pretrain",
@@ -177,7 +177,7 @@ def test_a_sweep_killed_at_random_ends_as_an_undisturbed_one(tiny_sweep, tiny_ov
 
 
 def kill_holder(lock):
-    """Whoever has the file open and locked."""
+    """Ids of the processes that hold a lock on the file."""
     inode = lock.stat().st_ino
     for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
         fields = line.split()

@@ -1,4 +1,4 @@
-"""Report of a sweep: page, tables and pictures, made from its files at any time and without torch."""
+"""Report of a sweep: page, tables and figures, written from its files at any time, without torch."""
 
 from lit_illada.sweep.report.write import write_report
 

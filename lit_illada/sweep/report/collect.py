@@ -1,4 +1,4 @@
-"""Figures, curves, cost and provenance of each run of a sweep, as far as they exist."""
+"""Reads the metrics, curves, cost and provenance of each run of a sweep, as far as they exist."""
 
 import re
 from dataclasses import dataclass, field
@@ -26,12 +26,12 @@ class Provenance:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A planned run with the content of its files."""
+    """A planned run and the content of its files."""
 
     run: PlannedRun
     state: RunState
     folder: Path
-    figures: dict[str, float]  # final ones; empty for unfinished runs, whose numbers belong to an earlier step
+    figures: dict[str, float]  # final metrics; empty for unfinished runs, whose numbers are of an earlier step
     curves: dict[str, Curve]  # by tag
     provenance: Provenance
     progress: dict[str, Any] = field(default_factory=dict)  # progress.json
@@ -64,7 +64,7 @@ class Sweep:
     records: list[RunRecord]
 
     def of_arm(self, arm: str, stage: str) -> dict[int | None, RunRecord]:
-        """Records of an arm by seed; the key None is a run that all seeds share."""
+        """Records of an arm in a stage by seed; the key None is a run that all seeds share."""
         found = (record for record in self.records if record.run.stage == stage and arm in record.run.arms)
         return {record.run.seed: record for record in found}
 
@@ -83,11 +83,12 @@ class Sweep:
 
     @property
     def num_finished(self) -> int:
+        """Number of finished runs."""
         return sum(record.state is RunState.FINISHED for record in self.records)
 
 
 def collect(path: Path) -> Sweep:
-    """Read a sweep's folder. Raises UserError where it holds no sweep."""
+    """Read a sweep's folder. Raises UserError if it holds no sweep."""
     folder = SweepFolder(path)
     spec, runs = folder.read_spec(), folder.read_plan()
     curves = read_all([folder.run_folder(run).path for run in runs])
@@ -110,7 +111,7 @@ def _record(sweep: SweepFolder, run: PlannedRun, curves: dict[str, Curve]) -> Ru
         progress=read_record(folder.progress) or {},
         failure=(read_record(folder.failed) or {}) if state is RunState.FAILED else {},
         elapsed_s=done.get("elapsed_s", figures.get("perf/elapsed_s")),
-        # the run's own figure first: on a GPU it is the GPU's memory, the scarcer one
+        # on a GPU, the run reports the memory of the GPU; otherwise the process's peak is used
         memory_bytes=figures.get("perf/peak_memory_bytes", done.get("max_rss_bytes")),
     )
 

@@ -1,4 +1,4 @@
-"""Curves of a run: the scalars of its TensorBoard files, read directly.
+"""Reads the curves of a run from the scalars of its TensorBoard files.
 
 TensorBoard's own reader takes ten times as long, too long for a sweep of a hundred runs.
 """

@@ -1,4 +1,4 @@
-"""Plots of a sweep's page: every seed, paired differences, grids, learning curves, loss by mask ratio, gradients."""
+"""Figures of a sweep's page: seeds, paired differences, grids, learning curves, loss by mask ratio, gradient norms."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,20 +12,20 @@ from lit_illada.sweep.report.series import Band, Course, by_ratio, by_ratio_to_b
 from lit_illada.sweep.spec import Goal
 
 _ROW_HEIGHT, _FRAME_HEIGHT, _CURVE_HEIGHT = 34, 96, 420
-# curves begin at chance: the axis at first shows what comes after this share of the course
-_BEGINNING = 0.12
+# curves start at chance; the initial y range covers what follows this fraction of the steps
+_START_FRACTION = 0.12
 
 Looks = Mapping[str, Look]
 
 
 def metric_figures(sweep: Sweep, found: MetricFinding, looks: Looks) -> list[PlotFigure]:
-    """Of those with anything to draw: seeds, differences to the baseline, the grid."""
+    """Figures of a metric that have data: seeds, differences from the baseline, grid of two axes."""
     figures = [_seeds(sweep, found, looks), _differences(sweep, found, looks), _heat_map(sweep, found)]
     return [figure for figure in figures if figure is not None]
 
 
 def course_figure(sweep: Sweep, tag: str, stage: str, unit: str, looks: Looks) -> PlotFigure | None:
-    """Learning curves against tokens, FLOPs and steps."""
+    """Learning curves over tokens, FLOPs or steps; None without curves."""
     of_arm = courses(sweep, tag, stage)
     axes = ["tokens", "FLOPs"] if of_arm else []
     axes = [*(axis for axis in axes if all(axis in course.per_step for course in of_arm.values())), "steps"]
@@ -37,34 +37,34 @@ def course_figure(sweep: Sweep, tag: str, stage: str, unit: str, looks: Looks) -
             for arm, course in of_arm.items()
             for trace in _course_traces(arm, course, 1.0 if axis == "steps" else course.per_step[axis], looks[arm])
         ]
-        x_axis = {"title": {"text": f"{axis} of training"}, "rangemode": "tozero", "autorange": True}
-        places = [trace["x"] for trace in data], [trace["y"] for trace in data]
-        variants.append(Variant(axis, *places, {"xaxis": x_axis}))
+        x_axis = {"title": {"text": f"training {axis}"}, "rangemode": "tozero", "autorange": True}
+        xs, ys = [trace["x"] for trace in data], [trace["y"] for trace in data]
+        variants.append(Variant(axis, xs, ys, {"xaxis": x_axis}))
     if not data:
         return None
     data = [{**trace, "x": x, "y": y} for trace, x, y in zip(data, variants[0].x, variants[0].y, strict=True)]
     layout = {
         "height": _CURVE_HEIGHT,
         "xaxis": variants[0].layout["xaxis"],
-        "yaxis": {"title": {"text": f"{tag}, {unit}" if unit else tag}, **_after_the_beginning(of_arm)},
+        "yaxis": {"title": {"text": f"{tag}, {unit}" if unit else tag}, **_range_after_start(of_arm)},
         "hovermode": "closest",
     }
     caption = (
-        "Lines are means over the finished seeds, bands their range; dotted lines are runs that have not finished. "
-        "The first stretch may lie above the frame: a double click shows all."
+        "Lines: means over the finished seeds. Bands: range of the seeds. Dotted lines: unfinished runs. The start of "
+        "training may lie outside the axis range; double-click to show it."
     )
     return PlotFigure(f"course-{slug(stage, tag)}", f"Learning curves: {tag}, {stage}", caption, data, layout, variants)
 
 
 def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
-    """Where along the mask ratio an arm is better: absolute, and less the baseline of the same seed."""
+    """Cross-entropy by mask ratio, absolute and minus the baseline at the same seed; None without finished runs."""
     absolute, relative = by_ratio(sweep, stage), by_ratio_to_baseline(sweep, stage)
     if not absolute:
         return None
     x = {"title": {"text": "mask ratio t"}, "range": [0, 1], "dtick": 0.2}
     tables = [("cross-entropy", absolute, "nats/masked token")]
     if relative:
-        tables.append(("less the baseline", relative, f"nats/masked token, less {sweep.spec.baseline}"))
+        tables.append(("minus baseline", relative, f"nats/masked token, minus {sweep.spec.baseline}"))
     variants: list[Variant] = []
     data: list[Trace] = []
     for label, table, title in tables:
@@ -75,14 +75,14 @@ def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
         data = data or traces
     layout: dict[str, Any] = {"height": _CURVE_HEIGHT, **variants[0].layout}
     caption = (
-        "Cross-entropy of masked validation tokens at the end of training, by the share of the text that is masked: "
-        "means over seeds, bands their range."
+        "Cross-entropy of masked validation tokens at the end of training by the fraction of masked tokens. Lines: "
+        "means over seeds. Bands: range of the seeds."
     )
     return PlotFigure(f"ratio-{slug(stage)}", f"By mask ratio, after {stage}", caption, data, layout, variants)
 
 
 def gradient_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
-    """How much the gradient's norm varies within an arm."""
+    """Median and spread of the gradient norm by arm; None without data."""
     found = gradient_norms(sweep, stage)
     if not found:
         return None
@@ -110,7 +110,7 @@ def gradient_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None
         **_rows(list(reversed(found))),
         "xaxis": {"type": "log", "dtick": "D2", "title": {"text": "gradient norm before clipping"}},
     }
-    caption = "Median over the steps of all seeds after the first tenth, and the range of the middle 90 %."
+    caption = "Median and central 90 % range over the steps of all seeds, without the first tenth of training."
     return PlotFigure(f"gradients-{slug(stage)}", f"Gradient norm, {stage}", caption, data, layout)
 
 
@@ -130,10 +130,10 @@ def _seeds(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | Non
     }
     better = "left" if found.metric.goal is Goal.LOWER else "right"
     caption = (
-        f"Every dot is a seed; better is {better}. The bar is the mean with its 95\u00a0% interval over seeds, which "
-        "holds the luck of the seed too: compare arms by their paired differences."
+        f"One dot per seed; {better} is better. Bars: means with 95\u00a0% intervals over seeds, which include the "
+        "variation between seeds: compare arms by their paired differences."
     )
-    return PlotFigure(f"seeds-{slug(found.metric.stage, named)}", "Every seed", caption, data, layout)
+    return PlotFigure(f"seeds-{slug(found.metric.stage, named)}", "Values by seed", caption, data, layout)
 
 
 def _differences(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | None:
@@ -150,14 +150,14 @@ def _differences(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure
     layout = {
         **_rows([arm.arm for arm in shown]),
         "xaxis": {
-            "title": {"text": f"less {sweep.spec.baseline}, {unit.of_difference}".rstrip(", ")},
+            "title": {"text": f"minus {sweep.spec.baseline}, {unit.of_difference}".rstrip(", ")},
             "zeroline": True,
             **_without_outliers(sweep, data),
         },
     }
     caption = (
-        f"Every dot is a seed: the arm less {sweep.spec.baseline} of the same seed. The bar is the mean with its 95 % "
-        "interval, each by itself: the verdicts count that there are several."
+        f"One dot per seed: the arm minus {sweep.spec.baseline} at the same seed. Bars: means with 95\u00a0% "
+        "intervals, not corrected for the number of comparisons; verdicts are corrected."
     )
     return PlotFigure(
         f"differences-{slug(found.metric.stage, found.metric.name)}", "Paired differences", caption, data, layout
@@ -191,7 +191,7 @@ def _heat_map(sweep: Sweep, found: MetricFinding) -> PlotFigure | None:
         "xaxis": {"title": {"text": second}, "type": "category"},
         "yaxis": {"title": {"text": first}, "type": "category", "autorange": "reversed"},
     }
-    caption = f"Means over seeds of {found.metric.name}; bright is better. How sure they are, the table says."
+    caption = f"Means over seeds of {found.metric.name}; brighter is better. The table has their intervals."
     identity = f"grid-{slug(found.metric.stage, found.metric.name)}"
     return PlotFigure(identity, f"{first} × {second}", caption, data, layout)
 
@@ -199,7 +199,7 @@ def _heat_map(sweep: Sweep, found: MetricFinding) -> PlotFigure | None:
 def _row_traces(
     arm: ArmFinding, look: Look, values: dict[int | None, float], found: Estimate | None, factor: float, unit: str
 ) -> list[Trace]:
-    """An arm's row: a dot a seed, and the mean with its interval."""
+    """Row of an arm: one dot per seed, and the mean with its interval."""
     dots = {
         "type": "scatter",
         "mode": "markers",
@@ -241,7 +241,7 @@ def _course_traces(arm: str, course: Course, per_step: float, look: Look) -> lis
                 "x": [per_step * step for step in steps],
                 "y": values,
                 "line": {"color": look.colour, "width": 1, "dash": "dot"},
-                "hovertemplate": "%{y:.4f}, not finished",
+                "hovertemplate": "%{y:.4f}, unfinished",
                 "name": arm,
                 "meta": {"arm": arm},
             }
@@ -285,7 +285,7 @@ def _rows(arms: list[str]) -> dict[str, Any]:
 
 
 def _without_outliers(sweep: Sweep, data: list[Trace]) -> dict[str, Any]:
-    """The axis' first range leaves out the arms that cannot learn: they would squeeze all others into a point."""
+    """Initial x range without the arms that cannot learn, which would compress all others."""
     left_out = set(sweep.spec.cannot_learn)
     ends = [end for trace in data if trace["meta"]["arm"] not in left_out for end in _extent(trace)]
     if not ends or not left_out & {trace["meta"]["arm"] for trace in data}:
@@ -299,14 +299,14 @@ def _extent(trace: Trace) -> list[float]:
     return [x + sign * half for x in trace["x"] for half in halves for sign in (-1, 1)]
 
 
-def _after_the_beginning(of_arm: Mapping[str, Course]) -> dict[str, Any]:
-    """The y range without the steep first stretch."""
+def _range_after_start(of_arm: Mapping[str, Course]) -> dict[str, Any]:
+    """Initial y range without the steep start of training."""
     bands = [course.band for course in of_arm.values() if course.band and len(course.band.x) > 3]
     late = [
         value
         for band in bands
         for x, low, high in zip(band.x, band.low, band.high, strict=True)
-        if x >= _BEGINNING * band.x[-1]
+        if x >= _START_FRACTION * band.x[-1]
         for value in (low, high)
     ]
     if not late:

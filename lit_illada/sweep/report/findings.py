@@ -1,4 +1,4 @@
-"""Findings of a sweep by metric: means, comparisons with the baseline, and the checks that the spec asks for."""
+"""Evaluates a sweep by metric: means, comparisons with the baseline, and the checks of the spec."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from lit_illada.sweep.spec import Goal, Metric, SweepSpec
 
 @dataclass(frozen=True)
 class ArmFinding:
-    """One arm by one metric."""
+    """Result of one arm on one metric."""
 
     arm: str
-    source: str  # the paper or code it is from
+    source: str  # paper or code that its setting is taken from
     is_baseline: bool
     records: dict[int | None, RunRecord]  # by seed
     values: dict[int | None, float]  # by seed, of finished runs
@@ -30,7 +30,7 @@ class ArmFinding:
 
 @dataclass(frozen=True)
 class PairFinding:
-    """A comparison that the spec asks for beside those with the baseline: `second` less `first`."""
+    """A comparison from `also_compare`: `second` minus `first`."""
 
     first: str
     second: str
@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class MetricFinding:
-    """All arms by one metric."""
+    """Results of all arms on one metric."""
 
     metric: Metric
     is_primary: bool  # carries verdicts; others are descriptive
@@ -56,18 +56,21 @@ class MetricFinding:
     arms: list[ArmFinding]  # the best mean first, those without results last
     pairs: list[PairFinding]
     checks: list[Check]  # of the primary metric; else empty
-    num_runs: int  # that the metric is taken from
+    num_runs: int  # of the metric's stage
     num_finished: int
 
     @property
     def is_preliminary(self) -> bool:
+        """Whether some runs have not finished."""
         return self.num_finished < self.num_runs
 
     def of(self, arm: str) -> ArmFinding:
+        """Result of an arm."""
         return next(found for found in self.arms if found.arm == arm)
 
 
 def find(sweep: Sweep, metric: Metric) -> MetricFinding:
+    """Compare all arms on a metric; only the primary metric gets verdicts and checks."""
     spec = sweep.spec
     records = {arm.name: sweep.of_arm(arm.name, metric.stage) for arm in spec.all_arms()}
     values = {arm: _values(of_seed, metric.name) for arm, of_seed in records.items()}
@@ -86,7 +89,7 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
         of_seed, comparison = records[arm.name], comparisons.get((spec.baseline, arm.name))
         is_same_run = _are_same_runs(records, spec.baseline, arm.name)
         is_baseline = arm.name == spec.baseline
-        said = "the baseline" if is_baseline else verdict(comparison, spec.baseline, unit, is_same_run=is_same_run)
+        text = "the baseline" if is_baseline else verdict(comparison, spec.baseline, unit, is_same_run=is_same_run)
         finite = list(values[arm.name].values())
         arms.append(
             ArmFinding(
@@ -97,14 +100,14 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
                 values=values[arm.name],
                 estimate=estimate(finite) if finite else None,
                 comparison=None if is_baseline else comparison,
-                verdict=said,
+                verdict=text,
             )
         )
     pairs = []
     for first, second in spec.also_compare:
         comparison = comparisons[first, second]
-        said = verdict(comparison, first, unit, is_same_run=_are_same_runs(records, first, second))
-        pairs.append(PairFinding(first, second, comparison, said))
+        text = verdict(comparison, first, unit, is_same_run=_are_same_runs(records, first, second))
+        pairs.append(PairFinding(first, second, comparison, text))
     sign = 1 if is_lower_better else -1
     arms.sort(key=lambda found: (found.estimate is None, sign * found.estimate.mean if found.estimate else 0.0))
     runs = {record.run.id: record for of_seed in records.values() for record in of_seed.values()}
@@ -114,7 +117,7 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
 
 
 def grid(spec: SweepSpec, found: MetricFinding) -> tuple[list[str], list[str], list[list[float | None]]] | None:
-    """(values of the first axis, of the second, means) of a sweep over two axes; None for any other sweep."""
+    """Values of both axes and the table of means, for a sweep over two axes; None for any other sweep."""
     if len(spec.axes) != 2:
         return None
     rows, columns = ([value.name for value in axis] for axis in spec.axes.values())
@@ -148,7 +151,7 @@ def _checks(
 
 
 def _equivalences(spec: SweepSpec, comparisons: Comparisons, unit: Unit) -> list[Check]:
-    """One check per pair of `equal_in_expectation`: two one-sided tests, Holm's correction over these pairs."""
+    """One check per pair of `equal_in_expectation`: two one-sided tests with Holm's correction over these pairs."""
     pairs = [(one, other) for one, other in spec.equal_in_expectation]
     found = {pair: comparisons.get(pair) or comparisons[pair[1], pair[0]] for pair in pairs}
     margin = spec.equivalence_margin
@@ -160,7 +163,7 @@ def _equivalences(spec: SweepSpec, comparisons: Comparisons, unit: Unit) -> list
 def _equivalence(pair: tuple[str, str], found: Comparison, margin: float | None, p: float | None, unit: Unit) -> Check:
     what = f"{pair[0]} and {pair[1]} have the same expected objective"
     if found.difference is None or found.p is None:
-        return Check(f"{what}: too few seeds in common, or nothing varies: not tested", None)
+        return Check(f"{what}: not tested, since there are too few common seeds or no variance", None)
     seen = (
         f"difference {unit.difference(found.difference.mean)} "
         f"(95\u00a0% interval {unit.interval(found.difference, is_difference=True)})"
@@ -170,7 +173,7 @@ def _equivalence(pair: tuple[str, str], found: Comparison, margin: float | None,
     if found.finding is not Finding.NOT_SEPARABLE:
         return Check(
             f"{what}, yet they differ (Holm {p_value(found.p_holm)}): {seen}. Either the implementation is wrong, or "
-            "one of them learns better for its smaller variance: resolve this before relying on any verdict here",
+            "one of them learns better because of its smaller variance: resolve this before relying on verdicts",
             False,
         )
     if margin is None:
@@ -183,23 +186,28 @@ def _equivalence(pair: tuple[str, str], found: Comparison, margin: float | None,
 
 
 def _has_not_learnt(arm: str, baseline: str, metric: Metric, records: Records, values: Values, unit: Unit) -> Check:
-    """Against the cross-entropy of the training data's token frequencies on the scored tokens where the metric is the
-    bound, else against the baseline. Two standard errors of the bound are allowed.
+    """Check that an arm has not learnt context.
+
+    For the bound, the limit is the cross-entropy of the training data's token frequencies on the scored tokens, minus
+    two standard errors; for other metrics it is the mean of the baseline.
     """
     if not values[arm]:
-        return Check(f"{arm} cannot learn: no finished run to check it with", None)
+        return Check(f"{arm} cannot learn context: not checked, it has no finished run", None)
     mean = estimate(list(values[arm].values())).mean
     figures = [record.figures for record in records[arm].values() if "val/unigram_cross_entropy" in record.figures]
-    slack = 0.0
+    tolerance = 0.0
     if metric.name == "val/nll_bound" and figures:
-        limit, what = min(of_run["val/unigram_cross_entropy"] for of_run in figures), "the training frequencies"
-        slack = 2 * max(of_run.get("val/nll_bound_stderr", 0.0) for of_run in figures)
+        limit, what = (
+            min(of_run["val/unigram_cross_entropy"] for of_run in figures),
+            "token frequencies of the training data",
+        )
+        tolerance = 2 * max(of_run.get("val/nll_bound_stderr", 0.0) for of_run in figures)
     elif values[baseline]:
         limit, what = estimate(list(values[baseline].values())).mean, baseline
     else:
-        return Check(f"{arm} cannot learn: {baseline} has no finished run to compare with", None)
-    is_passed = mean >= limit - slack if metric.goal is Goal.LOWER else mean <= limit
+        return Check(f"{arm} cannot learn context: not checked, {baseline} has no finished run", None)
+    is_passed = mean >= limit - tolerance if metric.goal is Goal.LOWER else mean <= limit
     seen = f"{unit.value(mean)} {unit.name}, {what} {unit.value(limit)}"
     if is_passed:
-        return Check(f"{arm} cannot learn context, and did not: {seen}", True)
-    return Check(f"{arm} cannot learn context, yet it did: {seen}. The validation metric or the arm is wrong", False)
+        return Check(f"{arm} cannot learn context and has not learnt any: {seen}", True)
+    return Check(f"{arm} cannot learn context, yet it has: {seen}. The validation metric or the arm is wrong", False)

@@ -1,4 +1,4 @@
-"""Series of an arm over its seeds: learning curves, loss by mask ratio, gradient norms."""
+"""Aggregates the seeds of each arm: learning curves, loss by mask ratio, gradient norms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lit_illada.sweep.report.events import Curve
 RATIO_BINS = [f"{low / 10:.1f}-{(low + 1) / 10:.1f}" for low in range(10)]
 RATIO_CENTRES = [0.05 + low / 10 for low in range(10)]
 _BY_RATIO = "val_nll_by_ratio/"
-# fraction of a run whose gradients are ignored: warm-up says little about an arm
+# first fraction of a run whose gradients are ignored, since they mostly reflect the warm-up
 _WARM_UP = 0.1
 
 
@@ -32,13 +32,13 @@ class Course:
     """Learning curve of an arm."""
 
     band: Band | None  # over steps; None: no run has finished
-    per_step: dict[str, float]  # tokens and FLOPs per step, for the other x axes
+    per_step: dict[str, float]  # tokens and FLOPs per step, to convert the x axis
     unfinished: list[tuple[list[float], list[float]]]  # (steps, values) of unfinished runs
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Quantiles (5, 50, 95 %) of gradient norms over steps and seeds of an arm, the first tenth omitted."""
+    """Quantiles (5, 50 and 95 %) of gradient norms over steps and seeds of an arm, without the first tenth."""
 
     low: float
     median: float
@@ -46,7 +46,7 @@ class Spread:
 
 
 def courses(sweep: Sweep, tag: str, stage: str) -> dict[str, Course]:
-    """Learning curves by arm, of arms with that tag."""
+    """Learning curves of a tag by arm, for arms that have one."""
     found = {}
     for arm in sweep.spec.all_arms():
         records = [record for record in sweep.of_arm(arm.name, stage).values() if tag in record.curves]
@@ -59,13 +59,13 @@ def courses(sweep: Sweep, tag: str, stage: str) -> dict[str, Course]:
 
 
 def by_ratio(sweep: Sweep, stage: str) -> dict[str, Band]:
-    """The final cross-entropy of masked tokens by mask ratio, of the arms with a finished run."""
+    """Final cross-entropy of masked tokens by mask ratio, nats/token, for arms with a finished run."""
     tables = {arm: np.array(list(rows.values())) for arm, rows in _ratio_rows(sweep, stage).items()}
     return {arm: _band_of(RATIO_CENTRES, table) for arm, table in tables.items()}
 
 
 def by_ratio_to_baseline(sweep: Sweep, stage: str) -> dict[str, Band]:
-    """The same less the baseline's of the same seed, of the arms with a seed in common with it."""
+    """`by_ratio` minus the baseline at the same seed, for arms with a seed in common."""
     rows = _ratio_rows(sweep, stage)
     reference = rows.get(sweep.spec.baseline, {})
     found = {}
@@ -78,6 +78,7 @@ def by_ratio_to_baseline(sweep: Sweep, stage: str) -> dict[str, Band]:
 
 
 def gradient_norms(sweep: Sweep, stage: str) -> dict[str, Spread]:
+    """Spread of the gradient norm before clipping by arm, for arms with that curve."""
     found = {}
     for arm in sweep.spec.all_arms():
         curves = [record.curves.get("train/gradient_norm") for record in sweep.of_arm(arm.name, stage).values()]
@@ -94,7 +95,7 @@ def _after_warm_up(curve: Curve) -> list[float]:
 
 
 def _ratio_rows(sweep: Sweep, stage: str) -> dict[str, dict[int | None, list[float]]]:
-    """By arm and seed: the ten values, NaN in a bin that no token fell into."""
+    """Cross-entropy in the ten bins of mask ratio by arm and seed; NaN for a bin without tokens."""
     rows: dict[str, dict[int | None, list[float]]] = {}
     for arm in sweep.spec.all_arms():
         for seed, record in sweep.of_arm(arm.name, stage).items():
@@ -105,7 +106,7 @@ def _ratio_rows(sweep: Sweep, stage: str) -> dict[str, dict[int | None, list[flo
 
 
 def _band(curves: Sequence[Curve]) -> Band | None:
-    """Over the steps that all have."""
+    """Band over the steps that all curves share; None without such steps."""
     if not curves:
         return None
     steps = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
@@ -114,7 +115,7 @@ def _band(curves: Sequence[Curve]) -> Band | None:
 
 
 def _band_of(x: Sequence[float], table: np.ndarray) -> Band:
-    """Of rows of seeds; places where every seed has NaN are left out."""
+    """Band of a table (seeds, points); points that are NaN for every seed are omitted."""
     kept = ~np.isnan(table).all(axis=0)
     table = table[:, kept]
     columns = (np.nanmean(table, axis=0), np.nanmin(table, axis=0), np.nanmax(table, axis=0))
@@ -122,7 +123,7 @@ def _band_of(x: Sequence[float], table: np.ndarray) -> Band:
 
 
 def _per_step(records: Sequence[RunRecord]) -> dict[str, float]:
-    """Tokens, FLOPs and seconds of a step, by what every run of the arm tells of itself."""
+    """Tokens and FLOPs per step, averaged over the runs of an arm."""
     amounts: dict[str, Callable[[RunRecord], float | None]] = {
         "tokens": lambda record: record.tokens,
         "FLOPs": lambda record: record.flops,

@@ -1,4 +1,4 @@
-"""Tables of a report as CSV and Parquet: one row per arm, per run, and per point of a curve."""
+"""Writes the tables of a report as CSV and Parquet: one row per arm, per run, and per point of a curve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ Row = dict[str, Any]
 class Cost:
     """Cost of the runs of a stage, as means over the finished runs. None: not measured."""
 
-    arms: list[str]  # that share the runs
+    arms: list[str]  # arms that share the runs
     stage: str
-    num_runs: int  # finished
+    num_runs: int  # finished runs
     elapsed_s: float | None
     tokens_per_s: float | None
     tokens: float | None
@@ -180,6 +180,6 @@ def _cost(arms: list[str], stage: str, records: Sequence[RunRecord]) -> Cost:
 
 
 def _tokens_per_s(record: RunRecord) -> float | None:
-    """Mean training throughput, validation excluded."""
+    """Mean training throughput of a run, without validation."""
     tokens, elapsed_s = record.figures.get("perf/tokens"), record.figures.get("perf/elapsed_s")
     return tokens / elapsed_s if tokens and elapsed_s else None

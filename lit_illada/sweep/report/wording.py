@@ -1,4 +1,4 @@
-"""Wording of numbers and verdicts, with no more digits or certainty than the seeds support."""
+"""Formats numbers and verdicts, with no more digits or certainty than the seeds support."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,32 +13,35 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Unit:
-    """How values of a metric are written: times `factor`, with so many decimals, `name` behind them.
-
-    of_difference: what a difference is counted in.
-    """
+    """Format of the values of a metric."""
 
     name: str
+    """Unit of a value; empty if it has none."""
     of_difference: str
+    """Unit of a difference between two values."""
     factor: float
+    """Multiplier of printed values, 100 for percentages."""
     decimals: int
+    """Digits after the decimal point."""
 
     def value(self, value: float | None) -> str:
+        """A value without its unit."""
         return MISSING if value is None else _typeset(f"{self.factor * value:.{self.decimals}f}")
 
     def difference(self, value: float | None) -> str:
+        """A difference with its sign, without its unit."""
         return MISSING if value is None else _typeset(f"{self.factor * value:+.{self.decimals}f}")
 
     def size(self, value: float) -> str:
-        """The size of a difference, in words."""
+        """Absolute difference with its unit."""
         return f"{abs(self.factor * value):.{self.decimals}f} {self.of_difference}".strip()
 
     def is_possible(self, difference: float) -> bool:
-        """Two shares differ by 100 points at most."""
+        """Whether two values can differ by that much; two percentages differ by at most 100 points."""
         return self.name != "%" or abs(difference) <= 1
 
     def interval(self, found: Estimate | None, *, is_difference: bool = False) -> str:
-        """Of shares, within what a share or a difference of two can be."""
+        """Ends of an interval; those of percentages are clipped to possible values."""
         if found is None or found.low is None or found.high is None:
             return MISSING
         write = self.difference if is_difference else self.value
@@ -49,7 +52,7 @@ class Unit:
 
 
 def unit_of(metric: str, estimates: Iterable[Estimate]) -> Unit:
-    """How the metric is written, with two digits of the typical uncertainty: half the width of an interval."""
+    """Format of a metric, with two significant digits of the median half-width of the intervals."""
     name, of_difference, factor = next(
         (words for ending, words in _UNITS.items() if ending in metric.rpartition("/")[2]), ("", "", 1.0)
     )
@@ -74,20 +77,20 @@ _UNITS = {
 
 
 def verdict(found: Comparison | None, baseline: str, unit: Unit, *, is_same_run: bool = False) -> str:
-    """One plain sentence about an arm against the baseline."""
+    """One sentence about the comparison of an arm with the baseline."""
     if is_same_run:
-        return f"the same runs as {baseline}: at this stage the two do not differ"
+        return f"same runs as {baseline}: the two do not differ in this stage"
     if found is None or found.difference is None:
-        return f"no seed finished in common with {baseline} yet"
+        return f"no finished seed in common with {baseline} yet"
     difference, n = found.difference, len(found.seeds)
     if found.finding is Finding.UNPAIRED:
-        return f"one seed in common with {baseline}: no interval, no test"
+        return f"one seed in common with {baseline}: no interval and no test"
     if found.finding is Finding.CONSTANT:
         if abs(difference.mean) * 10**unit.decimals * unit.factor < 0.5:
-            return f"equal to {baseline} at every one of {n} seeds"
+            return f"equal to {baseline} at all {n} seeds"
         return (
-            f"differs by {unit.size(difference.mean)} from {baseline} at every one of {n} seeds alike: nothing varies, "
-            "so there is no noise to test against"
+            f"differs from {baseline} by {unit.size(difference.mean)} at each of {n} seeds: without variance there "
+            "is no test"
         )
     if found.finding is Finding.DESCRIPTIVE:
         return (
@@ -107,7 +110,7 @@ def verdict(found: Comparison | None, baseline: str, unit: Unit, *, is_same_run:
 
 
 def _seeds_needed(found: Comparison) -> str:
-    """A range, and nothing where the interval of the difference holds 0: such data exclude no number of seeds."""
+    """Range of seeds needed; empty if the interval of the difference contains 0, which excludes no number of seeds."""
     needed = found.seeds_needed
     if needed is None:
         return ""
@@ -119,13 +122,14 @@ def _seeds_needed(found: Comparison) -> str:
 
 
 def p_value(p: float | None) -> str:
+    """A p value, such as `p = 0.012`."""
     if p is None:
         return "p unknown"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def amount(value: float | None) -> str:
-    """A large count, readable: 4.92 M."""
+    """A count with a metric prefix, such as `4.92 M`."""
     if value is None:
         return MISSING
     for limit, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -135,6 +139,7 @@ def amount(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """A duration, such as `45 s`, `12 min`, `3.5 h` or `2.1 d`."""
     if seconds is None:
         return MISSING
     if seconds < 100:
@@ -145,7 +150,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _sizes(difference: Estimate, unit: Unit) -> str:
-    """The interval of a difference that is told as a size: `0.05 to 0.19`, a negative end where it crosses zero."""
+    """Interval of an absolute difference: `0.05 to 0.19`, with a negative end if it contains zero."""
     assert difference.low is not None
     assert difference.high is not None
     ends = sorted((difference.low, difference.high), key=abs)
@@ -154,5 +159,5 @@ def _sizes(difference: Estimate, unit: Unit) -> str:
 
 
 def _typeset(text: str) -> str:
-    """With a real minus sign, and none before a zero."""
+    """Use the minus sign U+2212, and no sign before zero."""
     return (text if text.strip("+-0.") else text.lstrip("+-")).replace("-", "−")

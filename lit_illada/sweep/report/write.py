@@ -1,6 +1,6 @@
-"""Report of a sweep: a self-contained page, with tables and pictures beside it.
+"""Writes the report of a sweep: a self-contained page, with tables and figures beside it.
 
-Made from the sweep's files, during or after its execution, without torch.
+Reads the sweep's files, during or after its execution, without torch.
 """
 
 import base64
@@ -129,7 +129,7 @@ def _plain(found: MetricFinding) -> list[str]:
 
 @cache
 def _plotting_library() -> str:
-    """Plotly's code, gzip in base64. The browser unpacks it; the page has a third of the size."""
+    """Plotly's code as gzip in base64, which the browser unpacks; this reduces the page to a third of its size."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()
 
 
@@ -138,7 +138,7 @@ def _section(sweep: Sweep, found: MetricFinding, looks: dict[str, Look]) -> Sect
 
 
 def _course_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
-    """Learning curves of every metric that has one, and of the bound."""
+    """Learning curves of the bound and of every metric that has one, in stages where arms differ."""
     stages = sweep.differing_stages()
     curves = [(metric.name, metric.stage) for metric in sweep.spec.metrics if metric.stage in stages]
     curves += [(_BOUND, stage) for stage in stages]
@@ -199,39 +199,39 @@ def _state_text(sweep: Sweep) -> str:
 
 def _budget_text(spec: SweepSpec) -> str:
     if spec.budget is None:
-        return f"Arms share no budget: {spec.no_budget}" if spec.no_budget else ""
+        return f"The arms have no common budget: {spec.no_budget}" if spec.no_budget else ""
     unit = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}[spec.budget.measure]
-    return f"Every run has {amount(spec.budget.amount)} {unit} of training (stage {spec.budget_stage})."
+    return f"Training budget of each run: {amount(spec.budget.amount)} {unit} (stage {spec.budget_stage})."
 
 
 def _warnings(sweep: Sweep) -> list[str]:
-    """Differences between runs that the spec does not name, such as several commits."""
+    """Unplanned differences between runs, such as several commits."""
     warnings = []
     commits = {commit for record in sweep.records for commit in record.provenance.commits}
     if len(commits) > 1:
-        warnings.append(f"The runs come from {len(commits)} commits: {', '.join(sorted(c[:8] for c in commits))}.")
+        warnings.append(f"The runs are from {len(commits)} commits: {', '.join(sorted(c[:8] for c in commits))}.")
     elif any(commit.endswith("-dirty") for commit in commits):
         warnings.append("The code had uncommitted changes.")
     for stage in sweep.spec.stages:
         hashes = {h for r in sweep.records if r.run.stage == stage.name for h in r.provenance.data_sha256}
         if len(hashes) > 1:
             listed = ", ".join(sorted(digest[:8] for digest in hashes))
-            warnings.append(f"The runs of {stage.name} read different data ({listed}): arms differ in that too.")
+            warnings.append(f"The runs of {stage.name} read different data ({listed}): arms also differ in their data.")
     return warnings
 
 
 def _leading(found: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
-    """Arms by verdict, for the summary at the head of the page."""
+    """Arms by verdict, for the summary at the top of the page."""
     relations = {
         Finding.BETTER: f"better than {spec.baseline}",
         Finding.WORSE: f"worse than {spec.baseline}",
         Finding.NOT_SEPARABLE: f"not separable from {spec.baseline}",
     }
-    said = {}
+    by_verdict = {}
     for finding, words in relations.items():
         if arms := [arm.arm for arm in found.arms if arm.comparison and arm.comparison.finding is finding]:
-            said[words] = arms
+            by_verdict[words] = arms
     for pair in found.pairs:
         if pair.comparison.finding in (Finding.BETTER, Finding.WORSE):
-            said.setdefault(f"{pair.comparison.finding} than {pair.first}", []).append(pair.second)
-    return said
+            by_verdict.setdefault(f"{pair.comparison.finding} than {pair.first}", []).append(pair.second)
+    return by_verdict

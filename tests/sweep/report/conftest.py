@@ -1,4 +1,4 @@
-"""A sweep's folder as the engine would have left it, written without training anything."""
+"""Folders of sweeps as the engine writes them, made without training."""
 
 import json
 import math
@@ -21,7 +21,7 @@ TOKENS, FLOPS = 60 * 4096, 3.0e12
 
 
 def spec_of(arms, seeds, **more):
-    """A sweep of named arms by the bound, of which the first is the baseline."""
+    """A sweep of the named arms on the bound; the first arm is the baseline."""
     tree = {
         "name": "made_up",
         "question": "Which of these trains best, <tokens> being equal?",
@@ -111,7 +111,7 @@ def write_failed(folder: Path) -> None:
 
 
 def write_sweep(path: Path, spec: SweepSpec, values: dict[str, dict[int, float]]) -> SweepFolder:
-    """Every (arm, seed) is a run; those without a value have not begun."""
+    """One run per arm and seed; those without a value have not started."""
     folder = SweepFolder(path)
     runs = [
         planned(f"pretrain-{arm.name.replace(' ', '-')}-s{seed}", "pretrain", seed, [arm.name])
@@ -136,7 +136,7 @@ VALUES = {
 
 
 def write_four_arms(path):
-    """Four arms at three seeds: one like the baseline, one truly better, one that learns nothing."""
+    """Four arms at three seeds: the baseline, an equal one, a better one, and one that cannot learn."""
     checks = {"equal_in_expectation": [["uniform", "cosine"]], "cannot_learn": ["fixed 1.0"]}
     spec = spec_of(list(VALUES), SEEDS, equivalence_margin=0.1, **checks)
     return write_sweep(path, spec, VALUES)
@@ -149,7 +149,7 @@ def finished_sweep(tmp_path):
 
 @pytest.fixture(scope="session")
 def reported_sweep(tmp_path_factory):
-    """The same with its report, to be read only."""
+    """`finished_sweep` with its report; tests must not change it."""
     folder = write_four_arms(tmp_path_factory.mktemp("reported") / "made_up")
     write_report(folder.path)
     return folder
@@ -162,7 +162,7 @@ def make_spec():
 
 @pytest.fixture
 def make_sweep(tmp_path):
-    """values: arm -> seed -> bound, the first arm being the baseline. shared: all arms use the first one's runs."""
+    """values: bound by arm and seed; the first arm is the baseline. shared: all arms use the runs of the first."""
 
     def make(values, *, seeds=(0, 1), shared=False, **more):
         spec = spec_of(list(values), seeds, **more)
@@ -177,7 +177,7 @@ def make_sweep(tmp_path):
 
 @pytest.fixture
 def make_grid(tmp_path):
-    """Two axes, every pair a little different."""
+    """A sweep over two axes with different values for every pair."""
 
     def make():
         axes = {"ratio": [{"name": "u"}, {"name": "v"}], "weight": [{"name": "x"}, {"name": "y"}, {"name": "z"}]}
@@ -191,7 +191,7 @@ def make_grid(tmp_path):
 
 @pytest.fixture
 def half_finished_sweep(tmp_path):
-    """The same, while it runs: one arm has failed at a seed, another is at work, a third has not begun."""
+    """The same sweep during execution: one run has failed, another is running, a third has not started."""
     spec = spec_of(list(VALUES), SEEDS, equal_in_expectation=[["uniform", "cosine"]])
     values = {arm: dict(of_seed) for arm, of_seed in VALUES.items()}
     del values["cosine"][2], values["band"][1], values["fixed 1.0"][0], values["fixed 1.0"][1]

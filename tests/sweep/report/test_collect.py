@@ -1,4 +1,4 @@
-"""What is read of a sweep's runs is what they wrote, whether they are finished, failed, at work or not begun."""
+"""Reading the files of a sweep's runs: finished, failed, running and not started."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def write(folder, points, wall_time):
     writer.close()
 
 
-def test_curves_are_those_that_tensorboard_reads(finished_sweep):
+def test_curves_match_those_read_by_tensorboard(finished_sweep):
     folder = finished_sweep.runs / "pretrain-band-s1"
     reference = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     reference.Reload()
@@ -35,26 +35,26 @@ def test_curves_are_those_that_tensorboard_reads(finished_sweep):
         ]
 
 
-def test_a_step_that_a_resumed_run_wrote_again_counts_once_as_written_last(tmp_path):
+def test_later_value_of_a_repeated_step_counts(tmp_path):
     write(tmp_path, [(1, 1.0), (2, 2.0), (3, 3.0)], wall_time=0)
     write(tmp_path, [(2, 20.0), (3, 30.0), (4, float("nan"))], wall_time=100)
     curve = read_curves(tmp_path)["val/x"]
     assert (list(curve.steps), list(curve.values)) == ([1, 2, 3], [1.0, 20.0, 30.0])
 
 
-def test_a_curve_of_nothing_but_nan_is_none(tmp_path):
+def test_curve_of_only_nan_is_omitted(tmp_path):
     write(tmp_path, [(0, float("nan")), (1, float("nan"))], wall_time=0)
     assert read_curves(tmp_path) == {}
 
 
-def test_many_processes_read_what_one_does(finished_sweep, monkeypatch):
+def test_parallel_reading_gives_the_same_curves(finished_sweep, monkeypatch):
     folders = sorted(finished_sweep.runs.iterdir())
     alone = read_all(folders)
     monkeypatch.setattr(events, "_WORTH_A_POOL", 0)
     assert read_all(folders) == alone == [read_curves(folder) for folder in folders]
 
 
-def test_a_record_that_is_being_written_ends_the_curve_before_it(tmp_path):
+def test_incomplete_last_record_is_ignored(tmp_path):
     write(tmp_path, [(step, float(step)) for step in range(5)], wall_time=0)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
@@ -66,7 +66,7 @@ def test_a_record_that_is_being_written_ends_the_curve_before_it(tmp_path):
     assert lengths == {0, 1, 2, 3, 4}
 
 
-def test_only_finished_runs_have_final_figures(half_finished_sweep):
+def test_only_finished_runs_have_final_metrics(half_finished_sweep):
     records = {record.run.id: record for record in collect(half_finished_sweep.path).records}
     states = {
         "pretrain-uniform-s0": RunState.FINISHED,
@@ -81,7 +81,7 @@ def test_only_finished_runs_have_final_figures(half_finished_sweep):
     assert max(records["pretrain-band-s1"].curves["val/nll_bound"].steps) == 30
 
 
-def test_a_run_names_its_config_commit_data_and_checkpoint(finished_sweep):
+def test_provenance_has_config_commit_data_and_checkpoint(finished_sweep):
     record = collect(finished_sweep.path).records[0]
     origin = record.provenance
     assert origin.config == finished_sweep.runs / record.run.id / "config.yaml"
@@ -91,25 +91,25 @@ def test_a_run_names_its_config_commit_data_and_checkpoint(finished_sweep):
     assert (record.elapsed_s, record.memory_bytes, record.flops) == (31.0, 700_000_000, 3.0e12)
 
 
-def test_a_run_resumed_from_another_commit_names_both(finished_sweep):
+def test_run_resumed_at_another_commit_has_both(finished_sweep):
     file = finished_sweep.runs / "pretrain-uniform-s0" / "provenance.jsonl"
     file.write_text(file.read_text() + '{"commit": "deadbeef", "data_sha256": null}\n')
     assert collect(finished_sweep.path).records[0].provenance.commits == ["c0ffee" * 6 + "beef", "deadbeef"]
 
 
-def test_a_run_is_labelled_by_its_arms_its_place_on_the_axes_and_its_seed(make_grid):
+def test_run_is_labelled_by_arms_axis_values_and_seed(make_grid):
     spec = make_grid().read_spec()
     assert spec.labels(["u+y"], 1) == {"arm": "u+y", "ratio": "u", "weight": "y", "seed": 1}
     assert spec.labels(["u+y", "v+y"], None) == {"arm": "u+y, v+y", "ratio": "u, v", "weight": "y"}
 
 
-def test_runs_that_never_wrote_anything_are_read_all_the_same(finished_sweep):
+def test_runs_without_files_are_read(finished_sweep):
     shutil.rmtree(finished_sweep.runs)
     sweep = collect(finished_sweep.path)
     assert {record.state for record in sweep.records} == {RunState.PENDING}
     assert sweep.num_finished == 0
 
 
-def test_a_folder_without_a_sweep_is_refused(tmp_path):
+def test_folder_without_a_sweep_is_rejected(tmp_path):
     with pytest.raises(UserError, match="not the folder of a sweep"):
         collect(tmp_path)

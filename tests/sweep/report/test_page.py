@@ -1,4 +1,4 @@
-"""The page in a browser: it draws without a complaint, sorts, hides arms, changes axes and leads to sources."""
+"""The report page in a browser: plots, sorting, hidden arms, axes, provenance and layout."""
 
 import re
 
@@ -17,7 +17,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, reported_sweep):
-    """The page, drawn, as it comes."""
+    """The page with all plots drawn."""
     browser.show((reported_sweep.report / "index.html").as_uri(), DRAWN)
     return browser
 
@@ -28,7 +28,7 @@ def arms(page):
     )
 
 
-def test_every_plot_is_drawn_and_nothing_is_complained_of_or_fetched(page):
+def test_every_plot_is_drawn_without_console_messages_or_requests(page):
     drawn = page.run(
         "[...document.querySelectorAll('.plot')].map(p => [p.id, p.querySelectorAll('svg .plot, svg .trace').length])"
     )
@@ -38,7 +38,7 @@ def test_every_plot_is_drawn_and_nothing_is_complained_of_or_fetched(page):
     assert [url for url in page.requested if not url.startswith(("file:", "data:"))] == []
 
 
-def test_headings_sort_both_ways_and_say_so(page):
+def test_headings_sort_both_ways_and_set_aria_sort(page):
     press = "document.querySelectorAll('table')[0].tHead.rows[0].cells[3].querySelector('button').click()"
     page.run(press)
     assert arms(page) == ["band", "uniform", "cosine", "fixed 1.0"]
@@ -52,7 +52,7 @@ def test_headings_sort_both_ways_and_say_so(page):
     assert arms(page)[-1] == "uniform"  # without a difference: last
 
 
-def test_a_hidden_arm_is_gone_from_every_plot_and_comes_back(page):
+def test_arm_can_be_hidden_and_shown_in_every_plot(page):
     traces = "[...document.querySelectorAll('.plot')].flatMap(p => p.data).filter(t => t.meta.arm === 'cosine')"
     visible = f"{traces}.every(t => t.visible)"
     assert page.run(visible) is True
@@ -63,7 +63,7 @@ def test_a_hidden_arm_is_gone_from_every_plot_and_comes_back(page):
     assert page.run(visible) is True
 
 
-def test_a_hidden_arm_leaves_no_empty_row(page):
+def test_hidden_arm_leaves_no_empty_row(page):
     plot = "document.querySelector('[id^=seeds]')"
     rows = f"[...{plot}.querySelectorAll('.ytick')].map(tick => tick.textContent.trim())"
     height = f"{plot}.getBoundingClientRect().height"
@@ -111,7 +111,7 @@ def test_hover_text_is_readable(page, is_dark):
                 assert contrast(ink, around if is_name else paper) >= 4.5, (plot, curve, text, ink, paper)
 
 
-def test_tables_that_scroll_say_so(page):
+def test_scrollable_tables_show_a_hint(page):
     page.look(390, 844)
     boxes = "[...document.querySelectorAll('main > section .scroll')].filter(box => box.clientWidth)"
     page.wait_for(f"{boxes}.every(box => box.scrollWidth > box.clientWidth + 1 === box.classList.contains('more'))")
@@ -124,15 +124,15 @@ def test_tables_that_scroll_say_so(page):
     page.wait_for(f"{boxes}.some(box => box.previousElementSibling.hidden)")
 
 
-def test_the_axis_of_the_curves_can_be_changed(page):
+def test_axis_of_the_curves_can_be_changed(page):
     title = "document.querySelector('[id^=course]').layout.xaxis.title.text"
-    assert page.run(title) == "tokens of training"
+    assert page.run(title) == "training tokens"
     page.run("document.querySelectorAll('[data-plot^=course]')[1].click()")
-    page.wait_for(f"{title} === 'FLOPs of training'")
+    page.wait_for(f"{title} === 'training FLOPs'")
     assert page.run("Math.max(...document.querySelector('[id^=course]').data[1].x)") == pytest.approx(3e12)
 
 
-def test_a_number_shows_where_it_comes_from(page):
+def test_number_shows_its_provenance(page):
     page.run("document.querySelector('tbody .number').click()")
     shown = page.wait_for("document.querySelector('.source:popover-open')?.innerText")
     for words in ("pretrain-band-s0", "c0ffeec0", "abababab", "step=00000060.ckpt"):
@@ -140,7 +140,7 @@ def test_a_number_shows_where_it_comes_from(page):
 
 
 @pytest.mark.parametrize(("width", "is_dark"), [(390, False), (390, True), (1200, True)])
-def test_the_page_fits_a_phone_and_follows_the_dark(width, is_dark, page):
+def test_page_fits_a_phone_and_follows_the_colour_scheme(width, is_dark, page):
     page.look(width, 844, is_dark=is_dark)
     page.wait_for(f"document.documentElement.scrollWidth <= {width}")
     paper = page.run("getComputedStyle(document.documentElement).backgroundColor")

@@ -1,4 +1,4 @@
-"""A verdict is a sentence that anyone can read, with no more digits than the seeds carry."""
+"""Wording of numbers and verdicts."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from lit_illada.stats.intervals import Estimate, estimate
 from lit_illada.sweep.report.wording import Unit, amount, duration, p_value, unit_of, verdict
 
 
-def said(base, arm, metric="val/nll_bound", *, is_lower_better=True, is_primary=True):
+def verdict_of(base, arm, metric="val/nll_bound", *, is_lower_better=True, is_primary=True):
     table = {"base": dict(enumerate(base)), "arm": dict(enumerate(arm))}
     found = compare(table, [("base", "arm")], is_lower_better=is_lower_better, is_primary=is_primary)["base", "arm"]
     return verdict(found, "base", unit_of(metric, [found.difference] if found.difference else []))
@@ -31,27 +31,26 @@ def said(base, arm, metric="val/nll_bound", *, is_lower_better=True, is_primary=
             (4.1, 3.9),
             "not separable at 2 seeds",
         ),
-        ((4.0,), (3.0,), "one seed in common with base: no interval, no test"),
-        ((4.0,), (), "no seed finished in common with base yet"),
-        ((4.0, 4.5), (4.0, 4.5), "equal to base at every one of 2 seeds"),
+        ((4.0,), (3.0,), "one seed in common with base: no interval and no test"),
+        ((4.0,), (), "no finished seed in common with base yet"),
+        ((4.0, 4.5), (4.0, 4.5), "equal to base at all 2 seeds"),
         (
             (4.0, 4.5),
             (4.25, 4.75),
-            "differs by 0.250 nats/token from base at every one of 2 seeds alike: nothing varies, so there is no "
-            "noise to test against",
+            "differs from base by 0.250 nats/token at each of 2 seeds: without variance there is no test",
         ),
     ],
 )
 def test_verdicts(base, arm, sentence):
-    assert said(base, arm) == sentence
+    assert verdict_of(base, arm) == sentence
 
 
-def test_shares_are_told_in_percent_and_their_differences_in_points():
-    sentence = said((0.5, 0.52, 0.51), (0.6, 0.63, 0.61), "val/exact_match_easy", is_lower_better=False)
+def test_fractions_are_percentages_and_their_differences_points():
+    sentence = verdict_of((0.5, 0.52, 0.51), (0.6, 0.63, 0.61), "val/exact_match_easy", is_lower_better=False)
     assert sentence.startswith("better than base by 10.3 points (95\u00a0% interval 8.9 to 11.8, ")
 
 
-def test_seeds_needed_are_a_range_of_the_interval():
+def test_seeds_needed_are_a_range():
     values = {"base": [0.0] * 3, "arm": [0.8, 1.0, 1.3], "other": [0.1, -0.2, 0.3], "third": [0.1, 0.2, -0.3]}
     table = {name: dict(enumerate(of_seed)) for name, of_seed in values.items()}
     planned = [("base", "arm"), ("base", "other"), ("base", "third"), *(("base", f"to come {n}") for n in range(60))]
@@ -62,8 +61,8 @@ def test_seeds_needed_are_a_range_of_the_interval():
     assert verdict(found["base", "other"], "base", unit_of("val/nll_bound", [])) == "not separable at 3 seeds"
 
 
-def test_a_descriptive_difference_has_an_interval_and_no_verdict():
-    text = said((0.5, 0.52, 0.51), (0.6, 0.63, 0.61), "exact_match", is_primary=False)
+def test_descriptive_difference_has_an_interval_and_no_verdict():
+    text = verdict_of((0.5, 0.52, 0.51), (0.6, 0.63, 0.61), "exact_match", is_primary=False)
     assert text == "+10.3 points (95\u00a0% interval +8.9 to +11.8), descriptive"
 
 
@@ -81,14 +80,14 @@ def test_amounts_durations_and_p_values_are_short():
     assert [p_value(x) for x in (0.0001, 0.0496, 0.31, 1.0)] == ["p < 0.001", "p = 0.050", "p = 0.31", "p = 1.00"]
 
 
-def test_seeds_that_could_show_no_difference_of_shares_are_said_to_be_too_few():
-    text = said((0.2, 0.4, 0.9), (0.5, 0.2, 0.1), "endless")
+def test_too_few_seeds_for_any_difference_of_fractions_are_reported():
+    text = verdict_of((0.2, 0.4, 0.9), (0.5, 0.2, 0.1), "endless")
     assert text.startswith("not separable at 3 seeds, too few to find any difference of fractions in 1 tests")
-    assert "too few" not in said((0.20, 0.21, 0.22), (0.21, 0.21, 0.21), "endless")
-    assert "too few" not in said((2.0, 4.0, 9.0), (5.0, 2.0, 1.0), "val/nll_bound")
+    assert "too few" not in verdict_of((0.20, 0.21, 0.22), (0.21, 0.21, 0.21), "endless")
+    assert "too few" not in verdict_of((2.0, 4.0, 9.0), (5.0, 2.0, 1.0), "val/nll_bound")
 
 
-def test_the_interval_of_a_share_ends_where_shares_do():
+def test_interval_of_a_fraction_stays_within_possible_values():
     unit = Unit("%", "points", 100.0, 1)
     assert unit.interval(Estimate(3, 0.02, 0.1, -0.2, 0.24)) == "0.0 to 24.0"
     assert unit.interval(Estimate(3, -0.9, 0.1, -1.4, -0.4), is_difference=True) == "−100.0 to −40.0"

@@ -1,4 +1,4 @@
-"""The report says what the runs carry and no more, in files that other programs read, and without torch."""
+"""The report of a sweep: verdicts, checks, provenance, figures and tables."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ from lit_illada.sweep.spec import Metric, check
 
 
 class Page(HTMLParser):
-    """The text outside scripts, and the JSON of the figures."""
+    """Parses the text outside scripts, and the JSON of the figures."""
 
     def __init__(self, text):
         super().__init__()
@@ -61,7 +61,7 @@ def findings(folder):
     return find(sweep, sweep.spec.metrics[0])
 
 
-def test_the_verdicts_of_a_sweep_with_one_better_one_alike_and_one_hopeless_arm(reported_sweep):
+def test_verdicts_of_a_better_an_equal_and_a_control_arm(reported_sweep):
     found = findings(reported_sweep)
     assert [arm.arm for arm in found.arms] == ["band", "uniform", "cosine", "fixed 1.0"]
     kinds = {arm.arm: arm.comparison.finding for arm in found.arms if arm.comparison}
@@ -73,7 +73,7 @@ def test_the_verdicts_of_a_sweep_with_one_better_one_alike_and_one_hopeless_arm(
     assert [check.is_passed for check in found.checks] == [True, True]
 
 
-def test_a_pair_that_should_agree_and_does_not_is_shouted_out(make_sweep):
+def test_pair_that_should_agree_but_differs_is_a_failed_check(make_sweep):
     values = {"a": {0: 4.0, 1: 4.1, 2: 4.3}, "b": {0: 4.5, 1: 4.61, 2: 4.79}}
     folder = make_sweep(values, equal_in_expectation=[["a", "b"]], cannot_learn=["b"])
     agree, learnt = findings(folder).checks
@@ -85,33 +85,33 @@ EQUAL = {"a": {0: 4.0, 1: 4.1, 2: 4.3}, "b": {0: 4.01, 1: 4.09, 2: 4.31}}
 
 
 @pytest.mark.parametrize(
-    ("margin", "is_passed", "said"),
+    ("margin", "is_passed", "text"),
     [
         (0.1, True, "equivalent within ±0.10"),
         (0.02, None, "undecided, neither different nor shown to be equivalent within ±0.02"),
         (None, None, "not separable, but equivalence is not tested without equivalence_margin"),
     ],
 )
-def test_equality_is_claimed_only_within_a_margin(margin, is_passed, said, make_sweep):
+def test_equivalence_is_claimed_only_within_a_margin(margin, is_passed, text, make_sweep):
     pairs = {"equal_in_expectation": [["a", "b"]], "equivalence_margin": margin}
     folder = make_sweep(EQUAL, seeds=(0, 1, 2), **pairs)
     (check,) = findings(folder).checks
     assert check.is_passed is is_passed
-    assert said in check.text
+    assert text in check.text
 
 
-def test_a_margin_of_nothing_is_refused(make_spec):
+def test_margin_of_zero_is_rejected(make_spec):
     with pytest.raises(UserError, match=r"equivalence_margin is 0.0; it must be above 0, in units of val/nll_bound"):
         check(make_spec(["a", "b"], [0], equivalence_margin=0.0))
 
 
-def test_pairs_that_should_be_equal_count_among_the_comparisons(make_spec):
+def test_pairs_that_should_be_equal_count_as_comparisons(make_spec):
     spec = make_spec(["a", "b", "c"], [0], equal_in_expectation=[["a", "b"], ["b", "c"]])
     assert spec.tested_pairs() == [("a", "b"), ("a", "c"), ("b", "c")]
 
 
-def test_only_the_primary_metric_carries_verdicts(make_sweep):
-    """By a second metric the arms differ as clearly; it is shown with its interval and no test."""
+def test_only_the_primary_metric_has_verdicts(make_sweep):
+    """A second metric on which the arms differ as clearly has an interval but no test."""
     metrics = [{"name": name, "stage": "pretrain"} for name in ("val/nll_bound", "perf/tokens_per_s")]
     values = {"a": {0: 4.0, 1: 4.1, 2: 4.3}, "b": {0: 3.5, 1: 3.61, 2: 3.79}}
     folder = make_sweep(values, seeds=(0, 1, 2), metrics=metrics)
@@ -133,7 +133,7 @@ def test_only_the_primary_metric_carries_verdicts(make_sweep):
         assert words in page.text
 
 
-def test_other_pairs_are_compared_where_the_sweep_asks_for_them(make_sweep):
+def test_also_compare_adds_comparisons(make_sweep):
     values = {
         "none": {0: 4.0, 1: 4.1, 2: 4.3},
         "stop": {0: 3.0, 1: 3.11, 2: 3.29},
@@ -146,32 +146,32 @@ def test_other_pairs_are_compared_where_the_sweep_asks_for_them(make_sweep):
     assert (stop.comparison.finding, kick.comparison.finding) == (Finding.WORSE, Finding.WORSE)
     assert stop.verdict.startswith("worse than stop by 0.50")
     assert stop.comparison.num_comparisons == 5
-    told = report(folder)
-    assert "Other comparisons on the same seeds" in told.text
-    assert "all 5 planned comparisons" in told.text
+    written = report(folder)
+    assert "Further comparisons at the same seeds" in written.text
+    assert "all 5 planned comparisons" in written.text
     with (folder.path / "report" / "pairs.csv").open(encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["first"], first["second"], first["finding"]) == ("stop", "ramp", "worse")
     assert float(second["difference"]) == pytest.approx(kick.comparison.difference.mean)
 
 
-def test_a_page_without_other_pairs_shows_no_table_of_them(page, reported_sweep):
-    assert "Other comparisons" not in page.text
+def test_page_without_further_pairs_has_no_table_of_them(page, reported_sweep):
+    assert "Further comparisons" not in page.text
     assert not (reported_sweep.path / "report" / "pairs.csv").exists()
 
 
 def test_one_seed_gives_a_mean_and_no_verdict(make_sweep):
     found = findings(make_sweep({"a": {0: 4.0}, "b": {0: 3.0}}))
-    assert found.of("b").verdict == "one seed in common with a: no interval, no test"
+    assert found.of("b").verdict == "one seed in common with a: no interval and no test"
     assert (found.of("b").estimate.mean, found.of("b").estimate.low) == (3.0, None)
 
 
-def test_a_metric_taken_from_the_runs_that_arms_share_says_so(make_sweep):
+def test_metric_of_shared_runs_is_reported_as_such(make_sweep):
     folder = make_sweep({"a": {0: 4.0, 1: 4.1}, "b": {}}, shared=True)
-    assert findings(folder).of("b").verdict == "the same runs as a: at this stage the two do not differ"
+    assert findings(folder).of("b").verdict == "same runs as a: the two do not differ in this stage"
 
 
-def test_a_sweep_at_work_is_reported_as_far_as_it_is(half_finished_sweep):
+def test_running_sweep_has_a_preliminary_report(half_finished_sweep):
     page = report(half_finished_sweep)
     assert "8 of 12 runs finished" in page.text
     assert "Preliminary" in page.text
@@ -184,13 +184,13 @@ def test_a_sweep_at_work_is_reported_as_far_as_it_is(half_finished_sweep):
         assert words in page.text
 
 
-def test_a_sweep_of_which_nothing_ran_yet_has_a_page(make_sweep):
+def test_sweep_without_results_has_a_page(make_sweep):
     page = report(make_sweep({"a": {}, "b": {}}))
     assert "0 of 4 runs finished" in page.text
     assert "No verdict yet" in page.text
 
 
-def test_every_number_leads_to_a_config_a_commit_the_data_and_a_checkpoint(page, reported_sweep):
+def test_every_number_has_config_commit_data_and_checkpoint(page, reported_sweep):
     for words in ("c0ffeec0", "abababab", "step=00000060.ckpt", "table of band"):
         assert words in page.text
     linked = [link for link in page.links if link.endswith("config.yaml")]
@@ -198,13 +198,13 @@ def test_every_number_leads_to_a_config_a_commit_the_data_and_a_checkpoint(page,
     assert all((reported_sweep.report / link).resolve().is_file() for link in linked)
 
 
-def test_the_page_needs_nothing_from_elsewhere(page, reported_sweep):
+def test_page_is_self_contained(page, reported_sweep):
     assert not [link for link in page.links if "//" in link]
     for name in (link for link in page.links if "." in link and not link.startswith(("data:", "..", "#"))):
         assert (reported_sweep.report / name).is_file(), name
 
 
-def test_names_with_markup_in_them_are_text(make_sweep):
+def test_markup_in_names_is_escaped(make_sweep):
     arm = "</script><b>x</b>"
     page = report(make_sweep({"a": {0: 1.0, 1: 2.0}, arm: {0: 1.5, 1: 2.6}}))
     assert arm in page.text
@@ -223,7 +223,7 @@ def test_plotly_accepts_every_figure(page, half_finished_sweep, make_grid):
             go.Figure(layout={**figure["layout"], **variant["layout"]})
 
 
-def test_the_learning_curve_is_the_mean_with_the_range_of_the_seeds(page, reported_sweep):
+def test_learning_curve_is_the_mean_with_the_range_of_seeds(page, reported_sweep):
     course = next(figure for figure in page.figures if figure["id"].startswith("course"))
     line = next(t for t in course["data"] if t["name"] == "band" and t["mode"] == "lines+markers")
     records = collect(reported_sweep.path).of_arm("band", "pretrain").values()
@@ -233,7 +233,7 @@ def test_the_learning_curve_is_the_mean_with_the_range_of_the_seeds(page, report
     assert [variant["x"][1][-1] for variant in course["variants"]] == pytest.approx([60 * 4096, 3.0e12, 60])
 
 
-def test_a_grid_shows_the_mean_of_every_pair(make_grid):
+def test_grid_shows_the_mean_of_every_pair(make_grid):
     folder = make_grid()
     sweep = collect(folder.path)
     found = find(sweep, sweep.spec.metrics[0])
@@ -242,7 +242,7 @@ def test_a_grid_shows_the_mean_of_every_pair(make_grid):
     assert means[1][2] == found.of("v+z").estimate.mean
 
 
-def test_the_tables_hold_every_arm_run_and_point(reported_sweep):
+def test_tables_contain_every_arm_run_and_point(reported_sweep):
     out = reported_sweep.report
     arms = pyarrow.csv.read_csv(out / "arms.csv").to_pylist()
     assert (arms[0]["arm"], arms[0]["finding"]) == ("band", "better")
@@ -255,32 +255,32 @@ def test_the_tables_hold_every_arm_run_and_point(reported_sweep):
     assert len(list(out.glob("*.png"))) == 5
 
 
-def test_the_same_runs_give_the_same_tables(reported_sweep, tmp_path):
+def test_report_of_the_same_runs_is_reproducible(reported_sweep, tmp_path):
     write_report(reported_sweep.path, tmp_path)
     for file in ("arms.csv", "runs.csv", "curves.parquet"):
         assert (tmp_path / file).read_bytes() == (reported_sweep.report / file).read_bytes()
 
 
-def test_runs_of_different_commits_or_data_are_warned_of(finished_sweep):
+def test_different_commits_or_data_give_a_warning(finished_sweep):
     record = {"commit": "0123456789", "data_sha256": "cd" * 32}
     (finished_sweep.runs / "pretrain-band-s0" / "provenance.jsonl").write_text(json.dumps(record) + "\n")
     page = report(finished_sweep)
-    assert "The runs come from 2 commits: 01234567, c0ffeec0" in page.text
+    assert "The runs are from 2 commits: 01234567, c0ffeec0" in page.text
     assert "read different data (abababab, cdcdcdcd)" in page.text
 
 
-def test_training_losses_cannot_rank_arms():
-    with pytest.raises(UserError, match="rank by a metric with one definition"):
+def test_training_losses_are_rejected_as_metrics():
+    with pytest.raises(UserError, match="use a metric that has the same definition"):
         Metric("train/loss", "pretrain")
 
 
-def test_a_check_of_an_arm_that_is_not_there_is_refused(make_spec):
+def test_check_of_an_unknown_arm_is_rejected(make_spec):
     with pytest.raises(UserError, match=r"unknown arm 'unifrom'.*did you mean 'uniform'"):
         check(make_spec(["uniform", "cosine"], [0], equal_in_expectation=[["unifrom", "cosine"]]))
 
 
 @pytest.mark.parametrize(
-    ("pairs", "said"),
+    ("pairs", "text"),
     [
         ([["cosine", "bend"]], r"unknown arm 'bend'.*did you mean 'band'"),
         ([["cosine"]], r"also_compare holds pairs of arms; got \['cosine'\]"),
@@ -289,12 +289,12 @@ def test_a_check_of_an_arm_that_is_not_there_is_refused(make_spec):
         ([["band", "cosine"], ["cosine", "band"]], "occur once"),
     ],
 )
-def test_a_pair_that_cannot_be_compared_is_refused(make_spec, pairs, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_pair_is_rejected(make_spec, pairs, text):
+    with pytest.raises(UserError, match=text):
         check(make_spec(["uniform", "cosine", "band"], [0], also_compare=pairs))
 
 
-def test_the_command_takes_a_name_or_a_folder_and_writes_where_it_is_told(finished_sweep, tmp_path, monkeypatch):
+def test_command_takes_a_name_or_a_folder_and_an_output_folder(finished_sweep, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "sweeps").mkdir(parents=True)
     (tmp_path / "runs" / "sweeps" / "mine").symlink_to(finished_sweep.path)
@@ -310,7 +310,7 @@ def test_the_command_takes_a_name_or_a_folder_and_writes_where_it_is_told(finish
     assert "unknown sweep 'nime': allowed are mine; did you mean 'mine'?" in refused.output
 
 
-def test_a_report_is_made_where_there_is_no_torch(finished_sweep):
+def test_report_needs_no_torch(finished_sweep):
     program = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'lightning', 'torchmetrics')))\n"
         f"from lit_illada.cli import main; main(['sweep', 'report', {str(finished_sweep.path)!r}])"

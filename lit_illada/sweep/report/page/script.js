@@ -1,9 +1,9 @@
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const hidden = new Set();
-/* on a touch screen a finger scrolls the page, and does not zoom a plot */
+/* on a touch screen, dragging scrolls the page instead of zooming a plot */
 const hasPointer = matchMedia("(hover: hover)").matches;
 
-/* plots: the colours of text and grid are the page's own */
+/* plots take the colours of text and grid from the page */
 function themed(layout) {
   const axis = (given = {}) => ({
     gridcolor: cssValue("--grid"), zerolinecolor: given.zeroline ? cssValue("--dim") : cssValue("--grid"),
@@ -21,13 +21,13 @@ function themed(layout) {
   };
 }
 
-/* the arm's name inside the label, in its text colour: Plotly's own name box has the colour of the trace */
+/* the arm's name inside the label: Plotly's separate name box has the colour of the trace and may be unreadable */
 const hover = ({ hovertemplate: text }) =>
   text && !text.includes("<extra>") ? { hovertemplate: `<b>%{fullData.name}</b><br>${text}<extra></extra>` } : {};
 const shown = (figure) => figure.data.map((trace) => !hidden.has(trace.meta?.arm));
 const changed = (figure) => withoutHiddenRows({ ...figure.layout, ...figure.variants[figure.variant ?? 0]?.layout });
 
-/* plots with one row per arm: hidden arms take no space, and at least one row stays for the axis */
+/* in plots with one row per arm, hidden arms take no space; at least one row remains for the axis */
 function withoutHiddenRows(layout) {
   const rows = layout.yaxis?.categoryarray;
   if (!rows) return layout;
@@ -66,14 +66,14 @@ async function start() {
   document.documentElement.dataset.drawn = figures.length;
 }
 
-/* a dot leads to its run */
+/* clicking a dot shows its run in the table of runs */
 function goTo(run) {
   const row = document.getElementById(`run-${run}`);
   row.closest("details").open = true;
   location.hash = row.id;
 }
 
-/* arms are hidden and shown in every plot at once */
+/* a chip hides or shows its arm in all plots; a double click shows only this arm */
 const chips = [...document.querySelectorAll("[data-arm]")];
 for (const chip of chips) {
   chip.addEventListener("click", () => {
