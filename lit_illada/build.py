@@ -16,7 +16,7 @@ from lit_illada.batch import TokenBatch
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.row_datamodule import RowDataModule
-from lit_illada.data.sft_datamodule import Difficulty, EvaluationExample, SFTDataModule
+from lit_illada.data.sft_datamodule import SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.generation.text import complete_batch
 from lit_illada.model.config import ModelConfig
@@ -33,7 +33,7 @@ from lit_illada.runtime.console import Console
 from lit_illada.schema import to_tree
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
 from lit_illada.training.callbacks.divergence import DivergenceGuard
-from lit_illada.training.callbacks.generations import ExactMatch, Question, TextSamples
+from lit_illada.training.callbacks.generations import ExactMatch, TextSamples
 from lit_illada.training.callbacks.progress import ProgressBar, ProgressFile
 from lit_illada.training.callbacks.skipped_shards import SkippedShards
 from lit_illada.training.callbacks.stopping import GracefulStop, TimeLimit
@@ -178,19 +178,20 @@ def build_trainer(
         Retention(options.keep_checkpoints, options.keep_every_steps, options.keep_best, counted_every_steps),
     )
     accelerator, precision = options.hardware()
+    peak_flops_per_s = matmul_flops_per_s(accelerator.device, precision.dtype)
     num_adapters = num_adapter_parameters(config.model, config.lora)
     throughput = Throughput(
         lambda batch, head_rows, copies: training_flops(
             config.model, batch.layout, head_rows, num_adapters, copies=copies
         ),
-        matmul_flops_per_s(accelerator.device, precision.dtype),
+        peak_flops_per_s,
         options.log_every_steps,
     )
     time_limit = None if options.max_time_s is None else TimeLimit(options.max_time_s)
     callbacks = [
         throughput,
         ProgressBar(throughput, console),
-        _texts(config, folder, module, datamodule),
+        _build_generations(config, folder, module, datamodule),
         DivergenceGuard(
             options.on_divergence,
             options.spikes,
@@ -212,55 +213,29 @@ def build_trainer(
     return trainer, time_limit, throughput
 
 
-def _texts(
+def _build_generations(
     config: PretrainConfig | SFTConfig, folder: RunFolder, module: PretrainModule, datamodule: RowDataModule
 ) -> Callback:
     """Build the callback that generates at every validation: continuations (pretraining) or answers (fine-tuning)."""
     model, tokenizer = module.model, datamodule.tokenizer
     assert isinstance(model, Transformer)
+    generation = (config.samples if isinstance(config, PretrainConfig) else config.evaluation).generation
     accelerator, precision = config.trainer.hardware()
     is_autocast = precision is Precision.bf16_mixed and not config.trainer.is_sharded
-    as_trained = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=is_autocast)
+
+    @torch.autocast(accelerator.device.type, torch.bfloat16, enabled=is_autocast)
+    def complete(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        return complete_batch(model, tokenizer, prompts, generation).texts()
+
     if isinstance(config, PretrainConfig):
-        generation = config.samples.generation
-        prompts = config.samples.prompts
-        # one prompt at a time: each text equals what `generate` prints for the prompt
-        complete_all = as_trained(
-            lambda: [
-                tokenizer.decode(complete_batch(model, tokenizer, [tokenizer.encode(prompt)], generation).texts()[0])
-                for prompt in prompts
-            ]
-        )
-        return TextSamples(prompts, complete_all, folder.samples)
+        prompts = [(text, tokenizer.encode(text)) for text in config.samples.prompts]
+        return TextSamples(prompts, complete, tokenizer, folder.samples, is_batched=False)
     assert isinstance(datamodule, SFTDataModule)
-    evaluation = config.evaluation
-    levels = datamodule.difficulties if evaluation.num_examples else []
-    if not levels:  # open-ended conversations have no reference answers
-        prompt_ids = datamodule.validation_prompts(min(evaluation.num_examples, _NUM_OPEN_ENDED))
-        answer_all = as_trained(
-            lambda: [
-                tokenizer.decode(ids)
-                for ids in complete_batch(model, tokenizer, prompt_ids, evaluation.generation).texts()
-            ]
-        )
-        return TextSamples([tokenizer.decode(ids) for ids in prompt_ids], answer_all, folder.samples)
-    return ExactMatch(
-        {level.value: _questions(datamodule, level, evaluation.num_examples) for level in levels},
-        as_trained(lambda prompts: complete_batch(model, tokenizer, prompts, evaluation.generation).texts()),
-        folder.answers,
-    )
-
-
-def _questions(datamodule: SFTDataModule, difficulty: Difficulty, num: int) -> list[Question]:
-    def check(example: EvaluationExample, response_ids: Sequence[int]) -> tuple[str, bool]:
-        return datamodule.tokenizer.decode(response_ids), datamodule.is_right(example, response_ids)
-
-    return [
-        Question(
-            example.prompt_ids,
-            datamodule.tokenizer.decode(example.prompt_ids),
-            example.truth,
-            partial(check, example),
-        )
-        for example in datamodule.evaluation_examples(difficulty, num)
+    num_examples = config.evaluation.num_examples
+    if num_examples and datamodule.difficulties:
+        return ExactMatch(datamodule, num_examples, complete, folder.answers)
+    # open-ended conversations have no reference answers
+    prompts = [
+        (tokenizer.decode(ids), ids) for ids in datamodule.validation_prompts(min(num_examples, _NUM_OPEN_ENDED))
     ]
+    return TextSamples(prompts, complete, tokenizer, folder.samples, is_batched=True)

@@ -74,7 +74,7 @@ def test_overrides_reach_the_dataclasses():
         ("seed=-1", "seed is -1; it must lie between 0 and 2**32 - 1"),
         ("seed=4294967296", "seed is 4294967296"),
         ("trainer.max_steps=100", "optim.schedule.warmup_steps is 100, not below trainer.max_steps=100"),
-        ("optim.optimizer.eps=0", "optim.optimizer.eps must be above 0; got 0"),
+        ("optim.optimizer.eps=0", "optim.optimizer.eps is 0.0: it must be above 0"),
         ("model", "model"),
         ("=3", "=3"),
     ],

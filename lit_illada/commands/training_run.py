@@ -34,7 +34,7 @@ from lit_illada.runtime.console import Console
 from lit_illada.schema import to_tree
 from lit_illada.training.callbacks.divergence import Diverged
 from lit_illada.training.callbacks.stopping import GracefulStop
-from lit_illada.training.callbacks.tensorboard import begin_board, draw_unigram_line
+from lit_illada.training.callbacks.tensorboard import begin_board
 from lit_illada.training.checkpointing.files import remove_partials
 from lit_illada.training.distributed.rank_watch import RankWatch
 from lit_illada.training.loggers import begin_records, end_records, is_rank_zero, require_loggers
@@ -192,10 +192,15 @@ def _begin_curves(
     """Log hyperparameters, labels and the unigram baseline of a new run."""
     tree = to_tree(config)
     begin_records(trainer.loggers, tree)
-    begin_board(trainer.logger, tree, folder.read_labels())  # type: ignore[arg-type]
     row_length = (config.sft_data if isinstance(config, SFTConfig) else config.data).row_length
-    num_tokens = config.trainer.max_steps * config.trainer.batch_rows * row_length
-    draw_unigram_line(trainer.logger, module.unigram_cross_entropy, config.trainer.max_steps, num_tokens)  # type: ignore[arg-type]
+    begin_board(
+        trainer.logger,  # type: ignore[arg-type]
+        tree,
+        folder.read_labels(),
+        unigram_cross_entropy=module.unigram_cross_entropy,
+        num_steps=config.trainer.max_steps,
+        num_tokens=config.trainer.max_steps * config.trainer.batch_rows * row_length,
+    )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

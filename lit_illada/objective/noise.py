@@ -1,8 +1,8 @@
 """Counter-based random numbers of the corruption.
 
 A number is a hash of (seed, purpose, row, position), so it is equal on every device and in any order, and independent
-of the world size, gradient accumulation and resumes. The hash is splitmix64: each row is a stream, each position an
-index into it.
+of the world size, gradient accumulation and resumes. The hash is splitmix64 (`runtime/counter_rng.py`): each row is a
+stream, each position an index into it.
 
 Shapes: B rows, T positions. All arithmetic is on int64 and wraps around at 2⁶⁴.
 """
@@ -11,6 +11,8 @@ from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+from lit_illada.runtime.counter_rng import GOLDEN, mix, shift_right, wrapped
 
 
 class Purpose(IntEnum):
@@ -30,15 +32,15 @@ def uniform(seed: int, purpose: Purpose, row_ids: Tensor, positions: Tensor | No
     """
     bits = random_bits(seed, purpose, row_ids)
     if positions is not None:
-        bits = _mix(bits[:, None] + (positions + 1) * _GOLDEN)
+        bits = mix(bits[:, None] + (positions + 1) * GOLDEN)
     return to_unit_interval(bits)
 
 
 def random_bits(seed: int, purpose: Purpose, row_ids: Tensor) -> Tensor:
     """(B,) int64: 64 random bits per row."""
-    key = _mix(torch.full_like(row_ids, _wrapped(seed)) + _GOLDEN)
-    key = _mix(key + _wrapped(purpose * _GOLDEN))
-    return _mix(key + (row_ids + 1) * _GOLDEN)
+    key = mix(torch.full_like(row_ids, wrapped(seed)) + GOLDEN)
+    key = mix(key + wrapped(purpose * GOLDEN))
+    return mix(key + (row_ids + 1) * GOLDEN)
 
 
 def golden_steps(offset_bits: Tensor, steps: Tensor) -> Tensor:
@@ -46,31 +48,9 @@ def golden_steps(offset_bits: Tensor, steps: Tensor) -> Tensor:
 
     Computed in integers modulo 2⁶⁴, so it loses no precision for large steps.
     """
-    return to_unit_interval(offset_bits + steps * _GOLDEN)
+    return to_unit_interval(offset_bits + steps * GOLDEN)
 
 
 def to_unit_interval(bits: Tensor) -> Tensor:
     """The upper 52 bits as the midpoint of one of 2⁵² equal cells of (0, 1): exact in float64, never 0, never 1."""
-    return (_shift_right(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """Finaliser of splitmix64 (Steele, Lea and Flood, 2014), a bijection of the 64-bit integers."""
-    bits = (bits ^ _shift_right(bits, 30)) * _MULTIPLIER_1
-    bits = (bits ^ _shift_right(bits, 27)) * _MULTIPLIER_2
-    return bits ^ _shift_right(bits, 31)
-
-
-def _shift_right(bits: Tensor, places: int) -> Tensor:
-    # `>>` on int64 repeats the sign bit; the mask turns it into the logical shift of the hash's definition.
-    return (bits >> places) & ((1 << (64 - places)) - 1)
-
-
-def _wrapped(value: int) -> int:
-    """The signed 64-bit integer equal to `value` modulo 2⁶⁴."""
-    return (value + 2**63) % 2**64 - 2**63
-
-
-_GOLDEN = _wrapped(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio, odd
-_MULTIPLIER_1 = _wrapped(0xBF58476D1CE4E5B9)
-_MULTIPLIER_2 = _wrapped(0x94D049BB133111EB)
+    return (shift_right(bits, 12).to(torch.float64) + 0.5) * 2.0**-52

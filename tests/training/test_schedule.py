@@ -112,7 +112,7 @@ def test_a_resumed_schedule_goes_on_as_if_never_stopped(stop_at, name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_impossible_values_are_refused(name):
-    with pytest.raises(UserError, match=r"optim\.schedule\.warmup_steps must be 0 or more; got -1"):
+    with pytest.raises(UserError, match=r"optim\.schedule\.warmup_steps is -1: it must be 0 or more"):
         SCHEDULES[name](warmup_steps=-1)
     with pytest.raises(UserError, match=r"optim\.schedule\.final_factor"):
         SCHEDULES[name](final_factor=2.0)
@@ -122,7 +122,7 @@ def test_impossible_values_are_refused(name):
 
 def test_impossible_values_of_one_schedule_are_refused():
     for cls in (WarmupStableDecay, Reactive):
-        with pytest.raises(UserError, match=r"optim\.schedule\.decay_fraction must lie in \(0, 1\]; got 0"):
+        with pytest.raises(UserError, match=r"optim\.schedule\.decay_fraction is 0.*: it must be in \(0, 1\]"):
             cls(decay_fraction=0)
     with pytest.raises(UserError, match=r"optim\.schedule\.patience"):
         Reactive(patience=0)

@@ -54,12 +54,23 @@ UNIGRAM_RUN = "unigram frequencies of training"
 _COMPARED = ("objective", "optim", "model", "seed", "trainer", "data", "sft_data", "adapter")
 
 
-def begin_board(logger: TensorBoardLogger, config: dict[str, Any], labels: dict[str, Any] | None = None) -> None:
-    """Write the layout of the charts, and the hyper-parameters that the HParams tab shows beside the last metrics.
+def begin_board(
+    logger: TensorBoardLogger,
+    config: dict[str, Any],
+    labels: dict[str, Any] | None = None,
+    *,
+    unigram_cross_entropy: float = math.nan,
+    num_steps: int = 0,
+    num_tokens: int = 0,
+) -> None:
+    """Write the layout of the charts, the hyper-parameters of the HParams tab and the unigram line of a new run.
 
-    labels: the settings that distinguish the run within its sweep; None: the run belongs to none, and its config is
-        written.
+    Args:
+        labels: settings that distinguish the run within its sweep; None: it belongs to none, and its config is written.
+        unigram_cross_entropy: of the validation text, nats/token; NaN draws no line.
+        num_steps, num_tokens: length of the run, which the line spans.
     """
+    _draw_unigram_line(logger, unigram_cross_entropy, num_steps, num_tokens)
     logger.experiment.add_custom_scalars(_LAYOUT)
     # not through the logger, which would start every metric's curve with a made-up value
     names = _METRICS + (_SFT_METRICS if "sft_data" in config else ())
@@ -82,10 +93,10 @@ def _put_first(experiment: Summary, prefix: str) -> None:
     metadata.content = content.SerializeToString()
 
 
-def draw_unigram_line(logger: TensorBoardLogger, cross_entropy: float, num_steps: int, num_tokens: int) -> None:
+def _draw_unigram_line(logger: TensorBoardLogger, cross_entropy: float, num_steps: int, num_tokens: int) -> None:
     """Draw the cross-entropy of the training data's token frequencies into the charts of the bound.
 
-    It is a horizontal line of a separate run, over `num_steps` steps and `num_tokens` tokens; NaN draws nothing.
+    It is a horizontal line of a separate run.
     """
     if math.isnan(cross_entropy):
         return

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lit_illada.errors import UserError
+from lit_illada.errors import require
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class SpikeConfig:
     """Smallest rise above the median that counts as a spike, in nats per masked token."""
 
     def __post_init__(self) -> None:
-        _require(self.window >= 8, "spikes.window", self.window, "be 8 steps or more")
-        _require(0 < self.threshold < math.inf, "spikes.threshold", self.threshold, "be above 0")
-        _require(0 <= self.min_rise < math.inf, "spikes.min_rise", self.min_rise, "be 0 or more")
+        require(self.window >= 8, "trainer.spikes.window", self.window, "8 steps or more")
+        require(0 < self.threshold < math.inf, "trainer.spikes.threshold", self.threshold, "above 0")
+        require(0 <= self.min_rise < math.inf, "trainer.spikes.min_rise", self.min_rise, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Rollback:
     def __post_init__(self) -> None:
         _check_spike_steps(self)
         factor = self.learning_rate_factor
-        _require(0 < factor <= 1, "on_divergence.learning_rate_factor", factor, "lie in (0, 1]")
-        _require(self.max_rollbacks >= 1, "on_divergence.max_rollbacks", self.max_rollbacks, "be 1 or more")
-        _require(self.steps_back >= 2, "on_divergence.steps_back", self.steps_back, "be 2 or more")
+        require(0 < factor <= 1, "trainer.on_divergence.learning_rate_factor", factor, "in (0, 1]")
+        require(self.max_rollbacks >= 1, "trainer.on_divergence.max_rollbacks", self.max_rollbacks, "1 or more")
+        require(self.steps_back >= 2, "trainer.on_divergence.steps_back", self.steps_back, "2 or more")
 
 
 ON_DIVERGENCE: dict[str, type] = {"stop": Stop, "rollback": Rollback}
@@ -73,9 +73,4 @@ ON_DIVERGENCE: dict[str, type] = {"stop": Stop, "rollback": Rollback}
 
 def _check_spike_steps(response: Stop | Rollback) -> None:
     steps = response.max_spike_steps
-    _require(steps is None or steps >= 1, "on_divergence.max_spike_steps", steps, "be 1 or more, or null for none")
-
-
-def _require(is_valid: bool, field: str, seen: object, allowed: str) -> None:
-    if not is_valid:
-        raise UserError(f"trainer.{field} must {allowed}; got {seen}")
+    require(steps is None or steps >= 1, "trainer.on_divergence.max_spike_steps", steps, "1 or more, or null")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lit_illada.errors import UserError
+from lit_illada.errors import require
 from lit_illada.schema import choice
 from lit_illada.training.config.schedule import SCHEDULES, Schedule
 
@@ -50,7 +50,7 @@ class MuonConfig:
 
     def __post_init__(self) -> None:
         _check_rates(self)
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "lie in [0, 1)")
+        require(0 <= self.momentum < 1, "optim.optimizer.momentum", self.momentum, "in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -94,20 +94,13 @@ class OptimConfig:
     """Largest global 2-norm of a step's gradient; None: no clipping."""
 
     def __post_init__(self) -> None:
-        if self.gradient_clip_norm is not None and not self.gradient_clip_norm > 0:
-            raise UserError(
-                f"optim.gradient_clip_norm must be above 0, or null for none; got {self.gradient_clip_norm}"
-            )
+        norm = self.gradient_clip_norm
+        require(norm is None or norm > 0, "optim.gradient_clip_norm", norm, "above 0, or null for no clipping")
 
 
 def _check_rates(config: OptimizerConfig) -> None:
-    _require(0 < config.learning_rate < math.inf, "learning_rate", config.learning_rate, "be above 0")
-    _require(0 <= config.weight_decay < math.inf, "weight_decay", config.weight_decay, "be 0 or more")
-    _require(0 <= config.beta1 < 1, "beta1", config.beta1, "lie in [0, 1)")
-    _require(0 <= config.beta2 < 1, "beta2", config.beta2, "lie in [0, 1)")
-    _require(0 < config.eps < math.inf, "eps", config.eps, "be above 0")
-
-
-def _require(is_valid: bool, field: str, seen: float, allowed: str) -> None:
-    if not is_valid:
-        raise UserError(f"optim.optimizer.{field} must {allowed}; got {seen}")
+    require(0 < config.learning_rate < math.inf, "optim.optimizer.learning_rate", config.learning_rate, "above 0")
+    require(0 <= config.weight_decay < math.inf, "optim.optimizer.weight_decay", config.weight_decay, "0 or more")
+    require(0 <= config.beta1 < 1, "optim.optimizer.beta1", config.beta1, "in [0, 1)")
+    require(0 <= config.beta2 < 1, "optim.optimizer.beta2", config.beta2, "in [0, 1)")
+    require(0 < config.eps < math.inf, "optim.optimizer.eps", config.eps, "above 0")

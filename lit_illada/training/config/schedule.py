@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lit_illada.errors import UserError
+from lit_illada.errors import require
 
 
 class DecayShape(StrEnum):
@@ -86,8 +86,10 @@ class Reactive:
 
     def __post_init__(self) -> None:
         _check(self)
-        _require(self.patience >= 1, "patience", self.patience, "be 1 validation or more")
-        _require(0 <= self.min_improvement < math.inf, "min_improvement", self.min_improvement, "be 0 or more")
+        require(self.patience >= 1, "optim.schedule.patience", self.patience, "1 validation or more")
+        require(
+            0 <= self.min_improvement < math.inf, "optim.schedule.min_improvement", self.min_improvement, "0 or more"
+        )
 
     def decay_starts_at(self, max_steps: int) -> int:
         return max(self.warmup_steps, max_steps - round(self.decay_fraction * max_steps))
@@ -103,12 +105,7 @@ SCHEDULES: dict[str, type] = {"cosine": Cosine, "wsd": WarmupStableDecay, "react
 
 
 def _check(schedule: Cosine | WarmupStableDecay | Reactive) -> None:
-    _require(schedule.warmup_steps >= 0, "warmup_steps", schedule.warmup_steps, "be 0 or more")
-    _require(0 <= schedule.final_factor <= 1, "final_factor", schedule.final_factor, "lie in [0, 1]")
+    require(schedule.warmup_steps >= 0, "optim.schedule.warmup_steps", schedule.warmup_steps, "0 or more")
+    require(0 <= schedule.final_factor <= 1, "optim.schedule.final_factor", schedule.final_factor, "in [0, 1]")
     if not isinstance(schedule, Cosine):  # cosine decays over the whole rest of the run
-        _require(0 < schedule.decay_fraction <= 1, "decay_fraction", schedule.decay_fraction, "lie in (0, 1]")
-
-
-def _require(is_valid: bool, field: str, seen: float, allowed: str) -> None:
-    if not is_valid:
-        raise UserError(f"optim.schedule.{field} must {allowed}; got {seen}")
+        require(0 < schedule.decay_fraction <= 1, "optim.schedule.decay_fraction", schedule.decay_fraction, "in (0, 1]")
