@@ -1,1 +1,1 @@
-"""Measurements of this machine: `lit-illada bench`."""
+"""Benchmarks of this machine: `lit-illada bench`."""

@@ -1,5 +1,7 @@
-"""Speed and accuracy of a fine-tuned run on its held-out problems: plain against threshold decoding with dual cache,
-and 32 prompts in a batch against one by one."""
+"""Speed and accuracy of a fine-tuned run on its held-out problems.
+
+Compares one token per step with threshold decoding and dual cache, and 32 prompts in a batch with single prompts.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,11 +25,12 @@ from lit_illada.training.config.trainer import Precision
 
 
 def measure(run: Path, num_prompts: int = 32, repeats: int = 5) -> dict[str, Any]:
-    """Tokens a second, accuracy and the ratios of the alternations, in the run's own precision and blocks.
+    """Tokens/s and accuracy of each way of decoding, and ratios of tokens/s, in the precision and blocks of the run.
 
-    Plain decoding commits one token per step. The goals: threshold decoding with dual cache at least 5 times plain
-    decoding, both one by one, with at most a point of accuracy less; the prompts together at least 4 times one by one.
-    Raises UserError for a folder that holds no fine-tuned run with problems to check.
+    `plain` commits one token per step. Ways alternate within a repeat, and each ratio is taken within a repeat. Goals:
+    threshold decoding with dual cache at least 5 times plain decoding, both with single prompts and with an accuracy
+    lower by at most one percentage point; a batch at least 4 times single prompts.
+    Raises UserError for a folder without a fine-tuned run, or a run whose data have no reference answers.
     """
     config: SFTConfig = load_file("sft", RunFolder.open(run).config)
     accelerator, precision = config.trainer.hardware()
@@ -35,16 +38,16 @@ def measure(run: Path, num_prompts: int = 32, repeats: int = 5) -> dict[str, Any
     model = load_model(checkpoint.model, checkpoint.tensors, accelerator.device).eval()
     datamodule = build.build_sft_datamodule(config, checkpoint.tokenizer)
     if Difficulty.EASY not in datamodule.difficulties:
-        raise UserError(f"{run} was not fine-tuned on problems whose answers can be checked")
+        raise UserError(f"{run} was fine-tuned on data without reference answers: choose a run fine-tuned on problems")
     examples = datamodule.evaluation_examples(Difficulty.EASY, num_prompts)
     prompts = [example.prompt_ids for example in examples]
     plain = replace(config.evaluation.generation, num_steps=None, tokens_per_step=1)
     writer = Writer(model, checkpoint.tokenizer, plain, num_prompts, precision is Precision.bf16_mixed)
-    alone = replace(writer, batch_prompts=1)
+    single = replace(writer, batch_prompts=1)
     fast = replace(plain, commit_rule=Threshold(0.9), cache=DualCache())
     ways = {
-        "plain": alone,
-        "threshold_dual_cache": replace(alone, generation=fast),
+        "plain": single,
+        "threshold_dual_cache": replace(single, generation=fast),
         "plain_together": writer,
         "threshold_dual_cache_together": replace(writer, generation=fast),
     }

@@ -1,7 +1,6 @@
-"""Speed of preparing and reading text, and memory of preparation by corpus size.
+"""Speed of preparing and reading a data set, and memory of preparation by corpus size.
 
-Every figure is {median, min, max} over repeats. Compared cases alternate within one run, on the source text of the
-standard library.
+The corpus is the source text of the standard library. Compared cases alternate.
 """
 
 import json
@@ -28,7 +27,7 @@ from lit_illada.errors import UserError
 
 
 def measure(repeats: int = 5) -> dict[str, Any]:
-    """Every figure of this file."""
+    """The figures of `preparation`, `reading` and `memory`."""
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepare(DataConfig(dir=str(folder / "stdlib")))
@@ -40,9 +39,11 @@ def measure(repeats: int = 5) -> dict[str, Any]:
 
 
 def preparation(folder: Path, repeats: int) -> dict[str, Figure]:
-    """Seconds of a whole preparation with a finished tokenizer (read, de-duplicate, tokenise, write; the start of the
-    processes counts) and of `tokenizers`' encode_batch of the same documents in memory; ratio: how much of the
-    library's speed is kept. The goal is 0.8."""
+    """Seconds of a preparation against seconds of `tokenizers`' encode_batch on the same documents in memory.
+
+    The preparation loads its tokenizer; it includes reading, deduplication, writing and the start of the processes.
+    ratio: encode_batch_s / prepare_s within a repeat. Goal: 0.8.
+    """
     tokenizer_folder = folder / "stdlib" / TOKENIZER_FOLDER
     texts = [document.text for document in read(StdlibSource(), _raise)]
     backend = Backend.from_file(str(tokenizer_folder / "tokenizer.json"))
@@ -62,7 +63,7 @@ def preparation(folder: Path, repeats: int) -> dict[str, Figure]:
 
 
 def reading(folder: Path, repeats: int, *, row_length: int = 256, batch_rows: int = 16) -> dict[str, Figure]:
-    """Packed tokens a second as finished batches, on one core, shards loaded and checked on the way. The goal: 5e6."""
+    """Tokens/s of packed batches on one core, loading and checking of the shards included. Goal: 5e6."""
     tokens = 10_000_000
     steps = tokens // (row_length * batch_rows)
     config = DataConfig(dir=str(folder / "stdlib"), row_length=row_length)
@@ -84,9 +85,10 @@ def reading(folder: Path, repeats: int, *, row_length: int = 256, batch_rows: in
 
 
 def memory(folder: Path) -> dict[str, Figure]:
-    """Peak resident MiB of the preparing process and of its largest child, for a corpus and for four times as much.
+    """Peak resident MiB of the preparing process and of its largest child, for one and four copies of the corpus.
 
-    Linux only."""
+    Constant memory means that it does not grow with the corpus. Linux only.
+    """
     tokenizer = str(folder / "stdlib" / TOKENIZER_FOLDER)
     figures = {}
     for times in (1, 4):
@@ -109,7 +111,7 @@ from {DataConfig.__module__} import DataConfig, JsonlSource, LoadTokenizer
 from {prepare.__module__} import prepare
 corpus, folder, tokenizer = sys.argv[1:]
 prepare(DataConfig(dir=folder, source=JsonlSource([corpus]), tokenizer=LoadTokenizer(tokenizer), num_processes=2))
-# not ru_maxrss, which a process inherits from the one that started it
+# not ru_maxrss, which starts at the peak of the parent process
 parent = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 print(parent, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
@@ -124,7 +126,7 @@ def _write_corpus(path: Path, times: int) -> None:
 
 @contextmanager
 def _parallel_library() -> Iterator[None]:
-    """`tokenizers` at its best, on every core, also after this process has started others."""
+    """Lets `tokenizers` use all cores, which it otherwise disables in a process that has forked."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "true"
@@ -138,6 +140,7 @@ def _parallel_library() -> Iterator[None]:
 
 @contextmanager
 def _one_core() -> Iterator[None]:
+    """Restricts this process to one core."""
     threads = torch.get_num_threads()
     cores = os.sched_getaffinity(0)
     torch.set_num_threads(1)

@@ -1,4 +1,7 @@
-"""Measured quantities: a median with minimum and maximum, or the reason why there is none."""
+"""Measurement of time and memory, and the form of results.
+
+A figure is the median, minimum and maximum over repeats. A benchmark that cannot run gives the reason instead.
+"""
 
 import ctypes
 import logging
@@ -14,32 +17,36 @@ import torch
 from lit_illada.errors import UserError
 
 Figure = dict[str, float]
+"""median, min and max of a quantity."""
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _log = logging.getLogger(__name__)
 
 
 def figure(values: list[float]) -> Figure:
+    """Median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def seconds(run: Callable[[], object], device: torch.device | None = None) -> float:
-    """Wall-clock seconds of one call. device: where its work is done; None: in this process alone."""
+    """Wall-clock seconds of one call. device: the device that it uses; None: only the CPU."""
     started_at = now(device)
     run()
     return now(device) - started_at
 
 
 def now(device: torch.device | None) -> float:
-    """The clock after all queued work of the device is done, since GPU calls return early."""
+    """Seconds on a monotonic clock, after all queued work of the device, since GPU calls return early."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def peak_bytes(device: torch.device, work: Callable[[], object]) -> int | None:
-    """The most it held beyond what was held before: of the GPU's memory, or of this process's. None where no one counts
-    (on a CPU, where the kernel offers no /proc/self/clear_refs)."""
+    """Peak memory of `work` in bytes, above the memory in use before: GPU memory, or resident memory of this process.
+
+    None on a CPU without /proc/self/clear_refs (systems other than Linux); `work` is called nevertheless.
+    """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -49,16 +56,16 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int | None:
     if not _CLEAR.exists():
         work()
         return None
-    # memory that the allocator retains from earlier work would hide as much of this function's
+    # otherwise `work` could reuse memory that the allocator has not returned, which would not be counted
     ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR.write_text("5", encoding="ascii")  # the peak begins anew at what is held now (proc(5))
+    _CLEAR.write_text("5", encoding="ascii")  # resets the peak to the current memory (proc(5))
     before = _status_bytes("VmRSS")
     work()
     return _status_bytes("VmHWM") - before
 
 
 def attempted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Its figures, or the cause under `did_not_run`: what cannot run here must not cost the figures of the others."""
+    """The results of `measure`, or those of `did_not_run`, so that the other benchmarks still run."""
     try:
         return measure()
     except Exception as error:
@@ -66,7 +73,7 @@ def attempted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def did_not_run(error: Exception) -> dict[str, Any]:
-    """A compiler or a kernel that is not there, too little memory, or a mistake."""
+    """The result of a benchmark that raised an error: its reason in one line, under the key `did_not_run`."""
     _log.debug("did not run", exc_info=error)
     match error:
         case UserError():

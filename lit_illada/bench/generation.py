@@ -1,7 +1,8 @@
-"""Speed of generation: threshold decoding with a cache against one token per step, 32 prompts against single ones.
+"""Speed and accuracy of generation with a small model that is trained for the benchmark.
 
-A small model is first trained for a minute on a task with a known answer: every symbol is followed by its successor in
-a fixed shuffled circle. Accuracy is therefore reported with speed. Compared cases alternate.
+Compares threshold decoding and dual cache with one token per step, and 32 prompts in a batch with single prompts. The
+model is first trained for about a minute on texts in which each symbol is followed by its successor in a fixed random
+cycle, so that answers are known and accuracy is measured. Compared cases alternate.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +22,17 @@ from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
 
 _NUM_SYMBOLS = 32
-_MASK = _NUM_SYMBOLS
+_MASK = _NUM_SYMBOLS  # id of the mask token
 _PLAIN = GenerationConfig(max_new_tokens=64, block_length=32, num_steps=32)
 _FAST = replace(_PLAIN, commit_rule=Threshold(0.9), cache=DualCache())
 
 
 @dataclass(frozen=True, eq=False)
 class _Circle:
-    """order: (symbols,), the circle read from anywhere on is a text."""
+    """A cyclic order of the symbols; a text follows it from a random symbol on."""
 
     order: Tensor
+    """(symbols,), the symbols in their order."""
 
     @classmethod
     def shuffled(cls, generator: torch.Generator) -> "_Circle":
@@ -42,10 +44,10 @@ class _Circle:
 
 
 def measure(repeats: int = 5, num_prompts: int = 32, training_steps: int = 200) -> dict[str, Any]:
-    """Tokens a second, accuracy, agreement with plain decoding, and the ratios of the alternations.
+    """Tokens/s, accuracy, fraction of tokens equal to plain decoding, and ratios of tokens/s within a repeat.
 
-    The goals: threshold decoding over the double cache at least 5 times plain decoding with at most a point of accuracy
-    less; 32 prompts together at least 4 times one by one.
+    Goals: threshold decoding with dual cache at least 5 times plain decoding, with an accuracy lower by at most one
+    percentage point; 32 prompts in a batch at least 4 times single prompts.
     """
     generator = torch.Generator().manual_seed(0)
     circle = _Circle.shuffled(generator)
@@ -76,8 +78,11 @@ def measure(repeats: int = 5, num_prompts: int = 32, training_steps: int = 200) 
 
 
 def _batch(model: Transformer, prompts: Sequence[Tensor], repeats: int) -> dict[str, Any]:
-    """In float32 one row's block can fill a core already, and a batch gains little; in bfloat16, where the processor
-    multiplies it much faster, a row alone is mostly overhead."""
+    """Tokens/s of all prompts in a batch and of single prompts.
+
+    In float32 the block of one row can saturate a core, so that a batch gains little; in bfloat16, which some
+    processors multiply much faster, a single row is mostly overhead.
+    """
     return {
         "agreement": _fraction(_together(model, prompts, _FAST) == _one_by_one(model, prompts, _FAST)),
         **_alternate(
@@ -97,7 +102,7 @@ def _in_bfloat16(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _train(circle: _Circle, num_steps: int, generator: torch.Generator) -> Transformer:
-    """A masked-diffusion model of the circle; uniform mask ratio, the mean over masked tokens."""
+    """Trains a masked-diffusion model on the cycle: uniform mask ratio, mean loss over masked tokens."""
     model = Transformer(ModelConfig(_NUM_SYMBOLS + 1, 128, 352, 4, 4, 2))
     model.init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
@@ -128,7 +133,7 @@ def _one_by_one(model: Transformer, prompts: Sequence[Tensor], config: Generatio
 
 
 def _alternate(repeats: int, ways: dict[str, Any], num_tokens: int) -> dict[str, Any]:
-    """Tokens a second of two ways in turn, and how many times as fast the first is."""
+    """Tokens/s of two ways that alternate, and the ratio of the first to the second within a repeat."""
     runs = [{name: seconds(way) for name, way in ways.items()} for _ in range(repeats)]
     first, second = ways
     rates = {f"{name}_tokens_per_s": figure([num_tokens / run[name] for run in runs]) for name in ways}

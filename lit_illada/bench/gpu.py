@@ -1,4 +1,4 @@
-"""GPU benchmarks: attention kernels against SDPA in float32, training steps up to 8 B parameters, loss, generation.
+"""GPU benchmarks: attention kernels, training steps up to 8 B parameters, LM head with loss, and generation.
 
 A dry run executes the same code at tiny sizes on a CPU, to test it without a GPU.
 """
@@ -27,27 +27,34 @@ from lit_illada.model.transformer import Transformer
 from lit_illada.training.config.parallel import ActivationCheckpointing
 from lit_illada.training.config.trainer import Precision
 
-# of the norm; bfloat16's own rounding is a few thousandths
+# relative to the norm of the reference; rounding to bfloat16 alone gives a few thousandths
 _LARGEST_ERROR = 0.02
-_GOALS = {"1b": 0.5, "illada_8b": 0.45}
+_GOALS = {"1b": 0.5, "illada_8b": 0.45}  # model FLOP utilisation by model
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """num_heads to head_dims: attention's. head: selected tokens, hidden width, vocabulary. written: what generates."""
+    """Sizes of all GPU benchmarks."""
 
     groups: Sequence[Sequence[Case]]
+    """Training steps; the cases of a group alternate."""
     rows: int
+    """Rows in the attention benchmark, as the next four fields."""
     row_length: int
     num_heads: int
     num_key_value_heads: int
     head_dims: tuple[int, ...]
     head: tuple[int, int, int]
-    written: Case
+    """Selected tokens, hidden size and vocabulary size of the LM head benchmark."""
+    generating: Case
+    """Model and prompts (rows) of the generation benchmark."""
     prompt_length: int
+    """Tokens per prompt."""
     max_new_tokens: int
+    """Generated tokens per prompt."""
     repeats: int
     steps: int
+    """Training steps per repeat."""
 
 
 _FULL = _Sizes(GPU_GROUPS, 2, 8192, 32, 8, (64, 128), (4096, 4096, 155_136), Case("1b", 8, 2048), 512, 128, 5, 3)
@@ -62,11 +69,14 @@ _DRY = _Sizes(
 
 
 def measure(*, is_dry_run: bool = False, profile: Path | None = None) -> dict[str, Any]:
-    """Raises UserError without a GPU, unless it is a dry run. The goals: 50 % MFU for 1 B, 45 % for 8 B, at 8 192."""
+    """Figures of all GPU benchmarks. Goals: 50 % MFU for 1 B and 45 % for 8 B parameters, at row length 8192.
+
+    Raises UserError without a GPU, unless it is a dry run.
+    """
     if not is_dry_run and not torch.cuda.is_available():
         raise UserError(
-            "the benchmark 'gpu' needs a CUDA device, and torch sees none here; --dry-run takes the same path at tiny "
-            "sizes on the CPU"
+            "the benchmark 'gpu' needs a CUDA device, and torch finds none: use --dry-run to execute the same code at "
+            "tiny sizes on the CPU"
         )
     device, sizes = (torch.device("cpu"), _DRY) if is_dry_run else (torch.device("cuda"), _FULL)
     return {
@@ -79,9 +89,10 @@ def measure(*, is_dry_run: bool = False, profile: Path | None = None) -> dict[st
 
 
 def attention(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
-    """By kernel, head width, direction and layout: the largest relative error of output and gradients, and its speed.
+    """Relative error and time of each attention kernel, by head dimension, layout and causality.
 
-    The reference is SDPA with a dense mask in float32 on the same bfloat16 numbers.
+    largest_error: the largest of output and gradients, relative to the norm of the reference: SDPA with a dense mask in
+    float32 on the same bfloat16 inputs. forward_backward_ms: milliseconds; kernels alternate.
     """
     generator = torch.Generator().manual_seed(0)
     lengths = [length for _ in range(sizes.rows) for length in documents(sizes.row_length, generator)]
@@ -112,11 +123,13 @@ def _kernels(inputs: Sequence[Tensor], layout: Layout, is_causal: bool, repeats:
         if kernel is AttentionKernel.AUTO or (kernel is AttentionKernel.MATMUL and device.type == "cuda"):
             continue
         try:
-            got = _outcome(inputs, kernel, layout, is_causal, torch.bfloat16)
+            outcome = _outcome(inputs, kernel, layout, is_causal, torch.bfloat16)
         except Exception as error:
             figures[kernel.value] = did_not_run(error)
             continue
-        error_of = [float((one.float() - other).norm() / other.norm()) for one, other in zip(got, exact, strict=True)]
+        error_of = [
+            float((one.float() - other).norm() / other.norm()) for one, other in zip(outcome, exact, strict=True)
+        ]
         figures[kernel.value] = {"largest_error": max(error_of), "is_right": max(error_of) < _LARGEST_ERROR}
         runs[kernel.value] = lambda kernel=kernel: _outcome(inputs, kernel, layout, is_causal, torch.bfloat16)  # type: ignore[misc]
     rounds = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
@@ -131,13 +144,13 @@ def _outcome(
     """Output and the gradients of queries, keys and values."""
     q, k, v = (tensor.detach().to(dtype).requires_grad_() for tensor in inputs)
     out = Attention.plan(kernel, layout, is_causal, q.device, dtype, q.shape[-1]).attend(q, k, v)
-    # not the sum, whose gradient for the queries and keys is nothing but rounding
+    # not the plain sum, whose gradient for queries and keys consists of rounding errors
     out.float().square().sum().backward()
     return [tensor.detach().float() for tensor in (out, q.grad, k.grad, v.grad) if tensor is not None]
 
 
 def head(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
-    """The LM head and cross-entropy, forward and backward: our slices against Liger's kernel, time and memory."""
+    """Milliseconds and peak GB of LM head and cross-entropy, forward and backward: chunked against Liger's kernel."""
     M, D, V = sizes.head
     hidden, weight = (
         torch.randn(rows, D, dtype=torch.bfloat16, device=device).mul_(D**-0.25).requires_grad_() for rows in (M, V)
@@ -165,11 +178,11 @@ def head(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
 
 
 def generation(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
-    """Tokens per second of a batch, one token per row and step, without a cache and with the dual cache.
+    """Tokens/s of a batch, one token per row and step, without cache and with the dual cache, and their ratio.
 
-    The weights are random: what is written means nothing, and takes as long.
+    The weights are random, as the speed does not depend on the text.
     """
-    config = sizes.written.config()
+    config = sizes.generating.config()
     with torch.device(device):
         model = Transformer(config)
     fill(model)
@@ -178,7 +191,7 @@ def generation(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     prompts = [
         torch.randint(mask_token_id, (sizes.prompt_length,), generator=generator).to(device)
-        for _ in range(sizes.written.num_rows)
+        for _ in range(sizes.generating.num_rows)
     ]
     new = sizes.max_new_tokens
     plain = GenerationConfig(max_new_tokens=new, block_length=min(32, new), num_steps=min(32, new), cache=NoCache())

@@ -1,6 +1,6 @@
-"""Overhead of the training loop over a bare PyTorch loop with the same model, objective, optimizer and batches.
+"""Overhead of the Lightning training loop over a plain PyTorch loop with equal model, objective, optimizer and batches.
 
-Both run the demo's step, alternating, on newly built models; warm-up steps are not counted.
+Both run the demo's training step, alternate, and start from newly built models; warm-up steps are not counted.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ _WARM_UP_STEPS = 2
 
 
 def measure(repeats: int = 5, steps: int = 8) -> dict[str, Figure]:
-    """Seconds a step of either loop, and their ratio in each of `repeats` alternations. The goal: at most 1.05."""
+    """Seconds per step of each loop, and the ratio Lightning / plain within a repeat. Goal: at most 1.05."""
     with TemporaryDirectory() as scratch:
         overrides = ["experiment=demo", f"data.dir={scratch}/stdlib", "samples.prompts=[]"]
         overrides += ["optim.schedule.warmup_steps=1"]
@@ -42,7 +42,7 @@ def measure(repeats: int = 5, steps: int = 8) -> dict[str, Figure]:
 
 
 class _Stopwatch(Callback):
-    """From the end of the last warm-up step to the end of the last step: all that the loop does between counts."""
+    """Times from the end of the last warm-up step to the end of the last step, so that work between steps counts."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == _WARM_UP_STEPS:

@@ -1,7 +1,7 @@
-"""Memory of the LM head and cross-entropy, forward and backward, chunked against plain.
+"""Memory and time of LM head and cross-entropy, forward and backward: chunked against plain.
 
-Sizes of iLLaDA: 8 192 tokens × 155 136 vocabulary × 4 096 width in bfloat16. Each variant runs in a separate process;
-reported is its peak minus the memory after importing torch.
+Sizes of iLLaDA: 8192 tokens, vocabulary 155 136, hidden size 4096, bfloat16. Each way runs in a separate process, and
+its peak memory is reported minus the memory after importing torch.
 """
 
 import json
@@ -23,10 +23,10 @@ from lit_illada.runtime.terminal import print_content
 
 
 def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int = 4096) -> dict[str, dict[str, Any]]:
-    """Either way's peak (GB), seconds and mean nll. The goal for the chunked one: 6 GB.
+    """Peak GB, seconds and mean negative log-likelihood (nats/token) of each way. Goal of the chunked way: 6 GB.
 
-    Where the plain way does not fit in memory, its figures follow from the line through a quarter and a half of the
-    tokens and are marked `is_extrapolated`.
+    If the plain way does not fit in memory, its peak and time are extrapolated linearly from a quarter and a half of
+    the tokens, and `is_extrapolated` is true.
     """
     sizes = (vocab_size, hidden_size)
     return {
@@ -36,14 +36,14 @@ def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int 
 
 
 def measure_way(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, Any]:
-    """peak_gb (above the import of torch; weight and gradients included), elapsed_s and the mean nll of one way."""
+    """peak_gb (weight and gradients included, torch excluded), elapsed_s and mean nll of one way, in a new process."""
     arguments = [sys.executable, "-m", "lit_illada.bench.loss", way, *map(str, (num_tokens, vocab_size, hidden_size))]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 
 def _measure_plain(num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, Any]:
-    # seen at iLLaDA's size: 11 bytes a logit, beside the weight and its gradient
+    # measured at iLLaDA's size: 11 bytes per logit, besides the weight and its gradient
     needed = 12 * num_tokens * vocab_size + 4 * vocab_size * hidden_size
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed < 0.9 * available:
@@ -78,7 +78,7 @@ def _plain(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
 
 
 def _peak_bytes() -> int:
-    # Linux carries getrusage's peak over from the process that started this one; VmHWM begins anew.
+    # On Linux, getrusage's peak starts at that of the parent process; VmHWM does not.
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

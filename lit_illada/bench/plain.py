@@ -1,7 +1,7 @@
-"""Speed of our training step against a straightforward implementation of the demo's model and objective.
+"""Speed of the training step against a plain implementation of the demo's model and objective.
 
-The latter computes logits of every token with a dense attention mask, without fused operations, and under bfloat16
-autocast where the demo uses it.
+The plain implementation computes the logits of every token and a dense attention mask, without fused operations, under
+bfloat16 autocast if the demo uses it.
 """
 
 from itertools import islice
@@ -25,7 +25,7 @@ from lit_illada.training.optim import build_optimizer
 
 
 def measure(repeats: int = 7, steps: int = 4) -> dict[str, Figure]:
-    """Tokens a second of either, and the ratio of each of `repeats` alternations. The goal: at least 1.3."""
+    """Tokens/s of both steps, which alternate, and the ratio ours / plain within a repeat. Goal: at least 1.3."""
     with TemporaryDirectory() as scratch:
         config = load("pretrain", ["experiment=demo", f"data.dir={Path(scratch) / 'stdlib'}"])
         prepare(config.data)
@@ -46,11 +46,11 @@ def measure(repeats: int = 7, steps: int = 4) -> dict[str, Figure]:
 
 
 def both(config: PretrainConfig, num_batches: int) -> tuple[TrainingStep, TrainingStep, list[TokenBatch]]:
-    """Our step and the plain one from the same weights, and the run's first batches."""
+    """Our step and the plain one, with equal weights, and the first `num_batches` batches of the run."""
     datamodule = build.build_datamodule(config)
     config = config.resolve(datamodule.tokenizer.vocab_size)
     accelerator, precision = config.trainer.hardware()
-    made = []
+    steps = []
     for is_plain in (False, True):
         transformer = build.build_model(config.model, config.seed)
         model = PlainTransformer(transformer) if is_plain else transformer
@@ -59,19 +59,20 @@ def both(config: PretrainConfig, num_batches: int) -> tuple[TrainingStep, Traini
             config.objective, datamodule.tokenizer, config.seed, config.trainer.batch_rows
         ).to(accelerator.device)  # type: ignore[attr-defined]
         optimizer = build_optimizer(model, config.optim.optimizer)
-        made.append(TrainingStep(model, config.model, objective, optimizer, precision, accelerator.device))
-    return made[0], made[1], list(islice(datamodule.train_dataloader(), num_batches))
+        steps.append(TrainingStep(model, config.model, objective, optimizer, precision, accelerator.device))
+    return steps[0], steps[1], list(islice(datamodule.train_dataloader(), num_batches))
 
 
 class PlainTransformer(nn.Module):
-    """The same model as one would write it: logits of every token, a dense mask, one straightforward operation after
-    the other. Its parameters have our names, so that weights and optimizer groups carry over.
+    """The same model, written plainly: logits of every token, a dense mask, no fused operations.
+
+    Parameters have the same names as in Transformer, so that weights and optimizer groups apply.
     """
 
     def __init__(self, like: Transformer) -> None:
         super().__init__()
         self.config = like.config
-        # a module that holds the same modules: only what is done with them differs
+        # shares the submodules; only forward differs
         self.model, self.lm_head = like.model, like.lm_head
 
     def forward(self, input_ids: Tensor, layout: Layout, select: Tensor, targets: Tensor) -> TokenScores:
@@ -94,11 +95,11 @@ class PlainTransformer(nn.Module):
     def _attention(self, attention: Any, x: Tensor, mask: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = (project(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2) for project in projections)
-        q, k = ((heads * cos + _half_turned(heads) * sin).to(v.dtype) for heads in (q, k))
+        q, k = ((heads * cos + _rotate_half(heads) * sin).to(v.dtype) for heads in (q, k))
         out = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=q.shape[1] != k.shape[1])
         return attention.o_proj(out.transpose(1, 2).flatten(-2))
 
 
-def _half_turned(heads: Tensor) -> Tensor:
+def _rotate_half(heads: Tensor) -> Tensor:
     first, second = heads.chunk(2, -1)
     return torch.cat([-second, first], -1)

@@ -25,9 +25,10 @@ _REST = "other"
 
 
 def profile_step(step: TrainingStep, batch: TokenBatch, folder: Path, name: str) -> dict[str, float]:
-    """Seconds of one step by part, on the device the work runs on. Writes NAME.json, a trace, and NAME.txt, the tables.
+    """Seconds of one step by part, on the device of the step, longest first.
 
-    The first call of a step compiles and fills caches, so a warm step is taken.
+    Writes NAME.json, a Chrome trace, and NAME.txt, the tables, to `folder`. The profiled step is the second one, since
+    the first compiles and fills caches.
     """
     assert isinstance(step.model, Transformer)
     step(batch)
@@ -49,7 +50,7 @@ def profile_step(step: TrainingStep, batch: TokenBatch, folder: Path, name: str)
 
 
 def seconds_by_part(events: list[FunctionEvent], is_on_cuda: bool = False) -> dict[str, float]:
-    """Every event's own time, given to the part it belongs to; the longest first."""
+    """Sum of the self time of the events of each part, in seconds, longest first."""
     spent: dict[str, float] = defaultdict(float)
     for event, part in zip(events, parts_of(events), strict=True):
         spent[part] += 1e-6 * (event.self_device_time_total if is_on_cuda else event.self_cpu_time_total)
@@ -57,7 +58,7 @@ def seconds_by_part(events: list[FunctionEvent], is_on_cuda: bool = False) -> di
 
 
 def parts_of(events: list[FunctionEvent]) -> list[str]:
-    """The innermost part around each event, or around the forward operation that it is the backward of."""
+    """The innermost part that encloses each event, or the forward operation of a backward event."""
     names = {*_STEP_PARTS, *_MODEL_PARTS}
     part_of_forward: dict[int, str] = {}
     for event in events:
@@ -86,10 +87,10 @@ def _of_backward(event: FunctionEvent, part_of_forward: dict[int, str]) -> str |
 
 @contextmanager
 def parts_recorded(model: Transformer) -> Iterator[None]:
-    """Each part of the model under its own name in a profile, as long as this lasts."""
+    """Context in which a profile records each part of the model under its name."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     norms = [norm for block in blocks for norm in (block.input_layernorm, block.post_attention_layernorm)]
-    # what a module calls has its own name, so that the whole model is where its head is left over
+    # the innermost part counts, so that what remains of the model as a whole is its head
     modules_of: dict[str, Sequence[nn.Module]] = {
         "embedding": [model.model.embed_tokens],
         "attention": [block.self_attn for block in blocks],

@@ -34,11 +34,13 @@ def run(
     profile: Path | None = None,
     is_dry_run: bool = False,
 ) -> None:
-    """Runs the named benchmarks, or all, and prints the figures. Cases that cannot run here are reported as such.
+    """Runs the named benchmarks, or all, and prints the figures, or why a benchmark could not run.
 
-    checkpoint: a fine-tuned run, whose answers are measured too. profile: a folder for a step's trace and tables.
-    is_dry_run: of `gpu`, at tiny sizes on the CPU. Raises UserError, after all else, for one that was named and did not
-    run.
+    json_file: file for the figures; None: none is written.
+    checkpoint: a fine-tuned run for the benchmark `answers`; None: that is skipped.
+    profile: folder for the trace and tables of a training step; None: no profile.
+    is_dry_run: whether `gpu` runs at tiny sizes on the CPU.
+    Raises UserError, after the last benchmark, if one of `names` did not run.
     """
     benches = _chosen(names, checkpoint, profile, is_dry_run)
     machine, results = _machine(), {}
@@ -49,7 +51,7 @@ def run(
                 results[name] = attempted(benches[name])
             if json_file is not None:
                 json_file.write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n", encoding="utf-8")
-    finally:  # also of what was measured before Ctrl-C
+    finally:  # after Ctrl-C, the figures measured so far
         console.print(_table(machine, results))
     if failed := [name for name in names if "did_not_run" in results[name]]:
         raise UserError(f"the benchmark {failed[0]!r} did not run: {results[failed[0]]['did_not_run']}")
@@ -67,14 +69,14 @@ def _chosen(
     if torch.cuda.is_available() or "gpu" in names:
         benches["gpu"] = partial(gpu.measure, is_dry_run=is_dry_run, profile=profile)
         if not names:
-            del benches["step"]  # the GPU's steps are among those of `gpu`
+            del benches["step"]  # `gpu` includes training steps
     elif is_dry_run:
-        raise UserError("--dry-run is of the benchmark gpu: lit-illada bench gpu --dry-run")
+        raise UserError("--dry-run applies to the benchmark gpu: lit-illada bench gpu --dry-run")
     if profile is not None:
         if "step" in benches:
             benches["step"] = partial(step.measure, profile)
         if names and not {"step", "gpu"} & set(names):
-            raise UserError("--profile is of a training step: lit-illada bench step --profile FOLDER")
+            raise UserError("--profile applies to training steps: lit-illada bench step --profile FOLDER")
     for name in names:
         if name not in benches:
             raise unknown("benchmark", name, [*benches, "gpu", "answers"])

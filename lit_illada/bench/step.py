@@ -1,7 +1,7 @@
-"""Speed of training steps: tokens/s, fraction of the GEMM peak and memory, by model size, row length, attention kernel,
-precision and compilation.
+"""Speed and memory of training steps, by model size, row length, attention kernel, precision and compilation.
 
-Inputs are random tokens in packed documents. The peak is measured with square matrix products in the same run.
+tokens_per_s; mfu: model FLOP/s as a fraction of the GEMM peak; gemm_peak_tflops: that peak, measured with square matrix
+products beside each timing; peak_gb: peak memory. Inputs are random tokens in packed documents.
 """
 
 import gc
@@ -57,7 +57,7 @@ GPU_GROUPS = [
 
 
 def measure(profile: Path | None = None) -> dict[str, Any]:
-    """The cases for this machine. profile: a folder for the first case's trace and tables."""
+    """Figures of the cases for this machine. profile: folder for a profile of the first case; None: no profile."""
     if torch.cuda.is_available():
         return measure_groups(GPU_GROUPS, torch.device("cuda"), profile=profile)
     return measure_groups(CPU_GROUPS, torch.device("cpu"), profile=profile)
@@ -71,12 +71,16 @@ def measure_groups(
     steps: int = 3,
     profile: Path | None = None,
 ) -> dict[str, Any]:
-    """Figures by case. Cases that cannot run here (kernel, compiler or memory missing) are reported as such."""
+    """Figures by case, or why a case could not run, such as a missing kernel or compiler or too little memory.
+
+    The cases of a group alternate, `repeats` times `steps` steps each; `times CASE` is the ratio of tokens/s to the
+    first case within a repeat.
+    """
     figures: dict[str, Any] = {}
     for index, group in enumerate(groups):
         try:
             figures |= _measure_group(group, device, repeats, steps, profile if index == 0 else None)
-        except Exception as error:  # each ran alone, but not beside the others
+        except Exception as error:  # each case ran by itself, but not while the others are in memory
             figures |= {case.name: did_not_run(error) for case in group}
         gc.collect()
         if device.type == "cuda":
@@ -113,14 +117,14 @@ def _measure_group(
 
 
 class _Runner:
-    """One case, built, with the batches that all its timings take."""
+    """A case with its model and the batches of all timings."""
 
     def __init__(self, case: Case, device: torch.device, steps: int) -> None:
         self.case, self.device = case, device
         self.batches = list(islice(batches(case, case.config().known_vocab_size), steps))
 
     def peak_bytes(self) -> int | None:
-        """Of building it and of a first round, after which every state is there and everything compiled."""
+        """Peak memory, bytes, of building the model and of a first round, with compilation and optimizer state."""
 
         def first_round() -> None:
             self.step = TrainingStep.of(self.case, self.device)
@@ -130,7 +134,7 @@ class _Runner:
         return peak_bytes(self.device, first_round)
 
     def rates(self) -> dict[str, float]:
-        """The peak is measured anew beside every timing: on a shared machine it changes as the step's speed does."""
+        """Times one round. The GEMM peak is measured each time, as on a shared machine both vary together."""
         self.flops = 0
         elapsed_s = seconds(self._steps, self.device)
         peak = matmul_flops_per_s(self.device, self.case.precision.dtype)

@@ -23,35 +23,40 @@ from lit_illada.training.config.trainer import Precision
 from lit_illada.training.distributed.activation_checkpointing import checkpoint_activations
 from lit_illada.training.optim import build_optimizer
 
-# of the models whose file leaves it to the tokenizer: the demo's, and one for larger models
+# for models whose config leaves the vocabulary size to the tokenizer: the demo's, and that of larger models
 _VOCABULARIES = {"pico": 4096, "nano": 4096}
 _VOCABULARY = 32_768
-_DOCUMENT = 600  # tokens of a document, on average
+_DOCUMENT = 600  # mean tokens per document
 _CLIP_NORM = 1.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """model: a file of conf/model. optimizer: a row of the table. num_rows × row_length tokens a step, packed."""
+    """The setting of a training step."""
 
     model: str
+    """Name of a file in conf/model."""
     num_rows: int
+    """Rows per step."""
     row_length: int
+    """Tokens per row."""
     attention: AttentionKernel = AttentionKernel.AUTO
     precision: Precision = Precision.bf16_mixed
     is_compiled: bool = False
     recomputation: ActivationCheckpointing = ActivationCheckpointing.none
     optimizer: str = "adamw"
+    """Key of OPTIMIZERS."""
 
     @property
     def name(self) -> str:
-        """What differs from a plain default, told in full: it is the figure's name."""
+        """Key of the figures: model, sizes, kernel, precision, optimizer, and the options that are on."""
         parts = [f"{self.num_rows}x{self.row_length}", self.attention.value, self.precision.value]
         parts += ["compiled"] if self.is_compiled else []
         parts += [f"recompute-{self.recomputation}"] if self.recomputation is not ActivationCheckpointing.none else []
         return " ".join([self.model, *parts, self.optimizer])
 
     def config(self) -> ModelConfig:
+        """The model config with known vocabulary size and enough positions for the row length."""
         model: ModelConfig = load("pretrain", [f"model={self.model}", "data.row_length=8"]).model
         longest = max(self.row_length, model.max_position_embeddings)
         return replace(model, attention=self.attention, max_position_embeddings=longest).with_vocab_size(
@@ -60,9 +65,9 @@ class Case:
 
 
 class TrainingStep:
-    """A model on a device with its objective and optimizer; called with a batch, it does one step.
+    """A model on a device with its objective and optimizer; a call runs one step on a batch.
 
-    model: whatever takes noisy ids, a layout, a selection and targets and gives TokenScores.
+    model: maps noisy ids, layout, selection and targets to TokenScores.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class TrainingStep:
 
     @classmethod
     def of(cls, case: Case, device: torch.device) -> "TrainingStep":
-        """Raises UserError where the case cannot run here."""
+        """Builds model, objective and optimizer. Raises UserError if the case cannot run on this machine."""
         config = case.config()
         with torch.device(device):
             model = Transformer(config)
@@ -99,7 +104,7 @@ class TrainingStep:
         return cls(model, config, objective.to(device), optimizer, case.precision, device)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        """The loss of the step, detached."""
+        """Runs a step; returns its loss, nats per counted token, detached."""
         loss = self.backward(batch)
         with record_function("clip"):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
@@ -109,7 +114,7 @@ class TrainingStep:
         return loss
 
     def backward(self, batch: TokenBatch) -> Tensor:
-        """Forward and backward: the gradients lie on the parameters."""
+        """Runs forward and backward, leaving gradients on the parameters; returns the detached loss."""
         with record_function("data"):
             batch = batch.to(self.device)
         with record_function("corruption"):
@@ -125,12 +130,12 @@ class TrainingStep:
         return loss.detach()
 
     def flops(self, batch: TokenBatch) -> int:
-        """Of the last step, which had this batch: its masked tokens count."""
+        """FLOPs of the last step, which must have used this batch; they depend on the number of masked tokens."""
         return training_flops(self.config, batch.layout, self.num_selected, copies=self.copies)
 
 
 def batches(case: Case, vocab_size: int, seed: int = 0) -> Iterator[TokenBatch]:
-    """Endless random tokens in packed documents, of lengths as chance has them: most are short, few fill a row."""
+    """Endless batches of random tokens in packed documents with exponentially distributed lengths."""
     generator = torch.Generator().manual_seed(seed)
     B, T = case.num_rows, case.row_length
     step = 0
@@ -144,7 +149,7 @@ def batches(case: Case, vocab_size: int, seed: int = 0) -> Iterator[TokenBatch]:
 
 
 def documents(row_length: int, generator: torch.Generator) -> Iterator[int]:
-    """Their lengths, which fill a row; the last is cut."""
+    """Yields document lengths that fill a row; the last one is truncated."""
     left = row_length
     while left:
         drawn = torch.empty(()).exponential_(1 / _DOCUMENT, generator=generator)
@@ -155,6 +160,6 @@ def documents(row_length: int, generator: torch.Generator) -> Iterator[int]:
 
 @torch.no_grad()
 def fill(model: nn.Module) -> None:
-    """Weights of an ordinary size, drawn where they lie: a step's speed does not depend on which."""
+    """Fills the weights with random values in place, on their device; the speed does not depend on the values."""
     for parameter in model.parameters():
         parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(1)

@@ -22,6 +22,7 @@ from lit_illada.runtime.terminal import print_lines
 
 
 def run_preparation(overrides: Sequence[str], overwrite: bool, workers: int | None) -> None:
+    """Prepare a data set and print its statistics. workers: processes that read; None: one."""
     config = load("data", overrides).data
     if workers is not None:
         console = Console(stderr=True)
@@ -36,6 +37,7 @@ def run_preparation(overrides: Sequence[str], overwrite: bool, workers: int | No
 
 
 def prepare_part(step: str, part: str, overrides: Sequence[str]) -> None:
+    """Run a step of a divided preparation. part: INDEX/COUNT."""
     config = load("data", overrides).data
     with _progress(Console(stderr=True)) as on_progress:
         manifest = run_step(Step(step), config, Part.parse(part), on_progress)
@@ -48,22 +50,24 @@ def _show(manifest: Manifest, config: DataConfig) -> None:
         split = manifest.split(name)
         print_lines(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")
     print_lines(
-        f"left out: {manifest.duplicates:,} duplicates, {manifest.empty:,} empty, {manifest.bad_documents:,} unreadable"
+        f"removed: {manifest.duplicates:,} duplicates, {manifest.empty:,} empty, {manifest.bad_documents:,} unreadable"
     )
-    print_lines(f"in {config.dir}; look at it with: lit-illada data inspect {config.dir}")
+    print_lines(f"written to {config.dir}; to inspect it: lit-illada data inspect {config.dir}")
 
 
 def print_inspection(folder: str) -> None:
+    """Print statistics and samples of a data set."""
     print_lines(str(inspection.inspect(folder)))
 
 
 def print_verification(folder: str) -> None:
+    """Check every shard of a data set and print the problems. Raises UserError if there are any."""
     problems = inspection.verify(folder)
     for problem in problems:
         print_lines(problem)
     if problems:
         raise UserError(f"{folder}: {len(problems)} problem{'s' * (len(problems) > 1)} found")
-    print_lines(f"{folder}: every shard is whole")
+    print_lines(f"{folder}: all shards are intact")
 
 
 def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = False) -> Manifest | None:
@@ -82,6 +86,7 @@ def prepare_dataset(config: DataConfig, console: Console, *, overwrite: bool = F
 
 @contextmanager
 def _progress(console: Console) -> Iterator[OnProgress]:
+    """A progress bar per stage on a terminal, a line per stage elsewhere."""
     columns = [
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Prints rows of fine-tuning data as a model sees them."""
+"""Prints rows of fine-tuning data as the model sees them, with segments and trained tokens marked."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Span:
 
 
 def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
-    """Print the first training rows. folder: a run, or a folder with a tokenizer."""
+    """Print the first `num_rows` training rows. folder: a run, or a folder with a tokenizer."""
     datamodule = SFTDataModule(
         load("examples", overrides).sft_data,
         _tokenizer(folder),
@@ -46,7 +46,7 @@ def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
     console.rule(align="left")
     learnt = "green" if console.is_terminal else "in ⟦ ⟧"
     print_lines(f"trained tokens are {learnt}; ‖ starts a segment, which cannot attend to others")
-    print_lines(f"an epoch has {datamodule.rows_per_epoch:,} rows; {datamodule.left_out.bad:,} bad examples left out")
+    print_lines(f"an epoch has {datamodule.rows_per_epoch:,} rows; {datamodule.left_out.bad:,} bad examples skipped")
     for message in datamodule.left_out.examples:
         print_lines(f"  {message}")
 
@@ -60,7 +60,7 @@ def spans(batch: TokenBatch, row: int, tokenizer: Tokenizer) -> list[Span]:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    """That of a run, compared with the one that its checkpoint was trained with, or of a folder that has one itself."""
+    """The tokenizer of a run, checked against its checkpoint if there is one, or of a folder with tokenizer.json."""
     run = RunFolder(folder)
     if not run.tokenizer.is_dir():
         return Tokenizer.load(folder)

@@ -66,7 +66,7 @@ class PackedDataModule(RowDataModule):
 
     def training_counts(self) -> NDArray[np.int64]:
         """(V,): token counts of evenly spaced training shards with about 8 million tokens, or of all. Bad shards are
-        left out where the run skips them."""
+        ignored if the run skips them."""
         counts = np.zeros(self.manifest.vocab_size, np.int64)
         records = self.manifest.train.shards
         for record in records[:: max(1, -(-self.manifest.train.tokens // _COUNTED_TOKENS))]:

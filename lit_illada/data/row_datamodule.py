@@ -19,8 +19,8 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 
 VALIDATION_SEED = 0  # fixed, so that every run and every arm of a sweep validates on the same rows
-_FILES_OF_TRAINING = 128  # open files of a training process without loaders
-_FILES_PER_WORKER = 24  # a loader's pipes, semaphores and tensors on their way, in the training process
+_FILES_OF_TRAINING = 128  # open files of a training process without loader processes
+_FILES_PER_WORKER = 24  # pipes, semaphores and tensors in transit of a loader process
 _ROWS_AT_ONCE = 256  # read together to count tokens
 _log = logging.getLogger(__name__)
 
@@ -102,13 +102,12 @@ class RowDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def training_counts(self) -> NDArray[np.int64]:
-        """(V,): token counts of the training data, or of a sample, among the kind that validation scores (text or
-        responses)."""
+        """(V,): token counts of the training data or of a sample; of responses if validation scores responses."""
 
     def unigram_cross_entropy(self) -> float:
         """Cross-entropy of the training data's token frequencies on the scored validation tokens, nats/token.
 
-        The level that a model reaches by learning token frequencies alone. One is added to every count, so that no
+        The level that a model reaches by learning only token frequencies. One is added to every count, so that no
         token has probability 0. NaN when validation_rows is 0.
         """
         trained = self.training_counts()
@@ -231,7 +230,7 @@ def cross_entropy(counts: NDArray[np.int64], model_counts: NDArray[np.int64]) ->
 
 
 def _require_open_files(num_workers: int) -> None:
-    """Raises UserError where a process may open too few files for its loaders' queues, in which they would hang."""
+    """Raises the limit of open files for the loaders' queues, which would hang below it, or raises UserError."""
     if not num_workers:
         return
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -13,7 +13,7 @@ _MAX_SEEN_FRACTION = 0.5  # fraction of a section's line triples that earlier se
 
 
 def sections(text: str) -> Iterator[tuple[int, str]]:
-    """(number of its first line, text) of each section; together they are the whole text.
+    """Yields (number of the first line, text) of each section; concatenated, they are the text.
 
     A section ends before an unindented line that follows a blank one, once it has _SECTION_CHARACTERS; with twice as
     many before any line that follows a blank one, with four times as many before any line.
@@ -43,7 +43,7 @@ class NearDuplicates:
     """Recognises sections that mostly repeat earlier ones, so that validation text is not a copy of training text.
 
     A section is a near-duplicate when more than half of its runs of three consecutive lines (without indentation and
-    blank lines) occur in sections accepted before. Deterministic: it depends on the order of the sections alone.
+    blank lines) occur in sections accepted before. Deterministic for a given order of sections.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class NearDuplicates:
 
 
 def line_runs(text: str) -> set[int]:
-    """Hashes of all runs of three consecutive lines; of the whole text where it is shorter."""
+    """Hashes of all runs of three consecutive lines; of all lines if there are fewer."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     starts = range(max(1, len(lines) - _LINES_COMPARED + 1))
     return {zlib.crc32("\n".join(lines[start : start + _LINES_COMPARED]).encode()) for start in starts}

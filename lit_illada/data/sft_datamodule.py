@@ -82,7 +82,7 @@ class SFTDataModule(RowDataModule):
         total_steps: int,
         validation_rows: int,
     ) -> None:
-        """Builds the chat template. Raises UserError when the tokenizer lacks a token of the template.
+        """Builds the chat template. Raises UserError if the tokenizer has no token for a mark of the template.
 
         batch_rows: rows per optimizer step, over all ranks. micro_batch_rows: rows per forward on one rank.
         """

@@ -35,7 +35,7 @@ class RowArrays(NamedTuple):
 
 
 class RowBatches(TorchDataset[TokenBatch], ABC):
-    """A map-style data set whose index is a whole micro-batch of row ids."""
+    """A map-style data set whose index is the list of row ids of a micro-batch."""
 
     @property
     @abstractmethod

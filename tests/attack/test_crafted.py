@@ -37,7 +37,7 @@ def attack_crafted(chosen, world, folder, server, report):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_hostile_input_is_refused(world, tmp_path, server, report):
+def test_hostile_input_is_rejected(world, tmp_path, server, report):
     before = len(report.faults())
     attack_crafted(cases(), world, tmp_path, server, report)
     assert not report.faults()[before:]

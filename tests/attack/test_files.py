@@ -76,7 +76,7 @@ def _prepare(world: Path, case: Case, job: Job) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("part", COMMANDS_OF)
-def test_a_damaged_file_is_refused_or_changes_nothing(part, world, baselines, tmp_path, report):
+def test_damaged_file_is_rejected_or_changes_nothing(part, world, baselines, tmp_path, report):
     before = len(report.faults())
     attack_files(cases_of(part, world), world, baselines, tmp_path, report)
     assert not report.faults()[before:]

@@ -219,7 +219,7 @@ def attack_jsonl(chosen, world, folder, report):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_damaged_line_is_refused_or_reported(world, tmp_path, report):
+def test_damaged_line_is_rejected_or_reported(world, tmp_path, report):
     before = len(report.faults())
     attack_jsonl(cases(), world, tmp_path, report)
     assert not report.faults()[before:]

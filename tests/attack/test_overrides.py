@@ -138,7 +138,7 @@ def attack_overrides(chosen, world, folder, report):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_an_override_is_taken_as_written_or_refused(world, tmp_path, report):
+def test_override_is_applied_as_written_or_rejected(world, tmp_path, report):
     before = len(report.faults())
     attack_overrides(cases(), world, tmp_path, report)
     assert not report.faults()[before:]

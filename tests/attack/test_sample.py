@@ -15,7 +15,7 @@ def _sample(cases, number):
     return random.Random(1).sample(cases, number)
 
 
-def test_a_sample_of_all_attacks_finds_no_fault(world, baselines, tmp_path, server):
+def test_sample_of_all_attacks_finds_no_fault(world, baselines, tmp_path, server):
     report = Report()
     quick = ("data", "export", "converted")
     files = [case for part in quick for case in test_files.cases_of(part, world) if case.command.name != "pretrain"]
@@ -34,7 +34,7 @@ def test_a_sample_of_all_attacks_finds_no_fault(world, baselines, tmp_path, serv
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", COMMANDS_OF)
-def test_a_real_process_says_the_same(part, world, tmp_path):
+def test_separate_process_gives_same_result(part, world, tmp_path):
     """One line on standard error, status 1 and no traceback, also in the C locale."""
     refused = [
         case for case in test_files.cases_of(part, world) if case.damage.name in ("emptied", "not UTF-8", "zeroed")

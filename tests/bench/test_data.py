@@ -10,7 +10,7 @@ NAME = "TOKENIZERS_PARALLELISM"
 
 
 @pytest.mark.parametrize("before", ["false", None])
-def test_the_librarys_switch_is_as_before_after_the_measurement(monkeypatch, before):
+def test_tokenizers_parallelism_is_restored_after_measurement(monkeypatch, before):
     monkeypatch.setenv(NAME, "")
     monkeypatch.delenv(NAME) if before is None else monkeypatch.setenv(NAME, before)
     with _parallel_library():

@@ -17,18 +17,18 @@ def waits(monkeypatch):
     return happened
 
 
-def test_the_device_is_waited_for_at_both_ends(waits):
+def test_timing_synchronises_device_at_both_ends(waits):
     assert seconds(lambda: waits.append("worked"), torch.device("cuda")) > 0
     assert waits == ["waited", "worked", "waited"]
 
 
-def test_no_device_is_waited_for_on_a_cpu(waits):
+def test_timing_on_cpu_does_not_synchronise(waits):
     seconds(lambda: waits.append("worked"), torch.device("cpu"))
     seconds(lambda: waits.append("worked"))
     assert waits == ["worked", "worked"]
 
 
-def test_both_steps_of_the_plain_benchmark_are_waited_for(waits, monkeypatch):
+def test_both_steps_of_plain_benchmark_are_synchronised(waits, monkeypatch):
     class Step:
         device = torch.device("cuda")
 

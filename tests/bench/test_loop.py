@@ -4,7 +4,7 @@ from lit_illada.bench import loop
 from lit_illada.training.config.trainer import Accelerator
 
 
-def test_every_figure_is_there_and_both_loops_wait_for_their_device_at_both_ends(monkeypatch):
+def test_every_figure_is_present_and_both_loops_synchronise_at_both_ends(monkeypatch):
     clock, devices = loop.now, []
     monkeypatch.setattr(loop, "now", lambda device: devices.append(device) or clock(device))
     figures = loop.measure(repeats=1, steps=1)

@@ -6,7 +6,7 @@ from lit_illada.bench import plain
 from lit_illada.config import load
 
 
-def test_both_steps_have_the_same_loss_and_gradients(tiny_overrides):
+def test_both_steps_have_equal_loss_and_gradients(tiny_overrides):
     ours, other, batches = plain.both(load("pretrain", tiny_overrides), 2)
     assert not batches[0].layout.is_whole_rows
     for batch in batches:

@@ -36,19 +36,19 @@ def benches(monkeypatch):
     return benches
 
 
-def test_one_that_cannot_run_is_told_and_the_others_are_measured(benches, tmp_path):
+def test_failed_benchmark_is_reported_and_others_are_measured(benches, tmp_path):
     benches(loss=too_large, data=lambda: SPEED)
     done = bench("--json", tmp_path / "bench.json")
     assert done.exit_code == 0, done.output
-    told = json.loads((tmp_path / "bench.json").read_text())
+    figures = json.loads((tmp_path / "bench.json").read_text())
     cause = "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 16 GB"
-    assert told["loss"] == {"did_not_run": cause}
-    assert told["data"] == SPEED
+    assert figures["loss"] == {"did_not_run": cause}
+    assert figures["data"] == SPEED
     assert "loss.did_not_run" in done.output
     assert "data.speed" in done.output
 
 
-def test_one_that_was_named_and_cannot_run_is_an_error_after_all_the_others(benches):
+def test_failed_named_benchmark_is_an_error_after_all_others(benches):
     benches(loss=too_large, data=lambda: SPEED)
     done = bench("loss", "data")
     assert done.exit_code == 1
@@ -56,7 +56,7 @@ def test_one_that_was_named_and_cannot_run_is_an_error_after_all_the_others(benc
     assert "Error: the benchmark 'loss' did not run: RuntimeError: DefaultCPUAllocator" in done.output
 
 
-def test_what_was_measured_before_an_interruption_is_told(benches, tmp_path):
+def test_figures_before_an_interruption_are_printed(benches, tmp_path):
     benches(data=lambda: SPEED, loss=interrupted, loops=lambda: SPEED)
     done = bench("--json", tmp_path / "bench.json")
     assert done.exit_code == 1
@@ -64,7 +64,7 @@ def test_what_was_measured_before_an_interruption_is_told(benches, tmp_path):
     assert json.loads((tmp_path / "bench.json").read_text())["data"] == SPEED
 
 
-def test_a_process_that_is_killed_for_its_memory_is_told_beside_the_other_way(monkeypatch, tmp_path):
+def test_process_killed_for_memory_is_reported_with_the_other_way(monkeypatch, tmp_path):
     killed = tmp_path / "python"
     killed.write_text('#!/bin/sh\n[ "$3" = chunked ] && echo \'{"peak_gb": 1}\' && exit\nkill -9 $$\n')
     killed.chmod(0o755)
@@ -75,7 +75,7 @@ def test_a_process_that_is_killed_for_its_memory_is_told_beside_the_other_way(mo
 
 
 @pytest.mark.parametrize("names", [[], ["gpu"]])
-def test_on_a_gpu_only_its_own_steps_are_profiled(names, monkeypatch, tmp_path):
+def test_only_gpu_steps_are_profiled_on_a_gpu(names, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     chosen = run._chosen(names, None, tmp_path, False)
     assert "step" not in (names or chosen)
@@ -83,13 +83,13 @@ def test_on_a_gpu_only_its_own_steps_are_profiled(names, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])
-def test_a_step_that_is_asked_for_is_profiled(has_gpu, monkeypatch, tmp_path):
+def test_named_step_benchmark_is_profiled(has_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     assert run._chosen(["step"], None, tmp_path, False)["step"].args == (tmp_path,)
 
 
-def test_without_a_gpu_the_step_is_profiled_unasked(monkeypatch, tmp_path):
+def test_step_benchmark_is_profiled_by_default_without_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run._chosen([], None, tmp_path, False)["step"].args == (tmp_path,)
-    with pytest.raises(UserError, match="--profile is of a training step"):
+    with pytest.raises(UserError, match="--profile applies to training steps"):
         run._chosen(["data"], None, tmp_path, False)

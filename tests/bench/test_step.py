@@ -18,16 +18,16 @@ CPU = torch.device("cpu")
 TINY = Case("pico", 2, 64, precision=Precision.float32)
 
 
-def test_every_figure_is_there_and_what_cannot_run_is_told(tmp_path):
+def test_every_figure_is_present_and_unavailable_cases_are_reported(tmp_path):
     recomputed = Case("pico", 2, 64, precision=Precision.float32, recomputation=ActivationCheckpointing.full)
     impossible = Case("pico", 2, 64, AttentionKernel.VARLEN)
     figures = measure_groups([[TINY, recomputed, impossible]], CPU, repeats=2, steps=2, profile=tmp_path)
     assert "needs a CUDA device" in figures[impossible.name]["did_not_run"]
     for case in (TINY, recomputed):
-        told = figures[case.name]
-        assert told["tokens_per_s"]["min"] > 0
-        assert 0 < told["mfu"]["median"] < 1
-        assert told["gemm_peak_tflops"]["median"] > 0
+        case_figures = figures[case.name]
+        assert case_figures["tokens_per_s"]["min"] > 0
+        assert 0 < case_figures["mfu"]["median"] < 1
+        assert case_figures["gemm_peak_tflops"]["median"] > 0
     assert figures[recomputed.name][f"times {TINY.name}"]["min"] > 0
     trace = json.loads((tmp_path / f"{TINY.name.replace(' ', '_')}.json").read_text())
     assert {"attention", "mlp", "optimizer"} <= {event.get("name") for event in trace["traceEvents"]}
@@ -36,7 +36,7 @@ def test_every_figure_is_there_and_what_cannot_run_is_told(tmp_path):
     assert "aten::mm" in table
 
 
-def test_a_case_without_its_compiler_is_told_and_the_others_are_measured(monkeypatch):
+def test_case_without_compiler_is_reported_and_others_are_measured(monkeypatch):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     torch.compiler.reset()
     compiled = Case("pico", 2, 64, precision=Precision.float32, is_compiled=True)
@@ -46,7 +46,7 @@ def test_a_case_without_its_compiler_is_told_and_the_others_are_measured(monkeyp
     assert figures[TINY.name]["tokens_per_s"]["min"] > 0
 
 
-def test_cases_that_do_not_fit_beside_one_another_do_not_cost_the_next_group(monkeypatch):
+def test_group_that_exceeds_memory_does_not_affect_next_group(monkeypatch):
     def rates(runner):
         if runner.case.num_rows == 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -59,7 +59,7 @@ def test_cases_that_do_not_fit_beside_one_another_do_not_cost_the_next_group(mon
     assert figures[smaller.name]["tokens_per_s"]["median"] == 1
 
 
-def test_every_matrix_product_of_a_step_is_ascribed_to_its_part_forward_and_backward():
+def test_every_matrix_product_is_attributed_to_its_part_forward_and_backward():
     step = TrainingStep.of(TINY, CPU)
     batch = next(batches(TINY, 4096))
     with parts_recorded(step.model), profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
@@ -75,14 +75,14 @@ def test_every_matrix_product_of_a_step_is_ascribed_to_its_part_forward_and_back
     assert sum(seconds_by_part(events).values()) == pytest.approx(sum(e.self_cpu_time_total for e in events) * 1e-6)
 
 
-def test_recording_parts_leaves_no_hook_behind():
+def test_recording_parts_removes_its_hooks():
     step = TrainingStep.of(TINY, CPU)
     with parts_recorded(step.model):
         assert step.model._forward_hooks
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in step.model.modules())
 
 
-def test_batches_are_packed_rows_and_the_same_every_time():
+def test_batches_are_packed_rows_and_deterministic():
     first, again = (next(batches(Case("nano", 3, 512), 4096)) for _ in range(2))
     assert first.input_ids.shape == (3, 512)
     assert int(first.layout.cu_seqlens[-1]) == 3 * 512
@@ -91,14 +91,14 @@ def test_batches_are_packed_rows_and_the_same_every_time():
     assert torch.equal(first.layout.cu_seqlens, again.layout.cu_seqlens)
 
 
-def test_the_peak_of_memory_is_what_the_work_held_at_most():
+def test_peak_memory_is_maximum_allocation_of_the_work():
     held = peak_bytes(CPU, lambda: torch.zeros(2**24).add_(1).sum())
     if held is None:
         pytest.skip("this kernel does not count")
     assert held == pytest.approx(4 * 2**24, rel=0.2)
 
 
-def test_a_step_trains():
+def test_step_reduces_loss():
     step = TrainingStep.of(TINY, CPU)
     batch = next(batches(TINY, 4096))
     losses = [step(batch).item() for _ in range(4)]

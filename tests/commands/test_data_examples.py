@@ -1,4 +1,4 @@
-"""A look at rows of fine-tuning data, from the spans to the command."""
+"""The command `data examples` and the spans that it prints."""
 
 import torch
 from click.testing import CliRunner
@@ -40,7 +40,7 @@ def test_command_prints_rows_and_number_of_skipped_examples(tmp_path):
     assert result.exit_code == 0, result.output
     assert result.output.count("row ") == 2
     assert result.output.count("x mod 2?<|assistant|>⟦<|think|>") == 2
-    assert "an epoch has 20 rows; 0 bad examples left out" in result.output
+    assert "an epoch has 20 rows; 0 bad examples skipped" in result.output
     result = CliRunner().invoke(main, ["data", "examples", str(tmp_path / "none")])
     assert result.exit_code == 1
     assert "no tokenizer at" in result.output

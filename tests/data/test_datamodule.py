@@ -342,7 +342,7 @@ def test_missing_data_set_is_prepared_and_existing_one_is_opened(tmp_path, make_
     opened = make(replace(config, source=PreparedSource()))
     opened.prepare_data()
     assert opened.manifest.fingerprint == fingerprint
-    with pytest.raises(UserError, match=r"data\.validation_fraction is 0\.2 there, 0\.5 asked"):
+    with pytest.raises(UserError, match=r"data\.validation_fraction: 0\.2 there, 0\.5 here"):
         make(replace(config, validation_fraction=0.5)).prepare_data()
 
 

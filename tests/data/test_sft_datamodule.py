@@ -57,7 +57,7 @@ def make(config=CONFIG, *, world=None, **arguments):
     return module
 
 
-def told(batch):
+def rows_of(batch):
     parts = batch.input_ids, batch.is_maskable, batch.layout.position_ids
     return {row_id: tuple(part[b].tolist() for part in parts) for b, row_id in enumerate(batch.row_ids.tolist())}
 
@@ -74,7 +74,7 @@ def test_rows_of_step_are_independent_of_ranks_accumulation_and_workers(rows):
         for _ in range(9):
             step = {}
             for loader in loaders * (8 // (micro_batch_rows * size)):
-                step.update(told(next(loader)))
+                step.update(rows_of(next(loader)))
             found.append(step)
         assert all(next(loader, None) is None for loader in loaders)
         return found
@@ -99,7 +99,7 @@ def test_resumed_loader_continues_at_next_row(rows, rows_seen):
     loader = resumed.train_dataloader()
     assert len(loader) == len(batches) == 36
     rest = list(loader)
-    assert [told(batch) for batch in rest] == [told(batch) for batch in batches[rows_seen // 2 :]]
+    assert [rows_of(batch) for batch in rest] == [rows_of(batch) for batch in batches[rows_seen // 2 :]]
 
 
 @each_rows
@@ -110,7 +110,7 @@ def test_every_epoch_has_each_example_once_also_after_resume(rows):
     module.load_state_dict({**module.state_dict(), "rows_seen": n // 2 // 2 * 2})
     seen = {}
     for batch in module.train_dataloader():
-        seen.update(told(batch))
+        seen.update(rows_of(batch))
     eos = TOKENIZER.eos_token_id
     second = [token for g in range(n, 2 * n) for token in seen[g][0]]
     train, _ = module._splits

@@ -34,10 +34,10 @@ class Group:
 
 
 class Assignment:
-    """Assigns documents, given in the order of the corpus, to shards; a context manager.
+    """Assigns documents, given in the order of the corpus, to shards; a context manager."""
 
-    begun: groups of each split that have a document so far.
-    """
+    num_groups: dict[str, int]
+    """Groups of each split that have a document so far."""
 
     def __init__(self, config: DataConfig, seen_file: Path, tally: Tally) -> None:
         """seen_file: database of the content hashes seen so far; an existing one is replaced."""
@@ -46,7 +46,7 @@ class Assignment:
         self._tally = tally
         self._seen = _SeenDigests(seen_file)
         self._characters = {TRAIN: 0, VALIDATION: 0}
-        self.begun = {TRAIN: 0, VALIDATION: 0}
+        self.num_groups = {TRAIN: 0, VALIDATION: 0}
 
     def __enter__(self) -> Self:
         return self
@@ -62,11 +62,11 @@ class Assignment:
         split = split_of(digest, self._validation_fraction)
         self._tally.documents[split] += 1
         if self._characters[split] == 0:
-            self.begun[split] += 1
+            self.num_groups[split] += 1
         self._characters[split] += characters
         if self._characters[split] >= self._full:
             self._characters[split] = 0
-        return split, self.begun[split] - 1
+        return split, self.num_groups[split] - 1
 
 
 def group_documents(config: DataConfig, seen_file: Path, tally: Tally) -> Generator[Group, None, None]:
@@ -110,7 +110,7 @@ def digest_of(raw: bytes) -> bytes:
 
 
 def split_of(digest: bytes, validation_fraction: float) -> str:
-    """The split of a document, by its content hash alone: it stays the same whatever else is in the corpus."""
+    """The split of a document; it depends only on the content hash, not on other documents."""
     is_validation = int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
     return VALIDATION if is_validation else TRAIN
 

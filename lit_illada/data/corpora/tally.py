@@ -1,4 +1,4 @@
-"""Counts of the documents and of what was left out, with the errors for unusable corpora."""
+"""Counts of stored and removed documents, and the errors for unusable corpora."""
 
 from dataclasses import dataclass, field
 
@@ -11,13 +11,13 @@ _MAX_BAD_EXAMPLES = 20
 
 @dataclass
 class Tally:
-    """Documents per split, and what was left out and why."""
+    """Counts of stored and removed documents, or of skipped fine-tuning examples."""
 
     policy: OnBadDocument
-    documents: dict[str, int] = field(default_factory=lambda: {TRAIN: 0, VALIDATION: 0})  # by split
-    duplicates: int = 0  # documents left out because an equal one came before
-    empty: int = 0  # documents left out because they have no text
-    bad: int = 0  # documents or examples left out because of an error
+    documents: dict[str, int] = field(default_factory=lambda: {TRAIN: 0, VALIDATION: 0})  # stored, by split
+    duplicates: int = 0  # removed because an earlier one is equal
+    empty: int = 0  # removed because they have no text
+    bad: int = 0  # removed because of an error
     examples: list[str] = field(default_factory=list)  # messages of the first errors
 
     def on_bad(self, error: UserError) -> None:
@@ -29,7 +29,7 @@ class Tally:
             self.examples.append(str(error))
 
     def add(self, empty: int, bad: int, examples: list[str]) -> None:
-        """Adds what another process left out of the next documents."""
+        """Adds the counts of another process, which read the following documents."""
         self.empty += empty
         self.bad += bad
         self.examples = [*self.examples, *examples][:_MAX_BAD_EXAMPLES]
@@ -52,7 +52,7 @@ class Tally:
         )
 
     def _empty_corpus(self, config: DataConfig) -> UserError:
-        left_out = f"{self.empty} empty, {self.bad} unreadable documents left out"
+        left_out = f"{self.empty} empty, {self.bad} unreadable documents removed"
         first = f"; the first: {self.examples[0]}" if self.examples else ""
         paths = getattr(config.source, "paths", [])
         named = f" of {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}" if paths else ""

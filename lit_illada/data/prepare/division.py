@@ -22,7 +22,7 @@ DUPLICATE = -1  # in place of a group
 
 @dataclass(frozen=True)
 class Part:
-    """One of `count` parts of about equal bytes, each of consecutive whole files."""
+    """One of `count` parts with about equal bytes, each consisting of consecutive files."""
 
     index: int  # from 0
     count: int
@@ -62,7 +62,7 @@ class Division:
 
     @classmethod
     def of(cls, config: DataConfig, count: int) -> "Division":
-        """Raises UserError where the work folder belongs to a preparation with other settings."""
+        """Divides the corpus. Raises UserError if the work folder belongs to a preparation with other settings."""
         return cls(config, _join_work_folder(config), divide(files_of(config.source), count))
 
     @property
@@ -81,7 +81,7 @@ class Division:
         return self.work / f"plan-of-{self.count:05d}.json"
 
     def scan(self, index: int) -> Scan:
-        """The scan of a part. Raises UserError where it is missing or the files have changed since."""
+        """The scan of a part. Raises UserError if it is missing or the files have changed since."""
         file = self.scan_file(index)
         if not file.is_file():
             raise UserError(
@@ -94,7 +94,10 @@ class Division:
         return scan
 
     def plan(self) -> dict[str, Any]:
-        """The tally, and the groups begun before each part. Raises UserError where the plan is missing."""
+        """The plan: `tally`, and `begun`, for each part the groups of each split that begin in earlier parts.
+
+        Raises UserError if the plan is missing.
+        """
         if not self.plan_file.is_file():
             raise UserError(f"the corpus is not planned: lit-illada data part plan --part 0/{self.count}")
         plan: dict[str, Any] = read_json(self.plan_file)

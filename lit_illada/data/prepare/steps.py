@@ -127,12 +127,12 @@ def _plan(division: Division, on_progress: OnProgress) -> None:
     division.plan_file.unlink(missing_ok=True)
     build_tokenizer(config, work, total_bytes(config.source), on_progress)
     tally = Tally(config.on_bad_document)
-    begun: list[dict[str, int]] = []
+    groups_before: list[dict[str, int]] = []  # by part: groups of each split that begin in earlier parts
     with Assignment(config, work / "seen.sqlite", tally) as assignment:
         for index in range(division.count):
             scan = division.scan(index)
             tally.add(scan.empty, scan.bad, scan.examples)
-            begun.append(dict(assignment.begun))
+            groups_before.append(dict(assignment.num_groups))
             groups = np.full(len(scan.digests), DUPLICATE, np.int64)
             for row, (digest, characters) in enumerate(zip(scan.digests, scan.characters.tolist(), strict=True)):
                 if key := assignment.assign(digest.tobytes(), characters):
@@ -140,17 +140,17 @@ def _plan(division: Division, on_progress: OnProgress) -> None:
             content = io.BytesIO()
             np.save(content, groups)
             write_whole(division.groups_file(index), content.getvalue())
-        begun.append(dict(assignment.begun))
+        groups_before.append(dict(assignment.num_groups))
     if error := tally.empty_split(config):
         shutil.rmtree(work)  # more files would give another tokenizer
         raise error
-    write_atomically(division.plan_file, json.dumps({"tally": asdict(tally), "begun": begun}))
+    write_atomically(division.plan_file, json.dumps({"tally": asdict(tally), "begun": groups_before}))
 
 
 def _write(division: Division, index: int, on_progress: OnProgress) -> None:
     config = division.config
-    begun = division.plan()["begun"]
-    wanted = {split: range(begun[index][split], begun[index + 1][split]) for split in (TRAIN, VALIDATION)}
+    before, after = division.plan()["begun"][index : index + 2]
+    wanted = {split: range(before[split], after[split]) for split in (TRAIN, VALIDATION)}
     groups = (
         Group(split, group, [text for text, _ in members], [digest for _, digest in members])
         for (split, group), members in gather(_wanted_documents(division, index, wanted))
@@ -219,6 +219,6 @@ def _digests(division: Division) -> Iterator[tuple[ShardKey, bytes]]:
                 yield key, digest.tobytes()
 
 
-def _part_of(key: ShardKey, begun: list[dict[str, int]]) -> int:
+def _part_of(key: ShardKey, groups_before: list[dict[str, int]]) -> int:
     """The part in which a shard begins."""
-    return next(index for index, later in enumerate(begun[1:]) if key[1] < later[key[0]])
+    return next(index for index, later in enumerate(groups_before[1:]) if key[1] < later[key[0]])

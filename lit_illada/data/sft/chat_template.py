@@ -45,7 +45,7 @@ class ChatTemplate:
     """Writes conversations as tokens and reads responses back."""
 
     def __init__(self, config: RoleTokens | RoleTexts, tokenizer: Tokenizer) -> None:
-        """Raises UserError when the tokenizer lacks a token of the template."""
+        """Raises UserError if the tokenizer has no token for a mark of the template."""
         self._tokenizer = tokenizer
         match config:
             case RoleTokens():
@@ -104,6 +104,7 @@ _MARKS = ("system", "user", "assistant", "think_open", "think_close")
 
 
 def _token_marks(tokenizer: Tokenizer) -> dict[str, str]:
+    """The text of each mark's special token. Raises UserError for missing tokens."""
     marks = {name: getattr(tokenizer.names, f"{name}_token") for name in _MARKS}
     if missing := [f"{name}_token" for name, mark in marks.items() if mark is None]:
         raise UserError(

@@ -137,10 +137,10 @@ def test_missing_file_suggests_nearest(tmp_path: Path):
 
 
 def test_hugging_face_rows_are_streamed(monkeypatch: pytest.MonkeyPatch):
-    asked = []
+    calls = []
 
     def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
+        calls.append((args, kwargs))
         if args[0] == "missing":
             raise FileNotFoundError("Dataset 'missing' doesn't exist")
         return ({"text": f"row {i}"} for i in range(10**9))
@@ -148,7 +148,7 @@ def test_hugging_face_rows_are_streamed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     source = HuggingFaceSource("a/b", "sub", "train", "text", max_documents=2)
     assert documents(source) == [Document("row 0", "a/b[0]"), Document("row 1", "a/b[1]")]
-    assert asked == [(("a/b", "sub"), {"split": "train", "streaming": True})]
+    assert calls == [(("a/b", "sub"), {"split": "train", "streaming": True})]
     with pytest.raises(UserError, match=r"no field 'body'; fields seen: text"):
         documents(HuggingFaceSource("a/b", None, text_field="body"))
     with pytest.raises(UserError, match="Hugging Face data set missing, split train: Dataset 'missing'"):

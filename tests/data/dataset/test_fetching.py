@@ -1,4 +1,4 @@
-"""A server that is lost, busy or cut off is asked again; one that answers no is believed."""
+"""Fetching retries transient failures and raises on final ones."""
 
 import threading
 from functools import partial
@@ -21,7 +21,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, folder, port=0):
         super().__init__(("127.0.0.1", port), partial(Handler, folder=Path(folder)))
-        self.faults, self.asked = [], []
+        self.faults, self.requests = [], []
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     @property
@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         fault = self.server.faults.pop(0) if self.server.faults else None
         file = self.folder / self.path.lstrip("/")
         if isinstance(fault, int) or not file.is_file():
@@ -84,7 +84,7 @@ def test_attempts_are_limited(server):
     server.faults = [503] * 9
     with pytest.raises(UserError, match=r"manifest\.json could not be read \(HTTP 503 .*, tried 4 times\)"):
         fetch(f"{server.url}/manifest.json", 4)
-    assert len(server.asked) == 4
+    assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize(("status", "error"), [(404, NotFoundError), (403, UserError), (400, UserError)])
@@ -92,7 +92,7 @@ def test_final_failure_is_not_retried(status, error, server):
     server.faults = [status]
     with pytest.raises(error):
         fetch(f"{server.url}/manifest.json", 5)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_restarted_server_is_waited_for(prepared, monkeypatch):
@@ -103,11 +103,11 @@ def test_restarted_server_is_waited_for(prepared, monkeypatch):
     started = []
 
     def sleep(seconds):
-        if not started and len(asleep) == 2:
+        if not started and len(pauses) == 2:
             started.append(Server(prepared.dir, port))
-        asleep.append(seconds)
+        pauses.append(seconds)
 
-    asleep = []
+    pauses = []
     monkeypatch.setattr(fetching.time, "sleep", sleep)
     record = dataset.manifest.train.shards[0]
     try:
@@ -116,18 +116,18 @@ def test_restarted_server_is_waited_for(prepared, monkeypatch):
         for each in started:
             each.close()
     np.testing.assert_array_equal(shard.tokens, open_dataset(prepared.dir).load(record).tokens)
-    assert len(asleep) == 3
+    assert len(pauses) == 3
 
 
 def test_pauses_double_up_to_a_limit_with_jitter(monkeypatch):
-    asleep = []
+    pauses = []
     monkeypatch.setattr(fetching, "FIRST_PAUSE_S", 1.0)
-    monkeypatch.setattr(fetching.time, "sleep", asleep.append)
+    monkeypatch.setattr(fetching.time, "sleep", pauses.append)
     with pytest.raises(UserError, match="tried 10 times"):
         fetch("http://127.0.0.1:9/nobody-listens-here", 10)
-    for pause, longest in zip(asleep, [1, 2, 4, 8, 16, 32, 60, 60, 60], strict=True):
+    for pause, longest in zip(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60], strict=True):
         assert longest / 2 <= pause <= longest
-    assert len(set(asleep)) == len(asleep)
+    assert len(set(pauses)) == len(pauses)
 
 
 def test_truncated_shard_is_fetched_again_and_then_named(server):

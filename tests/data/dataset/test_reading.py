@@ -25,7 +25,7 @@ def copy(prepared, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def url(prepared):
-    """The data set behind a web server; the list of paths asked for."""
+    """The data set behind a web server; the list of requested paths."""
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
@@ -47,7 +47,7 @@ def load_first(folder: Path) -> None:
     dataset.load(dataset.manifest.train.shards[0])
 
 
-def assert_told(folder: Path, *words: str) -> None:
+def assert_load_fails(folder: Path, *words: str) -> None:
     """Both reading and verify name the shard and what to do."""
     problems = verify(folder)
     assert len(problems) == 1
@@ -65,7 +65,7 @@ def test_truncated_shard_is_named(copy):
     shard = first_shard(copy)
     content = shard.read_bytes()
     shard.write_bytes(content[:-700])
-    assert_told(copy, "truncated", f"{len(content) - 700} of {len(content)} bytes", "copy or download it again")
+    assert_load_fails(copy, "truncated", f"{len(content) - 700} of {len(content)} bytes", "copy or download it again")
 
 
 def test_altered_byte_is_detected(copy):
@@ -73,7 +73,7 @@ def test_altered_byte_is_detected(copy):
     content = bytearray(shard.read_bytes())
     content[2000] ^= 1
     shard.write_bytes(content)
-    assert_told(copy, "altered")
+    assert_load_fails(copy, "altered")
 
 
 def test_missing_shard_is_named(copy):
@@ -104,7 +104,7 @@ def rewrite(folder: Path, change) -> None:
 
 def test_missing_member_is_named(copy):
     rewrite(copy, lambda name, content: None if name.endswith("lengths.npy") else content)
-    assert_told(copy, "a sample has no member 'lengths.npy'")
+    assert_load_fails(copy, "a sample has no member 'lengths.npy'")
 
 
 def test_shard_with_wrong_count_is_named(copy):
@@ -114,7 +114,7 @@ def test_shard_with_wrong_count_is_named(copy):
         return buffer.getvalue()
 
     rewrite(copy, drop_last)
-    assert_told(copy, "the manifest says")
+    assert_load_fails(copy, "the manifest says")
 
 
 def test_tokenizer_of_another_data_set_is_rejected(copy, tmp_path, make_config, make_texts):

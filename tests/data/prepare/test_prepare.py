@@ -145,8 +145,8 @@ def test_finished_data_set_is_replaced_only_with_overwrite(tmp_path, make_config
     other = replace(config, validation_fraction=0.3, tokenizer=TrainTokenizer(vocab_size=300))
     with pytest.raises(UserError) as caught:
         prepare(other)
-    assert "data.validation_fraction is 0.2 there, 0.3 asked" in str(caught.value)
-    assert "data.tokenizer.vocab_size is 320 there, 300 asked" in str(caught.value)
+    assert "data.validation_fraction: 0.2 there, 0.3 here" in str(caught.value)
+    assert "data.tokenizer.vocab_size: 320 there, 300 here" in str(caught.value)
     assert "shard_tokens" not in str(caught.value)
     assert contents(config.dir) == before
 
@@ -286,7 +286,7 @@ def test_empty_corpus_is_rejected(tmp_path, make_config):
     config = make_config(
         tmp_path / "set", [], source=TextSource([str(tmp_path / "nul.txt")]), on_bad_document=OnBadDocument.SKIP
     )
-    with pytest.raises(UserError, match=r"1 unreadable documents left out; the first: .*nul\.txt: binary file"):
+    with pytest.raises(UserError, match=r"1 unreadable documents removed; the first: .*nul\.txt: binary file"):
         prepare(config)
     assert not Path(config.dir, "manifest.json").exists()
 
