@@ -61,32 +61,43 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
     return schema(**values)
 
 
-def with_defaults(schema: type, tree: Any) -> Any:
-    """Return the tree with the defaults of missing keys. Unknown keys and wrong values stay unchecked."""
+def with_defaults(schema: type, tree: Any, defaults: Any = None) -> Any:
+    """Return the tree with the defaults of missing keys. Unknown keys and wrong values stay unchecked.
+
+    defaults: instance of `schema` whose values are the defaults; None: those of the fields. A partially given section
+    takes the rest from the default of its field, which may differ from the defaults of its class.
+    """
     if not isinstance(tree, Mapping):
         return tree
     hints, full = get_type_hints(schema), {}
     for item in dataclasses.fields(schema):
         table = item.metadata.get("choices")
+        default = _default(item) if defaults is None else getattr(defaults, item.name)
         if item.name in tree:
-            full[item.name] = _with_defaults(hints[item.name], table, tree[item.name])
-        elif not _is_required(item):
-            has_value = item.default is not dataclasses.MISSING
-            default = item.default if has_value else item.default_factory()  # type: ignore[misc, operator]
+            full[item.name] = _with_defaults(hints[item.name], table, tree[item.name], default)
+        elif default is not dataclasses.MISSING:
             full[item.name] = {"name": choice_name(table, default), **to_tree(default)} if table else to_tree(default)
     return full | {key: value for key, value in tree.items() if key not in full}
 
 
-def _with_defaults(hint: Any, table: Mapping[str, type] | None, child: Any) -> Any:
+def _default(item: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field, or `MISSING` if it is required."""
+    has_factory = item.default_factory is not dataclasses.MISSING
+    return item.default_factory() if has_factory else item.default  # type: ignore[misc]
+
+
+def _with_defaults(hint: Any, table: Mapping[str, type] | None, child: Any, default: Any) -> Any:
     if table is not None:
         name = child.get("name") if isinstance(child, Mapping) else child
         cls = table.get(name) if isinstance(name, str) else None
         if cls is None:
             return child
         fields = {key: value for key, value in child.items() if key != "name"} if isinstance(child, Mapping) else {}
-        return {"name": name, **with_defaults(cls, fields)}
-    nested = [each for each in (hint, *get_args(hint)) if dataclasses.is_dataclass(each)]
-    return with_defaults(nested[0], child) if nested else child  # type: ignore[arg-type]
+        return {"name": name, **with_defaults(cls, fields, default if type(default) is cls else None)}
+    for cls in (hint, *get_args(hint)):
+        if dataclasses.is_dataclass(cls):
+            return with_defaults(cls, child, default if type(default) is cls else None)  # type: ignore[arg-type]
+    return child
 
 
 def check_fields(schema: type, tree: Mapping[str, Any]) -> None:

@@ -1,12 +1,12 @@
-"""Shell completion: commands and options by click, config groups and keys from the YAML files."""
+"""Shell completion: commands and options by click, config groups from the YAML files, keys from the dataclasses."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from lit_illada.errors import UserError
 from lit_illada.runtime.files import read_text
 from lit_illada.runtime.key_hints import similar_key
 from lit_illada.runtime.paths import conf_dir
@@ -28,9 +28,9 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
         return [CompletionItem(f"{key}={name}") for name in _files(folder) if name.startswith(typed)]
     if has_value:
         return [CompletionItem(f"{key}={value}") for value in _values(ctx, key) if value.startswith(typed)]
-    chosen = dict(word.split("=", 1) for word in ctx.params.get("overrides") or () if "=" in word)
-    groups, keys = _compose(conf_dir() / f"{_config_of(ctx)}.yaml", "", "", chosen)
-    candidates = [f"{name}=" for name in [*sorted(groups), *sorted(keys)]]
+    overrides, config = _overrides(ctx), _config_of(ctx)
+    groups = _groups(conf_dir() / f"{config}.yaml", "", "", dict(word.split("=", 1) for word in overrides))
+    candidates = [f"{name}=" for name in [*sorted(groups), *sorted(_keys(config, overrides))]]
     return [CompletionItem(text) for text in candidates if text.startswith(incomplete)]
 
 
@@ -38,16 +38,20 @@ def _values(ctx: click.Context, key: str) -> list[str]:
     """Values of a key: names of a choice, members of an enumeration, or booleans."""
     from lit_illada.commands.explain import values_of
 
-    overrides = [word for word in ctx.params.get("overrides") or () if "=" in word]
-    return values_of(key, _config_of(ctx), overrides)
+    return values_of(key, _config_of(ctx), _overrides(ctx))
+
+
+def _overrides(ctx: click.Context) -> list[str]:
+    """The complete overrides before the word."""
+    return [word for word in ctx.params.get("overrides") or () if "=" in word]
 
 
 def key_hint(ctx: click.Context, option: str) -> str:
     """Hint for an unknown option of a command whose config values are written KEY=VALUE."""
     key = option.lstrip("-").replace("-", "_")
     config = "pretrain" if ctx.info_name in ("config", "estimate") else _config_of(ctx)
-    _, keys = _compose(conf_dir() / f"{config}.yaml", "", "", {})
-    near = key if key in keys else similar_key(key, sorted(keys))
+    keys = _keys(config, ())
+    near = key if key in keys else similar_key(key, keys)
     return f" Config values are written KEY=VALUE: {near}=…" if near else " Config values are written KEY=VALUE."
 
 
@@ -62,18 +66,15 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def _compose(file: Path, group: str, package: str, chosen: Mapping[str, str]) -> tuple[set[str], set[str]]:
-    """Groups and keys of a config file and of the files in its defaults, without importing Hydra, which is slow.
+def _groups(file: Path, group: str, package: str, chosen: Mapping[str, str]) -> set[str]:
+    """Return the groups in the defaults lists of a file and of the files that it chooses, without importing Hydra.
 
-    group: folder of the file in conf/. package: dotted prefix of its keys. chosen: file by group, overriding defaults.
+    group: folder of the file inside conf/. package: where its keys lie. chosen: group to file, before the defaults.
     """
     groups: set[str] = set()
     if not file.is_file():
-        return groups, set()
+        return groups
     tree = parse_yaml(read_text(file), str(file), object) or {}
-    keys = set(_leaves({key: value for key, value in tree.items() if key != "defaults"}, package))
-    if package:
-        keys.discard(f"{package}.name")  # the name of a choice is selected by its group
     for entry in tree.get("defaults", ()):
         if entry == "_self_":
             continue
@@ -86,15 +87,20 @@ def _compose(file: Path, group: str, package: str, chosen: Mapping[str, str]) ->
         groups.add(key)
         if inner_group != "experiment":  # experiments only override keys of other groups
             inner_file = conf_dir() / inner_group / f"{chosen.get(key, choice)}.yaml"
-            more_groups, more_keys = _compose(inner_file, inner_group, inner_package, chosen)
-            groups, keys = groups | more_groups, keys | more_keys
-    return groups, keys
+            groups |= _groups(inner_file, inner_group, inner_package, chosen)
+    return groups
 
 
-def _leaves(node: Mapping[str, Any], where: str) -> Iterator[str]:
-    for name, child in node.items():
-        path = f"{where}.{name}".lstrip(".")
-        if isinstance(child, dict) and child:
-            yield from _leaves(child, path)
-        else:
-            yield path
+def _keys(config: str, overrides: Sequence[str]) -> list[str]:
+    """Return the keys of a command's config, but for the names of choices; none if the overrides are invalid."""
+    from lit_illada.config import compose_tree
+    from lit_illada.run_folder import flatten
+
+    try:
+        keys = flatten(compose_tree(config, overrides))
+    except UserError:
+        return []
+    # the model of a fine-tuning run is that of its checkpoint
+    return sorted(
+        key for key in keys if not key.endswith(".name") and not (config == "sft" and key.startswith("model."))
+    )

@@ -1,4 +1,4 @@
-"""Writes conf/README.md: every group, its files, and every key with type, default and meaning.
+"""The text of conf/README.md: every group with its files, and every key with type, default and meaning.
 
 `python -m lit_illada.commands.config_reference` (`make reference`) writes it; a test compares it with the source.
 """
@@ -20,8 +20,8 @@ _HEAD = """# Configuration
 Written by `make reference` from the field docs of the dataclasses; do not edit it.
 
 Every command composes its config from the YAML files here, in Hydra's way: `GROUP=FILE` chooses a file of a group,
-`KEY=VALUE` sets a value. A file may leave out keys: the dataclasses hold the defaults. `lit-illada config` prints
-the whole config, `lit-illada config --explain KEY` one key.
+`KEY=VALUE` sets a value. The dataclasses hold the defaults, and a file lists only what differs from them. `lit-illada
+config` prints the whole config, `lit-illada config --explain KEY` one key.
 
 ```bash
 lit-illada config pretrain experiment=demo
@@ -31,7 +31,7 @@ lit-illada config --explain trainer.batch_rows
 
 
 def reference() -> str:
-    """The text of conf/README.md."""
+    """Return the text of conf/README.md."""
     parts = [_HEAD]
     for folder in sorted(path for path in conf_dir().rglob("*") if path.is_dir()):
         if files := sorted(folder.glob("*.yaml")):
@@ -44,13 +44,14 @@ def reference() -> str:
 
 
 def _file_line(path: Path) -> str:
+    """Return the list item of a YAML file: its name and the comments at its head."""
     comments = re.match(r"(?:#[^\n]*\n)*", path.read_text(encoding="utf-8"))[0]  # type: ignore[index]
     text = " ".join(line.lstrip("# ").strip() for line in comments.splitlines() if "@package" not in line)
     return f"- `{path.stem}`" + (f": {text}" if text else "")
 
 
 def _tables(schema: type, title: str, seen: set[type]) -> Iterator[str]:
-    """The table of a dataclass, then those of the dataclasses in its fields that have none yet."""
+    """Yield the table of a dataclass, then those of the dataclasses in its fields that are not in `seen`."""
     if schema in seen:
         return
     seen.add(schema)
@@ -78,7 +79,7 @@ def _type(field: dataclasses.Field[Any], hints: dict[str, Any]) -> str:
     if table := field.metadata.get("choices"):
         return "one of " + ", ".join(f"`{name}`" for name in table)
     hint = hints[field.name]
-    return "its own keys" if dataclasses.is_dataclass(hint) else type_name(hint)
+    return "a group of keys" if dataclasses.is_dataclass(hint) else type_name(hint)
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

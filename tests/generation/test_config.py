@@ -31,19 +31,20 @@ PRESETS = sorted(FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_names_every_field_and_composes(path):
+def test_preset_has_only_known_fields_in_their_order_and_composes(path):
     tree = yaml.safe_load(path.read_text())
     groups = [name for entry in tree.pop("defaults") if entry != "_self_" for name in entry]
-    assert [*tree, *groups] == [field.name for field in fields(GenerationConfig)]
+    names = [field.name for field in fields(GenerationConfig)]
+    assert [*tree, *groups] == [name for name in names if name in tree or name in groups]
     assert isinstance(load("generate", [f"generation={path.stem}"]).generation, GenerationConfig)
 
 
-def test_the_default_preset_is_the_default():
+def test_default_preset_is_the_default_config():
     assert load("generate").generation == GenerationConfig()
 
 
 @pytest.mark.parametrize("group", TABLES)
-def test_every_choice_has_a_file_with_all_its_fields_and_its_source(group):
+def test_every_choice_has_a_file_with_known_fields_and_its_source(group):
     assert {path.stem for path in (FOLDER / group).glob("*.yaml")} == set(TABLES[group])
     for name, cls in TABLES[group].items():
         text = (FOLDER / group / f"{name}.yaml").read_text()
@@ -51,7 +52,7 @@ def test_every_choice_has_a_file_with_all_its_fields_and_its_source(group):
         assert text.startswith("# source: ")
         assert "\n# changes: " in text
         assert tree.pop("name") == name
-        assert set(tree) == {field.name for field in fields(cls)}
+        assert set(tree) <= {field.name for field in fields(cls)}
         assert from_tree(cls, tree) == cls()
         assert type(getattr(load("generate", [f"generation/{group}={name}"]).generation, group)) is cls
 

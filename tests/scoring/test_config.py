@@ -1,22 +1,15 @@
 """The scoring config: its file, and its refusals."""
 
-import dataclasses
-
 import pytest
-import yaml
 
 from lit_illada.config import ScoreConfig, load
 from lit_illada.data.sft.config import ReasoningTask
 from lit_illada.errors import UserError
-from lit_illada.runtime.paths import conf_dir
 from lit_illada.scoring.config import DIFFUSION_RULES, ScoreRule, ScoringConfig
 from lit_illada.scoring.wording import WORDINGS
 
 
-def test_the_file_names_every_field_and_holds_the_defaults():
-    tree = yaml.safe_load((conf_dir() / "score.yaml").read_text(encoding="utf-8"))
-    assert [*tree["score"], "wording"] == [item.name for item in dataclasses.fields(ScoringConfig)]
-    assert list(tree["reasoning"]) == [item.name for item in dataclasses.fields(ReasoningTask)]
+def test_composed_config_is_the_default():
     assert load("score") == ScoreConfig()
 
 
