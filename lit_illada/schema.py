@@ -16,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.overrides import parse_assignment
+from lit_illada.runtime.files import read_text, require_kind
 from lit_illada.runtime.key_hints import similar_key
 from lit_illada.runtime.terminal import one_line
-from lit_illada.runtime.yaml_files import read_yaml
+from lit_illada.runtime.yaml_files import MAX_YAML_BYTES, parse_yaml
 
 
 def choice(table: Mapping[str, type], default: str) -> Any:
@@ -262,9 +263,15 @@ def nearest_key(key: str, known: Sequence[str]) -> UnknownKeyError:
 
 
 def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """Load the config of a self-contained YAML file, with `key=value` overrides on top."""
-    tree = OmegaConf.create(with_defaults(schema, read_yaml(path)))
-    return from_tree(schema, apply_overrides(tree, overrides))
+    """Load the config of a self-contained YAML file, with `key=value` overrides on top.
+
+    The file lists what differs from the defaults; it may be empty.
+    """
+    tree = parse_yaml(read_text(path, MAX_YAML_BYTES), str(path), object)
+    if tree is not None:
+        require_kind(tree, dict, str(path))
+    full = OmegaConf.create(with_defaults(schema, tree or {}))
+    return from_tree(schema, apply_overrides(full, overrides))
 
 
 def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool = False) -> dict[str, Any]:
