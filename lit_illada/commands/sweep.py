@@ -20,13 +20,13 @@ from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.sweep.design import describe
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
-from lit_illada.sweep.library import begin_path, read_spec
+from lit_illada.sweep.library import begin_path, read_spec, scales
 from lit_illada.sweep.plan import Tree, expand, set_in
 from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.progress import Overview, RunStatus
 from lit_illada.sweep.progress_table import SweepTable, duration, summary
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
-from lit_illada.sweep.spec import Command, Measure, SweepSpec
+from lit_illada.sweep.spec import PAPER, Command, Measure, SweepSpec
 from lit_illada.training.config.trainer import Accelerator
 
 
@@ -238,11 +238,19 @@ def _print_head(spec: SweepSpec, sweep_folder: SweepFolder, console: Console) ->
         "arms": f"{len(spec.all_arms())}, baseline {spec.baseline}",
         "seeds": ", ".join(map(str, spec.seeds)),
         "budget": budget,
+        "scale": _scale(spec, is_begun=sweep_folder.plan.is_file()),
         **describe(spec),
         "folder": str(sweep_folder.path),
     }
     for heading, text in lines.items():
         console.print(f"{heading:<12} {text}", highlight=False, soft_wrap=True)
+
+
+def _scale(spec: SweepSpec, *, is_begun: bool) -> str:
+    """Scale of a sweep; with the smaller ones to choose from while it can still be changed."""
+    if spec.scale == PAPER and not is_begun:
+        return f"{PAPER}, the full size; for minutes on two cores: +scale=nano (scales: {', '.join(scales())})"
+    return spec.scale or "none"
 
 
 def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Table:

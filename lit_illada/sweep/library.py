@@ -73,13 +73,17 @@ def library() -> list[str]:
     return sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
 
 
+def scales() -> list[str]:
+    """Names of the scales that every sweep has."""
+    return sorted(path.stem for path in (sweeps_dir() / "scale").glob("*.yaml"))
+
+
 def print_library() -> None:
     """Print the name and question of every sweep of the library."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in library():
-        table.add_row(
-            name, str(read_yaml(spec_file(name)).get("question", ""))
-        )  # arms are not validated, which would take a second
+        # arms are not validated, which would take a second
+        table.add_row(name, str(read_yaml(spec_file(name)).get("question", "")))
     Console().print(table, highlight=False)
 
 
@@ -93,7 +97,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
         return replace(spec, scales={})
     common_file = sweeps_dir() / "scale" / f"{spec.scale}.yaml"
     if not common_file.is_file() and spec.scale not in spec.scales:
-        raise unknown("scale", spec.scale, {*spec.scales, *_scales()})
+        raise unknown("scale", spec.scale, {*spec.scales, *scales()})
     own = spec.scales.get(spec.scale, Scale())
     stages = [stage.name for stage in spec.stages]
     for name in (*own.overrides, *own.arguments):
@@ -121,7 +125,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
 
 def _assignment(override: str) -> tuple[list[str], Any]:
     """Parts of the dotted key, and the value. Raises UserError for a scale without `+scale=`."""
-    if override in _scales():
+    if override in scales():
         raise UserError(f"{override!r} is not an override: write +scale={override}")
     assignment = parse_assignment(_quote_nested(override))
     return assignment.key.split("."), assignment.value
@@ -164,10 +168,6 @@ def _elements(text: str) -> list[str]:
             depth += (character in "[{(") - (character in "]})")
         parts[-1] += character
     return parts
-
-
-def _scales() -> list[str]:
-    return sorted(path.stem for path in (sweeps_dir() / "scale").glob("*.yaml"))
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:

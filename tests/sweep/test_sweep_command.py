@@ -77,6 +77,17 @@ def test_user_error_is_one_line(arguments, message):
     assert "Traceback" not in output
 
 
+def test_plan_at_full_scale_names_the_smaller_scales(tmp_path):
+    folder = ["--folder", tmp_path / "out"]
+    status, output = sweep("plan", "tied_embeddings", *folder)
+    assert status == 0, output
+    assert "scale paper, the full size; for minutes on two cores: +scale=nano (scales: loops, nano, paper)" in output
+    status, output = sweep("plan", "tied_embeddings", "+scale=nano", *folder)
+    assert status == 0, output
+    assert "scale nano" in output
+    assert "+scale=nano" not in output
+
+
 @pytest.mark.parametrize("part", ["arm", "question"])
 def test_names_and_texts_of_a_sweep_are_shown_without_markup_and_escapes(part, tiny_sweep, tmp_path):
     hostile = "[red]x[/red]\x1b]0;title\x07"
