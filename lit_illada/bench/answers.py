@@ -61,6 +61,7 @@ def measure(run: Path, num_prompts: int = 32, repeats: int = 5) -> dict[str, Any
         return lambda: list(ways[name].write(prompts))
 
     runs = [{name: seconds(rate(name), accelerator.device) for name in ways} for _ in range(repeats)]
+    # the EOS of a stopped response is a generated token
     num_tokens = {name: sum(len(one.token_ids) + one.is_stopped for one in answers[name]) for name in ways}
     speeds = {
         name: {

@@ -53,6 +53,7 @@ def preparation(folder: Path, repeats: int) -> dict[str, Figure]:
         shutil.rmtree(config.dir, ignore_errors=True)
         prepare(config)
 
+    # in pairs, so that both are measured under the same load of the machine
     with _parallel_library():
         pairs = [(seconds(prepare_again), seconds(lambda: backend.encode_batch(texts))) for _ in range(repeats)]
     return {

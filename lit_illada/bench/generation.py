@@ -52,6 +52,7 @@ def measure(repeats: int = 5, num_prompts: int = 32, training_steps: int = 200) 
     generator = torch.Generator().manual_seed(0)
     circle = _Circle.shuffled(generator)
     model = _train(circle, training_steps, generator)
+    # different lengths, so that a batch is padded
     lengths = [8 + index % 16 for index in range(num_prompts)]
     texts = [circle.texts(1, length + _PLAIN.max_new_tokens, generator)[0] for length in lengths]
     prompts = [text[:length] for text, length in zip(texts, lengths, strict=True)]

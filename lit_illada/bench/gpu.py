@@ -211,6 +211,7 @@ def generation(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
 
         return run
 
+    # warm-up
     for way in ways.values():
         write(way)()
     rounds = [{name: seconds(write(way), device) for name, way in ways.items()} for _ in range(sizes.repeats)]

@@ -60,6 +60,7 @@ def _with_lightning(config: PretrainConfig, scratch: Path, index: int) -> float:
     trainer, _, _ = build.build_trainer(config, folder, module, datamodule, Console(quiet=True), GracefulStop())
     stopwatch = _Stopwatch()
     trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
+    # the plain loop does not validate
     trainer.limit_val_batches = 0
     trainer.fit(module, datamodule=datamodule)
     return (stopwatch.ended_at - stopwatch.started_at) / (config.trainer.max_steps - _WARM_UP_STEPS)

@@ -48,6 +48,7 @@ def _measure_plain(num_tokens: int, vocab_size: int, hidden_size: int) -> dict[s
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed < 0.9 * available:
         return {**measure_way("plain", num_tokens, vocab_size, hidden_size), "is_extrapolated": False}
+    # memory and time are linear in the tokens, apart from the weights
     quarter, half = (measure_way("plain", num_tokens // part, vocab_size, hidden_size) for part in (4, 2))
     line = {key: half[key] + 2 * (half[key] - quarter[key]) for key in ("peak_gb", "elapsed_s")}
     return {**line, "nll": half["nll"], "is_extrapolated": True}

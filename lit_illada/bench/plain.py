@@ -35,6 +35,7 @@ def measure(repeats: int = 7, steps: int = 4) -> dict[str, Figure]:
     def rate(step: TrainingStep) -> float:
         return num_tokens / seconds(lambda: [step(batch) for batch in batches], step.device)
 
+    # warm-up
     for step in (ours, plain):
         rate(step)
     pairs = [(rate(ours), rate(plain)) for _ in range(repeats)]
@@ -76,6 +77,7 @@ class PlainTransformer(nn.Module):
         self.model, self.lm_head = like.model, like.lm_head
 
     def forward(self, input_ids: Tensor, layout: Layout, select: Tensor, targets: Tensor) -> TokenScores:
+        """Scores the selected tokens, as Transformer does."""
         config, backbone = self.config, self.model
         x = backbone.embed_tokens(input_ids)
         mask = visible_tokens(layout, config.is_causal)

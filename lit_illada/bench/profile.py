@@ -31,6 +31,7 @@ def profile_step(step: TrainingStep, batch: TokenBatch, folder: Path, name: str)
     the first compiles and fills caches.
     """
     assert isinstance(step.model, Transformer)
+    # warm-up
     step(batch)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if step.device.type == "cuda" else [])]
     with parts_recorded(step.model), profile(activities=activities, acc_events=True) as profiler:

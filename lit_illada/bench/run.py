@@ -49,6 +49,7 @@ def run(
         for name in names or benches:
             with console.status(f"measuring: {name}"):
                 results[name] = attempted(benches[name])
+            # after each benchmark, so that a crash does not lose the earlier figures
             if json_file is not None:
                 json_file.write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n", encoding="utf-8")
     finally:  # after Ctrl-C, the figures measured so far

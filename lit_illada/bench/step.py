@@ -84,6 +84,7 @@ def measure_groups(
             figures |= {case.name: did_not_run(error) for case in group}
         gc.collect()
         if device.type == "cuda":
+            # compiled code would keep the models of the group in memory
             torch.compiler.reset()
             torch.cuda.empty_cache()
     return figures

@@ -34,6 +34,7 @@ class PackedDataModule(RowDataModule):
 
     @cached_property
     def dataset(self) -> Dataset:
+        """The prepared data set. Raises UserError if it is missing."""
         return open_dataset(self.config.dir, self.config.cache_dir, self.config.fetch_attempts)
 
     @cached_property
@@ -42,6 +43,7 @@ class PackedDataModule(RowDataModule):
 
     @property
     def manifest(self) -> Manifest:
+        """The manifest of the data set."""
         return self.dataset.manifest
 
     @property

@@ -139,6 +139,8 @@ class RowDataModule(L.LightningDataModule, ABC):
         return row_at(position, self.skipped_rows)
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
+        """The loader of the training rows from the current position on."""
+        # fails before the first step if the batch is not divisible among the ranks
         assert self.accumulation
         last = self.total_steps * self.batch_rows
         return self._loader(self.train_rows, first=self.rows_seen, last=last, skipped=self.skipped_rows)
@@ -150,11 +152,13 @@ class RowDataModule(L.LightningDataModule, ABC):
         return self._loader(self.val_rows, first=0, last=self._available(self.val_rows.rows_per_epoch))
 
     def on_after_batch_transfer(self, batch: TokenBatch, dataloader_idx: int) -> TokenBatch:
+        """Counts the rows that training has received, over all ranks; prefetched rows do not count."""
         if self.trainer is not None and self.trainer.training:
             self.rows_seen += len(batch.row_ids) * self._world_size
         return batch
 
     def state_dict(self) -> dict[str, Any]:
+        """The position in the stream, and what identifies the stream."""
         return {
             "rows_seen": self.rows_seen,
             "seed": self.seed,

@@ -98,6 +98,7 @@ def _stdlib_files() -> list[Path]:
 def _stdlib(files: list[Path], on_bad: OnBad) -> Iterator[Document]:
     """Sections of these files that are not near-duplicates of an earlier section in any file of the library."""
     wanted, near_duplicates = set(files), NearDuplicates()
+    # also reads files that are not wanted, since near-duplicates depend on all earlier sections
     for path in _stdlib_files():
         if not wanted:
             return
@@ -206,9 +207,9 @@ def _document(record: dict[str, Any], text_field: str, origin: str) -> Document:
         raise UserError(f"{origin}: no field {text_field!r}; fields seen: {fields}. Set data.source.text_field")
     text = record[text_field]
     if not isinstance(text, str):
-        raise UserError(f"{origin}: field {text_field!r} is a {type(text).__name__}, not a string")
+        raise UserError(f"{origin}: field {text_field!r} holds a {type(text).__name__}, not a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{origin}: field {text_field!r} contains half a surrogate pair: not valid text") from error
+        raise UserError(f"{origin}: field {text_field!r} holds half a surrogate pair, which is no text") from error
     return Document(text, origin)

@@ -101,7 +101,7 @@ def decode(raw: bytes, origin: str, offset: int = 0) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{origin}: invalid UTF-8 at byte offset {offset + error.start} ({error.reason}); convert the file "
+            f"{origin}: broken UTF-8 at byte offset {offset + error.start} ({error.reason}); convert the file "
             "to UTF-8, or set data.on_bad_document=skip"
         ) from error
 
@@ -153,9 +153,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with _open(path) as stream:
             yield stream
     except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError) as error:
-        raise UserError(f"{path}: corrupt compressed file ({error}); compress or download it again") from error
+        raise UserError(f"{path}: broken compressed file ({error}); compress or download it again") from error
     except PermissionError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: may not be read ({error.strerror})") from error
 
 
 def _open(path: Path) -> BinaryIO:

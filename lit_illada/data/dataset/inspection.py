@@ -68,6 +68,7 @@ def inspect(location: str | Path, *, num_samples: int = 3, sample_tokens: int = 
     samples: list[str] = []
     for record in dataset.manifest.train.shards:
         shard = dataset.load(record)
+        # frexp gives floor(log2(length)) + 1
         counts += np.bincount(np.frexp(shard.lengths)[1] - 1, minlength=64)
         ends = np.cumsum(shard.lengths)
         for end, length in zip(ends[: num_samples - len(samples)], shard.lengths, strict=False):

@@ -72,17 +72,21 @@ class Split:
 
     @property
     def documents(self) -> int:
+        """Documents of all shards."""
         return sum(shard.documents for shard in self.shards)
 
     @property
     def tokens(self) -> int:
+        """Tokens of all shards, EOS included."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def text_bytes(self) -> int:
+        """UTF-8 bytes of all documents."""
         return sum(shard.text_bytes for shard in self.shards)
 
     def to_tree(self) -> dict[str, Any]:
+        """The split as in manifest.json, with its totals."""
         totals = {"documents": self.documents, "tokens": self.tokens, "text_bytes": self.text_bytes}
         return {**totals, "shards": [asdict(shard) for shard in self.shards]}
 
@@ -104,13 +108,14 @@ class Manifest:
     bad_documents: int
     """Documents removed because they could not be read."""
     bad_examples: list[str]
-    """Errors of the first unreadable documents."""
+    """Errors of the first unreadable documents. Their wording is part of the file: changing it changes manifests."""
     settings: dict[str, Any]
     """Preparation settings by dotted name, such as `source.paths`."""
     tokenizer_folder: str = TOKENIZER_FOLDER
     """A plain name inside the data set; missing in older manifests."""
 
     def split(self, name: str) -> Split:
+        """The split `train` or `validation`."""
         assert name in (TRAIN, VALIDATION), name
         return self.train if name == TRAIN else self.validation
 
@@ -121,6 +126,7 @@ class Manifest:
         return hashlib.sha256(" ".join([self.tokenizer_sha256, *hashes]).encode()).hexdigest()
 
     def to_json(self) -> str:
+        """The content of manifest.json."""
         splits = {TRAIN: self.train.to_tree(), VALIDATION: self.validation.to_tree()}
         tree = {"format": FORMAT, **{f.name: getattr(self, f.name) for f in fields(self)}, **splits}
         return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"

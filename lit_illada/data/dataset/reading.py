@@ -79,6 +79,7 @@ class Dataset:
         if self.cache_dir is None:
             return self._fetch_whole(url, record)
         cached = Path(self.cache_dir, self.manifest.fingerprint[:12], record.file)
+        # a damaged cache file is fetched again
         if cached.is_file() and _is_whole(content := _fetch(str(cached), 1, record.file_bytes), record):
             return content
         content = self._fetch_whole(url, record)

@@ -69,6 +69,7 @@ def tokenise(texts: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[np.unsi
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     """The smallest unsigned type for all ids: uint16 or uint32."""
+    # explicitly little-endian, so that the bytes are the same on every machine
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 

@@ -67,9 +67,11 @@ class Division:
 
     @property
     def count(self) -> int:
+        """Number of parts."""
         return len(self.files)
 
     def scan_file(self, index: int) -> Path:
+        """File of the scan of a part."""
         return self.work / f"scan-{index:05d}-of-{self.count:05d}.npz"
 
     def groups_file(self, index: int) -> Path:
@@ -78,6 +80,7 @@ class Division:
 
     @property
     def plan_file(self) -> Path:
+        """File of the plan."""
         return self.work / f"plan-of-{self.count:05d}.json"
 
     def scan(self, index: int) -> Scan:

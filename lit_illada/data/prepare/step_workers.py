@@ -34,6 +34,7 @@ def prepare_by_parts(
     for step in Step if manifest is None else ():
         on_step(step)
         if step in (Step.scan, Step.write):
+            # the parts already run in parallel, so each of them tokenises with one process
             _all_parts(step, replace(config, num_processes=1), workers)
         else:
             manifest = run_step(step, config, Part(0, workers))

@@ -124,6 +124,7 @@ def _scan(division: Division, index: int) -> None:
 
 def _plan(division: Division, on_progress: OnProgress) -> None:
     config, work = division.config, division.work
+    # a killed plan must not leave the previous one, which may be outdated
     division.plan_file.unlink(missing_ok=True)
     build_tokenizer(config, work, total_bytes(config.source), on_progress)
     tally = Tally(config.on_bad_document)
@@ -204,7 +205,8 @@ def _merge(division: Division) -> Manifest:
             parts = sorted({_part_of(key, plan["begun"]) for key in missing})
             again = ", ".join(f"lit-illada data part write --part {index}/{division.count}" for index in parts)
             raise UserError(f"{len(missing)} shards are not written: {again}")
-        for leftover in folder.rglob("*.tmp"):  # of a step that was killed
+        # temporary files of a killed step
+        for leftover in folder.rglob("*.tmp"):
             if leftover.is_file():
                 leftover.unlink()
         return finish(folder, tokenizer, build_manifest(config, tokenizer, records, tally))

@@ -75,6 +75,7 @@ def finish(folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> Manifest:
     """Writes tokenizer and manifest, then removes everything that is not part of the data set."""
     manifest = replace(manifest, tokenizer_folder=_free_tokenizer_folder(folder, tokenizer))
     tokenizer.save(folder / manifest.tokenizer_folder)
+    # from the next line on, the folder is the new data set; the rest only removes files
     write_atomically(folder / MANIFEST_FILE, manifest.to_json())
     shards = {shard.file for split in (manifest.train, manifest.validation) for shard in split.shards}
     for split in (TRAIN, VALIDATION):

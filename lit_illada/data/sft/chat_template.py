@@ -79,6 +79,7 @@ class ChatTemplate:
         if self._tokenizer.eos_token_id in ids:
             ids = ids[: ids.index(self._tokenizer.eos_token_id)]
         text = self._tokenizer.decode(ids)
+        # reasoning may itself contain the closing mark as text, so the last one counts
         reasoning, is_closed, answer = text.rpartition(self._texts["think_close"])
         if is_closed:
             return Response(reasoning.removeprefix(self._texts["think_open"]), answer)

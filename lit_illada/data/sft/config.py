@@ -86,6 +86,7 @@ class ReasoningTask:
         self.levels()
 
     def source(self) -> ReasoningSource:
+        """The source with the same seed and operations, without re-checks."""
         return ReasoningSource(seed=self.seed, operations=self.operations, recheck_fraction=0.0)
 
     def levels(self) -> dict[str, ProblemRange]:

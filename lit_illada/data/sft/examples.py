@@ -54,6 +54,7 @@ def read_examples(source: InstructionFiles, validation_fraction: float, on_bad: 
         validation = list(_read(source, source.validation_paths, "validation_paths", on_bad))
     else:
         validation = [e for e in examples if split_of(e.prompt_digest, validation_fraction) == VALIDATION]
+    # also removes prompts of separate validation files from training
     held_out = {example.prompt_digest for example in validation}
     return [example for example in examples if example.prompt_digest not in held_out], validation
 

@@ -61,7 +61,9 @@ class ExampleStream(Protocol):
 
     rows_per_epoch: int  # rows after which every example was used once
 
-    def rows(self, row_ids: NDArray[np.int64]) -> RowArrays: ...
+    def rows(self, row_ids: NDArray[np.int64]) -> RowArrays:
+        """The rows with these numbers; a pure function of them."""
+        ...
 
 
 def build_stream(
@@ -119,6 +121,7 @@ class PackedExamples:
         lengths = examples.lengths[order]
         ends = np.cumsum(lengths)
         num_tokens, size = int(ends[-1]), shape[0] * shape[1]
+        # index in `examples.tokens` of each token of the concatenated, reordered examples
         source = np.repeat(examples.starts[order] - (ends - lengths), lengths) + np.arange(num_tokens)
 
         tokens = np.full(size, self._eos_token_id, np.int64)

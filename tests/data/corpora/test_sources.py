@@ -81,9 +81,9 @@ def test_jsonl_origin_is_file_and_line(tmp_path: Path):
         (b'{"text": "a"}\n{"text": \n', "docs.jsonl:2: not JSON"),
         (b'["a"]\n', "docs.jsonl:1: must hold an object, not a list"),
         (b'{"body": 1, "title": 2}\n', "docs.jsonl:1: no field 'text'; fields seen: body, title"),
-        (b'{"text": 3}\n', "docs.jsonl:1: field 'text' is a int"),
+        (b'{"text": 3}\n', "docs.jsonl:1: field 'text' holds a int"),
         (b'{"text": "\\ud800"}\n', "half a surrogate pair"),
-        (b'{"text": "\xff"}\n', "docs.jsonl:1: invalid UTF-8 at byte offset 10"),
+        (b'{"text": "\xff"}\n', "docs.jsonl:1: broken UTF-8 at byte offset 10"),
     ],
 )
 def test_bad_jsonl_line_is_named_and_others_are_read(tmp_path: Path, content: bytes, message: str):
@@ -102,10 +102,10 @@ def test_bad_jsonl_line_is_named_and_others_are_read(tmp_path: Path, content: by
     ("name", "content", "message"),
     [
         ("b.txt", b"ab\0cd", "b.txt: binary file (a zero byte at offset 2)"),
-        ("b.txt", b"caf\xe9 au lait", "b.txt: invalid UTF-8 at byte offset 3"),
-        ("b.txt.gz", b"no gzip at all", "b.txt.gz: corrupt compressed file"),
-        ("b.txt.gz", gzip.compress(b"text" * 1000, mtime=0)[:-9], "b.txt.gz: corrupt compressed file"),
-        ("b.txt.zst", b"no zstd at all", "b.txt.zst: corrupt compressed file"),
+        ("b.txt", b"caf\xe9 au lait", "b.txt: broken UTF-8 at byte offset 3"),
+        ("b.txt.gz", b"no gzip at all", "b.txt.gz: broken compressed file"),
+        ("b.txt.gz", gzip.compress(b"text" * 1000, mtime=0)[:-9], "b.txt.gz: broken compressed file"),
+        ("b.txt.zst", b"no zstd at all", "b.txt.zst: broken compressed file"),
     ],
 )
 def test_bad_text_file_is_named_and_others_are_read(tmp_path: Path, name: str, content: bytes, message: str):
