@@ -1,4 +1,4 @@
-"""What a measurement leaves behind in its process."""
+"""Benchmarks restore the state of their process."""
 
 import os
 

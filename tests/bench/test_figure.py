@@ -1,4 +1,4 @@
-"""A stopwatch on a device that works behind the program's back."""
+"""Timing waits for work queued on the device."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from lit_illada.bench.figure import seconds
 
 @pytest.fixture
 def waits(monkeypatch):
-    """What happens in order: every wait for the device, here the CPU in the place of a GPU."""
+    """Records each synchronisation with the device; a CPU stands in for a GPU."""
     happened = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: happened.append("waited"))
     return happened

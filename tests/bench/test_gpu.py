@@ -1,4 +1,4 @@
-"""`make bench-gpu` where there is no GPU: refused, or rehearsed on the CPU by the same path."""
+"""The GPU benchmark without a GPU: rejected, or a dry run of the same code on the CPU."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of the training loop runs, on the demo's own configuration."""
+"""The benchmark of the training loop runs on the configuration of the demo."""
 
 from lit_illada.bench import loop
 from lit_illada.training.config.trainer import Accelerator

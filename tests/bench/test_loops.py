@@ -1,4 +1,4 @@
-"""The benchmark of the loop detectors runs, and its texts are what they should be."""
+"""The benchmark of loop detection runs on texts of which a quarter loops."""
 
 from lit_illada.bench import loops
 from lit_illada.loops.detect.findings import detect
@@ -11,6 +11,6 @@ def test_every_figure_is_present():
 
 
 def test_quarter_of_texts_loops():
-    found = [detect(loops.text(seed)) for seed in range(40)]
-    assert [item.is_loop for item in found] == [seed % 4 == 0 for seed in range(40)]
-    assert all(item.length == 512 for item in found)
+    findings = [detect(loops.text(seed)) for seed in range(40)]
+    assert [item.is_loop for item in findings] == [seed % 4 == 0 for seed in range(40)]
+    assert all(item.length == 512 for item in findings)

@@ -1,4 +1,4 @@
-"""The plain step does the same work as ours: the same loss and the same gradients."""
+"""The plain step computes the same loss and gradients as ours."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The `bench` command where not everything can be measured."""
+"""The `bench` command when some benchmarks cannot run."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The benchmark of the training step: its figures, its batches, its profile."""
+"""Figures, batches and profile of the training-step benchmark."""
 
 import json
 

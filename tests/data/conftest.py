@@ -1,4 +1,4 @@
-"""A small corpus and its prepared data set, shared by the room's tests."""
+"""A small corpus and its prepared data set, shared by the tests of this folder."""
 
 import json
 import random
@@ -19,7 +19,7 @@ def _make_texts(num: int, seed: int = 0) -> list[str]:
 
 
 def _make_config(folder: Path, texts: list[str], **fields: object) -> DataConfig:
-    """For a data set in `folder` whose corpus, the texts, is written beside it."""
+    """The config of a data set in `folder`; writes its corpus of these texts next to the folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     corpus = folder.with_suffix(".jsonl")
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A training shard that fails its hash stops the run, or its rows are another's: the same for all, at every resume."""
+"""A damaged training shard stops the run or is replaced, equally on every rank and after a resume."""
 
 import shutil
 from dataclasses import replace

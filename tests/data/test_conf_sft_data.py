@@ -1,4 +1,4 @@
-"""The files of conf/sft_data: one per choice, with known fields, and presets that compose."""
+"""conf/sft_data has one file per choice with known fields, and presets that compose."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Shapes: B rows, T tokens a row."""
+"""Shapes: B rows, T tokens per row."""
 
 import logging
 import math
@@ -29,8 +29,8 @@ def make(config: DataConfig, *, world: tuple[int, int] | None = None, **argument
     settings = {"seed": 3, "batch_rows": 8, "micro_batch_rows": 2, "total_steps": 12, "validation_rows": 8, **arguments}
     module = PackedDataModule(config, **settings)
     if world:
-        shares = {"rank": world[0], "num_replicas": world[1]}
-        module.trainer = SimpleNamespace(training=True, strategy=SimpleNamespace(distributed_sampler_kwargs=shares))
+        replica = {"rank": world[0], "num_replicas": world[1]}
+        module.trainer = SimpleNamespace(training=True, strategy=SimpleNamespace(distributed_sampler_kwargs=replica))
     return module
 
 
@@ -92,15 +92,15 @@ def test_split_cuts_configured_fraction_of_rows_at_uniform_points():
 
 def test_truncation_draws_uniform_lengths_and_isolates_unmaskable_tail():
     is_start, is_maskable = draw(TruncateRow(0.5), 8)
-    kept = is_maskable.sum(1)
-    counts = np.bincount(kept, minlength=9)
+    lengths = is_maskable.sum(1)
+    counts = np.bincount(lengths, minlength=9)
     assert counts[0] == 0
     assert abs(counts[1:8] - 1250).max() < 6 * math.sqrt(1250)
     for row in range(200):
         expected = np.zeros(8, np.bool)
-        expected[[0, kept[row] % 8]] = True
+        expected[[0, lengths[row] % 8]] = True
         np.testing.assert_array_equal(is_start[row], expected)
-        np.testing.assert_array_equal(is_maskable[row], np.arange(8) < kept[row])
+        np.testing.assert_array_equal(is_maskable[row], np.arange(8) < lengths[row])
 
 
 @pytest.mark.parametrize("shortening", [SplitRow(0.0), TruncateRow(0.0), NoShortening()])
@@ -120,7 +120,7 @@ def test_rows_of_step_are_independent_of_ranks_and_accumulation(prepared, shorte
             for rank in range(size)
         ]
         accumulation = 8 // (micro_batch_rows * size)
-        found = []
+        result = []
         for _ in range(12):
             rows = {}
             for loader in loaders * accumulation:
@@ -129,9 +129,9 @@ def test_rows_of_step_are_independent_of_ranks_and_accumulation(prepared, shorte
                     rows[row_id] = tuple(
                         part[b].tolist() for part in (batch.input_ids, batch.is_maskable, batch.layout.position_ids)
                     )
-            found.append(rows)
+            result.append(rows)
         assert all(next(loader, None) is None for loader in loaders)
-        return found
+        return result
 
     expected = steps(1, 8)
     assert [sorted(rows) for rows in expected] == [list(range(8 * s, 8 * s + 8)) for s in range(12)]
@@ -142,10 +142,10 @@ def test_rows_of_step_are_independent_of_ranks_and_accumulation(prepared, shorte
 
 
 def test_loader_processes_give_same_batches_in_same_order(prepared):
-    alone = list(make(prepared).train_dataloader())
+    single = list(make(prepared).train_dataloader())
     together = list(make(replace(prepared, num_workers=2)).train_dataloader())
-    assert len(alone) == len(together) == 48
-    assert all(map(same, alone, together))
+    assert len(single) == len(together) == 48
+    assert all(map(same, single, together))
 
 
 @pytest.mark.parametrize("rows_seen", [8, 40, 88])
@@ -187,7 +187,7 @@ def test_second_epoch_after_resume_is_complete(prepared):
 
 
 class _Tiny(L.LightningModule):
-    """Learns from every token's sum and remembers the rows it saw."""
+    """Trains on the sum of the tokens and records the rows it received."""
 
     def __init__(self):
         super().__init__()

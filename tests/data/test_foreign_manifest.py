@@ -1,4 +1,4 @@
-"""A data set from elsewhere writes nothing outside its folder or cache, runs nothing, and ends in one line."""
+"""An untrusted data set writes nothing outside its folder or cache, executes nothing and gives one-line errors."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""Shapes: T tokens a row."""
+"""Shapes: T tokens per row."""
 
 from collections import Counter
 from itertools import chain
@@ -19,7 +19,7 @@ def make_stream(dataset: Dataset, *, row_length: int = 32, num_streams: int = 4,
 
 
 def reference_order(rows_per_shard: list[int], num_streams: int, seed: int, epoch: int) -> list[tuple[int, int]]:
-    """(shard, row) in the order in which an epoch reads them, spelled out."""
+    """(shard, row) in the reading order of an epoch, as a slow reference."""
     listed = []
     for shard in permutation(len(rows_per_shard), seed, epoch, 1).tolist():
         listed += [(shard, row) for row in range(rows_per_shard[shard])]
@@ -39,9 +39,9 @@ def test_row_order_matches_reference(rows_per_shard, num_streams, seed, data):
     ]
     assert order.rows_per_epoch == len(expected) // 3
     # any row, in any sequence
-    asked = data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=20))
-    found = zip(*(part.tolist() for part in order.locate(np.array(asked))), strict=True)
-    assert list(found) == [expected[g] for g in asked]
+    row_ids = data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=20))
+    locations = zip(*(part.tolist() for part in order.locate(np.array(row_ids))), strict=True)
+    assert list(locations) == [expected[g] for g in row_ids]
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(2, 16), st.integers(0, 5))

@@ -28,9 +28,9 @@ def function(name, num_lines):
 @given(st.lists(st.sampled_from(["x\n", "    y\n", "\n", "z" * 300 + "\n"]), max_size=60))
 def test_sections_cover_the_text_and_have_line_numbers(lines):
     text = "".join(lines)
-    found = list(sections(text))
-    assert "".join(section for _, section in found) == text
-    for number, section in found:
+    pieces = list(sections(text))
+    assert "".join(section for _, section in pieces) == text
+    for number, section in pieces:
         assert "".join(lines[number - 1 :]).startswith(section)
         assert len(section) < 4 * 400 + 301
 

@@ -1,4 +1,4 @@
-"""The contract of a run's rows, for fine-tuning: one number is the position, whoever reads."""
+"""Rows of a fine-tuning run depend only on their number, not on ranks, workers or resumes."""
 
 import json
 import logging
@@ -52,8 +52,8 @@ def make(config=CONFIG, *, world=None, **arguments):
     settings = {"seed": 3, "batch_rows": 8, "micro_batch_rows": 2, "total_steps": 9, "validation_rows": 8, **arguments}
     module = SFTDataModule(config, TOKENIZER, **settings)
     if world:
-        shares = {"rank": world[0], "num_replicas": world[1]}
-        module.trainer = SimpleNamespace(training=True, strategy=SimpleNamespace(distributed_sampler_kwargs=shares))
+        replica = {"rank": world[0], "num_replicas": world[1]}
+        module.trainer = SimpleNamespace(training=True, strategy=SimpleNamespace(distributed_sampler_kwargs=replica))
     return module
 
 
@@ -70,14 +70,14 @@ def test_rows_of_step_are_independent_of_ranks_accumulation_and_workers(rows):
             iter(make(config, world=(rank, size), micro_batch_rows=micro_batch_rows).train_dataloader())
             for rank in range(size)
         ]
-        found = []
+        result = []
         for _ in range(9):
             step = {}
             for loader in loaders * (8 // (micro_batch_rows * size)):
                 step.update(rows_of(next(loader)))
-            found.append(step)
+            result.append(step)
         assert all(next(loader, None) is None for loader in loaders)
-        return found
+        return result
 
     expected = steps(1, 8)
     assert [sorted(step) for step in expected] == [list(range(8 * s, 8 * s + 8)) for s in range(9)]
@@ -115,10 +115,10 @@ def test_every_epoch_has_each_example_once_also_after_resume(rows):
     second = [token for g in range(n, 2 * n) for token in seen[g][0]]
     train, _ = module._splits
     everything = Counter(token for prompt, response in train.pairs for token in prompt + response)
-    found = Counter(second)
-    assert found[eos] >= everything[eos]
-    del found[eos], everything[eos]
-    assert found == everything
+    result = Counter(second)
+    assert result[eos] >= everything[eos]
+    del result[eos], everything[eos]
+    assert result == everything
 
 
 def test_epochs_are_converted_to_steps():
@@ -138,11 +138,11 @@ def test_validation_rows_are_independent_of_training_layout(rows):
         ]
 
     module = make(replace(CONFIG, rows=rows), seed=99)
-    found = [row for batch in module.val_dataloader() for row in scored(batch)]
+    result = [row for batch in module.val_dataloader() for row in scored(batch)]
     expected = [row for batch in make().val_dataloader() for row in scored(batch)]
-    assert found == expected
-    assert len(found) == 8
-    for ids, is_maskable in found:
+    assert result == expected
+    assert len(result) == 8
+    for ids, is_maskable in result:
         prompt_length = ids.index(TOKENIZER.assistant_token_id) + 1
         assert is_maskable == [False] * prompt_length + [True] * (len(ids) - prompt_length)
         assert ids[-1] == TOKENIZER.eos_token_id
@@ -313,7 +313,7 @@ def test_turns_of_a_conversation_have_one_document_id(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"validation_fraction": 0.0}, "validation_fraction is 0.0"),
         ({"validation_fraction": 0.5}, "validation_fraction is 0.5"),
@@ -321,6 +321,6 @@ def test_turns_of_a_conversation_have_one_document_id(tmp_path):
         ({"num_workers": -1}, "num_workers is -1"),
     ],
 )
-def test_invalid_settings_are_rejected(fields, said):
-    with pytest.raises(UserError, match=f"sft_data.{said}"):
+def test_invalid_settings_are_rejected(fields, message):
+    with pytest.raises(UserError, match=f"sft_data.{message}"):
         SFTDataConfig(**fields)

@@ -1,4 +1,4 @@
-"""Compressed bombs and endless lines end in one line that names the file and the limit, in bounded memory and time."""
+"""Decompression bombs and very long lines give one-line errors, in bounded memory and time."""
 
 import gzip
 import json

@@ -28,13 +28,13 @@ def test_nested_repetitions_are_detected(pattern):
     assert has_nested_repetition(pattern)
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("(a+)+$", r"\(a\+\)\+\$"), ("a" * (MAX_PATTERN + 1), "characters")])
-def test_tokenizer_with_nested_repetition_is_rejected_with_its_file(pattern, said, tmp_path):
+@pytest.mark.parametrize(("pattern", "message"), [("(a+)+$", r"\(a\+\)\+\$"), ("a" * (MAX_PATTERN + 1), "characters")])
+def test_tokenizer_with_nested_repetition_is_rejected_with_its_file(pattern, message, tmp_path):
     Tokenizer.train(["alpha beta"] * 9, 300).save(tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"tokenizer\.json.*{said}"):
+    with pytest.raises(UserError, match=rf"tokenizer\.json.*{message}"):
         Tokenizer.load(tmp_path)

@@ -30,15 +30,15 @@ def bad_and_good(source) -> tuple[list[str], list[str]]:
 
 
 def test_stdlib_source_excludes_tests_and_has_fixed_order():
-    found = documents(StdlibSource())
-    origins = [document.origin for document in found]
+    result = documents(StdlibSource())
+    origins = [document.origin for document in result]
     files = [origin.rpartition(":")[0] for origin in origins]
     assert files == sorted(files)
-    assert found == documents(StdlibSource())
-    assert len(found) > 5000
+    assert result == documents(StdlibSource())
+    assert len(result) > 5000
     assert any(file.endswith("argparse.py") for file in files)
     assert not any("site-packages" in origin or "/test/" in origin for origin in origins)
-    num_bytes = sum(len(document.text.encode()) for document in found)
+    num_bytes = sum(len(document.text.encode()) for document in result)
     assert 0.8 * total_bytes(StdlibSource()) < num_bytes <= total_bytes(StdlibSource()), (
         "only near-duplicates are left out"
     )
@@ -63,9 +63,9 @@ def test_text_source_reads_files_globs_folders_and_compressed_files(tmp_path: Pa
 def test_separator_line_ends_a_document(tmp_path: Path):
     path = tmp_path / "stories.txt"
     path.write_text("one\nstill one\n<|end|>\ntwo\n<|end|>\nthree <|end|> goes on\n")
-    found = documents(TextSource([str(path)], "<|end|>"))
-    assert [document.text for document in found] == ["one\nstill one\n", "two\n", "three <|end|> goes on\n"]
-    assert [document.origin for document in found] == [f"{path}:1", f"{path}:4", f"{path}:6"]
+    result = documents(TextSource([str(path)], "<|end|>"))
+    assert [document.text for document in result] == ["one\nstill one\n", "two\n", "three <|end|> goes on\n"]
+    assert [document.origin for document in result] == [f"{path}:1", f"{path}:4", f"{path}:6"]
 
 
 def test_jsonl_origin_is_file_and_line(tmp_path: Path):

@@ -131,7 +131,7 @@ def test_pauses_double_up_to_a_limit_with_jitter(monkeypatch):
 
 
 def test_truncated_shard_is_fetched_again_and_then_named(server):
-    """Whole by what the server says of it, but not by the manifest."""
+    """The length agrees with the server's header but not with the manifest."""
     dataset = open_dataset(server.url)
     record = dataset.manifest.train.shards[0]
     server.faults = ["short"]

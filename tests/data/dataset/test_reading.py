@@ -26,15 +26,15 @@ def copy(prepared, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def url(prepared):
     """The data set behind a web server; the list of requested paths."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
-            asked.append(self.path)
+            requests.append(self.path)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=prepared.dir))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", requests
     server.shutdown()
 
 
@@ -48,7 +48,7 @@ def load_first(folder: Path) -> None:
 
 
 def assert_load_fails(folder: Path, *words: str) -> None:
-    """Both reading and verify name the shard and what to do."""
+    """Both reading and `verify` name the shard and the fix."""
     problems = verify(folder)
     assert len(problems) == 1
     with pytest.raises(UserError) as caught:
@@ -84,7 +84,7 @@ def test_missing_shard_is_named(copy):
 
 
 def rewrite(folder: Path, change) -> None:
-    """Replace the first shard by another tar that the manifest's size and hash agree with, as a wrong tool would."""
+    """Replaces the first shard by another tar and updates its size and hash in the manifest."""
     import hashlib
     import json
 
@@ -146,7 +146,7 @@ def test_folder_without_readable_manifest_is_rejected(copy):
 
 
 def test_urls_and_pipes_read_the_same_as_the_folder(prepared, url, tmp_path):
-    address, asked = url
+    address, requests = url
     local = open_dataset(prepared.dir)
     expected = local.load(local.manifest.train.shards[0])
     for location in (address, f"pipe:cat {prepared.dir}"):
@@ -157,14 +157,14 @@ def test_urls_and_pipes_read_the_same_as_the_folder(prepared, url, tmp_path):
 
     cached = open_dataset(address, str(tmp_path / "cache"))
     record = cached.manifest.train.shards[1]
-    asked.clear()
+    requests.clear()
     for _ in range(2):
         cached.load(record)
-    assert asked == [f"/{record.file}"]
-    (kept,) = (tmp_path / "cache").rglob("*.tar")
-    kept.write_bytes(b"spoilt")
+    assert requests == [f"/{record.file}"]
+    (cache_file,) = (tmp_path / "cache").rglob("*.tar")
+    cache_file.write_bytes(b"spoilt")
     cached.load(record)
-    assert asked == [f"/{record.file}"] * 2
+    assert requests == [f"/{record.file}"] * 2
 
 
 def test_missing_url_is_reported(url):

@@ -166,7 +166,7 @@ def test_failed_overwrite_leaves_old_data_set_intact(tmp_path, make_config, make
     assert prepare(config).train.documents == open_dataset(config.dir).manifest.train.documents
 
 
-@pytest.mark.parametrize("overwrite", [prepare, partial(prepare_by_parts, workers=1)], ids=["alone", "by parts"])
+@pytest.mark.parametrize("overwrite", [prepare, partial(prepare_by_parts, workers=1)], ids=["one process", "by parts"])
 def test_old_data_set_stays_intact_until_its_manifest_is_replaced(
     overwrite, tmp_path, make_config, make_texts, monkeypatch
 ):
@@ -193,7 +193,7 @@ def test_old_data_set_stays_intact_until_its_manifest_is_replaced(
         assert Counter(texts) == Counter(make_texts(80, seed=seed))
         assert [path.name for path in Path(config.dir).glob("tokenizer*")] == [new.tokenizer_folder]
         assert open_dataset(f"pipe:cat {config.dir}").tokenizer().sha256 == new.tokenizer_sha256
-    assert new.tokenizer_folder == "tokenizer"  # which the second one found free
+    assert new.tokenizer_folder == "tokenizer"  # its name is free, since the first preparation removed the old one
 
 
 def test_manifest_without_tokenizer_folder_is_readable(prepared, tmp_path):

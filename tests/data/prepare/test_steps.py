@@ -58,7 +58,7 @@ def corpus(tmp_path_factory, make_texts):
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory, make_config):
-    """The config of the corpus as one process has prepared it."""
+    """The config of the corpus, prepared by one process."""
     folder = tmp_path_factory.mktemp("whole") / "set"
     source = JsonlSource([str(corpus)])
     config = make_config(folder, [], source=source, on_bad_document=OnBadDocument.SKIP)

@@ -28,9 +28,9 @@ def parts(example):
 
 
 def solve(question):
-    """(values by label, the answer, the modulus), with Python's own arithmetic."""
-    *chain, asked = question.split("\n")
-    modulus = int(asked.removeprefix("x mod ").rstrip("?"))
+    """(values by label, the answer, the modulus), computed by Python."""
+    *chain, final_line = question.split("\n")
+    modulus = int(final_line.removeprefix("x mod ").rstrip("?"))
     values, x = {}, None
     for line in chain:
         label, _, expression = line.partition("=")
@@ -122,13 +122,13 @@ def test_problems_span_the_configured_range():
 def test_examples_depend_only_on_seed_and_requesting_more_extends_them():
     assert make(num=50) == make(num=80)[:50]
     assert make(replace(SOURCE, seed=1), num=50) != make(num=50)
-    # a change of the traces leaves the problems alone: arms of an ablation learn the same ones
+    # a change of the traces does not change the problems: arms of an ablation train on the same ones
     questions = [parts(example)[0] for example in make(num=50)]
     assert [parts(example)[0] for example in make(replace(SOURCE, recheck_fraction=0.0), num=50)] == questions
 
 
 def longest_run(tokens, period):
-    """The longest stretch that repeats itself after `period` tokens, first copy included; 0 where none does."""
+    """Length of the longest run that repeats with this period, first copy included; 0 if there is none."""
     longest = current = 0
     for a, b in zip(tokens, tokens[period:], strict=False):
         current = current + 1 if a == b else 0
@@ -137,7 +137,7 @@ def longest_run(tokens, period):
 
 
 def loops(tokens):
-    """The periods of literal loops: at least 3 tokens, 3 cycles, 24 tokens in all."""
+    """Periods of exact loops of at least 3 tokens, 3 cycles and 24 tokens in total."""
     runs = {period: longest_run(tokens, period) for period in range(3, len(tokens) // 3 + 1)}
     return [period for period, run in runs.items() if run >= max(24, 3 * period)]
 
@@ -180,5 +180,5 @@ def test_largest_numbers_are_drawn_uniformly_and_bound_every_number():
         for example in make_examples(source, mixed, Portion.TRAIN, 600, 0.1)
     ]
     assert 0.4 < sum(most <= 3 for most in largest) / 600 < 0.6
-    alone = make_examples(source, ProblemRange([10], 2, 4, max_numbers=[9]), Portion.TRAIN, 50, 0.1)
-    assert alone == make_examples(source, ProblemRange([10], 2, 4), Portion.TRAIN, 50, 0.1)
+    limited = make_examples(source, ProblemRange([10], 2, 4, max_numbers=[9]), Portion.TRAIN, 50, 0.1)
+    assert limited == make_examples(source, ProblemRange([10], 2, 4), Portion.TRAIN, 50, 0.1)

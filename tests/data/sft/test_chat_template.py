@@ -1,4 +1,4 @@
-"""Conversations in tokens and back."""
+"""Encoding of conversations and reading of responses."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Instruction files become examples, and rows that are none are named."""
+"""Reading of instruction files, with errors for malformed records."""
 
 import gzip
 import json
@@ -159,10 +159,10 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize(("kind", "row", "said"), BAD)
-def test_bad_record_is_named_with_its_line_and_others_are_read(tmp_path, kind, row, said):
+@pytest.mark.parametrize(("kind", "row", "message"), BAD)
+def test_bad_record_is_named_with_its_line_and_others_are_read(tmp_path, kind, row, message):
     file = write(tmp_path / "some.jsonl", GOOD[kind], "", row, GOOD[kind])
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read(SOURCES[kind]([file]))
     assert f"{file}:3" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -106,7 +106,7 @@ def test_shortening_of_rows_equals_that_of_pretraining(kind, shortening):
     shortening.apply(expected.is_start, expected.is_maskable, row_ids, 3)
     shortened = stream(kind(shortening=shortening), pairs)
     assert flat_rows(shortened.rows(row_ids)) == flat_rows(expected)
-    assert flat_rows(shortened.rows(row_ids)) == flat_rows(expected)  # the rows that are kept were not changed
+    assert flat_rows(shortened.rows(row_ids)) == flat_rows(expected)  # the cached rows are unchanged
     assert flat_rows(expected) != flat_rows(plain.rows(row_ids))
 
 
