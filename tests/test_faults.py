@@ -1,7 +1,8 @@
 """What a user sees when something is wrong: a table of bad inputs and faults, each one line and an exit status.
 
-Faults that take a process of their own stand elsewhere: killed and silent ranks in tests/training/test_ranks.py, kills
-in tests/training/test_pretrain.py, lost servers in tests/data/test_fetching.py.
+Faults that need a separate process are tested elsewhere: killed and silent ranks in
+tests/training/distributed/test_rank_watch.py, kills in tests/training/test_pretrain.py, lost servers in
+tests/data/test_fetching.py.
 """
 
 import json

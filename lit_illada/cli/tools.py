@@ -34,7 +34,7 @@ def config(command: str | None, key: str | None, overrides: tuple[str, ...]) -> 
         print_content(show(explain(key, command, overrides)), end="")
         return
     if command is None:
-        raise UserError("which command's config? Name it, such as: lit-illada config pretrain")
+        raise UserError("name the command whose config to print, such as: lit-illada config pretrain")
     from lit_illada.config import load
     from lit_illada.schema import dump
 
@@ -58,7 +58,7 @@ def doctor(json_file: Path | None) -> None:
     from lit_illada.runtime import packages
 
     if missing := packages.missing():
-        packages.tell(missing, json_file)
+        packages.print_missing(missing, json_file)
         raise SystemExit(1)
     from lit_illada.commands.doctor import run
 
@@ -79,9 +79,9 @@ Examples:
 @click.argument(
     "overrides", nargs=-1, metavar="[CHECKPOINT] [KEY=VALUE]...", shell_complete=completion.complete_override
 )
-@click.option("--gpu", default="cpu", show_default=True, help="h200, h100, a100, or cpu: this machine's, measured.")
+@click.option("--gpu", default="cpu", show_default=True, help="h200, h100, a100, or cpu, measured on this machine.")
 @click.option("--gpus", type=int, help="Number of devices.  [default: the config's devices × nodes]")
-@click.option("--tokens", type=float, help="Length of the training, such as 1e12.  [default: the config's]")
+@click.option("--tokens", type=float, help="Training tokens, such as 1e12.  [default: the config's]")
 @click.option("--mfu", type=float, help="Fraction of the peak speed that is reached.  [default: 0.35, on a CPU 0.15]")
 @guarded
 def estimate(
@@ -90,7 +90,7 @@ def estimate(
     """Estimate what a training run needs: parameters, memory per device by part, FLOPs, days, disk.
 
     sft fine-tunes the model of CHECKPOINT, or a model without weights such as +model=illada_8b.
-    No GPU is needed. The memory is that of tensors; a GPU needs one or two GB more for itself.
+    No GPU is needed. Memory counts tensors only; the CUDA context takes one or two GB more.
     """
     from lit_illada.commands.estimate import run
 
@@ -146,8 +146,8 @@ Examples:
 def bench(
     names: tuple[str, ...], json_file: Path | None, checkpoint: Path | None, profile: Path | None, dry_run: bool
 ) -> None:
-    """Measure this machine: data, the training step, the same step written plainly, the loss's memory, the training
-    loop's overhead, generation, loop detectors; `gpu` measures everything that runs on a GPU.
+    """Benchmark data loading, the training step, a plain reference step, the loss's memory, the training loop's
+    overhead, generation and loop detectors; `gpu` benchmarks everything that runs on a GPU.
 
     Without NAME, all benchmarks run. Figures are medians with their spread; ratios come from alternating runs.
     """

@@ -1,4 +1,4 @@
-"""Implementation of `lit-illada convert`: Hugging Face checkpoints to lit-illada folders, and back."""
+"""Runs the `convert` command: Hugging Face checkpoints to lit-illada folders, and back."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.checksums import check_folder, write_folder_checksums
 from lit_illada.runtime.console import Console
 
-# files beside tokenizer.json that other tools read; never code
+# copied beside tokenizer.json because other tools read them; code is never copied
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
                     "vocab.json", "merges.txt", "generation_config.json")  # fmt: skip
 _DOWNLOADED = ["*.json", "model*.safetensors", "*.jinja", "merges.txt"]
@@ -70,13 +70,23 @@ def run(
     max_shard_gb: float,
     revision: str | None,
 ) -> None:
-    """Converts a checkpoint and prints a summary of all tensors."""
+    """Convert a checkpoint and print a summary of all tensors.
+
+    Args:
+        source: local folder or file, or hub id.
+        destination: new folder.
+        to: layout to write; None: ours from a Hugging Face checkpoint, else the first Hugging Face layout that fits.
+        mask_token, eos_token: special tokens that the source does not name.
+        dtype: name of the torch dtype to write; None: that of the weights.
+        max_shard_gb: largest safetensors file, in GB.
+        revision: branch, tag or commit of a hub repository.
+    """
     console = Console(stderr=True)
     _require_new(destination)
-    if destination.resolve() == Path.cwd():  # an empty destination is replaced by the new folder
+    if destination.resolve() == Path.cwd():  # renaming replaces an empty destination
         raise UserError(f"{destination} is the current folder, which cannot be replaced: name a new one")
     path = _local(source, revision)
-    check_folder(path)  # first: a folder is recognised by its files, which may be missing
+    check_folder(path)  # before the layout is recognised by its files, which may be missing
     try:
         converted = _from_hf(path, mask_token, eos_token) if (path / CONFIG_FILE).is_file() else _from_ours(path)
     except UnaccountedError as error:
@@ -116,7 +126,7 @@ def run(
 
 
 def _local(source: str, revision: str | None) -> Path:
-    """The local folder or file, or the local cache of a hub repository: its safetensors and JSON files, no code."""
+    """Return the local path, downloading a hub repository: its safetensors and JSON files, no code."""
     path = Path(source)
     if path.exists():
         return path
@@ -126,17 +136,17 @@ def _local(source: str, revision: str | None) -> Path:
         return Path(snapshot_download(source, revision=revision, allow_patterns=_DOWNLOADED))
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise UserError(
-            f"{source}: no such folder here, and no such repository on the hub, or no access to it "
+            f"{source}: no such local folder, and no such repository on the hub, or no access to it "
             "(log in with: hf auth login)"
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{source}: the hub's repository has no revision {revision!r}") from error
     except HFValidationError as error:
-        raise UserError(f"{source}: no such folder here, and no hub id") from error
+        raise UserError(f"{source}: no such local folder, and no hub id") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"{source}: no such folder here, and the hub could not be reached ({_first_line(error)}): download it "
-            "where there is a network, and name the folder"
+            f"{source}: no such local folder, and the hub could not be reached ({_first_line(error)}): download it "
+            "on a machine with network access, and give the folder"
         ) from error
 
 
@@ -174,10 +184,10 @@ def _from_ours(path: Path) -> Source:
     folder = RunFolder.of_checkpoint(checkpoint.path).tokenizer
 
     def write(target: Path) -> None:
-        if checkpoint.path.suffix != ".safetensors":  # a run's folder has what the tokenizer writes, and no checksums
+        if checkpoint.path.suffix != ".safetensors":  # in a run folder the tokenizer's files have no checksums
             checkpoint.tokenizer.save(target)
             return
-        for file in folder_files(folder):  # not copytree, whose error hides that the disk is full
+        for file in folder_files(folder):  # not copytree, whose error has no errno for a full disk
             (target / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / file.relative_to(folder))
 
@@ -192,7 +202,7 @@ def _require_new(destination: Path) -> None:
 
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside the destination, renamed to it when the block succeeds.
+    """Yield a temporary folder beside the destination; rename it to the destination when the block succeeds.
 
     Raises UserError if another process is writing the destination or the disk is full.
     """
@@ -217,13 +227,13 @@ def new_folder(destination: Path) -> Iterator[Path]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise UserError(
-            f"{destination}: cannot be written ({os.strerror(error.errno)}): free some space and run it again"
+            f"{destination}: cannot be written ({os.strerror(error.errno)}): free some space and run the command again"
         ) from error
 
 
 @contextmanager
 def _locked(destination: Path) -> Iterator[None]:
-    """Locks the destination against other conversions. Raises UserError if one is running."""
+    """Lock the destination. Raises UserError if another conversion is writing it."""
     lock = FileLock(destination.with_name(f".{destination.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -234,14 +244,14 @@ def _locked(destination: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # before the release, while no other process can hold it
+        Path(lock.lock_file).unlink(missing_ok=True)  # before releasing it, while no other process can hold it
         lock.release()
 
 
 def _report(
     converted: Source, layout: HfLayout | None, destination: Path, dtype: torch.dtype | None, console: Console
 ) -> None:
-    """Prints one line per kind of tensor: count, shape, dtype, old and new name."""
+    """Print one line per kind of tensor: count, shape, dtype, old and new name."""
     target = "lit" if layout is None else layout.model_type
     lines: Counter[tuple[str, str, str]] = Counter()
     for ours, theirs in converted.names.items():
@@ -258,7 +268,7 @@ def _report(
     report = [f"{converted.kind} → {target}: {num_parameters(converted.model) / 1e6:,.1f} M parameters"]
     for (shape_text, dtype_text, names), count in lines.items():
         report.append(f"{count:5d}  {shape_text:{widths[0]}}  {dtype_text:{widths[1]}}  {names}")
-    report.append(f"all tensors are accounted for; written to {destination}")
+    report.append(f"all tensors are mapped; written to {destination}")
     if layout is None:
         tokenizer = RunFolder(destination).tokenizer
         if not converted.model.is_causal:

@@ -1,4 +1,4 @@
-"""The `doctor` command: what can this machine do, and by which command is mended what it lacks?"""
+"""Runs the `doctor` command: reports what this machine supports and how to fix what is missing."""
 
 import importlib.metadata
 import os
@@ -20,10 +20,10 @@ from lit_illada.runtime.console import Console
 from lit_illada.runtime.packages import Finding, Verdict
 from lit_illada.training.config.trainer import Accelerator, Precision
 
-# package: what it is for, and the extra that brings it
+# package: purpose, and the extra that installs it
 _OPTIONAL = {
-    "flash-attn-4": ("the fastest attention from NVIDIA's Hopper on", "flash-attn-4"),
-    "flash-attn": ("attention on NVIDIA GPUs by another build than torch's own", "flash-attn"),
+    "flash-attn-4": ("the fastest attention on NVIDIA Hopper and later", "flash-attn-4"),
+    "flash-attn": ("FlashAttention on NVIDIA GPUs, in place of torch's", "flash-attn"),
     "liger-kernel": ("a fused loss on NVIDIA GPUs", "liger"),
     "torchao": ("an optimizer with 8-bit states: optim/optimizer=adamw8bit", "torchao"),
     "submitit": ("sweeps on Slurm", "slurm"),
@@ -31,26 +31,26 @@ _OPTIONAL = {
     "wandb": ("curves in Weights & Biases: logger=wandb", "wandb"),
     "lm-eval": ("the tasks of lm-evaluation-harness", "eval"),
 }
-_OF_NO_USE_ON_A_CPU = ("flash-attn-4", "flash-attn", "liger-kernel")
-_LITTLE_DISK_BYTES = 5e9
+_CUDA_ONLY = ("flash-attn-4", "flash-attn", "liger-kernel")
+_MIN_FREE_BYTES = 5e9
 
 
 def run(json_file: Path | None) -> bool:
-    """Print the findings, and write them; whether nothing is broken that every run needs."""
+    """Print the findings and write them to `json_file`. Returns whether everything that every run needs works."""
     findings = list(examine())
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    told = None
+    previous = None
     for finding in findings:
         colour = {Verdict.good: "green", Verdict.absent: "yellow", Verdict.broken: "red"}[finding.verdict]
-        section = "" if finding.section == told else finding.section
+        section = "" if finding.section == previous else finding.section
         table.add_row(section, finding.name, Text(finding.verdict, style=colour), finding.seen)
-        told = finding.section
+        previous = finding.section
     console = Console()
     console.print(table, highlight=False)
-    mendable = [finding for finding in findings if finding.mend]
-    if mendable:
-        console.print("\nTo mend:")
-    for finding in mendable:
+    fixable = [finding for finding in findings if finding.mend]
+    if fixable:
+        console.print("\nTo fix:")
+    for finding in fixable:
         console.print(f"  {finding.name}: {finding.mend}", highlight=False, soft_wrap=True)
     if json_file is not None:
         packages.write(findings, json_file)
@@ -58,7 +58,7 @@ def run(json_file: Path | None) -> bool:
 
 
 def examine() -> Iterator[Finding]:
-    """Everything that is looked at, section by section."""
+    """Yield the findings of all checks, section by section."""
     yield from _machine()
     yield from _packages()
     yield from _devices()
@@ -78,7 +78,7 @@ def _machine() -> Iterator[Finding]:
         yield Finding("machine", "Python", python, Verdict.broken, "install Python 3.11 or later")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding("machine", "processor", f"{cores} cores for us, {memory / 1e9:.0f} GB of memory")
+    yield Finding("machine", "processor", f"{cores} cores available, {memory / 1e9:.0f} GB of memory")
 
 
 def _packages() -> Iterator[Finding]:
@@ -86,13 +86,15 @@ def _packages() -> Iterator[Finding]:
     for name, (purpose, extra) in _OPTIONAL.items():
         version = _version(name)
         if version is not None:
-            yield Finding("packages", name, f"{version}, for {purpose}")
-        elif name in _OF_NO_USE_ON_A_CPU and not torch.cuda.is_available():
-            yield Finding("packages", name, "not installed, and of no use without a CUDA device", Verdict.absent)
+            yield Finding("packages", name, f"{version}: {purpose}")
+        elif name in _CUDA_ONLY and not torch.cuda.is_available():
+            yield Finding("packages", name, "not installed; it needs a CUDA device", Verdict.absent)
         elif name.startswith("flash-attn") and any(map(_version, ("flash-attn", "flash-attn-4"))):
-            yield Finding("packages", name, "not installed: the two flash-attn exclude each other", Verdict.absent)
+            yield Finding(
+                "packages", name, "not installed: flash-attn and flash-attn-4 exclude each other", Verdict.absent
+            )
         else:
-            seen = f"not installed; it is for {purpose}"
+            seen = f"not installed: {purpose}"
             yield Finding("packages", name, seen, Verdict.absent, f"pip install 'lit-illada[{extra}]'")
 
 
@@ -104,14 +106,14 @@ def _devices() -> Iterator[Finding]:
         )
         yield Finding("devices", f"cuda:{index}", seen)
     if torch.cuda.is_available():
-        yield Finding("devices", "CUDA", f"{torch.version.cuda}, as torch was built with")
+        yield Finding("devices", "CUDA", f"{torch.version.cuda}, the version torch was built with")
         return
     if shutil.which("nvidia-smi") is None:
-        yield Finding("devices", "CUDA", "no NVIDIA driver here: runs are on the CPU", Verdict.absent)
+        yield Finding("devices", "CUDA", "no NVIDIA driver: runs use the CPU", Verdict.absent)
         return
-    reason, mend = "nvidia-smi is here, but torch sees no device", "see whether nvidia-smi itself lists a GPU"
+    reason, mend = "nvidia-smi exists, but torch finds no device", "check that nvidia-smi lists a GPU"
     if torch.version.cuda is None:
-        reason, mend = f"torch {torch.__version__} is built for the CPU alone", "pip install --force-reinstall torch"
+        reason, mend = f"torch {torch.__version__} is a CPU-only build", "pip install --force-reinstall torch"
     elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         reason, mend = "CUDA_VISIBLE_DEVICES hides every device", "unset CUDA_VISIBLE_DEVICES"
     yield Finding("devices", "CUDA", reason, Verdict.absent, mend)
@@ -120,7 +122,7 @@ def _devices() -> Iterator[Finding]:
 def _precision() -> Iterator[Finding]:
     for accelerator in _accelerators():
         resolved = Precision.auto.resolve(accelerator)
-        slow = "" if resolved is Precision.bf16_mixed else ": this processor does not multiply bfloat16"
+        slow = "" if resolved is Precision.bf16_mixed else ": this processor has no bfloat16 matrix multiplication"
         yield Finding("precision", f"auto on {accelerator}", f"{resolved}{slow}")
 
 
@@ -139,29 +141,27 @@ def _distributed() -> Iterator[Finding]:
     if available and torch.distributed.is_gloo_available():
         yield Finding("distributed", "gloo", "for several processes on CPUs")
     else:
-        yield Finding("distributed", "gloo", "torch is built without it: one process only", Verdict.absent)
+        yield Finding("distributed", "gloo", "missing from this build of torch: one process only", Verdict.absent)
     if available and torch.distributed.is_nccl_available():
         version = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "of torch"
         yield Finding("distributed", "NCCL", f"{version}, for several GPUs")
     else:
         mend = "pip install --force-reinstall torch" if torch.cuda.device_count() > 1 else None
-        yield Finding(
-            "distributed", "NCCL", "torch is built without it: no training on several GPUs", Verdict.absent, mend
-        )
+        yield Finding("distributed", "NCCL", "missing from this build of torch: one GPU only", Verdict.absent, mend)
 
 
 def _disk() -> Iterator[Finding]:
     for name in (".", "data", "runs"):
-        place = Path(name)
-        found = place if place.exists() else Path(".")
-        if not os.access(found, os.W_OK):
-            mend = f"chmod u+w {found.resolve()}, or work in another folder"
-            yield Finding("disk", name, "cannot be written", Verdict.broken, mend)
+        exists = Path(name).exists()
+        folder = Path(name if exists else ".")
+        if not os.access(folder, os.W_OK):
+            mend = f"chmod u+w {folder.resolve()}, or work in another folder"
+            yield Finding("disk", name, "not writable", Verdict.broken, mend)
             continue
-        free = shutil.disk_usage(found).free
-        seen = f"{free / 1e9:,.0f} GB free" + ("" if place.exists() else ", not made yet")
-        if free < _LITTLE_DISK_BYTES:
-            mend = f"du -sh {found.resolve()}/* shows what takes it; lower trainer.keep_checkpoints"
+        free = shutil.disk_usage(folder).free
+        seen = f"{free / 1e9:,.0f} GB free" + ("" if exists else ", not created yet")
+        if free < _MIN_FREE_BYTES:
+            mend = f"du -sh {folder.resolve()}/* shows what uses the space; lower trainer.keep_checkpoints"
             yield Finding("disk", name, seen, Verdict.absent, mend)
         else:
             yield Finding("disk", name, seen)
@@ -169,18 +169,18 @@ def _disk() -> Iterator[Finding]:
 
 def _slurm() -> Iterator[Finding]:
     if shutil.which("sinfo") is None:
-        yield Finding("Slurm", "sinfo", "not on this machine: sweeps run here", Verdict.absent)
+        yield Finding("Slurm", "sinfo", "not on this machine: sweeps run locally", Verdict.absent)
         return
     try:
         done = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=10, check=False)
-        reachable, said = done.returncode == 0, done.stderr.strip().partition("\n")[0]
+        is_reachable, reason = done.returncode == 0, done.stderr.strip().partition("\n")[0]
     except subprocess.TimeoutExpired:
-        reachable, said = False, "no answer within 10 s"
-    if reachable:
-        yield Finding("Slurm", "sinfo", f"answers, {len(done.stdout.splitlines())} partitions and states")
+        is_reachable, reason = False, "no answer within 10 s"
+    if is_reachable:
+        yield Finding("Slurm", "sinfo", f"answers, {len(done.stdout.splitlines())} partition states")
     else:
         yield Finding(
-            "Slurm", "sinfo", f"does not answer: {said}", Verdict.absent, "scontrol ping says which daemon is down"
+            "Slurm", "sinfo", f"does not answer: {reason}", Verdict.absent, "scontrol ping says which daemon is down"
         )
 
 

@@ -1,7 +1,7 @@
 """Checksums of files, to detect damage: flipped bits, truncated copies, lost blocks. They do not detect forgery.
 
-The checksum of a file is the CRC-32 of the CRC-32s of its blocks of 16 MiB: a writer computes it while it writes, a
-reader with several threads. It is stored in one of two places:
+The checksum of a file is the CRC-32 of the CRC-32s of its 16 MiB blocks, so that a writer can compute it while writing
+and a reader with several threads. It is stored in one of two places:
 
 - in a JSON file beside the files that it covers, such as `checksums.json` of an exported folder;
 - in the file itself, as the comment of a zip archive, which is what `torch.save` writes.
@@ -26,19 +26,20 @@ _COMMENT_BYTES = len(_COMMENT) + 8
 
 
 class DamagedFileError(ContentError):
-    """A file whose content is not what was written."""
+    """A file whose content differs from what was written."""
 
 
 class Checksum:
-    """The checksum of bytes that arrive in pieces."""
+    """Incremental checksum of a byte stream."""
 
     def __init__(self) -> None:
-        self._blocks = 0  # CRC-32 of the CRC-32s of the whole blocks
+        self._blocks = 0  # CRC-32 of the CRC-32s of the complete blocks
         self._block = 0  # CRC-32 of the block in progress
-        self._filled = 0  # bytes of it
+        self._filled = 0  # bytes in the block in progress
         self.num_bytes = 0
 
     def update(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
         view = memoryview(data).cast("B")
         while view:
             piece = view[: BLOCK_BYTES - self._filled]
@@ -51,19 +52,20 @@ class Checksum:
                 self._block = self._filled = 0
 
     def hexdigest(self) -> str:
+        """Return the checksum so far, 8 hexadecimal digits."""
         return f"{zlib.crc32(_packed(self._block), self._blocks) if self._filled else self._blocks:08x}"
 
 
 class ChecksummedWriter:
-    """A binary stream for writing that computes the checksum of what passes through it.
+    """A binary stream for writing that computes the checksum of the bytes written.
 
-    error: the OSError of a write that failed, which libraries in C++ report as something else; None without one.
+    error: the OSError of a failed write, or None; a C++ library that writes to the stream may raise another exception.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._checksum = Checksum()
-        self._last = b""  # the last two bytes, not in the checksum yet: a zip archive's length of its comment
+        self._last = b""  # the last two bytes, not in the checksum yet: in a zip archive, the length of its comment
         self.error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
@@ -87,7 +89,7 @@ class ChecksummedWriter:
         self._stream.flush()
 
     def hexdigest(self) -> str:
-        """The checksum of all that was written. Ends the use of this stream."""
+        """Return the checksum of all bytes written. Nothing can be written afterwards."""
         self._checksum.update(self._last)
         self._last = b""
         return self._checksum.hexdigest()
@@ -97,16 +99,16 @@ class ChecksummedWriter:
         return self._checksum.num_bytes + len(self._last)
 
     def end_zip(self) -> None:
-        """Store the checksum of all but its comment in a zip archive that was written. Ends the use of this stream."""
+        """Store the checksum as the comment of the zip archive written. Nothing can be written afterwards."""
         self._stream.seek(-2, os.SEEK_END)
         self._stream.write(_COMMENT_BYTES.to_bytes(2, "little"))
         self._stream.write(_COMMENT + self._checksum.hexdigest().encode())
 
 
 def check_zip(path: Path) -> bool:
-    """Whether a zip archive holds a checksum (archives of other programs hold none).
+    """Verify a zip archive against the checksum in its comment. Returns false for an archive without one.
 
-    Raises DamagedFileError where the content differs from it, FileError for a file that cannot be read.
+    Raises DamagedFileError if the content does not match, FileError for a file that cannot be read.
     """
     try:
         with path.open("rb") as stream:
@@ -126,13 +128,13 @@ def check_zip(path: Path) -> bool:
 
 
 def write_checksums(file: Path, digests: Mapping[str, tuple[int, str]]) -> None:
-    """A JSON file of the checksums of files beside it. digests: by file name, the number of bytes and the checksum."""
+    """Write a JSON file of checksums. digests: (number of bytes, checksum) by the name of a file beside it."""
     files = {name: {"bytes": num_bytes, "checksum": digest} for name, (num_bytes, digest) in digests.items()}
     write_json(file, {"files": files, "checksum": _of_listing(files)})
 
 
 def write_folder_checksums(folder: Path, names: Iterable[str]) -> None:
-    """`checksums.json` of these files of a folder, relative paths. Reads each file once."""
+    """Write `checksums.json` of a folder for these files, given as relative paths. Reads each file once."""
     write_checksums(
         folder / CHECKSUMS_FILE,
         {name: ((folder / name).stat().st_size, file_checksum(folder / name)) for name in names},
@@ -140,15 +142,15 @@ def write_folder_checksums(folder: Path, names: Iterable[str]) -> None:
 
 
 def check_folder(folder: Path) -> set[str] | None:
-    """What `checksums.json` of a folder covers, each file checked; None for a folder without one. See check_files."""
+    """Verify the files listed in `checksums.json` of a folder; see `check_files`. Returns None without that file."""
     file = folder / CHECKSUMS_FILE
     return check_files(file) if os.path.lexists(file) else None
 
 
 def check_files(file: Path) -> set[str]:
-    """The names of the files that a JSON file of checksums covers, each of them checked.
+    """Verify all files that a JSON file of checksums lists, and return their names.
 
-    Raises DamagedFileError, which names the damaged or missing file.
+    Raises DamagedFileError, naming the damaged or missing file.
     """
     content = read_json(file)
     files = content.get("files")
@@ -157,7 +159,7 @@ def check_files(file: Path) -> set[str]:
     for name, expected in files.items():
         path = file.parent / name
         if not path.is_file():
-            raise DamagedFileError(f"{path}: missing, and {file.name} lists it")
+            raise DamagedFileError(f"{path}: missing, although {file.name} lists it")
         if (size := path.stat().st_size) != expected["bytes"]:
             problem = f"{size:,} bytes instead of {expected['bytes']:,}"
         elif file_checksum(path) != expected["checksum"]:
@@ -165,13 +167,13 @@ def check_files(file: Path) -> set[str]:
         else:
             continue
         raise DamagedFileError(
-            f"{path}: damaged, {problem}; restore it (or remove {file.name}, if the change was intended)"
+            f"{path}: damaged, {problem}; restore it (or remove {file.name} if the change was intended)"
         )
     return set(files)
 
 
 def file_checksum(path: Path, num_bytes: int | None = None) -> str:
-    """The checksum of a file, or of its first `num_bytes`. A file that has not changed is read once per process."""
+    """Return the checksum of a file, or of its first `num_bytes`. Cached per process for an unchanged file."""
     status = path.stat()
     return _file_checksum(
         path.resolve(), status.st_size if num_bytes is None else num_bytes, status.st_mtime_ns, status.st_ino
@@ -185,7 +187,7 @@ def _file_checksum(path: Path, num_bytes: int, mtime_ns: int, inode: int) -> str
         if len(starts) <= 1:
             blocks = [_block_crc(path, start, num_bytes) for start in starts]
         else:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # zlib and reads release Python's lock
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # zlib and reads release the GIL
                 blocks = list(pool.map(lambda start: _block_crc(path, start, num_bytes), starts))
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror})") from error

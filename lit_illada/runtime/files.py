@@ -1,8 +1,8 @@
 """Reads and writes the package's own text, JSON, YAML and JSON Lines files.
 
-Every failure (a missing file, bytes that are not UTF-8, broken JSON, the wrong kind of content, a size, depth or number
-beyond its limit, a full disk) is a `FileError` of one line that names the file and the reason. Reading takes bounded
-time and memory whatever the file holds.
+Every failure (a missing file, invalid UTF-8 or JSON, another type of content, a size, depth or number beyond its limit,
+a full disk) is a `FileError` whose one-line message names the file and the reason. Limits bound the time and memory of
+reading any file.
 """
 
 import errno
@@ -18,14 +18,14 @@ from typing import Any, BinaryIO, TextIO
 
 from lit_illada.errors import UserError
 
-MAX_FILE_BYTES = 64 * 2**20  # of a file that is read whole
+MAX_FILE_BYTES = 64 * 2**20  # of a file read at once
 MAX_LINE_BYTES = 32 * 2**20  # of one line of a JSON Lines file
-MAX_DEPTH = 100  # lists and objects inside one another
+MAX_DEPTH = 100  # nested lists and objects
 MAX_DIGITS = 300  # of one integer
 
 
 class FileError(UserError, OSError):
-    """A file that cannot be read, written or understood. `errno` is set where the operating system reports one."""
+    """A file that cannot be read, written or parsed. `errno` is set if the operating system reports one."""
 
 
 class MissingFileError(FileError):
@@ -33,13 +33,15 @@ class MissingFileError(FileError):
 
 
 class ContentError(FileError):
-    """A file that was read and does not hold what it should."""
+    """A file that was read, but has invalid content."""
 
 
 def write_atomically(path: Path, content: str | bytes, *, is_durable: bool = True) -> None:
-    """Write a whole file or leave the old one; a durable file also survives a loss of power.
+    """Write a file by renaming a temporary one, so that readers see the old content or the new.
 
-    A symbolic link at `path` is replaced, not followed. Raises FileError, naming `path`, for a full disk and the like.
+    A symbolic link at `path` is replaced, not followed. Raises FileError, for example if the disk is full.
+
+    is_durable: flush to disk first, so that the file survives a loss of power.
     """
     temporary = temporary_of(path)
     try:
@@ -52,7 +54,7 @@ def write_atomically(path: Path, content: str | bytes, *, is_durable: bool = Tru
     except OSError as error:
         raise _os_error(path, error, "cannot be written") from error
     finally:
-        with suppress(OSError):  # the folder may be gone or read-only: the error that matters was raised already
+        with suppress(OSError):  # if the folder is gone or read-only, the error that matters has been raised already
             temporary.unlink(missing_ok=True)
 
 
@@ -62,9 +64,9 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a regular file; what a killed process left of an unfinished last line is removed first.
+    """Append a line to a regular file, after removing an incomplete last line of a killed process.
 
-    A symbolic link is refused, since it may lead outside the folder. For one writer at a time.
+    Raises FileError for a symbolic link, which may lead outside the folder. Not safe for concurrent writers.
     """
     try:
         with os.fdopen(open_own(path, os.O_RDWR), "r+b") as stream:
@@ -79,13 +81,13 @@ def append_line(path: Path, line: str) -> None:
 
 @contextmanager
 def open_to_append(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A text file, or a new one, opened for writing at its end, as by `open_own`. newline: as for `open`."""
+    """Open a text file to append to, created if missing; see `open_own`. newline: as for `open`."""
     with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", newline=newline) as stream:
         yield stream
 
 
 def open_own(path: Path, flags: int) -> int:
-    """The descriptor of a file of our own, made where there is none. flags: as for `os.open`.
+    """Open a file that the package writes, created if missing, and return its descriptor. flags: as for `os.open`.
 
     Raises FileError for a symbolic link, which may lead outside the folder, and for a folder, a pipe or a device.
     """
@@ -102,7 +104,7 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def _end_of_lines(stream: BinaryIO) -> int:
-    """The offset behind the last line end."""
+    """Return the offset after the last newline; 0 without one."""
     end = stream.seek(0, os.SEEK_END)
     while end > 0:
         begin = max(0, end - 2**16)
@@ -114,14 +116,14 @@ def _end_of_lines(stream: BinaryIO) -> int:
 
 
 def temporary_of(path: Path) -> Path:
-    """A name beside `path` to write to before renaming; unique over calls, processes and machines."""
+    """Return a temporary name in the same folder, unique across calls, processes and machines."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A file opened for reading. Raises MissingFileError, and FileError for a folder, a pipe or a device.
+    """Open a regular file for reading. Raises MissingFileError, and FileError for a folder, a pipe or a device.
 
-    A pipe that nobody writes to would keep a reader waiting, and a device may have no end.
+    A pipe without a writer would block the reader, and a device may have no end.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -137,7 +139,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """The bytes of a file. Raises MissingFileError, and FileError for more than `max_bytes`."""
+    """Read a file. Raises MissingFileError, and FileError for more than `max_bytes`."""
     with open_regular(path) as stream:
         try:
             content = stream.read(max_bytes + 1)
@@ -149,12 +151,12 @@ def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
 
 
 def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
-    """The UTF-8 text of a file. Raises FileError for a missing file, other bytes, or more than `max_bytes`."""
+    """Read a UTF-8 file. Raises FileError for a missing file, invalid UTF-8, or more than `max_bytes`."""
     return decode_utf8(read_bytes(path, max_bytes), str(path))
 
 
 def decode_utf8(content: bytes, origin: str) -> str:
-    """UTF-8 text. Raises ContentError, naming `origin` and the offset of the first wrong byte."""
+    """Decode UTF-8. Raises ContentError, naming `origin` and the offset of the first invalid byte."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -162,20 +164,20 @@ def decode_utf8(content: bytes, origin: str) -> str:
 
 
 def read_json(path: Path, kind: type = dict, *, max_bytes: int = MAX_FILE_BYTES) -> Any:
-    """The JSON value of a file, of the given kind (dict, list, or object for any). Raises FileError."""
+    """Read a JSON file. kind: required type (dict, list, or object for any). Raises FileError."""
     return parse_json(read_bytes(path, max_bytes), str(path), kind)
 
 
 def read_json_lines(path: Path, *, is_log: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file, one per line that is not blank. Raises FileError, naming the line.
+    """Read a JSON Lines file: one object per non-blank line. Raises FileError, naming the line.
 
-    is_log: a last line without its line end is left out: the process that appended it was killed.
+    is_log: skip a last line without a newline, which a killed process has left incomplete.
     """
     return [record for _, record in iterate_json_lines(path, is_log=is_log)]
 
 
 def iterate_json_lines(path: Path, *, is_log: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of a JSON Lines file of any size; see `read_json_lines`."""
+    """Yield (line number from 1, object) of a JSON Lines file of any size; see `read_json_lines`."""
     try:
         with open_regular(path) as stream:
             number = 0
@@ -194,10 +196,14 @@ def iterate_json_lines(path: Path, *, is_log: bool = False) -> Iterator[tuple[in
 def parse_json(
     text: str | bytes, origin: str, kind: type = dict, *, parse_int: Callable[[str], Any] | None = None
 ) -> Any:
-    """A JSON value of the given kind (dict, list, or object for any).
+    """Parse a JSON value of the given type (dict, list, or object for any).
 
-    origin: the file, for messages. parse_int: makes an integer of its digits; None refuses more than MAX_DIGITS.
-    Raises ContentError for anything that is not UTF-8, not JSON, of another kind, or nested deeper than MAX_DEPTH.
+    Args:
+        origin: file name for error messages.
+        parse_int: converts an integer's digits; None: `int`, for at most MAX_DIGITS digits.
+
+    Raises:
+        ContentError: invalid UTF-8 or JSON, another type, or nesting deeper than MAX_DEPTH.
     """
     if isinstance(text, bytes):
         text = decode_utf8(text, origin)
@@ -217,7 +223,7 @@ def parse_json(
 
 
 def require_kind(value: Any, kind: type, origin: str) -> None:
-    """Raises ContentError for a value of another kind, such as a list where an object belongs."""
+    """Raise ContentError for a value of another type, such as a list instead of an object."""
     if not isinstance(value, kind):
         wanted, seen = KINDS.get(kind, kind.__name__), KINDS.get(type(value), type(value).__name__)
         raise ContentError(f"{origin}: must hold {wanted}, not {seen}")
@@ -241,7 +247,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer)  # json.loads makes a new one in each call
+_DECODER = json.JSONDecoder(parse_int=_integer)  # json.loads would build a new one in each call
 
 
 def _require_depth(value: Any, origin: str) -> None:

@@ -1,4 +1,7 @@
-"""Which packages does every run need, and which of them are not here? Asked before any of them is imported."""
+"""Checks that the packages every run needs are installed, before any of them is imported.
+
+Uses the standard library only, so that `doctor` can report a missing package instead of failing on its import.
+"""
 
 import importlib.metadata
 import json
@@ -12,25 +15,28 @@ from lit_illada.runtime.terminal import print_lines
 
 
 class Verdict(StrEnum):
-    """absent: what some runs need and this machine has not. broken: what every run needs."""
+    """Result of one check."""
 
     good = "ok"
+    """Present and usable."""
     absent = "absent"
+    """Missing or unusable, and needed by some runs only."""
     broken = "broken"
+    """Missing or unusable, and needed by every run."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """mend: the command, or the deed, that changes the verdict; None where there is nothing to mend, or no way to."""
+    """What one check found; the field names are the keys of `doctor --json`."""
 
-    section: str
-    name: str
-    seen: str
-    verdict: Verdict = Verdict.good
-    mend: str | None = None
+    section: str  # heading of the table, such as "devices"
+    name: str  # what was checked
+    seen: str  # what was found
+    verdict: Verdict = Verdict.good  # whether runs can use it
+    mend: str | None = None  # command or action that fixes it; None: nothing to fix, or no way to
 
 
-# those of pyproject.toml, whose copy in an installation may be older than the code
+# the same as in pyproject.toml; an installation's metadata may be older than the code
 REQUIRED = (
     "torch>=2.11,<2.14",
     "lightning>=2.6,<3,!=2.6.2,!=2.6.3",
@@ -57,7 +63,7 @@ REQUIRED = (
 
 
 def examine() -> Iterator[Finding]:
-    """Every package that every run needs."""
+    """Yield a finding for each required package."""
     for requirement in REQUIRED:
         name = re.split(r"[<>=!]", requirement, maxsplit=1)[0]
         try:
@@ -67,14 +73,15 @@ def examine() -> Iterator[Finding]:
 
 
 def missing() -> list[Finding]:
+    """Return the findings of required packages that are not installed."""
     return [finding for finding in examine() if finding.verdict is Verdict.broken]
 
 
-def tell(findings: Sequence[Finding], json_file: Path | None) -> None:
-    """In plain lines, by no package that may be missing."""
+def print_missing(findings: Sequence[Finding], json_file: Path | None) -> None:
+    """Print missing packages as plain lines, since rich may be among them, and write `json_file` if given."""
     for finding in findings:
-        print_lines(f"{finding.name}: {finding.seen}, and every run needs it")
-    print_lines("\nTo mend:")
+        print_lines(f"{finding.name}: {finding.seen}; every run needs it")
+    print_lines("\nTo fix:")
     for finding in findings:
         print_lines(f"  {finding.mend}")
     if json_file is not None:
@@ -82,4 +89,5 @@ def tell(findings: Sequence[Finding], json_file: Path | None) -> None:
 
 
 def write(findings: Sequence[Finding], json_file: Path) -> None:
+    """Write findings as a JSON list of objects."""
     json_file.write_text(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Reads YAML from a file or text with bounds on its size, its depth and what its aliases expand to.
+"""Reads YAML with limits on its size, its depth and the expansion of its aliases.
 
-PyYAML reads anything a file asks for: aliases that expand to billions of nodes, nesting that overflows the stack.
-The bounds are checked on the graph of nodes, before Python values are made. Numbers are read as YAML 1.2 does (`1e-3`
-is a number), timestamps stay text, and a key given twice is refused.
+PyYAML has no such limits: a small file can expand to billions of nodes through aliases, or overflow the stack by
+nesting. The limits are checked on the graph of nodes, before Python values are built. Numbers follow YAML 1.2 (`1e-3`
+is a number), timestamps stay strings, and duplicate keys are errors.
 """
 
 import re
@@ -13,17 +13,17 @@ import yaml
 
 from lit_illada.runtime.files import MAX_DEPTH, ContentError, read_text, require_kind
 
-MAX_YAML_BYTES = 2**20  # PyYAML takes about 3 s for it
-MAX_NODES = 100_000  # values, with each alias counted as all it stands for
+MAX_YAML_BYTES = 2**20  # which PyYAML parses in about 3 s
+MAX_NODES = 100_000  # values, with aliases expanded
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping of a YAML file. Raises FileError, in one line, for anything else."""
+    """Read a YAML file that contains a mapping. Raises FileError for an unreadable file or other content."""
     return parse_yaml(read_text(path, MAX_YAML_BYTES), str(path))
 
 
 def parse_yaml(text: str, origin: str, kind: type = dict) -> Any:
-    """A YAML value of the given kind (object for any). origin: the file, for messages. Raises ContentError."""
+    """Parse a YAML value of the given type. origin: file name for error messages. Raises ContentError."""
     try:
         value = yaml.load(text, _Loader)
     except _LimitError as error:
@@ -37,7 +37,7 @@ def parse_yaml(text: str, origin: str, kind: type = dict) -> Any:
 
 
 class _LimitError(Exception):
-    """A bound of this module that the text exceeds."""
+    """A limit of this module is exceeded, or a key is duplicated."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# our own copies: PyYAML's table is shared with every other user of the class
+# copies: PyYAML's table is shared by all users of SafeLoader
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in pairs if tag not in ("tag:yaml.org,2002:timestamp",)]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -80,7 +80,7 @@ _Loader.add_implicit_resolver(
 
 
 def _size(node: Any, known: dict[int, float]) -> float:
-    """How many values a node stands for, its aliases expanded; infinite for a node inside itself."""
+    """Return the number of values of a node with its aliases expanded; infinite if the node contains itself."""
     if id(node) not in known:
         known[id(node)] = float("inf")
         children = node.value if isinstance(node.value, list) else []

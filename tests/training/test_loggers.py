@@ -1,4 +1,4 @@
-"""Curves of a run in a CSV file and in Weights & Biases, beside TensorBoard."""
+"""Logging of curves to a CSV file and Weights & Biases, beside TensorBoard."""
 
 import csv
 import importlib.util
@@ -30,7 +30,7 @@ def points(file):
     return [point for point in values if not point[1].startswith("perf/")]
 
 
-def test_none_one_or_several_are_chosen():
+def test_no_logger_one_or_several_can_be_selected():
     assert load("pretrain").logger == load("sft").logger == LoggerConfig()
     assert load("pretrain", ["logger=csv"]).logger == LoggerConfig(csv=True)
     assert load("pretrain", ["logger=[csv,wandb]"]).logger == LoggerConfig(csv=True, wandb=WandbConfig())
@@ -58,7 +58,7 @@ def test_the_csv_has_the_curves_and_a_resumed_run_continues_it(tiny_overrides, t
     assert points(resumed / "metrics.csv") == expected
 
 
-def test_new_columns_keep_the_rows(tmp_path):
+def test_new_columns_leave_earlier_rows_unchanged(tmp_path):
     curves = CsvCurves(tmp_path / "metrics.csv")
     curves.log_metrics({"a": 1.0}, 0)
     curves.log_metrics({"b": 2.0}, 1)
@@ -67,7 +67,7 @@ def test_new_columns_keep_the_rows(tmp_path):
 
 
 @pytest.mark.skipif(has_wandb, reason="wandb is installed")
-def test_without_wandb_one_line_names_the_command(tiny_overrides, tmp_path):
+def test_a_missing_wandb_is_reported_with_its_install_command(tiny_overrides, tmp_path):
     command = ["pretrain", *tiny_overrides, "logger=[csv,wandb]", f"run_dir={tmp_path / 'run'}"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
@@ -77,7 +77,7 @@ def test_without_wandb_one_line_names_the_command(tiny_overrides, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_wandb, reason="wandb is not installed")
-def test_wandb_offline_beside_csv_and_a_resumed_run_is_the_same_one(tiny_overrides, tmp_path):
+def test_wandb_logs_offline_beside_csv_and_a_resume_continues_its_run(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     pretrain(*tiny_overrides, "logger=[csv,wandb]", f"run_dir={run}")
     run_id = (run / "wandb" / "run_id").read_text()

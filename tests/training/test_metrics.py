@@ -1,4 +1,4 @@
-"""What the training curves show of an interval."""
+"""Training curves over a log interval."""
 
 import math
 
@@ -13,7 +13,7 @@ def micro_batch(loss, nll=2.0):
     return LossSum(torch.tensor(loss), torch.tensor(2.0, dtype=torch.float64), RatioBins(*bins))
 
 
-def test_a_micro_batch_without_a_finite_loss_leaves_the_curves_of_the_others():
+def test_a_micro_batch_with_a_non_finite_loss_is_excluded_from_the_curves():
     clean, spoilt = TrainingCurves(), TrainingCurves()
     for curves in (clean, spoilt):
         curves.update(micro_batch(6.0))

@@ -1,4 +1,4 @@
-"""Which parameter gets which update."""
+"""Optimizers: parameter groups, update rules, saved states."""
 
 import math
 import subprocess
@@ -48,7 +48,7 @@ def test_norms_are_not_decayed_and_every_parameter_is_updated_once(name):
     assert decay[id(model.layers[0].weight)] == decay[id(model.embed_tokens.weight)] == 0.1
 
 
-def test_the_joint_optimizer_equals_its_parts_used_alone():
+def test_the_joint_optimizer_equals_its_parts_used_separately():
     config = MuonConfig(learning_rate=0.01)
     ours, alone = Tiny(), Tiny()
     train(ours, build_optimizer(ours, config), 5)
@@ -72,7 +72,7 @@ def test_the_joint_optimizer_equals_its_parts_used_alone():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_optimizer_goes_on_exactly(name):
+def test_a_saved_optimizer_resumes_bit_for_bit(name):
     config = OPTIMIZERS[name]()
     whole = Tiny()
     train(whole, build_optimizer(whole, config), 6)
@@ -116,13 +116,13 @@ def test_without_gradients_a_step_changes_nothing(name):
         ("eps", (0, -1e-8, math.nan)),
     ],
 )
-def test_impossible_rates_are_refused_by_the_keys_full_path(name, field, values):
+def test_invalid_rates_are_rejected_with_the_full_key(name, field, values):
     for value in values:
         with pytest.raises(UserError, match=rf"optim\.optimizer\.{field} is {value}: it must be "):
             OPTIMIZERS[name](**{field: value})
 
 
-def test_impossible_momenta_and_clip_norms_are_refused():
+def test_invalid_momenta_and_clip_norms_are_rejected():
     for momentum in (-0.1, 1.0, math.nan):
         with pytest.raises(UserError, match=r"optim\.optimizer\.momentum is .*: it must be in \[0, 1\)"):
             MuonConfig(momentum=momentum)
@@ -132,7 +132,7 @@ def test_impossible_momenta_and_clip_norms_are_refused():
 
 
 @needs_torchao
-def test_eight_bit_states_train_as_float32_ones_nearly():
+def test_eight_bit_states_train_almost_like_float32_states():
     """The matrix of 64 × 64 has them, the embedding and the norm are too small."""
     begun, exact, rounded = Tiny(64), Tiny(64), Tiny(64)
     for model, config in ((exact, AdamWConfig(1e-3)), (rounded, AdamW8bitConfig(1e-3))):
@@ -144,7 +144,7 @@ def test_eight_bit_states_train_as_float32_ones_nearly():
 
 
 @needs_torchao
-def test_eight_bit_states_are_saved_as_plain_tensors_and_go_on_exactly(tmp_path):
+def test_eight_bit_states_are_saved_as_plain_tensors_and_resume_exactly(tmp_path):
     whole = Tiny(64)
     train(whole, build_optimizer(whole, AdamW8bitConfig(1e-2)), 6)
     first = Tiny(64)
@@ -182,7 +182,7 @@ def test_eight_bit_states_follow_a_changed_learning_rate():
 
 
 @needs_torchao
-def test_eight_bit_states_are_refused_where_the_model_is_cut_in_pieces(tmp_path):
+def test_eight_bit_states_are_rejected_for_a_sharded_model(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = fully_shard(Tiny(), mesh=init_device_mesh("cpu", (1,)))
@@ -192,7 +192,7 @@ def test_eight_bit_states_are_refused_where_the_model_is_cut_in_pieces(tmp_path)
         torch.distributed.destroy_process_group()
 
 
-def test_a_missing_package_is_told_with_the_command_that_brings_it(monkeypatch):
+def test_a_missing_package_is_reported_with_its_install_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"adamw8bit needs the torchao package: pip install 'lit-illada\[torchao\]'"):
         check_optimizer(AdamW8bitConfig())

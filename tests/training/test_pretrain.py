@@ -1,4 +1,4 @@
-"""A pretraining run as a user starts it: what it leaves behind, and that it survives whatever ends it."""
+"""Pretraining runs from the command line: files written, signals, kills and resumes."""
 
 import fcntl
 import json
@@ -81,7 +81,7 @@ def scalars_of(run):
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
 
 
-def test_a_run_leaves_its_config_curves_samples_summary_and_checkpoints(reference):
+def test_a_run_writes_its_config_curves_samples_summary_and_checkpoints(reference):
     config = load_file("pretrain", reference / "config.yaml")
     assert config.run_dir == str(reference)
     assert config.model.vocab_size == 300
@@ -122,7 +122,7 @@ def test_tensorboard_has_the_layout_the_samples_and_the_hyper_parameters(referen
     assert any("hparams" in str(plugin) for plugin in curves(reference).summary_metadata.values())
 
 
-def test_tensorboard_sets_the_prompt_off_from_the_completion(reference):
+def test_tensorboard_separates_the_prompt_from_the_completion(reference):
     text = curves(reference).Tensors("samples/prompt_0/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert text.startswith("**Prompt**\n\n    alpha \n\n**Completion**\n\n    ")
 
@@ -136,7 +136,7 @@ def test_tensorboard_has_the_main_curves_over_tokens_too(reference):
         assert [event.step for event in over_tokens] == [event.step * tokens for event in over_steps]
 
 
-def test_the_unigram_line_is_a_run_of_its_own_in_the_charts_of_the_bound(reference):
+def test_the_unigram_line_is_a_separate_run_in_the_charts_of_the_bound(reference):
     line = curves(reference / UNIGRAM_RUN)
     (expected,) = {event.value for event in curves(reference).Scalars("val/unigram_cross_entropy")}
     for tag in ("val/nll_bound", "over_tokens/val/nll_bound"):
@@ -156,7 +156,7 @@ def test_hyper_parameters_open_on_the_objective(reference):
     assert is_objective == sorted(is_objective, reverse=True)
 
 
-def test_a_run_of_a_sweep_is_compared_by_its_labels_alone(tmp_path):
+def test_a_run_of_a_sweep_is_compared_by_its_labels_only(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="run", version="")
     begin_board(logger, {"seed": 3}, {"arm": "cosine", "seed": 3})
     logger.finalize("success")
@@ -165,7 +165,7 @@ def test_a_run_of_a_sweep_is_compared_by_its_labels_alone(tmp_path):
     assert set(content.session_start_info.hparams) == {"arm", "seed"}
 
 
-def test_the_same_seed_gives_the_same_weights_and_figures_to_the_last_bit(reference, tiny_overrides, tmp_path):
+def test_the_same_seed_gives_bit_identical_weights_and_metrics(reference, tiny_overrides, tmp_path):
     again = tmp_path / "again"
     assert pretrain(*tiny_overrides, f"run_dir={again}", "samples.prompts=['alpha ']").exit_code == 0
     assert_same_weights(reference, again)
@@ -202,7 +202,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_run_stopped_at_a_checkpoint_and_resumed_equals_one_left_alone(name, tiny_overrides, tmp_path):
+def test_a_run_stopped_at_a_checkpoint_and_resumed_equals_an_uninterrupted_one(name, tiny_overrides, tmp_path):
     if "8-bit" in name:
         pytest.importorskip("torchao")
     overrides = [*tiny_overrides, *VARIANTS[name]]
@@ -224,7 +224,7 @@ def test_a_run_stopped_at_a_checkpoint_and_resumed_equals_one_left_alone(name, t
 
 
 @pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8)])
-def test_a_resumed_run_may_divide_its_steps_otherwise(before, after, tiny_overrides, tmp_path):
+def test_a_resumed_run_may_use_another_micro_batch_size(before, after, tiny_overrides, tmp_path):
     """The same rows, validations and checkpoints; the weights are those of the run left alone, but for rounding."""
     constant = ["optim/schedule=wsd", "optim.schedule.final_factor=1.0", "optim.schedule.warmup_steps=2"]
     overrides = [*tiny_overrides, *constant, f"trainer.micro_batch_rows={before}"]
@@ -241,7 +241,7 @@ def test_a_resumed_run_may_divide_its_steps_otherwise(before, after, tiny_overri
         torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-3)
 
 
-def test_a_resumed_run_takes_the_rates_it_is_given(tiny_overrides, tmp_path):
+def test_a_resumed_run_uses_overridden_learning_rates(tiny_overrides, tmp_path):
     """The remedy for a run that diverged: from the last good checkpoint with a lower rate."""
     run = tmp_path / "run"
     assert pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=6").exit_code == 0
@@ -261,7 +261,7 @@ def test_a_finished_run_keeps_its_summary(reference):
     assert (reference / "summary.json").read_text() == before
 
 
-def test_samples_are_written_by_the_averaged_weights_that_are_measured_and_saved(tiny_overrides, tmp_path):
+def test_samples_are_generated_by_the_averaged_weights_that_are_validated_and_saved(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     prompts = ["samples.prompts=['alpha ']", "samples.generation.max_new_tokens=32", "trainer.ema_decay=0.5"]
     fast = ["optim.optimizer.learning_rate=0.02"]
@@ -285,7 +285,7 @@ def test_no_checkpoint_is_written_in_the_middle_of_an_accumulated_step(tiny_over
         assert content["PackedDataModule"]["rows_seen"] == 8 * content["global_step"]
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(reference, tiny_overrides, tmp_path):
+def test_a_finished_run_can_be_resumed_with_more_steps(reference, tiny_overrides, tmp_path):
     """A schedule of constant rate: 8 steps and then 4 more are 12."""
     constant = ["optim/schedule=wsd", "optim.schedule.final_factor=1.0", "optim.schedule.warmup_steps=2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -295,7 +295,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(reference, tiny_overrides, tmp
     assert_same_weights(whole, parts)
 
 
-def test_killed_at_any_moment_and_resumed_equals_left_alone(tiny_overrides, tmp_path):
+def test_a_run_killed_at_any_moment_and_resumed_equals_an_uninterrupted_one(tiny_overrides, tmp_path):
     overrides = [*tiny_overrides, "data.num_workers=2", "trainer.max_steps=40", "trainer.micro_batch_rows=4"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert pretrain(*overrides, f"run_dir={whole}").exit_code == 0
@@ -309,7 +309,7 @@ def test_killed_at_any_moment_and_resumed_equals_left_alone(tiny_overrides, tmp_
     assert_same_weights(whole, killed)
 
 
-def test_a_run_is_trained_by_one_process_and_free_as_soon_as_that_is_killed(tiny_overrides, tmp_path):
+def test_a_run_folder_is_locked_by_one_process_and_free_once_it_is_killed(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     endless = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=10", "data.num_workers=1"]
     process = started(*tiny_overrides, f"run_dir={run}", *endless)
@@ -331,7 +331,7 @@ def test_a_run_is_trained_by_one_process_and_free_as_soon_as_that_is_killed(tiny
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_stops_and_says_how_to_go_on(number, tiny_overrides, tmp_path):
+def test_a_signal_saves_and_stops_the_run_and_prints_how_to_resume(number, tiny_overrides, tmp_path):
     run = tmp_path / "run"
     endless = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=10"]
     process = started(*tiny_overrides, f"run_dir={run}", *endless)
@@ -346,7 +346,7 @@ def test_a_signal_saves_stops_and_says_how_to_go_on(number, tiny_overrides, tmp_
     assert "Traceback" not in output
 
 
-def test_a_terminal_that_closes_leaves_the_run_saved(tiny_overrides, tmp_path):
+def test_closing_the_terminal_saves_the_run(tiny_overrides, tmp_path):
     run, (ours, theirs) = tmp_path / "run", pty.openpty()
     endless = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=1000000"]
     command = [sys.executable, "-m", "lit_illada", "pretrain", *tiny_overrides, f"run_dir={run}", *endless]
@@ -362,7 +362,7 @@ def test_a_terminal_that_closes_leaves_the_run_saved(tiny_overrides, tmp_path):
     assert json.loads((run / "summary.json").read_text())["end"]["step"] > 0
 
 
-def test_announcements_before_the_first_step_stop_the_run_saved_after_it(tiny_overrides, tmp_path, monkeypatch):
+def test_signals_before_the_first_step_save_and_stop_the_run_after_it(tiny_overrides, tmp_path, monkeypatch):
     """And may be repeated: who manages a job says more than once that it will end."""
     run = tmp_path / "run"
     honest = training_run.append_summary
@@ -386,7 +386,9 @@ def test_announcements_before_the_first_step_stop_the_run_saved_after_it(tiny_ov
 
 
 @pytest.mark.parametrize("stop_at", [6, 7])
-def test_a_run_stopped_by_a_signal_and_resumed_equals_one_left_alone(stop_at, tiny_overrides, tmp_path, monkeypatch):
+def test_a_run_stopped_by_a_signal_and_resumed_equals_an_uninterrupted_one(
+    stop_at, tiny_overrides, tmp_path, monkeypatch
+):
     """At a step that is validated, which moves the reactive schedule, and at one that is not; averages move by each."""
     reactive = ["optim/schedule=reactive", "optim.schedule.patience=1", "optim.schedule.min_improvement=9"]
     average = ["trainer.ema_decay=0.5", "optim.optimizer.learning_rate=0.01", "trainer.max_time_s=3600"]
@@ -413,7 +415,7 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_one_left_alone(stop_at, ti
     assert bounds[0] == bounds[1]
 
 
-def test_a_run_whose_last_step_is_not_a_validated_one_is_measured_at_its_end(tiny_overrides, tmp_path):
+def test_a_run_whose_last_step_is_not_validated_is_validated_at_its_end(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     assert pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=7").exit_code == 0
     assert sorted(event.step for event in curves(run).Scalars("val/nll_bound")) == [0, 6, 7]
@@ -438,7 +440,9 @@ def figures(run):
 
 
 @pytest.mark.parametrize(("step", "limit"), [(6, "3600"), (0, "0.000001")])
-def test_a_signal_in_the_last_step_leaves_the_run_its_figures(step, limit, tiny_overrides, tmp_path, monkeypatch):
+def test_a_signal_in_the_last_step_does_not_prevent_the_final_validation(
+    step, limit, tiny_overrides, tmp_path, monkeypatch
+):
     """The last one by number, or by the limit of time."""
     whole, told = tmp_path / "whole", tmp_path / "told"
     overrides = [*tiny_overrides, "trainer.max_steps=7", f"trainer.max_time_s={limit}"]
@@ -454,7 +458,7 @@ def test_a_signal_in_the_last_step_leaves_the_run_its_figures(step, limit, tiny_
 
 @pytest.mark.parametrize("variant", [[], ["trainer.ema_decay=0.5"]])
 @pytest.mark.parametrize("max_steps", [7, 12])
-def test_a_run_killed_before_its_last_figures_has_them_after_a_resume(variant, max_steps, tiny_overrides, tmp_path):
+def test_a_run_killed_before_its_final_metrics_has_them_after_a_resume(variant, max_steps, tiny_overrides, tmp_path):
     """After a step that was validated, or one that was not; without a step more."""
     run = tmp_path / "run"
     overrides = [*tiny_overrides, *variant, f"trainer.max_steps={max_steps}", "optim.optimizer.learning_rate=0.01"]
@@ -482,7 +486,7 @@ def test_a_run_killed_before_its_last_figures_has_them_after_a_resume(variant, m
     assert f"is finished at step {max_steps}" in refused.output
 
 
-def test_a_step_with_a_non_finite_gradient_changes_nothing_and_is_told(tiny_overrides, tmp_path, monkeypatch, caplog):
+def test_a_step_with_a_non_finite_gradient_is_skipped_and_logged(tiny_overrides, tmp_path, monkeypatch, caplog):
     honest = DiffusionObjective.loss
     calls = []
 
@@ -534,14 +538,14 @@ def test_accumulation_gives_the_weights_of_one_large_batch(normaliser, tiny_over
         torch.testing.assert_close(large[name], small[name], atol=1e-5, rtol=1e-3)
 
 
-def test_processes_started_from_outside_need_a_common_folder(tiny_overrides, monkeypatch):
+def test_externally_started_processes_need_a_common_run_dir(tiny_overrides, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = pretrain(*tiny_overrides, "trainer.devices=2", "trainer.micro_batch_rows=4")
     assert result.exit_code == 1
     assert "run_dir=runs/NAME" in result.output
 
 
-def test_processes_started_from_outside_are_as_many_as_the_config_says(tiny_overrides, monkeypatch):
+def test_externally_started_processes_must_match_the_configured_number(tiny_overrides, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = pretrain(*tiny_overrides)
     assert result.exit_code == 1
@@ -567,7 +571,7 @@ def test_a_causal_model_trains_by_the_same_command(tiny_overrides, tmp_path):
         (["data.row_length=100000", "model.max_position_embeddings=200000"], "row"),
     ],
 )
-def test_an_impossible_run_ends_in_one_line_and_leaves_no_folder(overrides, said, tiny_overrides, tmp_path):
+def test_an_invalid_config_ends_in_one_line_without_creating_a_folder(overrides, said, tiny_overrides, tmp_path):
     if {"trainer.accelerator=gpu", "model.attention=varlen"} & set(overrides) and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     run = tmp_path / "run"
@@ -598,14 +602,14 @@ def test_a_run_folder_is_never_overwritten(reference, tiny_overrides):
         (["trainer.max_stepz=7"], "did you mean 'trainer.max_steps'"),
     ],
 )
-def test_a_resume_that_does_not_fit_is_refused(overrides, said, reference):
+def test_a_resume_with_an_incompatible_config_is_rejected(overrides, said, reference):
     result = pretrain(*overrides, resume=reference)
     assert result.exit_code == 1
     assert said in result.output.strip().splitlines()[-1]
     assert "Traceback" not in result.output
 
 
-def test_resuming_where_no_run_is_and_from_a_damaged_checkpoint(reference, tmp_path):
+def test_resuming_without_a_run_or_from_a_damaged_checkpoint_is_rejected(reference, tmp_path):
     result = pretrain(resume=tmp_path)
     assert result.exit_code == 1
     assert "no run there" in result.output

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""Learning-rate schedules."""
 
 import itertools
 import math
@@ -64,13 +64,13 @@ def test_reactive_decays_once_the_bound_stops_improving():
     assert seen[50:] == pytest.approx([0.0] * 50)
 
 
-def test_reactive_starts_the_decay_in_time_when_no_plateau_is_seen():
+def test_reactive_starts_the_decay_in_time_without_a_plateau():
     seen = rates(Reactive(warmup_steps=0, decay_fraction=0.2, final_factor=0.0), observe=lambda step: -float(step))
     assert seen[:81] == [1.0] * 81
     assert seen[90] == pytest.approx(0.5)
 
 
-def test_reactive_ignores_improvements_smaller_than_asked():
+def test_reactive_ignores_improvements_below_the_minimum():
     _, learning_rate = make(Reactive(warmup_steps=0, patience=3, min_improvement=0.1))
     assert not learning_rate.observe(5.0)
     assert not learning_rate.observe(4.95)
@@ -78,7 +78,7 @@ def test_reactive_ignores_improvements_smaller_than_asked():
     assert learning_rate.observe(4.905)
 
 
-def test_reactive_takes_a_bound_that_is_not_finite_for_no_plateau(caplog):
+def test_reactive_ignores_a_non_finite_bound(caplog):
     _, learning_rate = make(Reactive(warmup_steps=0, patience=2, min_improvement=0.1))
     assert not learning_rate.observe(5.0)
     for bound in (math.nan, math.inf, -math.inf):
@@ -89,7 +89,7 @@ def test_reactive_takes_a_bound_that_is_not_finite_for_no_plateau(caplog):
 
 
 @given(st.integers(1, MAX_STEPS - 1), st.sampled_from(sorted(SCHEDULES)))
-def test_a_resumed_schedule_goes_on_as_if_never_stopped(stop_at, name):
+def test_a_resumed_schedule_continues_exactly(stop_at, name):
     schedule = SCHEDULES[name](warmup_steps=7)
     bound = lambda step: 5.0 - min(step, 30) * 0.1  # noqa: E731
 
@@ -111,7 +111,7 @@ def test_a_resumed_schedule_goes_on_as_if_never_stopped(stop_at, name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_impossible_values_are_refused(name):
+def test_invalid_values_are_rejected(name):
     with pytest.raises(UserError, match=r"optim\.schedule\.warmup_steps is -1: it must be 0 or more"):
         SCHEDULES[name](warmup_steps=-1)
     with pytest.raises(UserError, match=r"optim\.schedule\.final_factor"):
@@ -120,7 +120,7 @@ def test_impossible_values_are_refused(name):
         SCHEDULES[name](final_factor=math.nan)
 
 
-def test_impossible_values_of_one_schedule_are_refused():
+def test_invalid_values_of_one_schedule_are_rejected():
     for cls in (WarmupStableDecay, Reactive):
         with pytest.raises(UserError, match=r"optim\.schedule\.decay_fraction is 0.*: it must be in \(0, 1\]"):
             cls(decay_fraction=0)

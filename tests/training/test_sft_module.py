@@ -1,4 +1,4 @@
-"""Fine-tuning as a user starts it."""
+"""Fine-tuning runs from the command line."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def tuned(base):
     return run
 
 
-def test_a_run_begins_with_the_weights_of_its_base_and_leaves_answers_and_curves(base, tuned):
+def test_a_run_starts_from_its_base_checkpoint_and_writes_answers_and_curves(base, tuned):
     summary = json.loads((tuned / "summary.json").read_text())
     for tag in ("train/response_nll", "train/response_accuracy", "val/exact_match_easy", "val/exact_match_harder"):
         assert tag in summary["end"]
@@ -114,7 +114,7 @@ def test_every_way_of_fine_tuning_trains(way, base, tmp_path):
     assert lit_illada("generate", run, "--prompt", "1+1", "generation.max_new_tokens=32").exit_code == 0
 
 
-def test_a_resumed_run_equals_one_left_alone_even_when_its_base_is_gone(base, tuned, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_even_without_its_base(base, tuned, tmp_path):
     copy, run = tmp_path / "base", tmp_path / "run"
     copy.mkdir()
     for path in sorted(base.rglob("*")):
@@ -136,7 +136,7 @@ def test_a_resumed_run_equals_one_left_alone_even_when_its_base_is_gone(base, tu
         ("sft_data.row_length=128", "with sft_data.row_length=256, not sft_data.row_length=128"),
     ],
 )
-def test_a_resume_with_other_rows_is_refused(override, said, tuned):
+def test_a_resume_with_other_rows_is_rejected(override, said, tuned):
     before = (tuned / "config.yaml").read_text()
     result = lit_illada("sft", "--resume", tuned, override, "trainer.max_steps=20")
     assert result.exit_code == 1
@@ -144,7 +144,7 @@ def test_a_resume_with_other_rows_is_refused(override, said, tuned):
     assert (tuned / "config.yaml").read_text() == before
 
 
-def test_a_run_killed_before_its_last_figures_has_them_after_a_resume(tuned, tmp_path):
+def test_a_run_killed_before_its_final_metrics_has_them_after_a_resume(tuned, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tuned, run)
     figures = json.loads((run / "summary.json").read_text())
@@ -200,7 +200,7 @@ def test_a_causal_model_is_fine_tuned_and_answers_by_the_same_commands(tiny_over
         (["sft_data.rows.pad=1"], "sft_data.rows"),
     ],
 )
-def test_an_impossible_run_ends_in_one_line(overrides, said, base, tmp_path):
+def test_an_invalid_config_ends_in_one_line(overrides, said, base, tmp_path):
     run = tmp_path / "run"
     result = lit_illada("sft", base, *SMALL, *overrides, f"run_dir={run}")
     assert result.exit_code == 1
@@ -208,12 +208,12 @@ def test_an_impossible_run_ends_in_one_line(overrides, said, base, tmp_path):
     assert not run.exists()
 
 
-def test_without_a_checkpoint_it_says_what_to_give(tmp_path):
+def test_without_a_checkpoint_the_error_names_the_missing_argument(tmp_path):
     assert "give a checkpoint" in lit_illada("sft").output
     assert "no run there" in lit_illada("sft", tmp_path).output
 
 
-def test_response_curves_are_those_of_a_loop_over_the_tokens():
+def test_response_curves_equal_a_loop_over_the_tokens():
     generator = torch.Generator().manual_seed(0)
     B, T, eos = 3, 12, 1
     ids = torch.randint(0, 4, (B, T), generator=generator)

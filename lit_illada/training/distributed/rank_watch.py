@@ -1,9 +1,10 @@
-"""Which rank died, and where is its log? So that a job of several processes ends with an answer instead of a hang.
+"""Detects dead ranks, so that a distributed job fails with the rank and its log instead of hanging.
 
-Every rank leaves in `ranks/` of the run's folder a log (`rank-1.log`: its messages, and the stacks of a crash) and a
-small state that a thread renews every few seconds (`rank-1.json`: its process, its step, how it ended). The same thread
-looks at the others: one of this machine is dead when its process is gone, one of another machine when its state has not
-been renewed for long. A collective that a dead rank leaves open cannot be interrupted, so the thread ends the process.
+Every rank writes to `ranks/` of the run's folder a log (`rank-1.log`: its messages and the stack traces of a crash) and
+a small state (`rank-1.json`: process, step, how it ended), which a thread renews every second. The same thread checks
+the other ranks: one on the same machine is dead if its process is gone, one on another machine if its state has not
+been renewed for a minute. A collective that waits for a dead rank cannot be interrupted, so the thread exits the
+process.
 """
 
 import faulthandler
@@ -29,16 +30,18 @@ from lit_illada.runtime.records import require_fields
 from lit_illada.runtime.terminal import PrintableFormatter, print_lines
 
 log = logging.getLogger(__name__)
-_EVERY_S = 1.0
-_SILENT_S = 60.0  # a state on a network's file system may be seen late
-_GRACE_S = 3.0
+_EVERY_S = 1.0  # interval of renewing the state and checking the other ranks
+_SILENT_S = 60.0  # without a renewed state, after which a rank is dead; network file systems show changes late
+_GRACE_S = 3.0  # for a process to end on its own before it is killed
 
 
 class RankWatch(Callback):
-    """Watches the other ranks of a run from the moment this one knows its own; does nothing in a run of one process.
+    """Monitors the other ranks of a run, from the first `setup` on; does nothing in a run of one process.
 
-    timeout_s: how long a collective waits, which bounds what the watching misses. A context manager: what is raised
-    inside says how this rank ended, and becomes a UserError where another rank's end is its cause.
+    Also a context manager around the run: an exception inside it is recorded as how this rank ended, and is raised as a
+    UserError if another rank's end caused it.
+
+    timeout_s: timeout of collectives, for failures that the monitoring does not detect.
     """
 
     def __init__(self, folder: Path, timeout_s: float) -> None:
@@ -50,13 +53,14 @@ class RankWatch(Callback):
         self._started_at = time.time()
         self._stopped = threading.Event()
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._seen: dict[int, tuple[float | None, float]] = {}  # when it renewed its state, and when that was seen
+        # by rank: time stamp of its last known state (its clock), and when that state was first read (monotonic clock)
+        self._seen: dict[int, tuple[float | None, float]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size == 1 or self._rank is not None:
             return
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
-        self._children = _take_children_over()
+        self._children = _take_over_children()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = logging.FileHandler(self._folder / f"rank-{self._rank}.log", encoding="utf-8")
         self._log.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
@@ -64,10 +68,10 @@ class RankWatch(Callback):
         faulthandler.enable(self._log.stream)  # type: ignore[arg-type]
         self._note("rank %d of %d, process %d", self._rank, self._world_size, os.getpid())
         self._write()
-        # no state of an earlier start of this run is taken for one of this
+        # until then a state in the folder may be that of an earlier start of the run
         trainer.strategy.barrier("ranks")
-        # torchrun ends the others as soon as one has died, and they shall say which; else GracefulStop heeds the signal
-        self._terminate_before = signal.signal(signal.SIGTERM, self._terminated)
+        # torchrun sends SIGTERM as soon as a rank has died: report that rank; otherwise GracefulStop handles the signal
+        self._previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -80,19 +84,19 @@ class RankWatch(Callback):
         if self._rank is None:
             if isinstance(error, torch.distributed.DistNetworkError):
                 raise UserError(
-                    f"the ranks did not come together within trainer.timeout_s={self._timeout_s:g} seconds ({error}): "
-                    "is every process started, and does each reach MASTER_ADDR and MASTER_PORT?"
+                    f"the ranks did not connect within trainer.timeout_s={self._timeout_s:g} seconds ({error}): check "
+                    "that every process has started and reaches MASTER_ADDR and MASTER_PORT"
                 ) from error
             return
         if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
             self._stopped.set()
-            # ranks end together, but for one that is interrupted: the others may wait for it
+            # ranks end together, except on Ctrl-C, after which the others may still wait for this one
             self._write(ended="was interrupted" if isinstance(error, KeyboardInterrupt) else "")
-            if signal.getsignal(signal.SIGTERM) == self._terminated:  # who has decided otherwise since keeps it
-                signal.signal(signal.SIGTERM, self._terminate_before)
+            if signal.getsignal(signal.SIGTERM) == self._on_sigterm:  # unless another handler has been installed since
+                signal.signal(signal.SIGTERM, self._previous_handler)
             self._close_log()
             return
-        # torchrun and Slurm end the others as soon as one has died; this one ends by itself, and has to say why
+        # torchrun and Slurm send SIGTERM once a rank has died; this rank is ending already, and reports why
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if isinstance(error, UserError):
             self._write(ended=str(error))
@@ -107,7 +111,7 @@ class RankWatch(Callback):
             raise UserError(reason) from error
 
     def _end_children(self) -> None:
-        """They see this rank's end by themselves; one that hangs does not."""
+        """Wait for the child processes, which detect that this rank has ended, and kill those that hang."""
         end = time.monotonic() + _GRACE_S
         for child in self._children.values():
             try:
@@ -116,7 +120,7 @@ class RankWatch(Callback):
                 child.kill()
 
     def _note(self, message: str, *values: object, exc_info: Any = None) -> None:
-        """Into this rank's log alone."""
+        """Write to this rank's log only."""
         self._log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, message, values, exc_info))
 
     def _close_log(self) -> None:
@@ -125,7 +129,7 @@ class RankWatch(Callback):
         self._log.close()
 
     def _reason(self, error: BaseException) -> str | None:
-        """What another rank has to do with an error of this one: its death, or its silence."""
+        """Return the message if another rank caused this error, by ending or by a timeout; else None."""
         if not isinstance(error, RuntimeError):  # torch's DistError is one
             return None
         end = time.monotonic() + 4 * _EVERY_S
@@ -134,7 +138,7 @@ class RankWatch(Callback):
             time.sleep(_EVERY_S / 10)
         if self._dead is None and any(word in str(error).lower() for word in ("timed out", "timeout")):
             return (
-                f"the ranks have not met for trainer.timeout_s={self._timeout_s:g} seconds: {self._positions()}; their "
+                f"a collective timed out after trainer.timeout_s={self._timeout_s:g} seconds: {self._positions()}; "
                 f"logs: {self._folder}"
             )
         return self._dead
@@ -144,24 +148,24 @@ class RankWatch(Callback):
             self._write()
             self._dead = self._dead or self._find_dead()
             if self._dead:
-                # the main thread may have learnt of it too, and then ends by itself
+                # the main thread may have failed in a collective too, and then reports and exits on its own
                 if not self._stopped.wait(_GRACE_S):
-                    self._tell(self._dead)
+                    self._report(self._dead)
                 self._stopped.wait(_GRACE_S)
                 for child in self._children.values():
                     child.kill()
                 os._exit(1)
 
-    def _terminated(self, number: int, frame: FrameType | None) -> None:
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         if dead := self._dead or self._find_dead():
-            self._tell(dead)
+            self._report(dead)
             os._exit(1)
-        if not callable(self._terminate_before):
+        if not callable(self._previous_handler):
             raise SystemExit(128 + number)
-        self._terminate_before(number, frame)
+        self._previous_handler(number, frame)
 
-    def _tell(self, dead: str) -> None:
-        """Once, for what cannot be raised."""
+    def _report(self, dead: str) -> None:
+        """Print and record the dead rank once, where no exception can be raised."""
         if not self._state(self._rank).get("ended"):
             self._write(ended=dead)
             self._note("ended: %s", dead)
@@ -185,12 +189,12 @@ class RankWatch(Callback):
             return _how_ended(child.returncode)
         if state.get("host") == socket.gethostname():
             return None if _is_alive(state["pid"]) else "was killed or crashed"
-        renewed_at = state.get("renewed_at")  # its clock need not be this one's: only a change tells
+        renewed_at = state.get("renewed_at")  # clocks of machines differ, so only a change is meaningful
         if rank not in self._seen or self._seen[rank][0] != renewed_at:
             self._seen[rank] = renewed_at, time.monotonic()
             return None
         silent_s = time.monotonic() - self._seen[rank][1]
-        return f"has been silent for {silent_s:.0f} s" if silent_s > _SILENT_S else None
+        return f"has not renewed its state for {silent_s:.0f} s" if silent_s > _SILENT_S else None
 
     def _positions(self) -> str:
         steps = {rank: self._state(rank).get("step") for rank in range(self._world_size)}
@@ -220,8 +224,11 @@ class RankWatch(Callback):
             log.warning("rank %s: its state could not be written: %s", self._rank, error)
 
 
-def _take_children_over() -> dict[int, "subprocess.Popen[bytes]"]:
-    """The ranks that Lightning started from this process. Its own observer would kill this one without a word."""
+def _take_over_children() -> dict[int, "subprocess.Popen[bytes]"]:
+    """Return the ranks that Lightning started from this process, by rank, and disable its observer of them.
+
+    The observer would kill this process without a message when one of them fails.
+    """
     for thread in threading.enumerate():
         children = getattr(thread, "_child_processes", None)
         if thread.name == "child-process-observer" and children:
@@ -237,7 +244,7 @@ def _how_ended(code: int) -> str:
     if code > 0:
         return f"ended with code {code}"
     name = signal.Signals(-code).name
-    hint = " (often for too little memory)" if -code == signal.SIGKILL else ""
+    hint = " (often because memory ran out)" if -code == signal.SIGKILL else ""
     return f"was ended by {name}{hint}"
 
 
@@ -248,7 +255,7 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    try:  # a process that is dead, and whose parent has not asked for it yet
+    try:  # a zombie has ended, and its parent has not waited for it yet
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return True

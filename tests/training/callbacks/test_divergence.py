@@ -1,4 +1,4 @@
-"""A run that diverges is told, stopped or rolled back; a healthy one is left alone."""
+"""Divergence: detection, stop and rollback; healthy runs are unaffected."""
 
 import json
 import math
@@ -126,7 +126,7 @@ def test_a_run_rolled_back_is_the_run_resumed_by_hand_with_a_lower_rate(losses_b
     assert of_step_7 < 1e-4
 
 
-def test_what_happened_is_told_and_survives_a_resume(losses_by_step, tiny_overrides, tmp_path, caplog):
+def test_rollbacks_are_logged_and_counted_across_a_resume(losses_by_step, tiny_overrides, tmp_path, caplog):
     losses_by_step(lambda step, rows, loss: loss * (math.nan if step in (8, 9, 10) else 1.0))
     run = tmp_path / "run"
     result = pretrain(*tiny_overrides, *ROLLBACK, f"run_dir={run}", "trainer.on_divergence.max_rollbacks=2")
@@ -142,7 +142,7 @@ def test_what_happened_is_told_and_survives_a_resume(losses_by_step, tiny_overri
     assert len(rollbacks(run)) == 2
 
 
-def test_nothing_of_the_diverged_fit_is_left_when_the_next_is_built(
+def test_the_memory_of_a_diverged_fit_is_released_before_the_next(
     losses_by_step, tiny_overrides, tmp_path, monkeypatch
 ):
     pending, modules, honest = [8, 9], [], build.build_module
@@ -166,7 +166,7 @@ def test_nothing_of_the_diverged_fit_is_left_when_the_next_is_built(
     assert len(modules) == 2
 
 
-def test_the_weights_of_a_model_in_pieces_are_let_go(tmp_path):
+def test_the_weights_of_a_sharded_model_are_released(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
@@ -185,7 +185,9 @@ def test_the_weights_of_a_model_in_pieces_are_let_go(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["in the step that diverges", "between the two fits"])
-def test_a_signal_beside_a_rollback_stops_the_run_saved(when, losses_by_step, tiny_overrides, tmp_path, monkeypatch):
+def test_a_signal_during_a_rollback_saves_and_stops_the_run(
+    when, losses_by_step, tiny_overrides, tmp_path, monkeypatch
+):
     """After one more step from the checkpoint gone back to; a second signal of either kind changes nothing."""
     pending, honest = [8, 9], training_run.roll_back
 
@@ -220,7 +222,7 @@ def test_a_signal_beside_a_rollback_stops_the_run_saved(when, losses_by_step, ti
     assert pretrain(resume=run).exit_code == 0
 
 
-def test_the_diverged_checkpoints_are_taken_out_of_the_way(losses_by_step, tiny_overrides, tmp_path):
+def test_checkpoints_after_the_divergence_are_removed(losses_by_step, tiny_overrides, tmp_path):
     calls = []
 
     def change(step, rows, loss):
@@ -313,7 +315,7 @@ def test_a_rollback_killed_at_any_point_is_completed_by_the_resume(is_sharded, t
     assert begun > 5
 
 
-def test_a_run_killed_while_it_is_rolled_back_goes_on_without_the_rows(losses_by_step, tiny_overrides, tmp_path):
+def test_a_run_killed_during_a_rollback_resumes_without_the_skipped_rows(losses_by_step, tiny_overrides, tmp_path):
     class Killed(BaseException):
         pass
 
@@ -335,7 +337,7 @@ def test_a_run_killed_while_it_is_rolled_back_goes_on_without_the_rows(losses_by
     assert load_file("pretrain", run / "config.yaml").optim.optimizer.learning_rate == 1e-4
 
 
-def test_rows_under_suspicion_are_passed_over_and_no_other(losses_by_step, tiny_overrides, tmp_path):
+def test_exactly_the_rows_before_the_divergence_are_skipped(losses_by_step, tiny_overrides, tmp_path):
     """The rows of steps 8 and 9 make the loss infinite at any rate: only leaving them out helps."""
     good = []
 
@@ -358,7 +360,7 @@ def test_rows_under_suspicion_are_passed_over_and_no_other(losses_by_step, tiny_
     assert good[-1] == list(range(120, 128))
 
 
-def test_positions_pass_over_skipped_rows():
+def test_positions_exclude_skipped_rows():
     assert [row_at(position, []) for position in range(3)] == [0, 1, 2]
     ranges = [(8, 12), (3, 5)]
     left = [row for row in range(40) if not any(start <= row < stop for start, stop in ranges)]
@@ -389,7 +391,7 @@ def observed(losses, config=None):
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
-def test_heavy_tailed_noise_makes_no_long_spike(noise):
+def test_heavy_tailed_noise_causes_no_long_spike(noise):
     spikes = LossSpikes(SpikeConfig())
     longest = 0
     for step, loss in enumerate(healthy_losses(20_000, noise, seed=1), 1):
@@ -400,7 +402,7 @@ def test_heavy_tailed_noise_makes_no_long_spike(noise):
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
-def test_a_spike_is_seen_at_its_first_step_and_its_end_is_told(noise, caplog):
+def test_a_spike_is_detected_at_its_first_step_and_its_end_is_logged(noise, caplog):
     losses = list(healthy_losses(600, noise, seed=2))
     for step in range(500, 520):
         losses[step] += 3.0
@@ -415,7 +417,7 @@ def test_a_spike_is_seen_at_its_first_step_and_its_end_is_told(noise, caplog):
     assert "the loss spike of 20 steps is over" in caplog.text
 
 
-def test_a_level_that_lasts_is_the_new_one():
+def test_a_spike_of_a_whole_window_is_the_new_level():
     config = SpikeConfig(window=16)
     spikes = observed([3.0, 3.1] * 20 + [5.0, 5.1] * 8, config)
     assert (spikes.count, spikes.steps) == (1, 0)
@@ -424,7 +426,7 @@ def test_a_level_that_lasts_is_the_new_one():
     assert (spikes.count, spikes.steps) == (1, 0)
 
 
-def test_the_detector_goes_on_where_its_state_was_saved():
+def test_the_spike_detector_resumes_from_its_state():
     losses = list(healthy_losses(300, 0.05, seed=3))
     losses[250:280] = [9.0] * 30
     whole = observed(losses)
@@ -459,14 +461,14 @@ def test_the_detector_goes_on_where_its_state_was_saved():
         ([ROLLBACK[0], "trainer.checkpoint_every_steps=29"], "needs trainer.keep_checkpoints of 3 or more"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(overrides, said):
+def test_contradictory_settings_are_rejected(overrides, said):
     with pytest.raises(UserError) as caught:
         load("pretrain", overrides)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(("every", "keep"), [(10, 4), (15, 3), (30, 2), (1, 31)])
-def test_what_is_kept_holds_a_checkpoint_to_go_back_to_whenever_a_run_diverges(every, keep):
+def test_retention_always_leaves_a_checkpoint_to_roll_back_to(every, keep):
     """And one less does not: seen 16 steps late, 16 steps back."""
     load("pretrain", [ROLLBACK[0], f"trainer.checkpoint_every_steps={every}", f"trainer.keep_checkpoints={keep}"])
 
@@ -481,7 +483,7 @@ def test_what_is_kept_holds_a_checkpoint_to_go_back_to_whenever_a_run_diverges(e
     assert not always(keep - 1)
 
 
-def test_checkpoints_are_found_by_their_step(tmp_path):
+def test_checkpoints_are_listed_by_step(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     strays = {"mine.ckpt", "zzz.ckpt", "step=00000099 copy.ckpt", ".step=00000098.ckpt.partial"}
     for name in ("step=00000003.ckpt", "step=00000012.ckpt", *strays):

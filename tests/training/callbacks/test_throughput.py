@@ -1,4 +1,4 @@
-"""The cost that a run reports."""
+"""Tokens and FLOPs that a run reports."""
 
 import json
 

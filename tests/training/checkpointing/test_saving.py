@@ -1,4 +1,4 @@
-"""When a run is saved, what stays of it, and that training does not wait for the disk."""
+"""Saving and retention of checkpoints, and writing in the background."""
 
 import os
 import threading
@@ -36,12 +36,12 @@ BOUNDS = {20: 3.0, 40: 1.5, 60: 1.5, 80: float("nan"), 100: 2.0}
         (Retention(20), set(STEPS)),
     ],
 )
-def test_the_newest_the_regular_and_the_best_stay(retention, kept):
+def test_the_newest_the_regular_and_the_best_are_retained(retention, kept):
     assert retention.select(STEPS, BOUNDS) == kept
 
 
 @given(st.data(), st.integers(1, 3), st.integers(0, 3), st.sampled_from([None, 4]), st.sampled_from([1, 3]))
-def test_what_is_removed_on_the_way_is_what_would_be_removed_at_the_end(data, newest, best, every_steps, counted):
+def test_removing_step_by_step_equals_removing_at_the_end(data, newest, best, every_steps, counted):
     """Nothing that a later look would keep is gone already."""
     retention = Retention(newest, every_steps, best, counted)
     bounds = data.draw(st.dictionaries(st.integers(1, 12), st.floats(0, 5), max_size=12))
@@ -52,7 +52,7 @@ def test_what_is_removed_on_the_way_is_what_would_be_removed_at_the_end(data, ne
 
 
 @given(st.sets(st.integers(1, 400)), st.integers(1, 4), st.sampled_from([10, 100]))
-def test_the_checkpoints_of_stops_take_no_place_of_the_schedule(stops, newest, every_steps):
+def test_checkpoints_saved_on_stops_do_not_displace_regular_ones(stops, newest, every_steps):
     """The newest of the schedule stay as in a run that nobody stopped, and the very last."""
     scheduled = set(range(every_steps, 401, every_steps))
     retention = Retention(newest, counted_every_steps=every_steps)
@@ -64,7 +64,7 @@ def test_the_checkpoints_of_stops_take_no_place_of_the_schedule(stops, newest, e
         assert len(there) <= newest + 1
 
 
-def test_where_runs_roll_back_the_schedule_is_counted(tiny_overrides, tmp_path):
+def test_with_rollback_regular_checkpoints_are_counted(tiny_overrides, tmp_path):
     rollback = ["trainer/on_divergence=rollback", "trainer.on_divergence.steps_back=2"]
     rollback += ["trainer.on_divergence.max_spike_steps=1", "trainer.max_nonfinite_steps=1"]
     for response, kept in (([], {6, 7}), (rollback, {3, 6, 7})):
@@ -83,7 +83,7 @@ def test_where_runs_roll_back_the_schedule_is_counted(tiny_overrides, tmp_path):
         ({"keep_checkpoints": 0}, "trainer.keep_checkpoints must be 1 or more; got 0"),
     ],
 )
-def test_an_impossible_policy_is_refused(options, said):
+def test_an_invalid_retention_is_rejected(options, said):
     with pytest.raises(UserError, match=said):
         TrainerConfig(**options)
 
@@ -101,7 +101,7 @@ def slow_disk(monkeypatch):
     return goes_on
 
 
-def test_training_goes_on_while_the_disk_is_slow_and_what_is_written_is_what_was(slow_disk, tmp_path):
+def test_training_continues_during_a_slow_write_of_an_unchanged_copy(slow_disk, tmp_path):
     weights = torch.arange(1000.0)
     nested = {"state_dict": {"w": weights}, "callbacks": {"a": {"list": [1, weights[:2]]}}, "global_step": 3}
     writer = CheckpointWriter(is_async=True)
@@ -121,7 +121,7 @@ def test_training_goes_on_while_the_disk_is_slow_and_what_is_written_is_what_was
     assert len(content["callbacks"]["a"]["list"]) == 2
 
 
-def test_a_write_that_fails_is_told_and_leaves_the_earlier_checkpoint_alone(tmp_path):
+def test_a_failed_write_is_reported_and_leaves_the_earlier_checkpoint_intact(tmp_path):
     writer = CheckpointWriter(is_async=True)
     for step in (3, 6):
         if step == 6:
@@ -139,7 +139,7 @@ def test_a_write_that_fails_is_told_and_leaves_the_earlier_checkpoint_alone(tmp_
 
 @pytest.mark.parametrize("error", [MemoryError(), KeyError("float4")])
 @pytest.mark.parametrize("is_async", [True, False])
-def test_half_a_checkpoint_never_becomes_one_whatever_ended_its_write(error, is_async, tmp_path, monkeypatch):
+def test_an_interrupted_write_never_becomes_a_checkpoint(error, is_async, tmp_path, monkeypatch):
     def write_half(content, file):
         file.write(b"half")
         raise error
@@ -157,7 +157,7 @@ def test_half_a_checkpoint_never_becomes_one_whatever_ended_its_write(error, is_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_copy_that_finds_no_memory_ends_the_run_by_saying_so(tiny_overrides, tmp_path, monkeypatch):
+def test_running_out_of_memory_for_the_copy_ends_the_run_with_an_error(tiny_overrides, tmp_path, monkeypatch):
     run = tmp_path / "run"
     honest = checkpoint_writer._copied
 
@@ -173,7 +173,7 @@ def test_a_copy_that_finds_no_memory_ends_the_run_by_saying_so(tiny_overrides, t
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step=00000003.ckpt"}
 
 
-def test_a_writer_that_could_not_begin_may_begin_again(tmp_path, monkeypatch):
+def test_a_writer_can_start_again_after_a_failed_start(tmp_path, monkeypatch):
     writer = CheckpointWriter(is_async=True)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_writer, "_copied", lambda *_: 1 / 0)
@@ -185,7 +185,7 @@ def test_a_writer_that_could_not_begin_may_begin_again(tmp_path, monkeypatch):
     assert set(checkpoints_by_step(tmp_path)) == {2}
 
 
-def test_without_async_it_is_on_the_disk_at_once(tmp_path):
+def test_a_synchronous_checkpoint_is_on_disk_at_once(tmp_path):
     writer = CheckpointWriter(is_async=False)
     writer.save_checkpoint({"global_step": 1}, tmp_path / "step=00000001.ckpt")
     assert not writer.is_busy
@@ -193,7 +193,7 @@ def test_without_async_it_is_on_the_disk_at_once(tmp_path):
     assert read_checkpoint(tmp_path / "step=00000001.ckpt")["global_step"] == 1
 
 
-def test_a_run_keeps_what_it_was_told_and_its_best_is_found_by_name(tiny_overrides, tmp_path):
+def test_a_run_applies_its_retention_and_links_the_best_checkpoint(tiny_overrides, tmp_path):
     """Also what it has seen before it was resumed counts."""
     run = tmp_path / "run"
     told = [
@@ -220,7 +220,7 @@ def test_a_run_keeps_what_it_was_told_and_its_best_is_found_by_name(tiny_overrid
     assert all(torch.equal(opened.tensors[name], weights[f"model.{name}"]) for name in opened.tensors)
 
 
-def test_no_checkpoint_is_lost_to_one_that_cannot_be_written(tiny_overrides, tmp_path):
+def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(tiny_overrides, tmp_path):
     """The run ends in one line between two steps, and goes on from the last whole one when there is room again."""
     run = tmp_path / "run"
     begin = [*tiny_overrides, f"run_dir={run}", "trainer.keep_checkpoints=9"]

@@ -1,4 +1,4 @@
-"""What one way of spreading a run has saved any other takes over, to the last bit; nothing half-written is taken."""
+"""Checkpoints of any strategy load bit for bit under any other; incomplete ones are rejected."""
 
 import ast
 import multiprocessing
@@ -146,7 +146,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("after", WAYS)
-def test_a_run_goes_on_exactly_under_any_other_way(after, saved):
+def test_a_run_resumes_bit_for_bit_under_any_other_strategy(after, saved):
     undisturbed = make()
     train(*undisturbed, 0, 6)
     wanted = everything(*undisturbed)
@@ -158,7 +158,7 @@ def test_a_run_goes_on_exactly_under_any_other_way(after, saved):
         assert not different, f"{before} to {after}: {different}"
 
 
-def test_every_way_saves_the_same_content(saved):
+def test_every_strategy_saves_the_same_content(saved):
     whole = Weights(read_checkpoint(saved / "whole.ckpt"))
     for way in WAYS:
         content = read_checkpoint(saved / f"{way}.ckpt")
@@ -184,7 +184,7 @@ def save_and_tell_what_was_synced(way, folder):
     (folder / f"synced-{dist.get_rank()}").write_text(repr(synced))
 
 
-def test_names_are_on_the_disk_before_a_checkpoint_is_one(tmp_path):
+def test_file_names_are_durable_before_a_checkpoint_becomes_visible(tmp_path):
     """Every process syncs the folder after its own file, the first that of all files before it is renamed."""
     run("cut in two", save_and_tell_what_was_synced, tmp_path)
     first, second = (ast.literal_eval((tmp_path / f"synced-{rank}").read_text()) for rank in range(2))
@@ -199,7 +199,7 @@ def test_names_are_on_the_disk_before_a_checkpoint_is_one(tmp_path):
     assert parts_file(1, 2) in second[0][1]
 
 
-def test_copies_are_written_once_by_turns(saved):
+def test_each_replicated_part_is_written_once(saved):
     files = sorted((saved / "two copies cut in two.ckpt").glob("parts-*"))
     sizes = {name: tensor.shape for name, tensor in open_parts(files).items()}
     total = sum(torch.Size(shape).numel() for shape in sizes.values()) * 4
@@ -209,7 +209,7 @@ def test_copies_are_written_once_by_turns(saved):
     assert all(open_parts([file]) for file in files)
 
 
-def test_a_box_is_read_across_the_parts(saved):
+def test_a_box_is_read_across_parts(saved):
     content = read_checkpoint(saved / "cut in two.ckpt")
     whole = read_checkpoint(saved / "whole.ckpt")["state_dict"]["2.weight"]
     stored = content["state_dict"]["2.weight"]
@@ -218,7 +218,7 @@ def test_a_box_is_read_across_the_parts(saved):
     assert torch.equal(stored[slice(6, 7), slice(0, 5)], whole[6:7])
 
 
-def test_states_numbered_by_an_older_version_are_taken_over(tmp_path):
+def test_states_numbered_by_an_older_version_are_loaded(tmp_path):
     model, optimizer = make()
     train(model, optimizer, 0, 3)
     again = make()
@@ -242,7 +242,7 @@ class Packing(torch.optim.AdamW):
         super().load_state_dict({**state_dict, "state": states})
 
 
-def test_an_optimizer_with_a_form_of_its_own_saves_and_loads_in_it(tmp_path):
+def test_an_optimizer_with_its_own_state_format_is_saved_and_loaded_in_it(tmp_path):
     model, plain = make()
     optimizer = Packing(plain.param_groups)
     train(model, optimizer, 0, 3)
@@ -256,7 +256,7 @@ def test_an_optimizer_with_a_form_of_its_own_saves_and_loads_in_it(tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_states_keep_their_dtype_whatever_that_of_the_weights():
+def test_optimizer_states_keep_their_dtype():
     model, optimizer = make()
     train(model, optimizer, 0, 1)
     saved = optimizer_state(optimizer, model)
@@ -266,7 +266,7 @@ def test_states_keep_their_dtype_whatever_that_of_the_weights():
     assert all(state["exp_avg"].dtype is torch.bfloat16 for state in optimizer.state.values())
 
 
-def test_another_model_or_other_trained_weights_are_refused(saved):
+def test_another_model_or_other_trained_weights_are_rejected(saved):
     content = read_checkpoint(saved / "cut in two.ckpt")
     other = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5))
     with pytest.raises(UserError, match=r"only one of the two has 2\.bias"):
@@ -279,7 +279,7 @@ def test_another_model_or_other_trained_weights_are_refused(saved):
         load_optimizer_state(torch.optim.AdamW([model[0].weight]), model, content["optimizer_states"][0])
 
 
-def test_a_folder_that_lacks_a_process_s_parts_or_has_half_of_them_is_refused(saved, tmp_path):
+def test_a_folder_with_missing_or_truncated_parts_is_rejected(saved, tmp_path):
     path = tmp_path / "step=00000003.ckpt"
     for damage in ("missing", "half"):
         path.mkdir(exist_ok=True)
@@ -291,7 +291,7 @@ def test_a_folder_that_lacks_a_process_s_parts_or_has_half_of_them_is_refused(sa
             read_checkpoint(path)
 
 
-def test_a_damaged_file_of_a_folder_is_refused_by_the_process_that_checks_it(saved, tmp_path):
+def test_a_damaged_part_is_rejected_by_the_process_that_verifies_it(saved, tmp_path):
     names = sorted(file.name for file in (saved / "cut in two.ckpt").iterdir())
     assert len(names) == 5
     for name in names:
@@ -331,7 +331,7 @@ def test_nothing_in_a_folder_is_executed(saved, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_what_is_being_written_or_removed_is_no_checkpoint(saved, tmp_path):
+def test_partials_are_not_checkpoints(saved, tmp_path):
     whole = tmp_path / "step=00000003.ckpt"
     for path in (whole, partial_of(tmp_path / "step=00000006.ckpt")):
         path.mkdir()
@@ -345,7 +345,7 @@ def test_what_is_being_written_or_removed_is_no_checkpoint(saved, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_kill_in_the_middle_of_a_removal_leaves_no_half_checkpoint(saved, tmp_path, monkeypatch):
+def test_a_kill_during_a_removal_leaves_no_incomplete_checkpoint(saved, tmp_path, monkeypatch):
     path = tmp_path / "step=00000003.ckpt"
     path.mkdir()
     (path / STATE_FILE).touch()

@@ -1,4 +1,4 @@
-"""A block that computes its activations again gives the same gradients, and keeps less."""
+"""Activation checkpointing: identical gradients, less memory."""
 
 from dataclasses import replace
 
@@ -41,12 +41,12 @@ def step(which, kernel=AttentionKernel.SDPA):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("which", [ActivationCheckpointing.selective, ActivationCheckpointing.full])
-def test_the_gradients_are_the_same_to_the_last_bit(which, kernel):
+def test_gradients_are_bit_identical(which, kernel):
     expected, found = step(ActivationCheckpointing.none, kernel)[0], step(which, kernel)[0]
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_less_is_kept_and_selective_computes_no_product_again():
+def test_less_memory_is_saved_and_selective_recomputes_no_matrix_product():
     (_, all_bytes, flops), (_, _, selective_flops), (_, full_bytes, full_flops) = map(step, ActivationCheckpointing)
     assert full_bytes < 0.3 * all_bytes
     assert selective_flops == flops
@@ -54,7 +54,7 @@ def test_less_is_kept_and_selective_computes_no_product_again():
     assert full_flops > 1.2 * flops
 
 
-def test_names_stay_those_of_the_model():
+def test_parameter_names_do_not_change():
     model = Transformer(CONFIG)
     names = list(model.state_dict())
     for block in model.model.layers:

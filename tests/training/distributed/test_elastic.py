@@ -1,4 +1,4 @@
-"""A run is stopped under one way of spreading it over processes and goes on under another, as if nothing had been.
+"""Runs stopped under one parallel strategy resume under another exactly.
 
 Processes are forked from this one, which has imported everything, with the environment that torchrun gives them.
 """
@@ -138,7 +138,7 @@ def undisturbed(overrides, tmp_path_factory):
     return through(["one"], overrides, folder)
 
 
-def test_one_process_two_that_share_the_model_and_one_again_are_one_run(overrides, undisturbed, tmp_path):
+def test_a_run_moves_from_one_process_to_two_and_back_unchanged(overrides, undisturbed, tmp_path):
     """And what the two have saved is opened by every command, and converted, as what one has."""
     run = through(["one", "fsdp", "one"], overrides, tmp_path)
     assert_same(undisturbed, run)
@@ -164,6 +164,6 @@ def test_one_process_two_that_share_the_model_and_one_again_are_one_run(override
 
 
 @pytest.mark.slow
-def test_every_way_goes_on_where_another_stopped(overrides, undisturbed, tmp_path):
+def test_every_strategy_resumes_where_another_stopped(overrides, undisturbed, tmp_path):
     ways = ["ddp", "fsdp", "hybrid", "tensor", "one", "tensor and fsdp", "fsdp of one", "fsdp of four", "ddp"]
     assert_same(undisturbed, through(ways, overrides, tmp_path))

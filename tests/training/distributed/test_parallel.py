@@ -1,4 +1,4 @@
-"""However a run is spread over devices, it is the same run: weights, gradient norms and noise."""
+"""Parallel strategies give the same run: weights, gradient norms and noise."""
 
 import json
 import multiprocessing
@@ -107,7 +107,7 @@ def alone(optimizer="adamw", num_steps=3):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_model_cut_over_a_mesh_begins_and_trains_as_on_one_device(mesh, tmp_path):
+def test_a_sharded_model_starts_and_trains_as_on_one_device(mesh, tmp_path):
     """AdamW's eps is far above the gradients' rounding of 1e-9: it changes a step of 0.01 by 1e-7, not by all of it."""
     expected, found = alone(), on_mesh(tmp_path, MESHES[mesh])
     assert all(torch.equal(found["initial"][name], value) for name, value in expected["initial"].items())
@@ -121,7 +121,7 @@ def test_a_model_cut_over_a_mesh_begins_and_trains_as_on_one_device(mesh, tmp_pa
     assert found["held"] < (0.52 if parts > 1 else 1.01) * total + (50 * 32 + 5 * 32 if mesh == "tensor 2" else 0)
 
 
-def test_muon_updates_cut_matrices_as_whole_ones(tmp_path):
+def test_muon_updates_sharded_matrices_like_whole_ones(tmp_path):
     """It rounds to bfloat16 within, hence the tolerance; updates of the parts alone would be others altogether."""
     expected, found = alone("muon", 1), on_mesh(tmp_path, (1, 2, 1), "muon", 1)
     for name, value in expected["trained"].items():
@@ -129,7 +129,7 @@ def test_muon_updates_cut_matrices_as_whole_ones(tmp_path):
         assert (found["trained"][name] - value).norm() < 0.05 * change, name
 
 
-def test_blocks_that_recompute_train_the_same_when_cut(tmp_path):
+def test_sharded_blocks_with_activation_checkpointing_train_the_same(tmp_path):
     plain = on_mesh(tmp_path / "plain", (1, 2, 1))
     for which in (ActivationCheckpointing.selective, ActivationCheckpointing.full):
         found = on_mesh(tmp_path / which, (1, 2, 1), activation_checkpointing=which)
@@ -152,14 +152,14 @@ def test_blocks_that_recompute_train_the_same_when_cut(tmp_path):
         (["trainer.parallel.tensor_parallel=2", "trainer.micro_batch_rows=24"], "4 × 1 / 2 = 48"),
     ],
 )
-def test_a_spread_that_cannot_be_is_refused(overrides, said):
+def test_an_invalid_parallel_config_is_rejected(overrides, said):
     four = ["trainer.devices=4", "trainer.micro_batch_rows=8", "model.num_attention_heads=8"]
     with pytest.raises(UserError) as caught:
         load("pretrain", [*four, *overrides])
     assert said in str(caught.value)
 
 
-def test_an_adapter_is_not_cut_by_heads():
+def test_an_adapter_rejects_tensor_parallelism():
     model = load("pretrain", ["model.vocab_size=300"]).model
     cut = ["adapter=lora", "trainer.devices=2", "trainer.parallel.tensor_parallel=2", "trainer.micro_batch_rows=2"]
     with pytest.raises(UserError, match="adapters are not sharded by heads"):
@@ -246,7 +246,7 @@ def reference(tiny_overrides, tmp_path_factory):
 
 
 @pytest.mark.parametrize("spread", [pytest.param(name, marks=[] if name in FAST else SLOW) for name in SPREADS])
-def test_a_run_is_the_same_however_it_is_spread(spread, reference, tiny_overrides, tmp_path):
+def test_a_run_is_the_same_under_every_strategy(spread, reference, tiny_overrides, tmp_path):
     """20 steps: the losses, which noise and weights decide, the gradients' norms, the weights and AdamW's moments.
 
     Float32, sums in another order: the gradients differ by about 1e-8. AdamW's eps keeps that below 1e-6 of weight a
@@ -280,7 +280,7 @@ def test_a_run_is_the_same_however_it_is_spread(spread, reference, tiny_override
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
-def test_a_run_goes_on_under_another_strategy(optim, tiny_overrides, tmp_path):
+def test_a_run_resumes_under_another_strategy(optim, tiny_overrides, tmp_path):
     """From one device to two that share the model, and back: the same run, but for rounding."""
     constant = ["optim/schedule=wsd", "optim.schedule.final_factor=1.0", "optim.schedule.warmup_steps=2"]
     steps = ["trainer.val_every_steps=4", "trainer.checkpoint_every_steps=4"]
@@ -303,7 +303,7 @@ def test_a_run_goes_on_under_another_strategy(optim, tiny_overrides, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_fine_tuning_is_the_same_where_the_model_is_cut(adapter, tiny_overrides, tmp_path):
+def test_fine_tuning_is_the_same_with_a_sharded_model(adapter, tiny_overrides, tmp_path):
     """It begins with given weights, of which each rank takes its part, and every rank helps to answer."""
     base = tmp_path / "base"
     short = ["trainer.max_steps=2", "trainer.val_every_steps=2", "model.max_position_embeddings=512"]
@@ -341,7 +341,7 @@ def test_fine_tuning_is_the_same_where_the_model_is_cut(adapter, tiny_overrides,
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_bfloat16_compiled_and_recomputed_blocks_train_when_cut(tiny_overrides, tmp_path):
+def test_sharded_bfloat16_compiled_and_recomputed_blocks_train(tiny_overrides, tmp_path):
     """The loss falls as in float32, within what bfloat16 rounds."""
     options = [FSDP, "trainer.devices=2", "trainer.micro_batch_rows=4", "trainer.precision=bf16-mixed"]
     faster = ["trainer.compile=true", "trainer.parallel.activation_checkpointing=selective"]

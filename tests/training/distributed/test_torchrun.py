@@ -1,4 +1,4 @@
-"""Runs whose processes torchrun starts: one folder, one voice, and no two runs in each other's way."""
+"""Runs started by torchrun: one run folder per job, and only rank 0 logs."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def started(folder, *overrides):
 
 
 @pytest.mark.timeout(600)
-def test_two_runs_of_two_processes_at_once_each_agree_on_a_folder_and_speak_once(tiny_overrides, tmp_path):
+def test_two_concurrent_torchrun_jobs_agree_on_a_folder_each_and_log_once(tiny_overrides, tmp_path):
     overrides = [*tiny_overrides, "trainer.max_steps=4"]
     processes = [started(tmp_path / name, *overrides) for name in ("one", "other")]
     outputs = [process.communicate(timeout=500)[0] for process in processes]

@@ -1,4 +1,4 @@
-"""A checkpoint with objects in it runs nothing, and its refusal gives no advice to run it."""
+"""Checkpoints that contain objects are rejected without executing anything."""
 
 import os
 
@@ -17,7 +17,7 @@ class Runs:
         return os.system, (self.command,)
 
 
-def test_a_pickle_that_runs_code_is_refused_without_torchs_advice(tmp_path):
+def test_a_pickle_that_runs_code_is_rejected_without_torchs_advice(tmp_path):
     path = tmp_path / "evil.ckpt"
     torch.save({"state_dict": Runs(f"touch {tmp_path / 'PWN'}")}, path)
     with pytest.raises(UserError, match=r"evil\.ckpt: not a readable checkpoint .*could run code") as caught:

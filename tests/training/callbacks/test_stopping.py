@@ -1,4 +1,4 @@
-"""A run with a time limit: it ends by itself, validated and saved, and its progress can be read meanwhile."""
+"""Time limit of a run: it ends validated and saved, with readable progress."""
 
 import json
 
@@ -14,7 +14,7 @@ def pretrain(*overrides):
     return CliRunner().invoke(main, ["pretrain", *overrides], catch_exceptions=False)
 
 
-def test_a_run_ends_after_its_time_and_is_finished(tiny_overrides, tmp_path):
+def test_a_run_ends_after_its_time_limit_and_counts_as_finished(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     result = pretrain(*tiny_overrides, f"run_dir={run}", "trainer.max_steps=100000", "trainer.max_time_s=1.5")
     assert result.exit_code == 0, result.output

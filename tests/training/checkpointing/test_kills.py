@@ -1,4 +1,4 @@
-"""Fifty SIGKILLs, wherever they fall: nothing is lost, and the weights are those of a run that nobody disturbed.
+"""Fifty SIGKILLs at random moments: nothing is lost, and the weights equal those of an uninterrupted run.
 
 Each attempt is a process forked from this one, which has imported everything, and runs the command as a user types it.
 It ends itself by SIGKILL a little after its n-th use of a file of some kind, so that kills fall inside writes too.
@@ -142,7 +142,7 @@ def evidence(folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_fifty_kills_lose_nothing(tiny_corpus, tiny_run, tmp_path, capsys):
+def test_fifty_kills_change_neither_weights_nor_records(tiny_corpus, tiny_run, tmp_path, capsys):
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log.txt"
     assert attempt(["pretrain", *overrides_for(whole, tiny_corpus, tiny_run)], None, log) == 0, log.read_text()
 
