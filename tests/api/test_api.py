@@ -1,4 +1,4 @@
-"""The public names as a Lightning user meets them: a Trainer of their own, text in and text out."""
+"""The public API with a user's own Lightning Trainer, and generation from text to text."""
 
 import csv
 import dataclasses
@@ -92,7 +92,7 @@ def test_a_plain_trainer_trains_the_same_weights_as_the_command(run, tiny_overri
     assert_same_weights(run, module)
 
 
-def test_the_batch_is_the_configs_whatever_the_micro_batch(run, tiny_overrides, tmp_path):
+def test_the_batch_size_does_not_depend_on_the_micro_batch(run, tiny_overrides, tmp_path):
     steps = Steps()
     module, made = fitted([*tiny_overrides, *SMALL_BATCHES], tmp_path, steps)
     assert made.accumulate_grad_batches == 4
@@ -102,7 +102,7 @@ def test_the_batch_is_the_configs_whatever_the_micro_batch(run, tiny_overrides, 
     torch.testing.assert_close(weights, {name: saved[name] for name in weights}, rtol=1e-3, atol=1e-5)
 
 
-def test_a_trainer_that_asks_for_another_batch_or_more_steps_is_refused(tiny_overrides, tmp_path):
+def test_a_trainer_with_another_batch_or_more_steps_is_rejected(tiny_overrides, tmp_path):
     overrides = [*tiny_overrides, *SMALL_BATCHES]
     with pytest.raises(lit_illada.UserError, match=r"accumulate_grad_batches=2\), but .* has 4 micro-batches"):
         fitted(overrides, tmp_path, accumulate_grad_batches=2)
@@ -133,7 +133,7 @@ def test_the_trainers_clipping_overrides_the_configs(tiny_overrides, tmp_path):
     assert min(off.norms) > 1.0
 
 
-def test_the_curves_have_the_trainers_interval_and_no_point_of_the_sanity_check(tiny_overrides, tmp_path):
+def test_curves_have_the_trainers_interval_and_omit_the_sanity_check(tiny_overrides, tmp_path):
     logger = CSVLogger(tmp_path)
     fitted([*tiny_overrides, *SMALL_BATCHES], tmp_path, logger=logger, log_every_n_steps=5, val_check_interval=24)
     with Path(logger.log_dir, "metrics.csv").open() as file:
@@ -142,7 +142,7 @@ def test_the_curves_have_the_trainers_interval_and_no_point_of_the_sanity_check(
     assert [int(row["step"]) for row in rows if row["val/nll_bound"]] == [6, 12]
 
 
-def test_a_resumed_fit_ends_where_an_undisturbed_one_does(tiny_overrides, tmp_path):
+def test_a_resumed_fit_equals_an_uninterrupted_one(tiny_overrides, tmp_path):
     overrides = [*tiny_overrides, *SMALL_BATCHES]
     whole, _ = fitted(overrides, tmp_path)
     first = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=5, save_on_train_epoch_end=False)
@@ -171,7 +171,7 @@ def test_checkpoints_of_runs_and_of_plain_trainers_load(run, tiny_overrides, tmp
         lit_illada.PretrainModule.load_from_checkpoint(tmp_path / "nothing.ckpt")
 
 
-def test_text_in_text_out(run):
+def test_generate_maps_text_to_text(run):
     loaded = lit_illada.load_checkpoint(run)
     text = lit_illada.generate(run, "alpha ", max_new_tokens=8, block_length=4, num_steps=2)
     assert text == lit_illada.generate(loaded, "alpha ", max_new_tokens=8, block_length=4, num_steps=2)
@@ -188,7 +188,7 @@ def test_text_in_text_out(run):
         lit_illada.generate(3, "alpha ")
 
 
-def test_the_bound_of_a_string(run):
+def test_nll_bound_of_a_string(run):
     text = "alpha beta gamma. alpha beta gamma"
     bound = lit_illada.nll_bound(run, text, num_draws=64)
     model, tokenizer = api.load_checkpoint(run)

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: the logits stay the same, and nothing is read that is not understood.
+"""Import and export of published checkpoints: equal logits, and unknown content is rejected.
 
 The reference below computes logits from the files alone, by the names and fields of the published code.
 """
@@ -154,7 +154,7 @@ def published_shapes(config):
 
 
 def publish(folder, config, dtype=torch.float32):
-    """A random checkpoint in a folder, as others publish it."""
+    """Write a random checkpoint in a published layout."""
     generator = torch.Generator().manual_seed(5)
     tensors = {
         name: (torch.randn(shape, generator=generator) * 0.3 + ("norm" in name or "ln_f" in name)).to(dtype)
@@ -216,7 +216,7 @@ def test_an_exported_model_gives_its_own_logits_in_the_published_code_and_comes_
 
 
 @pytest.mark.parametrize(("name", "able"), [(name, able) for name, (_, able) in OURS.items()])
-def test_a_layout_that_cannot_hold_the_model_is_refused_with_those_that_can(name, able, make_model):
+def test_a_layout_that_does_not_fit_is_rejected_with_those_that_do(name, able, make_model):
     config = make_model(**OURS[name][0]).config
     assert layout_for(config) is LAYOUTS[able[0]]
     for other in LAYOUTS.keys() - set(able):
@@ -239,7 +239,7 @@ def test_shards_are_small_complete_and_indexed(make_model, tmp_path):
     assert torch.equal(our_logits(load_model(checkpoint.config, checkpoint.tensors, CPU), IDS), our_logits(model, IDS))
 
 
-def test_the_dtype_is_kept_or_converted(make_model, tmp_path):
+def test_the_dtype_is_preserved_or_converted(make_model, tmp_path):
     export(tmp_path / "hf", make_model(), LAYOUTS["illada"], dtype=torch.bfloat16)
     assert {value.dtype for value in tensors_of(tmp_path / "hf").values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -265,7 +265,7 @@ def test_a_tied_head_may_be_repeated_but_not_differ(tmp_path):
         open_hf(tmp_path / "hf")
 
 
-def test_what_is_missing_left_over_or_misshapen_is_named_tensor_by_tensor(tmp_path):
+def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):
     tensors = publish(tmp_path / "hf", LLADA_CONFIG)
     tensors["model.transformer.blocks.1.up_prj.weight"] = tensors.pop("model.transformer.blocks.1.up_proj.weight")
     tensors["model.transformer.blocks.0.q_norm.weight"] = torch.ones(8)
@@ -301,7 +301,7 @@ def test_what_is_missing_left_over_or_misshapen_is_named_tensor_by_tensor(tmp_pa
         ({"activation_type": "gelu"}, "activation_type is 'gelu', but only 'silu'"),
     ],
 )
-def test_a_config_that_we_do_not_compute_is_refused_in_one_line(changes, said):
+def test_an_unsupported_config_is_rejected_in_one_line(changes, said):
     with pytest.raises(UserError, match=said) as caught:
         read_config({**LLADA_CONFIG, **changes}, "config.json")
     assert "\n" not in str(caught.value)
@@ -317,12 +317,12 @@ def test_a_config_that_we_do_not_compute_is_refused_in_one_line(changes, said):
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ],
 )
-def test_a_llama_that_we_do_not_compute_is_refused(changes, said):
+def test_an_unsupported_llama_config_is_rejected(changes, said):
     with pytest.raises(UserError, match=said):
         read_config({**LLAMA_CONFIG, "model_type": "llama", **changes}, "config.json")
 
 
-def test_fields_said_in_another_way_or_left_to_the_published_code_are_read():
+def test_alternative_and_defaulted_config_fields_are_read():
     derived = {**LLADA_CONFIG, "mlp_hidden_size": None, "mlp_ratio": 4, "embedding_size": None, "n_kv_heads": None}
     _, config = read_config(derived, "config.json")
     assert (config.intermediate_size, config.vocab_size, config.num_key_value_heads) == (128, 44, 4)
@@ -339,7 +339,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_is_refused_and_nothing_in_it_is_executed(tmp_path):
+def test_a_pickle_is_rejected_without_executing_it(tmp_path):
     publish(tmp_path / "hf", LLADA_CONFIG)
     (tmp_path / "hf" / "model.safetensors").unlink()
     (tmp_path / "hf" / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
@@ -354,7 +354,7 @@ def test_a_pickle_is_refused_and_nothing_in_it_is_executed(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 4, 300, 0.5, 0.999])
-def test_a_half_downloaded_file_is_refused(kept, tmp_path):
+def test_a_partially_downloaded_file_is_rejected(kept, tmp_path):
     publish(tmp_path / "hf", LLADA_CONFIG)
     file = tmp_path / "hf" / "model.safetensors"
     content = file.read_bytes()
@@ -363,7 +363,7 @@ def test_a_half_downloaded_file_is_refused(kept, tmp_path):
         open_hf(tmp_path / "hf")
 
 
-def test_a_missing_shard_and_a_wrong_index_are_told(make_model, tmp_path):
+def test_a_missing_shard_and_a_wrong_index_are_reported(make_model, tmp_path):
     folder = tmp_path / "hf"
     export(folder, make_model(), LAYOUTS["illada"], max_shard_bytes=20_000)
     shards = sorted(folder.glob("*.safetensors"))
@@ -385,14 +385,14 @@ def test_a_missing_shard_and_a_wrong_index_are_told(make_model, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "said"), [("{", "not JSON"), ("[]", "must hold an object, not a list")])
-def test_a_malformed_config_is_told(content, said, tmp_path):
+def test_a_malformed_config_is_reported(content, said, tmp_path):
     publish(tmp_path / "hf", LLADA_CONFIG)
     (tmp_path / "hf" / "config.json").write_text(content)
     with pytest.raises(UserError, match=said):
         open_hf(tmp_path / "hf")
 
 
-def test_no_checkpoint_no_weights_and_quantised_ones_are_told(tmp_path):
+def test_missing_and_quantised_weights_are_reported(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         open_hf(tmp_path)
     publish(tmp_path / "hf", LLADA_CONFIG)
@@ -405,9 +405,9 @@ def test_no_checkpoint_no_weights_and_quantised_ones_are_told(tmp_path):
 
 
 class Watched(dict):
-    """Tensors that note, whenever one is asked for, how much memory the process holds for itself, in MB.
+    """Tensors that record the process's anonymous memory, in MB, at each access.
 
-    Without the mapped pages of files, which the system may drop at any time.
+    Mapped pages of files do not count, since the system may drop them at any time.
     """
 
     def __init__(self, tensors):
@@ -448,7 +448,7 @@ def test_loading_never_holds_two_copies(tmp_path):
 
 
 def test_the_published_names_are_those_of_the_papers_checkpoints():
-    """Spelt out once, against a slip that both directions would share."""
+    """Written out, to detect an error that both directions share."""
     name = LAYOUTS["llada"].published_name
     assert name("model.layers.7.mlp.gate_proj.weight") == "model.transformer.blocks.7.ff_proj.weight"
     assert name("model.layers.7.mlp.down_proj.weight") == "model.transformer.blocks.7.ff_out.weight"

@@ -1,4 +1,4 @@
-"""Published checkpoints into folders our commands open, and runs into folders that others open."""
+"""Import of published checkpoints, and export of runs."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def lit_illada(*arguments):
 
 
 def refused(*arguments):
-    """The one line that a mistake ends in."""
+    """The one-line error message of a failing command."""
     result = lit_illada(*arguments)
     assert result.exit_code == 1, result.output
     last = result.output.strip().splitlines()[-1]
@@ -64,7 +64,7 @@ def trained(tiny_overrides, tmp_path_factory):
 
 @pytest.fixture
 def published(tmp_path, trained):
-    """Makes a random checkpoint as others publish it, whose tokenizer names its tokens or not."""
+    """Write a random checkpoint in a published layout, with or without named special tokens."""
 
     def make(layout, *, names_mask=True, vocab_size=310, config_says=None, dtype=torch.float32, **changes):
         folder = tmp_path / f"hf-{layout}"
@@ -98,7 +98,7 @@ def edit(path, changes):
 
 
 @pytest.mark.parametrize("to", ["illada", "llada"])
-def test_a_run_goes_out_and_comes_back_the_same(to, trained, tmp_path):
+def test_a_run_is_unchanged_by_an_export_and_import(to, trained, tmp_path):
     out, back = tmp_path / "out", tmp_path / "back"
     result = lit_illada("convert", trained, out, "--to", to, "--max-shard-gb", "0.00003")
     assert result.exit_code == 0, result.output
@@ -113,15 +113,15 @@ def test_a_run_goes_out_and_comes_back_the_same(to, trained, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_the_table_says_what_became_of_every_kind_of_tensor(trained, tmp_path):
+def test_the_table_lists_every_kind_of_tensor(trained, tmp_path):
     result = lit_illada("convert", trained, tmp_path / "out", "--to", "llada", "--dtype", "bfloat16")
     (line,) = [line.split() for line in result.output.splitlines() if "ff_proj" in line]
     assert line == ["2", "64×32", "float32", "→", "bfloat16", "model.layers.N.mlp.gate_proj.weight", "→",
                     "model.transformer.blocks.N.ff_proj.weight"]  # fmt: skip
-    assert "all tensors are accounted for" in result.output
+    assert "all tensors are mapped" in result.output
 
 
-def test_the_layout_that_fits_is_the_default_and_another_is_refused(trained, tmp_path):
+def test_the_fitting_layout_is_the_default_and_others_are_rejected(trained, tmp_path):
     assert lit_illada("convert", trained, tmp_path / "out").exit_code == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "illada"
     said = refused("convert", trained, tmp_path / "other", "--to", "llama")
@@ -130,7 +130,7 @@ def test_the_layout_that_fits_is_the_default_and_another_is_refused(trained, tmp
 
 
 @pytest.mark.parametrize(("layout", "mask"), [("illada", "<[MASK]>"), ("llada", "<|mdm_mask|>"), ("dream", "<|mask|>")])
-def test_the_mask_token_is_found_where_only_the_layout_knows_it(layout, mask, published, tmp_path):
+def test_the_mask_token_is_taken_from_the_layout(layout, mask, published, tmp_path):
     folder = published(layout, names_mask=False, config_says={"mask_token_id": None})
     file = folder / "tokenizer.json"
     file.write_text(file.read_text().replace("<|mask|>", mask))
@@ -157,7 +157,7 @@ def test_an_autoregressive_model_gets_a_mask_token_in_a_spare_row(published, tmp
     assert Backend.from_file(str(folder / "tokenizer.json")).token_to_id("<mask>") is None
 
 
-def test_a_causal_checkpoint_comes_in_and_goes_out_again(published, tmp_path):
+def test_a_causal_checkpoint_is_imported_and_exported(published, tmp_path):
     folder = published("llama")
     result = lit_illada("convert", folder, tmp_path / "in")
     assert result.exit_code == 0
@@ -179,7 +179,7 @@ def test_without_a_spare_row_no_mask_token_is_added(published, tmp_path):
     )
 
 
-def test_a_tokenizer_and_a_checkpoint_that_disagree_are_refused(published, tmp_path):
+def test_a_tokenizer_that_contradicts_the_checkpoint_is_rejected(published, tmp_path):
     folder = published("illada", vocab_size=290)
     said = refused("convert", folder, tmp_path / "in")
     assert "the tokenizer has 300 tokens, but the embedding only 290 rows" in said
@@ -205,7 +205,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_is_refused_and_nothing_executed(published, tmp_path):
+def test_a_pickled_checkpoint_is_rejected_without_executing_it(published, tmp_path):
     folder = published("illada")
     for file in folder.glob("model*"):
         if file.suffix != ".py":
@@ -216,7 +216,7 @@ def test_a_pickle_is_refused_and_nothing_executed(published, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_damage_is_told_in_one_line_and_leaves_nothing_behind(published, tmp_path):
+def test_damage_is_reported_in_one_line_and_leaves_no_folder(published, tmp_path):
     folder, target = published("illada"), tmp_path / "in"
     shard = min(folder.glob("*.safetensors"))
     content = shard.read_bytes()
@@ -244,7 +244,7 @@ def test_an_existing_folder_is_not_overwritten(trained, tmp_path):
 
 
 @pytest.mark.parametrize("here", [".", "../here"])
-def test_the_folder_one_is_in_is_not_replaced(here, trained, tmp_path, monkeypatch):
+def test_the_current_folder_is_not_replaced(here, trained, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     result = lit_illada("convert", trained, here, "--to", "llada")
@@ -254,7 +254,7 @@ def test_the_folder_one_is_in_is_not_replaced(here, trained, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_a_tokenizer_file_that_is_absent_or_broken_is_told(published, tmp_path):
+def test_a_missing_or_malformed_tokenizer_file_is_reported(published, tmp_path):
     folder = published("illada")
     (folder / "tokenizer.json").write_text("{}")
     assert "not readable by the tokenizers library" in refused("convert", folder, tmp_path / "in")
@@ -269,7 +269,7 @@ def test_a_tokenizer_file_that_is_absent_or_broken_is_told(published, tmp_path):
         (ConnectionError("refused"), "the hub could not be reached (refused)"),
     ],
 )
-def test_the_hub_out_of_reach_is_told(error, said, monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_reported(error, said, monkeypatch, tmp_path):
     def unreachable(*_, **__):
         raise error
 
@@ -278,7 +278,7 @@ def test_the_hub_out_of_reach_is_told(error, said, monkeypatch, tmp_path):
     assert "and no hub id" in refused("convert", "no-such-folder", tmp_path / "in")
 
 
-def test_the_hub_gives_its_safetensors_and_json_only(published, monkeypatch, tmp_path):
+def test_only_safetensors_and_json_are_downloaded(published, monkeypatch, tmp_path):
     asked = {}
 
     def downloaded(repository, **options):
@@ -291,7 +291,7 @@ def test_the_hub_gives_its_safetensors_and_json_only(published, monkeypatch, tmp
     assert not [pattern for pattern in asked["allow_patterns"] if pattern.endswith((".py", ".bin", ".pt", "*"))]
 
 
-def test_a_repository_that_is_not_there_is_told(monkeypatch, tmp_path):
+def test_a_missing_repository_is_reported(monkeypatch, tmp_path):
     def absent(*_, **__):
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)  # its own maker wants an HTTP response
 
@@ -299,8 +299,8 @@ def test_a_repository_that_is_not_there_is_told(monkeypatch, tmp_path):
     assert "no such repository on the hub" in refused("convert", "someone/model", tmp_path / "in")
 
 
-def test_a_run_that_begins_with_imported_weights_has_their_model(published, tiny_dataset, tiny_run, trained, tmp_path):
-    """Dream's way: a causal model goes on as a bidirectional one that predicts the next position."""
+def test_a_run_that_starts_from_imported_weights_has_their_model(published, tiny_dataset, tiny_run, trained, tmp_path):
+    """As in Dream: a causal model is trained further as a bidirectional one that predicts the next position."""
     source, run = tmp_path / "qwen", tmp_path / "run"
     assert lit_illada("convert", published("qwen2", dtype=torch.bfloat16), source).exit_code == 0
     training = [line for line in tiny_run if not line.startswith("model.")]
@@ -320,7 +320,7 @@ def test_a_run_that_begins_with_imported_weights_has_their_model(published, tiny
     assert json.loads((tmp_path / "dream" / "config.json").read_text())["model_type"] == "Dream"
 
 
-def test_the_commands_that_convert_prints_work(published, tiny_corpus, tiny_run, tmp_path, monkeypatch):
+def test_the_commands_printed_by_convert_work(published, tiny_corpus, tiny_run, tmp_path, monkeypatch):
     """With a tokenizer that had no mask token before."""
     monkeypatch.chdir(tmp_path)
     result = lit_illada("convert", published("llama", names_mask=False), "in", "--mask-token", "<mask>")
@@ -335,7 +335,7 @@ def test_the_commands_that_convert_prints_work(published, tiny_corpus, tiny_run,
     assert open_checkpoint(Path("run")).tokenizer.mask_token_id == 300
 
 
-def test_weights_that_do_not_fit_the_run_are_refused(published, tiny_overrides, tiny_dataset, trained, tmp_path):
+def test_weights_that_do_not_fit_the_run_are_rejected(published, tiny_overrides, tiny_dataset, trained, tmp_path):
     source, run = tmp_path / "in", f"run_dir={tmp_path / 'run'}"
     assert lit_illada("convert", published("illada"), source).exit_code == 0
     small = ["data.row_length=32", "trainer.accelerator=cpu"]
@@ -353,7 +353,7 @@ def test_weights_that_do_not_fit_the_run_are_refused(published, tiny_overrides, 
     assert "give --resume or --init-from" in refused("pretrain", "--init-from", source, "--resume", trained)
 
 
-def test_a_data_set_of_another_tokenizer_is_refused(published, tiny_dataset, tmp_path):
+def test_a_data_set_of_another_tokenizer_is_rejected(published, tiny_dataset, tmp_path):
     folder, source = published("illada"), tmp_path / "in"
     edit(folder / "tokenizer_config.json", {"eos_token": "<|user|>"})
     assert lit_illada("convert", folder, source).exit_code == 0
@@ -362,19 +362,19 @@ def test_a_data_set_of_another_tokenizer_is_refused(published, tiny_dataset, tmp
     assert f"data/tokenizer=load data.tokenizer.path={source / 'tokenizer'}" in said
 
 
-def test_foreign_folders_and_files_are_pointed_to_convert(published, tmp_path):
+def test_foreign_checkpoints_are_rejected_with_the_convert_command(published, tmp_path):
     folder = published("illada")
     assert f"run lit-illada convert {folder} FOLDER" in refused("generate", folder, "--prompt", "a")
     shard = min(folder.glob("*.safetensors"))
     assert "convert its folder first" in refused("generate", shard, "--prompt", "a")
 
 
-def test_a_converted_folder_is_no_run_to_resume(published, tmp_path):
+def test_a_converted_folder_cannot_be_resumed(published, tmp_path):
     assert lit_illada("convert", published("illada"), tmp_path / "in").exit_code == 0
     assert "no run there" in refused("pretrain", "--resume", tmp_path / "in")
 
 
-def test_loading_keeps_the_weights_dtype(published, tmp_path):
+def test_loading_preserves_the_weights_dtype(published, tmp_path):
     folder = published("illada", dtype=torch.bfloat16)
     assert lit_illada("convert", folder, tmp_path / "in").exit_code == 0
     model, _ = load_checkpoint(tmp_path / "in", CPU)
@@ -385,7 +385,7 @@ def test_loading_keeps_the_weights_dtype(published, tmp_path):
     assert torch.equal(up.lm_head_weight, model.lm_head_weight.float())
 
 
-def test_a_checkpoint_of_ours_that_lacks_a_tensor_is_refused(published, tmp_path):
+def test_a_checkpoint_with_a_missing_tensor_is_rejected(published, tmp_path):
     assert lit_illada("convert", published("illada"), tmp_path / "in").exit_code == 0
     file = tmp_path / "in" / "checkpoints" / "weights.safetensors"
     metadata = TensorFiles([file]).metadata
@@ -409,8 +409,8 @@ def _write_shared(rank, store, path, content):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-def test_what_two_processes_wrote_becomes_one_file_without_a_second_copy(trained, tmp_path):
-    """A model of 67 MB, cut in two: converting holds it once in memory."""
+def test_a_checkpoint_of_two_processes_is_merged_without_a_second_copy(trained, tmp_path):
+    """A model of 67 MB in two parts is in memory once during conversion."""
     run, config = tmp_path / "run", open_checkpoint(trained).model
     shutil.copytree(trained / "tokenizer", run / "tokenizer")
     path = run / "checkpoints" / "step=00000004.ckpt"
@@ -465,14 +465,14 @@ def causal(published, tmp_path):
     return tmp_path / "c"
 
 
-def test_a_beginning_and_a_padding_token_come_back_from_a_round_trip(causal, tmp_path):
+def test_bos_and_padding_tokens_are_preserved_by_a_round_trip(causal, tmp_path):
     assert lit_illada("convert", causal, tmp_path / "out", "--to", "qwen2").exit_code == 0
     content = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (content["bos_token_id"], content["pad_token_id"]) == (5, 6)
 
 
-def test_a_qwen2_export_names_a_tokenizer_class_that_reads_tokenizer_json_as_it_is(causal, tmp_path):
-    """transformers 5 puts Qwen2's own rules in place of a general class, unless `auto_map` names one."""
+def test_a_qwen2_export_names_a_tokenizer_class_that_reads_tokenizer_json_unchanged(causal, tmp_path):
+    """transformers 5 replaces a general class by Qwen2's rules, unless `auto_map` names one."""
     out = tmp_path / "out"
     assert lit_illada("convert", causal, out, "--to", "qwen2").exit_code == 0
     config = json.loads((out / "tokenizer_config.json").read_text())

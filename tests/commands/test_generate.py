@@ -40,7 +40,7 @@ def test_a_causal_checkpoint_generates_by_the_same_command_and_samples_in_traini
     assert (causal / "samples.txt").read_text().count("\nalpha ") == 2  # at the start and at the end
 
 
-def test_a_causal_checkpoint_refuses_what_only_denoising_has(causal):
+def test_a_causal_checkpoint_rejects_settings_of_diffusion_generation(causal):
     result = lit_illada("generate", causal, "--prompt", "alpha", *SHORT, "generation/cache=dual")
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith("Error: generation.cache is set, but the model is causal")
@@ -62,7 +62,7 @@ def test_a_trace_and_its_picture_are_written_with_the_settings(kind, request, tm
     assert about["precision"] == "32-true"
 
 
-def test_bfloat16_is_a_choice(trained, tmp_path):
+def test_bfloat16_can_be_selected(trained, tmp_path):
     trace = ["--trace", tmp_path / "t.jsonl", "precision=bf16-mixed"]
     assert lit_illada("generate", trained, "--prompt", "alpha", *SHORT, *trace).exit_code == 0
     assert next(read_traces(tmp_path / "t.jsonl"))[1]["precision"] == "bf16-mixed"
@@ -87,7 +87,7 @@ def test_the_presets_run(trained, preset):
         (["generation.tokens_per_step=2"], "give one of them"),
     ],
 )
-def test_a_wrong_command_is_one_line(trained, arguments, said):
+def test_an_invalid_command_is_rejected_in_one_line(trained, arguments, said):
     result = lit_illada("generate", trained, "--prompt", "alpha", *SHORT, *arguments)
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith("Error: ")
@@ -112,7 +112,7 @@ def renamed(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def thinker(renamed):
-    """It thinks from the beginning: a token closes thoughts, and none opens them."""
+    """A model that reasons from the start: its tokenizer has a closing token only."""
     return renamed(think_close_token="<|/think|>")
 
 
@@ -131,7 +131,7 @@ EARLY = "generation.thinking_stop.start_tokens=4"
     ],
     ids=["hard", "linear", "mixture", "exponential"],
 )
-def test_a_thought_is_closed_and_the_trace_says_by_whom(thinker, tmp_path, choice, most):
+def test_a_reasoning_segment_is_closed_and_the_trace_records_the_cause(thinker, tmp_path, choice, most):
     command = ["generate", thinker, "--prompt", "alpha", *LONGER, "--trace", tmp_path / "t.jsonl"]
     assert "<|/think|>" not in lit_illada(*command).stdout
     ((_, about),) = read_traces(tmp_path / "t.jsonl")
@@ -169,7 +169,7 @@ def test_alarms_are_in_the_trace(trained, tmp_path, response):
     assert is_remasked == (max(trace.num_commits) > 1) == (response == "remask_span")
 
 
-def test_an_early_exit_asks_for_trials(thinker, tmp_path):
+def test_an_early_exit_runs_trials(thinker, tmp_path):
     rule = ["generation.early_exit.threshold=100", "generation.early_exit.min_trials=2"]
     command = ["generate", thinker, "--prompt", "alpha", *LONGER, "--trace", tmp_path / "t.jsonl"]
     assert lit_illada(*command, "generation/early_exit=settled", *rule).exit_code == 0
@@ -178,7 +178,7 @@ def test_an_early_exit_asks_for_trials(thinker, tmp_path):
     assert about["tokens"].index("<|/think|>") == 16
 
 
-def test_a_tokenizer_that_closes_no_thought_is_told_in_one_line(renamed):
+def test_a_tokenizer_without_reasoning_tokens_is_rejected_in_one_line(renamed):
     result = lit_illada("generate", renamed(), "--prompt", "a", *LONGER, "generation/thinking_stop=hard", *ROOM)
     assert result.exit_code == 1
     assert "the tokenizer names no think_close_token" in result.output.splitlines()[-1]

@@ -34,7 +34,7 @@ def model(tiny_model):
 
 @pytest.fixture
 def write(model):
-    """generate() with this room's defaults."""
+    """generate() with defaults for these tests."""
 
     def write(prompts, config=CONFIG, *, logits_fn=None, stop_token_ids=(), limit=64, **options):
         return generate(

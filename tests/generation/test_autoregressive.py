@@ -48,7 +48,7 @@ def greedy_without_cache(model, prompt, max_new_tokens):
     return ids[len(prompt) + 1 :]
 
 
-def test_the_cache_gives_what_whole_passes_give(causal, write, ragged):
+def test_cached_passes_equal_full_passes(causal, write, ragged):
     expected = [greedy_without_cache(causal, prompt, 12) for prompt in ragged]
     generation = write(ragged)
     assert generation.texts() == expected
@@ -57,7 +57,7 @@ def test_the_cache_gives_what_whole_passes_give(causal, write, ragged):
 
 
 @torch.no_grad()
-def test_sampling_draws_from_the_cooled_distribution_of_whole_passes(causal, write, prompts):
+def test_sampling_draws_from_the_tempered_distribution_of_full_passes(causal, write, prompts):
     config = replace(CONFIG, temperature=0.7, top_p=0.9, seed=3)
     generator = torch.Generator().manual_seed(3)
     ids = [EOS, *prompts[0].tolist()]
@@ -76,19 +76,19 @@ def test_sampling_draws_from_the_cooled_distribution_of_whole_passes(causal, wri
     assert write(prompts[:1], config, stop_token_ids=()).texts() == [ids[6:]]
 
 
-def test_a_row_of_a_batch_is_what_it_is_alone_when_sampled(write, ragged):
+def test_a_sampled_row_does_not_depend_on_its_batch(write, ragged):
     config = replace(CONFIG, temperature=1.0)
     together = write(ragged, config).texts()
     assert [write([p], config, row_numbers=[row]).texts()[0] for row, p in enumerate(ragged)] == together
 
 
-def test_no_stop_before_the_least_number_of_tokens_and_none_after_the_stop(write, ragged):
+def test_no_row_stops_before_min_new_tokens_or_continues_after_its_stop(write, ragged):
     generation = write(ragged, replace(CONFIG, min_new_tokens=5, temperature=3.0))
     assert (generation.num_tokens >= 5).all()
     assert generation.is_stopped.any()
 
 
-def test_the_callback_sees_one_token_a_row_and_step(write, prompts):
+def test_the_callback_receives_one_token_per_row_and_step(write, prompts):
     steps = []
 
     def on_commit(commit):
@@ -105,12 +105,12 @@ def test_the_callback_sees_one_token_a_row_and_step(write, prompts):
     "changes",
     [{"canvas": Canvas.fixed}, {"commit_rule": Threshold()}, {"cache": DualCache()}, {"guidance_scale": 1.0}],
 )
-def test_what_only_denoising_has_is_refused(write, prompts, changes):
+def test_settings_of_diffusion_generation_are_rejected(write, prompts, changes):
     with pytest.raises(UserError, match=f"generation.{next(iter(changes))} is set, but the model is causal"):
         write(prompts, replace(CONFIG, **changes))
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(write, prompts):
+def test_a_prompt_that_leaves_no_positions_is_rejected(write, prompts):
     assert write(prompts, limit=17)
     with pytest.raises(UserError, match="16 positions of the model"):
         write(prompts, limit=16)

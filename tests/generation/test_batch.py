@@ -1,4 +1,4 @@
-"""Prompts of different length side by side give what each gives alone."""
+"""Rows of a batch with prompts of different lengths do not influence each other."""
 
 from dataclasses import replace
 
@@ -63,7 +63,7 @@ TOKENS = TokenKinds(think_close_id=3, unpenalised_ids=[4, 5])
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_row_of_a_batch_is_what_it_is_alone(write, ragged, name):
+def test_a_row_does_not_depend_on_its_batch(write, ragged, name):
     config = replace(CONFIG, **KINDS[name])
     ragged = [prompt for prompt in ragged if len(prompt)]  # with none, all places tie, and rounding decides
     together = write(ragged, config, stop_token_ids=[1, 2])
@@ -75,7 +75,7 @@ def test_a_row_of_a_batch_is_what_it_is_alone(write, ragged, name):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MITIGATIONS)
-def test_a_row_of_a_batch_is_what_it_is_alone_under_every_mitigation(write, ragged, name, way):
+def test_a_row_does_not_depend_on_its_batch_under_any_mitigation(write, ragged, name, way):
     config = replace(CONFIG, **{**MITIGATIONS[name], **WAYS[way]})
     options = {"stop_token_ids": [1, 2], "kinds": TOKENS}
     ragged = [prompt for prompt in ragged if len(prompt)]  # with none, all places tie, and rounding decides
@@ -95,7 +95,7 @@ def test_equal_prompts_in_a_batch_are_drawn_differently(write, prompts):
     assert len(set(map(tuple, texts))) == 3
 
 
-def test_padding_is_seen_by_nobody(model, ragged):
+def test_padding_has_no_effect(model, ragged):
     ids = torch.stack([torch.nn.functional.pad(prompt, (9 - len(prompt), 0), value=3) for prompt in ragged])
     layout = Layout.left_padded([9 - len(prompt) for prompt in ragged], 9)
     logits, other = model(ids, layout), model(torch.where(ids == 3, 4, ids), layout)

@@ -26,7 +26,7 @@ def test_a_cache_refreshed_in_every_step_changes_nothing(write, ragged, canvas, 
 @pytest.mark.parametrize("refresh_every_steps", [None, 2])
 @pytest.mark.parametrize("canvas", Canvas)
 @pytest.mark.parametrize("cache", [PrefixCache, DualCache])
-def test_the_model_is_asked_for_the_uncached_columns_only(model, write, prompts, canvas, cache, refresh_every_steps):
+def test_the_model_computes_uncached_columns_only(model, write, prompts, canvas, cache, refresh_every_steps):
     asked = []
 
     def logits_fn(ids, layout, select, *, cache, start):
@@ -44,7 +44,7 @@ def test_the_model_is_asked_for_the_uncached_columns_only(model, write, prompts,
     assert asked == expected
 
 
-def test_a_model_with_shifted_predictions_also_computes_the_place_before_the_block(model, write, prompts):
+def test_a_model_with_shifted_predictions_also_computes_the_position_before_the_block(model, write, prompts):
     starts = []
 
     def logits_fn(ids, layout, select, *, cache, start):
@@ -86,7 +86,7 @@ def slow_dual_cache(model, x, block, steps):
 
 
 @torch.no_grad()
-def test_the_dual_cache_is_fast_dllms(model, write, prompts):
+def test_the_dual_cache_equals_fast_dllms(model, write, prompts):
     x = torch.nn.functional.pad(prompts[0], (0, 18))[None]
     for first in (5, 11, 17):
         x = slow_dual_cache(model, x, slice(first, first + 6), 4)
@@ -102,7 +102,7 @@ def test_rows_that_leave_a_block_early_leave_the_cache_too(write, ragged):
     assert write(ragged, replace(config, cache=DualCache())).token_ids.shape == plain.token_ids.shape
 
 
-def test_a_refresh_of_no_steps_is_refused():
+def test_a_refresh_interval_of_0_is_rejected():
     with pytest.raises(UserError, match="refresh_every_steps is 0"):
         DualCache(0)
     assert not NoCache().is_on
@@ -112,7 +112,7 @@ def test_a_refresh_of_no_steps_is_refused():
 @pytest.mark.parametrize("attention", [AttentionKernel.SDPA, AttentionKernel.MATMUL])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("padding", [[0, 0], [0, 3]])
-def test_a_window_over_a_fresh_cache_equals_the_whole_pass(tiny_model, attention, is_causal, padding):
+def test_a_window_over_a_fresh_cache_equals_the_full_pass(tiny_model, attention, is_causal, padding):
     model = tiny_model(is_causal=is_causal, attention=attention)
     ids = torch.randint(23, (2, 12), generator=torch.Generator().manual_seed(1))
     layout = Layout.left_padded(padding, 12)

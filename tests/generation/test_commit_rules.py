@@ -54,7 +54,7 @@ def test_every_rule_commits_masked_tokens_only_one_at_least_and_all_by_the_last_
     assert not is_masked.any()
 
 
-def test_low_confidence_commits_the_surest_first():
+def test_low_confidence_commits_the_most_confident_first():
     proposals = with_confidence(None, 0.3, 0.8, 0.4, 0.6)
     assert LowConfidence()(proposals, 2, draws(1)).tolist() == [[False, False, True, False, True]]
 
@@ -80,7 +80,7 @@ def test_random_commits_everywhere_equally_often():
     torch.testing.assert_close(is_committed.double().mean(0), torch.full((4,), 0.25).double(), atol=0.03, rtol=0)
 
 
-def test_margin_and_entropy_rank_by_what_their_names_say():
+def test_margin_and_entropy_rank_by_margin_and_entropy():
     two_ways = torch.tensor([[0.5, 0.48, 0.02], [0.4, 0.3, 0.3]], dtype=torch.float64)
     proposals = Proposals(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool), two_ways.log())
     assert LowConfidence()(proposals, 2, draws(1)).tolist() == [[True, False]]
@@ -131,6 +131,6 @@ def test_entropy_bound_commits_while_the_entropies_before_stay_within_it(seed, b
         (lambda: EntropyBound(-1), "bound is -1: it must be 0 or more"),
     ],
 )
-def test_impossible_rules_are_refused(make, message):
+def test_invalid_rules_are_rejected(make, message):
     with pytest.raises(UserError, match=message):
         make()

@@ -79,16 +79,16 @@ def test_every_choice_has_a_file_with_known_fields_and_its_source(group):
         ({"min_new_tokens": 129}, "min_new_tokens is 129: it must be 0 or more and at most"),
     ],
 )
-def test_impossible_settings_are_refused_with_value_and_bound(changes, message):
+def test_invalid_settings_are_rejected_with_value_and_bound(changes, message):
     with pytest.raises(UserError, match=message):
         replace(GenerationConfig(), **changes)
 
 
-def test_more_steps_than_tokens_make_sense_where_tokens_are_remasked():
+def test_more_steps_than_tokens_are_allowed_with_remasking():
     assert replace(GenerationConfig(), num_steps=64, remask=ReMDMCap()).steps_for(32) == 64
 
 
-def test_a_budget_below_the_block_cuts_block_and_steps_to_fit():
+def test_a_budget_below_the_block_length_shortens_block_and_steps():
     assert load("generate", ["generation.max_new_tokens=8"]).generation.steps_for(8) == 8
     assert GenerationConfig(max_new_tokens=8, num_steps=4).steps_for(8) == 4
     assert GenerationConfig(max_new_tokens=8, num_steps=None, tokens_per_step=16).steps_for(8) == 1

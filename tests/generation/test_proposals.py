@@ -17,7 +17,7 @@ def propose_rows(logits, temperature, top_p=1.0, seed=0, uncertain=NONE):
     )
 
 
-def test_gumbel_noise_samples_the_softmax_of_the_cooled_logits():
+def test_gumbel_noise_samples_the_softmax_of_the_tempered_logits():
     logits = torch.tensor([-torch.inf, 3.0, 1.0, -1.0]).expand(20_000, 4)
     proposals = propose_rows(logits, 2.0)
     frequencies = proposals.token_ids.flatten().bincount(minlength=4) / 20_000
@@ -27,7 +27,7 @@ def test_gumbel_noise_samples_the_softmax_of_the_cooled_logits():
     torch.testing.assert_close(proposals.confidence[:, 0], noiseless[proposals.token_ids[:, 0]])
 
 
-def test_top_p_keeps_the_fewest_tokens_that_have_it():
+def test_top_p_retains_the_smallest_sufficient_set_of_tokens():
     probs = torch.tensor([[0.15, 0.5, 0.3, 0.05]])
     kept = [nucleus(probs.log(), 1.0, top_p)[0].isfinite().tolist() for top_p in (0.4, 0.5, 0.51, 0.8, 0.9, 1.0)]
     assert kept == [
@@ -52,7 +52,7 @@ def test_uncertain_tokens_are_proposed_without_confidence():
     assert proposals.entropy[0] > proposals.entropy[1]
 
 
-def test_a_row_draws_by_its_number_and_the_first_as_a_plain_generator():
+def test_a_row_draws_by_its_number_and_row_0_like_a_plain_generator():
     both = Draws(7, range(2), CPU).of([0, 1]).each([2, 3], 4)
     assert both[:2].equal(torch.rand(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7)))
     assert both[2:].equal(Draws(7, [1], CPU).of([0]).each([3], 4))

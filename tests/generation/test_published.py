@@ -1,4 +1,4 @@
-"""The settings of LLaDA and Dream give, token for token, what their published algorithms give."""
+"""LLaDA's and Dream's settings equal their published samplers token for token."""
 
 from dataclasses import replace
 
@@ -78,7 +78,7 @@ def published_generate(
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
 @pytest.mark.parametrize(("block_length", "num_steps"), [(24, 24), (24, 5), (8, 4), (8, 3), (6, 6)])
-def test_low_confidence_remasking(model, write, prompts, cfg_scale, block_length, num_steps):
+def test_low_confidence_equals_lladas_published_sampler(model, write, prompts, cfg_scale, block_length, num_steps):
     config = replace(CONFIG, block_length=block_length, num_steps=num_steps, guidance_scale=cfg_scale)
     sizes = {"steps": num_steps * 24 // block_length, "gen_length": 24, "block_length": block_length}
     expected = published_generate(model, torch.stack(prompts), **sizes, cfg_scale=cfg_scale)
@@ -88,7 +88,7 @@ def test_low_confidence_remasking(model, write, prompts, cfg_scale, block_length
 
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
-def test_random_remasking(model, write, prompts, cfg_scale):
+def test_random_commits_equal_lladas_published_sampler(model, write, prompts, cfg_scale):
     config = replace(CONFIG, commit_rule=Random(), guidance_scale=cfg_scale, seed=5)
     generator = torch.Generator().manual_seed(5)
 
@@ -103,7 +103,7 @@ def test_random_remasking(model, write, prompts, cfg_scale):
 
 
 def always_ending(model):
-    """The model with a strong wish to end, so that the controls of the end have something to do."""
+    """A model that favours end-of-text, so that the end-of-text controls take effect."""
 
     def logits_fn(ids, layout, select=None, **options):
         logits = model(ids, layout, select, **options).clone()
@@ -113,7 +113,7 @@ def always_ending(model):
     return logits_fn
 
 
-def test_the_controls_of_the_end(model, write, prompts):
+def test_end_of_text_controls_equal_lladas_published_sampler(model, write, prompts):
     eager = always_ending(model)
     sizes = {"steps": 12, "gen_length": 24, "block_length": 8}
     never = published_generate(eager, torch.stack(prompts), **sizes, logits_eos_inf=True)
@@ -164,7 +164,7 @@ def dream_generate(model, prompt, *, steps, gen_length, alg, eps=1e-3):
     ("alg", "rule"), [("maskgit_plus", LowConfidence()), ("topk_margin", Margin()), ("entropy", Entropy())]
 )
 @pytest.mark.parametrize("steps", [24, 20, 7, 1])
-def test_dreams_commit_schedule(model, write, prompts, alg, rule, steps):
+def test_commits_equal_dreams_published_sampler(model, write, prompts, alg, rule, steps):
     config = replace(CONFIG, block_length=24, num_steps=steps, commit_rule=rule, commit_schedule=DreamSchedule())
     expected, counts = dream_generate(model, torch.stack(prompts), steps=steps, gen_length=24, alg=alg)
     assert sum(counts) == 24
@@ -182,7 +182,7 @@ def test_dreams_commit_schedule(model, write, prompts, alg, rule, steps):
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 32, 100, 512])
 @pytest.mark.parametrize("steps", [1, 2, 8, 100, 256])
-def test_dreams_numbers_are_those_of_its_formula_and_add_up(num_tokens, steps):
+def test_dreams_commit_counts_equal_its_formula_and_sum_to_the_block(num_tokens, steps):
     times = torch.linspace(1, 1e-3, steps + 1)
     left = num_tokens
     for step in range(steps):
@@ -192,7 +192,7 @@ def test_dreams_numbers_are_those_of_its_formula_and_add_up(num_tokens, steps):
     assert left == 0
 
 
-def test_the_preset_is_dreams(model, write, prompts):
+def test_the_dream_preset_equals_the_published_settings(model, write, prompts):
     preset = load("generate", ["generation=dream"]).generation
     assert preset == GenerationConfig(
         canvas=Canvas.fixed,
@@ -207,6 +207,6 @@ def test_the_preset_is_dreams(model, write, prompts):
     assert write(prompts, short).token_ids.equal(expected)
 
 
-def test_an_impossible_end_of_the_grid_is_refused():
+def test_an_invalid_end_of_the_time_grid_is_rejected():
     with pytest.raises(UserError, match=r"commit_schedule, epsilon is 1.0: it must be above 0 and below 1"):
         DreamSchedule(1.0)

@@ -18,7 +18,7 @@ def rate(rule, steps_left, num_steps, confidence=(0.2, 0.9), is_written=(True, T
 
 
 @pytest.mark.parametrize("name", REMASK_RULES)
-def test_nothing_is_remasked_in_the_last_step_and_nothing_where_nothing_is_written(name):
+def test_neither_the_last_step_nor_an_empty_block_remasks(name):
     rule = REMASK_RULES[name]()
     assert rate(rule, 1, 10).eq(0).all()
     assert rate(rule, 10, 10, is_written=(False, False, False)).eq(0).all()
@@ -37,11 +37,11 @@ def test_the_rates_are_the_papers(rule, expected):
     torch.testing.assert_close(rate(rule, 3, 10), torch.tensor(expected).double(), atol=0.025, rtol=0)
 
 
-def test_the_doubtful_are_remasked_more_often():
+def test_less_confident_tokens_are_remasked_more_often():
     share = torch.tensor([-0.2, -0.9]).softmax(-1).double()
     torch.testing.assert_close(rate(ReMDMConfidence(), 3, 10), share * 0.2 / 0.7, atol=0.025, rtol=0)
 
 
-def test_an_impossible_rate_is_refused():
+def test_an_invalid_rate_is_rejected():
     with pytest.raises(UserError, match="eta is 0: it must be above 0"):
         ReMDMCap(0)

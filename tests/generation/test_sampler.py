@@ -15,7 +15,7 @@ CONFIG = GenerationConfig(max_new_tokens=12, block_length=6, num_steps=4)
 
 def published_sampler(model, x, steps, block_length):
     """LLaDA's sampler (arXiv 2502.09992, generate.py of its repository) at temperature 0 on one appended block: the
-    same order of operations on the whole row, with its own count of tokens a step."""
+    same order of operations on the whole row, with its own count of tokens per step."""
     block_start = x.shape[1]
     x = torch.cat([x, torch.full((len(x), block_length), MASK)], dim=1)
     mask_num = (x[:, block_start:] == MASK).sum(1)
@@ -56,19 +56,19 @@ def test_one_block_with_one_step_is_one_forward_and_its_argmax(model, write, pro
 
 
 @pytest.mark.parametrize(("tokens_per_step", "num_steps"), [(1, 6), (2, 3), (4, 2), (6, 1)])
-def test_tokens_a_step_are_steps_a_block_told_otherwise(write, prompts, tokens_per_step, num_steps):
+def test_tokens_per_step_equals_the_corresponding_num_steps(write, prompts, tokens_per_step, num_steps):
     by_tokens = write(prompts, replace(CONFIG, num_steps=None, tokens_per_step=tokens_per_step))
     by_steps = write(prompts, replace(CONFIG, num_steps=num_steps))
     assert by_tokens.token_ids.equal(by_steps.token_ids)
     assert by_tokens.num_forwards == by_steps.num_forwards == 2 * num_steps
 
 
-def test_the_seed_decides_the_text_at_a_temperature(write, prompts):
+def test_the_seed_determines_the_text_at_a_temperature(write, prompts):
     texts = [write(prompts, replace(CONFIG, temperature=1.5, seed=seed)).texts() for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_the_mask_token_is_never_written(write, prompts):
+def test_the_mask_token_is_never_generated(write, prompts):
     def wants_masks(ids, layout, select, *, cache, start):
         logits = torch.zeros(int(select.sum()), VOCABULARY, dtype=torch.float64)
         logits[:, MASK] = 100.0
@@ -91,7 +91,7 @@ def scripted(*scripts):
     return logits_fn, asked
 
 
-def test_a_row_stops_at_a_stop_token_of_a_finished_block_and_costs_no_more(write):
+def test_a_row_stops_at_a_stop_token_of_a_finished_block_and_costs_no_more_passes(write):
     early, late = [7] * 12, [8] * 12
     early[3] = late[8] = STOP
     logits_fn, asked = scripted(early, late)
@@ -103,7 +103,7 @@ def test_a_row_stops_at_a_stop_token_of_a_finished_block_and_costs_no_more(write
     assert generation.token_ids.shape == (2, 12), "both have stopped: no third block"
 
 
-def test_a_row_whose_block_is_full_costs_no_more_in_that_block(write):
+def test_a_row_whose_block_is_full_costs_no_more_passes_in_that_block(write):
     asked = []
 
     def logits_fn(ids, layout, select, *, cache, start):
@@ -125,13 +125,13 @@ def test_without_a_stop_token_the_budget_ends_the_text_even_within_a_block(write
     assert generation.num_forwards == 4 + 2, "a cut block of 2 tokens needs no more than 2 steps"
 
 
-def test_a_budget_below_the_block_is_one_block_of_its_size(write, prompts):
+def test_a_budget_below_the_block_length_is_one_block_of_that_size(write, prompts):
     short = write(prompts, replace(CONFIG, max_new_tokens=5))
     assert torch.equal(short.token_ids, write(prompts, replace(CONFIG, max_new_tokens=5, block_length=5)).token_ids)
     assert write(prompts, replace(CONFIG, max_new_tokens=2)).num_forwards == 2
 
 
-def test_the_callback_sees_every_token_committed_once_with_its_confidence_and_entropy(write, prompts):
+def test_the_callback_receives_every_committed_token_once_with_confidence_and_entropy(write, prompts):
     seen, states = [], []
 
     def on_commit(commit):
@@ -150,24 +150,24 @@ def test_the_callback_sees_every_token_committed_once_with_its_confidence_and_en
     assert states[0][0].eq(MASK).sum() == 4
 
 
-def test_the_prompt_is_left_as_it_was(write, prompts):
+def test_the_prompt_is_unchanged(write, prompts):
     prompts[0][2] = MASK
     before = [prompt.clone() for prompt in prompts]
     write(prompts)
     assert all(a.equal(b) for a, b in zip(prompts, before, strict=True))
 
 
-def test_an_empty_prompt_is_a_beginning(write):
+def test_an_empty_prompt_is_continued(write):
     assert write(torch.zeros(1, 0, dtype=torch.long)).token_ids.shape == (1, 12)
 
 
-def test_a_text_longer_than_the_model_knows_positions_for_is_refused(write, ragged):
+def test_a_text_longer_than_the_models_positions_is_rejected(write, ragged):
     assert write(ragged, limit=21).token_ids.shape == (5, 12)
     with pytest.raises(UserError, match=r"prompt has 9 tokens and generation.max_new_tokens is 12, .* 20 positions"):
         write(ragged, limit=20)
 
 
-def test_no_stop_token_comes_before_the_least_number_of_tokens(write):
+def test_no_stop_token_is_generated_before_min_new_tokens(write):
     logits_fn, _ = scripted([STOP] * 16)
     config = replace(CONFIG, min_new_tokens=7)
     generation = write(torch.zeros(1, 5, dtype=torch.long), config, logits_fn=logits_fn, stop_token_ids=[STOP])
@@ -175,7 +175,7 @@ def test_no_stop_token_comes_before_the_least_number_of_tokens(write):
     assert generation.is_stopped.tolist() == [True]
 
 
-def test_remasked_tokens_are_written_again_and_no_mask_is_left(write, prompts):
+def test_remasked_tokens_are_regenerated_and_no_mask_remains(write, prompts):
     config = replace(CONFIG, num_steps=12, temperature=1.0, remask=ReMDMCap(0.5))
     remasked, committed = torch.zeros(2, 12), torch.zeros(2, 12)
 
@@ -193,7 +193,7 @@ def test_remasked_tokens_are_written_again_and_no_mask_is_left(write, prompts):
     assert generation.token_ids.equal(write(prompts, config).token_ids)
 
 
-def test_a_control_of_the_callers_own_is_obeyed_and_knows_its_place(write, ragged):
+def test_a_custom_control_is_applied_and_receives_its_position(write, ragged):
     def write_the_place(logits, place):
         assert place.token_ids[place.rows, place.columns].eq(MASK).all()
         new = place.columns - place.prompt_length

@@ -17,7 +17,7 @@ CONFIG = GenerationConfig(max_new_tokens=12, block_length=6, num_steps=4)
 
 
 @pytest.mark.parametrize("canvas", Canvas)
-def test_a_trace_tells_each_tokens_step_block_confidence_and_entropy(model, write, ragged, canvas):
+def test_a_trace_records_step_block_confidence_and_entropy_of_each_token(model, write, ragged, canvas):
     recorder = Recorder(len(ragged))
     generation = write(ragged, replace(CONFIG, canvas=canvas), on_commit=recorder)
     for row, trace in enumerate(recorder.traces()):
@@ -37,7 +37,7 @@ def test_a_trace_tells_each_tokens_step_block_confidence_and_entropy(model, writ
         assert first.entropy[place] == pytest.approx(entropy, rel=1e-4)
 
 
-def test_a_remasked_place_tells_how_often_it_was_written(write, prompts):
+def test_a_trace_counts_how_often_a_position_was_remasked(write, prompts):
     recorder = Recorder(2)
     config = replace(CONFIG, num_steps=10, temperature=1.0, remask=ReMDMCap(0.5))
     generation = write(prompts, config, on_commit=recorder)
@@ -56,7 +56,7 @@ def test_a_row_that_stops_early_has_a_shorter_trace(write, ragged):
 TRACE = Trace([5, 6, 7], [0, 0, 1], [1, 0, 2], [0.5, 1.0, 0.25], [0.6, 0.0, 2.0], [1, 1, 2])
 
 
-def test_traces_survive_a_file_and_carry_their_settings(tmp_path):
+def test_traces_are_read_back_from_a_file_with_their_settings(tmp_path):
     file = tmp_path / "traces.jsonl"
     about = {"settings": {"block_length": 32}, "text": "ÿ\n"}
     write_traces(file, [(TRACE, about), (TRACE, {})])
@@ -65,7 +65,7 @@ def test_traces_survive_a_file_and_carry_their_settings(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"steps": [1]}'])
-def test_what_is_no_trace_is_told_with_its_line(tmp_path, line):
+def test_malformed_traces_are_reported_with_their_line(tmp_path, line):
     file = tmp_path / "traces.jsonl"
     write_traces(file, [(TRACE, {})])
     file.write_text(file.read_text() + line + "\n")
@@ -85,7 +85,7 @@ def test_the_picture_is_written_whatever_the_tokens(tmp_path, name):
     assert (tmp_path / name).stat().st_size > 1000
 
 
-def test_a_picture_that_cannot_be_written_is_refused_before_it_is_drawn(tmp_path):
+def test_an_unwritable_picture_is_rejected_before_it_is_drawn(tmp_path):
     with pytest.raises(UserError, match=r"unknown file format of a picture '\.jpng'.*did you mean"):
         draw_to(tmp_path / "a.jpng")
     with pytest.raises(UserError, match="no folder"):

@@ -1,4 +1,4 @@
-"""A tiny model and packed rows for every test of the room."""
+"""A tiny model and packed rows."""
 
 import pytest
 import torch

@@ -79,27 +79,27 @@ def test_matmul_in_bfloat16_is_close_to_float32(packed):
     torch.testing.assert_close(out.double(), exact, atol=3e-2, rtol=3e-2)
 
 
-def test_a_batch_of_whole_rows_carries_no_mask(packed):
+def test_a_batch_of_unpacked_rows_has_no_mask(packed):
     for kernel in HERE:
         assert Attention.plan(kernel, Layout.whole_rows(3, 12), False, CPU, torch.float32, 8).mask is None
         assert Attention.plan(kernel, packed[1], False, CPU, torch.float32, 8).mask.shape == (3, 1, 12, 12)
 
 
-def test_auto_takes_the_measured_fastest_on_a_cpu():
+def test_auto_selects_the_measured_fastest_kernel_on_a_cpu():
     auto = AttentionKernel.AUTO
     assert choose_kernel(auto, "cpu", torch.bfloat16, is_short=True) is AttentionKernel.MATMUL
     assert choose_kernel(auto, "cpu", torch.bfloat16, is_short=False) is AttentionKernel.SDPA
     assert choose_kernel(auto, "cpu", torch.float32, is_short=True) is AttentionKernel.SDPA
 
 
-def test_auto_takes_a_variable_length_kernel_on_cuda_in_half_precision_only():
+def test_auto_selects_a_variable_length_kernel_on_cuda_in_half_precision_only():
     auto = AttentionKernel.AUTO
     chosen = choose_kernel(auto, "cuda", torch.bfloat16, is_short=False)
     assert chosen in SEGMENT_KERNELS
     assert choose_kernel(auto, "cuda", torch.float32, is_short=False) is AttentionKernel.SDPA
 
 
-def test_the_log_says_which_kernel_runs_and_why(caplog):
+def test_the_log_states_the_kernel_and_the_reason(caplog):
     choose_kernel.cache_clear()
     with caplog.at_level(logging.INFO):
         choose_kernel(AttentionKernel.AUTO, "cuda", torch.float32, is_short=False)
@@ -131,7 +131,7 @@ def installed(monkeypatch, *packages):
         (("flash-attn", "flash-attn-4"), (9, 0), "varlen"),
     ],
 )
-def test_auto_goes_by_the_packages_and_the_gpu_and_says_so(monkeypatch, caplog, packages, capability, fastest):
+def test_auto_depends_on_packages_and_gpu_and_logs_the_reason(monkeypatch, caplog, packages, capability, fastest):
     installed(monkeypatch, *packages)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     with caplog.at_level(logging.INFO):
@@ -142,7 +142,7 @@ def test_auto_goes_by_the_packages_and_the_gpu_and_says_so(monkeypatch, caplog, 
     choose_kernel.cache_clear()
 
 
-def test_the_two_flash_packages_in_one_folder_are_refused_with_the_way_out(monkeypatch):
+def test_both_flash_packages_installed_together_are_rejected_with_a_fix(monkeypatch):
     installed(monkeypatch, "flash-attn", "flash-attn-4")
     assert "pip uninstall flash-attn-4" in _why_not(AttentionKernel.FLASH, "cuda", torch.bfloat16)
     with pytest.raises(UserError, match=r"model.attention is flash4, which conflicts with .*uninstall"):
@@ -162,7 +162,7 @@ def test_the_two_flash_packages_in_one_folder_are_refused_with_the_way_out(monke
         (320, "flash-attn", "sdpa", "flash supports a head size of at most 256, but the model has 320"),
     ],
 )
-def test_auto_goes_by_the_width_of_the_heads_and_says_so(monkeypatch, caplog, head_dim, package, fastest, told):
+def test_auto_depends_on_the_head_width_and_logs_the_reason(monkeypatch, caplog, head_dim, package, fastest, told):
     installed(monkeypatch, *([package] if package else []))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     with caplog.at_level(logging.INFO):
@@ -172,7 +172,7 @@ def test_auto_goes_by_the_width_of_the_heads_and_says_so(monkeypatch, caplog, he
     assert told in caplog.text
 
 
-def test_a_kernel_for_other_heads_is_refused_with_the_reason(monkeypatch):
+def test_a_kernel_that_does_not_support_the_head_width_is_rejected(monkeypatch):
     installed(monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     with pytest.raises(UserError, match=r"is varlen, which supports a head size of .* has 20: choose sdpa"):
@@ -180,7 +180,7 @@ def test_a_kernel_for_other_heads_is_refused_with_the_reason(monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", SEGMENT_KERNELS)
-def test_a_kernel_that_cannot_run_here_is_refused_and_not_replaced(kernel, packed):
+def test_an_unavailable_kernel_is_rejected_and_not_replaced(kernel, packed):
     with pytest.raises(UserError, match=f"model.attention is {kernel}, which needs .* choose sdpa"):
         Attention.plan(kernel, packed[1], False, CPU, torch.bfloat16, 8)
 
@@ -231,10 +231,10 @@ def on_flat_tokens(q, k, v, cu_seqlens, max_seqlen, is_causal):
 )
 @pytest.mark.parametrize("num_key_value_heads", [2, 4])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_cuda_kernels_are_called_as_their_signatures_want(
+def test_cuda_kernels_are_called_according_to_their_signatures(
     monkeypatch, module, name, fake, make, num_key_value_heads, is_causal, packed
 ):
-    """Stand-ins with the real signatures, since no such kernel runs on a CPU."""
+    """Stubs with the real signatures, since these kernels need CUDA."""
     monkeypatch.setitem(sys.modules, module.partition(".")[0], sys.modules.get(module.partition(".")[0], torch))
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: fake}))
     q, k, v = heads(4), heads(num_key_value_heads, seed=1), heads(num_key_value_heads, seed=2)

@@ -57,7 +57,7 @@ def test_named_sizes_hold_with_a_tokenizer_of_usual_size(name, least, most):
         ({"hidden_size": 12, "num_attention_heads": 4}, "is 3: rotary positions need an even size"),
     ],
 )
-def test_an_impossible_model_is_refused_with_value_and_remedy(changes, message):
+def test_an_invalid_model_is_rejected_with_value_and_fix(changes, message):
     with pytest.raises(UserError, match=message):
         replace(ModelConfig(), **changes)
 

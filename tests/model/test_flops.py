@@ -8,7 +8,7 @@ from lit_illada.model.config import AttentionKernel, ModelConfig
 from lit_illada.model.flops import forward_flops, training_flops
 
 
-def test_forward_flops_are_those_torch_counts(make_model):
+def test_forward_flops_equal_torchs_count(make_model):
     model = make_model(attention=AttentionKernel.MATMUL)
     layout, ids = Layout.whole_rows(2, 12), torch.zeros(2, 12, dtype=torch.long)
     select = torch.arange(24).view(2, 12) % 2 == 0
@@ -17,7 +17,7 @@ def test_forward_flops_are_those_torch_counts(make_model):
     assert forward_flops(model.config, layout, 12) == counter.get_total_flops()
 
 
-def test_documents_apart_cost_less(tiny, packed):
+def test_isolated_documents_cost_fewer_flops(tiny, packed):
     _, layout, documents = packed
     apart, whole = (forward_flops(tiny, borders, 0) for borders in (layout, Layout.whole_rows(3, 12)))
     pairs_saved = 3 * 12**2 - sum(len(document) ** 2 for document in documents)
@@ -31,7 +31,7 @@ SMALL = ModelConfig(10, 4, 6, 1, 2, 1)
 SEGMENTS = Layout.from_lengths(torch.tensor([3, 2, 5]), 5)  # 10 tokens; 9 + 4 + 25 = 38 pairs
 
 
-def test_a_hand_counted_batch():
+def test_flops_of_a_batch_equal_a_hand_count():
     # queries times keys and weights times values: 2 · 4 multiplications a pair
     assert forward_flops(SMALL, SEGMENTS, 7) == 2 * (120 * 10 + 2 * 4 * 38 + 4 * 10 * 7) == 3568
     assert training_flops(SMALL, SEGMENTS, 7) == 3 * 3568
@@ -44,7 +44,7 @@ def test_causal_attention_counts_the_pairs_that_a_causal_mask_leaves():
     assert forward_flops(causal, SEGMENTS, 7) == 2 * (120 * 10 + 2 * 4 * 24 + 4 * 10 * 7) == 3344
 
 
-def test_rows_laid_twice_count_twice_and_their_head_once():
+def test_copied_rows_count_twice_and_their_head_once():
     twice = SEGMENTS.repeat(2)
     assert training_flops(SMALL, SEGMENTS, 10, copies=2) == training_flops(SMALL, twice, 10) == 3 * 2 * 3408
     # adapters: the forward pass and the gradients of activations, attention's three passes, 6 for each of 5 parameters

@@ -1,4 +1,4 @@
-"""Whether Liger's kernel is trusted, with kernels that are right and wrong as it has been; on a GPU the real one."""
+"""Verification of Liger's kernel, against correct and faulty stubs; on a GPU with the real kernel."""
 
 import os
 import subprocess
@@ -40,13 +40,13 @@ class Unweighted(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_right_kernel_is_found_right_also_in_a_validation(dtype):
+def test_a_correct_kernel_passes_the_check_also_during_validation(dtype):
     assert kernel_problem(right, CPU, dtype) is None
     with torch.no_grad():
         assert kernel_problem(right, CPU, dtype) is None
 
 
-def test_a_gradient_that_forgets_how_tokens_weigh_is_found():
+def test_a_gradient_that_ignores_token_weights_is_detected():
     assert "gradient of the weight" in kernel_problem(Unweighted.apply, CPU, torch.float32)
 
 
@@ -58,12 +58,12 @@ def test_a_gradient_that_forgets_how_tokens_weigh_is_found():
         (lambda nll, best: (nll, best + 1), "most probable token"),
     ],
 )
-def test_wrong_scores_are_found(spoil, named):
+def test_wrong_scores_are_detected(spoil, named):
     assert named in kernel_problem(lambda *inputs: spoil(*right(*inputs)), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("is_right", [True, False])
-def test_the_log_says_what_became_of_an_installed_kernel(monkeypatch, caplog, is_right):
+def test_the_log_states_whether_an_installed_kernel_is_used(monkeypatch, caplog, is_right):
     def fused(hidden, weight, targets, reduction, accum_dtype, return_predicted_tokens):
         assert reduction == "none"
         assert return_predicted_tokens
@@ -82,13 +82,13 @@ def test_the_log_says_what_became_of_an_installed_kernel(monkeypatch, caplog, is
     assert ("instead of Liger's kernel: its gradient of the weight" in caplog.text) is not is_right
 
 
-def test_a_cpu_and_an_empty_selection_keep_our_own():
+def test_a_cpu_and_an_empty_selection_use_the_built_in_loss():
     assert fused_kernel(torch.zeros(3, 4), torch.zeros(5, 4)) is None
     assert token_scores(torch.zeros(0, 4), torch.zeros(5, 4), torch.zeros(0, dtype=torch.int64)).nll.shape == (0,)
 
 
 @pytest.mark.skipif(not (find_spec("liger_kernel") and find_spec("triton")), reason="needs liger-kernel and triton")
-def test_ligers_kernel_is_right_in_tritons_interpreter():
+def test_ligers_kernel_is_correct_in_tritons_interpreter():
     program = (
         "from lit_illada.model.fused_loss import *; print(kernel_problem(liger(), torch.device('cpu'), torch.float32))"
     )
@@ -99,7 +99,7 @@ def test_ligers_kernel_is_right_in_tritons_interpreter():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ligers_kernel_is_right_on_a_gpu(dtype):
+def test_ligers_kernel_is_correct_on_a_gpu(dtype):
     if find_spec("liger_kernel") is None:
         pytest.skip("needs liger-kernel")
     assert kernel_problem(liger(), torch.device("cuda"), dtype) is None

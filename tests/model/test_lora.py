@@ -1,4 +1,4 @@
-"""Adapters change nothing at first, are all that is trained, and can be merged without a trace."""
+"""LoRA: identity at initialisation, the only trained weights, exact merging."""
 
 import copy
 import multiprocessing
@@ -31,7 +31,7 @@ def train_a_step(model, ids, layout):
 
 
 @pytest.mark.parametrize("attention_bias", [False, True])
-def test_at_first_the_logits_are_the_base_models(make_model, packed, attention_bias):
+def test_initial_logits_equal_the_base_models(make_model, packed, attention_bias):
     ids, layout, _ = packed
     model = make_model(attention_bias=attention_bias)
     before = model(ids, layout)
@@ -51,7 +51,7 @@ def test_only_the_adapters_are_trained(make_model, packed):
     assert changed == {name for name in before if ".lora_" in name}
 
 
-def test_state_dict_names_are_the_base_models_and_two_more_a_layer(make_model):
+def test_state_dict_has_the_base_models_names_and_two_more_per_layer(make_model):
     base = set(make_model().state_dict())
     names = set(adapted(make_model()).state_dict())
     layers = {
@@ -117,12 +117,12 @@ def test_the_same_generator_gives_the_same_adapters(make_model):
         ({"targets": ["query_proj"]}, "did you mean"),
     ],
 )
-def test_impossible_settings_are_refused(options, said):
+def test_invalid_settings_are_rejected(options, said):
     with pytest.raises(UserError, match=said):
         LoraConfig(**options)
 
 
-def test_a_rank_above_a_layers_own_is_refused(make_model):
+def test_a_rank_above_that_of_the_layer_is_rejected(make_model):
     with pytest.raises(UserError, match=r"adapter\.rank is 40: model\.layers\.0\.self_attn\.q_proj is only 32 × 32"):
         add_lora(make_model(), LoraConfig(rank=40))
 
@@ -143,7 +143,7 @@ def _train_sharded(rank, folder, make_model, packed):
     dist.destroy_process_group()
 
 
-def test_sharded_over_two_processes_it_trains_the_same(make_model, packed, tmp_path):
+def test_lora_sharded_over_two_processes_trains_the_same(make_model, packed, tmp_path):
     ids, layout, _ = packed
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_train_sharded, args=(n, tmp_path, make_model, packed)) for n in (0, 1)]

@@ -1,4 +1,4 @@
-"""Dream's way: the logits of a position are computed at the one before it, within its segment."""
+"""Shifted predictions as in Dream: logits of a position are computed at the previous one, within its segment."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from lit_illada.errors import UserError
 from lit_illada.model.kv_cache import KeyValueCache
 
 
-def test_logits_are_the_plain_models_moved_one_to_the_right_within_every_document(make_model, packed):
+def test_shifted_logits_equal_the_plain_models_one_position_earlier_within_documents(make_model, packed):
     ids, layout, documents = packed
     plain, shifted = make_model(), make_model(predicts_next=True)
     expected = []
@@ -18,7 +18,7 @@ def test_logits_are_the_plain_models_moved_one_to_the_right_within_every_documen
     torch.testing.assert_close(shifted(ids, layout).flatten(0, 1), torch.cat(expected), atol=5e-6, rtol=1e-5)
 
 
-def test_selected_rows_and_scores_are_moved_alike(make_model, packed):
+def test_selected_rows_and_scores_are_shifted_alike(make_model, packed):
     ids, layout, _ = packed
     model = make_model(predicts_next=True)
     select = torch.rand(ids.shape, generator=torch.Generator().manual_seed(3)) < 0.4
@@ -38,7 +38,7 @@ def test_a_causal_model_cannot_be_shifted_twice(make_model):
 
 
 @torch.no_grad()
-def test_a_window_over_a_fresh_cache_gives_the_whole_pass_behind_its_first_column(make_model):
+def test_a_window_over_a_fresh_cache_equals_the_full_pass_after_its_first_column(make_model):
     model, layout = make_model(predicts_next=True), Layout.whole_rows(2, 12)
     ids = torch.randint(1, 9, (2, 12), generator=torch.Generator().manual_seed(4))
     cache = KeyValueCache()

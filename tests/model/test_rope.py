@@ -3,7 +3,7 @@ import torch
 from lit_illada.model.rope import rotate, rotation
 
 
-def test_scores_depend_on_the_distance_alone():
+def test_scores_depend_on_the_distance_only():
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 1, 1, 16, generator=generator).expand(1, 40, 1, 16) for _ in range(2))
     by = rotation(torch.arange(40)[None], 16, 10000.0)
@@ -13,7 +13,7 @@ def test_scores_depend_on_the_distance_alone():
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
 
 
-def test_rotation_keeps_length_and_dtype_and_leaves_position_zero_alone():
+def test_rotation_preserves_length_and_dtype_and_position_zero():
     x = torch.randn(1, 5, 2, 8, generator=torch.Generator().manual_seed(0))
     by = rotation(torch.arange(5)[None], 8, 100.0)
     torch.testing.assert_close(rotate(x, by).norm(dim=-1), x.norm(dim=-1))

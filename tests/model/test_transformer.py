@@ -11,7 +11,7 @@ HERE = [AttentionKernel.MATMUL, AttentionKernel.SDPA]
 
 
 def reference_logits(model, token_ids):
-    """Logits (L, V), float64, of one document: loops over heads, queries and keys, so plain that it is surely right."""
+    """Logits (L, V), float64, of one document, by explicit loops over heads, queries and keys."""
     config = model.config
     weights = {name: value.detach().double() for name, value in model.state_dict().items()}
     embedding = weights["model.embed_tokens.weight"]
@@ -66,7 +66,7 @@ def rotated(vector, position, theta):
 @pytest.mark.parametrize("num_key_value_heads", [2, 4])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("tie_word_embeddings", [False, True])
-def test_packed_rows_equal_a_slow_reference_on_each_document_alone(
+def test_packed_rows_equal_a_slow_reference_on_each_document(
     make_model, packed, attention, num_key_value_heads, is_causal, tie_word_embeddings
 ):
     ids, layout, documents = packed
@@ -84,7 +84,7 @@ def test_packed_rows_equal_a_slow_reference_on_each_document_alone(
 
 @pytest.mark.parametrize("attention", HERE)
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_packed_rows_equal_the_model_on_each_document_alone(make_model, packed, attention, is_causal):
+def test_packed_rows_equal_the_model_on_each_document(make_model, packed, attention, is_causal):
     ids, layout, documents = packed
     model = make_model(attention=attention, is_causal=is_causal)
     alone = [model(document[None], Layout.whole_rows(1, len(document)))[0] for document in documents]
@@ -141,7 +141,7 @@ def test_parameter_names_are_those_of_the_released_checkpoint(make_model):
 @pytest.mark.parametrize(
     "changes", [{}, {"tie_word_embeddings": False}, {"num_key_value_heads": 4}, {"attention_bias": True}]
 )
-def test_parameters_are_counted_right(make_model, changes):
+def test_parameter_counts_are_correct(make_model, changes):
     model = make_model(**changes)
     assert num_parameters(model.config) == sum(p.numel() for p in model.parameters())
     inner = [p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name and "lm_head" not in name]

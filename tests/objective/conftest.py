@@ -1,4 +1,4 @@
-"""A tiny world: rows of a few tokens, and a 'model' whose cross-entropy depends on the whole noisy row."""
+"""Rows of a few tokens, and a function in place of the model whose cross-entropy depends on the entire noisy row."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def make_batch(num_rows, length, first_row=0, is_maskable=None, lengths=None):
 
 
 def context_nll(noisy):
-    """(M,) made-up cross-entropies: they grow with the place and with the number of masks, and are no two alike."""
+    """(M,) synthetic cross-entropies that grow with the position and the number of masks; all differ."""
     rows, columns = noisy.is_masked.nonzero(as_tuple=True)
     num_masked = noisy.is_masked.sum(1)[rows]
     visible_sum = noisy.noisy_ids.masked_fill(noisy.is_masked, 0).sum(1)[rows]
@@ -32,5 +32,5 @@ def score(noisy, nll=None):
 
 @pytest.fixture
 def world():
-    """The functions above, handed to tests that cannot import their own conftest."""
+    """The functions above, as a fixture, because tests cannot import conftest."""
     return type("World", (), {"MASK": MASK, "make_batch": staticmethod(make_batch), "score": staticmethod(score)})

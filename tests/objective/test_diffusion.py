@@ -1,4 +1,4 @@
-"""The objective as a whole, against integrals over t and sums over all masks of a tiny row."""
+"""The objective against integrals over t and sums over all masks of a tiny row."""
 
 import itertools
 import math
@@ -65,7 +65,7 @@ def bernoulli_probability(t):
 
 
 def reference_integral(world, weighting, low, high):
-    """The integral of w(t)·E[S | t] over the support, a token."""
+    """The integral of w(t)·E[S | t] over the support, per token."""
     sums = masked_sums(world)
 
     def integrand(t):
@@ -76,7 +76,7 @@ def reference_integral(world, weighting, low, high):
 
 
 def tanh_sinh(step=0.05, reach=3.0):
-    """Nodes and weights on (0, 1) that crowd at both ends, for integrands with a pole there."""
+    """Nodes and weights on (0, 1), dense at both ends, for integrands with a pole there."""
     x = torch.arange(-reach, reach + step / 2, step, dtype=torch.float64)
     inner = math.pi / 2 * torch.sinh(x)
     return torch.sigmoid(2 * inner), step * math.pi / 2 * torch.cosh(x) / torch.cosh(inner) ** 2 / 2
@@ -119,7 +119,7 @@ def test_the_corrected_estimate_is_unbiased(world, name, weighting):
         (Polynomial(epsilon=0.0, exponent=1.5), True),
     ],
 )
-def test_what_corrupt_draws_has_the_expected_loss(world, joint, p, corrected):
+def test_masks_drawn_by_corrupt_have_the_expected_loss(world, joint, p, corrected):
     """End to end, 40 000 rows: draws, masks, weights and pairs; the weight keeps the variance finite."""
     objective = build(
         world, batch_rows=40, mask_ratio=p, weighting=Linear(), joint_draw=joint, importance_corrected=corrected
@@ -194,7 +194,7 @@ def test_exact_k_has_bernoullis_expected_loss_for_every_weight_density_and_lengt
             assert expected_exact_k_loss(*arguments) == pytest.approx(expected_bernoulli_loss(*arguments), rel=1e-2)
 
 
-def test_a_row_of_one_token_is_weighted_as_bernoulli_weights_it():
+def test_a_row_of_one_token_is_weighted_as_under_bernoulli():
     """At k/L = 1 the weights of sech, linear and gaussian are 0, and flat's is twice Bernoulli's."""
     p, cpu = Uniform(epsilon=0.0), torch.device("cpu")
     expected = {Flat(): 1 / 2, Linear(): 1 / 6, Elbo(): 1.0, Sech(): math.pi / 4}
@@ -235,7 +235,7 @@ def test_exact_k_of_rows_of_different_lengths_reaches_the_integrals(world, weigh
         assert loss == pytest.approx(want, rel=0.01), length
 
 
-def test_the_default_correction_never_weighs_more_than_the_weight_itself():
+def test_the_default_correction_never_exceeds_the_weight_itself():
     """E[w | k] is a mean of w over the support, also where few ratios are drawn, so it cannot blow up."""
     for length in (5, 999, 1001, 4000):
         weight = count_table(Uniform(epsilon=1e-3), Elbo(), length, torch.device("cpu")).weight
@@ -306,7 +306,7 @@ def test_complementary_pairs_cover_every_maskable_token_once(world):
 
 @pytest.mark.parametrize("normaliser", Normaliser)
 @pytest.mark.parametrize("token_weight", [Cart(), Focal()])
-def test_nothing_maskable_gives_0_and_finite_gradients(world, normaliser, token_weight):
+def test_rows_without_maskable_tokens_give_0_and_finite_gradients(world, normaliser, token_weight):
     batch = world.make_batch(3, 6, is_maskable=torch.zeros(3, 6, dtype=torch.bool))
     for draw in MaskDraw:
         objective = build(world, normaliser=normaliser, token_weight=token_weight, mask_draw=draw)
@@ -350,7 +350,7 @@ class TestVarianceOptimal:
         objective.end_step(reduce)
         return loss
 
-    def test_it_learns_the_root_of_the_second_moment(self, world):
+    def test_the_density_learns_the_root_of_the_second_moment(self, world):
         objective = build(world, mask_draw=MaskDraw.EXACT_K, **self.CONFIG)
         self.train(world, objective, 8000)
         sums = masked_sums(world)
@@ -359,7 +359,7 @@ class TestVarianceOptimal:
         masses = objective.mask_ratio(0.0).masses.numpy()
         assert masses == pytest.approx(0.9 * root / root.sum() + 0.025, rel=0.03)
 
-    def test_it_lowers_the_variance_and_keeps_the_mean(self, world):
+    def test_the_learnt_density_lowers_the_variance_and_preserves_the_mean(self, world):
         objective = build(world, **self.CONFIG)
         before = objective.mask_ratio(0.0)
         self.train(world, objective, 8000)
@@ -374,26 +374,26 @@ class TestVarianceOptimal:
         got = self.train(world, objective, 60_000)
         assert (got.sum / got.count).item() == pytest.approx(float(want), rel=0.03)
 
-    def test_its_state_survives_a_checkpoint(self, world):
+    def test_the_learnt_density_is_restored_from_a_checkpoint(self, world):
         objective, other = build(world, **self.CONFIG), build(world, **self.CONFIG)
         self.train(world, objective, 100)
         other.load_state_dict(objective.state_dict())
         assert torch.equal(other.mask_ratio(0.0).masses, objective.mask_ratio(0.0).masses)
 
-    def test_ranks_learn_the_same(self, world):
+    def test_all_ranks_learn_the_same_density(self, world):
         objective = build(world, **self.CONFIG)
         self.train(world, objective, 100, reduce=lambda seen: 3 * seen)
         once = build(world, **self.CONFIG)
         self.train(world, once, 100)
         assert torch.allclose(objective.moments, 3 * once.moments)
 
-    def test_a_cast_of_the_module_leaves_its_memory_exact(self, world):
+    def test_casting_the_module_leaves_the_moments_in_float64(self, world):
         objective = build(world, **self.CONFIG)
         self.train(world, objective, 100)
         before = objective.moments.clone()
         assert torch.equal(objective.to(torch.bfloat16).moments, before)
 
-    def test_a_non_finite_step_is_forgotten(self, world):
+    def test_a_non_finite_step_does_not_change_the_moments(self, world):
         objective = build(world, **self.CONFIG)
         noisy = objective.corrupt(world.make_batch(8, 4))
         nll = torch.full((len(noisy.targets),), math.nan)
@@ -401,13 +401,13 @@ class TestVarianceOptimal:
         objective.end_step(lambda x: x)
         assert objective.moments.sum() == 0
 
-    def test_evaluation_leaves_no_trace(self, world):
+    def test_evaluation_does_not_change_the_moments(self, world):
         objective = build(world, **self.CONFIG).eval()
         self.train(world, objective, 100)
         assert objective.moments.sum() == 0
 
 
-def test_other_objectives_keep_no_state(world):
+def test_other_objectives_have_no_state(world):
     objective = build(world)
     objective.end_step(lambda x: x)
     assert objective.state_dict() == {}
@@ -435,7 +435,7 @@ def test_other_objectives_keep_no_state(world):
         ),
     ],
 )
-def test_combinations_that_train_something_else_are_refused(config, message):
+def test_combinations_that_change_the_objective_are_rejected(config, message):
     with pytest.raises(UserError, match=message) as refused:
         DiffusionObjectiveConfig(**config)
     assert "\n" not in str(refused.value)

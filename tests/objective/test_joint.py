@@ -9,7 +9,7 @@ every_draw = pytest.mark.parametrize("draw", JointDraw)
 
 
 @every_draw
-def test_each_ratio_alone_is_uniform(draw):
+def test_each_ratio_is_marginally_uniform(draw):
     u = draw_uniforms(draw, 7, torch.arange(8192), batch_rows=16)
     assert u.dtype == torch.float64
     assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-3
@@ -19,7 +19,7 @@ def test_each_ratio_alone_is_uniform(draw):
 
 
 @every_draw
-def test_a_ratio_depends_on_the_seed_and_the_row_alone(draw):
+def test_a_ratio_depends_on_the_seed_and_the_row_only(draw):
     ids = torch.arange(96)
     whole = draw_uniforms(draw, 3, ids, batch_rows=24)
     by_rank = [draw_uniforms(draw, 3, ids[rank::3], batch_rows=24) for rank in range(3)]

@@ -1,4 +1,4 @@
-"""Sums, counts and bins: what the training divides, and that no micro-batch can change it."""
+"""Sums, counts and bins of the loss, and their independence of the micro-batch."""
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ EOS = 7
 
 
 def ragged_batch(world):
-    """6 rows of 12; some tokens are a prompt, one row is all prompt."""
+    """6 rows of 12 tokens; some tokens belong to a prompt, one row entirely."""
     is_maskable = torch.rand(6, 12, generator=torch.Generator().manual_seed(0)) < 0.7
     is_maskable[4] = False
     return world.make_batch(6, 12, is_maskable=is_maskable, lengths=LENGTHS)
 
 
 def micro_batch(batch, rows):
-    """These rows alone, with the segments they hold."""
+    """A batch of these rows and their segments."""
     segments_of_row = LENGTHS.split([2, 1, 2, 1, 1, 1])
     lengths = torch.cat([segments_of_row[row] for row in rows])
     layout = Layout.from_lengths(lengths, 12)
@@ -129,6 +129,6 @@ def test_autoregressive_predicts_every_token_of_every_segment_from_its_own_past(
     assert loss.count == batch.is_maskable.sum()
 
 
-def test_autoregressive_refuses_to_count_masked_tokens():
+def test_autoregressive_rejects_a_masked_count_normaliser():
     with pytest.raises(UserError, match="normaliser=tokens"):
         AutoregressiveObjectiveConfig(normaliser=Normaliser.MASKED)

@@ -1,4 +1,4 @@
-"""Laws that every density of the table obeys; a new row is tested without a change here."""
+"""Laws of every density in the table; a new row is tested without editing this file."""
 
 import math
 
@@ -103,7 +103,7 @@ def test_the_same_generator_gives_the_same_draw(p):
     assert torch.equal(*draws)
 
 
-def test_closed_forms():
+def test_densities_equal_their_closed_forms():
     t = torch.tensor([0.1, 0.37, 0.9], dtype=torch.float64)
     assert torch.allclose(Cosine(epsilon=0).quantile(t), torch.cos(math.pi / 2 * (1 - t)))
     beta, bell = stats.beta(2, 5), stats.norm(0.3, 0.8)
@@ -114,7 +114,7 @@ def test_closed_forms():
     assert np.allclose(Curriculum(epsilon=0).density(t), cut.pdf(t))
 
 
-def test_a_curriculum_moves_and_the_others_stay():
+def test_only_a_curriculum_depends_on_the_progress():
     moving = Curriculum(start=0.2, end=0.8, std=0.05)
     means = [moving.at(progress).sample(2000, torch.Generator().manual_seed(0)).mean() for progress in (0, 0.5, 1, 2)]
     assert [round(float(mean), 1) for mean in means] == [0.2, 0.5, 0.8, 0.8]
@@ -136,7 +136,7 @@ def test_the_learnt_density_starts_uniform_and_stays_above_its_floor():
     assert config.learnt(one_bin).masses.min() >= 0.2 / 4
 
 
-def test_symmetry():
+def test_symmetric_distributions_are_recognised():
     assert is_symmetric(Uniform(epsilon=0))
     assert is_symmetric(Beta(a=3, b=3, epsilon=0))
     assert is_symmetric(Fixed(ratio=0.5))
@@ -160,6 +160,6 @@ def test_symmetry():
         lambda: VarianceOptimal(floor=0),
     ],
 )
-def test_impossible_values_are_refused(make):
+def test_invalid_values_are_rejected(make):
     with pytest.raises(UserError, match=r"objective.mask_ratio\..* it must be"):
         make()

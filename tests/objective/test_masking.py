@@ -21,7 +21,7 @@ def masks(draw, u, is_maskable=ALL, p=Uniform(epsilon=0)):  # noqa: B008
 
 @pytest.mark.parametrize("draw", MaskDraw)
 @pytest.mark.parametrize("t", [0.05, 0.35, 0.95])
-def test_the_share_masked_is_t_at_every_place(draw, t):
+def test_the_masked_fraction_is_t_at_every_position(draw, t):
     is_masked = masks(draw, t).is_masked.double()
     assert is_masked.mean(0).sub(t).abs().max() < 4 * (t * (1 - t) / ROWS) ** 0.5
 
@@ -44,7 +44,7 @@ def test_exact_k_masks_k_of_the_maskable_tokens():
     assert torch.allclose(drawn.mask_ratio[has_any] * length[has_any], drawn.is_masked.sum(1)[has_any].double())
 
 
-def test_every_subset_of_k_is_as_likely():
+def test_every_subset_of_size_k_is_equally_likely():
     is_chosen = exactly_k(torch.full((ROWS,), 2), NOISE[:, :5], ALL[:, :5])
     code = (is_chosen.long() * 2 ** torch.arange(5)).sum(1)
     _, counts = code.unique(return_counts=True)
@@ -72,7 +72,7 @@ def test_exact_k_draws_as_many_as_bernoulli_of_rows_with_a_mask(p):
     assert (torch.bincount(k, minlength=T + 1)[1:] / ROWS).tolist() == pytest.approx(expected.tolist(), abs=2 / ROWS)
 
 
-def test_rows_with_nothing_maskable_have_finite_numbers():
+def test_rows_without_maskable_tokens_give_finite_values():
     for draw in MaskDraw:
         drawn = masks(draw, 0.5, torch.zeros_like(ALL))
         assert bool((drawn.mask_ratio > 0).all())
@@ -89,11 +89,11 @@ def test_the_complement_covers_every_maskable_token_exactly_once():
     assert torch.allclose(both.mask_ratio[:ROWS] + both.mask_ratio[ROWS:], torch.ones(ROWS, dtype=torch.float64))
 
 
-def test_a_fixed_ratio_masks_its_share_exactly():
+def test_a_fixed_ratio_masks_exactly_its_fraction():
     assert masks(MaskDraw.EXACT_K, 0.15, p=Fixed()).is_masked.sum(1).unique().tolist() == [3]
 
 
-def test_a_learnt_density_that_moves_draws_from_where_it_is_now():
+def test_draws_follow_the_current_learnt_density():
     """Tables of counts are cached by density: two learnt densities must not share one."""
     u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     lengths = torch.full_like(u, 32).long()

@@ -39,7 +39,7 @@ def test_numbers_are_uniform(seed):
 
 
 @pytest.mark.parametrize("low_bits", [False, True])
-def test_neighbours_are_independent(low_bits):
+def test_neighbouring_numbers_are_independent(low_bits):
     """Pairs of neighbouring rows, positions, seeds and purposes fill a 16 x 16 table evenly."""
     u = uniform(3, Purpose.MASK, ROWS, POSITIONS)
     pairs = {
@@ -59,13 +59,13 @@ def test_neighbours_are_independent(low_bits):
         assert stats.chisquare(counts.numpy()).pvalue > 1e-4, name
 
 
-def test_a_number_depends_on_its_address_alone():
+def test_a_number_depends_on_its_key_and_position_only():
     whole = uniform(3, Purpose.MASK, ROWS, POSITIONS)
     shuffled = torch.randperm(512, generator=torch.Generator().manual_seed(0))
     assert torch.equal(uniform(3, Purpose.MASK, ROWS[shuffled], POSITIONS[shuffled]), whole[shuffled][:, shuffled])
 
 
-def test_no_two_addresses_meet():
+def test_different_keys_and_positions_give_different_numbers():
     bits = torch.cat([random_bits(seed, purpose, torch.arange(20_000)) for seed in (0, 1) for purpose in Purpose])
     assert len(bits.unique()) == len(bits)
 
@@ -77,6 +77,6 @@ def test_golden_steps_are_exact_for_huge_row_ids():
 
 
 @pytest.mark.gpu
-def test_the_device_does_not_matter():
+def test_numbers_are_equal_on_every_device():
     on_cuda = uniform(3, Purpose.MASK, ROWS.cuda(), POSITIONS.cuda())
     assert torch.equal(on_cuda.cpu(), uniform(3, Purpose.MASK, ROWS, POSITIONS))

@@ -28,13 +28,13 @@ def test_cart_equals_a_double_loop_within_segments(p):
         assert torch.allclose(got[is_masked], want[is_masked], atol=1e-6)
 
 
-def test_a_visible_token_of_another_document_counts_for_nothing():
+def test_visible_tokens_of_other_documents_have_no_effect():
     is_masked = torch.ones(3, 12, dtype=torch.bool)
     is_masked[0] = False
     assert Cart()(torch.ones(3, 12), is_masked, LAYOUT)[1:].abs().max() == 0
 
 
-def test_focal_keeps_its_gradient():
+def test_the_gradient_flows_through_the_focal_weight():
     nll = torch.tensor([[0.0, 0.5, 3.0]], dtype=torch.float64, requires_grad=True)
     layout = Layout.whole_rows(1, 3)
     weigh = lambda x: Focal(alpha=0.5, gamma=2.0)(x, torch.ones(1, 3, dtype=torch.bool), layout)  # noqa: E731
@@ -55,6 +55,6 @@ def test_weights_are_finite_not_negative_and_shaped(name):
 @pytest.mark.parametrize(
     "make", [lambda: Cart(p=0), lambda: Cart(p=1.0), lambda: Focal(gamma=0.5), lambda: Focal(alpha=0)]
 )
-def test_impossible_values_are_refused(make):
+def test_invalid_values_are_rejected(make):
     with pytest.raises(UserError, match=r"objective.token_weight"):
         make()

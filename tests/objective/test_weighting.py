@@ -1,4 +1,4 @@
-"""Every weight of the table is finite; those that the literature gives in lambda equal their definition."""
+"""Loss weights: finite, and equal to their definitions in λ from the literature."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_weights_are_finite_and_not_negative_up_to_1(name):
     assert bool((w.isfinite() & (w >= 0)).all())
 
 
-def test_parameters_and_ends():
+def test_parameters_and_limits_have_the_published_values():
     one = torch.ones((), dtype=torch.float64)
     assert torch.allclose(Sigmoid(k=2.5)(T), torch.sigmoid(-LAMBDA + 2.5) / T)
     assert torch.allclose(Sigmoid(k=40.0)(T), 1 / T)
@@ -51,6 +51,6 @@ def test_parameters_and_ends():
 @pytest.mark.parametrize(
     "make", [lambda: FlowMatching(max_ratio=1.0), lambda: Gaussian(std=0), lambda: ClippedElbo(gamma=0.5)]
 )
-def test_impossible_values_are_refused(make):
+def test_invalid_values_are_rejected(make):
     with pytest.raises(UserError, match=r"objective.weighting\..* it must be"):
         make()

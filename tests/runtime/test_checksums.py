@@ -1,4 +1,4 @@
-"""Checksums notice every flipped bit, and one is the same however the bytes arrive."""
+"""Checksums detect every flipped bit and do not depend on how the bytes are chunked."""
 
 import random
 import zipfile
@@ -34,7 +34,7 @@ def by_definition(content):
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 63, 64, 65, 128, 1000])
-def test_a_checksum_is_the_same_however_the_bytes_arrive(size, small_blocks, tmp_path):
+def test_a_checksum_does_not_depend_on_how_bytes_are_chunked(size, small_blocks, tmp_path):
     content = random.Random(size).randbytes(size)
     file = tmp_path / "file"
     file.write_bytes(content)
@@ -54,7 +54,7 @@ def test_a_checksum_is_the_same_however_the_bytes_arrive(size, small_blocks, tmp
         assert whole.hexdigest() == writer.hexdigest() == by_definition(content)
 
 
-def test_every_flipped_bit_of_a_zip_archive_is_noticed(tmp_path):
+def test_every_flipped_bit_of_a_zip_archive_is_detected(tmp_path):
     file = tmp_path / "state.ckpt"
     with file.open("w+b") as stream:
         writer = ChecksummedWriter(stream)
@@ -73,7 +73,7 @@ def test_every_flipped_bit_of_a_zip_archive_is_noticed(tmp_path):
             check_zip(damaged)
 
 
-def test_a_folder_names_the_file_that_is_damaged_or_gone(tmp_path):
+def test_a_folder_check_names_the_damaged_or_missing_file(tmp_path):
     for name in ("a.bin", "sub/b.bin"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(bytes(range(100)))
@@ -92,7 +92,7 @@ def test_a_folder_names_the_file_that_is_damaged_or_gone(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["a link to nothing", "a folder"])
-def test_a_list_of_checksums_that_cannot_be_read_is_no_folder_without_one(place, tmp_path):
+def test_an_unreadable_checksum_list_is_an_error(place, tmp_path):
     assert check_folder(tmp_path) is None
     file = tmp_path / CHECKSUMS_FILE
     file.mkdir() if place == "a folder" else file.symlink_to("nowhere")

@@ -1,4 +1,4 @@
-"""Strings from elsewhere come out of the console as they are, and without terminal escapes."""
+"""The console prints strings literally and escapes terminal control characters."""
 
 import io
 
@@ -27,7 +27,7 @@ def table_of(text):
 
 
 @pytest.mark.parametrize("renderable", [HOSTILE, table_of(HOSTILE)], ids=["string", "table"])
-def test_markup_and_escapes_of_strings_are_shown(renderable):
+def test_markup_and_escapes_of_strings_are_printed_literally(renderable):
     output = printed(renderable)
     assert SHOWN in output
     assert output.replace("\n", "").isprintable()
@@ -38,7 +38,7 @@ def test_a_table_stays_aligned_when_cells_are_escaped():
     assert len({len(line) for line in lines[1:-1]}) == 1
 
 
-def test_a_text_is_escaped_within_its_style():
+def test_escaping_a_text_preserves_its_style():
     text = Text.assemble("a", ("b\x1b[2Jc", "bold"), "\x9b5n\nd")
     assert printed(text) == "ab\\x1b[2Jc\\x9b5n\nd\n"
     coloured = printed(text, force_terminal=True, color_system="standard")
@@ -50,7 +50,7 @@ def test_an_escaped_text_is_wrapped_at_the_width():
     assert all(len(line) <= 80 for line in printed(Text("\x1b" * 100)).splitlines())
 
 
-def test_a_description_of_a_progress_bar_is_no_markup():
+def test_a_progress_bar_description_is_not_parsed_as_markup():
     file = io.StringIO()
     console = Console(file=file, width=120)
     with Progress(TextColumn("{task.description}", style="bold", markup=False), console=console) as bar:

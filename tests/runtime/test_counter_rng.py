@@ -23,7 +23,7 @@ def test_the_draws_are_the_same_on_every_machine():
     assert uniform(np.array([0, 1, -1]), -5).tolist() == [0.5427397592870641, 0.24282163027801607, 0.6710098091648192]
 
 
-def test_a_permutation_holds_everything_once():
+def test_a_permutation_contains_every_number_once():
     order = permutation(1000, 5)
     assert sorted(order.tolist()) == list(range(1000))
     assert order.tolist() != permutation(1000, 6).tolist()

@@ -1,4 +1,4 @@
-"""The reader of the package's own files: every damaged file ends in one line that names it, in bounded time."""
+"""Reading and writing files: malformed ones are rejected in one line that names them, in bounded time."""
 
 import errno
 import json
@@ -66,7 +66,7 @@ def one_line(caught, path):
 
 
 @pytest.mark.parametrize("case", DAMAGED_JSON)
-def test_damaged_json_is_refused_in_one_line(case, tmp_path):
+def test_malformed_json_is_rejected_in_one_line(case, tmp_path):
     content, expected = DAMAGED_JSON[case]
     path = tmp_path / "state.json"
     path.write_bytes(content)
@@ -76,7 +76,7 @@ def test_damaged_json_is_refused_in_one_line(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", DAMAGED_YAML)
-def test_damaged_yaml_is_refused_in_one_line_and_in_seconds(case, tmp_path):
+def test_malformed_yaml_is_rejected_in_one_line_within_seconds(case, tmp_path):
     content, expected = DAMAGED_YAML[case]
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
@@ -94,7 +94,7 @@ def test_yaml_reads_numbers_as_written_and_times_as_text(tmp_path):
     assert read_yaml(path) == wanted
 
 
-def test_missing_and_oversized_files_and_folders_are_refused(tmp_path, monkeypatch):
+def test_missing_and_oversized_files_and_folders_are_rejected(tmp_path, monkeypatch):
     with pytest.raises(MissingFileError, match=r"absent\.json: no such file"):
         read_json(tmp_path / "absent.json")
     with pytest.raises(FileError, match="Is a directory"):
@@ -109,7 +109,7 @@ def test_missing_and_oversized_files_and_folders_are_refused(tmp_path, monkeypat
         read_json_lines(path)
 
 
-def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
+def test_pipes_and_devices_are_rejected_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "zero.json").symlink_to("/dev/zero")
     for name in ("pipe.json", "zero.json"):
@@ -118,7 +118,7 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
                 read(tmp_path / name)
 
 
-def test_json_lines_leave_out_a_line_that_a_kill_cut_off_only_in_logs(tmp_path):
+def test_only_logs_may_end_in_an_incomplete_json_line(tmp_path):
     path = tmp_path / "attempts.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n{"a"')
     assert read_json_lines(path, is_log=True) == [{"a": 1}, {"a": 2}]
@@ -126,7 +126,7 @@ def test_json_lines_leave_out_a_line_that_a_kill_cut_off_only_in_logs(tmp_path):
         read_json_lines(path)
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line_and_preserves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "state.json"
     write_atomically(path, "old")
 
@@ -195,23 +195,23 @@ def test_records_become_dataclasses():
         ({"seed": "1"}, "x: seed must be a whole number or null, not '1'"),
     ],
 )
-def test_records_of_other_types_are_refused(change, expected):
+def test_records_of_other_types_are_rejected(change, expected):
     with pytest.raises(FileError) as caught:
         from_record(Outer, {**GOOD, **change}, "x")
     assert str(caught.value) == expected
 
 
-def test_a_record_without_a_field_is_refused():
+def test_a_record_without_a_field_is_rejected():
     with pytest.raises(FileError, match="x: lacks 'name'"):
         from_record(Outer, {key: value for key, value in GOOD.items() if key != "name"}, "x")
 
 
-def test_json_text_keeps_what_it_may_hold():
+def test_valid_json_text_is_read_unchanged():
     assert parse_json('\ufeff{"a": [NaN, 1e400]}', "x")["a"][1] == float("inf")
     assert parse_json(json.dumps([1]), "x", list) == [1]
 
 
-def test_a_text_is_appended_to_files_alone(tmp_path):
+def test_text_is_appended_to_regular_files_only(tmp_path):
     with open_to_append(tmp_path / "log.txt") as stream:
         stream.write("a\n")
     with open_to_append(tmp_path / "log.txt") as stream:

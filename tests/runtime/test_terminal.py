@@ -1,4 +1,4 @@
-"""What may be printed of texts that come from elsewhere."""
+"""Escaping of control characters in printed texts."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 from lit_illada.runtime.terminal import one_line, printable
 
 
-def test_controls_and_formatting_are_shown_as_escapes_and_letters_stay():
+def test_control_and_formatting_characters_are_escaped_and_letters_are_not():
     assert printable("\x1b[31mred\x07") == "\\x1b[31mred\\x07"
     assert printable("a\u202eb\ud800") == "a\\u202eb\\ud800"
     assert printable("Größe 中 é ✓") == "Größe 中 é ✓"
@@ -20,7 +20,7 @@ def test_a_message_is_one_line_of_bounded_length():
     assert line.endswith("x: fix it")
 
 
-def test_texts_of_several_lines_keep_their_layout_and_joiners():
+def test_multiline_texts_retain_their_layout_and_joiners():
     text = "a\tb\n\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f468\u200d\U0001f469"
     assert printable(text, keeps_lines=True) == text
     assert printable("a\nb\r\x9b1m\u2066", keeps_lines=True) == "a\nb\\r\\x9b1m\\u2066"

@@ -1,4 +1,4 @@
-"""Thinking that ends when the answer's entropy has settled."""
+"""Early exit from reasoning once the answer's entropy has settled."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def variance_by_hand(entropies, smoothing):
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.2, 0.7])
-def test_the_spread_is_the_moving_variance_with_its_bias_taken_out(smoothing):
+def test_the_spread_is_the_bias_corrected_moving_variance(smoothing):
     entropies = torch.rand(12, generator=torch.Generator().manual_seed(1)).mul(3).tolist()
     for threshold in (0.05, 0.3, 0.6):
         rule, spread = Settled(threshold=threshold, smoothing=smoothing, min_trials=4), Spread()
@@ -76,7 +76,7 @@ def test_an_answer_that_changes_with_the_segment_is_not_settled(write):
     assert 16 < late.texts()[0].index(CLOSE) < 44
 
 
-def test_a_trial_leaves_the_text_as_it_is_and_asks_for_the_first_places_of_the_answer(write):
+def test_a_trial_reads_the_start_of_the_answer_without_changing_the_text(write):
     trials = []
 
     def watched(ids, layout, select, *, cache, start):
@@ -93,7 +93,7 @@ def test_a_trial_leaves_the_text_as_it_is_and_asks_for_the_first_places_of_the_a
     assert generation.texts() == [[WAIT] * 14]
 
 
-def test_a_tokenizer_without_the_token_is_refused(write):
+def test_a_tokenizer_without_the_token_is_rejected(write):
     with pytest.raises(UserError, match="the tokenizer names no think_close_token"):
         write(PROMPT, replace(CONFIG, early_exit=RULE))
 
@@ -107,6 +107,6 @@ def test_a_tokenizer_without_the_token_is_refused(write):
         (lambda: Settled(answer_tokens=0), "answer_tokens is 0"),
     ],
 )
-def test_a_rule_that_makes_no_sense_is_refused(make, message):
+def test_an_invalid_rule_is_rejected(make, message):
     with pytest.raises(UserError, match=message):
         make()

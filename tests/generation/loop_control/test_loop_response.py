@@ -1,4 +1,4 @@
-"""What is done about loops while a text is written: remasking with the old tokens forbidden, and heat for a block."""
+"""Responses to loops: remasking with the old tokens forbidden, and a higher temperature for a block."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ PROMPT = [torch.tensor([9, 9])]
 
 
 def loops(sure=9.0, until=1000):
-    """A model that says 5 6 7 8 5 6 7 8 … until a place, then counts; of each word it has a second choice, 4 higher."""
+    """A model that repeats 5 6 7 8 up to a position, then counts; the second choice is 4 higher."""
 
     def logits_fn(ids, layout, select, *, cache, start):
         place = torch.arange(ids.shape[1]) - 2
@@ -31,7 +31,7 @@ def loops(sure=9.0, until=1000):
 
 
 class Watch:
-    """Every token each place was given, in order."""
+    """Every token of each position, in order of commits."""
 
     def __init__(self):
         self.written = {}
@@ -44,7 +44,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("canvas", Canvas)
-def test_the_copies_after_the_first_are_written_anew_and_differently(write, canvas):
+def test_copies_after_the_first_are_regenerated_differently(write, canvas):
     watch = Watch()
     config = replace(CONFIG, canvas=canvas, on_loop=RemaskSpan(**SHORT, max_remasks=1))
     generation = write(PROMPT, config, logits_fn=loops(until=16), on_commit=watch)
@@ -59,7 +59,7 @@ def test_the_copies_after_the_first_are_written_anew_and_differently(write, canv
 
 
 @pytest.mark.parametrize("max_remasks", [1, 2, 3])
-def test_a_place_is_masked_no_more_often_than_allowed_and_never_given_its_last_token_back(write, max_remasks):
+def test_a_position_is_remasked_at_most_max_remasks_times_and_changes_its_token(write, max_remasks):
     watch = Watch()
     config = replace(CONFIG, on_loop=RemaskSpan(min_period=1, **SHORT, max_remasks=max_remasks))
     generation = write(PROMPT, config, logits_fn=loops(), on_commit=watch)
@@ -72,7 +72,7 @@ def test_a_place_is_masked_no_more_often_than_allowed_and_never_given_its_last_t
     assert not generation.token_ids.eq(MASK).any()
 
 
-def test_blocks_are_filled_again_from_left_to_right_and_see_nothing_behind_them(write):
+def test_blocks_are_regenerated_left_to_right_without_later_context(write):
     seen = []
 
     def logits_fn(ids, layout, select, *, cache, start):
@@ -100,7 +100,7 @@ def test_a_text_that_stops_or_does_not_loop_raises_no_alarm(write):
 
 
 @pytest.mark.parametrize("base", [0.0, 0.1])
-def test_the_kick_lasts_one_block(write, base):
+def test_the_temperature_change_lasts_one_block(write, base):
     raised_alarms = []
 
     def texts(seed):
@@ -138,7 +138,7 @@ def test_an_alarm_in_one_row_changes_no_other(write):
         assert generation.texts()[1] == write(prompts, CONFIG, logits_fn=one_loops).texts()[1]
 
 
-def test_a_causal_model_has_no_blocks_to_write_anew():
+def test_a_causal_model_cannot_regenerate_blocks():
     for field, value in [("on_loop", RemaskSpan()), ("on_loop", TemperatureKick())]:
         with pytest.raises(UserError, match=f"generation.{field} is set, but the model is causal"):
             generate_autoregressive(
@@ -163,6 +163,6 @@ def test_a_causal_model_has_no_blocks_to_write_anew():
         (lambda: TemperatureKick(increase=0.0), "increase is 0.0: it must be above 0"),
     ],
 )
-def test_a_response_that_makes_no_sense_is_refused(make, message):
+def test_an_invalid_loop_response_is_rejected(make, message):
     with pytest.raises(UserError, match=message):
         make()

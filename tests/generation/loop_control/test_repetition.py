@@ -1,4 +1,4 @@
-"""Penalties of a bidirectional sampler, against their definitions written out place by place."""
+"""Penalties of a bidirectional sampler, against their definitions written out position by position."""
 
 from itertools import pairwise
 
@@ -33,8 +33,10 @@ def penalty_of(logits, ids, column, penalty):
 
 
 def dry_of(logits, ids, column, rule):
-    """DRYLogitsProcessor of text-generation-webui in its own terms: the context ends where the place is; what is
-    masked breaks a sequence."""
+    """DRYLogitsProcessor of text-generation-webui, restated.
+
+    The context ends at the position; masked tokens break a sequence.
+    """
     input_ids, scores = ids[PROMPT:column], list(logits)
     if not input_ids or input_ids[-1] == MASK:
         return scores
@@ -68,7 +70,7 @@ def test_the_penalty_is_that_of_the_committed_tokens_to_the_left(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rule", [DRY(), DRY(1.5, 1.2, 1), DRY(0.8, 2.0, 4)])
-def test_dry_is_that_of_its_author(seed, rule):
+def test_dry_equals_its_authors_implementation(seed, rule):
     logits, place = scene(seed)
     after = RepetitionControl(rule, MASK, NOTHING)(logits.clone(), place)
     for m, (row, column) in enumerate(zip(place.rows.tolist(), place.columns.tolist(), strict=True)):
@@ -98,7 +100,7 @@ def test_exempt_tokens_are_never_penalised(rule):
 
 
 @pytest.mark.parametrize("rule", [Penalty(2.0), DRY()])
-def test_what_stands_to_the_right_or_in_the_prompt_does_not_count(rule):
+def test_tokens_to_the_right_and_in_the_prompt_are_not_penalised(rule):
     logits, place = scene(2)
     control = RepetitionControl(rule, MASK, NOTHING)
     after = control(logits.clone(), place)
@@ -110,7 +112,7 @@ def test_what_stands_to_the_right_or_in_the_prompt_does_not_count(rule):
 
 
 @pytest.mark.parametrize("rule", [Penalty(1e6), DRY(1e6, allowed_length=1)])
-def test_a_model_that_says_one_thing_says_another_unless_it_is_exempt(write, rule):
+def test_a_repeating_model_changes_its_token_unless_it_is_exempt(write, rule):
     def says_seven(ids, layout, select, *, cache, start):
         logits = torch.linspace(0, 1, 23, dtype=torch.float64).repeat(int(select.sum()), 1)
         logits[:, 7] = 9.0
@@ -135,6 +137,6 @@ def test_a_model_that_says_one_thing_says_another_unless_it_is_exempt(write, rul
         (lambda: DRY(allowed_length=0), "allowed_length is 0: it must be 1 or more"),
     ],
 )
-def test_a_penalty_that_is_none_is_refused(make, message):
+def test_a_penalty_without_effect_is_rejected(make, message):
     with pytest.raises(UserError, match=message):
         make()

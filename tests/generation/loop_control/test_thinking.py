@@ -1,4 +1,4 @@
-"""Thoughts that are closed, where, and by whom: the laws of the ramps and of the hard stop."""
+"""Closing of reasoning segments by the ramps and by the hard stop."""
 
 from dataclasses import replace
 
@@ -88,7 +88,7 @@ def test_tokens_after_a_forced_close_are_masked_and_generated_again(write):
 
 
 @pytest.mark.parametrize("name", RAMPS)
-def test_only_the_leftmost_masked_place_changes_and_there_the_token_that_closes(model, write, prompts, name):
+def test_only_the_closing_token_at_the_leftmost_masked_position_changes(model, write, prompts, name):
     raw, seen = [], []
 
     def model_that_is_watched(*arguments, **options):
@@ -145,7 +145,7 @@ def test_a_text_without_an_opening_token_is_unchanged(write):
             assert written.token_ids.equal(write(prompts, replace(CONFIG, block_length=6), **options).token_ids)
 
 
-def test_a_tokenizer_without_the_token_is_refused(write):
+def test_a_tokenizer_without_the_token_is_rejected(write):
     with pytest.raises(UserError, match="the tokenizer names no think_close_token"):
         write(PROMPT, replace(CONFIG, thinking_stop=RAMPS["linear"]))
 

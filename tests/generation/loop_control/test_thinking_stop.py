@@ -1,4 +1,4 @@
-"""The forms of the ramp, against their formulas written out."""
+"""Ramps against their formulas."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_the_linear_ramp_adds_scale_times_the_power_of_the_progress(power):
 
 
 class ExponentialDecayLengthPenalty:
-    """Hugging Face transformers' processor of this name, in its own terms."""
+    """Hugging Face transformers' processor of this name, restated."""
 
     def __init__(self, exponential_decay_length_penalty, eos_token_id, input_ids_seq_length):
         self.regulation_start = exponential_decay_length_penalty[0] + input_ids_seq_length
@@ -59,7 +59,7 @@ def test_the_exponential_ramp_is_that_of_hugging_face():
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
-def test_the_mixture_gives_its_share_to_the_closing_token(power):
+def test_the_mixture_gives_its_weight_to_the_closing_token(power):
     rule = MixtureRamp(thinking_tokens=60, start_tokens=10, power=power, max_share=0.8)
     before = logits()
     after = rule(before, PLACES, CLOSE, BUDGET)
@@ -80,7 +80,7 @@ def test_nothing_changes_before_the_start(rule):
     assert rule.acts_on(PLACES, BUDGET).equal(~early)
 
 
-def test_a_hard_stop_leaves_one_token_from_its_budget_on():
+def test_a_hard_stop_allows_only_the_closing_token_from_its_budget_on():
     after = HardStop(thinking_tokens=50)(logits(), PLACES, CLOSE, BUDGET)
     is_over = PLACES >= 50
     assert after[~is_over].equal(logits()[~is_over])
@@ -116,6 +116,6 @@ def test_the_default_budget_is_what_the_answer_leaves():
         (ExponentialRamp(factor=1.0), "factor is 1.0: it must be above 1"),
     ],
 )
-def test_what_does_not_fit_is_refused(rule, message):
+def test_incompatible_settings_are_rejected(rule, message):
     with pytest.raises(UserError, match=message):
         GenerationConfig(thinking_stop=rule)
