@@ -11,6 +11,13 @@ _SECTION_CHARACTERS = 400  # a section may end after so many; some sections are 
 _LINES_COMPARED = 3
 _MAX_SEEN_FRACTION = 0.5  # fraction of a section's line triples that earlier sections may contain
 
+# saved with a data set, so that one of other sections is recognised; add a value here when the rule itself changes
+SECTION_SETTINGS = {
+    "section_characters": _SECTION_CHARACTERS,
+    "compared_lines": _LINES_COMPARED,
+    "max_seen_fraction": _MAX_SEEN_FRACTION,
+}
+
 
 def sections(text: str) -> Iterator[tuple[int, str]]:
     """Yields (number of the first line, text) of each section; concatenated, they are the text.

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ from hypothesis import strategies as st
 from lit_illada.data.config import DataConfig, StdlibSource
 from lit_illada.data.corpora.assignment import digest_of, split_of
 from lit_illada.data.corpora.sources import files_of, read
-from lit_illada.data.dataset.manifest import VALIDATION
-from lit_illada.data.sections import NearDuplicates, line_runs, sections
+from lit_illada.data.dataset.manifest import MANIFEST_FILE, VALIDATION, preparation_settings
+from lit_illada.data.prepare.prepare import prepare
+from lit_illada.data.prepare.work_folder import finished_manifest
+from lit_illada.data.sections import SECTION_SETTINGS, NearDuplicates, line_runs, sections
+from lit_illada.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +69,18 @@ def test_files_of_a_part_hold_what_they_hold_in_the_whole(stdlib):
     whole = {document.origin for split in stdlib for document in split}
     assert part
     assert set(part) == {origin for origin in whole if Path(origin.rpartition(":")[0]) in files}
+
+
+def test_data_set_of_other_sections_is_refused(tmp_path, make_config, make_texts):
+    prepared = make_config(tmp_path / "set", make_texts(30))
+    config = DataConfig(dir=prepared.dir, source=StdlibSource())
+    manifest = prepare(prepared)
+    settings = preparation_settings(config)
+    file = tmp_path / "set" / MANIFEST_FILE
+    file.write_text(replace(manifest, settings=settings).to_json(), encoding="utf-8")
+    assert finished_manifest(config) is not None
+    for name in SECTION_SETTINGS:
+        older = {key: value for key, value in settings.items() if key != f"source.{name}"}
+        file.write_text(replace(manifest, settings=older).to_json(), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"data\.source\.{name}: None there.*--overwrite"):
+            finished_manifest(config)

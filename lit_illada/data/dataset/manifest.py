@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from lit_illada.data.config import SOURCES, TOKENIZERS, DataConfig
+from lit_illada.data.config import SOURCES, TOKENIZERS, DataConfig, StdlibSource
+from lit_illada.data.sections import SECTION_SETTINGS
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import ContentError, parse_json
 from lit_illada.runtime.records import from_record
@@ -159,9 +160,12 @@ class Manifest:
 
 def preparation_settings(config: DataConfig) -> dict[str, Any]:
     """The settings that determine the content of a data set, by dotted name, as JSON values."""
+    source = asdict(config.source)
+    if isinstance(config.source, StdlibSource):
+        source |= SECTION_SETTINGS  # not part of the config, but they determine the documents
     return {
         "source": choice_name(SOURCES, config.source),
-        **{f"source.{key}": value for key, value in asdict(config.source).items()},
+        **{f"source.{key}": value for key, value in source.items()},
         "tokenizer": choice_name(TOKENIZERS, config.tokenizer),
         **{f"tokenizer.{key}": value for key, value in asdict(config.tokenizer).items()},
         "validation_fraction": config.validation_fraction,
