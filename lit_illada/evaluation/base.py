@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from lit_illada.config import ScoreConfig
 from lit_illada.data.sft.chat_template import ChatTemplate
 from lit_illada.evaluation.writer import Write, Writer
+from lit_illada.scoring.config import Chat
 from lit_illada.scoring.scorer import OnWork, Scorer, build_scorer
-from lit_illada.scoring.wording import Chat
 from lit_illada.stats.intervals import wilson
 
 Progress = Callable[[str, int], OnWork]

@@ -24,7 +24,7 @@ from lit_illada.evaluation.multiple_choice import ChoiceResult, MultipleChoice
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.runtime.yaml_files import read_yaml
-from lit_illada.scoring.wording import Plain
+from lit_illada.scoring.config import Plain
 from lit_illada.stats.intervals import wilson
 
 _ITEMS_FILE = "items-held-out.jsonl"

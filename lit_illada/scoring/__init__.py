@@ -1,1 +1,1 @@
-"""Numbers by which arms are compared, the same whatever objective trained them."""
+"""Likelihoods and scores of text, computed alike for every training objective."""

@@ -1,6 +1,6 @@
-"""What is scored: an answer given a prompt; how texts become such pairs, and pairs of any length become batches.
+"""Candidates, the answers that are scored given a prompt: made from texts, and padded into batches.
 
-Shapes: B rows, T tokens a row.
+Shapes: B rows, T tokens per row.
 """
 
 import hashlib
@@ -15,32 +15,36 @@ from lit_illada.batch import Layout, TokenBatch
 from lit_illada.errors import UserError
 
 Encode = Callable[[str], list[int]]
+"""Text to token ids."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """answer_ids, of one token or more, are scored; prompt_ids before them are always visible.
-
-    row_id: names the answer's noise, so that its masks do not depend on what else is scored.
-    """
+    """An answer to score, given a prompt."""
 
     prompt_ids: list[int]
+    """Always visible to the model."""
     answer_ids: list[int]
+    """The scored tokens, at least one."""
     row_id: int
+    """Key of the masks, so that they do not depend on the other candidates."""
 
     @classmethod
     def answering(cls, prompt_ids: list[int], answer_ids: list[int]) -> Self:
-        """Named after the prompt: the choices of a question share their masks, and so are told apart with less noise
-        than by masks of their own."""
-        return cls(prompt_ids, answer_ids, _name(prompt_ids))
+        """A choice of a question, keyed by its prompt.
+
+        The choices of a question thus share their masks (common random numbers), so their differences have less noise.
+        """
+        return cls(prompt_ids, answer_ids, _row_id(prompt_ids))
 
     @classmethod
     def continuing(cls, context_ids: list[int], text_ids: list[int]) -> Self:
-        """Named after the whole text: the errors of different texts, or windows, are independent."""
-        return cls(context_ids, text_ids, _name(context_ids + text_ids))
+        """A window of a text, keyed by its context and text, so that the errors of windows are independent."""
+        return cls(context_ids, text_ids, _row_id(context_ids + text_ids))
 
     @property
     def token_ids(self) -> list[int]:
+        """Prompt and answer."""
         return self.prompt_ids + self.answer_ids
 
     def __len__(self) -> int:
@@ -49,25 +53,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Score:
-    """value: in nats, summed over the answer; higher is better. stderr: of a sampled value, 0 where none is drawn."""
+    """The score of a candidate."""
 
     value: float
+    """Sum over the answer's tokens in nats; higher is better."""
     stderr: float
+    """Standard error of a sampled value; 0 where nothing is sampled."""
     num_tokens: int
+    """Tokens of the answer."""
 
     @classmethod
     def sum(cls, parts: Sequence[Self]) -> "Score":
-        """Of parts with independent errors."""
+        """The score of several parts together, whose errors are independent."""
         stderr = sum(part.stderr**2 for part in parts) ** 0.5
         return Score(sum(part.value for part in parts), stderr, sum(part.num_tokens for part in parts))
 
 
 def encode_pair(encode: Encode, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """The two texts' ids, cut where the prompt's own encoding ends.
+    """Token ids of the prompt and of the answer.
 
-    They are encoded as one text, as the model has read such texts; spaces at the prompt's end go to the answer, whose
-    first word they belong to (both as in LLaDA's and EleutherAI's evaluation). Where the tokenizer merges across the
-    cut, each is encoded alone.
+    Both are encoded as one text, as in the training data, and split where the prompt's own encoding ends; trailing
+    spaces of the prompt move to the answer, whose first token includes them (both as in the evaluations of LLaDA and
+    EleutherAI). Where the tokenizer merges characters across the split, prompt and answer are encoded separately.
     """
     spaces = prompt[len(prompt.rstrip()) :]
     prompt, answer = prompt.rstrip(), spaces + answer
@@ -79,14 +86,14 @@ def encode_pair(encode: Encode, prompt: str, answer: str) -> tuple[list[int], li
 
 
 def rolling_windows(ids: Sequence[int], window_length: int, context_length: int) -> list[Candidate]:
-    """Windows that score every token of a text once, each after the `context_length` tokens before it.
+    """Windows that together score every token of a text once, each given the `context_length` tokens before it.
 
-    By the chain rule their scores add up to the text's, given that no window needs more context than it has.
+    The scores add up to the text's log-likelihood, truncated to this context (chain rule).
     """
     if context_length >= window_length:
         raise UserError(
-            f"score.context_length is {context_length}, but a window has {window_length} tokens: nothing would be left "
-            "of it to score"
+            f"score.context_length is {context_length}, but a window has {window_length} tokens: no tokens would be "
+            "left to score"
         )
     windows = []
     start = 0
@@ -99,8 +106,8 @@ def rolling_windows(ids: Sequence[int], window_length: int, context_length: int)
 
 
 def padded_batch(rows: Sequence[Candidate], pad_token_id: int) -> TokenBatch:
-    """The candidates as rows of one length, on the CPU, their answers maskable. What pads a row is a segment of its
-    own, which the candidate does not see."""
+    """The candidates as a batch on the CPU, with maskable answers. The padding of a row is a separate segment, to
+    which the candidate does not attend."""
     row_length = max(map(len, rows))
     ids_BT = torch.full((len(rows), row_length), pad_token_id, dtype=torch.int64)
     is_maskable_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
@@ -112,14 +119,17 @@ def padded_batch(rows: Sequence[Candidate], pad_token_id: int) -> TokenBatch:
 
 
 def padded_layout(lengths: Sequence[int], row_length: int) -> Layout:
-    """Of rows of one document each, padded to `row_length`; without padding every row is one segment."""
+    """Layout of rows with one document each, padded to `row_length`."""
     segments = [part for length in lengths for part in (length, row_length - length) if part]
     return Layout.from_lengths(torch.tensor(segments), row_length)
 
 
 def batched_groups(groups: Sequence[Sequence[Candidate]], batch_tokens: int) -> Iterator[list[int]]:
-    """The groups' numbers in batches of at most `batch_tokens` padded tokens; a group is never split, even where it is
-    larger than that. Groups of similar answers and lengths come together, the longest first."""
+    """Indices of the groups in batches of at most `batch_tokens` padded tokens.
+
+    A group is never split, even if it exceeds the limit. Groups are sorted by length of answer, then of row, the
+    longest first, to save padding and forward passes.
+    """
 
     def size(group: int) -> tuple[int, int]:
         return max(len(c.answer_ids) for c in groups[group]), max(map(len, groups[group]))
@@ -137,6 +147,7 @@ def batched_groups(groups: Sequence[Sequence[Candidate]], batch_tokens: int) -> 
         yield batch
 
 
-def _name(ids: list[int]) -> int:
+def _row_id(ids: list[int]) -> int:
+    """A 64-bit hash of the tokens."""
     digest = hashlib.blake2b(array("q", ids).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

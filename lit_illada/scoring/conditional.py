@@ -1,10 +1,10 @@
-"""What is log p(answer | prompt)? For a diffusion model a Monte-Carlo bound, for a causal one the thing itself.
+"""log p(answer | prompt): a Monte-Carlo bound for a diffusion model, exact for a causal model.
 
-The bound is E_k[(L/k)·S]: k uniform on 1…L, S the cross-entropy summed over k masked tokens of the answer, the prompt
-visible (LLaDA, arXiv 2502.09992, algorithm 3). The draws are LLaDA's: k systematic over 1…L, the places at random.
-Where the answer has no more masks than there are draws, every mask is taken, and nothing is left to chance.
+The bound on −log p is E_k[(L/k)·S], k uniform on 1…L, S the cross-entropy summed over k masked tokens of the answer
+with the prompt visible (LLaDA, arXiv 2502.09992, algorithm 3). As in LLaDA, k is systematic over 1…L and the positions
+are random. An answer with no more possible masks than draws is scored under every mask, which makes the bound exact.
 
-Shapes: B rows, T tokens a row, D draws, L tokens of the answer.
+Shapes: B rows, T tokens per row, D draws, L tokens of the answer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from lit_illada.scoring.model import OnForward, ScoringModel
 def bound_scores(
     model: ScoringModel, candidates: Sequence[Candidate], grid: MaskGrid, batch_tokens: int, on_forward: OnForward
 ) -> list[Score]:
-    """A lower bound of each log-likelihood."""
+    """A lower bound of each candidate's log-likelihood, in nats."""
     nats_D = [torch.zeros(num_masks(len(c.answer_ids), grid.num_draws), dtype=torch.float64) for c in candidates]
     for pieces in _row_batches(candidates, grid, batch_tokens):
         rows = [candidates[piece.number] for piece in pieces for _ in piece.is_masked]
@@ -40,7 +40,7 @@ def bound_scores(
 
 
 def num_masks(length: int, num_draws: int) -> int:
-    """How many masks an answer of `length` tokens is scored under."""
+    """Number of masks under which an answer of `length` tokens is scored."""
     return 2**length - 1 if _is_enumerated(length, num_draws) else num_draws
 
 
@@ -48,15 +48,15 @@ def num_masks(length: int, num_draws: int) -> int:
 def exact_scores(
     model: ScoringModel, candidates: Sequence[Candidate], batch_tokens: int, on_forward: OnForward
 ) -> tuple[list[Score], list[bool]]:
-    """Each log-likelihood under a causal model, and whether the answer is what the model would write greedily."""
+    """Log-likelihoods under a causal model in nats, and whether each answer is the greedy continuation."""
     scores: dict[int, Score] = {}
     is_greedy: dict[int, bool] = {}
     for numbers in batched_groups([[candidate] for candidate in candidates], batch_tokens):
         batch = padded_batch([candidates[number] for number in numbers], model.eos_token_id)
         shifted = shift_right(batch.to(model.device), model.eos_token_id)
-        told = model.score(shifted.noisy_ids, shifted.layout, shifted.is_masked, shifted.targets)
-        nats_B = shifted.spread(told.nll).double().sum(1).tolist()
-        num_correct_B = shifted.spread(told.is_correct).sum(1).tolist()
+        token_scores = model.score(shifted.noisy_ids, shifted.layout, shifted.is_masked, shifted.targets)
+        nats_B = shifted.spread(token_scores.nll).double().sum(1).tolist()
+        num_correct_B = shifted.spread(token_scores.is_correct).sum(1).tolist()
         for number, nats, num_correct in zip(numbers, nats_B, num_correct_B, strict=True):
             length = len(candidates[number].answer_ids)
             scores[number] = Score(-nats, 0.0, length)
@@ -68,32 +68,32 @@ def exact_scores(
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """Some of a candidate's draws: those from `first` on. is_masked: (D, L) bool."""
+    """Consecutive draws of one candidate."""
 
-    number: int
-    first: int
-    is_masked: Tensor
+    number: int  # index of the candidate
+    first: int  # index of the first draw
+    is_masked: Tensor  # (D, L) bool
 
 
 def _row_batches(candidates: Sequence[Candidate], grid: MaskGrid, batch_tokens: int) -> Iterator[list[_Piece]]:
-    """All draws of all candidates in batches of at most `batch_tokens` tokens (but of one row at least).
+    """All draws of all candidates in batches of at most `batch_tokens` tokens, but at least one row.
 
-    The rows of a batch are equally long: without padding no attention mask is needed, which costs SDPA much on a CPU.
+    The rows of a batch have equal length: without padding, attention needs no mask, which is slow in SDPA on a CPU.
     """
     batch: list[_Piece] = []
-    room = row_length = 0
+    free_rows = row_length = 0
     for number in sorted(range(len(candidates)), key=lambda number: -len(candidates[number])):
         is_masked_DL = _masks(candidates[number], grid)
         first = 0
         while first < len(is_masked_DL):
-            if room == 0 or row_length != len(candidates[number]):
+            if free_rows == 0 or row_length != len(candidates[number]):
                 if batch:
                     yield batch
                 row_length = len(candidates[number])
-                batch, room = [], max(1, batch_tokens // row_length)
-            batch.append(_Piece(number, first, is_masked_DL[first : first + room]))
-            taken = len(batch[-1].is_masked)
-            first, room = first + taken, room - taken
+                batch, free_rows = [], max(1, batch_tokens // row_length)
+            batch.append(_Piece(number, first, is_masked_DL[first : first + free_rows]))
+            num_rows = len(batch[-1].is_masked)
+            first, free_rows = first + num_rows, free_rows - num_rows
     if batch:
         yield batch
 
@@ -103,7 +103,7 @@ def _is_enumerated(length: int, num_draws: int) -> bool:
 
 
 def _masks(candidate: Candidate, grid: MaskGrid) -> Tensor:
-    """(D, L) bool."""
+    """(D, L) bool: every non-empty mask of a short answer, or the grid's draws."""
     length = len(candidate.answer_ids)
     if _is_enumerated(length, grid.num_draws):
         numbers_D = torch.arange(1, 2**length)
@@ -112,16 +112,16 @@ def _masks(candidate: Candidate, grid: MaskGrid) -> Tensor:
 
 
 def _summed(candidate: Candidate, nats_D: Tensor, grid: MaskGrid) -> Score:
-    """The mean over the draws, (L/k)·S each, with its standard error.
+    """The negative mean of (L/k)·S over the draws, with its standard error.
 
-    The draws are stratified over k, and so is the error: from the differences of neighbouring draws, whose k is the
-    same or the next. The spread of all draws would count what the stratification has taken out.
+    The draws are stratified over k. The error is therefore estimated from differences of neighbouring draws, whose k is
+    equal or adjacent; the variance of all draws would include the variance that stratification removes.
     """
     length = len(candidate.answer_ids)
     if not _is_enumerated(length, grid.num_draws):
         variance = nats_D.diff().square().mean() / 2
         return Score(-nats_D.mean().item(), (variance / len(nats_D)).sqrt().item(), length)
-    # each k weighs 1/L, shared by all masks of k tokens
+    # each k has weight 1/L, divided among all masks of k tokens
     k_D = _masks(candidate, grid).sum(1)
     num_with_k_D = F.one_hot(k_D).sum(0)[k_D]
     return Score(-(nats_D / (length * num_with_k_D)).sum().item(), 0.0, length)

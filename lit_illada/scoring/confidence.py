@@ -1,12 +1,12 @@
-"""How probable is an answer, told one token at a time? Chain-rule sums over an order in which its tokens are revealed.
+"""Chain-rule scores of an answer, whose tokens are revealed one per forward pass.
 
-left_to_right and confidence_order choose the next place without looking at the true token; so each is a distribution:
-exp(score) sums to 1 over all answers of a length. confidence, iLLaDA's rule (arXiv 2606.25331), reveals where the
-*true* token is the most probable. Its sum ranks answers; it is no likelihood.
+left_to_right and confidence_order choose the next position without using the true token, so each defines a
+distribution: exp(score) sums to 1 over all answers of one length. confidence, iLLaDA's rule (arXiv 2606.25331), reveals
+the position whose *true* token is most probable; its sum ranks answers but is not a likelihood.
 
-All answers of a batch advance together: it costs as many forward passes as its longest answer has tokens.
+The answers of a batch advance together, so a batch costs as many passes as its longest answer has tokens.
 
-Shapes: B rows, T tokens a row, M selected tokens.
+Shapes: B rows, T tokens per row, M selected tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -25,23 +25,25 @@ Groups = Sequence[Sequence[Candidate]]
 def chain_rule_scores(
     model: ScoringModel, groups: Groups, rule: ScoreRule, batch_tokens: int, on_forward: OnForward
 ) -> list[list[Score]]:
-    """Scores by left_to_right, confidence_order or confidence. A group is never split over batches."""
+    """Scores in nats by left_to_right, confidence_order or confidence, by group. Batches never split a group."""
     scores: list[list[Score]] = [[] for _ in groups]
     for numbers in batched_groups(groups, batch_tokens):
         answers = [answer for number in numbers for answer in groups[number]]
         sums, _ = _reveal(model, answers, rule, on_forward, stops_at_wrong=False)
-        told = iter([Score(one, 0.0, len(answer.answer_ids)) for one, answer in zip(sums, answers, strict=True)])
+        answer_scores = iter(
+            [Score(one, 0.0, len(answer.answer_ids)) for one, answer in zip(sums, answers, strict=True)]
+        )
         for number in numbers:
-            scores[number] = [next(told) for _ in groups[number]]
+            scores[number] = [next(answer_scores) for _ in groups[number]]
     return scores
 
 
 def greedy_answers(
     model: ScoringModel, candidates: Sequence[Candidate], batch_tokens: int, on_forward: OnForward
 ) -> list[bool]:
-    """Whether each answer is what the model writes by itself, one token a step, the surest first (as LLaDA asks it).
+    """Whether each answer is the greedy continuation, at one token per step in order of confidence (as in LLaDA).
 
-    An answer is left at its first wrong token. Most are wrong at once and cost one pass.
+    An answer is dropped at its first wrong token; most answers then cost a single pass.
     """
     is_greedy = [False] * len(candidates)
     for numbers in batched_groups([[candidate] for candidate in candidates], batch_tokens):
@@ -56,28 +58,30 @@ def greedy_answers(
 def _reveal(
     model: ScoringModel, answers: Sequence[Candidate], rule: ScoreRule, on_forward: OnForward, *, stops_at_wrong: bool
 ) -> tuple[list[float], list[bool]]:
-    """Each answer's sum of log-probabilities, and whether every token was the model's own choice there. With
-    stops_at_wrong an answer with another token is left there, its sum unfinished."""
+    """Reveals all answers; returns each one's summed log-probability, and whether every token was the model's argmax.
+
+    stops_at_wrong: drop an answer at its first other token, with a partial sum.
+    """
     batch = padded_batch(answers, model.mask_token_id).to(model.device)
     is_masked_BT = batch.is_maskable.clone()
     log_prob_B = torch.zeros(len(answers), dtype=torch.float64, device=model.device)
     is_right_B = torch.ones(len(answers), dtype=torch.bool, device=model.device)
     row_length = batch.input_ids.shape[1]
-    at_work = list(range(len(answers)))
+    active = list(range(len(answers)))
     for step in range(max(len(answer.answer_ids) for answer in answers)):
-        at_work = [row for row in at_work if len(answers[row].answer_ids) > step]
+        active = [row for row in active if len(answers[row].answer_ids) > step]
         if stops_at_wrong and step > 0:
             is_right = is_right_B.tolist()
-            at_work = [row for row in at_work if is_right[row]]
-        if not at_work:
+            active = [row for row in active if is_right[row]]
+        if not active:
             break
-        rows = torch.tensor(at_work, device=model.device)
-        layout = padded_layout([len(answers[row]) for row in at_work], row_length).to(model.device)
+        rows = torch.tensor(active, device=model.device)
+        layout = padded_layout([len(answers[row]) for row in active], row_length).to(model.device)
         part = TokenBatch(batch.input_ids[rows], batch.is_maskable[rows], batch.row_ids[rows], layout)
-        place_B1, nll_B, is_correct_B = _next_token(model, part, is_masked_BT[rows], rule)
+        position_B1, nll_B, is_correct_B = _next_token(model, part, is_masked_BT[rows], rule)
         log_prob_B[rows] -= nll_B
         is_right_B[rows] &= is_correct_B
-        is_masked_BT[rows] = is_masked_BT[rows].scatter(1, place_B1, False)
+        is_masked_BT[rows] = is_masked_BT[rows].scatter(1, position_B1, False)
         on_forward(part.input_ids.numel())
     return log_prob_B.tolist(), is_right_B.tolist()
 
@@ -85,33 +89,33 @@ def _reveal(
 def _next_token(
     model: ScoringModel, part: TokenBatch, is_masked_BT: Tensor, rule: ScoreRule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each row reveals next, (B, 1), its true token's −log p there, (B,), and whether it is the argmax."""
+    """The next position of each row, (B, 1); its true token's −log p, (B,); and whether that token is the argmax."""
     noisy_BT = part.input_ids.masked_fill(is_masked_BT, model.mask_token_id)
     select_BT = is_masked_BT
     if rule is ScoreRule.LEFT_TO_RIGHT:
         select_BT = is_masked_BT & (is_masked_BT.cumsum(1) == 1)
     targets_M = part.input_ids[select_BT]
     if rule is ScoreRule.CONFIDENCE_ORDER:
-        # the model's choices, in which it is more or less sure, are among the real tokens
+        # the confidence is that of the best real token: the sampler never proposes the mask token either
         log_prob_MV = _log_softmax(model.logits(noisy_BT, part.layout, select_BT))
         nll_M = -log_prob_MV.gather(1, targets_M[:, None])[:, 0]
         log_prob_MV[:, model.mask_token_id] = -torch.inf
-        sureness_M, choice_M = log_prob_MV.log_softmax(-1).max(-1)
+        confidence_M, choice_M = log_prob_MV.log_softmax(-1).max(-1)
         is_correct_M = choice_M == targets_M
     else:
-        told = model.score(noisy_BT, part.layout, select_BT, targets_M)
-        nll_M, is_correct_M, sureness_M = told.nll, told.is_correct, -told.nll
-    place_B1 = _spread(sureness_M, select_BT, -torch.inf).argmax(1, keepdim=True)
-    nll_B = _spread(nll_M.double(), select_BT, 0.0).gather(1, place_B1)[:, 0]
-    return place_B1, nll_B, _spread(is_correct_M, select_BT, False).gather(1, place_B1)[:, 0]
+        scores = model.score(noisy_BT, part.layout, select_BT, targets_M)
+        nll_M, is_correct_M, confidence_M = scores.nll, scores.is_correct, -scores.nll
+    position_B1 = _spread(confidence_M, select_BT, -torch.inf).argmax(1, keepdim=True)
+    nll_B = _spread(nll_M.double(), select_BT, 0.0).gather(1, position_B1)[:, 0]
+    return position_B1, nll_B, _spread(is_correct_M, select_BT, False).gather(1, position_B1)[:, 0]
 
 
 def _log_softmax(logits_MV: Tensor) -> Tensor:
-    """In float32, or float64 where the logits are."""
+    """In float32, or in float64 for float64 logits."""
     return logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)).log_softmax(-1)
 
 
 def _spread(values_M: Tensor, select_BT: Tensor, elsewhere: float | bool) -> Tensor:
-    """(B, T): the selected tokens' values at their places."""
-    whole_BT = torch.full(select_BT.shape, elsewhere, dtype=values_M.dtype, device=values_M.device)
-    return whole_BT.masked_scatter(select_BT, values_M)
+    """(B, T): the values at their selected positions, `elsewhere` at all others."""
+    values_BT = torch.full(select_BT.shape, elsewhere, dtype=values_M.dtype, device=values_M.device)
+    return values_BT.masked_scatter(select_BT, values_M)

@@ -6,10 +6,10 @@ grid, so that two models are compared on the same inputs: draw d of D takes k fr
 rows step through a stratum by the golden ratio, so the grid is even over k for every number of rows. For a causal model
 the likelihood is exact, on the same tokens.
 
-Values of two runs compare only on the same rows and masks: the same validation documents, row length, number of rows
-and draws, and document isolation.
+Values of two runs are comparable only on the same rows and masks: the same validation documents, row length, number of
+rows and draws, and document isolation.
 
-Nothing here reads an objective's config. Shapes: B rows, T tokens, M masked tokens, V vocabulary.
+This module depends on no objective's config. Shapes: B rows, T tokens, M masked tokens, V vocabulary.
 """
 
 import math
@@ -36,9 +36,9 @@ ScoreFn = Callable[[Tensor, Layout, Tensor, Tensor], TokenScores]
 
 @dataclass(frozen=True)
 class MaskGrid:
-    """The fixed masks: `num_draws` of them a row, functions of (seed, row id, draw) alone."""
+    """Fixed masks, each a function of (seed, row id, draw)."""
 
-    num_draws: int = 8
+    num_draws: int = 8  # masks per row
     seed: int = 0
 
     def masks(self, batch: TokenBatch, draw: int) -> Tensor:
@@ -52,7 +52,7 @@ class MaskGrid:
         return exactly_k(num_masked(u_B, batch.is_maskable.sum(1)), noise_BT, batch.is_maskable)
 
     def masks_of_row(self, row_id: int, length: int) -> Tensor:
-        """(num_draws, length) bool: all the draws of one row of which every token is maskable."""
+        """(num_draws, length) bool: all draws of one row whose tokens are all maskable."""
         draws_D = torch.arange(self.num_draws)
         ids_D = torch.full_like(draws_D, row_id)
         offset_D = random_bits(self.seed, Purpose.VALIDATION_RATIO, torch.zeros_like(draws_D))
@@ -64,20 +64,19 @@ class MaskGrid:
 
 @dataclass(frozen=True, eq=False)
 class RowScores:
-    """Scores of validation rows.
-
-    nll: (B,) float64, nats/token of the row.
-    num_tokens: (B,) int64, maskable tokens; a row of 0 is left out.
-    weight: (B, T) float64, weight of each token in the row's bound, L/k where masked, averaged over the draws; a row's
-        sum is its num_tokens.
-    weighted_nll: (B, T) float64, weight times cross-entropy, averaged over the draws; a row's sum is num_tokens·nll.
-    """
+    """Scores of validation rows."""
 
     nll: Tensor
+    """(B,) float64, nats/token of the row."""
     num_tokens: Tensor
+    """(B,) int64, maskable tokens; rows of 0 do not count."""
     weight: Tensor
+    """(B, T) float64, weight of each token in the row's bound (L/k where masked), averaged over the draws; adds up to
+    num_tokens."""
     weighted_nll: Tensor
+    """(B, T) float64, weight times cross-entropy, averaged over the draws; adds up to num_tokens·nll."""
     bins: RatioBins
+    """Sums by mask ratio."""
 
 
 @torch.no_grad()
@@ -96,12 +95,12 @@ def nll_bound(score: ScoreFn, batch: TokenBatch, grid: MaskGrid, mask_token_id: 
 
 @torch.no_grad()
 def nll(score: ScoreFn, batch: TokenBatch, eos_token_id: int) -> RowScores:
-    """The exact −log p of each row under a causal model, in nats a token, on the tokens that the bound counts."""
+    """The exact −log p of each row under a causal model, in nats/token, on the tokens that the bound counts."""
     return score_rows(score, shift_right(batch, eos_token_id))
 
 
 def mask_batch(batch: TokenBatch, is_masked_BT: Tensor, mask_token_id: int) -> NoisyBatch:
-    """The batch with exactly these tokens masked; its ratio is k/L."""
+    """The batch with exactly these tokens masked; the mask ratio of a row is k/L."""
     mask_ratio_B = is_masked_BT.sum(1) / batch.is_maskable.sum(1).clamp(min=1).double()
     return NoisyBatch(
         noisy_ids=batch.input_ids.masked_fill(is_masked_BT, mask_token_id),
@@ -124,11 +123,11 @@ def score_rows(score: ScoreFn, noisy: NoisyBatch) -> RowScores:
 
 
 class Likelihood(Metric):
-    """Sums over rows and over documents, on any number of ranks.
+    """Likelihood of a validation set, accumulated over rows and documents on any number of ranks.
 
     compute() gives, as float64 tensors: `nll_bound` (nats/token; exact for a causal model), `nll_bound_stderr`,
-    `num_documents`, `bits_per_byte` (only with `bytes_per_token`), and by mask-ratio bin, (10,) and NaN where nothing
-    fell: `cross_entropy_by_ratio`, `accuracy_by_ratio`.
+    `num_documents`, `bits_per_byte` (only with `bytes_per_token`), and by mask-ratio bin, (10,) with NaN for an empty
+    bin: `cross_entropy_by_ratio`, `accuracy_by_ratio`.
 
     The standard error is clustered by document, since tokens of one document are correlated, whether it shares a row
     with others or spans several rows. The bound is m = Σ w·x / Σ w over tokens with cross-entropy x and weight w (L/k
@@ -139,7 +138,7 @@ class Likelihood(Metric):
     (linearised ratio estimator; NaN for a single document). It treats the documents as a random sample, and conditions
     on the trained model. A batch without document_ids counts each row as a document.
 
-    bytes_per_token: (V,) how many bytes of text each token stands for, 0 for special ones; None if unknown.
+    bytes_per_token: (V,) bytes of text per token, 0 for special tokens; None if unknown.
     """
 
     full_state_update = False
@@ -157,7 +156,7 @@ class Likelihood(Metric):
         self.add_state("bin_sums", torch.zeros(3, NUM_RATIO_BINS, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, rows: RowScores, batch: TokenBatch) -> None:
-        """rows: the scores of `batch`."""
+        """Adds a batch. rows: the scores of `batch`."""
         x, length = rows.nll, rows.num_tokens.double()
         self.row_sums += torch.stack([(length > 0).double(), length, length * x]).sum(1)
         self.document_sums += torch.stack([_by_document(part, batch) for part in (rows.weighted_nll, rows.weight)])

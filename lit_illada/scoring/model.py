@@ -1,4 +1,4 @@
-"""What does scoring ask of a model? Two callables and a few facts, so that no room below has to know its class."""
+"""Interface of the models that are scored: two callables and a few properties."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,20 +13,19 @@ LayoutLogitsFn = Callable[[Tensor, Layout, Tensor], Tensor]
 """(noisy_ids (B, T), layout, select (B, T) bool) -> logits (M, V) of the selected tokens. The model itself is one."""
 
 OnForward = Callable[[int], None]
-"""Told after every forward pass how many tokens it had, padding included."""
+"""Called after every forward pass with its number of tokens, padding included."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoringModel:
-    """score, logits: the model with and without targets. max_length: tokens it has positions for.
-
-    is_causal: it takes tokens shifted right by one, EOS first, and scores them exactly.
-    """
+    """A model to score with."""
 
     score: ScoreFn
     logits: LayoutLogitsFn
     mask_token_id: int
     eos_token_id: int
     max_length: int
+    """Positions of the model."""
     is_causal: bool
+    """Whether the input is shifted right by one, EOS first, so that likelihoods are exact."""
     device: torch.device

@@ -1,4 +1,4 @@
-"""What is this answer worth to this model? One call for every rule, with the forward passes counted."""
+"""The scorer: one interface for every scoring rule, which also counts forward passes."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,21 +9,20 @@ from lit_illada.model.transformer import Transformer
 from lit_illada.scoring.candidates import Candidate, Encode, Score, encode_pair, rolling_windows
 from lit_illada.scoring.conditional import bound_scores, exact_scores, num_masks
 from lit_illada.scoring.confidence import chain_rule_scores, greedy_answers
-from lit_illada.scoring.config import ScoreRule, ScoringConfig
+from lit_illada.scoring.config import Chat, ScoreRule, ScoringConfig
 from lit_illada.scoring.likelihood import MaskGrid
 from lit_illada.scoring.model import ScoringModel
-from lit_illada.scoring.wording import Chat
 
 OnWork = Callable[[int], None]
-"""Told how much of `Scorer.work` has been done since it was last told."""
+"""Called with the amount of work, in units of `Scorer.work`, done since the last call."""
 
 
 class Scorer:
-    """Scores candidates by any rule of a model. num_forwards: the model's forward passes so far."""
+    """Scores candidates by any rule that the model supports. `num_forwards` counts its forward passes."""
 
     def __init__(self, model: ScoringModel, encode: Encode, config: ScoringConfig, chat: Encode | None = None) -> None:
-        """encode: the tokenizer's, text to ids. chat: a user's message to the ids that the model continues; None where
-        prompts are plain text."""
+        """encode: text to token ids. chat: a user's message to the ids that the model continues; None: prompts are
+        plain text."""
         self.model = model
         self.config = config
         self.encode = encode
@@ -33,10 +32,10 @@ class Scorer:
         self._grid = MaskGrid(config.num_draws, config.seed)
 
     def answer(self, prompt: str, answer: str) -> Candidate:
-        """The candidate of two texts. Raises UserError for an answer without tokens and for one that is too long."""
+        """The candidate of two texts. Raises UserError for an empty answer and for texts that exceed the model."""
         candidate = Candidate.answering(*self.encode_pair(prompt, answer))
         if not candidate.answer_ids:
-            raise UserError("an answer has no text")
+            raise UserError("an answer is empty")
         if len(candidate) > self.model.max_length:
             raise UserError(
                 f"prompt and answer have {len(candidate)} tokens, more than the {self.model.max_length} positions of "
@@ -45,33 +44,35 @@ class Scorer:
         return candidate
 
     def encode_pair(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-        """The ids of a prompt and of an answer to it; as plain text they are tokenised together."""
+        """Token ids of a prompt and of its answer; plain text is tokenized as a whole."""
         if self._chat is None:
             return encode_pair(self.encode, prompt, answer)
         return self._chat(prompt), self.encode(answer)
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """What the model continues."""
+        """Token ids that the model continues."""
         return self.encode(prompt) if self._chat is None else self._chat(prompt)
 
     def positions_after(self, prompt: str) -> int:
-        """How many tokens fit behind a prompt; 0 where it is too long itself."""
+        """Number of tokens that fit after a prompt; 0 where the prompt itself is too long."""
         return max(0, self.model.max_length - len(self.encode_prompt(prompt)))
 
     def windows(self, text: str) -> list[Candidate]:
-        """The windows of a text of any length. Raises UserError for an empty text and for windows that are too long."""
+        """The windows of a text. Raises UserError for an empty text and for windows that exceed the model."""
         ids = self.encode(text)
         if not ids:
-            raise UserError("the text is empty: nothing to score")
-        longest, asked = self.model.max_length, self.config.window_length
-        if asked is not None and asked > longest:
-            raise UserError(f"score.window_length is {asked}, more than the {longest} positions of the model")
-        return rolling_windows(ids, asked or longest, self.config.context_length)
+            raise UserError("the text is empty")
+        max_length, window_length = self.model.max_length, self.config.window_length
+        if window_length is not None and window_length > max_length:
+            raise UserError(
+                f"score.window_length is {window_length}, more than the {max_length} positions of the model"
+            )
+        return rolling_windows(ids, window_length or max_length, self.config.context_length)
 
     def scores(
         self, groups: Sequence[Sequence[Candidate]], rule: ScoreRule, on_work: OnWork = lambda amount: None
     ) -> list[list[Score]]:
-        """The scores of each group's candidates. A group, such as a question's choices, shares its forward passes."""
+        """Scores by group. The candidates of a group, such as a question's choices, share their forward passes."""
         flat = [candidate for group in groups for candidate in group]
         batch_tokens, on_forward = self.config.batch_tokens, self._counting(on_work)
         match rule:
@@ -84,14 +85,14 @@ class Scorer:
         return [[next(scores) for _ in group] for group in groups]
 
     def greedy(self, candidates: Sequence[Candidate]) -> list[bool]:
-        """Whether each answer is what the model would write by itself after the prompt."""
+        """Whether each answer is the model's greedy continuation of its prompt."""
         batch_tokens, on_forward = self.config.batch_tokens, self._counting(lambda amount: None)
         if self.model.is_causal:
             return exact_scores(self.model, candidates, batch_tokens, on_forward)[1]
         return greedy_answers(self.model, candidates, batch_tokens, on_forward)
 
     def work(self, groups: Sequence[Sequence[Candidate]], rule: ScoreRule) -> int:
-        """The tokens that `rule` will put through the model, nearly: padding comes on top."""
+        """Tokens that `rule` passes through the model, without padding."""
         flat = [candidate for group in groups for candidate in group]
         match rule:
             case ScoreRule.EXACT:
@@ -111,10 +112,7 @@ class Scorer:
 def build_scorer(
     model: Transformer, tokenizer: Tokenizer, config: ScoringConfig, template: ChatTemplate | None = None
 ) -> Scorer:
-    """The scorer of a model: every rule of a diffusion model, or the exact likelihood of a causal one.
-
-    template: formats the prompts where `config.wording` is a chat; not used otherwise.
-    """
+    """The scorer of a model. template: formats prompts where `config.wording` is a chat; unused otherwise."""
 
     def encode_message(text: str) -> list[int]:
         assert template is not None

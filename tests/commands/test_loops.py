@@ -41,7 +41,7 @@ def trained(tiny_overrides, tmp_path_factory):
     return run
 
 
-def test_a_model_in_a_published_layout_is_asked_and_looked_at_by_one_command(trained, tmp_path):
+def test_one_command_generates_and_analyzes_with_a_published_layout(trained, tmp_path):
     published, out = tmp_path / "published", tmp_path / "out"
     assert lit_illada("convert", trained, published, "--to", "llada").exit_code == 0
     assert not (published / "checkpoints").exists()
@@ -60,7 +60,7 @@ def test_a_model_in_a_published_layout_is_asked_and_looked_at_by_one_command(tra
     assert "already holds an analysis" in again.output
 
 
-def test_runs_under_two_settings_are_compared_by_their_folders(trained, tmp_path):
+def test_runs_with_two_settings_are_compared_by_folder(trained, tmp_path):
     """As a reader does to see what a mitigation does to a published model."""
     published = tmp_path / "published"
     assert lit_illada("convert", trained, published, "--to", "illada").exit_code == 0
@@ -76,7 +76,7 @@ def test_runs_under_two_settings_are_compared_by_their_folders(trained, tmp_path
     assert "short → plain" in told.output
 
 
-def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tmp_path, monkeypatch):
+def test_resume_works_after_a_kill_in_generation_and_in_analysis(trained, tmp_path, monkeypatch):
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -128,7 +128,7 @@ def test_it_goes_on_after_a_kill_while_it_asks_and_while_it_analyses(trained, tm
         (["--checkpoint", "not/there", "--tasks", "reasoning"], "not/there"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, said, trained, tmp_path, monkeypatch):
+def test_user_mistakes_give_one_line(arguments, said, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     told = lit_illada("loops", "run", "--out", tmp_path / "out", *[trained if w == "RUN" else w for w in arguments])
     assert told.exit_code in (1, 2)
@@ -140,7 +140,7 @@ def sft_config(*overrides):
     return load("sft", [*SFT, *overrides], {"init_from": "x", "model": {"vocab_size": 300}})
 
 
-def test_the_gate_lets_the_corpora_pass_and_tells_their_sizes(capsys):
+def test_the_gate_accepts_the_corpora_and_reports_their_sizes(capsys):
     from lit_illada.runtime.console import Console
 
     corpora = {(rho, 0.5): sft_config(f"sft_data.source.recheck_fraction={rho}") for rho in (0.0, 0.75)}
@@ -158,7 +158,7 @@ def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
         gate({(1.0, 0.0): sft_config("sft_data.source.recheck_fraction=1")}, Console())
 
 
-def test_a_sweep_that_solves_no_problems_is_refused_before_it_trains(tmp_path, monkeypatch):
+def test_a_sweep_without_problems_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = lit_illada("loops", "reproduce", "--sweep", "mask_ratio", "+scale=nano")
     assert told.exit_code == 1

@@ -68,7 +68,7 @@ def rows_of(out, result):
     return [json.loads(line) for line in (out / result["items"]).read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_rule_answers_the_same_items_and_all_is_written(run, items, tmp_path):
+def test_every_rule_scores_the_same_items_and_writes_all_files(run, items, tmp_path):
     out = tmp_path / "out"
     told = score(run, "--task", items, "--out", out, "score.num_draws=16")
     assert told.exit_code == 0, told.output
@@ -98,7 +98,7 @@ def test_every_rule_answers_the_same_items_and_all_is_written(run, items, tmp_pa
     assert "commit" in json.loads((out / "provenance.jsonl").read_text(encoding="utf-8"))
 
 
-def test_the_scores_are_the_same_again_and_alone(run, items, tmp_path):
+def test_scores_are_reproducible_and_independent_of_other_tasks(run, items, tmp_path):
     def values(name, *more):
         out = tmp_path / name
         assert score(run, "--task", items, "--out", out, "score.num_draws=16", *more).exit_code == 0
@@ -161,13 +161,13 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("choice", [[], ["generation/repetition=dry", "generation/on_loop=temperature_kick"]])
-def test_a_real_model_writes_its_solutions(choice, run, tmp_path):
+def test_a_model_generates_its_solutions(choice, run, tmp_path):
     file = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
     assert score(run, "--task", file, "--out", tmp_path / "out", *SHORT, *choice).exit_code == 0
     assert rows_of(tmp_path / "out", summary(tmp_path / "out")["results"][0])[0]["text"]
 
 
-def test_problems_made_on_the_spot_are_solved_alike_in_batches_of_any_size(run, tmp_path):
+def test_generated_problems_get_the_same_answers_in_any_batch_size(run, tmp_path):
     tables = []
     for size in (3, 32):
         folder = tmp_path / f"out{size}"
@@ -203,7 +203,7 @@ def test_problems_made_on_the_spot_are_solved_alike_in_batches_of_any_size(run, 
     assert tables[0] == tables[1]
 
 
-def test_a_chat_model_is_asked_in_its_template(run, items, tmp_path, monkeypatch):
+def test_chat_prompts_use_the_models_template(run, items, tmp_path, monkeypatch):
     asked = []
     write = Writer.write
 
@@ -219,7 +219,7 @@ def test_a_chat_model_is_asked_in_its_template(run, items, tmp_path, monkeypatch
     assert summary(tmp_path / "out")["end"]["problems/accuracy"] in (0, 1)
 
 
-def test_what_was_scored_before_an_interruption_is_kept(run, items, tmp_path, monkeypatch):
+def test_results_before_an_interruption_are_saved(run, items, tmp_path, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
@@ -255,7 +255,7 @@ def files_of(out):
     return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "provenance.jsonl"}
 
 
-def test_after_a_kill_between_two_batches_only_what_is_not_answered_is_asked(run, tmp_path, killed_at):
+def test_resume_after_a_kill_generates_only_missing_answers(run, tmp_path, killed_at):
     task = written(
         tmp_path / "problems.jsonl",
         [{"question": " ".join(["alpha"] * (1 + index * 5 % 7)), "answer": str(index)} for index in range(7)],
@@ -288,9 +288,7 @@ def test_after_a_kill_between_two_batches_only_what_is_not_answered_is_asked(run
     assert "is scored already" in score(*command, "--out", out, "--resume").output
 
 
-def test_only_the_same_is_gone_on_with_and_that_is_known_before_a_model_is_loaded(
-    run, tmp_path, killed_at, monkeypatch
-):
+def test_resume_with_other_settings_is_refused_before_a_model_is_loaded(run, tmp_path, killed_at, monkeypatch):
     task = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
     out, checkpoint = tmp_path / "out", shutil.copytree(run, tmp_path / "run")
     command = [checkpoint, "--task", task, "--out", out, *SHORT]
@@ -315,7 +313,7 @@ def test_only_the_same_is_gone_on_with_and_that_is_known_before_a_model_is_loade
     assert "name it by --out" in refusal(checkpoint, "--task", task)
 
 
-def test_a_causal_model_writes_its_solutions_by_the_same_command(causal_run, tmp_path):
+def test_a_causal_model_generates_its_solutions(causal_run, tmp_path):
     file = written(
         tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}, {"question": "pi", "answer": "2"}]
     )
@@ -325,7 +323,7 @@ def test_a_causal_model_writes_its_solutions_by_the_same_command(causal_run, tmp
     assert all(len(row["token_ids"]) == len(row["steps"]) > 0 for row in rows)
 
 
-def test_without_out_the_scores_lie_in_the_runs_folder(run, items):
+def test_scores_default_to_the_runs_folder(run, items):
     checkpoint = max((run / "checkpoints").iterdir())
     for _ in range(2):
         assert score(checkpoint, "--task", items, "score.rule=left_to_right").exit_code == 0
@@ -343,16 +341,16 @@ def test_without_out_the_scores_lie_in_the_runs_folder(run, items):
         (["--task", "ITEMS", "score.rule=exact"], "score.rule is exact, but the model is bidirectional"),
         (["--task", "ITEMS", "score.rule=confidense"], "did you mean 'confidence'"),
         (["--task", "ITEMS", "score.num_draws=1"], "score.num_draws is 1: it must be 2 or more"),
-        (["--task", "ITEMS", "score.wording.prompt=Hello"], "it must hold {question}"),
+        (["--task", "ITEMS", "score.wording.prompt=Hello"], "it must contain {question}"),
         (["--task", "LONG"], "long.jsonl:2: prompt and answer have"),
         (["--task", "PROBLEM", "generation.max_new_tokens=2000"], "problem.jsonl:1: the prompt leaves"),
         (["--text", "EMPTY"], "empty.txt: the text is empty"),
         (["--text", "TEXT", "score.window_length=2000"], "more than the 1024 positions"),
-        (["--text", "TEXT", "score.context_length=2000"], "nothing would be left of it to score"),
+        (["--text", "TEXT", "score.context_length=2000"], "no tokens would be left to score"),
         (["--text", "BYTES"], "bytes.txt: not UTF-8 text at byte 1"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, said, run, items, tmp_path):
+def test_user_mistakes_give_one_line(arguments, said, run, items, tmp_path):
     long = written(tmp_path / "long.jsonl", [ITEMS[0], {**ITEMS[1], "question": "pi " * 2000}])
     problem = written(tmp_path / "problem.jsonl", [{"question": "q", "answer": "1"}])
     texts = {"EMPTY": b"", "TEXT": b"alpha", "BYTES": b"a\xff"}

@@ -75,7 +75,7 @@ class Page(HTMLParser):
         self._is_data = False
 
 
-def test_a_table_records_and_a_page_come_out(traces, tmp_path):
+def test_analysis_writes_table_records_and_page(traces, tmp_path):
     result = analyze(traces, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert re.search(r"level 0 *│ *20 │ 50.0% \(29.9–70.1\)", result.output)
@@ -90,7 +90,7 @@ def test_a_table_records_and_a_page_come_out(traces, tmp_path):
     assert looped["wasted_forwards"] >= 5 * len(UNIT) // 2 - 1
 
 
-def test_the_page_stands_alone_and_holds_the_texts(traces, tmp_path):
+def test_the_page_is_self_contained_and_includes_the_texts(traces, tmp_path):
     assert analyze(traces, "--out", tmp_path).exit_code == 0
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -114,7 +114,7 @@ def test_the_page_stands_alone_and_holds_the_texts(traces, tmp_path):
 COSTS = "right_first right_difference right_low_95 harmed healed mean_length_first mean_length_second".split()
 
 
-def test_the_effects_are_a_table_too(traces, tmp_path):
+def test_effects_are_written_as_csv(traces, tmp_path):
     assert analyze(traces, "--out", tmp_path).exit_code == 0
     with (tmp_path / "effects.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -128,7 +128,7 @@ def test_the_effects_are_a_table_too(traces, tmp_path):
     assert all(rows[1][name] for name in COSTS)
 
 
-def test_conditions_are_compared_as_the_command_asks(tmp_path):
+def test_compare_option_selects_the_comparisons(tmp_path):
     rows = [
         {
             "text": "All is said.",
@@ -170,7 +170,7 @@ def written(folder, arm_field=None, *, is_right=True):
     return folder
 
 
-def test_folders_are_compared_by_the_names_that_they_are_given(tmp_path):
+def test_folders_are_compared_by_their_arm_names(tmp_path):
     first, second = written(tmp_path / "x"), written(tmp_path / "y", is_right=False)
     arms = ["--arm", "[red]plain", first, "--arm", "<b>a [/x] ramp", second]
     told = analyze(*arms, "--out", tmp_path / "out", "--group-field", "arm")
@@ -183,7 +183,7 @@ def test_folders_are_compared_by_the_names_that_they_are_given(tmp_path):
     assert "<b>a [/x]" not in page
 
 
-def test_named_folders_are_compared_whatever_else_the_texts_are_counted_by(tmp_path):
+def test_named_folders_are_compared_with_other_group_fields(tmp_path):
     first, second = written(tmp_path / "x"), written(tmp_path / "y", is_right=False)
     told = analyze("--arm", "a", first, "--arm", "b", second, "--group-field", "is_finished", "--out", tmp_path / "out")
     assert told.exit_code == 0, told.output
@@ -199,7 +199,7 @@ def test_without_a_truth_only_lengths_are_compared(tmp_path):
     assert "Right answers and length" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_comparison_that_cannot_be_made_says_why(tmp_path):
+def test_an_impossible_comparison_states_the_reason(tmp_path):
     first, second = written(tmp_path / "x"), written(tmp_path / "y")
     text = (second / "texts.jsonl").read_text(encoding="utf-8").replace("problem", "puzzle")
     (second / "texts.jsonl").write_text(text, encoding="utf-8")
@@ -220,7 +220,7 @@ def test_a_comparison_that_cannot_be_made_says_why(tmp_path):
         ([], "or each with a name by --arm"),
     ],
 )
-def test_names_that_tell_nothing_apart_are_refused(tmp_path, monkeypatch, arguments, said):
+def test_ambiguous_arm_names_are_refused(tmp_path, monkeypatch, arguments, said):
     written(tmp_path / "x"), written(tmp_path / "y"), written(tmp_path / "two", "c")
     with (tmp_path / "two" / "texts.jsonl").open("a", encoding="utf-8") as file:
         file.write('\n{"text": "x", "arm": "d"}')
@@ -249,7 +249,7 @@ def by_difficulty(page):
         ),
     ],
 )
-def test_the_charts_by_difficulty_mark_what_was_measured_and_leave_no_level_out(tmp_path, levels, conditions, measured):
+def test_charts_by_difficulty_mark_every_measured_level(tmp_path, levels, conditions, measured):
     rows = [{"text": "All is said.", "level": level, "is_finished": True} for level in levels]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert analyze(tmp_path / "rows.jsonl", "--out", tmp_path).exit_code == 0
@@ -265,7 +265,7 @@ def test_thresholds_and_groups_come_from_the_command_line(traces, tmp_path):
     assert "min_cycles: 9" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_flood_of_digits_in_a_text_or_its_truth_ends_no_analysis(tmp_path):
+def test_very_long_numbers_do_not_stop_the_analysis(tmp_path):
     flood = "1" * 5000
     rows = [{"text": f"It is {flood}", "truth": 3}, {"text": "3", "truth": [[1, 2], 3]}, {"text": "3", "truth": flood}]
     lines = [*map(json.dumps, rows), f'{{"text": "3", "truth": {flood}}}']
@@ -276,7 +276,7 @@ def test_a_flood_of_digits_in_a_text_or_its_truth_ends_no_analysis(tmp_path):
     assert [record["is_right"] for record in records] == [False, False, None, None]
 
 
-def test_a_record_holds_the_length_of_the_canvas_and_of_the_text(tmp_path):
+def test_a_record_contains_the_lengths_of_canvas_and_text(tmp_path):
     rows = [{"text": "one two three", "length": length} for length in (128, 256)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     result = analyze(tmp_path / "rows.jsonl", "--out", tmp_path / "out", "loops.unit=words")
@@ -285,7 +285,7 @@ def test_a_record_holds_the_length_of_the_canvas_and_of_the_text(tmp_path):
     assert [(record["length"], record["num_units"]) for record in records] == [("128", 3), ("256", 3)]
 
 
-def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept(tmp_path):
+def test_half_surrogate_pairs_are_replaced_and_whole_pairs_unchanged(tmp_path):
     row = r'{"text": "a \ud83d b \ud83d\ude00", "prompt": "\uDE00", "level": "\ud83d", "other": [{"\ud83d": 1}]}'
     (tmp_path / "rows.jsonl").write_text(row, encoding="utf-8")
     (tmp_path / "rows.json").write_text(f"[{row}]", encoding="utf-8")
@@ -296,7 +296,7 @@ def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept(tmp_path):
     assert result.exit_code == 0, result.output
 
 
-def test_of_chained_arithmetic_the_records_and_tables_tell_how_it_is_written(tmp_path):
+def test_chained_arithmetic_reports_well_formed_lines(tmp_path):
     prompt = "f=3+1\ng=x+2\nx mod 2?"
     texts = {
         "whole": "<|think|>f=3+1=0\nWait, let me check again.\nf=3+1=0\ng=0+2=0<|/think|>0",
@@ -315,7 +315,7 @@ def test_of_chained_arithmetic_the_records_and_tables_tell_how_it_is_written(tmp
     assert "share_well_formed" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_several_files_are_counted_apart(tmp_path):
+def test_several_files_are_counted_separately(tmp_path):
     for name, text in (("calm", "All is said once. " * 1), ("loop", "we, " * 50)):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
     result = analyze(tmp_path, "--out", tmp_path / "out")
@@ -324,7 +324,7 @@ def test_several_files_are_counted_apart(tmp_path):
 
 
 @pytest.mark.parametrize("words", [[".", "--out", "loops"], ["."], [".", "--out", "."], ["gen.jsonl", "."]])
-def test_a_folder_is_looked_at_again_without_what_the_first_look_wrote_into_it(tmp_path, monkeypatch, words):
+def test_repeated_analysis_skips_the_output_of_the_first(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gen.jsonl").write_text(json.dumps({"text": "we, " * 50}) + "\n", encoding="utf-8")
     written = []
@@ -352,7 +352,7 @@ def test_a_folder_is_looked_at_again_without_what_the_first_look_wrote_into_it(t
         (["{file}", "--text-field", "reply"], "no field 'reply'; its fields are text"),
     ],
 )
-def test_a_mistake_ends_in_one_line(tmp_path, words, said):
+def test_user_mistakes_give_one_line(tmp_path, words, said):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "t"}\n', encoding="utf-8")
     result = analyze(*(word.format(file=file) for word in words), "--out", tmp_path / "out")
@@ -362,7 +362,7 @@ def test_a_mistake_ends_in_one_line(tmp_path, words, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_no_torch_is_needed(traces, tmp_path):
+def test_analysis_does_not_import_torch(traces, tmp_path):
     script = (
         "import sys\n"
         "class Absent:\n"

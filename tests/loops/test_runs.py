@@ -52,7 +52,7 @@ loops = st.tuples(
 
 
 @given(loops)
-def test_an_injected_loop_is_recovered(drawn):
+def test_an_injected_loop_is_found(drawn):
     before, period, cycles, behind, seed = drawn
     rng = random.Random(seed)
     x = [rng.randrange(10**6) for _ in range(before + period + behind)]  # so many ids that none comes twice
@@ -66,7 +66,7 @@ def test_an_injected_loop_is_recovered(drawn):
 
 
 @given(loops, st.floats(0, 0.03))
-def test_an_injected_loop_is_recovered_through_noise(drawn, noise):
+def test_an_injected_loop_is_found_despite_noise(drawn, noise):
     before, period, cycles, behind, seed = drawn
     rng = random.Random(seed)
     period, cycles = max(period, 16), max(cycles, 4)
@@ -86,7 +86,7 @@ def test_an_injected_loop_is_recovered_through_noise(drawn, noise):
     assert longest.num_mismatches <= 0.1 * (longest.length - period)
 
 
-def test_text_without_loops_holds_none():
+def test_text_without_loops_has_no_runs():
     rng = random.Random(1)
     for _ in range(50):
         x = ids([rng.randrange(200) for _ in range(500)])
@@ -99,7 +99,7 @@ def test_too_many_changes_in_a_row_end_a_near_run():
     assert all(run.end <= 80 or run.start >= 80 for run in near_runs(x, **NEAR))
 
 
-def test_periods_are_found_alike_however_many_are_compared_at_once(monkeypatch):
+def test_runs_do_not_depend_on_the_periods_compared_at_once(monkeypatch):
     rng = random.Random(2)
     x = [rng.randrange(50) for _ in range(400)]
     x = ids(x[:100] + x[100:137] * 4 + x[137:] + x[50:130] * 3)
@@ -109,7 +109,7 @@ def test_periods_are_found_alike_however_many_are_compared_at_once(monkeypatch):
     assert {run.period for run in whole[0]} == {37, 80}
 
 
-def test_a_running_sum_is_a_template_and_a_standing_one_a_loop():
+def test_a_running_sum_is_a_template_and_a_repeated_sum_a_loop():
     words, number = list(range(100, 120)), 7
     sums = ids([unit for copy in range(5) for unit in [*words, 1000 + copy]])
     template = ids([unit if unit < 1000 else number for unit in sums])
@@ -126,5 +126,5 @@ def test_the_length_of_a_union_counts_each_unit_once(spans):
 
 
 @pytest.mark.parametrize("x", [[], [1], [1, 1], [1, 2, 3]])
-def test_short_texts_hold_no_runs(x):
+def test_short_texts_have_no_runs(x):
     assert exact_runs(ids(x), **EXACT) == near_runs(ids(x), **NEAR) == []

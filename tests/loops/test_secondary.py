@@ -53,7 +53,7 @@ def degen(x):
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 12), st.integers(1, 70))
-def test_the_repeated_tail_preset_is_holtzmans(x, unit, copies):
+def test_the_repeated_tail_preset_equals_holtzmans_definition(x, unit, copies):
     text = x + x[-unit:] * copies
     assert repeated_tail(np.asarray(text, np.int32)) == degen(text)
 

@@ -53,14 +53,14 @@ def test_an_injected_streak_is_recovered(prose, before, distinct, rounds, seed):
     assert streak.period == len(units_of_text(" ".join(again)))
 
 
-def test_sentences_with_other_numbers_are_not_the_same():
+def test_sentences_with_different_numbers_do_not_repeat():
     same = "We add the number 12 to the sum, which gives us a total of 40."
     other = "We add the number 12 to the sum, which gives us a total of 41."
     reworded = "We add the number 12 to the sum which gives us the total of 40."
     assert revisits(said(f"{same} {other} {reworded}"), RULE) == [None, None, 0]
 
 
-def test_only_the_sentences_before_are_looked_back_at(prose):
+def test_lookback_limits_the_compared_sentences(prose):
     rng = random.Random(0)
     first = "This very sentence comes again after a long while."
     near = said(" ".join([first, *prose(rng, 31), first]))
@@ -69,7 +69,7 @@ def test_only_the_sentences_before_are_looked_back_at(prose):
     assert revisits(far, RULE)[-1] is None
 
 
-def test_half_of_the_sentences_in_doubt_make_it_self_correction():
+def test_doubt_in_half_of_the_sentences_is_self_correction():
     doubt = "Wait, let me check this whole thing again. But {} are the numbers that we were given here. "
     (streak,) = streaks(said(doubt.format("these") * 8), RULE)
     assert streak.is_self_correction

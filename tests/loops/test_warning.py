@@ -19,7 +19,7 @@ def test_the_sum_is_the_recursion(z, kappa):
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 4))
-def test_an_ngram_is_repeated_when_it_stood_before(x, n):
+def test_an_ngram_is_repeated_if_it_occurred_before(x, n):
     grams = [tuple(x[max(0, i - n + 1) : i + 1]) for i in range(len(x))]
     slow = [len(gram) == n and gram in grams[:i] for i, gram in enumerate(grams)]
     assert is_repeated(np.asarray(x, np.int32), n).tolist() == slow
@@ -43,12 +43,12 @@ def test_a_signal_that_rises_before_the_onset_warns_early():
     assert 20 <= np.median(warning.leads) <= 40
 
 
-def test_too_few_calm_texts_set_no_threshold():
+def test_too_few_texts_without_loops_set_no_threshold():
     rng = np.random.default_rng(0)
     assert warnings([noise(rng, 50) for _ in range(19)] + [noise(rng, 50, onset=20.0)], WarningRule()) == []
 
 
-def test_what_needs_its_neighbours_is_seen_when_the_last_is_there():
+def test_ngrams_are_observable_once_their_last_token_is_committed():
     x = np.array([1, 2, 3, 4, 1, 2, 3, 4], np.int32)
     steps = [7, 6, 5, 4, 3, 2, 1, 0]  # written from the right
     found = watch(x, steps, None, [(4, 8, True)], None, WarningRule())

@@ -34,7 +34,7 @@ def published_estimate(model, prompt_ids, answer_ids, masks):
     return -total / len(masks)
 
 
-def test_exact_conditionals_make_the_enumerated_bound_the_likelihood(ask, conditionals, answers):
+def test_the_enumerated_bound_of_exact_conditionals_equals_the_likelihood(ask, conditionals, answers):
     model = ask(conditionals)
     for one, score in zip(answers(PROMPT, 3), bound_scores(model, answers(PROMPT, 3), FEW, 64, ignore), strict=True):
         want = conditionals.log_prob(PROMPT + one.answer_ids) - conditionals.log_prob(PROMPT)
@@ -53,7 +53,7 @@ def test_a_short_answer_is_scored_under_every_mask_once(ask, made_up):
     assert score.value == pytest.approx(want, abs=1e-6)
 
 
-def test_the_bound_of_a_long_answer_is_the_published_estimate_on_its_masks(real):
+def test_the_bound_of_a_long_answer_equals_the_published_estimate(real):
     model = real()
     one = Candidate.answering([5, 6, 7], [3, 9, 4, 11, 2])
     (score,) = bound_scores(model, [one], FEW, 24, ignore)
@@ -66,7 +66,7 @@ def test_k_is_systematic_over_1_to_the_length():
     assert torch.bincount(counts, minlength=33).tolist() == [0] + [4] * 32
 
 
-def test_the_bound_is_a_bound_on_average_and_its_error_is_honest(ask, conditionals):
+def test_the_bound_is_unbiased_and_its_standard_error_is_correct(ask, conditionals):
     """Over many seeds: the mean is the likelihood, the spread is what the standard error says, and not the wider spread
     of draws that were not stratified."""
     model = ask(conditionals)
@@ -79,7 +79,7 @@ def test_the_bound_is_a_bound_on_average_and_its_error_is_honest(ask, conditiona
     assert 0.75 < told / spread < 1.35
 
 
-def test_scores_do_not_depend_on_batches_or_company(real):
+def test_scores_do_not_depend_on_the_batch(real):
     for model, by in ((real(), "bound"), (real(is_causal=True), "exact")):
         company = [Candidate.answering([5] * n, [2 + n, 7, 9, 4][: 1 + n % 4]) for n in range(6)]
 
@@ -95,7 +95,7 @@ def test_scores_do_not_depend_on_batches_or_company(real):
                 assert one.num_tokens == other.num_tokens
 
 
-def test_the_exact_score_is_teacher_forcing_one_prefix_at_a_time(real):
+def test_the_exact_score_equals_teacher_forcing_of_each_prefix(real):
     model = real(is_causal=True)
     prompt, answer = [5, 6, 7], [3, 9, 4, 11]
     want, written = 0.0, []
@@ -110,7 +110,7 @@ def test_the_exact_score_is_teacher_forcing_one_prefix_at_a_time(real):
     assert exact_scores(model, [Candidate.answering(prompt, written[:1])], 64, ignore)[1] == [True]
 
 
-def test_no_forward_pass_has_more_tokens_than_it_may(real):
+def test_forward_passes_respect_the_token_limit(real):
     seen = []
     candidates = [Candidate.answering([5] * n, [2, 7, 9, 4]) for n in range(9)]
     bound_scores(real(), candidates, FEW, 30, seen.append)
@@ -119,7 +119,7 @@ def test_no_forward_pass_has_more_tokens_than_it_may(real):
 
 
 @given(st.integers(1, 40), st.integers(2, 200), st.integers(0, 2**31))
-def test_a_rows_masks_are_the_grids_masks(length, num_draws, row_id):
+def test_masks_of_a_row_equal_the_grids_masks(length, num_draws, row_id):
     grid = MaskGrid(num_draws, seed=3)
     masks = grid.masks_of_row(row_id, length)
     ids = torch.zeros(1, length, dtype=torch.long)

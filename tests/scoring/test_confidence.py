@@ -43,7 +43,7 @@ def slow_score(model, prompt_ids, answer_ids, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_is_its_definition_for_answers_of_any_length_together(real, rule):
+def test_every_rule_equals_its_definition_in_mixed_batches(real, rule):
     model = real()
     groups = [
         [Candidate.answering([5, 6, 7], answer) for answer in ([3, 9, 4, 11, 2], [8], [12, 3])],
@@ -59,14 +59,14 @@ def test_every_rule_is_its_definition_for_answers_of_any_length_together(real, r
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_exact_conditionals_give_the_exact_likelihood_in_every_order(ask, conditionals, answers, rule):
+def test_exact_conditionals_give_the_likelihood_in_every_order(ask, conditionals, answers, rule):
     (scores,) = chain_rule_scores(ask(conditionals), [answers(PROMPT, 3)], rule, 4096, ignore)
     for one, score in zip(answers(PROMPT, 3), scores, strict=True):
         want = conditionals.log_prob(PROMPT + one.answer_ids) - conditionals.log_prob(PROMPT)
         assert score.value == pytest.approx(want, abs=1e-9)
 
 
-def test_an_order_that_does_not_know_the_answer_makes_a_distribution_and_illadas_does_not(ask, made_up, answers):
+def test_orders_that_ignore_the_answer_define_a_distribution_and_illadas_does_not(ask, made_up, answers):
     totals = {}
     for rule in RULES:
         (scores,) = chain_rule_scores(ask(made_up), [answers(PROMPT, 3)], rule, 4096, ignore)
@@ -77,7 +77,7 @@ def test_an_order_that_does_not_know_the_answer_makes_a_distribution_and_illadas
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_choices_of_a_question_cost_the_passes_of_the_longest(ask, made_up, rule):
+def test_choices_of_a_question_cost_the_passes_of_the_longest(ask, made_up, rule):
     model = ask(made_up)
     choices = [Candidate.answering(PROMPT, answer) for answer in ([1], [0, 1, 2, 0], [2, 2], [0, 0, 1])]
     passes = []
@@ -86,7 +86,7 @@ def test_the_choices_of_a_question_cost_the_passes_of_the_longest(ask, made_up, 
     assert sum(passes) == (4 + 3 + 2 + 1) * 6, "a finished choice leaves the batch"
 
 
-def test_questions_share_passes_as_far_as_the_batch_holds_them(ask, made_up):
+def test_questions_of_one_batch_share_passes(ask, made_up):
     groups = [[Candidate.answering(PROMPT, [n % 3, 1, 2][: 1 + n % 3]), Candidate.answering([], [0])] for n in range(9)]
     model = ask(made_up)
     chain_rule_scores(model, groups, ScoreRule.CONFIDENCE, 10_000, ignore)
@@ -94,7 +94,7 @@ def test_questions_share_passes_as_far_as_the_batch_holds_them(ask, made_up):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_answer_is_greedy_when_the_model_would_write_it(real, seed):
+def test_an_answer_is_greedy_when_the_model_would_generate_it(real, seed):
     model = real(seed=seed)
     prompts = [[5, 6, 7], [2, 3], [9]]
     written = []

@@ -5,15 +5,14 @@ import pytest
 from lit_illada.config import ScoreConfig, load
 from lit_illada.data.sft.config import ReasoningTask
 from lit_illada.errors import UserError
-from lit_illada.scoring.config import DIFFUSION_RULES, ScoreRule, ScoringConfig
-from lit_illada.scoring.wording import WORDINGS
+from lit_illada.scoring.config import DIFFUSION_RULES, WORDINGS, ScoreRule, ScoringConfig
 
 
 def test_composed_config_is_the_default():
     assert load("score") == ScoreConfig()
 
 
-def test_all_is_every_rule_that_a_model_has():
+def test_all_means_every_rule_that_the_model_supports():
     assert ScoringConfig().rules(is_causal=False) == DIFFUSION_RULES
     assert ScoringConfig().rules(is_causal=True) == (ScoreRule.EXACT,)
     assert ScoringConfig(rule=ScoreRule.CONFIDENCE).rules(is_causal=False) == (ScoreRule.CONFIDENCE,)
@@ -22,7 +21,7 @@ def test_all_is_every_rule_that_a_model_has():
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("num_draws", 1, "num_draws is 1: it must be 2 or more"),
+        ("num_draws", 1, "num_draws is 1; it must be 2 or more"),
         ("batch_tokens", 0, "batch_tokens is 0"),
         ("window_length", 0, "window_length is 0"),
         ("context_length", -1, "context_length is -1"),
@@ -30,7 +29,7 @@ def test_all_is_every_rule_that_a_model_has():
         ("batch_prompts", 0, "batch_prompts is 0"),
     ],
 )
-def test_a_value_that_can_mean_nothing_is_refused(field, value, said):
+def test_values_out_of_range_are_refused(field, value, said):
     with pytest.raises(UserError, match=said):
         ScoringConfig(**{field: value})
 
@@ -39,12 +38,12 @@ def test_a_value_that_can_mean_nothing_is_refused(field, value, said):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("prompt", "Question:", r"it must hold \{question\}"),
-        ("choice", "{}", r"it must hold \{choice\}"),
-        ("stop_texts", [""], "stop_texts holds an empty text"),
+        ("prompt", "Question:", r"it must contain \{question\}"),
+        ("choice", "{}", r"it must contain \{choice\}"),
+        ("stop_texts", [""], "stop_texts contains an empty text"),
     ],
 )
-def test_a_wording_that_says_nothing_is_refused(wording, field, value, said):
+def test_wordings_without_placeholder_are_refused(wording, field, value, said):
     with pytest.raises(UserError, match=said):
         wording(**{field: value})
 
@@ -64,6 +63,6 @@ def test_every_wording_has_a_file_with_its_defaults(name):
         ("max_numbers", [3, 10], r"max_numbers is \[10\]; each must lie in 1 … 9"),
     ],
 )
-def test_problems_that_cannot_be_posed_are_refused(field, value, said):
+def test_impossible_problem_settings_are_refused(field, value, said):
     with pytest.raises(UserError, match=said):
         ReasoningTask(**{field: value})

@@ -72,7 +72,7 @@ def exact_bound(score, row):
     return total / T
 
 
-def test_exact_conditionals_make_the_bound_the_likelihood():
+def test_the_bound_of_exact_conditionals_equals_the_likelihood():
     for row in JOINT.sample(5):
         want = -JOINT.log_prob(row[None])[0] / T
         assert exact_bound(JOINT.score, row).item() == pytest.approx(want.item(), rel=1e-5)
@@ -94,7 +94,7 @@ def independent(noisy_ids, layout, select, targets):
     return TokenScores(-p[targets].log(), targets == 0)
 
 
-def test_independent_tokens_have_their_closed_form_bound():
+def test_the_bound_of_independent_tokens_has_its_closed_form():
     row = torch.tensor([0, 0, 1, 2])
     want = -(2 * math.log(0.7) + math.log(0.2) + math.log(0.1)) / 4
     assert exact_bound(independent, row).item() == pytest.approx(want, rel=1e-6)
@@ -121,7 +121,7 @@ def test_the_grid_is_even_over_k():
     assert histogram.max() <= 23
 
 
-def test_masks_are_the_same_for_any_split_and_differ_by_draw_and_seed():
+def test_masks_depend_on_draw_and_seed_and_not_on_the_batch():
     batch = make_batch(torch.zeros(12, 30, dtype=torch.long))
     later = make_batch(torch.zeros(5, 30, dtype=torch.long), first_row=7)
     grid = MaskGrid(num_draws=2, seed=3)
@@ -130,7 +130,7 @@ def test_masks_are_the_same_for_any_split_and_differ_by_draw_and_seed():
     assert not torch.equal(grid.masks(batch, 1), MaskGrid(num_draws=2, seed=4).masks(batch, 1))
 
 
-def test_prompts_and_empty_rows():
+def test_prompts_and_empty_rows_are_not_scored():
     is_maskable = torch.tensor([[False, True, True, True], [False] * 4, [True, False, False, False]])
     batch = make_batch(torch.ones(3, 4, dtype=torch.long), is_maskable=is_maskable)
     grid = MaskGrid(num_draws=6)
@@ -150,7 +150,7 @@ def scores_of(nll_BT, weight_BT, batch):
     return RowScores(weighted_BT.sum(1) / length_B, length_B, weight_BT, weighted_BT, bins)
 
 
-def test_without_documents_the_standard_error_is_that_of_the_mean_over_rows():
+def test_without_documents_the_standard_error_is_over_rows():
     x = torch.rand(200, generator=torch.Generator().manual_seed(0)).double()
     batch = make_batch(torch.ones(200, 4, dtype=torch.long))
     metric = Likelihood()
@@ -179,7 +179,7 @@ def packed_documents(num_documents, row_length, mean_length, spread, generator):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("row_length", "mean_length"), [(16, 64), (64, 16), (32, 32)])
-def test_the_standard_error_is_that_of_resampled_documents(row_length, mean_length, seed):
+def test_the_standard_error_equals_that_of_resampled_documents(row_length, mean_length, seed):
     generator = torch.Generator().manual_seed(seed)
     batch, nll, weight = packed_documents(150, row_length, mean_length, 1.0, generator)
     metric = Likelihood()
@@ -198,7 +198,7 @@ def test_the_standard_error_is_that_of_resampled_documents(row_length, mean_leng
     assert values["nll_bound_stderr"] == pytest.approx(float((bootstrap[:, 0] / bootstrap[:, 1]).std()), rel=0.1)
 
 
-def test_the_standard_error_is_the_spread_of_the_bound_over_samples_of_documents():
+def test_the_standard_error_equals_the_deviation_over_samples_of_documents():
     bounds, clustered, by_row = [], [], []
     for seed in range(200):
         batch, nll, weight = packed_documents(60, 16, 64, 1.0, torch.Generator().manual_seed(seed))
@@ -214,7 +214,7 @@ def test_the_standard_error_is_the_spread_of_the_bound_over_samples_of_documents
     assert sum(by_row) / 200 < 0.7 * spread, "rows of one document are not independent"
 
 
-def test_documents_that_share_a_row_do_not_add_the_noise_of_its_masks():
+def test_documents_of_one_row_do_not_add_mask_noise():
     batch, _, weight = packed_documents(100, 64, 16, 0.0, torch.Generator().manual_seed(0))
     metric = Likelihood()
     metric.update(scores_of(torch.full_like(weight, 5.0), weight, batch), batch)
@@ -233,7 +233,7 @@ def test_bits_per_byte_and_bins():
     assert values["cross_entropy_by_ratio"][:9].isnan().all()
 
 
-def test_ranks_and_batches_add_up():
+def test_sums_over_ranks_and_batches_equal_the_total():
     batch = make_batch(JOINT.sample(20))
     whole, parts = Likelihood(), Likelihood()
     grid = MaskGrid(2)
@@ -256,7 +256,7 @@ def share_of_rank(rank, store, queue):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_report_the_number_of_one(tmp_path):
+def test_two_processes_report_the_same_figures_as_one(tmp_path):
     batch, whole = make_batch(JOINT.sample(20)), Likelihood()
     whole.update(nll_bound(JOINT.score, batch, MaskGrid(2), MASK), batch)
     context = torch.multiprocessing.get_context("fork")
@@ -273,7 +273,7 @@ def test_two_processes_report_the_number_of_one(tmp_path):
         assert stderr == pytest.approx(want["nll_bound_stderr"].item(), rel=1e-9)
 
 
-def test_the_bound_leaves_no_graph():
+def test_the_bound_builds_no_autograd_graph():
     weight = torch.ones((), requires_grad=True)
 
     def score(noisy_ids, layout, select, targets):

@@ -12,7 +12,7 @@ numbers = st.floats(-50, 50).map(lambda value: round(value, 3))
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilsons_interval_is_scipys(hits_and_tries):
+def test_wilsons_interval_equals_scipys(hits_and_tries):
     interval = stats.binomtest(*hits_and_tries).proportion_ci(method="wilson")
     assert wilson(*hits_and_tries) == pytest.approx((interval.low, interval.high), abs=1e-12)
 

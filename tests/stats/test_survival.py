@@ -9,7 +9,7 @@ from lit_illada.stats.survival import kaplan_meier
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.booleans()), min_size=1, max_size=40))
-def test_kaplan_and_meiers_curve_is_scipys(drawn):
+def test_the_kaplan_meier_curve_equals_scipys(drawn):
     times, is_event = zip(*drawn, strict=True)
     found = kaplan_meier(times, is_event)
     if not any(is_event):

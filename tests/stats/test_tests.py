@@ -17,7 +17,7 @@ def test_mcnemar_counts_the_four_cells():
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemars_p_is_the_binomial_tests(first, second):
+def test_mcnemars_p_value_equals_the_binomial_tests(first, second):
     exact = binomtest(first, first + second, 0.5).pvalue if first + second else 1
     assert Paired(3, first, second, 4).p_value == pytest.approx(exact, abs=1e-12)
 
