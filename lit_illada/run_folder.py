@@ -38,10 +38,12 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
+        """Checkpoints of the model and the training state."""
         return self.path / "checkpoints"
 
     @property
     def tokenizer(self) -> Path:
+        """Tokenizer of the training data."""
         return self.path / "tokenizer"
 
     @property
@@ -86,6 +88,7 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
+        """Held by the training process."""
         return self.path / "training.lock"
 
     @property

@@ -27,6 +27,7 @@ class _Commands(click.Group):
     """Adds a hint to unknown options that are config keys, such as `--lr`, and escapes text quoted in errors."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
         try:
             return super().invoke(ctx)
         except click.ClickException as error:

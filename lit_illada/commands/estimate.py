@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -15,7 +16,7 @@ from lit_illada.cost.memory import StepMemory, recomputed_activation_bytes
 from lit_illada.cost.run_cost import memory_of_step, micro_batch, row_length, step_flops, with_vocabulary
 from lit_illada.cost.run_time import TYPICAL_MFU
 from lit_illada.errors import UserError, unknown
-from lit_illada.model.config import parameters_by_part
+from lit_illada.model.config import ModelConfig, parameters_by_part
 from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
@@ -137,13 +138,7 @@ def estimate(
     if base is None and tokens is None:
         problems += _ignored_epochs(config)
     tree, trainer = to_tree(config), config.trainer
-    model = with_vocabulary(config.model, tree)
-    if model.vocab_size is None:
-        raise UserError(
-            "model.vocab_size is null and the tokenizer of the data is not available here: set model.vocab_size to its "
-            "size, for example 32000"
-        )
-    trainer.parallel.check_model(model, trainer.world_size)
+    model = _model(config, tree)
     accelerator = Accelerator.cpu if gpu == CPU else Accelerator.gpu
     batch = micro_batch(config, model, accelerator, row_length(tree))
     memory = memory_of_step(config, model, batch)
@@ -181,6 +176,18 @@ def _check(gpu: str, gpus: int | None, tokens: float | None, mfu: float | None) 
             raise UserError(f"--{name} is {value:g}: it must be above 0")
     if mfu is not None and mfu > 1:
         raise UserError(f"--mfu is {mfu:g}: a fraction of the peak throughput, it must be above 0 and at most 1")
+
+
+def _model(config: RunConfig, tree: dict[str, Any]) -> ModelConfig:
+    """The model with its vocabulary size. Raises UserError if that is unknown or the devices cannot share the model."""
+    model = with_vocabulary(config.model, tree)
+    if model.vocab_size is None:
+        raise UserError(
+            "model.vocab_size is null and the tokenizer of the data is not available here: set model.vocab_size to its "
+            "size, for example 32000"
+        )
+    config.trainer.parallel.check_model(model, config.trainer.world_size)
+    return model
 
 
 def _ignored_epochs(config: RunConfig) -> list[str]:

@@ -139,7 +139,7 @@ def _config(tree: dict[str, Any]) -> RunConfig:
 
 
 def _mean_ratio(config: RunConfig) -> float:
-    """Mean mask ratio over the whole training."""
+    """Mean mask ratio over the training, 0 to 1."""
     u = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
     ratio = config.objective.mask_ratio  # type: ignore[union-attr]
     return sum(float(ratio.at(progress).quantile(u).mean()) for progress in (0.0, 0.5, 1.0)) / 3

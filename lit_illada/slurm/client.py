@@ -1,13 +1,19 @@
-"""Runs the commands of Slurm: sbatch, squeue and scancel."""
+"""Runs the commands of Slurm (sbatch, squeue and scancel) and tolerates outages of its controller."""
 
+import logging
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from lit_illada.errors import UserError
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 # options of sbatch that follow from settings of a training run, by the setting to use instead
 _BY_TRAINING = {"nodes": "--nodes", "ntasks-per-node": "trainer.devices", "gpus-per-node": "--gpus-per-node"}
@@ -93,6 +99,32 @@ def cancel(jobs: Sequence[str]) -> bool:
 def queued_jobs() -> set[str]:
     """Ids of the user's pending and running jobs; each task of an array separately, such as `12_3`."""
     return set(_answer(["squeue", "--me", "--array", "--noheader", "--format", "%i"]).split())
+
+
+class Outage:
+    """Tolerates failures of one kind of Slurm command for `limit_s` seconds. Logs once per outage.
+
+    The controller is restarted now and then, while jobs continue to run.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._since: float | None = None
+
+    def call(self, command: Callable[[], Answer]) -> Answer | None:
+        """Result of a Slurm command; None if it raised UserError. Raises that error after `limit_s` of failures."""
+        try:
+            answer = command()
+        except UserError as error:
+            now = time.monotonic()
+            if self._since is None:
+                self._since = now
+                log.warning("%s; retrying for up to %g minutes", error, self._limit_s / 60)
+            if now - self._since >= self._limit_s:
+                raise
+            return None
+        self._since = None
+        return answer
 
 
 def _answer(command: list[str], stdin: str | None = None) -> str:

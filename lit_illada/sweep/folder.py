@@ -38,7 +38,8 @@ class PlannedRun:
     arms: list[str]  # that share the run
     parent: str | None  # id of the run whose checkpoint it starts from
     begin_from: str | None  # checkpoint it starts from, if that is not of this sweep
-    fingerprint: str  # equal for runs that compute the same
+    # equal for runs that compute the same; a resumed sweep recognises its runs by it
+    fingerprint: str
     config: dict[str, Any]  # resolved
     num_steps: int | None  # of the training; None: not a training, or dependent on the data
     tokens: int | None  # of the training; None: as num_steps
@@ -71,26 +72,32 @@ class SweepRunFolder:
 
     @property
     def progress(self) -> Path:
+        """Current step and metrics, rewritten by the run."""
         return self.path / "progress.json"
 
     @property
     def log(self) -> Path:
+        """Output of all attempts."""
         return self.path / "log.txt"
 
     @property
     def done(self) -> Path:
+        """Duration and memory of the finished run."""
         return self.path / "done.json"
 
     @property
     def failed(self) -> Path:
+        """Exit status and last lines of a failed attempt."""
         return self.path / "failed.json"
 
     @property
     def attempts(self) -> Path:
+        """One line per attempt."""
         return self.path / "attempts.jsonl"
 
     @property
     def lock(self) -> Path:
+        """Lock file of the executing process."""
         return self.path / "run.lock"
 
     @property
@@ -100,6 +107,7 @@ class SweepRunFolder:
 
     @property
     def summary(self) -> Path:
+        """Metrics at the start and the end, written by the run."""
         return self.path / "summary.json"
 
     @property
@@ -147,18 +155,22 @@ class SweepFolder:
 
     @property
     def spec(self) -> Path:
+        """The resolved spec."""
         return self.path / RESOLVED_FILE
 
     @property
     def plan(self) -> Path:
+        """All planned runs."""
         return self.path / "plan.json"
 
     @property
     def runs(self) -> Path:
+        """Parent folder of the runs."""
         return self.path / "runs"
 
     @property
     def report(self) -> Path:
+        """Default folder of the report."""
         return self.path / "report"
 
     def run_folder(self, run: PlannedRun) -> SweepRunFolder:

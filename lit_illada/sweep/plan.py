@@ -73,6 +73,7 @@ def expand(
         UserError: two arms resolve to the same runs, a metric cannot compare arms, or a run would need the id of an
             existing run with other settings.
     """
+    # composing a config takes long, so stages that arms share are resolved once
     resolved: dict[tuple[str, ...], _Step] = {}
     paths = {arm.name: _steps(spec, arm, resolve, step_flops, open_begin, resolved) for arm in spec.all_arms()}
     check_comparable(spec, {arm: {step.stage.name: step.config for step in steps} for arm, steps in paths.items()})
@@ -87,6 +88,7 @@ def expand(
                 run = run if known is None else replace(known, arms=list(dict.fromkeys([*known.arms, arm])))
                 runs[run.fingerprint] = parent = run
             assert parent is not None
+            # two arms with one final run would be compared with themselves
             if (other := ends.setdefault(parent.fingerprint, arm)) != arm:
                 raise UserError(f"arms {other!r} and {arm!r} are identical: their resolved configs are equal")
     return _named(list(runs.values()), spec, begun or {})

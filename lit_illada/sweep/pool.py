@@ -28,6 +28,27 @@ class Slot:
     gpus: tuple[str, ...] | None = None  # CUDA device names; None: CUDA_VISIBLE_DEVICES stays as it is
 
 
+class StopSignals:
+    """Counts signals instead of executing their default action, which would end the process and orphan its runs."""
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self.count = 0
+        self._numbers = numbers
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Install the counting handlers for the duration of the context."""
+        before = {number: signal.signal(number, self._on_signal) for number in self._numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
 class Pool:
     """Executes the runs of a plan. A failed run does not stop the others.
 
@@ -61,23 +82,23 @@ class Pool:
         self._tried: set[str] = set()
         self._terminated: set[str] = set()
         self._failed_before = {s.run.id for s in self._overview.look() if s.state is RunState.FAILED}
-        self._signals = 0
+        self._signals = StopSignals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def run(self) -> list[RunStatus]:
         """Execute until all runs have ended or, after a signal, have stopped. Returns the final statuses."""
         looked_at = -_LOOK_S
         statuses = self._overview.look()
-        with self._handled_signals():
+        with self._signals.handled():
             while True:
                 if self._reap() or time.monotonic() - looked_at >= _LOOK_S:
                     looked_at = time.monotonic()
                     statuses = self._overview.look()
                     self._show(statuses)
-                    if not self._signals:
+                    if not self._signals.count:
                         self._start(statuses)
-                if self._signals:
+                if self._signals.count:
                     self._stop()
-                if not self._working and (self._signals or not self._has_work_left(statuses)):
+                if not self._working and (self._signals.count or not self._has_work_left(statuses)):
                     break
                 time.sleep(_TICK_S)
         statuses = self._overview.look()
@@ -87,7 +108,7 @@ class Pool:
     @property
     def was_stopped(self) -> bool:
         """Whether a signal stopped the sweep."""
-        return self._signals > 0
+        return self._signals.count > 0
 
     def _start(self, statuses: Sequence[RunStatus]) -> None:
         finished = {status.run.id for status in statuses if status.state is RunState.FINISHED}
@@ -143,7 +164,7 @@ class Pool:
             status = process.returncode
             if status == NOT_MINE:
                 self._tried.discard(id)  # try again if the other process dies
-            elif self._signals or was_stopped(status):
+            elif self._signals.count or was_stopped(status):
                 continue  # stopped or killed on request: interrupted, not failed
             elif run_folder.state in (RunState.PENDING, RunState.INTERRUPTED):
                 record_failure(
@@ -151,23 +172,10 @@ class Pool:
                 )  # killed, for example out of memory, before it could record its failure
         return bool(ended)
 
-    @contextmanager
-    def _handled_signals(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
-
     def _stop(self) -> None:
         """Forward the first signal as SIGTERM, at which runs save and stop; kill them at the second."""
         for id, (process, _) in self._working.items():
-            if self._signals > 1:
+            if self._signals.count > 1:
                 process.kill()
             elif id not in self._terminated:
                 self._terminated.add(id)

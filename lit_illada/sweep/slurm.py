@@ -9,21 +9,19 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import write_atomically
-from lit_illada.slurm.client import cancel, queued_jobs
+from lit_illada.slurm.client import Outage, cancel, queued_jobs
 from lit_illada.sweep.attempt import record_failure, was_stopped
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder, SweepRunFolder, read_record
-from lit_illada.sweep.outage import Outage
-from lit_illada.sweep.pool import ONE, thread_variables
+from lit_illada.sweep.pool import ONE, StopSignals, thread_variables
 from lit_illada.sweep.progress import Overview, RunStatus
 
 _LOOK_S = 2.0
@@ -125,23 +123,23 @@ class SlurmQueue:
         self._gone_at: dict[str, float] = {}
         self._looking, self._submitting = Outage(outage_s), Outage(outage_s)
         self._failed_before = {s.run.id for s in self._overview.look() if s.state is RunState.FAILED}
-        self._signals = 0
+        self._signals = StopSignals(signal.SIGINT, signal.SIGTERM)
 
     @property
     def was_stopped(self) -> bool:
         """Whether a signal stopped the sweep."""
-        return self._signals > 0
+        return self._signals.count > 0
 
     def run(self) -> list[RunStatus]:
         """Execute until all runs have ended, or until a signal has cancelled all jobs. Returns the final statuses."""
-        with self._handled_signals():
+        with self._signals.handled():
             while True:
                 queued = self._queued()
                 statuses = self._overview.look()
                 mine = {status.run.id for status in statuses if self._job_of(status.run) in queued}
                 in_doubt = self._mark_lost(statuses, mine)
                 self._show(statuses)
-                if self._signals:
+                if self._signals.count:
                     self._cancel(statuses, mine)
                     break
                 ready = self._ready(statuses, mine)
@@ -156,7 +154,7 @@ class SlurmQueue:
     def _queued(self) -> set[str]:
         """Ids of queued jobs. Waits during an outage; raises UserError after a long one, or at a second signal."""
         while (queued := self._looking.call(queued_jobs)) is None:
-            if self._signals > 1:
+            if self._signals.count > 1:
                 raise UserError(
                     "Slurm does not respond: the jobs of the sweep are still queued (see squeue --me, scancel)"
                 )
@@ -241,18 +239,6 @@ class SlurmQueue:
 
     def _job_of(self, run: PlannedRun) -> str | None:
         return (read_record(self._folder.run_folder(run).path / _JOB_FILE) or {}).get("job_id")
-
-    @contextmanager
-    def _handled_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
 
 
 def require_slurm() -> None:

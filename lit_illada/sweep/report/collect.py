@@ -41,17 +41,17 @@ class RunRecord:
 
     @property
     def tokens(self) -> float | None:
-        """Training tokens of the whole run, measured or as planned."""
+        """Training tokens of the run, measured or else planned."""
         return self.figures.get("perf/tokens", self.run.tokens)
 
     @property
     def flops(self) -> float | None:
-        """FLOPs of training of the whole run, measured or as planned."""
+        """Training FLOPs of the run, measured or else planned."""
         return self.figures.get("perf/flops", self.run.flops)
 
     @property
     def num_steps(self) -> float | None:
-        """Optimizer steps of the whole run, measured or as planned."""
+        """Optimizer steps of the run, measured or else planned."""
         return self.figures.get("step", self.run.num_steps)
 
 

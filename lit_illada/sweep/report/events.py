@@ -55,10 +55,11 @@ def read_all(folders: Sequence[Path]) -> list[dict[str, Curve]]:
 def _curve(points: np.ndarray) -> Curve:
     points = points[~np.isnan(points["value"])]
     points = points[np.lexsort((points["wall_time"], points["step"]))]
+    # sorted by step, then time: the last point of a step is the one written by the resumed run
     is_last = np.ones(len(points), bool)
     is_last[:-1] = points["step"][1:] != points["step"][:-1]
-    kept = points[is_last]
-    return Curve(array("q", kept["step"].tobytes()), array("d", kept["value"].tobytes()))
+    points = points[is_last]
+    return Curve(array("q", points["step"].tobytes()), array("d", points["value"].tobytes()))
 
 
 def _events(file: Path) -> Iterator[Event]:

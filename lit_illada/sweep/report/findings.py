@@ -155,6 +155,7 @@ def _equivalences(spec: SweepSpec, comparisons: Comparisons, unit: Unit) -> list
     pairs = [(one, other) for one, other in spec.equal_in_expectation]
     found = {pair: comparisons.get(pair) or comparisons[pair[1], pair[0]] for pair in pairs}
     margin = spec.equivalence_margin
+    # pairs without a p value still count in the correction
     p = {pair: value for pair in pairs if margin and (value := found[pair].p_equivalent(margin)) is not None}
     corrected = holm(p, len(pairs))
     return [_equivalence(pair, found[pair], margin, corrected.get(pair), unit) for pair in pairs]

@@ -116,10 +116,10 @@ def _band(curves: Sequence[Curve]) -> Band | None:
 
 def _band_of(x: Sequence[float], table: np.ndarray) -> Band:
     """Band of a table (seeds, points); points that are NaN for every seed are omitted."""
-    kept = ~np.isnan(table).all(axis=0)
-    table = table[:, kept]
+    has_value = ~np.isnan(table).all(axis=0)
+    table = table[:, has_value]
     columns = (np.nanmean(table, axis=0), np.nanmin(table, axis=0), np.nanmax(table, axis=0))
-    return Band(list(map(float, np.asarray(x)[kept])), *(list(map(float, column)) for column in columns))
+    return Band(list(map(float, np.asarray(x)[has_value])), *(list(map(float, column)) for column in columns))
 
 
 def _per_step(records: Sequence[RunRecord]) -> dict[str, float]:
