@@ -62,8 +62,8 @@ def generate(
 class TextBound:
     """Likelihood of a text under a model.
 
-    For a diffusion model a Monte-Carlo estimate of an upper bound on −log p (LLaDA, arXiv 2502.09992, equation 6), for
-    a causal model −log p itself.
+    For a diffusion model a Monte-Carlo estimate of an upper bound on −log p, as in LLaDA's likelihood evaluation (arXiv
+    2502.09992); for a causal model −log p itself.
     """
 
     nll: float  # nats/token
@@ -128,7 +128,7 @@ def load_module(path: str | Path, map_location: Any = None) -> PretrainModule:
         raise UserError(f"{path} holds weights only, without a training run: use lit_illada.load_checkpoint")
     tree = opened.state["hyper_parameters"]["config"]
     config = from_tree(SFTConfig, tree) if "sft_data" in tree else from_tree(PretrainConfig, tree)
-    # the module is whole, however many devices trained it
+    # the module is not sharded, however many devices trained it
     trainer = dataclasses.replace(config.trainer, devices=1, num_nodes=1, parallel=ParallelConfig())
     config = dataclasses.replace(config, trainer=trainer)
     module = build.build_module(config, opened.tokenizer, math.nan, weights=None)

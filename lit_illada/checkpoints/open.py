@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> Checkpoint:
-    """Opens a checkpoint, the newest one of a run folder, or that of a converted folder.
+    """Open a checkpoint, the newest one of a run folder, or that of a converted folder.
 
     Files are verified against their checksums if they have any; each of `num_processes` processes verifies a part of
     the files of a sharded checkpoint. Raises UserError for a checkpoint that is missing, damaged or inconsistent
@@ -95,7 +95,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Lan
 def write_weights(
     folder: Path, model: ModelConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> Path:
-    """Writes weights and checksums of a converted folder, which already contains the tokenizer. Returns the path."""
+    """Write weights and checksums of a converted folder, which already contains the tokenizer. Returns the path."""
     path = RunFolder(folder).checkpoints / WEIGHTS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = json.dumps({"model": to_tree(model), "tokenizer_sha256": tokenizer.sha256})
@@ -106,7 +106,7 @@ def write_weights(
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """All files of a folder, recursively, sorted."""
+    """Return all files of a folder, recursively, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -139,7 +139,7 @@ def load_sft(base: str | Path, overrides: Sequence[str] = ()) -> tuple[SFTConfig
 
 
 def check_fits(checkpoint: Checkpoint, model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Raises UserError unless the weights fit a run with this model and tokenizer."""
+    """Raise UserError unless the weights fit a run with this model and tokenizer."""
     named = [item.name for item in fields(ModelConfig) if item.name not in _FREE]
     different = [name for name in named if getattr(checkpoint.model, name) != getattr(model, name)]
     if different:
@@ -156,8 +156,10 @@ def check_fits(checkpoint: Checkpoint, model: ModelConfig, tokenizer: Tokenizer)
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The newest checkpoint of a run folder, the one of a converted folder, or `path` itself. Raises UserError for a
-    folder without one."""
+    """Return the newest checkpoint of a run folder, the one of a converted folder, or `path` itself.
+
+    Raises UserError for a folder without a checkpoint.
+    """
     if path.is_symlink() and path.exists():
         target = path.resolve()  # of best.ckpt, or of a link outside every run
         if target.parent == path.parent.resolve() or not RunFolder.of_checkpoint(path).tokenizer.is_dir():
@@ -178,7 +180,7 @@ def checkpoint_file(path: Path) -> Path:
 
 
 def run_of(checkpoint: Path) -> RunFolder:
-    """The run or converted folder that `checkpoint` is, or that contains it."""
+    """Return the run or converted folder that `checkpoint` is, or that contains it."""
     is_folder = checkpoint.is_dir() and not is_checkpoint(checkpoint)
     return RunFolder(checkpoint) if is_folder else RunFolder.of_checkpoint(checkpoint)
 

@@ -46,7 +46,7 @@ _RUN_DIR = "LIT_ILLADA_RUN_DIR"
 
 
 def check_hardware(config: RunConfig, row_length: int) -> None:
-    """Raise UserError where this machine lacks a device, process, attention kernel or package that the run needs."""
+    """Raise UserError if the run needs a device, process, attention kernel or package that is missing here."""
     started = ranks.started_outside()
     expected = config.trainer.world_size
     if started > 1 and started != expected:

@@ -36,7 +36,7 @@ def generate(
     row_numbers: Sequence[int] | None = None,
     on_commit: Callable[[Commit], None] | None = None,
 ) -> Generation:
-    """Continues every prompt until a finished block contains a stop token or `max_new_tokens` are generated.
+    """Continue every prompt until a finished block contains a stop token or `max_new_tokens` are generated.
 
     The text of a row does not depend on the other prompts. Rows that have stopped and rows whose block is full cost no
     further forward passes. Mask tokens inside a prompt are not replaced. Sources: iLLaDA, arXiv 2606.25331; LLaDA,
@@ -88,7 +88,7 @@ def generate(
 
 
 def _fill_blocks(sampler: Sampler, token_ids_BT: Tensor, on_commit: Callable[[Commit], None] | None) -> Tensor:
-    """Denoises block after block; returns prompts and continuations, (B, T)."""
+    """Denoise block after block; returns prompts and continuations, (B, T)."""
     config, prompt_length = sampler.config, sampler.prompt_length
     is_fixed = config.canvas is Canvas.fixed
     if is_fixed:

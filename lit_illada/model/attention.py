@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 LONGEST_MATMUL_ROW = 512
 
 # Kernels that take packed documents as segment boundaries and need no mask. `auto` tries them in this order on CUDA:
-# FlashAttention 4 uses instructions of Hopper and Blackwell. flash-attn and varlen are both FlashAttention 2, but users
-# who built the package want it, and it supports grouped heads natively, where torch 2.11 repeats keys and values.
+# FlashAttention 4 uses instructions of Hopper and Blackwell. flash-attn and varlen are both FlashAttention 2, but an
+# installed package was chosen by the user, and it supports grouped heads natively; torch 2.11 repeats keys and values.
 SEGMENT_KERNELS = (AttentionKernel.FLASH4, AttentionKernel.FLASH, AttentionKernel.VARLEN)
 
 SegmentKernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], Tensor]

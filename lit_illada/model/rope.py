@@ -22,7 +22,7 @@ class Rotation:
 
 
 def rotation(position_ids_BT: Tensor, head_dim: int, theta: float) -> Rotation:
-    """The angles are position · theta^(−2i/D) for i < D/2 (RoFormer, arXiv 2104.09864, eq. 15)."""
+    """The angles are position · theta^(−2i/D) for i < D/2 (RoFormer, arXiv 2104.09864)."""
     exponents = torch.arange(0, head_dim, 2, device=position_ids_BT.device, dtype=torch.float32) / head_dim
     angles = position_ids_BT[:, :, None, None].float() * theta**-exponents
     return Rotation(angles.cos(), angles.sin())

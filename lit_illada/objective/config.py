@@ -27,7 +27,7 @@ class MaskDraw(StrEnum):
 
 
 class JointDraw(StrEnum):
-    """How the mask ratios of a global batch are drawn together; changes the variance of the loss alone."""
+    """How the mask ratios of a global batch are drawn together; changes only the variance of the loss."""
 
     IID = "iid"  # independently
     STRATIFIED = "stratified"  # one from each of N equal strata, N rows of the global batch
@@ -65,7 +65,7 @@ class DiffusionObjectiveConfig:
     normaliser: Normaliser = Normaliser.TOKENS
     """Count that the summed loss is divided by."""
     importance_corrected: bool = False
-    """Divide w by p: mask_ratio then changes the variance alone, otherwise the expected objective."""
+    """Divide w by p: mask_ratio then changes only the variance, otherwise the expected objective."""
 
     def __post_init__(self) -> None:
         name = choice_name(MASK_RATIOS, self.mask_ratio)

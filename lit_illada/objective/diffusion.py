@@ -4,8 +4,8 @@
 
 Six choices are independent: p (mask_ratio), w (weighting), a (token_weight), how masks are drawn (mask_draw), how the
 ratios of a batch are drawn together (joint_draw), and Z (normaliser). The expected objective depends on p and w only
-through p·w. With `importance_corrected`, w is divided by p, so that p changes the variance alone; otherwise another p
-is another objective. LLaDA (arXiv 2502.09992, eq. 3) is p = U[ε, 1], w = 1/t, a = 1.
+through p·w. With `importance_corrected`, w is divided by p, so that p changes the variance only; otherwise another p
+is another objective. LLaDA's training loss (arXiv 2502.09992) is p = U[ε, 1], w = 1/t, a = 1.
 
 Shapes: B rows, T tokens, M masked tokens.
 """
@@ -19,10 +19,7 @@ from lit_illada.batch import TokenBatch, TokenScores
 from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw
 from lit_illada.objective.joint import draw_uniforms
 from lit_illada.objective.loss import LossSum, NoisyBatch, RatioBins, normalise
-from lit_illada.objective.mask_ratio import (
-    MaskRatio,
-    VarianceOptimal,
-)
+from lit_illada.objective.mask_ratio import MaskRatio, VarianceOptimal
 from lit_illada.objective.masking import draw_masks
 from lit_illada.objective.noise import Purpose, uniform
 
@@ -46,7 +43,7 @@ class DiffusionObjective(nn.Module):
         self._pending: list[Tensor] = []
 
     def corrupt(self, batch: TokenBatch, progress: float = 0.0) -> NoisyBatch:
-        """Draws mask ratios, then masks. progress: fraction of training done, for a curriculum.
+        """Draw mask ratios, then masks. progress: fraction of training done, for a curriculum.
 
         Returns B rows; with complementary pairs 2·B, the batch and then its complement.
         """
@@ -82,7 +79,7 @@ class DiffusionObjective(nn.Module):
         return LossSum(integrand_B.sum(), count, RatioBins.of(scores, noisy))
 
     def end_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Updates the learnt density; call after each optimizer step.
+        """Update the learnt density; call after each optimizer step.
 
         reduce: sums a tensor over the ranks, so that all ranks learn the same density.
         """
@@ -100,7 +97,7 @@ class DiffusionObjective(nn.Module):
         return self.config.mask_ratio.at(progress)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionObjective":
-        """Moves the moments with the module, but leaves them float64 when cast: bfloat16 cannot count beyond 256."""
+        """Move the moments with the module, but leave them float64 when cast: bfloat16 cannot count beyond 256."""
         before = self._buffers.get("moments")
         super()._apply(fn, recurse)
         if before is not None and self.moments.dtype != before.dtype:
@@ -108,7 +105,7 @@ class DiffusionObjective(nn.Module):
         return self
 
     def _observe(self, integrand_B: Tensor, noisy: NoisyBatch) -> None:
-        """Adds the squared row losses, before the division by p, to the moments of this step."""
+        """Add the squared row losses, before the division by p, to the moments of this step."""
         if self.training and isinstance(self.config.mask_ratio, VarianceOptimal):
             bins = torch.arange(self.config.mask_ratio.num_bins, device=integrand_B.device)
             is_in_bin = (self.config.mask_ratio.bins_of(noisy.mask_ratio) == bins[:, None]).double()  # (bins, B)

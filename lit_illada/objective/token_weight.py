@@ -72,7 +72,7 @@ class Cart(TokenWeight):
 
 @dataclass(frozen=True)
 class Focal(TokenWeight):
-    """α(1 − e^{−CE})^γ: less weight of tokens predicted well. Focal loss, arXiv 1708.02002, eq. 5.
+    """α(1 − e^{−CE})^γ: less weight of tokens predicted well. The α-balanced focal loss of arXiv 1708.02002.
 
     As in the paper, the gradient flows through the weight too.
     """

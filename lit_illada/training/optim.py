@@ -86,7 +86,7 @@ class ShardedMuon(torch.optim.Muon):
         whole = update.full_tensor()
         change = nn.Parameter(torch.zeros_like(whole))
         change.grad = whole
-        # torch's step on zero weights, without momentum or decay, yields the change of the weights alone
+        # torch's step on zero weights, without momentum or decay, yields the change of the weights only
         rule = {key: group[key] for key in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
         torch.optim.Muon([change], momentum=0.0, nesterov=False, weight_decay=0.0, **rule).step()
         sharded = distribute_tensor(change.detach(), parameter.device_mesh, parameter.placements, src_data_rank=None)

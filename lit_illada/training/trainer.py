@@ -24,7 +24,7 @@ _SRUN_ADVICE = ".*`srun` command is available on your system but is not used.*"
 def build_lightning_trainer(
     config: TrainerConfig, run_dir: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger]
 ) -> Trainer:
-    """Build Lightning's Trainer. Raises UserError if the machine lacks the configured devices."""
+    """Build Lightning's Trainer. Raises UserError for a configured device that is missing."""
     accelerator, precision = config.hardware()
     _quiet_lightning()
     strategy = config.parallel.resolve(config.world_size)

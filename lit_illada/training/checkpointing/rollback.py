@@ -27,7 +27,7 @@ def roll_back(folder: RunFolder, config: str, record: dict[str, Any]) -> None:
 
 
 def complete_rollback(folder: RunFolder) -> None:
-    """Complete a rollback that was begun, if any. Several processes may do so at the same time."""
+    """Complete an interrupted rollback, if there is one. Several processes may do so at the same time."""
     try:
         rollback = read_json(folder.rollback)
     except MissingFileError:

@@ -207,7 +207,7 @@ class TrainerConfig:
         return self.parallel.resolve(self.world_size) is Strategy.fsdp
 
     def hardware(self) -> tuple[Accelerator, Precision]:
-        """The resolved accelerator and precision. Raises UserError if the machine lacks the devices."""
+        """The resolved accelerator and precision. Raises UserError for a device that is missing."""
         accelerator = self.accelerator.resolve()
         if accelerator is Accelerator.gpu and self.devices > torch.cuda.device_count():
             raise UserError(f"trainer.devices={self.devices}, but torch sees {torch.cuda.device_count()} CUDA devices")
