@@ -60,6 +60,7 @@ def build_model(config: ModelConfig, seed: int) -> Transformer:
 def build_objective(
     config: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig, tokenizer: Tokenizer, seed: int, batch_rows: int
 ) -> Objective:
+    """Build the training objective. seed: key of its noise. batch_rows: rows per optimizer step, over all ranks."""
     match config:
         case DiffusionObjectiveConfig():
             return DiffusionObjective(config, tokenizer.mask_token_id, seed, batch_rows)
@@ -68,6 +69,7 @@ def build_objective(
 
 
 def build_datamodule(config: PretrainConfig) -> PackedDataModule:
+    """Build the data module of a pretraining run; the data set is prepared or opened later."""
     trainer = config.trainer
     return PackedDataModule(
         config.data,
@@ -80,6 +82,7 @@ def build_datamodule(config: PretrainConfig) -> PackedDataModule:
 
 
 def build_sft_datamodule(config: SFTConfig, tokenizer: Tokenizer) -> SFTDataModule:
+    """Build the data module of a fine-tuning run. tokenizer: that of the model."""
     trainer = config.trainer
     return SFTDataModule(
         config.sft_data,

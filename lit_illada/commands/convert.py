@@ -107,21 +107,7 @@ def run(
             write_weights(folder, converted.model, converted.tokenizer, converted.tensors, wanted)
             RunFolder(folder).write_provenance(datetime.now())
         else:
-            converted.write_tokenizer(folder)
-            if layout.model_type == "qwen2":
-                use_plain_tokenizer(folder)
-            write_hf(
-                folder,
-                layout,
-                converted.model,
-                converted.tensors,
-                mask_token_id=converted.tokenizer.mask_token_id,
-                eos_token_id=converted.tokenizer.eos_token_id,
-                **bos_and_pad_ids(folder),
-                dtype=wanted,
-                max_shard_bytes=int(max_shard_gb * 1e9),
-            )
-            write_folder_checksums(folder, [str(path.relative_to(folder)) for path in folder_files(folder)])
+            _write_published(folder, converted, layout, wanted, max_shard_gb)
     _report(converted, layout, destination, wanted, console)
 
 
@@ -246,6 +232,27 @@ def _locked(destination: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # before releasing it, while no other process can hold it
         lock.release()
+
+
+def _write_published(
+    folder: Path, converted: Source, layout: HfLayout, dtype: torch.dtype | None, max_shard_gb: float
+) -> None:
+    """Write tokenizer, config, weights and checksums in a published layout."""
+    converted.write_tokenizer(folder)
+    if layout.model_type == "qwen2":
+        use_plain_tokenizer(folder)
+    write_hf(
+        folder,
+        layout,
+        converted.model,
+        converted.tensors,
+        mask_token_id=converted.tokenizer.mask_token_id,
+        eos_token_id=converted.tokenizer.eos_token_id,
+        **bos_and_pad_ids(folder),
+        dtype=dtype,
+        max_shard_bytes=int(max_shard_gb * 1e9),
+    )
+    write_folder_checksums(folder, [str(path.relative_to(folder)) for path in folder_files(folder)])
 
 
 def _report(

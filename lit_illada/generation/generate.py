@@ -39,8 +39,8 @@ def generate(
     """Continue every prompt until a finished block contains a stop token or `max_new_tokens` are generated.
 
     The text of a row does not depend on the other prompts. Rows that have stopped and rows whose block is full cost no
-    further forward passes. Mask tokens inside a prompt are not replaced. Sources: iLLaDA, arXiv 2606.25331; LLaDA,
-    arXiv 2502.09992.
+    further forward passes. Mask tokens inside a prompt are not replaced. Raises UserError if a prompt and
+    `max_new_tokens` together exceed `max_position_embeddings`. Sources: iLLaDA, arXiv 2606.25331; LLaDA, 2502.09992.
 
     Args:
         prompts: (length,) int64 each.
@@ -49,9 +49,6 @@ def generate(
         controls: applied to the logits after the built-in controls, in order.
         row_numbers: number of each prompt, which selects its random stream; None: 0, 1, ….
         on_commit: called after every denoising step.
-
-    Raises:
-        UserError: if a prompt and `max_new_tokens` together exceed `max_position_embeddings`.
     """
     check_lengths(prompts, config.max_new_tokens, max_position_embeddings)
     token_ids_BT, num_padding = left_padded(prompts, mask_token_id)

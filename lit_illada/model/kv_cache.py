@@ -54,9 +54,11 @@ class _Layer:
     _values: Tensor
 
     def replace(self, keys: Tensor, values: Tensor) -> None:
+        """Store the keys and values of a full pass, (B, C, K, D)."""
         self._keys, self._values = keys, values
 
     def update(self, keys: Tensor, values: Tensor, columns: slice, num_columns: int) -> tuple[Tensor, Tensor]:
+        """Overwrite these columns. Returns keys and values of the first `num_columns` columns."""
         if columns.stop > self._keys.shape[1]:
             self._keys, self._values = _grow(self._keys, columns.stop), _grow(self._values, columns.stop)
         self._keys[:, columns] = keys

@@ -128,6 +128,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(self, x: Tensor, rope: Rotation, attention: Attention, cached: LayerWindow | None = None) -> Tensor:
+        """x: (B, T, hidden_size); returns the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), rope, attention, cached)
         return x + self.mlp(self.post_attention_layernorm(x))
 

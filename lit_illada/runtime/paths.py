@@ -6,10 +6,12 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def conf_dir() -> Path:
+    """Return the folder of the YAML configs."""
     return _share() / "conf"
 
 
 def sweeps_dir() -> Path:
+    """Return the folder of the sweep specifications."""
     return _share() / "sweeps"
 
 

@@ -275,6 +275,7 @@ class PretrainModule(pl.LightningModule):
         return PretrainModule._load(Path(checkpoint_path), map_location)  # type: ignore[return-value]
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Add the rows' likelihoods to the validation metric."""
         self.likelihood.update(self.score_rows(self.model, batch), batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -298,6 +299,7 @@ class PretrainModule(pl.LightningModule):
             publish(self, {"train/plateau_at_step": float(self.global_step)})
 
     def configure_optimizers(self) -> Any:
+        """Build the optimizer and its learning-rate schedule, which advances per optimizer step."""
         optimizer = build_optimizer(self.model, self.optim.optimizer)
         schedule = LearningRate(optimizer, self.optim.schedule, self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -18,6 +18,7 @@ _SUFFIX = ".ckpt"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint after `step` optimizer steps."""
     return folder / f"step={step:08d}{_SUFFIX}"
 
 

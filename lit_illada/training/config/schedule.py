@@ -35,9 +35,11 @@ class Cosine:
         _check(self)
 
     def decay_starts_at(self, max_steps: int) -> int:
+        """Return the step at which the decay starts."""
         return self.warmup_steps
 
     def decay_factor(self, steps: int, starts_at: int, max_steps: int) -> float:
+        """Return the factor `steps` steps after the start of the decay."""
         return DecayShape.cosine.factor(steps / max(1, max_steps - starts_at), self.final_factor)
 
 

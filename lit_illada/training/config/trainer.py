@@ -33,6 +33,7 @@ class Accelerator(StrEnum):
 
     @property
     def device(self) -> torch.device:
+        """The torch device; `auto` must be resolved first."""
         return torch.device("cuda" if self is Accelerator.gpu else "cpu")
 
 
@@ -47,6 +48,7 @@ class Precision(StrEnum):
     """Matrix products in bfloat16; weights, gradients and optimizer states in float32."""
 
     def resolve(self, accelerator: Accelerator) -> Precision:
+        """The precision that will be used: for `auto`, bf16-mixed where the hardware multiplies bfloat16."""
         if self is not Precision.auto:
             return self
         has_bf16 = accelerator is Accelerator.gpu or _cpu_multiplies_bf16()
@@ -194,6 +196,7 @@ class TrainerConfig:
 
     @property
     def world_size(self) -> int:
+        """Number of ranks."""
         return self.devices * self.num_nodes
 
     @property
