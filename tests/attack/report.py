@@ -84,9 +84,10 @@ def common_faults(outcome: Outcome, job: Job) -> list[str]:
 def _faults_of_line(outcome: Outcome, named: Sequence[str]) -> list[str]:
     line = outcome.last_line
     faults = []
-    is_line = line.startswith("Error: ") or outcome.arguments[:2] == ["data", "verify"]  # whose report is such lines
+    is_report = outcome.arguments[:2] == ["data", "verify"]  # prints one line per damaged file before its error
+    is_line = line.startswith("Error: ") or is_report
     if not is_line or len(line) > _LONGEST_LINE or outcome.exit_code not in (1, 2):
         faults.append("several lines")
-    if not any(word in line for word in named):
+    if not any(word in (outcome.output if is_report else line) for word in named):
         faults.append("unnamed file")
     return faults
