@@ -9,8 +9,8 @@ from lit_illada.training.config.schedule import SCHEDULES, Schedule
 
 
 @dataclass(frozen=True)
-class AdamWConfig:
-    """AdamW (arXiv 1711.05101) on all parameters, without decay on norms and biases. The papers' optimizer."""
+class _Adam:
+    """Hyper-parameters shared by AdamW's implementations."""
 
     learning_rate: float = 2e-4
     """Peak learning rate, before the schedule's factor."""
@@ -25,6 +25,11 @@ class AdamWConfig:
 
     def __post_init__(self) -> None:
         _check_rates(self)
+
+
+@dataclass(frozen=True)
+class AdamWConfig(_Adam):
+    """AdamW (arXiv 1711.05101) on all parameters, without decay on norms and biases. The papers' optimizer."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +59,12 @@ class MuonConfig:
 
 
 @dataclass(frozen=True)
-class AdamW8bitConfig:
+class AdamW8bitConfig(_Adam):
     """AdamW with 8-bit moments, in blocks of 256 with one scale each (arXiv 2110.02861, implemented by torchao).
 
     The optimizer state takes a quarter of AdamW's memory. Tensors with fewer than 4096 elements have float32 moments.
     Needs the whole model on each device: the states cannot be sharded.
     """
-
-    learning_rate: float = 2e-4
-    """Peak learning rate, before the schedule's factor."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of parameters with two or more dimensions."""
-    beta1: float = 0.9
-    """Decay rate of the first moment."""
-    beta2: float = 0.95
-    """Decay rate of the second moment."""
-    eps: float = 1e-8
-    """Term added to the denominator for numerical stability."""
-
-    def __post_init__(self) -> None:
-        _check_rates(self)
 
 
 OptimizerConfig = AdamWConfig | MuonConfig | AdamW8bitConfig
