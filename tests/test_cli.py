@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line: help, errors, completion, data, board and generate."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def commands(group=main, prefix=()):
             yield from commands(command, (*prefix, name))
 
 
-def test_help_answers_without_importing_anything_heavy():
+def test_help_imports_nothing_heavy():
     script = (
         "import sys\nfrom lit_illada.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
@@ -50,24 +50,24 @@ def test_help_answers_without_importing_anything_heavy():
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
-def test_the_help_of_every_command_says_what_it_does_and_shows_an_example(path):
+def test_help_of_every_command_has_a_description_and_an_example(path):
     result = lit_illada(*path, "--help")
     assert result.exit_code == 0
     if path not in (("data",), ("sweep",), ("loops",), ("launch",)):
         assert f"lit-illada {' '.join(path)}" in result.output.split("Example")[1]
 
 
-def test_the_version():
+def test_version_is_printed():
     assert __version__ in lit_illada("--version").output
 
 
-def test_config_prints_what_loads_again(tmp_path):
+def test_printed_config_can_be_loaded(tmp_path):
     result = lit_illada("config", "pretrain", "experiment=demo", "model.num_hidden_layers=8")
     assert result.exit_code == 0
     assert yaml.safe_load(result.output)["model"]["num_hidden_layers"] == 8
 
 
-def test_a_mistake_is_one_line_and_debug_shows_the_traceback():
+def test_user_error_is_one_line_and_debug_shows_the_traceback():
     result = lit_illada("config", "pretrain", "model.depth=8")
     assert result.exit_code == 1
     assert result.output.count("\n") == 1
@@ -77,12 +77,12 @@ def test_a_mistake_is_one_line_and_debug_shows_the_traceback():
 
 
 @pytest.mark.parametrize("words", [["doctor", "--json"], ["bench", "loops", "--json"]], ids=" ".join)
-def test_a_file_that_cannot_be_written_is_told_before_the_work(words, tmp_path):
+def test_unwritable_output_file_is_rejected_before_the_work(words, tmp_path):
     (tmp_path / "folder").mkdir()
-    for name, said in (("folder", "this is a folder"), ("none/found.json", "the folder ")):
+    for name, message in (("folder", "this is a folder"), ("none/found.json", "the folder ")):
         result = lit_illada(*words, str(tmp_path / name))
         assert result.exit_code == 1
-        assert result.output.startswith(f"Error: {words[-1]} {tmp_path / name}: {said}")
+        assert result.output.startswith(f"Error: {words[-1]} {tmp_path / name}: {message}")
         assert result.output.count("\n") == 1
 
 
@@ -107,7 +107,7 @@ def test_completion_prints_a_script(shell):
         ("pre", "pretrain"),
     ],
 )
-def test_the_shell_completes_commands_groups_and_keys(typed, offered):
+def test_shell_completes_commands_groups_and_keys(typed, offered):
     words = f"lit-illada {typed}"
     env = {**os.environ, "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
     env["_LIT_ILLADA_COMPLETE"] = "bash_complete"
@@ -117,7 +117,7 @@ def test_the_shell_completes_commands_groups_and_keys(typed, offered):
 
 
 @pytest.mark.parametrize("command", ["pretrain", "sft", "generate", "score", "data", "examples", "loops"])
-def test_every_key_and_group_that_the_shell_offers_is_one_of_the_command(command):
+def test_completed_keys_and_groups_belong_to_the_command(command):
     context = SimpleNamespace(info_name="config", params={"command": command, "overrides": ()})
     offered = {item.value.removesuffix("=") for item in complete_override(context, None, "")}
     keys = {key for key in offered if not (conf_dir() / key.partition("@")[0]).is_dir()}
@@ -163,7 +163,7 @@ def test_data_prepare_inspect_and_verify(tiny_corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "corpus.txt"),
         (b"", "no text"),
@@ -171,7 +171,7 @@ def test_data_prepare_inspect_and_verify(tiny_corpus, tmp_path):
         (b"broken \xff utf-8", "corpus.txt"),
     ],
 )
-def test_a_bad_corpus_is_one_line_that_names_what_is_wrong(content, said, tmp_path):
+def test_invalid_corpus_is_a_one_line_error(content, message, tmp_path):
     file = tmp_path / "corpus.txt"
     if content is not None:
         file.write_bytes(content)
@@ -179,11 +179,11 @@ def test_a_bad_corpus_is_one_line_that_names_what_is_wrong(content, said, tmp_pa
     result = lit_illada("data", "prepare", "data=text", f"data.source.paths=[{file}]", f"data.dir={folder}")
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith("Error: ")
-    assert said in result.output
+    assert message in result.output
     assert not (folder / "manifest.json").exists()
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(tiny_corpus, tmp_path):
+def test_full_disk_is_reported_and_leaves_no_partial_data(tiny_corpus, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
@@ -203,7 +203,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tiny_corpus, tmp_pa
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_a_full_disk_during_training_keeps_the_last_checkpoint(tiny_overrides, tmp_path):
+def test_full_disk_during_training_leaves_the_last_checkpoint(tiny_overrides, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(small)]
@@ -214,9 +214,9 @@ def test_a_full_disk_during_training_keeps_the_last_checkpoint(tiny_overrides, t
         result = lit_illada("pretrain", *tiny_overrides, f"run_dir={run}", "trainer.keep_checkpoints=100")
         assert result.exit_code == 1
         assert "the checkpoint could not be written" in result.output
-        kept = sorted((run / "checkpoints").iterdir())
-        assert kept
-        assert all(path.suffix == ".ckpt" for path in kept)
+        checkpoints = sorted((run / "checkpoints").iterdir())
+        assert checkpoints
+        assert all(path.suffix == ".ckpt" for path in checkpoints)
         assert lit_illada("generate", str(run), "--prompt", "alpha", "generation.max_new_tokens=32").exit_code == 0
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -281,7 +281,7 @@ def test_generate_is_deterministic_by_seed(trained):
     assert len({hot(seed) for seed in range(4)}) > 1
 
 
-def test_the_live_view_shows_masks_turning_into_text(trained):
+def test_live_view_shows_masks_becoming_text(trained):
     result = lit_illada("generate", str(trained), "--prompt", "alpha", "--live", *SHORT, env={"FORCE_COLOR": "1"})
     assert result.exit_code == 0
     assert "░" in result.stderr
@@ -289,7 +289,7 @@ def test_the_live_view_shows_masks_turning_into_text(trained):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--prompt", "a", "generation.block_length=0"], "generation.block_length is 0"),
         (["--prompt", "alpha " * 2000], "positions of the model"),
@@ -298,14 +298,14 @@ def test_the_live_view_shows_masks_turning_into_text(trained):
         (["--prompt", "a", "generation.temperatur=1"], "did you mean 'generation.temperature'"),
     ],
 )
-def test_a_wrong_generate_command_is_one_line(arguments, said, trained):
+def test_invalid_generate_command_is_a_one_line_error(arguments, message, trained):
     result = lit_illada("generate", str(trained), *arguments)
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith("Error: ")
-    assert said in result.output
+    assert message in result.output
 
 
-def test_a_checkpoint_with_another_tokenizer_is_refused(trained, tmp_path):
+def test_checkpoint_with_another_tokenizer_is_rejected(trained, tmp_path):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(trained), str(copy)], check=True)
     tokenizer = copy / "tokenizer" / "tokenizer.json"
@@ -315,7 +315,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(trained, tmp_path):
     assert "tokenizer" in result.output
 
 
-def test_no_checkpoint_no_run_and_a_foreign_file_are_told(tmp_path):
+def test_missing_checkpoint_missing_run_and_foreign_file_are_errors(tmp_path):
     assert "no run there" in lit_illada("generate", str(tmp_path), "--prompt", "a").output
     assert "no such checkpoint" in lit_illada("generate", str(tmp_path / "x.ckpt"), "--prompt", "a").output
     foreign = tmp_path / "foreign.ckpt"

@@ -72,28 +72,28 @@ def test_dry_run_prints_the_script_and_writes_no_file(tiny_overrides, tmp_path, 
 def test_invalid_options_are_rejected_before_submission(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def said(*words):
+    def error_of(*words):
         result = lit_illada("launch", "pretrain", *tiny_overrides, *words, "--dry-run")
         assert result.exit_code == 1
         return result.output
 
-    assert "trainer.num_nodes=2 and --nodes set the same value" in said("trainer.num_nodes=2", "--nodes", "2")
-    assert "trainer.devices=2 and --gpus-per-node set the same value" in said(
+    assert "trainer.num_nodes=2 and --nodes set the same value" in error_of("trainer.num_nodes=2", "--nodes", "2")
+    assert "trainer.devices=2 and --gpus-per-node set the same value" in error_of(
         "trainer.devices=2", "--gpus-per-node", "2"
     )
-    assert "micro_batch_rows × devices × num_nodes" in said("--nodes", "3")
-    assert "write KEY=VALUE" in said("--sbatch", "exclusive")
+    assert "micro_batch_rows × devices × num_nodes" in error_of("--nodes", "3")
+    assert "write KEY=VALUE" in error_of("--sbatch", "exclusive")
     for text, instead in {
         "nodes=4": "follows from --nodes", "ntasks-per-node=2": "follows from trainer.devices",
         "--gpus-per-node=2": "follows from --gpus-per-node", "time=1:00:00": "use --time 1:00:00",
         "signal=TERM@60": "the script sets --signal", "chdir=/": "the script sets --chdir",
     }.items():  # fmt: skip
-        assert instead in said("--sbatch", text)
+        assert instead in error_of("--sbatch", text)
     for launched in (["pretrain"], ["sft", str(tmp_path)], ["data", "--parts", "2"]):
         result = lit_illada("launch", *launched, "--sbatch", "array=0-3", "--dry-run")
         assert result.exit_code == 1
         assert "--sbatch array=0-3: a run is one job" in result.output
-    assert "did you mean 'trainer.max_steps'" in said("trainer.max_stepz=3")
+    assert "did you mean 'trainer.max_steps'" in error_of("trainer.max_stepz=3")
     assert "nothing to fine-tune" in lit_illada("launch", "sft", "--dry-run").output
     assert not list(tmp_path.iterdir())
 
@@ -102,7 +102,7 @@ def test_missing_slurm_gives_the_command_for_torchrun(tiny_overrides, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    def said(*words):
+    def error_of(*words):
         result = lit_illada("launch", *words)
         assert result.exit_code == 1
         return result.output
@@ -110,17 +110,17 @@ def test_missing_slurm_gives_the_command_for_torchrun(tiny_overrides, tmp_path, 
     overrides = ["data.dir=my set", *GPUS]
     devices = [*overrides, "--gpus-per-node", "2"]
     command = "torchrun --nproc-per-node 2 --standalone -m lit_illada pretrain 'data.dir=my set'"
-    assert command in said("pretrain", *devices)
-    assert "trainer.devices=2 trainer.accelerator=gpu" in said("pretrain", *devices)
-    assert "run on every node: torchrun --nproc-per-node 2 --nnodes 4" in said("pretrain", *devices, "--nodes", "4")
-    assert "python -m lit_illada pretrain" in said("pretrain", *overrides)
-    begun = RunFolder.create("my run", "", datetime.now())
-    begun.write_config(dump(load("pretrain", ["experiment=demo", "trainer.devices=2", "trainer.micro_batch_rows=4"])))
-    resumed = said("pretrain", "--resume", "my run", "trainer.max_steps=900")
+    assert command in error_of("pretrain", *devices)
+    assert "trainer.devices=2 trainer.accelerator=gpu" in error_of("pretrain", *devices)
+    assert "run on every node: torchrun --nproc-per-node 2 --nnodes 4" in error_of("pretrain", *devices, "--nodes", "4")
+    assert "python -m lit_illada pretrain" in error_of("pretrain", *overrides)
+    run = RunFolder.create("my run", "", datetime.now())
+    run.write_config(dump(load("pretrain", ["experiment=demo", "trainer.devices=2", "trainer.micro_batch_rows=4"])))
+    resumed = error_of("pretrain", "--resume", "my run", "trainer.max_steps=900")
     assert "--standalone -m lit_illada pretrain --resume 'my run' trainer.max_steps=900" in resumed
-    assert [path.name for path in begun.path.iterdir()] == ["config.yaml"]
-    shutil.rmtree(begun.path)
-    assert "lit-illada data prepare data=stdlib --workers 3" in said("data", "data=stdlib", "--parts", "3")
+    assert [path.name for path in run.path.iterdir()] == ["config.yaml"]
+    shutil.rmtree(run.path)
+    assert "lit-illada data prepare data=stdlib --workers 3" in error_of("data", "data=stdlib", "--parts", "3")
     assert not list(tmp_path.iterdir())
 
 

@@ -17,24 +17,24 @@ from lit_illada.sweep.attempt import attempt
 from lit_illada.sweep.folder import SweepFolder
 
 folder, run_id = SweepFolder(Path(sys.argv[1])), sys.argv[2]
-place = folder.runs / run_id
+run_folder = folder.runs / run_id
 steps, seconds = {steps}, {seconds}
 
 def call(words):
     if "fail" in run_id:
         print("what went wrong")
         return 3
-    (place / "checkpoints").mkdir(exist_ok=True)
-    (place / "config.yaml").write_text("{{}}")
-    (place / "began.txt").write_text(str(began_at))
-    done = max((int(path.stem) for path in place.glob("checkpoints/*.ckpt")), default=0)
+    (run_folder / "checkpoints").mkdir(exist_ok=True)
+    (run_folder / "config.yaml").write_text("{{}}")
+    (run_folder / "began.txt").write_text(str(began_at))
+    done = max((int(path.stem) for path in run_folder.glob("checkpoints/*.ckpt")), default=0)
     for step in range(done + 1, steps + 1):
         time.sleep(seconds)
-        (place / "checkpoints" / f"{{step:03d}}.ckpt").touch()
-        with (place / "steps.txt").open("a") as file:
+        (run_folder / "checkpoints" / f"{{step:03d}}.ckpt").touch()
+        with (run_folder / "steps.txt").open("a") as file:
             cpus, threads = sorted(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"]
             file.write(f"{{step}} {{os.getpid()}} {{cpus}} {{threads}}\\n")
-    (place / "summary.json").write_text(json.dumps({{"end": {{"score": 1.0, "step": steps}}}}))
+    (run_folder / "summary.json").write_text(json.dumps({{"end": {{"score": 1.0, "step": steps}}}}))
     return 0
 
 raise SystemExit(attempt(folder, run_id, call))

@@ -191,8 +191,8 @@ def check_library(name, scale, keep):
     is_of_one_scale = read_spec(name).scale == "loops"
     spec = read_spec(name, [] if is_of_one_scale else [f"scale={scale}"])
     if keep is not None and not spec.axes:
-        kept = [spec.arms[place] for place in keep]
-        object.__setattr__(spec, "arms", kept)
+        selected = [spec.arms[index] for index in keep]
+        object.__setattr__(spec, "arms", selected)
     elif keep is not None:
         object.__setattr__(spec, "axes", {axis: [values[-1]] for axis, values in spec.axes.items()})
     runs = expand(spec, sweep.resolve, step_flops, open_begin=sweep.open_begin)

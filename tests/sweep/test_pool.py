@@ -175,8 +175,8 @@ def test_equal_runs_keep_two_cores_busy(written, planned, worker):
     for run in runs:
         run_folder = folder.run_folder(run)
         spans.append((float((run_folder.path / "began.txt").read_text()), run_folder.done.stat().st_mtime))
-    whole = max(end for _, end in spans) - min(start for start, _ in spans)
-    busy = sum(end - start for start, end in spans) / (2 * whole)
+    total = max(end for _, end in spans) - min(start for start, _ in spans)
+    busy = sum(end - start for start, end in spans) / (2 * total)
     assert busy >= 0.95, busy
 
 

@@ -71,15 +71,15 @@ def test_plan_is_submitted_as_arrays_parents_first(written, planned, worker):
 def test_requeued_run_resumes(written, planned, worker):
     run = planned("a", num_steps=40)
     folder = written(run)
-    asked = []
+    requests = []
 
     def show(statuses):
-        if not asked and has_steps(folder, run):
+        if not requests and has_steps(folder, run):
             job = read_record(folder.run_folder(run).path / "job.json")["job_id"]
-            asked.append(subprocess.run(["scontrol", "requeue", job], check=True))
+            requests.append(subprocess.run(["scontrol", "requeue", job], check=True))
 
     (status,) = run_here(folder, worker(steps=40, seconds=0.2), show)
-    assert (asked != [], status.state) == (True, RunState.FINISHED)
+    assert (requests != [], status.state) == (True, RunState.FINISHED)
     assert steps_of(folder, run) == list(range(1, 41))
     assert len(folder.run_folder(run).read_attempts()) == 2
 
@@ -87,15 +87,15 @@ def test_requeued_run_resumes(written, planned, worker):
 def test_run_saves_and_is_requeued_at_the_time_limit(written, planned, worker):
     run = planned("a", num_steps=40)
     folder = written(run)
-    asked = []
+    requests = []
 
     def show(statuses):
-        if not asked and has_steps(folder, run):
+        if not requests and has_steps(folder, run):
             job = read_record(folder.run_folder(run).path / "job.json")["job_id"]
-            asked.append(subprocess.run(["scancel", "--signal=USR2", job], check=True))
+            requests.append(subprocess.run(["scancel", "--signal=USR2", job], check=True))
 
     (status,) = run_here(folder, worker(steps=40, seconds=0.2), show)
-    assert (asked != [], status.state) == (True, RunState.FINISHED)
+    assert (requests != [], status.state) == (True, RunState.FINISHED)
     assert steps_of(folder, run) == list(range(1, 41))
 
 
@@ -163,7 +163,7 @@ def test_run_on_two_nodes_trains_on_both(tiny_sweep, tmp_path, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "29417")
     both = ["trainer.num_nodes=2", "trainer.micro_batch_rows=4"]
     arms = [{"name": "slow", "overrides": {"pretrain": both}}]
-    file, folder = tiny_sweep(arms=arms), tmp_path / "kept"
+    file, folder = tiny_sweep(arms=arms), tmp_path / "sweep"
     result = CliRunner().invoke(main, ["sweep", "run", str(file), "--folder", str(folder), "--slurm"])
     log = "".join(path.read_text() for path in Path(folder).glob("runs/*/log.txt"))
     assert result.exit_code == 0, result.output + log

@@ -127,12 +127,12 @@ def test_failed_cancellation_is_repeated(slurm, written, planned):
     honest = queue._queued
 
     def counted():
-        asked.append(None)
-        if len(asked) == 5:
+        calls.append(None)
+        if len(calls) == 5:
             slurm.brings_back("scancel")
         return honest()
 
-    asked = []
+    calls = []
     queue._queued = counted
     queue.run()
     assert (slurm.folder / "cancelled").read_text() == "cancelled\n"

@@ -137,8 +137,8 @@ def test_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overrid
     assert "nowhere" in output
     status, output = sweep("run", tiny_sweep(**changes, begin_from=str(trained)), "--folder", folder, "--workers", 1)
     assert (status, "2 of 2 finished" in output) == (0, True), output
-    whole = ends(SweepFolder(folder))
-    assert set(whole) == {"score-one-s0", "score-two-s0"}
+    undisturbed = ends(SweepFolder(folder))
+    assert set(undisturbed) == {"score-one-s0", "score-two-s0"}
 
     # as a kill would have left it when the texts were written, and the figures of the end were not
     cut = SweepFolder(folder).run_folder(SweepFolder(folder).read_plan()[0])
@@ -149,7 +149,7 @@ def test_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overrid
     texts = cut.path / "generations-reasoning.jsonl"
     before = texts.stat().st_mtime_ns
     assert sweep("run", folder, "--resume")[0] == 0
-    assert ends(SweepFolder(folder)) == whole
+    assert ends(SweepFolder(folder)) == undisturbed
     assert texts.stat().st_mtime_ns == before, "what was written already was written again"
 
 

@@ -49,18 +49,18 @@ def test_curve_of_only_nan_is_omitted(tmp_path):
 
 def test_parallel_reading_gives_the_same_curves(finished_sweep, monkeypatch):
     folders = sorted(finished_sweep.runs.iterdir())
-    alone = read_all(folders)
+    serial = read_all(folders)
     monkeypatch.setattr(events, "_WORTH_A_POOL", 0)
-    assert read_all(folders) == alone == [read_curves(folder) for folder in folders]
+    assert read_all(folders) == serial == [read_curves(folder) for folder in folders]
 
 
 def test_incomplete_last_record_is_ignored(tmp_path):
     write(tmp_path, [(step, float(step)) for step in range(5)], wall_time=0)
     (file,) = tmp_path.iterdir()
-    whole = file.read_bytes()
+    content = file.read_bytes()
     lengths = set()
-    for end in range(0, len(whole), 3):
-        file.write_bytes(whole[:end])
+    for end in range(0, len(content), 3):
+        file.write_bytes(content[:end])
         curves = read_curves(tmp_path)
         lengths.add(len(curves["val/x"]) if curves else 0)
     assert lengths == {0, 1, 2, 3, 4}
