@@ -143,7 +143,7 @@ def test_data_prepare_inspect_and_verify(tiny_corpus, tmp_path):
     assert result.exit_code == 0
     assert "documents" in result.output
     assert "bytes/token" in lit_illada("data", "inspect", str(folder)).output
-    assert "every shard is whole" in lit_illada("data", "verify", str(folder)).output
+    assert "all shards are intact" in lit_illada("data", "verify", str(folder)).output
     shard = next(iter(sorted(folder.glob("*.tar"))))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -159,7 +159,7 @@ def test_data_prepare_inspect_and_verify(tiny_corpus, tmp_path):
     assert result.exit_code == 1
     assert "shard_tokens" in result.output
     assert lit_illada("data", "prepare", *overrides, "--overwrite").exit_code == 0
-    assert "every shard is whole" in lit_illada("data", "verify", str(folder)).output
+    assert "all shards are intact" in lit_illada("data", "verify", str(folder)).output
 
 
 @pytest.mark.parametrize(
