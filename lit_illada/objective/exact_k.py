@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_illada.objective.mask_ratio import MaskRatio
+from lit_illada.objective.distribution import MaskRatio
 from lit_illada.objective.weighting import Weighting
 
 _NODES_PER_CELL = 4

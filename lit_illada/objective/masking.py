@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_illada.objective.config import MaskDraw
+from lit_illada.objective.distribution import MaskRatio
 from lit_illada.objective.exact_k import draw_counts
-from lit_illada.objective.mask_ratio import MaskRatio
 from lit_illada.objective.weighting import Weighting
 
 

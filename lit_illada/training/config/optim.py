@@ -89,7 +89,7 @@ class OptimConfig:
         require(norm is None or norm > 0, "optim.gradient_clip_norm", norm, "above 0, or null for no clipping")
 
 
-def _check_rates(config: OptimizerConfig) -> None:
+def _check_rates(config: _Adam | MuonConfig) -> None:
     require(0 < config.learning_rate < math.inf, "optim.optimizer.learning_rate", config.learning_rate, "above 0")
     require(0 <= config.weight_decay < math.inf, "optim.optimizer.weight_decay", config.weight_decay, "0 or more")
     require(0 <= config.beta1 < 1, "optim.optimizer.beta1", config.beta1, "in [0, 1)")
