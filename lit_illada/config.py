@@ -1,31 +1,22 @@
-"""Config dataclasses of the commands, and loading them from composed YAML.
+"""Config dataclasses of the commands, and loading them from the files of conf/ or from a saved config."""
 
-The only module that imports hydra's compose; no DictConfig leaves it.
-"""
-
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from lit_illada.config_files import chooses_file, compose_files, is_group
 from lit_illada.data.config import DataConfig
 from lit_illada.data.sft.config import TEMPLATES, ReasoningTask, RoleTexts, RoleTokens, SFTDataConfig
-from lit_illada.errors import UserError, unknown
+from lit_illada.errors import UserError
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
-from lit_illada.overrides import parse_assignment, require_assignment
-from lit_illada.runtime.paths import conf_dir
-from lit_illada.runtime.terminal import one_line
+from lit_illada.overrides import require_assignment
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import (
     UnknownKeyError,
@@ -44,12 +35,12 @@ from lit_illada.training.config.optim import MuonConfig, OptimConfig
 from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
 
 T = TypeVar("T")
-_SECTIONS = {"model", "optim", "trainer"}  # that every saved config of a run has had
+_SECTIONS = {"model", "optim", "trainer"}  # sections of every config saved by any version
 
 
 @dataclass(frozen=True)
 class SamplesConfig:
-    """Texts generated at every validation, to be read in TensorBoard: one per prompt."""
+    """Texts generated at every validation and logged to TensorBoard, one per prompt."""
 
     prompts: list[str] = field(default_factory=list)  # continued at every validation; empty: none
     generation: GenerationConfig = field(default_factory=GenerationConfig)  # sampler settings
@@ -62,7 +53,7 @@ class RunConfig:
     name: str = "run"  # name of the run, and of its folder
     seed: int = 0  # seed of initial weights, data order and noise
     run_dir: str | None = None  # null: runs/<name>-<start time>
-    init_from: str | None = None  # checkpoint with the initial weights, a run's or a converted one; null: random ones
+    init_from: str | None = None  # checkpoint with the initial weights, of a run or converted; null: random weights
     model: ModelConfig = field(default_factory=ModelConfig)  # architecture
     objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")
     """Training loss."""
@@ -123,7 +114,7 @@ class PretrainConfig(RunConfig):
 
     name: str = "pretrain"  # name of the run, and of its folder
     data: DataConfig = field(default_factory=DataConfig)  # data set and its preparation
-    samples: SamplesConfig = field(default_factory=SamplesConfig)  # texts generated at validations
+    samples: SamplesConfig = field(default_factory=SamplesConfig)  # texts generated at every validation
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -221,7 +212,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class ExamplesConfig:
-    """A look at fine-tuning data."""
+    """A preview of fine-tuning data."""
 
     sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)  # fine-tuning examples and their rows
 
@@ -251,52 +242,24 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
 
 
 def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What files, defaults and overrides say, as a tree whose values nobody has checked yet.
+    """Compose the config of a command as an unchecked tree.
 
-    Hydra composes the chosen files, which list what differs from the dataclasses; the dataclasses add their defaults;
-    then the overrides of values apply.
+    Precedence, lowest first: defaults of the dataclasses, files of conf/, overrides of values.
     """
-    for override in overrides:
-        _check_override(override)
-    choosing = [override for override in overrides if _chooses_files(override)]
-    values = [override for override in overrides if override not in choosing]
-    return apply_overrides(_completed(command, choosing), values, resolve=True)
+    choices = [override for override in overrides if chooses_file(override)]
+    values = [override for override in overrides if override not in choices]
+    return apply_overrides(_completed(command, choices), values, resolve=True)
 
 
-def _completed(command: str, choosing: Sequence[str] = ()) -> DictConfig:
-    """The chosen files with the defaults of the dataclasses."""
-    try:
-        tree = OmegaConf.to_container(_compose(command, choosing), resolve=True)
-    except Exception as error:  # Hydra, OmegaConf and ANTLR raise errors of many classes for malformed overrides
-        raise _explain(error, choosing) from error
-    return OmegaConf.create(with_defaults(SCHEMAS[command], tree))
-
-
-def _chooses_files(override: str) -> bool:
-    key, _, value = override.partition("=")
-    return _is_group(key) and not value.lstrip().startswith("{")
-
-
-def _check_override(override: str) -> None:
-    """Reject overrides that Hydra would ignore, or reject without naming them."""
-    key = require_assignment(override)
-    if key.lstrip("+~").startswith("hydra"):
-        raise UserError(f"{override!r}: Hydra only composes the config here, and has no settings of its own")
-    if parse_assignment(override).value == [] and _is_group(key):
-        folder = _group_folder(key)
-        raise UserError(f"{override!r} names no file of the group {key}: allowed are {', '.join(_files(folder))}")
-
-
-def _compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="lit-illada"):
-        return compose(command, list(overrides))
+def _completed(command: str, choices: Sequence[str] = ()) -> DictConfig:
+    """Return the composed files with the defaults of the dataclasses."""
+    return OmegaConf.create(with_defaults(SCHEMAS[command], compose_files(command, choices)))
 
 
 def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bool = True) -> dict[str, Any]:
-    """Reject what `load` would reject, without slow imports, and return the composed tree.
+    """Return the composed tree. Raises UserError where `load` would, without slow imports.
 
-    is_whole: False if the model comes from a checkpoint, which is not read here; fields are then checked one by one.
+    is_whole: False if the model comes from a checkpoint, which is not read here; fields are then checked separately.
     """
     tree = compose_tree(command, overrides)
     try:
@@ -304,17 +267,20 @@ def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bo
             from_tree(SCHEMAS[command], tree)
         else:
             check_fields(SCHEMAS[command], tree)
-    except UnknownKeyError as error:  # a key that was added with +: the nearest may lie in another group
+    except UnknownKeyError as error:  # a key added with +: the nearest may be in another group
         raise nearest_key(error.key, keys_of(_completed(command))) from error
     return tree
 
 
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
-    """Load the config saved with a run. Overrides set values; they cannot choose files of a group."""
+    """Load the config saved with a run, with overrides of values.
+
+    Raises UserError for an incomplete or invalid config, and for an override that chooses a file of a group.
+    """
     saved = read_yaml(path)
     sections = [item.name for item in fields(SCHEMAS[command]) if item.name in _SECTIONS]
     if missing := [name for name in sections if name not in saved]:
-        raise UserError(f"{path}: lacks {', '.join(missing)}: it is not the whole config of a run")
+        raise UserError(f"{path}: lacks {', '.join(missing)}: it is not the complete config of a run")
     tree = OmegaConf.create(with_defaults(SCHEMAS[command], saved))
     try:
         from_tree(SCHEMAS[command], OmegaConf.to_container(tree))
@@ -322,37 +288,9 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
         raise UserError(f"{path}: {error}") from error
     for override in overrides:
         key = require_assignment(override)
-        if _is_group(key):
+        if is_group(key):
             raise UserError(
                 f"{override!r} would choose a file of the group {key}: on a saved config only values can be set, such "
                 "as trainer.max_steps=500"
             )
     return from_tree(SCHEMAS[command], apply_overrides(tree, overrides))
-
-
-def _explain(error: Exception, choosing: Sequence[str]) -> UserError:
-    """Hydra's refusal of a choice of files in one line."""
-    if not isinstance(error, HydraException | OmegaConfBaseException):  # of a group that is given no name
-        for override in choosing:
-            group, _, value = override.partition("=")
-            if value not in _files(_group_folder(group)):
-                return UserError(f"{override!r} names no file: allowed are {', '.join(_files(_group_folder(group)))}")
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return unknown(f"config {group or 'group'}", name, _files(conf_dir() / group))
-    said = str(error) or type(error).__name__
-    return UserError(one_line(f"{' '.join(choosing)}: {said}" if choosing else said))
-
-
-def _is_group(key: str) -> bool:
-    """Whether a key names a config group."""
-    return os.path.isdir(_group_folder(key))  # Path.is_dir raises for a name that is too long
-
-
-def _group_folder(key: str) -> Path:
-    """Return the folder of a group written as in Hydra, such as `generation@samples.generation`."""
-    return conf_dir() / key.lstrip("+").partition("@")[0]
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))

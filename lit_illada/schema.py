@@ -84,7 +84,7 @@ def with_defaults(schema: type, tree: Any, defaults: Any = None) -> Any:
 def _default(item: dataclasses.Field[Any]) -> Any:
     """Return the default of a field, or `MISSING` if it is required."""
     has_factory = item.default_factory is not dataclasses.MISSING
-    return item.default_factory() if has_factory else item.default  # type: ignore[misc]
+    return item.default_factory() if has_factory else item.default  # type: ignore[misc, operator]
 
 
 def _with_defaults(hint: Any, table: Mapping[str, type] | None, child: Any, default: Any) -> Any:

@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "lit_illada"
 
 # A package or module imports only those before it.
 ORDER = (
-    "errors batch stats runtime tasks overrides schema model data objective slurm run_folder report sweep loops "
-    "scoring generation training config checkpoints cost build api evaluation bench commands cli"
+    "errors batch stats runtime tasks overrides config_files schema model data objective slurm run_folder report "
+    "sweep loops scoring generation training config checkpoints cost build api evaluation bench commands cli"
 ).split()
-WITHOUT_TORCH = set("errors tasks stats runtime schema slurm run_folder report sweep loops config".split())
+WITHOUT_TORCH = set("errors tasks stats runtime config_files schema slurm run_folder report sweep loops config".split())
 MOST_ROOT_MODULES = 10
 OPTIONAL = {"flash_attn", "liger_kernel", "torchao", "datasets", "submitit", "lm_eval", "wandb"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_share" not in path.parts)

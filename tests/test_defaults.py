@@ -1,6 +1,7 @@
 """Defaults are written once, in the dataclasses: the files of conf/ list only what differs from them."""
 
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from lit_illada.config import SCHEMAS, PretrainConfig, SFTConfig, _compose, load
+from lit_illada.config import SCHEMAS, PretrainConfig, SFTConfig, load
+from lit_illada.config_files import compose_files
 from lit_illada.runtime.paths import conf_dir
 from lit_illada.schema import from_tree, with_defaults
 
@@ -23,10 +25,10 @@ def repeated_defaults(file: Path, added: dict[str, Any] | None = None) -> list[s
     """
     command, overrides, where = _place(file)
     own = (yaml.safe_load((conf_dir() / file).read_text(encoding="utf-8")) or {}) | (added or {})
-    composed = _compose(command, overrides)
+    composed = compose_files(command, overrides)
     if added:
-        OmegaConf.update(composed, ".".join(where), added, force_add=True)
-    composed = OmegaConf.to_container(composed, resolve=True)
+        added_tree = reduce(lambda tree, key: {key: tree}, reversed(where), added)
+        composed = OmegaConf.to_container(OmegaConf.merge(composed, added_tree))
     whole = with_defaults(SCHEMAS[command], composed)
 
     def repeated(node: dict[str, Any], where: list[str]) -> Iterator[str]:

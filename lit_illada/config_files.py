@@ -1,0 +1,72 @@
+"""Composes the YAML files of conf/ with Hydra. The only module that imports Hydra's compose."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_illada.errors import UserError, unknown
+from lit_illada.overrides import parse_assignment, require_assignment
+from lit_illada.runtime.paths import conf_dir
+from lit_illada.runtime.terminal import one_line
+
+
+def compose_files(command: str, choices: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the content of a command's file, of the files in its defaults and of those chosen by GROUP=FILE.
+
+    Raises UserError, in one line, for a group or file that does not exist.
+    """
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="lit-illada"):
+            tree = compose(command, list(choices))
+        return OmegaConf.to_container(tree, resolve=True)  # type: ignore[return-value]
+    except Exception as error:  # Hydra, OmegaConf and ANTLR raise errors of many classes for malformed overrides
+        raise _as_user_error(error, choices) from error
+
+
+def chooses_file(override: str) -> bool:
+    """Whether an override is GROUP=FILE. Raises UserError if Hydra would ignore it, or reject it without naming it."""
+    key = require_assignment(override)
+    if key.lstrip("+~").startswith("hydra"):
+        raise UserError(f"{override!r}: Hydra only composes the config here; it has no settings")
+    if not is_group(key):
+        parse_assignment(override)
+        return False
+    if parse_assignment(override).value == []:
+        raise UserError(f"{override!r} names no file of the group {key}: allowed are {', '.join(_files(key))}")
+    return not override.partition("=")[2].lstrip().startswith("{")  # a mapping sets values
+
+
+def is_group(key: str) -> bool:
+    """Whether a key names a config group."""
+    return os.path.isdir(_folder(key))  # Path.is_dir raises for a name that is too long
+
+
+def _as_user_error(error: Exception, choices: Sequence[str]) -> UserError:
+    """Convert an error of the composition to one line that names the override or the files to choose from."""
+    if not isinstance(error, HydraException | OmegaConfBaseException):  # raised for a value that is no name
+        for override in choices:
+            group, _, value = override.partition("=")
+            if value not in _files(group):
+                return UserError(f"{override!r} names no file: allowed are {', '.join(_files(group))}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return unknown(f"config {group or 'group'}", name, _files(group))
+    message = str(error) or type(error).__name__
+    return UserError(one_line(f"{' '.join(choices)}: {message}" if choices else message))
+
+
+def _folder(group: str) -> Path:
+    """Return the folder of a group written as in Hydra, such as `generation@samples.generation`."""
+    return conf_dir() / group.lstrip("+").partition("@")[0]
+
+
+def _files(group: str) -> list[str]:
+    return sorted(path.stem for path in _folder(group).glob("*.yaml"))
