@@ -162,7 +162,7 @@ FAULTS = {
     ),
     "a file where a folder should be": (
         train("run_dir=setup/run", spoil=lambda world: Path("setup").touch()),
-        ["setup/run", "a file stands where a folder is needed"],
+        ["setup/run", "a file exists where a folder is needed"],
     ),
     # text to prepare
     "a corpus that is not there": (
@@ -296,7 +296,7 @@ def test_a_read_only_folder_is_told(small_disk, tiny_overrides):
     result = lit_illada("pretrain", *tiny_overrides, f"run_dir={folder / 'run'}")
     assert result.exit_code == 1
     assert result.output.splitlines()[-1] == (
-        f"Error: {folder / 'run'}: Read-only file system: choose a folder that can be written to"
+        f"Error: {folder / 'run'}: Read-only file system: choose a writable folder"
     )
 
 

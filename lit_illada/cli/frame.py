@@ -18,7 +18,7 @@ overrides_argument = click.argument(
     "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completion.complete_override
 )
 
-_FULL = ": free some space and run the command again; resume a training run with --resume"
+_FULL = ": free some space and run it again; resume a training run with --resume"
 _NOT_OURS = ": choose a writable folder"
 # errors of the file system, with the fix
 _FIXES = {
