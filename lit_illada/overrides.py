@@ -22,13 +22,13 @@ class Assignment:
 
 def require_assignment(override: str) -> str:
     """Return the key of a KEY=VALUE with its `+` or `~`. Raises UserError for anything else."""
-    key, found, _ = override.partition("=")
+    key, equals, _ = override.partition("=")
     bare = key.lstrip("+~").strip()
     if key.startswith("~") and bare:
         raise UserError(
             f"{override!r} would delete a key, and a config needs all of them: set it instead, to null for none"
         )
-    if not found or not bare:
+    if not equals or not bare:
         raise UserError(f"{override!r} is no override: write KEY=VALUE, such as trainer.max_steps=500")
     if len(override) > _MAX_LENGTH:
         raise UserError(f"the override of {key[:40]!r} is longer than {_MAX_LENGTH} characters: write a file instead")

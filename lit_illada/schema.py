@@ -115,7 +115,7 @@ def check_fields(schema: type, tree: Mapping[str, Any]) -> None:
 
 
 def to_tree(value: Any) -> Any:
-    """The inverse of `from_tree`: plain dicts, lists and scalars."""
+    """Convert a config to plain dicts, lists and scalars: the inverse of `from_tree`."""
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, list):
@@ -134,7 +134,7 @@ def to_tree(value: Any) -> Any:
 
 
 def dump(config: Any) -> str:
-    """The config as YAML."""
+    """Return the config as YAML."""
     return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -1,4 +1,4 @@
-"""A user's command line and files become a config, or one line that says what is wrong."""
+"""Loading configs from overrides and files, and the one-line errors of invalid ones."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from lit_illada.schema import dump, from_tree, to_tree, with_defaults
 
 
 @pytest.mark.parametrize("command", SCHEMAS)
-def test_the_defaults_of_every_command_load_and_survive_a_round_trip(command):
+def test_default_config_of_every_command_survives_a_round_trip(command):
     config = load(command)
     assert from_tree(SCHEMAS[command], yaml.safe_load(dump(config))) == config
 
@@ -79,14 +79,14 @@ def test_overrides_reach_the_dataclasses():
         ("=3", "=3"),
     ],
 )
-def test_a_wrong_override_is_one_line_that_helps(override, said):
+def test_invalid_override_is_reported_in_one_line_with_a_hint(override, said):
     with pytest.raises(UserError) as caught:
         load("pretrain", [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_text_that_cannot_fit_the_model_is_refused_only_where_one_is_written():
+def test_generation_longer_than_the_model_is_refused_only_if_texts_are_generated():
     sizes = ["model.max_position_embeddings=256", "samples.generation.max_new_tokens=257"]
     assert load("pretrain", sizes)
     with pytest.raises(UserError, match=r"samples\.generation\.max_new_tokens is 257, more than model\.max_pos"):
@@ -97,7 +97,7 @@ def test_a_text_that_cannot_fit_the_model_is_refused_only_where_one_is_written()
     assert load("sft", [*sizes, "evaluation.num_examples=0"])
 
 
-def test_a_warm_up_is_held_against_the_steps_only_where_they_count():
+def test_warmup_is_compared_with_max_steps_unless_epochs_are_set():
     with pytest.raises(UserError, match=r"warmup_steps is 50, not below trainer\.max_steps=50"):
         load("sft", ["trainer.max_steps=50"])
     assert load("sft", ["trainer.max_steps=50", "epochs=1"])
@@ -106,21 +106,21 @@ def test_a_warm_up_is_held_against_the_steps_only_where_they_count():
 @pytest.mark.parametrize(
     "override", ["optim=muon", "objective/mask_ratio=cosine", "generation@samples.generation=llada"]
 )
-def test_a_saved_config_takes_no_files_of_a_group(tmp_path, override):
+def test_saved_config_refuses_files_of_a_group(tmp_path, override):
     file = tmp_path / "config.yaml"
     file.write_text(dump(load("pretrain")), encoding="utf-8")
     with pytest.raises(UserError, match="on a saved config only values can be set"):
         load_file("pretrain", file, [override])
 
 
-def test_a_choice_without_a_name_and_an_unknown_one_are_refused():
+def test_choice_without_or_with_unknown_name_is_refused():
     with pytest.raises(UserError, match="objective needs a name"):
         from_tree(PretrainConfig, {"objective": {"mask_draw": "exact_k"}})
     with pytest.raises(UserError, match="did you mean 'beta'"):
         from_tree(PretrainConfig, {"objective": {"name": "diffusion", "mask_ratio": {"name": "bet"}}})
 
 
-def test_a_field_of_another_choice_is_refused():
+def test_field_of_another_choice_is_refused():
     with pytest.raises(UserError, match=r"unknown config key 'objective\.weighting\.gamma'"):
         from_tree(DiffusionObjectiveConfig, {"weighting": {"name": "elbo", "gamma": 3}}, "objective.")
 
@@ -135,7 +135,7 @@ def test_to_tree_and_from_tree_are_inverse(name, seed, is_tied):
     assert from_tree(PretrainConfig, to_tree(config)) == config
 
 
-def test_a_saved_config_loads_with_overrides_and_refuses_unknown_keys(tmp_path):
+def test_saved_config_loads_with_overrides_and_refuses_unknown_keys(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(dump(load("pretrain", ["seed=5"])), encoding="utf-8")
     assert load_file("pretrain", file).seed == 5
@@ -147,7 +147,7 @@ def test_a_saved_config_loads_with_overrides_and_refuses_unknown_keys(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["- a list", "a: [unclosed", "just text"])
-def test_a_damaged_saved_config_is_named(tmp_path, content):
+def test_error_names_the_damaged_saved_config(tmp_path, content):
     file = tmp_path / "config.yaml"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"config\.yaml"):
@@ -165,12 +165,12 @@ def test_a_damaged_saved_config_is_named(tmp_path, content):
         (f"objective={'[' * 500}{']' * 500}", r"objective=\[\["),
     ],
 )
-def test_an_override_that_cannot_be_composed_is_named(override, said):
+def test_error_names_the_override_that_cannot_be_composed(override, said):
     with pytest.raises(UserError, match=said):
         load("pretrain", [override])
 
 
-def test_a_file_may_leave_out_what_the_dataclass_holds():
+def test_file_may_omit_defaults_of_the_dataclass():
     tree = {"objective": {"name": "diffusion", "mask_ratio": "cosine"}, "model": {"hidden_size": 128}}
     full = with_defaults(PretrainConfig, tree)
     assert full["model"] == to_tree(ModelConfig(hidden_size=128))
@@ -178,13 +178,13 @@ def test_a_file_may_leave_out_what_the_dataclass_holds():
     assert from_tree(PretrainConfig, full) == from_tree(PretrainConfig, tree)
 
 
-def test_defaults_leave_unknown_keys_and_odd_values_to_be_refused():
+def test_filling_defaults_leaves_unknown_keys_for_validation():
     assert with_defaults(PretrainConfig, {"modle": 1, "model": 3})["modle"] == 1
     with pytest.raises(UserError, match="modle"):
         from_tree(PretrainConfig, with_defaults(PretrainConfig, {"modle": 1}))
 
 
-def test_a_saved_config_that_lacks_a_section_is_refused(tmp_path):
+def test_saved_config_without_a_section_is_refused(tmp_path):
     file = tmp_path / "config.yaml"
     text = dump(load("pretrain"))
     for content in ("{}", text[: text.index("\ntrainer:") + 1]):

@@ -1,4 +1,4 @@
-"""What a config key means: type, default, allowed values and the place in the source."""
+"""Explanation of a config key: meaning, type, default, allowed values and definition in the source."""
 
 import dataclasses
 import inspect
@@ -21,34 +21,34 @@ class KeyInfo:
 
     key: str
     meaning: str
-    """What it sets; empty where the source does not say."""
+    """Effect of the key; empty if the source has no doc."""
     type: str
-    """The type in words, such as `a whole number or null`."""
+    """Type in words, such as `a whole number or null`."""
     value: Any
-    """The value with the overrides given, without overrides the default."""
+    """Value with the given overrides; without overrides, the default."""
     allowed: dict[str, str]
-    """Allowed values with what each means; empty where any value of the type is allowed."""
+    """Meaning by allowed value; empty if every value of the type is allowed."""
     source: str
-    """Module and class that define it."""
+    """Module, class and line of the definition."""
 
 
 def explain(key: str, command: str | None = None, overrides: Sequence[str] = ()) -> KeyInfo:
-    """The key of a command's config; without a command, of the first one that has it. Raises UserError for no such key.
+    """Explain a key of a command's config; without a command, of the first one that has the key.
 
-    Keys of a choice are those of the chosen class: overrides choose another.
+    overrides: choose the class of a choice, and with it the keys below. Raises UserError for an unknown key.
     """
     commands = [command] if command else list(SCHEMAS)
     known: list[str] = []
     for each in commands:
         config = load(each, overrides if command else ())
-        if found := _find(config, key):
-            return found
+        if info := _find(config, key):
+            return info
         known += flatten(to_tree(config))
     raise nearest_key(key, list(dict.fromkeys(known)))
 
 
 def show(info: KeyInfo) -> str:
-    """The text of `config --explain`."""
+    """Return the text of `config --explain`."""
     lines = [info.key, *([f"  {info.meaning}"] if info.meaning else [])]
     lines += [f"  type     {info.type}", f"  default  {info.value}"]
     if info.allowed:
@@ -58,7 +58,7 @@ def show(info: KeyInfo) -> str:
 
 
 def _find(config: Any, key: str) -> KeyInfo | None:
-    """The key, looked up from a config object downwards."""
+    """Look up a dotted key in a config object; None if it does not exist."""
     *parents, name = key.split(".")
     owner, field = config, None
     for part in parents:
@@ -89,7 +89,7 @@ def _info(key: str, owner: Any, name: str) -> KeyInfo:
 
 
 def allowed_values(hint: Any) -> dict[str, str]:
-    """Values of an enumeration or a boolean, with null where it is allowed; empty for other types."""
+    """Return the values of an enumeration or a boolean, with null if it is allowed; empty for other types."""
     allowed: dict[str, str] = {}
     for part in get_args(hint) if isinstance(hint, UnionType) else (hint,):
         if isinstance(part, EnumType):
@@ -106,7 +106,7 @@ def _fields(owner: Any) -> dict[str, dataclasses.Field[Any]]:
 
 
 def shown(value: Any) -> str:
-    """A value as YAML writes it."""
+    """Format a value as in YAML."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or "''"
 
 
@@ -115,7 +115,7 @@ def _place(cls: type) -> str:
 
 
 def values_of(key: str, command: str, overrides: Sequence[str] = ()) -> list[str]:
-    """Values that a shell may offer for a key; empty where there is no list of them, or no such key."""
+    """Return the values that a shell completes for a key; empty for an unknown key or a type without a list."""
     try:
         return list(explain(key, command, overrides).allowed)
     except UserError:

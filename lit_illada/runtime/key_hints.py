@@ -1,9 +1,9 @@
-"""The nearest existing config key for one that does not exist, by common names of other libraries and by spelling."""
+"""Suggestions for unknown config keys, by the names of other libraries and by spelling."""
 
 import difflib
 from collections.abc import Sequence
 
-# names that Lightning, Hugging Face and other trainers use; values are keys of this package, or ends of them
+# from names in Lightning, Hugging Face and other trainers to keys of this package, or their last parts
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "accumulate_grad_batches": ("trainer.micro_batch_rows",),
     "batch_size": ("trainer.batch_rows", "score.batch_prompts"),
@@ -82,7 +82,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 
 
 def similar_key(key: str, known: Sequence[str]) -> str | None:
-    """The key of `known` that was probably meant, or None.
+    """Return the most similar key of `known`, or None.
 
     In this order: a key with the same parent and nearly the same last word, a synonym, the same last word elsewhere,
     nearly the same last word elsewhere, nearly the same key.

@@ -1,4 +1,4 @@
-"""conf/README.md is what the field docs say, and every config field has one."""
+"""conf/README.md matches the field docs, and every config field has one."""
 
 import dataclasses
 from typing import get_args, get_type_hints
@@ -24,7 +24,7 @@ def config_classes():
     return seen
 
 
-def test_the_committed_reference_is_up_to_date():
+def test_committed_reference_is_up_to_date():
     assert (conf_dir() / "README.md").read_text(encoding="utf-8") == reference(), "run `make reference`"
 
 

@@ -37,7 +37,7 @@ class Documented:
     bare: int = 0
 
 
-def test_docs_are_read_below_a_field_behind_it_and_from_the_class():
+def test_field_docs_are_read_from_below_behind_and_the_class():
     assert _docs_of(Documented) == {
         "below": "Below the field.", "behind": "behind the field", "old": "from the docstring; None: off.",
         "older": "of both.", "oldest": "of both.",
@@ -59,7 +59,7 @@ def test_docs_are_read_below_a_field_behind_it_and_from_the_class():
         ("loops.unit", None, (), ["words", "tokens"]),
     ],
 )
-def test_a_key_is_explained(key, command, overrides, said):
+def test_key_is_explained(key, command, overrides, said):
     words = ["config", *([command] if command else []), "--explain", key, *overrides]
     result = CliRunner().invoke(main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -67,7 +67,7 @@ def test_a_key_is_explained(key, command, overrides, said):
     assert all(text in result.output for text in said), result.output
 
 
-def test_an_unknown_key_to_explain_names_the_nearest():
+def test_unknown_key_suggests_the_nearest():
     with pytest.raises(UserError, match=r"did you mean 'optim\.optimizer\.learning_rate'"):
         explain("trainer.lr")
 
@@ -93,7 +93,7 @@ def test_every_key_can_be_explained(command):
         ("pretrain", "trainer.unknown=", set()),
     ],
 )
-def test_the_shell_offers_values(command, typed, offered):
+def test_shell_completes_values(command, typed, offered):
     context = SimpleNamespace(info_name=command, params={"overrides": ()})
     values = {item.value for item in complete_override(context, None, typed)}
     assert values >= offered

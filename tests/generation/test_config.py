@@ -95,14 +95,14 @@ def test_a_budget_below_the_block_length_shortens_block_and_steps():
     assert GenerationConfig(max_new_tokens=8, remask=ReMDMCap()).steps_for(8) == 32
 
 
-def test_samples_of_a_run_take_any_preset_and_choice():
+def test_samples_of_a_run_accept_any_preset_and_choice():
     overrides = ["generation@samples.generation=llada", "generation/cache@samples.generation.cache=dual"]
     generation = load("pretrain", overrides).samples.generation
     assert generation.canvas == "fixed"
     assert isinstance(generation.cache, CACHES["dual"])
 
 
-def test_answers_and_problems_take_any_mitigation():
+def test_evaluation_and_scoring_accept_any_mitigation():
     overrides = ["generation/thinking_stop@evaluation.generation.thinking_stop=hard"]
     assert load("sft", overrides).evaluation.generation.thinking_stop == THINKING_STOPS["hard"]()
     assert load("score", ["generation/on_loop=remask_span"]).generation.on_loop == LOOP_RESPONSES["remask_span"]()

@@ -62,7 +62,7 @@ def test_an_invalid_model_is_rejected_with_value_and_fix(changes, message):
         replace(ModelConfig(), **changes)
 
 
-def test_the_vocabulary_is_the_tokenizers_unless_given():
+def test_vocabulary_size_is_the_tokenizers_unless_given():
     assert ModelConfig().with_vocab_size(300).vocab_size == 300
     assert ModelConfig(vocab_size=512).with_vocab_size(300).vocab_size == 512
     with pytest.raises(UserError, match=r"vocab_size is 200 but the tokenizer has 300 tokens: set .* to 300 or more"):
