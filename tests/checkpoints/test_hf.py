@@ -1,6 +1,6 @@
 """Import and export of published checkpoints: equal logits, and unknown content is rejected.
 
-The reference below computes logits from the files alone, by the names and fields of the published code.
+The reference below computes logits from the files only, by the names and fields of the published code.
 """
 
 import json
@@ -353,12 +353,12 @@ def test_a_pickle_is_rejected_without_executing_it(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 4, 300, 0.5, 0.999])
-def test_a_partially_downloaded_file_is_rejected(kept, tmp_path):
+@pytest.mark.parametrize("downloaded", [0, 4, 300, 0.5, 0.999])
+def test_a_partially_downloaded_file_is_rejected(downloaded, tmp_path):
     publish(tmp_path / "hf", LLADA_CONFIG)
     file = tmp_path / "hf" / "model.safetensors"
     content = file.read_bytes()
-    file.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
+    file.write_bytes(content[: downloaded if isinstance(downloaded, int) else int(downloaded * len(content))])
     with pytest.raises(UserError, match=r"model\.safetensors: not a valid safetensors file.*download it again"):
         open_hf(tmp_path / "hf")
 

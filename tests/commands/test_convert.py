@@ -279,16 +279,16 @@ def test_an_unreachable_hub_is_reported(error, said, monkeypatch, tmp_path):
 
 
 def test_only_safetensors_and_json_are_downloaded(published, monkeypatch, tmp_path):
-    asked = {}
+    request = {}
 
     def downloaded(repository, **options):
-        asked.update(options, repository=repository)
+        request.update(options, repository=repository)
         return str(published("illada"))
 
     monkeypatch.setattr(convert, "snapshot_download", downloaded)
     assert lit_illada("convert", "someone/model", tmp_path / "in", "--revision", "main").exit_code == 0
-    assert (asked["repository"], asked["revision"]) == ("someone/model", "main")
-    assert not [pattern for pattern in asked["allow_patterns"] if pattern.endswith((".py", ".bin", ".pt", "*"))]
+    assert (request["repository"], request["revision"]) == ("someone/model", "main")
+    assert not [pattern for pattern in request["allow_patterns"] if pattern.endswith((".py", ".bin", ".pt", "*"))]
 
 
 def test_a_missing_repository_is_reported(monkeypatch, tmp_path):
@@ -308,11 +308,11 @@ def test_a_run_that_starts_from_imported_weights_has_their_model(published, tiny
     dream = ["model.is_causal=false", "model.predicts_next=true"]
     result = lit_illada("pretrain", "--init-from", source, *overrides, "optim.optimizer.learning_rate=1e-12", *dream)
     assert result.exit_code == 0, result.output
-    begun, went_on = open_checkpoint(source), open_checkpoint(run)
-    assert went_on.model.attention_bias
-    assert (went_on.model.is_causal, went_on.model.predicts_next) == (False, True)
-    for name, tensor in begun.tensors.items():
-        torch.testing.assert_close(went_on.tensors[name], tensor.float(), atol=1e-8, rtol=0)
+    before, after = open_checkpoint(source), open_checkpoint(run)
+    assert after.model.attention_bias
+    assert (after.model.is_causal, after.model.predicts_next) == (False, True)
+    for name, tensor in before.tensors.items():
+        torch.testing.assert_close(after.tensors[name], tensor.float(), atol=1e-8, rtol=0)
     assert lit_illada("generate", run, "--prompt", "alpha", *SHORT).exit_code == 0
     result = lit_illada("pretrain", "--resume", run, "trainer.max_steps=4")
     assert result.exit_code == 0, result.output

@@ -68,9 +68,9 @@ def test_a_row_does_not_depend_on_its_batch(write, ragged, name):
     ragged = [prompt for prompt in ragged if len(prompt)]  # with none, all places tie, and rounding decides
     together = write(ragged, config, stop_token_ids=[1, 2])
     for row, prompt in enumerate(ragged):
-        alone = write([prompt], config, stop_token_ids=[1, 2], row_numbers=[row])
-        assert alone.texts()[0] == together.texts()[row]
-        assert alone.is_stopped[0] == together.is_stopped[row]
+        single = write([prompt], config, stop_token_ids=[1, 2], row_numbers=[row])
+        assert single.texts()[0] == together.texts()[row]
+        assert single.is_stopped[0] == together.is_stopped[row]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -81,9 +81,9 @@ def test_a_row_does_not_depend_on_its_batch_under_any_mitigation(write, ragged, 
     ragged = [prompt for prompt in ragged if len(prompt)]  # with none, all places tie, and rounding decides
     together = write(ragged, config, **options)
     for row, prompt in enumerate(ragged):
-        alone = write([prompt], config, **options, row_numbers=[row])
-        assert alone.texts()[0] == together.texts()[row]
-        assert alone.events[0] == together.events[row]
+        single = write([prompt], config, **options, row_numbers=[row])
+        assert single.texts()[0] == together.texts()[row]
+        assert single.events[0] == together.events[row]
     if way == "append":
         off = {"thinking_stop": NoThinkingStop(), "repetition": NoPenalty(), "on_loop": NoResponse()}
         plain = replace(config, **off, early_exit=NoExit())
@@ -103,5 +103,5 @@ def test_padding_has_no_effect(model, ragged):
         text = slice(9 - len(prompt), 9)
         if not (prompt == 3).any():
             torch.testing.assert_close(logits[row, text], other[row, text])
-        alone = model(prompt[None], Layout.whole_rows(1, len(prompt))) if len(prompt) else logits[row, text][None]
-        torch.testing.assert_close(logits[row, text], alone[0], atol=1e-5, rtol=1e-5)
+        single = model(prompt[None], Layout.whole_rows(1, len(prompt))) if len(prompt) else logits[row, text][None]
+        torch.testing.assert_close(logits[row, text], single[0], atol=1e-5, rtol=1e-5)

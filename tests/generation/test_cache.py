@@ -27,10 +27,10 @@ def test_a_cache_refreshed_in_every_step_changes_nothing(write, ragged, canvas, 
 @pytest.mark.parametrize("canvas", Canvas)
 @pytest.mark.parametrize("cache", [PrefixCache, DualCache])
 def test_the_model_computes_uncached_columns_only(model, write, prompts, canvas, cache, refresh_every_steps):
-    asked = []
+    windows = []
 
     def logits_fn(ids, layout, select, *, cache, start):
-        asked.append((start, start + ids.shape[1]))
+        windows.append((start, start + ids.shape[1]))
         return model(ids, layout, select, cache=cache, start=start)
 
     write(prompts, replace(CONFIG, canvas=canvas, cache=cache(refresh_every_steps)), logits_fn=logits_fn)
@@ -41,7 +41,7 @@ def test_the_model_computes_uncached_columns_only(model, write, prompts, canvas,
         for step in range(4):
             is_refresh = step == 0 or (refresh_every_steps == 2 and step == 2)
             expected.append((0, end) if is_refresh else (first, end if cache is PrefixCache else last))
-    assert asked == expected
+    assert windows == expected
 
 
 def test_a_model_with_shifted_predictions_also_computes_the_position_before_the_block(model, write, prompts):
@@ -59,7 +59,7 @@ def test_a_model_with_shifted_predictions_also_computes_the_position_before_the_
 
 
 def slow_dual_cache(model, x, block, steps):
-    """Fast-dLLM's loop for one row and one block: a full pass at first, then the block alone over the keys and values
+    """Fast-dLLM's loop for one row and one block: a full pass at first, then only the block over the keys and values
     of that pass, which a hook holds fast: each layer sees its first pass's input outside the block."""
     seen = {}
 

@@ -29,8 +29,8 @@ def test_gumbel_noise_samples_the_softmax_of_the_tempered_logits():
 
 def test_top_p_retains_the_smallest_sufficient_set_of_tokens():
     probs = torch.tensor([[0.15, 0.5, 0.3, 0.05]])
-    kept = [nucleus(probs.log(), 1.0, top_p)[0].isfinite().tolist() for top_p in (0.4, 0.5, 0.51, 0.8, 0.9, 1.0)]
-    assert kept == [
+    nuclei = [nucleus(probs.log(), 1.0, top_p)[0].isfinite().tolist() for top_p in (0.4, 0.5, 0.51, 0.8, 0.9, 1.0)]
+    assert nuclei == [
         [False, True, False, False],
         [False, True, False, False],
         [False, True, True, False],

@@ -80,40 +80,40 @@ def test_the_mask_token_is_never_generated(write, prompts):
 
 
 def scripted(*scripts):
-    """A model that wants row b to read scripts[b] after a prompt of 5, and counts the rows it is asked for."""
-    asked = []
+    """A model that generates scripts[b] in row b after a prompt of 5 tokens, and a list of the rows of each call."""
+    rows_read = []
 
     def logits_fn(ids, layout, select, *, cache, start):
-        asked.append(ids[:, 0].tolist())
+        rows_read.append(ids[:, 0].tolist())
         wanted = torch.stack([torch.tensor(scripts[row])[: ids.shape[1] - 5] for row in ids[:, 0].tolist()])
         return 9.0 * torch.nn.functional.one_hot(torch.nn.functional.pad(wanted, (5, 0)), VOCABULARY)[select]
 
-    return logits_fn, asked
+    return logits_fn, rows_read
 
 
 def test_a_row_stops_at_a_stop_token_of_a_finished_block_and_costs_no_more_passes(write):
     early, late = [7] * 12, [8] * 12
     early[3] = late[8] = STOP
-    logits_fn, asked = scripted(early, late)
+    logits_fn, rows_read = scripted(early, late)
     numbered = torch.arange(2)[:, None].repeat(1, 5)  # row b's prompt is b, so that `scripted` knows the row
     generation = write(numbered, replace(CONFIG, max_new_tokens=18), logits_fn=logits_fn, stop_token_ids=[STOP])
     assert generation.texts() == [[7] * 3, [8] * 8]
     assert generation.is_stopped.tolist() == [True, True]
-    assert asked == [[0, 1]] * 4 + [[1]] * 4
+    assert rows_read == [[0, 1]] * 4 + [[1]] * 4
     assert generation.token_ids.shape == (2, 12), "both have stopped: no third block"
 
 
 def test_a_row_whose_block_is_full_costs_no_more_passes_in_that_block(write):
-    asked = []
+    rows_read = []
 
     def logits_fn(ids, layout, select, *, cache, start):
-        asked.append(ids[:, 0].tolist())
+        rows_read.append(ids[:, 0].tolist())
         is_sure = ids[:, :1].expand_as(select)[select] == 1
         return torch.where(is_sure[:, None], 99.0, 0.1) * torch.nn.functional.one_hot(torch.tensor(7), VOCABULARY)
 
     numbered = torch.arange(2)[:, None].repeat(1, 5)
     write(numbered, replace(CONFIG, num_steps=6, commit_rule=Threshold(0.9)), logits_fn=logits_fn)
-    assert asked == 2 * ([[0, 1]] + [[0]] * 5)
+    assert rows_read == 2 * ([[0, 1]] + [[0]] * 5)
 
 
 def test_without_a_stop_token_the_budget_ends_the_text_even_within_a_block(write):

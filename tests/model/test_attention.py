@@ -151,7 +151,7 @@ def test_both_flash_packages_installed_together_are_rejected_with_a_fix(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "package", "fastest", "told"),
+    ("head_dim", "package", "fastest", "reason"),
     [
         (128, "flash-attn-4", "flash4", ""),
         (96, "flash-attn-4", "flash4", ""),
@@ -162,14 +162,14 @@ def test_both_flash_packages_installed_together_are_rejected_with_a_fix(monkeypa
         (320, "flash-attn", "sdpa", "flash supports a head size of at most 256, but the model has 320"),
     ],
 )
-def test_auto_depends_on_the_head_width_and_logs_the_reason(monkeypatch, caplog, head_dim, package, fastest, told):
+def test_auto_depends_on_the_head_width_and_logs_the_reason(monkeypatch, caplog, head_dim, package, fastest, reason):
     installed(monkeypatch, *([package] if package else []))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     with caplog.at_level(logging.INFO):
         chosen = choose_kernel(AttentionKernel.AUTO, "cuda", torch.bfloat16, is_short=False, head_dim=head_dim)
     choose_kernel.cache_clear()
     assert chosen == fastest
-    assert told in caplog.text
+    assert reason in caplog.text
 
 
 def test_a_kernel_that_does_not_support_the_head_width_is_rejected(monkeypatch):
@@ -227,7 +227,7 @@ def on_flat_tokens(q, k, v, cu_seqlens, max_seqlen, is_causal):
         ("flash_attn.cute", "flash_attn_varlen_func", flash_attn_4_varlen_func, _flash_4),
         ("flash_attn.cute", "flash_attn_varlen_func", flash_attn_4_varlen_func_alone, _flash_4),
     ],
-    ids=["torch 2.11", "torch 2.13", "flash-attn 2", "flash-attn 4", "flash-attn 4, output alone"],
+    ids=["torch 2.11", "torch 2.13", "flash-attn 2", "flash-attn 4", "flash-attn 4, output only"],
 )
 @pytest.mark.parametrize("num_key_value_heads", [2, 4])
 @pytest.mark.parametrize("is_causal", [False, True])

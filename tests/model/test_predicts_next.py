@@ -13,8 +13,8 @@ def test_shifted_logits_equal_the_plain_models_one_position_earlier_within_docum
     plain, shifted = make_model(), make_model(predicts_next=True)
     expected = []
     for document in documents:
-        alone = plain(document[None], Layout.whole_rows(1, len(document)))[0]
-        expected.append(torch.cat((alone[:1], alone[:-1])))
+        separate = plain(document[None], Layout.whole_rows(1, len(document)))[0]
+        expected.append(torch.cat((separate[:1], separate[:-1])))
     torch.testing.assert_close(shifted(ids, layout).flatten(0, 1), torch.cat(expected), atol=5e-6, rtol=1e-5)
 
 

@@ -87,8 +87,8 @@ def test_packed_rows_equal_a_slow_reference_on_each_document(
 def test_packed_rows_equal_the_model_on_each_document(make_model, packed, attention, is_causal):
     ids, layout, documents = packed
     model = make_model(attention=attention, is_causal=is_causal)
-    alone = [model(document[None], Layout.whole_rows(1, len(document)))[0] for document in documents]
-    torch.testing.assert_close(model(ids, layout).flatten(0, 1), torch.cat(alone), atol=5e-6, rtol=1e-5)
+    separate = [model(document[None], Layout.whole_rows(1, len(document)))[0] for document in documents]
+    torch.testing.assert_close(model(ids, layout).flatten(0, 1), torch.cat(separate), atol=5e-6, rtol=1e-5)
 
 
 def test_selected_rows_are_the_full_logits_rows(make_model, packed):

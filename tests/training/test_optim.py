@@ -50,24 +50,24 @@ def test_norms_are_not_decayed_and_every_parameter_is_updated_once(name):
 
 def test_the_joint_optimizer_equals_its_parts_used_separately():
     config = MuonConfig(learning_rate=0.01)
-    ours, alone = Tiny(), Tiny()
+    ours, separate = Tiny(), Tiny()
     train(ours, build_optimizer(ours, config), 5)
     muon = torch.optim.Muon(
-        [alone.layers[0].weight], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        [separate.layers[0].weight], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
     adamw = torch.optim.AdamW(
         [
-            {"params": [alone.embed_tokens.weight], "weight_decay": 0.1},
-            {"params": [alone.norm.weight], "weight_decay": 0.0},
+            {"params": [separate.embed_tokens.weight], "weight_decay": 0.1},
+            {"params": [separate.norm.weight], "weight_decay": 0.0},
         ],
         lr=0.01, betas=(0.9, 0.95), fused=True,
     )  # fmt: skip
     for step in range(5):
-        alone.zero_grad()
-        alone(torch.arange(8).roll(step)).backward()
+        separate.zero_grad()
+        separate(torch.arange(8).roll(step)).backward()
         muon.step()
         adamw.step()
-    for p, q in zip(ours.parameters(), alone.parameters(), strict=True):
+    for p, q in zip(ours.parameters(), separate.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
@@ -134,10 +134,10 @@ def test_invalid_momenta_and_clip_norms_are_rejected():
 @needs_torchao
 def test_eight_bit_states_train_almost_like_float32_states():
     """The matrix of 64 × 64 has them, the embedding and the norm are too small."""
-    begun, exact, rounded = Tiny(64), Tiny(64), Tiny(64)
+    untrained, exact, rounded = Tiny(64), Tiny(64), Tiny(64)
     for model, config in ((exact, AdamWConfig(1e-3)), (rounded, AdamW8bitConfig(1e-3))):
         train(model, build_optimizer(model, config), 20)
-    first, far, near = (model(torch.arange(8)).item() for model in (begun, exact, rounded))
+    first, far, near = (model(torch.arange(8)).item() for model in (untrained, exact, rounded))
     assert far < first
     assert near == pytest.approx(far, abs=0.1 * (first - far))
     assert not torch.equal(exact.layers[0].weight, rounded.layers[0].weight)

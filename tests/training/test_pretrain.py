@@ -61,7 +61,7 @@ def assert_same_weights(one, other):
 
 @pytest.fixture(scope="module")
 def reference(tiny_overrides, tmp_path_factory):
-    """A run left alone."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "reference"
     result = pretrain(*tiny_overrides, f"run_dir={folder}", "samples.prompts=['alpha ']")
     assert result.exit_code == 0, result.output
@@ -225,7 +225,7 @@ def test_a_run_stopped_at_a_checkpoint_and_resumed_equals_an_uninterrupted_one(n
 
 @pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8)])
 def test_a_resumed_run_may_use_another_micro_batch_size(before, after, tiny_overrides, tmp_path):
-    """The same rows, validations and checkpoints; the weights are those of the run left alone, but for rounding."""
+    """The same rows, validations and checkpoints; the weights equal those of the uninterrupted run up to rounding."""
     constant = ["optim/schedule=wsd", "optim.schedule.final_factor=1.0", "optim.schedule.warmup_steps=2"]
     overrides = [*tiny_overrides, *constant, f"trainer.micro_batch_rows={before}"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -376,7 +376,7 @@ def test_signals_before_the_first_step_save_and_stop_the_run_after_it(tiny_overr
     monkeypatch.setattr(training_run, "append_summary", announced)
     try:
         assert pretrain(*tiny_overrides, f"run_dir={run}").exit_code == 128 + signal.SIGUSR1
-        # the process is about to end: what else it is told on the way must not look like another end
+        # the process is about to end: further signals must not look like another end
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGINT) is handlers[signal.SIGINT]
     finally:
@@ -444,16 +444,16 @@ def test_a_signal_in_the_last_step_does_not_prevent_the_final_validation(
     step, limit, tiny_overrides, tmp_path, monkeypatch
 ):
     """The last one by number, or by the limit of time."""
-    whole, told = tmp_path / "whole", tmp_path / "told"
+    whole, signalled = tmp_path / "whole", tmp_path / "told"
     overrides = [*tiny_overrides, "trainer.max_steps=7", f"trainer.max_time_s={limit}"]
     assert pretrain(*overrides, f"run_dir={whole}").exit_code == 0
     with monkeypatch.context() as patch:
         terminated_at(patch, step)
-        result = pretrain(*overrides, f"run_dir={told}")
+        result = pretrain(*overrides, f"run_dir={signalled}")
     assert result.exit_code == 0, result.output
-    assert figures(told) == figures(whole)
-    assert figures(told)["step"] == step + 1
-    assert "val/nll_bound" in figures(told)
+    assert figures(signalled) == figures(whole)
+    assert figures(signalled)["step"] == step + 1
+    assert "val/nll_bound" in figures(signalled)
 
 
 @pytest.mark.parametrize("variant", [[], ["trainer.ema_decay=0.5"]])

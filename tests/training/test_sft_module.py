@@ -246,9 +246,9 @@ def test_the_answers_of_a_run_are_timed_and_checked_by_the_bench(tuned):
         assert 0 <= figures[name]["accuracy"] <= 1
     for name in ("fast_over_plain", "together_over_one_by_one", "fast_together_over_one_by_one"):
         assert figures[name]["min"] > 0
-    told = lit_illada("bench", "answers")
-    assert (told.exit_code, told.output) == (
+    result = lit_illada("bench", "answers")
+    assert (result.exit_code, result.output) == (
         1, "Error: the benchmark 'answers' needs a fine-tuned run: --checkpoint RUN\n",
     )  # fmt: skip
-    told = lit_illada("bench", "answers", "--checkpoint", "nowhere")
-    assert (told.exit_code, told.output) == (1, "Error: nowhere: no run there (no config.yaml)\n")
+    result = lit_illada("bench", "answers", "--checkpoint", "nowhere")
+    assert (result.exit_code, result.output) == (1, "Error: nowhere: no run there (no config.yaml)\n")

@@ -107,8 +107,8 @@ def test_tokens_to_the_right_and_in_the_prompt_are_not_penalised(rule):
     for m, (row, column) in enumerate(zip(place.rows.tolist(), place.columns.tolist(), strict=True)):
         ids = place.token_ids[row].clone()
         ids[:PROMPT], ids[column + 1 :] = 7, 8
-        alone = Positions(ids[None], torch.tensor([0]), torch.tensor([column]), PROMPT, torch.tensor([0]))
-        torch.testing.assert_close(control(logits[m : m + 1].clone(), alone)[0], after[m])
+        separate = Positions(ids[None], torch.tensor([0]), torch.tensor([column]), PROMPT, torch.tensor([0]))
+        torch.testing.assert_close(control(logits[m : m + 1].clone(), separate)[0], after[m])
 
 
 @pytest.mark.parametrize("rule", [Penalty(1e6), DRY(1e6, allowed_length=1)])

@@ -153,7 +153,7 @@ def test_a_tokenizer_without_the_token_is_rejected(write):
 @pytest.mark.parametrize("name", RAMPS)
 def test_a_causal_model_is_stopped_by_the_same_rules(name):
     def waits_causally(ids, layout, select, *, cache, start):
-        # ids is the last token alone once the rest is cached: what it says is what follows
+        # once the rest is cached, ids is the last token only, which determines what follows
         logits = torch.zeros(*ids.shape, VOCABULARY, dtype=torch.float64)
         logits[:, :, CLOSE] = 2.0
         for token, then in [(CLOSE, ANSWER), (ANSWER, STOP)]:

@@ -297,22 +297,22 @@ def test_a_rollback_killed_at_any_point_is_completed_by_the_resume(is_sharded, t
     assert wanted[1] == "new"
     assert wanted[2][1:] == [{**record, "removed": ["step=00000007.ckpt", "step=00000005.ckpt"]}]
     assert not (whole.checkpoints / "best").is_symlink()
-    begun = 0
+    num_recorded = 0
     for count in range(1, 100):
         folder = prepared(f"killed {count}")
         status = wait_status(partial(killed_at, count, folder))
         if status == 0:
             break
         assert status == -signal.SIGKILL
-        is_begun = folder.rollback.is_file()
-        begun += is_begun
+        is_recorded = folder.rollback.is_file()
+        num_recorded += is_recorded
         complete_rollback(folder)
         remove_partials(folder.checkpoints)
         for half_written in folder.path.glob("*.tmp"):
             half_written.unlink()
         after = state(folder)
-        assert after == wanted or (not is_begun and after == untouched)
-    assert begun > 5
+        assert after == wanted or (not is_recorded and after == untouched)
+    assert num_recorded > 5
 
 
 def test_a_run_killed_during_a_rollback_resumes_without_the_skipped_rows(losses_by_step, tiny_overrides, tmp_path):
@@ -529,7 +529,7 @@ main()
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_are_rolled_back_together(strategy, tiny_overrides, tmp_path):
-    """As one is, with the ranks' processes kept and the weights that a resume by hand gives."""
+    """As with one process: the ranks continue, with the weights of a manual resume."""
     script = tmp_path / "diverging.py"
     script.write_text(PATCHED)
     two = [

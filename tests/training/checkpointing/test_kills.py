@@ -185,8 +185,8 @@ def test_fifty_kills_change_neither_weights_nor_records(tiny_corpus, tiny_run, t
     for key in ("lr_schedulers", "PackedDataModule"):
         assert wanted[key] == found[key]
     assert wanted["callbacks"]["Checkpoints"] == found["callbacks"]["Checkpoints"]
-    kept = [sorted(checkpoints_by_step(f / "run" / "checkpoints")) for f in (whole, killed)]
-    assert kept[0] == kept[1]
+    retained = [sorted(checkpoints_by_step(f / "run" / "checkpoints")) for f in (whole, killed)]
+    assert retained[0] == retained[1]
     assert not list(checkpoints.glob(f".*{PARTIAL_SUFFIX}"))
     expected = ["before the data were prepared", "while a checkpoint was written or removed", "between checkpoints"]
     assert not [name for name in expected if not fallen[name]]

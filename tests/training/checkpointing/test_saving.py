@@ -24,7 +24,7 @@ BOUNDS = {20: 3.0, 40: 1.5, 60: 1.5, 80: float("nan"), 100: 2.0}
 
 
 @pytest.mark.parametrize(
-    ("retention", "kept"),
+    ("retention", "retained"),
     [
         (Retention(1), {100}),
         (Retention(3), {80, 90, 100}),
@@ -36,8 +36,8 @@ BOUNDS = {20: 3.0, 40: 1.5, 60: 1.5, 80: float("nan"), 100: 2.0}
         (Retention(20), set(STEPS)),
     ],
 )
-def test_the_newest_the_regular_and_the_best_are_retained(retention, kept):
-    assert retention.select(STEPS, BOUNDS) == kept
+def test_the_newest_the_regular_and_the_best_are_retained(retention, retained):
+    assert retention.select(STEPS, BOUNDS) == retained
 
 
 @given(st.data(), st.integers(1, 3), st.integers(0, 3), st.sampled_from([None, 4]), st.sampled_from([1, 3]))
@@ -67,12 +67,12 @@ def test_checkpoints_saved_on_stops_do_not_displace_regular_ones(stops, newest, 
 def test_with_rollback_regular_checkpoints_are_counted(tiny_overrides, tmp_path):
     rollback = ["trainer/on_divergence=rollback", "trainer.on_divergence.steps_back=2"]
     rollback += ["trainer.on_divergence.max_spike_steps=1", "trainer.max_nonfinite_steps=1"]
-    for response, kept in (([], {6, 7}), (rollback, {3, 6, 7})):
+    for response, retained in (([], {6, 7}), (rollback, {3, 6, 7})):
         run = tmp_path / f"run of {len(response)}"
         command = ["pretrain", *tiny_overrides, *response, "trainer.max_steps=7", f"run_dir={run}"]
         result = CliRunner().invoke(main, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        assert set(checkpoints_by_step(run / "checkpoints")) == kept
+        assert set(checkpoints_by_step(run / "checkpoints")) == retained
 
 
 @pytest.mark.parametrize(
@@ -196,14 +196,14 @@ def test_a_synchronous_checkpoint_is_on_disk_at_once(tmp_path):
 def test_a_run_applies_its_retention_and_links_the_best_checkpoint(tiny_overrides, tmp_path):
     """Also what it has seen before it was resumed counts."""
     run = tmp_path / "run"
-    told = [
+    options = [
         "trainer.keep_checkpoints=1",
         "trainer.keep_every_steps=9",
         "trainer.keep_best=1",
         "trainer.val_every_steps=3",
     ]
-    # it learns, then goes on at a rate that overshoots: the best is not the last
-    begin = [*tiny_overrides, *told, "optim.optimizer.learning_rate=0.01", f"run_dir={run}"]
+    # it learns, then resumes at a rate that overshoots, so that the best checkpoint is not the last
+    begin = [*tiny_overrides, *options, "optim.optimizer.learning_rate=0.01", f"run_dir={run}"]
     go_on = ["--resume", str(run), "optim.optimizer.learning_rate=1.0", "trainer.max_steps=18"]
     for arguments in (begin, go_on):
         result = CliRunner().invoke(main, ["pretrain", *arguments], catch_exceptions=False)
@@ -221,7 +221,7 @@ def test_a_run_applies_its_retention_and_links_the_best_checkpoint(tiny_override
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_no_earlier_one(tiny_overrides, tmp_path):
-    """The run ends in one line between two steps, and goes on from the last whole one when there is room again."""
+    """The run ends in one line between two steps, and resumes from the last complete checkpoint once there is space."""
     run = tmp_path / "run"
     begin = [*tiny_overrides, f"run_dir={run}", "trainer.keep_checkpoints=9"]
     assert CliRunner().invoke(main, ["pretrain", *begin, "trainer.max_steps=6"]).exit_code == 0

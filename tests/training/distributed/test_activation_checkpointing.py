@@ -17,24 +17,24 @@ KERNELS = [AttentionKernel.SDPA, AttentionKernel.MATMUL]
 
 
 def step(which, kernel=AttentionKernel.SDPA):
-    """Gradients, bytes kept for the backward pass, and FLOPs of the matrix products, of one step."""
+    """Gradients, bytes saved for the backward pass, and FLOPs of the matrix products, of one step."""
     model = Transformer(replace(CONFIG, attention=kernel))
     model.init_weights(0)
     for block in model.model.layers:
         checkpoint_activations(block, which)
     ids = torch.randint(300, (4, 64), generator=torch.Generator().manual_seed(0))
-    kept = {}
+    saved = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(tensor):
         if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+            saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model(ids, Layout.whole_rows(4, 64), None, ids).nll.mean()
-        num_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        num_bytes = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
         loss.backward()
     return [p.grad for p in model.parameters()], num_bytes, counter.get_total_flops()
 

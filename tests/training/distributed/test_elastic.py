@@ -45,7 +45,7 @@ DEFAULTS = [
 
 
 def pretrain(way, arguments, folder, stop_at=None):
-    """The command, in as many processes as the way has; stop_at: a step after which it is told to stop."""
+    """Run the command in the strategy's number of processes; stop_at: step after which it is signalled to stop."""
     processes, data_ranks, options = WAYS[way]
     sizes = [f"trainer.devices={processes}", f"trainer.micro_batch_rows={8 // data_ranks}"]
     command = ["pretrain", *arguments, *DEFAULTS, *sizes, *options]

@@ -42,7 +42,7 @@ OPTIMIZERS = {"adamw": AdamWConfig(learning_rate=0.01, eps=1e-4), "muon": MuonCo
 
 
 def rows(rank, num_ranks):
-    """The rank's share of eight rows."""
+    """The rank's rows of eight."""
     ids = torch.randint(50, (8, 12), generator=torch.Generator().manual_seed(1))
     return ids.chunk(num_ranks)[rank]
 
@@ -98,7 +98,7 @@ def on_mesh(folder, shape, optimizer="adamw", num_steps=3, **options):
     return torch.load(folder / "found.pt", weights_only=True)
 
 
-def alone(optimizer="adamw", num_steps=3):
+def one_device(optimizer="adamw", num_steps=3):
     model = Transformer(TINY)
     model.init_weights(3)
     initial = {name: p.clone() for name, p in model.state_dict().items()}
@@ -109,7 +109,7 @@ def alone(optimizer="adamw", num_steps=3):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_sharded_model_starts_and_trains_as_on_one_device(mesh, tmp_path):
     """AdamW's eps is far above the gradients' rounding of 1e-9: it changes a step of 0.01 by 1e-7, not by all of it."""
-    expected, found = alone(), on_mesh(tmp_path, MESHES[mesh])
+    expected, found = one_device(), on_mesh(tmp_path, MESHES[mesh])
     assert all(torch.equal(found["initial"][name], value) for name, value in expected["initial"].items())
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-5)
     for name, value in expected["trained"].items():
@@ -122,8 +122,8 @@ def test_a_sharded_model_starts_and_trains_as_on_one_device(mesh, tmp_path):
 
 
 def test_muon_updates_sharded_matrices_like_whole_ones(tmp_path):
-    """It rounds to bfloat16 within, hence the tolerance; updates of the parts alone would be others altogether."""
-    expected, found = alone("muon", 1), on_mesh(tmp_path, (1, 2, 1), "muon", 1)
+    """Muon rounds to bfloat16 internally, hence the tolerance; updates of separate parts would differ far more."""
+    expected, found = one_device("muon", 1), on_mesh(tmp_path, (1, 2, 1), "muon", 1)
     for name, value in expected["trained"].items():
         change = (value - expected["initial"][name]).norm()
         assert (found["trained"][name] - value).norm() < 0.05 * change, name
@@ -329,14 +329,14 @@ def test_fine_tuning_is_the_same_with_a_sharded_model(adapter, tiny_overrides, t
         "evaluation.generation.num_steps=4",
         f"adapter={adapter}",
     ]
-    alone, cut = tmp_path / "alone", tmp_path / "cut"
-    run("sft", base, *tuning, "trainer.micro_batch_rows=4", f"run_dir={alone}")
+    single, cut = tmp_path / "single", tmp_path / "cut"
+    run("sft", base, *tuning, "trainer.micro_batch_rows=4", f"run_dir={single}")
     run("sft", base, *tuning, "trainer.micro_batch_rows=2", "trainer.devices=2", FSDP, f"run_dir={cut}")
-    expected, found = last(alone)["state_dict"], last(cut)["state_dict"]
+    expected, found = last(single)["state_dict"], last(cut)["state_dict"]
     assert list(expected) == list(found)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=1e-4)
-    assert (cut / "answers.jsonl").read_text() == (alone / "answers.jsonl").read_text()
+    assert (cut / "answers.jsonl").read_text() == (single / "answers.jsonl").read_text()
 
 
 @pytest.mark.slow

@@ -110,16 +110,16 @@ def test_an_interrupted_rank_records_its_end_for_the_others(watched, tmp_path):
 
 
 def test_a_loader_process_ignores_signals(monkeypatch):
-    """It is forked with the run's handlers, and would tell of a stop that is not its own."""
-    stop, told = GracefulStop(), []
-    monkeypatch.setattr(stopping.log, "warning", lambda *words: told.append(words))
+    """A forked loader inherits the run's handlers and must not log a stop."""
+    stop, warnings = GracefulStop(), []
+    monkeypatch.setattr(stopping.log, "warning", lambda *words: warnings.append(words))
     pid = os.fork()
     if pid == 0:
         stop._on_signal(signal.SIGTERM, None)
-        os._exit(0 if stop.signal is None and not told else 1)
+        os._exit(0 if stop.signal is None and not warnings else 1)
     assert os.waitpid(pid, 0)[1] == 0
     stop._on_signal(signal.SIGTERM, None)
-    assert (stop.signal, len(told)) == (signal.SIGTERM, 1)
+    assert (stop.signal, len(warnings)) == (signal.SIGTERM, 1)
 
 
 TERMINATED = """
@@ -183,15 +183,15 @@ def test_a_silent_rank_on_another_machine_ends_this_one(state, tmp_path, monkeyp
             assert time.monotonic() < end
             time.sleep(0.05)
     assert left[0] == 1
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     who = (
         "Error: rank 1 has not renewed its state"
         if state is None
         else "rank 1 (process 41 on another machine) has not renewed its state"
     )
-    assert who in told
-    assert ("never seen" if state is None else "last seen at step 7") in told
-    assert f"its log: {tmp_path / 'rank-1.log'}" in told
+    assert who in output
+    assert ("never seen" if state is None else "last seen at step 7") in output
+    assert f"its log: {tmp_path / 'rank-1.log'}" in output
 
 
 @pytest.mark.slow
