@@ -9,7 +9,7 @@ from lit_illada.cli.frame import guarded
 
 @click.group()
 def loops() -> None:
-    """Find, count and show reasoning loops in generated texts."""
+    """Detect, count and show reasoning loops in generated texts."""
 
 
 @loops.command(
@@ -23,25 +23,27 @@ Examples:
   lit-illada loops analyze samples_gsm8k_2026-01-01T12-00-00.jsonl
 
 \b
-Read are: our own traces and scored problems, lm-eval's samples_*.jsonl, d1's *_generations.json, any JSON lines with a
-text, CSV, TSV and Parquet with a text column (of a folder only .json and .jsonl); any other file is one text.
+Formats: traces and scores of this package, lm-eval's samples_*.jsonl, d1's *_generations.json, any JSON lines with a
+text, CSV, TSV and Parquet with a text column (from folders only .json and .jsonl); any other file is one text.
 """
 )
 @click.argument("words", nargs=-1, metavar="[FILE]... [KEY=VALUE]...")
 @click.option("--arm", "arms", nargs=2, multiple=True, type=(str, click.Path(path_type=Path)), metavar="NAME FILE",
-              help="A file or folder, and what its condition is called; repeatable, to compare runs.")  # fmt: skip
+              help="Name of a condition and its file or folder; repeatable, to compare runs.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("loops"), show_default=True,
-              metavar="FOLDER", help="Where report.html and records.jsonl go.")  # fmt: skip
-@click.option("--text-field", metavar="NAME", help="The field with the generated text (default: by convention).")
-@click.option("--prompt-field", metavar="NAME", help="The field with the prompt: the same prompts are compared.")
-@click.option("--correct-field", metavar="NAME", help="The field that says whether the answer is right.")
-@click.option("--truth-field", metavar="NAME", help="The field with the true answer, to compare numbers with.")
-@click.option("--group-field", "group_fields", multiple=True, metavar="NAME", help="Count by this field; repeatable.")
+              metavar="FOLDER", help="Folder of report.html, records.jsonl and effects.csv.")  # fmt: skip
+@click.option("--text-field", metavar="NAME", help="Field with the generated text (default: the usual names).")
+@click.option("--prompt-field", metavar="NAME", help="Field with the prompt, by which texts are paired.")
+@click.option("--correct-field", metavar="NAME", help="Field with the verdict on the answer.")
+@click.option("--truth-field", metavar="NAME", help="Field with the true answer.")
+@click.option("--group-field", "group_fields", multiple=True, metavar="NAME", help="Group by this field; repeatable.")
 @click.option(
     "--compare", "pairs", nargs=2, multiple=True, metavar="FIRST SECOND",
-    help="These two groups on the same problems; repeatable (default: each with each, or beyond four with the first).",
+    help="Compare two groups on the same problems; repeatable (default: all pairs, above four groups with the first).",
 )  # fmt: skip
-@click.option("--encoding", metavar="NAME", help="Of the files, where it is not UTF-8 (or UTF-16 with its mark).")
+@click.option(
+    "--encoding", metavar="NAME", help="Encoding of the files (default: UTF-8, or UTF-16 with a byte-order mark)."
+)
 @guarded
 def analyze(
     words: tuple[str, ...],
@@ -55,9 +57,9 @@ def analyze(
     pairs: tuple[tuple[str, str], ...],
     encoding: str | None,
 ) -> None:
-    """Count the loops in the generations of FILEs: a table here, a page and a record of each text in --out.
+    """Detect loops in the generations of FILEs; print tables, and write a page and a record of each text.
 
-    No model and no torch is needed. KEY=VALUE sets a threshold of conf/loops.yaml (lit-illada config loops).
+    Needs neither a model nor torch. KEY=VALUE sets a threshold of conf/loops.yaml (lit-illada config loops).
     """
     from lit_illada.commands.loops_analyze import run
     from lit_illada.loops.records import Fields
@@ -76,20 +78,18 @@ Examples:
 )
 @click.option(
     "--sweep", "name", default="loop_reproduce", show_default=True,
-    help="Which arms: also loop_causes, loop_mitigation, or a YAML file.",
+    help="Sweep: loop_reproduce, loop_causes, loop_mitigation, or a YAML file.",
 )  # fmt: skip
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    help="Where all of it is kept (default: runs/sweeps/<the sweep's name>).",
+    help="Output folder (default: runs/sweeps/<name of the sweep>).",
 )
+@click.option("--resume", "is_resumed", is_flag=True, help="Resume killed runs and retry failed ones.")
 @click.option(
-    "--resume", "is_resumed", is_flag=True, help="Go on with runs that were killed, and try failed ones again."
+    "--workers", type=click.IntRange(min=1), help="Concurrent runs (default: as many as cores, memory or GPUs allow)."
 )
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Runs at a time (default: as many as cores, memory or GPUs allow)."
-)
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores a run.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU cores per run.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @guarded
 def reproduce(
@@ -100,10 +100,10 @@ def reproduce(
     threads: int,
     overrides: tuple[str, ...],
 ) -> None:
-    """Re-create the failure from nothing: corpora, training, generation with traces, analysis, report.
+    """Reproduce reasoning loops from scratch: corpora, training, generation with traces, analysis, report.
 
-    No corpus may itself hold a loop. Arms are compared on the same problems, over seeds. Without options it takes
-    about a quarter of an hour on two cores.
+    Corpora that contain loops are rejected. Arms are compared on the same problems, over seeds. The default takes about
+    a quarter of an hour on two cores.
     """
     from lit_illada.commands.loops import reproduce_loops
     from lit_illada.commands.sweep import Workers
@@ -120,18 +120,18 @@ Examples:
   lit-illada loops run --checkpoint runs/sft-20260101-130000 --tasks gsm8k/test.jsonl --out loops-gsm8k --resume
 """,
 )
-@click.option("--checkpoint", required=True, help="A run, a converted or published folder, or a hub id.")
+@click.option("--checkpoint", required=True, help="Run folder, converted or published checkpoint, or hub id.")
 @click.option(
     "--tasks", multiple=True, required=True, metavar="FILE",
-    help="Problems with a number for an answer, as GSM8K's files; or the word reasoning. Repeatable.",
+    help="Problems with a numeric answer, as in GSM8K's files, or the word reasoning; repeatable.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("loops"), show_default=True,
-              metavar="FOLDER", help="Where the generations and the analysis go.")  # fmt: skip
-@click.option("--resume", "is_resumed", is_flag=True, help="Go on in --out where a kill broke off.")
+              metavar="FOLDER", help="Output folder.")  # fmt: skip
+@click.option("--resume", "is_resumed", is_flag=True, help="Resume a killed command in --out.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @guarded
 def run_model(checkpoint: str, tasks: tuple[str, ...], out: Path, is_resumed: bool, overrides: tuple[str, ...]) -> None:
-    """Let a model solve problems, with traces, and look for loops in what it writes."""
+    """Solve problems with a model, with traces, and detect loops in its solutions."""
     from lit_illada.commands.loops import run_and_analyze
 
     run_and_analyze(checkpoint, tasks, out, overrides, is_resumed)

@@ -1,4 +1,4 @@
-"""The `loops reproduce` and `loops run` commands: generations made, looked at, and reported on."""
+"""The commands `loops reproduce` and `loops run`: generate texts, analyze them and report."""
 
 import json
 from collections.abc import Sequence
@@ -35,47 +35,52 @@ _GATE_TEXTS = 2000
 def reproduce_loops(
     name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers
 ) -> None:
-    """The experiment: corpora (gate), training and generation by the sweep engine, then both reports.
+    """Checks the corpora, trains and generates as a sweep, and writes the loop report and the sweep report.
 
-    A run that fails does not cost the reports of the others.
+    Finished runs are reported even if others fail. Raises UserError for a sweep that solves no problems, and for a
+    corpus that contains loops.
     """
-    spec, place, runs = plan_sweep(name, overrides, folder)
+    spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
     if not any(map(_solves_problems, runs)):
         raise UserError(
-            f"{name} is no experiment on loops: none of its stages solves problems (command: score, arguments: "
-            "[--reasoning]), as those of loop_reproduce, loop_causes and loop_mitigation do"
+            f"{name} is not an experiment on loops: none of its stages solves problems (command: score, arguments: "
+            "[--reasoning]), as in loop_reproduce, loop_causes and loop_mitigation"
         )
     gate(corpora(runs), Console())
     done = execute(name, overrides, folder, is_resumed, workers)
     has_texts = any(_solves_problems(s.run) and s.state is RunState.FINISHED for s in done.statuses)
     if has_texts and not done.was_stopped:
-        written = str(gather(place))
+        written = str(gather(sweep_folder))
         by = Fields(groups=("arm", "level"))
-        loops_analyze.run([written], place.path / "loops", by, None, planned=spec.comparisons())
-        sweep_report.run(str(place.path), None)
-        print_lines("This re-creates the mechanism that iLLaDA's authors describe; their loop rates are not published.")
+        loops_analyze.run([written], sweep_folder.path / "loops", by, None, planned=spec.comparisons())
+        sweep_report.run(str(sweep_folder.path), None)
+        print_lines("This reproduces the mechanism that iLLaDA's authors describe; they have not published loop rates.")
     done.end("lit-illada loops reproduce --sweep {} --resume")
 
 
 def run_and_analyze(
     checkpoint: str, tasks: Sequence[str], folder: Path, overrides: Sequence[str], is_resumed: bool = False
 ) -> None:
-    """Ask a published model, or one of ours, and look at what it writes.
+    """Generates solutions with a model and analyzes them for loops.
 
-    tasks: files of problems with a number for an answer, or `reasoning` for chained arithmetic. A checkpoint in a
-    published layout, on the hub or in a folder, is converted first, once. is_resumed: go on where a killed attempt was.
+    Args:
+        checkpoint: a run, a converted folder, or a published layout in a folder or on the hub, which is converted once.
+        tasks: files of problems with a numeric answer, or `reasoning` for chained arithmetic.
+        folder: the output.
+        overrides: of the `score` config.
+        is_resumed: resume a killed attempt in `folder`.
     """
     scores = RunFolder(folder / "scores")
     if not is_resumed and ((folder / "loops").exists() or scores.config.exists()):
         raise UserError(
-            f"{folder} already holds an analysis, or a part of one: go on by --resume, or give another --out"
+            f"{folder} already contains an analysis, or a part of one: continue it with --resume, or give another --out"
         )
     files = [Path(task) for task in tasks if task != "reasoning"]
     if missing := [file for file in files if not file.is_file()]:
-        raise UserError(f"{missing[0]}: no such file of problems; give JSON lines, or the word reasoning")
-    place = _ours(checkpoint, folder)
+        raise UserError(f"{missing[0]}: no such file; give problems as JSON lines, or the word reasoning")
+    model = _converted(checkpoint, folder)
     request = EvaluationRequest(files, is_reasoning="reasoning" in tasks)
-    score.run(place, request, scores.path, ["score/wording=chat", *overrides], is_resumed)
+    score.run(model, request, scores.path, ["score/wording=chat", *overrides], is_resumed)
     results = from_record(_Summary, scores.read_summary(), str(scores.summary)).results
     written = [str(scores.path / result.items) for result in results]
     loops_analyze.run(written, folder / "loops", Fields(), None)
@@ -96,22 +101,22 @@ def _solves_problems(run: PlannedRun) -> bool:
 
 
 def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float], SFTConfig]:
-    """The fine-tuning data of a sweep by (share of traces that re-check, share of re-checks that correct a slip)."""
-    found: dict[tuple[float, float], SFTConfig] = {}
+    """Fine-tuning configs by (fraction of traces with re-checks, fraction of re-checks that correct a slip)."""
+    configs: dict[tuple[float, float], SFTConfig] = {}
     for run in runs:
         if run.command == Command.SFT:
             config = from_tree(SFTConfig, run.config)
             source = config.sft_data.source
             if isinstance(source, ReasoningSource):
                 rechecks = source.recheck_fraction
-                found.setdefault((rechecks, source.slip_fraction if rechecks else 0.0), config)
-    return found
+                configs.setdefault((rechecks, source.slip_fraction if rechecks else 0.0), config)
+    return configs
 
 
 def gate(sources: dict[tuple[float, float], SFTConfig], console: Console) -> None:
-    """No corpus may loop: what a model then repeats, it was not shown. Raises UserError for one that does."""
-    table = Table(title=f"the gate: loops in {_GATE_TEXTS:,} traces of each corpus", title_justify="left")
-    for heading in ("ρ, traces that re-check", "of these, correct a slip", "tokens of a trace, mean", "loops"):
+    """Rejects training corpora that contain loops, which a model would only copy. Raises UserError for one."""
+    table = Table(title=f"loops in {_GATE_TEXTS:,} traces of each training corpus", title_justify="left")
+    for heading in ("ρ, traces with re-checks", "re-checks of a slip", "units per trace, mean", "loops"):
         table.add_column(heading, justify="right")
     for (rechecks, slips), config in sorted(sources.items()):
         source, fraction = config.sft_data.source, config.sft_data.validation_fraction
@@ -121,8 +126,8 @@ def gate(sources: dict[tuple[float, float], SFTConfig], console: Console) -> Non
         looped = [example for example, found in zip(examples, findings, strict=True) if found.is_loop]
         if looped:
             raise UserError(
-                f"the corpus with recheck_fraction={rechecks} itself loops in {len(looped)} of {_GATE_TEXTS} traces, "
-                f"such as {looped[0].origin}; a model would copy that"
+                f"the corpus with recheck_fraction={rechecks} contains loops in {len(looped)} of {_GATE_TEXTS} traces, "
+                f"such as {looped[0].origin}; a model would copy them"
             )
         mean = sum(found.length for found in findings) / len(findings)
         table.add_row(f"{rechecks:g}", f"{slips:g}" if rechecks else "–", f"{mean:.0f}", "0")
@@ -130,7 +135,7 @@ def gate(sources: dict[tuple[float, float], SFTConfig], console: Console) -> Non
 
 
 def gather(sweep: SweepFolder) -> Path:
-    """The generations of all finished runs in one file, each with its arm and seed."""
+    """Writes the generations of all finished runs to one file, each with its arm and seed."""
     path = sweep.path / GENERATIONS
     with path.open("w", encoding="utf-8") as file:
         for planned in sweep.read_plan():
@@ -143,8 +148,8 @@ def gather(sweep: SweepFolder) -> Path:
     return path
 
 
-def _ours(checkpoint: str, folder: Path) -> Path:
-    """The checkpoint in our layout."""
+def _converted(checkpoint: str, folder: Path) -> Path:
+    """The checkpoint in this package's layout, converted into `folder` if necessary."""
     path = Path(checkpoint)
     if is_checkpoint(path) or (path / "checkpoints").is_dir():
         return path

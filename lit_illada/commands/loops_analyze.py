@@ -1,4 +1,4 @@
-"""The command `loops analyze`: reads files; writes tables, a file of records and a page."""
+"""The command `loops analyze`: reads generations, prints tables, and writes records, effects and a page."""
 
 import csv
 import json
@@ -48,23 +48,29 @@ def run(
     arms: Sequence[tuple[str, Path]] = (),
     planned: Sequence[Pair] | None = None,
 ) -> None:
-    """Look at every generation of the files.
+    """Analyzes every generation of the files.
 
-    pairs: the groups to compare on the same problems, instead of the usual ones. arms: instead of files, the name of a
-    condition with a file or folder of its generations. planned: as pairs, but some may not be there yet.
+    Args:
+        words: files, folders and config overrides.
+        out: folder of the output.
+        fields: names of the records' fields.
+        encoding: of the files; None: UTF-8, or UTF-16 with a byte-order mark.
+        pairs: groups to compare on the same problems; empty: the default pairs.
+        arms: (name of a condition, file or folder), instead of files.
+        planned: as pairs, but some may be missing from the files.
     """
-    files, overrides = tell_apart(words)
+    files, overrides = split_words(words)
     sources = _sources(files, arms)
     config = read_file(LoopsConfig, conf_dir() / "loops.yaml", overrides).loops
     console = Console()
-    outcomes = look(sources, fields, encoding, config, console, out / RECORDS)
+    outcomes = analyze(sources, fields, encoding, config, console, out / RECORDS)
     keys = group_keys(outcomes, fields.groups)
     if len(dict(arms)) > 1 and ARM not in keys:
         keys.append(ARM)
     check_pairs(pairs, outcomes, keys)
     compared = effects(outcomes, keys, pairs or planned or (usual_pairs(list(dict(arms))) if arms else None))
     out.mkdir(parents=True, exist_ok=True)
-    write_effects(out / EFFECTS, compared)  # first: by it a folder is known as an analysis
+    write_effects(out / EFFECTS, compared)  # first, as this file identifies the folder of an analysis
     with (out / RECORDS).open("w", encoding="utf-8") as file:
         for found in outcomes:
             file.write(json.dumps(as_record(found), ensure_ascii=False) + "\n")
@@ -77,37 +83,36 @@ def run(
         console.print(
             "Rates at different lengths are not comparable: a longer text has more opportunity to loop.", style="dim"
         )
-    told = {"records": out / RECORDS, "effects": out / EFFECTS, "page": out / REPORT}
-    for what, path in told.items():
+    for what, path in (("records", out / RECORDS), ("effects", out / EFFECTS), ("page", out / REPORT)):
         console.print(f"{what:<12} {printable(str(path))}", highlight=False, soft_wrap=True)
 
 
-def tell_apart(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Files and overrides: what exists, or holds no '=', is a file."""
+def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files and overrides: a word that exists as a path, or has no '=', is a file."""
     is_file = [Path(word).exists() or "=" not in word for word in words]
     files = [Path(word) for word, yes in zip(words, is_file, strict=True) if yes]
     return files, [word for word, yes in zip(words, is_file, strict=True) if not yes]
 
 
 def _sources(files: Sequence[Path], arms: Sequence[tuple[str, Path]]) -> dict[str | None, list[Path]]:
-    """What to read, by arm; None: the files say themselves, or there is none."""
+    """The files by arm; None: the files name their arms, or there are none."""
     if bool(files) == bool(arms):
         raise UserError(
-            "no file is named: give files or folders of generations before KEY=VALUE, or each with a name by --arm"
+            "no file given: name files or folders of generations, or each with a condition by --arm NAME FILE"
             if not files
-            else f"{files[0]} has no name, and the others have: give --arm NAME {files[0]} too"
+            else f"{files[0]} has no condition, unlike the others: give --arm NAME {files[0]}"
         )
     found: dict[str | None, list[Path]] = {None: list(files)} if files else {}
     for name, path in arms:
         if not name.strip():
-            raise UserError(f"--arm: {path} is given an empty name")
+            raise UserError(f"--arm: the name for {path} is empty")
         if path.resolve() in (other.resolve() for other in found.get(name, [])):
-            raise UserError(f"--arm {name}: {path} is named twice")
+            raise UserError(f"--arm {name}: {path} is given twice")
         found.setdefault(name, []).append(path)
     return found
 
 
-def look(
+def analyze(
     sources: Mapping[str | None, Sequence[Path]],
     fields: Fields,
     encoding: str | None,
@@ -115,26 +120,28 @@ def look(
     console: Console,
     records: Path | None = None,
 ) -> list[Outcome]:
-    """Every generation's outcome, with a progress bar on a terminal. sources: the files, by arm where that is told.
-    records: of an earlier look."""
-    found = []
+    """The outcomes of all generations, with a progress bar on a terminal.
+
+    sources: files by arm; None: the files name it. records: output of an earlier analysis, which is skipped.
+    """
+    outcomes = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("looking for loops", total=None)
+        task = progress.add_task("detecting loops", total=None)
         for arm, files in sources.items():
             for generation in read_generations(files, fields, encoding, records, arm):
-                found.append(outcome(generation, config))
-                progress.update(task, advance=1, description=f"looking for loops: {len(found):,} texts")
-    return found
+                outcomes.append(outcome(generation, config))
+                progress.update(task, advance=1, description=f"detecting loops: {len(outcomes):,} texts")
+    return outcomes
 
 
 def tables(groups: Sequence[Summary], keys: Sequence[str]) -> list[Table]:
-    """How often, of which kind, and how many are right; each fits a terminal of 80 columns."""
+    """Rates of loops, kinds and accuracies; each table fits a terminal of 80 columns."""
     first = " · ".join(keys) or "group"
     seen = [kind for kind in Kind if any(group.kinds[kind].hits for group in groups)]
     names = [first, *(group.name for group in groups)]
     often = _table("Loops, with Wilson's 95 % intervals", names, ["texts", "any loop", "exact run", "wasted"])
-    kinds = _table("By kind; a text may be of several", names, [kind.replace("_", "\n") for kind in seen])
-    right = _table("How many are right", names, ["looped", "others", "exact run", "no exact run"])
+    kinds = _table("By kind; a text can have several", names, [kind.replace("_", "\n") for kind in seen])
+    right = _table("Accuracy", names, ["looped", "others", "exact run", "no exact run"])
     for group in groups:
         wasted = f"{100 * group.wasted:.1f}%"
         often.add_row(_cell(group.name), f"{group.num_texts:,}", str(group.loop), str(group.exact_run), wasted)
@@ -146,19 +153,19 @@ def tables(groups: Sequence[Summary], keys: Sequence[str]) -> list[Table]:
 
 
 def _written(groups: Sequence[Summary], names: Sequence[str]) -> list[Table]:
-    """Of chained arithmetic: whether what re-checks still reasons."""
+    """The table of re-checks and well-formed lines; empty for tasks other than chained arithmetic."""
     if not any("share_well_formed" in group.secondary for group in groups):
         return []
-    table = _table("How it is written, means", names, ["phrases of self-\ncorrection a text", "well-formed\nlines"])
+    table = _table("Reasoning, means", names, ["phrases of self-\ncorrection per text", "well-formed\nlines"])
     for group in groups:
         phrases, share = (group.secondary.get(name) for name in ("phrases", "share_well_formed"))
-        told = [f"{phrases:.1f}" if phrases is not None else "–", f"{100 * share:.1f}%" if share is not None else "–"]
-        table.add_row(_cell(group.name), *told)
+        cells = [f"{phrases:.1f}" if phrases is not None else "–", f"{100 * share:.1f}%" if share is not None else "–"]
+        table.add_row(_cell(group.name), *cells)
     return [table]
 
 
 def write_effects(path: Path, compared: Effects) -> None:
-    """What the tables of effects say, one line each, shares as fractions."""
+    """Writes all effects as CSV, one row per comparison, rates as fractions."""
     rows = [{"compared": "levels", **_cells(item)} for item in compared.harder]
     rows += [
         {
@@ -219,10 +226,10 @@ def _side_effect_cells(item: SideEffects) -> dict[str, object]:
 
 
 def effect_tables(compared: Effects) -> list[Table]:
-    """What changes the share of endless texts: harder problems, and other conditions on the same problems."""
+    """Tables of the effects of difficulty, and of conditions on the same problems."""
     found = []
     if harder := compared.harder:
-        title = f"Endless (looping or never stopping), {harder[0].first} → {harder[0].second}, points, 95 %"
+        title = f"Endless (looping or not stopping), {harder[0].first} → {harder[0].second}, points, 95 %"
         table = _table(title, ["condition", *(item.where for item in harder)], ["easiest", "hardest", "difference", ""])
         for item in harder:
             rates = (f"{100 * rate.share:.0f}%" for rate in (item.first_rate, item.second_rate))
@@ -241,21 +248,21 @@ def effect_tables(compared: Effects) -> list[Table]:
 
 
 def _side_effect_table(pairs: Sequence[PairedEffect], names: Sequence[str]) -> Table:
-    """What ends endless texts may cost right answers, and save length."""
+    """Effects on accuracy and length, since ending endless texts can cost right answers."""
     lengths = [f"{item.side_effects.first_length:.0f} → {item.side_effects.second_length:.0f}" for item in pairs]
     if all(item.side_effects.right is None for item in pairs):
         table = _table("Length on the same problems", ["conditions", *names], ["mean length"])
         for name, length in zip(names, lengths, strict=True):
             table.add_row(_cell(name), length)
         return table
-    title = "Right on the same problems, points, each 95 % interval by itself"
+    title = "Right on the same problems, points, 95 % intervals, not corrected"
     table = _table(title, ["conditions", *names], ["difference", "harmed", "healed", "mean length"])
     for name, item, length in zip(names, pairs, lengths, strict=True):
         found = item.side_effects
         right = found.right
-        told = "–" if right is None else f"{points(right.value)} ({points(right.low)} to {points(right.high)})"
+        change = "–" if right is None else f"{points(right.value)} ({points(right.low)} to {points(right.high)})"
         changes = [f"{rate.hits} of {rate.tries}" if rate.tries else "–" for rate in (found.harmed, found.healed)]
-        table.add_row(_cell(name), told, *changes, length)
+        table.add_row(_cell(name), change, *changes, length)
     table.caption = "harmed: right and not endless before, wrong now; healed: endless and wrong before, right now"
     table.caption_justify = "left"
     return table
@@ -275,5 +282,5 @@ def _share_of(rate: Rate) -> str:
 
 
 def _cell(text: str) -> str:
-    """A name from a file as a cell of one line."""
+    """A name from a file as a table cell, escaped."""
     return printable(text)

@@ -1,4 +1,4 @@
-"""The `score` command: a checkpoint and questions or texts in; accuracies, agreement and likelihoods out."""
+"""The `score` command: evaluates a checkpoint on tasks and texts, and writes items and a summary."""
 
 import json
 import shutil
@@ -27,25 +27,30 @@ from lit_illada.schema import dump, to_tree
 from lit_illada.scoring.scorer import OnWork
 from lit_illada.training.config.trainer import Precision
 
-_ANSWERS = ".answers"  # what is written so far, until all is scored
+_ANSWERS = ".answers"  # cache of generated answers, removed when everything is scored
 
 
 def run(
     checkpoint: Path, request: EvaluationRequest, out: Path | None, overrides: Sequence[str], is_resumed: bool = False
 ) -> None:
-    """Score everything, print a table of each, and write items and summary to a folder.
+    """Runs all requested evaluations, prints a table of each, and writes items and summary to a folder.
 
-    is_resumed: what a killed attempt has scored and answered in the same folder is not done again.
+    Args:
+        checkpoint: a run folder or a checkpoint file.
+        request: the evaluations.
+        out: output folder; None: a new one in scores/ of the run's folder.
+        overrides: of the `score` config.
+        is_resumed: reuse the results and answers of a killed attempt in `out`.
     """
     now = datetime.now()
     config: ScoreConfig = load("score", overrides)
     folder = _folder(out, checkpoint, now, is_resumed)
     evaluations = read_evaluations(request, config, checkpoint)
-    file = checkpoint_file(checkpoint)  # the newest by now, however long the run goes on
+    file = checkpoint_file(checkpoint)  # the newest now; a run still in training may write newer ones
     recorded = request.record(file)
-    before = _before(folder, config, recorded) if is_resumed else {}
-    if "end" in before:
-        print_lines(f"{folder.path} is scored already")
+    previous = _previous(folder, config, recorded) if is_resumed else {}
+    if "end" in previous:
+        print_lines(f"{folder.path} is already scored")
         return
     accelerator = config.accelerator.resolve()
     model, tokenizer = load_checkpoint(file, accelerator.device)
@@ -62,12 +67,12 @@ def run(
         "model": to_tree(model.config),
         "config": to_tree(config),
         "asked": recorded,
-        "results": before.get("results", []),
+        "results": previous.get("results", []),
     }
     folder.write_summary(summary)
     with _progress() as progress:
         for job in planned[len(summary["results"]) :]:
-            # what is finished is kept, whatever happens to the rest
+            # saved after every evaluation, so that a later failure loses nothing
             summary["results"].append(job(progress))
             folder.write_summary(summary)
     folder.write_summary({**summary, "end": _figures(summary["results"])})
@@ -77,7 +82,7 @@ def run(
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar with the time left for every part of the work, where there is a terminal to show it."""
+    """Progress bars with the remaining time, on a terminal only."""
     console = Console(stderr=True)
     task = TextColumn("{task.description}", style="bold", markup=False)
     times = (TimeElapsedColumn(), TextColumn("left", markup=False), TimeRemainingColumn())
@@ -92,21 +97,19 @@ def _progress() -> Iterator[Progress]:
 
 
 def _folder(out: Path | None, checkpoint: Path, now: datetime, is_resumed: bool) -> RunFolder:
-    """The given folder, or a new one in scores/ of the run's. Raises UserError for one that holds scores already and is
-    not gone on with."""
+    """The output folder. Raises UserError if it already contains scores and is not resumed."""
     if out is None and is_resumed:
-        raise UserError("--resume goes on with the scores in a folder: name it by --out")
+        raise UserError("--resume needs the folder of the scores to resume: give --out FOLDER")
     if out is None:
         name = run_of(checkpoint).path / "scores" / f"{now:%Y%m%d-%H%M%S}"
         out = next(p for p in chain([name], (Path(f"{name}-{n}") for n in count(2))) if not p.exists())
     elif not is_resumed and RunFolder(out).config.exists():
-        raise UserError(f"{out} already holds a run or its scores: go on with these by --resume, or give another --out")
+        raise UserError(f"{out} already contains a run or scores: resume these with --resume, or give another --out")
     return RunFolder(out)
 
 
-def _before(folder: RunFolder, config: ScoreConfig, asked: dict[str, Any]) -> dict[str, Any]:
-    """The summary of the attempt that is gone on with; empty where there is none. Raises UserError where it scored
-    something else, or otherwise."""
+def _previous(folder: RunFolder, config: ScoreConfig, asked: dict[str, Any]) -> dict[str, Any]:
+    """The summary of the attempt to resume; empty without one. Raises UserError if its request or config differs."""
     summary: dict[str, Any] = {}
     if folder.summary.is_file():
         summary = folder.read_summary()
@@ -117,24 +120,25 @@ def _before(folder: RunFolder, config: ScoreConfig, asked: dict[str, Any]) -> di
         return summary
     now = flatten(json.loads(json.dumps({**to_tree(config), **asked})))
     if different := [
-        f"{name}: {there.get(name)} there, {value} asked" for name, value in now.items() if there.get(name) != value
+        f"{name}: {there.get(name)} in the folder, {value} requested"
+        for name, value in now.items()
+        if there.get(name) != value
     ]:
         raise UserError(
-            f"{folder.path} holds other scores ({'; '.join(different[:3])}): remove it, or give another --out"
+            f"{folder.path} contains scores of another request ({'; '.join(different[:3])}): "
+            "remove it, or give another --out"
         )
     return summary
 
 
 def _figures(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Every number under a name of its own: `accuracy`, `bound/accuracy`, or `<file>/bound/accuracy` where several
-    rules or files are scored.
-    """
+    """All figures by name: `accuracy`, or with several rules or files `bound/accuracy` or `<file>/bound/accuracy`."""
     figures: dict[str, float] = {}
     for result in results:
         file = f"{Path(result.get('file', result['kind'])).stem}/" if len(results) > 1 else ""
         rules = result.get("rules") or {"": dict(scalars(result)) if result["kind"] == "reasoning" else result}
-        for rule, told in rules.items():
+        for rule, values in rules.items():
             prefix = f"{file}{rule}/" if len(rules) > 1 else file
-            named = {name: value for name, value in told.items() if isinstance(value, int | float)}
+            named = {name: value for name, value in values.items() if isinstance(value, int | float)}
             figures |= {f"{prefix}{name}": float(value) for name, value in named.items()}
     return figures

@@ -1,1 +1,1 @@
-"""Finds reasoning loops in generated texts of any model, counts them and shows them. Nothing here needs torch."""
+"""Detection, comparison and reports of reasoning loops in generated texts of any model; needs no torch."""

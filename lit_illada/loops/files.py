@@ -1,7 +1,7 @@
-"""Reads the objects of a file of generations, and what its name says of them.
+"""Reads the objects in files of generations, and the facts that their names contain.
 
-JSON Lines; a JSON file with a list, or d1's layout; CSV and TSV with a header; Parquet; any other file is one text. All
-but Parquet may be compressed (.gz, .zst).
+Formats: JSON Lines; JSON with a list, or in d1's layout; CSV and TSV with a header; Parquet. Any other file is one
+text. All but Parquet may be compressed (.gz, .zst).
 """
 
 import codecs
@@ -30,25 +30,24 @@ _BINARY = (
     ".xlsx .xls .ods .feather .arrow .orc .avro .pkl .pickle .npy .npz .pt .db .sqlite .zip .tar .pdf .docx .bz2 .xz"
 ).split()
 _MOST_DIGITS = 300
-_MAX_FILE_BYTES = 256 * 2**20  # of a file that is no JSON Lines
+_MAX_FILE_BYTES = 256 * 2**20  # of formats that are read at once, all but JSON Lines and Parquet
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a file. number: of its line, or in its list. groups: what the file's name says it counts under.
-    num_canvas, num_steps: what the name says of the sampler."""
+    """One object of a file."""
 
     value: dict[str, Any]
-    number: int
-    where: str
-    groups: dict[str, str] = field(default_factory=dict)
-    num_canvas: int | None = None
-    num_steps: int | None = None
+    number: int  # line, or position in the list, from 1
+    where: str  # file and line, for messages
+    groups: dict[str, str] = field(default_factory=dict)  # fields to group by, from the file's name
+    num_canvas: int | None = None  # positions of the canvas, from the file's name
+    num_steps: int | None = None  # denoising steps, from the file's name
 
 
 def read_entries(path: Path, encoding: str | None) -> Iterator[Entry]:
-    """All objects of a file. Raises UserError, with the line, for anything else."""
+    """All objects of a file. Raises UserError that names the line of anything else."""
     name = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
     if name.suffix.lower() in _BINARY:
         raise UserError(
@@ -67,7 +66,7 @@ def read_entries(path: Path, encoding: str | None) -> Iterator[Entry]:
 
 
 def brief(value: Any) -> str:
-    """A value for a message."""
+    """A value as JSON for a message, at most 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
@@ -111,7 +110,7 @@ def _of_table(path: Path, separator: str, encoding: str | None) -> Iterator[Entr
         header = next(rows, [])
         if len(set(header)) < len(header):
             twice = next(name for name in header if header.count(name) > 1)
-            raise UserError(f"{path}: two columns are named {twice!r}; give each a name of its own")
+            raise UserError(f"{path}: two columns are named {twice!r}; rename one")
         for number, row in enumerate(rows, start=1):
             where = f"{path}, line {rows.line_num}"
             if row and len(row) != len(header):
@@ -148,7 +147,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _without_halves(tree: Any) -> Any:
-    """The same with U+FFFD for half surrogate pairs, which JSON may hold and no file can."""
+    """Replaces unpaired surrogates, which JSON allows but UTF-8 does not, by U+FFFD."""
     match tree:
         case str():
             return re.sub("[\ud800-\udfff]", "\ufffd", tree)
@@ -160,7 +159,7 @@ def _without_halves(tree: Any) -> Any:
 
 
 class Digits(str):
-    """An integer of more digits than Python makes a number of, as text."""
+    """An integer with more digits than Python converts, as text."""
 
 
 def _int(digits: str) -> int | Digits:
@@ -187,7 +186,7 @@ def _sniffed(path: Path, encoding: str | None) -> str:
 
 
 def _known(encoding: str) -> str:
-    """The name that Python knows an encoding by."""
+    """Python's name of an encoding. Raises UserError for an unknown one."""
     try:
         return codecs.lookup(encoding).name
     except LookupError as error:

@@ -61,8 +61,8 @@ class Outcome:
 
 
 def outcome(generation: Generation, config: LoopConfig) -> Outcome:
-    """Detect loops in a generation and judge its answer: by the file's verdict, else by the true answer."""
-    findings, traced = _look(generation, config)
+    """Detects loops in a generation and judges its answer by the file's verdict, else by the true answer."""
+    findings, traced = _detect(generation, config)
     written = findings.units.written
     right = generation.is_right
     if right is None and written is not None and generation.truth is not None:
@@ -83,9 +83,9 @@ def watched(found: Outcome, config: LoopConfig) -> Watched | None:
         return None
     units, said = found.traced.units, []
     if units.written is not None:
-        spoken = list(sentences(units, config.statement.min_length))
-        again = revisits(spoken, config.statement)
-        said = [(item.start, item.end, other is not None) for item, other in zip(spoken, again, strict=True)]
+        all_sentences = list(sentences(units, config.statement.min_length))
+        repeated = revisits(all_sentences, config.statement)
+        said = [(item.start, item.end, other is not None) for item, other in zip(all_sentences, repeated, strict=True)]
     onset = found.traced.temporal_onset if found.traced.is_loop else None
     return watch(units.ids, found.generation.steps, found.generation.entropy, said, onset, config.warning)
 
@@ -132,7 +132,7 @@ def as_record(found: Outcome) -> dict[str, Any]:
     }
 
 
-def _look(generation: Generation, config: LoopConfig) -> tuple[Findings, Findings | None]:
+def _detect(generation: Generation, config: LoopConfig) -> tuple[Findings, Findings | None]:
     known = Known(
         is_finished=generation.is_finished,
         has_answer=True if generation.is_right else None,

@@ -113,8 +113,8 @@ def read_generations(
                 arms.add(str(entry.value.get(ARM, arm)))
                 if len(arms) > 1:
                     raise UserError(
-                        f"{entry.where}: what is named {arm} already holds arms, {', '.join(sorted(arms))}: give the "
-                        "file without a name"
+                        f"{entry.where}: the file for arm {arm} already contains the arms "
+                        f"{', '.join(sorted(arms))}: give the file without --arm"
                     )
                 entry = replace(entry, groups={**entry.groups, ARM: arm})
             yield from _generations(entry, str(path), labels[path], fields or Fields())
@@ -163,7 +163,7 @@ def _texts(record: Mapping[str, Any], named: str | None, where: str) -> tuple[st
         value = value[0]
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(item, str) and not isinstance(item, Digits) for item in values):
-        raise UserError(f"{where}: field {name!r} holds no generated text but {brief(record[name])}")
+        raise UserError(f"{where}: field {name!r} must contain generated text; got {brief(record[name])}")
     return name, values
 
 
@@ -194,7 +194,7 @@ def _verdict(record: Mapping[str, Any], named: str | None, where: str) -> bool |
         return None
     if (verdict := _truth_value(value, ("true", "false", "1", "0"))) is not None:
         return verdict
-    raise UserError(f"{where}: whether it is right is said by true, false, 1 or 0; got {brief(value)}")
+    raise UserError(f"{where}: the verdict must be true, false, 1 or 0; got {brief(value)}")
 
 
 def _truth_value(value: Any, words: Sequence[str]) -> bool | None:
@@ -241,13 +241,15 @@ def _is_beside(path: Path) -> bool:
 def _check_trace(trace: Mapping[str, list[Any]], where: str) -> None:
     lengths = {name: len(values) for name, values in trace.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise UserError(f"{where}: the lists of a trace must be equally long; {told}")
+        seen = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise UserError(f"{where}: the lists of a trace must be equally long; {seen}")
     for name, values in trace.items():
         wanted = _TRACE_FIELDS[name]
         odd = next((place for place, value in enumerate(values) if not _IS_ONE[wanted](value)), None)
         if odd is not None:
-            raise UserError(f"{where}: field {name!r} of a trace holds {wanted}; got {brief(values[odd])} at {odd}")
+            raise UserError(
+                f"{where}: field {name!r} of a trace must contain {wanted}; got {brief(values[odd])} at {odd}"
+            )
 
 
 _IS_ONE: dict[str, Callable[[Any], bool]] = {

@@ -17,17 +17,17 @@ NUM_COLOURS = 8
 
 @dataclass(frozen=True)
 class Curve:
-    """y over x; low, high: a band around it."""
+    """y over x, with a band around it."""
 
     x: Sequence[float]
     y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    low: Sequence[float] | None = None  # lower edge of the band; None: no band
+    high: Sequence[float] | None = None  # upper edge
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """The plot's place and scales."""
+    """Scales of the plot: data to SVG coordinates."""
 
     x_low: float
     x_high: float
@@ -52,14 +52,14 @@ def histogram(series: Mapping[str, Sequence[float]], x_label: str, *, limits: tu
     frame = _Frame(edges[0], edges[-1], 0, _ceiling(float(sum(counts.values()).max())))  # type: ignore[union-attr]
     bars, floors = [], np.zeros(len(edges) - 1)
     for index, (name, group) in enumerate(counts.items()):
-        for place in np.flatnonzero(group).tolist():
-            left, right = frame.x(edges[place]), frame.x(edges[place + 1])
-            top, bottom = frame.y(floors[place] + group[place]), frame.y(floors[place])
-            told = f"{name}: {group[place]} at {edges[place]:.4g} to {edges[place + 1]:.4g}"
+        for bin_ in np.flatnonzero(group).tolist():
+            left, right = frame.x(edges[bin_]), frame.x(edges[bin_ + 1])
+            top, bottom = frame.y(floors[bin_] + group[bin_]), frame.y(floors[bin_])
+            tooltip = f"{name}: {group[bin_]} at {edges[bin_]:.4g} to {edges[bin_ + 1]:.4g}"
             bars.append(
                 f'<rect class="fill s{index % NUM_COLOURS}" x="{left + 0.5:.1f}" y="{top:.1f}" '
                 f'width="{max(0.5, right - left - 1):.1f}" height="{bottom - top:.1f}">'
-                f"<title>{escape(told)}</title></rect>"
+                f"<title>{escape(tooltip)}</title></rect>"
             )
         floors = floors + group
     return _svg(frame, "".join(bars), x_label, "texts")
@@ -75,8 +75,17 @@ def curves(
     mark_x: float | None = None,
     has_points: bool = False,
 ) -> str:
-    """Lines with bands; one without points only takes its colour. mark_x: where a vertical line stands. has_points:
-    whether what was measured is marked, the line between being no measurement."""
+    """Lines with bands, as SVG.
+
+    Args:
+        series: curves by name. An empty one is not drawn, but uses up its colour.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        is_stepped: draw a step function.
+        y_limits: of the y axis; None: from the data.
+        mark_x: position of a vertical line; None: none.
+        has_points: mark the measured points.
+    """
     xs = [value for curve in series.values() for value in curve.x]
     if not xs:
         return _empty(x_label)
@@ -103,9 +112,9 @@ def curves(
 
 
 def _point(frame: _Frame, colour: str, name: str, x: float, y: float) -> str:
-    told = escape(f"{name}: {y:.3g} at {x:.4g}")
-    place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}"'
-    return f'<circle class="fill {colour}" {place} r="3"><title>{told}</title></circle>'
+    tooltip = escape(f"{name}: {y:.3g} at {x:.4g}")
+    centre = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}"'
+    return f'<circle class="fill {colour}" {centre} r="3"><title>{tooltip}</title></circle>'
 
 
 def _points(frame: _Frame, xs: Sequence[float], ys: Sequence[float], is_stepped: bool) -> list[str]:
@@ -132,8 +141,8 @@ def _svg(frame: _Frame, drawn: str, x_label: str, y_label: str) -> str:
         f'<text class="label mid" transform="translate(11 {(_HEIGHT - _BOTTOM) / 2 + 6}) rotate(-90)">'
         f"{escape(y_label)}</text>"
     )
-    told = escape(f"{y_label} over {x_label}")
-    head = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{told}">'
+    description = escape(f"{y_label} over {x_label}")
+    head = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{description}">'
     return Markup(f"{head}{''.join(grid)}{drawn}{labels}</svg>")
 
 
@@ -149,7 +158,7 @@ def _edges(low: float, high: float, *, is_whole: bool) -> np.ndarray:
 
 
 def _ceiling(value: float) -> float:
-    """A round number not below."""
+    """The next round number."""
     if value <= 0:
         return 1.0
     unit = 10 ** floor(log10(value))

@@ -57,7 +57,7 @@ def test_one_command_generates_and_analyzes_with_a_published_layout(trained, tmp
     assert [result["kind"] for result in summary["results"]] == ["reasoning", "number"]
     again = lit_illada("loops", "run", "--checkpoint", published, *tasks, "--out", out, *SHORT)
     assert again.exit_code == 1
-    assert "already holds an analysis" in again.output
+    assert "already contains an analysis" in again.output
 
 
 def test_runs_with_two_settings_are_compared_by_folder(trained, tmp_path):
@@ -81,10 +81,11 @@ def test_resume_works_after_a_kill_in_generation_and_in_analysis(trained, tmp_pa
         raise KeyboardInterrupt
 
     def contents(out):
-        kept = {"items-0-problems.jsonl", "generations-reasoning.jsonl", "effects.csv", "records.jsonl", "report.html"}
-        found = {path.name: path.read_text().replace(str(out), "") for path in out.rglob("*.*") if path.name in kept}
-        assert found.keys() == kept
-        return found
+        names = {"items-0-problems.jsonl", "generations-reasoning.jsonl", "effects.csv", "records.jsonl", "report.html"}
+        texts = {path.name: path.read_text().replace(str(out), "") for path in out.rglob("*.*") if path.name in names}
+        assert texts.keys() == names
+        # the page states the minute of its writing
+        return {name: re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", text) for name, text in texts.items()}
 
     published, out = tmp_path / "published", tmp_path / "out"
     assert lit_illada("convert", trained, published, "--to", "llada").exit_code == 0
@@ -108,12 +109,12 @@ def test_resume_works_after_a_kill_in_generation_and_in_analysis(trained, tmp_pa
         assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
         refused = lit_illada(*command, "--out", out)
         assert refused.exit_code == 1
-        assert "already holds an analysis, or a part of one: go on by --resume" in refused.output
+        assert "already contains an analysis, or a part of one: continue it with --resume" in refused.output
     monkeypatch.setattr("lit_illada.commands.loops_analyze.run", killed)
     assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
     monkeypatch.undo()
 
-    monkeypatch.setattr("lit_illada.commands.score.load_checkpoint", None)  # nobody is asked any more
+    monkeypatch.setattr("lit_illada.commands.score.load_checkpoint", None)  # every answer is in the cache
     told = lit_illada(*command, "--out", out, "--resume")
     assert told.exit_code == 0, told.output
     assert len(batches) == 3 + 3 + 2
@@ -123,7 +124,7 @@ def test_resume_works_after_a_kill_in_generation_and_in_analysis(trained, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--checkpoint", "RUN", "--tasks", "nowhere.jsonl"], "nowhere.jsonl: no such file of problems"),
+        (["--checkpoint", "RUN", "--tasks", "nowhere.jsonl"], "nowhere.jsonl: no such file; give problems"),
         (["--checkpoint", "RUN"], "Missing option '--tasks'"),
         (["--checkpoint", "not/there", "--tasks", "reasoning"], "not/there"),
     ],
@@ -154,7 +155,7 @@ def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
     from lit_illada.runtime.console import Console
 
     monkeypatch.setattr("lit_illada.tasks.arithmetic.RECHECK", "Wait, let me check again.\n" * 20)
-    with pytest.raises(UserError, match=r"recheck_fraction=1.0 itself loops in \d+ of 2000 traces"):
+    with pytest.raises(UserError, match=r"recheck_fraction=1.0 contains loops in \d+ of 2000 traces"):
         gate({(1.0, 0.0): sft_config("sft_data.source.recheck_fraction=1")}, Console())
 
 
@@ -199,7 +200,7 @@ def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_pa
     assert told.exit_code == 1, told.output
     assert "tune-broken-s0 failed" in told.output
     assert "loops reproduce --sweep runs/sweeps/tiny --resume" in told.output
-    assert "the gate" in told.output
+    assert "traces of each training corpus" in told.output
     assert "re-creates the mechanism" in told.output
     place = tmp_path / "runs" / "sweeps" / "tiny"
     rows = [json.loads(line) for line in (place / "generations.jsonl").open(encoding="utf-8")]

@@ -285,7 +285,7 @@ def test_resume_after_a_kill_generates_only_missing_answers(run, tmp_path, kille
     assert files_of(out) == files_of(tmp_path / "whole")
     assert len((out / "provenance.jsonl").read_text().splitlines()) == 2
     killed_at(0)
-    assert "is scored already" in score(*command, "--out", out, "--resume").output
+    assert "is already scored" in score(*command, "--out", out, "--resume").output
 
 
 def test_resume_with_other_settings_is_refused_before_a_model_is_loaded(run, tmp_path, killed_at, monkeypatch):
@@ -301,15 +301,15 @@ def test_resume_with_other_settings_is_refused_before_a_model_is_loaded(run, tmp
         assert told.exit_code == 1
         return told.output
 
-    assert "generation.max_new_tokens: 8 there, 4 asked" in refusal(*command, "generation.max_new_tokens=4")
-    assert "is_reasoning: False there, True asked" in refusal(*command, "--reasoning")
+    assert "generation.max_new_tokens: 8 in the folder, 4 requested" in refusal(*command, "generation.max_new_tokens=4")
+    assert "is_reasoning: False in the folder, True requested" in refusal(*command, "--reasoning")
     written(task, [{"question": "alpha", "answer": "2"}])
     assert "files_sha256" in refusal(*command)
     written(task, [{"question": "alpha", "answer": "1"}])
     newest = max((checkpoint / "checkpoints").glob("step*"))
     os.utime(newest, (0, 0))
     assert "checkpoint_state" in refusal(*command)
-    assert "holds other scores" in refusal(checkpoint, "--task", task, "--out", checkpoint, *SHORT)
+    assert "contains scores of another request" in refusal(checkpoint, "--task", task, "--out", checkpoint, *SHORT)
     assert "name it by --out" in refusal(checkpoint, "--task", task)
 
 
@@ -374,4 +374,4 @@ def test_a_rule_of_diffusion_models_is_refused_for_a_causal_one_and_scores_are_n
     assert score(causal_run, "--task", items, "--out", tmp_path / "out").exit_code == 0
     told = score(causal_run, "--task", items, "--out", tmp_path / "out")
     assert told.exit_code == 1
-    assert "already holds" in told.output
+    assert "already contains" in told.output

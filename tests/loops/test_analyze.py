@@ -107,7 +107,7 @@ def test_the_page_is_self_contained_and_includes_the_texts(traces, tmp_path):
     heat = shown[0]["trace"]
     assert len(heat["steps"]) == len(heat["tokens"]) == len(heat["confidence"]) == len(heat["marks"])
     assert heat["loops"][0]["start"] == 60
-    for said in ("Early warning by CUSUM", "Entropy around the onset", "McNemar", "Student's t over seeds"):
+    for said in ("Early warning by CUSUM", "Entropy around the onset", "McNemar", "t over seeds"):
         assert said in text
 
 
@@ -213,11 +213,11 @@ def test_an_impossible_comparison_states_the_reason(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["x", "--arm", "b", "y"], "x has no name, and the others have"),
-        (["--arm", "a", "x", "--arm", "a", "x"], "x is named twice"),
-        (["--arm", " ", "x"], "is given an empty name"),
-        (["--arm", "a", "x", "--arm", "b", "two"], "what is named b already holds arms, c, d"),
-        ([], "or each with a name by --arm"),
+        (["x", "--arm", "b", "y"], "x has no condition, unlike the others"),
+        (["--arm", "a", "x", "--arm", "a", "x"], "x is given twice"),
+        (["--arm", " ", "x"], "the name for x is empty"),
+        (["--arm", "a", "x", "--arm", "b", "two"], "the file for arm b already contains the arms c, d"),
+        ([], "or each with a condition by --arm"),
     ],
 )
 def test_ambiguous_arm_names_are_refused(tmp_path, monkeypatch, arguments, said):
@@ -344,7 +344,7 @@ def test_repeated_analysis_skips_the_output_of_the_first(tmp_path, monkeypatch, 
     ("words", "said"),
     [
         (["missing.jsonl"], "missing.jsonl: no such file"),
-        (["loops.exact.min_cycles=4"], "no file is named"),
+        (["loops.exact.min_cycles=4"], "no file given"),
         (["{file}", "loops.near_exat.mismatch=0.1"], "did you mean 'loops.near_exact.mismatch'"),
         (["{file}", "loops.near_exact.mismatch=0.9"], "mismatch is 0.9; it must lie in [0, 0.5)"),
         (["{file}", "loops.max_period=many"], "'many' is not a whole number"),

@@ -34,7 +34,7 @@ def test_every_trace_of_the_corpus_is_well_formed(seed, depth, operands, digits)
         ("", None),
     ],
 )
-def test_only_whole_lines_of_the_reasoning_count(text, fraction):
+def test_only_complete_lines_are_well_formed(text, fraction):
     assert well_formed_fraction(PROMPT, reasoning_segment(text)) == fraction
 
 

@@ -29,7 +29,7 @@ def summed(shared_data):
         ("gsm8k_instruct_512_*.json", 1130, 0.0044, 0.6, 0.793),
     ],
 )
-def test_the_rates_are_those_measured(summed, pattern, num_texts, exact_runs, looped_right, other_right):
+def test_rates_equal_the_measured_ones(summed, pattern, num_texts, exact_runs, looped_right, other_right):
     found = summed(pattern)
     assert found.num_texts == num_texts
     assert found.exact_run.share == pytest.approx(exact_runs, abs=0.001)
@@ -40,7 +40,7 @@ def test_the_rates_are_those_measured(summed, pattern, num_texts, exact_runs, lo
         assert found.exact_right.share == pytest.approx(looped_right, abs=0.001)
 
 
-def test_a_loop_on_a_fixed_canvas_sits_in_the_middle(summed):
+def test_loops_on_a_fixed_canvas_lie_in_the_middle(summed):
     found = summed("countdown_instruct_512_*.json")
     assert found.loop.hits > found.exact_run.hits
     assert found.terminal.hits <= 5

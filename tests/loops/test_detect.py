@@ -55,13 +55,13 @@ STATEMENTS = "".join(SAID[index] for index in (0, 1, 2, 3, 1, 0, 3, 2, 0, 2, 1, 
         ("<think>\\boxed{17}? no. " + PROSE + "</think> It is \\boxed{18}.", []),
     ],
 )
-def test_the_kind_is_told(text, kinds):
+def test_the_kind_of_loop_is_detected(text, kinds):
     found = detect(text)
     assert list(found.kinds) in (kinds, kinds[:1])
     assert found.is_loop == any(kind in {"flood", "token_exact", "near_exact", "statement"} for kind in found.kinds)
 
 
-def test_the_budget_is_blamed_where_nothing_else_is():
+def test_an_unfinished_text_without_loops_is_of_kind_budget():
     assert detect(PROSE, known=Known(is_finished=False)).kinds == (Kind.budget,)
     assert detect(PROSE, known=Known(is_finished=True)).kinds == ()
     assert detect(PROSE + UNIT * 6, known=Known(is_finished=False)).kinds[0] == Kind.exact
@@ -93,7 +93,7 @@ def test_a_loop_in_the_middle_of_a_full_canvas_is_a_forced_closure():
     assert not stopped_early.is_forced_closure
 
 
-def test_code_in_fences_may_repeat_itself_more_often():
+def test_code_in_fences_needs_more_copies():
     row = "    check(values[0], expected[0])  # as told above\n"
     few, many = row * 4, row * 6
     assert detect(PROSE + few).kinds[:1] == (Kind.exact,)
@@ -113,7 +113,7 @@ def test_a_running_sum_is_a_template_and_no_loop():
     assert found.is_template
 
 
-def test_thresholds_are_the_configs():
+def test_thresholds_come_from_the_config():
     text = PROSE + (UNIT * 4).replace("sum", "product", 1).replace("these", "those", 1)
     assert Kind.near_exact in detect(text).kinds
     strict = LoopConfig(near_exact=NearExactRule(mismatch=0.0))
@@ -126,7 +126,7 @@ def tokens_of(text):
     return units.ids.tolist(), [text[low:high] for low, high in pairwise(ends)]
 
 
-def test_tokens_tell_when_the_copies_were_written():
+def test_traces_give_the_temporal_onset_of_copies():
     ids, tokens = tokens_of(PROSE + UNIT * 5)
     start, period = len(units_of_text(PROSE)), len(units_of_text(UNIT))
     steps = list(range(len(ids)))
@@ -139,7 +139,7 @@ def test_tokens_tell_when_the_copies_were_written():
     assert backwards.temporal_lead == -period
 
 
-def test_ids_alone_tell_runs():
+def test_runs_are_detected_from_token_ids():
     ids, _ = tokens_of(PROSE + UNIT * 5)
     found = detect_tokens(ids)
     assert found.kinds == (Kind.exact,)

@@ -73,7 +73,7 @@ RATES = {
 }  # fmt: skip
 
 
-def test_a_rise_is_from_the_easiest_to_the_hardest_level_by_number():
+def test_difficulty_compares_the_lowest_and_highest_numbered_level():
     base, ramp, block = rises(experiment(RATES, seeds=6), ["arm", "level"])
     assert (base.where, base.first, base.second) == ("base", "depth_2", "depth_12")
     assert (base.first_rate.share, base.verdict) == (0, "more")
@@ -101,7 +101,7 @@ def test_beyond_four_values_each_is_compared_with_the_first():
     assert {item.verdict for item in found} == {"not separable"}
 
 
-def test_the_first_that_is_given_is_what_others_are_compared_with():
+def test_the_first_given_value_is_the_reference():
     for arms in (["none", "hard stop"], ["hard stop", "none"]):
         (found,) = differences(experiment({(arm, "depth_2"): 0.3 for arm in arms}), ["arm"])
         assert [found.first, found.second] == arms
@@ -110,7 +110,7 @@ def test_the_first_that_is_given_is_what_others_are_compared_with():
     assert pairs == [("128", "512"), ("128", "1024"), ("512", "1024")]
 
 
-def test_pairs_that_are_asked_for_are_all_that_is_compared():
+def test_only_requested_pairs_are_compared():
     rates = {(f"arm {n}", "depth_2"): 0.1 * n for n in range(6)}
     texts = experiment(rates, seeds=6)
     pairs = [("arm 4", "arm 1"), ("arm 0", "arm 5")]
@@ -121,7 +121,7 @@ def test_pairs_that_are_asked_for_are_all_that_is_compared():
     assert found[1].p_value < usual["arm 0", "arm 5"].p_value  # corrected for fewer
 
 
-def test_what_is_planned_and_not_there_yet_makes_no_verdict_easier():
+def test_missing_planned_comparisons_make_no_verdict_easier():
     rates = {("none", "depth_2"): 0.6, ("stop", "depth_2"): 0.1, ("ramp", "depth_2"): 0.2}
     planned = [("none", "stop"), ("none", "ramp"), ("stop", "ramp")]
     whole = effects(experiment(rates, seeds=6), ["arm"], planned)
@@ -141,7 +141,7 @@ def test_what_is_planned_and_not_there_yet_makes_no_verdict_easier():
         ([("base", "rump")], r"group to compare 'rump'.*did you mean 'ramp'"),
         ([("base", "depth_2")], "of different fields"),
         ([("base", "base")], "got base and base"),
-        ([("base", "ramp"), ("ramp", "base")], "each two once; got ramp and base"),
+        ([("base", "ramp"), ("ramp", "base")], "each pair once; got ramp and base"),
     ],
 )
 def test_a_pair_that_cannot_be_compared_is_refused(pairs, said):
@@ -167,13 +167,13 @@ def of_arm(arm, prompts, **groups):
         ),
     ],
 )
-def test_what_is_asked_for_is_compared_or_the_reader_is_told_why_not(second, num_compared, remarks):
+def test_a_requested_pair_is_compared_or_a_remark_gives_the_reason(second, num_compared, remarks):
     found = effects([*of_arm("a", "xy"), *second], ["arm"], [("a", "b")])
     assert sum(item.paired.num_pairs for item in found.same) == num_compared
     assert found.remarks == remarks
 
 
-def test_harm_and_healing_are_of_what_is_judged_under_both():
+def test_harmed_and_healed_count_texts_judged_under_both_conditions():
     kinds = [  # (endless, right) under each, and how many such problems
         ((False, True), (False, False), 3),  # harmed
         ((False, True), (True, True), 2),
@@ -201,7 +201,7 @@ TEXT = st.tuples(st.booleans(), st.sampled_from([True, False, None]), st.integer
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), TEXT, TEXT), min_size=1, max_size=40))
-def test_what_a_condition_costs_is_counted_on_the_same_problems(problems):
+def test_side_effects_are_counted_on_the_same_problems(problems):
     texts = [
         Endless(f"problem {n}", {"arm": arm, "seed": str(seed)}, *text)
         for arm in "ab"
@@ -270,14 +270,14 @@ def test_many_comparisons_are_corrected_together():
     assert num_false <= 11
 
 
-def test_one_text_is_no_evidence():
+def test_a_single_text_gives_no_verdict():
     texts = [Endless("p", {"arm": "a"}, False), Endless("p", {"arm": "b"}, True)]
     (found,) = differences(texts, ["arm"])
     assert (found.difference, found.verdict) == (1, "not separable")
     assert found.low < 0
 
 
-def test_one_model_beside_comparisons_of_several_gets_no_verdict():
+def test_a_single_seed_among_comparisons_of_several_gets_no_verdict():
     def texts(arm, seeds, share):
         return [Endless(f"{n}", {"arm": arm, "seed": seed}, n < share * 24) for seed in seeds for n in range(24)]
 
@@ -288,12 +288,12 @@ def test_one_model_beside_comparisons_of_several_gets_no_verdict():
     assert alone.verdict == "more"
 
 
-def test_levels_that_share_no_seed_give_no_rise():
+def test_levels_without_a_common_seed_are_not_compared():
     texts = [Endless("p", {"level": "2", "seed": "0"}, False), Endless("q", {"level": "20", "seed": "1"}, True)]
     assert rises(texts, ["level"]) == []
 
 
-def test_what_was_not_asked_for_must_be_equal_too():
+def test_paired_texts_agree_in_all_other_fields():
     """Two conditions that agree at every length, in files of another order."""
     at = [(arm, length) for arm in "ab" for length in (("128", "512") if arm == "a" else ("512", "128"))]
     texts = [Endless("p", {"arm": arm, "length": length, "file": arm}, length == "512") for arm, length in at]
@@ -307,20 +307,20 @@ def slow_t_interval(values):
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
-def test_the_interval_over_seeds_is_students_where_seeds_differ(values):
+def test_the_interval_over_differing_seeds_equals_students(values):
     found = mean_over_seeds(values, [1e-12] * len(values))
     assert (found.low, found.high) == pytest.approx(slow_t_interval(values), abs=1e-5)
     if np.std(values) > 1e-3:
         assert found.p_value == pytest.approx(ttest_1samp(values, 0).pvalue, rel=1e-6, abs=1e-12)
 
 
-def test_seeds_that_agree_by_chance_vary_as_their_texts_do():
+def test_sampling_variance_is_a_floor_of_the_variance_over_seeds():
     found = mean_over_seeds([0.5, 0.5, 0.5], [0.01, 0.01, 0.01])
     assert found.high - found.value == pytest.approx(t.ppf(0.975, 2) * 0.1 / np.sqrt(3))
 
 
 @pytest.mark.parametrize(("share", "other"), [(0.0, 0.1), (0.3, 0.3), (0.5, 0.9)])
-def test_variances_are_those_of_many_samples(share, other):
+def test_variances_equal_those_of_many_samples(share, other):
     """Of 200 texts each, where the added hits and misses weigh little."""
     rng = np.random.default_rng(0)
     first, second = rng.random((2, 4000, 200)) < np.array([share, other])[:, None, None]

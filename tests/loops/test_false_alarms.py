@@ -14,13 +14,13 @@ from lit_illada.loops.detect.spans import Kind
 from lit_illada.tasks.arithmetic import Portion
 
 
-def test_solutions_of_gsm8k_raise_none(shared_data):
+def test_solutions_of_gsm8k_raise_no_alarm(shared_data):
     rows = (shared_data("gsm8k") / "train.jsonl").read_text(encoding="utf-8").splitlines()[::8]
     found = [detect(json.loads(row)["answer"]) for row in rows]
     assert not [item.kinds for item in found if item.kinds]
 
 
-def test_python_files_seldom_do():
+def test_python_files_seldom_raise_an_alarm():
     found = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
     files = [path for path in found if "site-packages" not in path.parts and "test" not in str(path)][:300:3]
     texts = [path.read_text(encoding="utf-8", errors="replace")[:20_000] for path in files]
@@ -33,7 +33,7 @@ def test_python_files_seldom_do():
     assert sum(item.is_loop for item in fenced) <= 0.05 * len(files)
 
 
-def test_made_up_prose_raises_none(words):
+def test_random_prose_raises_no_alarm(words):
     rng = random.Random(0)
     assert not [True for _ in range(100) if detect(". ".join(words(rng, 400))).kinds]
 
@@ -61,11 +61,11 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_tables_and_drills_raise_none(name):
+def test_tables_and_drills_raise_no_alarm(name):
     assert detect(GOOD[name]).kinds == ()
 
 
-def test_the_reasoning_corpus_holds_no_loop():
+def test_the_reasoning_corpus_contains_no_loop():
     """The gate of every experiment on it: what loops later was not copied from there."""
     source = ReasoningSource(recheck_fraction=0.75, slip_fraction=0.3)
     for difficulty in (source.easy, source.harder):
@@ -75,7 +75,7 @@ def test_the_reasoning_corpus_holds_no_loop():
 
 
 @pytest.mark.slow
-def test_no_solution_of_gsm8k_raises_one(shared_data):
+def test_no_solution_of_all_gsm8k_raises_an_alarm(shared_data):
     rows = (shared_data("gsm8k") / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 7473
     assert not [row for row in rows if detect(json.loads(row)["answer"]).kinds]

@@ -16,7 +16,7 @@ LABELS = Path(__file__).with_name("d1_labels.csv")
 
 
 @pytest.mark.parametrize("name", hard_texts.GOOD)
-def test_a_text_that_repeats_itself_by_design_raises_no_alarm(name):
+def test_text_that_repeats_by_design_raises_no_alarm(name):
     found = detect(hard_texts.GOOD[name]())
     assert not found.is_loop
     assert Kind.circling not in found.kinds

@@ -25,7 +25,7 @@ def slow_runs(ids, max_period, min_cycles, min_length, min_period):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_runs_are_those_of_an_exhaustive_search(seed):
+def test_periodic_runs_equal_an_exhaustive_search(seed):
     rng = np.random.default_rng(seed)
     unit = rng.integers(0, 3, rng.integers(1, 6))
     ids = np.concatenate([rng.integers(0, 3, 8), np.tile(unit, rng.integers(1, 6)), rng.integers(0, 3, 8)])
@@ -45,5 +45,5 @@ def test_no_run_where_too_little_repeats(ids):
     assert periodic_runs(np.array(ids, np.int64)) == []
 
 
-def test_a_flood_asked_for_longer_periods_is_still_found():
+def test_a_flood_is_found_with_a_longer_minimum_period():
     assert periodic_runs(np.ones(40, np.int64), min_period=3) == [Run(0, 3, 40)]

@@ -21,7 +21,7 @@ def read(*paths, **fields):
     return list(read_generations(paths, Fields(**fields)))
 
 
-def test_a_text_its_prompt_verdict_and_groups_are_found_by_convention(tmp_path):
+def test_usual_field_names_are_recognised(tmp_path):
     row = {"prompt": "p?", "text": "t", "truth": "3", "is_right": True, "level": 2, "is_finished": False}
     (found,) = read(write(tmp_path / "rows.jsonl", row))
     assert (found.text, found.prompt, found.truth, found.is_right) == ("t", "p?", "3", True)
@@ -37,7 +37,7 @@ def test_fields_can_be_named(tmp_path):
     assert found.groups["subject"] == "maths"
 
 
-def test_our_traces_are_read(tmp_path):
+def test_traces_of_this_package_are_read(tmp_path):
     trace = {
         "token_ids": [5, 6],
         "tokens": ["a", "b"],
@@ -51,13 +51,13 @@ def test_our_traces_are_read(tmp_path):
     assert (found.num_canvas, found.num_steps, found.is_finished) == (64, 2, True)
 
 
-def test_token_ids_alone_will_do(tmp_path):
+def test_records_with_only_token_ids_are_read(tmp_path):
     (found,) = read(write(tmp_path / "ids.jsonl", {"token_ids": [1, 2, 3]}))
     assert found.text is None
     assert found.token_ids == [1, 2, 3]
 
 
-def test_lists_of_the_same_names_without_token_ids_are_no_trace(tmp_path):
+def test_lists_without_token_ids_are_not_a_trace(tmp_path):
     (found,) = read(write(tmp_path / "rows.jsonl", {"text": "t", "steps": ["First", "Then"], "tokens": [3]}))
     assert (found.steps, found.tokens) == (None, None)
 
@@ -72,7 +72,7 @@ def test_d1s_files_are_read(tmp_path):
     assert (found[0].num_canvas, found[0].num_steps, found[0].truth) == (512, 256, [[1, 2], 3])
 
 
-def test_lm_evals_samples_are_read_once_and_not_for_each_filter(tmp_path):
+def test_lm_eval_samples_are_read_for_one_filter(tmp_path):
     row = {"doc_id": 0, "doc": {"question": "p"}, "target": "#### 3", "resps": [["t1", "t2"]], "exact_match": 1.0}
     row["arguments"] = {"gen_args_0": {"arg_0": "p?", "arg_1": {"until": []}}}
     path = tmp_path / "samples_gsm8k_2026-01-02T03-04-05.678901.jsonl"
@@ -96,7 +96,7 @@ def test_marked_encodings_are_read(tmp_path, encoding):
     assert (one.text, two.text) == ("né\u2028t", "x")
 
 
-def test_other_encodings_are_named(tmp_path):
+def test_unknown_encodings_suggest_the_option(tmp_path):
     path = write(tmp_path / "rows.jsonl", {"text": "né"}, encoding="latin-1")
     with pytest.raises(UserError, match=r"not UTF-8 at byte 11 .*--encoding"):
         read(path)
@@ -112,14 +112,14 @@ def test_other_encodings_are_named(tmp_path):
         ("utf-8-sig", "utf8"), ("latin-1", "ISO-8859-1"),
     ],
 )  # fmt: skip
-def test_an_encoding_may_go_by_any_of_its_names(tmp_path, written, named):
+def test_every_alias_of_an_encoding_is_accepted(tmp_path, written, named):
     path = write(tmp_path / "rows.jsonl", {"text": "né"}, {"text": "x"}, {"text": "ok"}, encoding=written)
     assert [found.text for found in read_generations([path], encoding=named)] == ["né", "x", "ok"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "UTF-16-BE", "utf-8"])
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.txt"])
-def test_a_byte_order_mark_is_no_text(tmp_path, encoding, name):
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path, encoding, name):
     content = {"rows.jsonl": '{"text": "t"}\n', "rows.json": '[{"text": "t"}]', "rows.txt": "t"}[name]
     (tmp_path / name).write_bytes(f"\ufeff{content}".encode(encoding))
     assert [found.text for found in read_generations([tmp_path / name], encoding=encoding)] == ["t"]
@@ -139,23 +139,23 @@ BAD = {
     "no object": ("rows.jsonl", '{"text": "t"}\n[1, 2]\n', r"line 2: not an object but \[1, 2\]"),
     "no json": ("rows.jsonl", '{"text": "t"}\n{"text": \n', "line 2: not JSON"),
     "missing field": ("rows.jsonl", '{"prompt": "p", "reply": "t"}\n', "its fields are prompt, reply"),
-    "no text in it": ("rows.jsonl", '{"text": 3}\n', "field 'text' holds no generated text but 3"),
-    "scores": ("samples_x.jsonl", '{"resps": [[[-1.5, "False"]]]}\n', r"holds no generated text but \[\[\[-1.5"),
+    "no text in it": ("rows.jsonl", '{"text": 3}\n', "field 'text' must contain generated text; got 3"),
+    "scores": ("samples_x.jsonl", '{"resps": [[[-1.5, "False"]]]}\n', r"must contain generated text; got \[\[\[-1.5"),
     "uneven trace": ("rows.jsonl", '{"token_ids": [1, 2], "steps": [1]}\n', "token_ids has 2, steps has 1"),
     "odd ids": ("rows.jsonl", '{"token_ids": ["a", "b"]}\n', "line 1: field .token_ids. .* got \"a\" at 0"),
     "huge ids": ("rows.jsonl", f'{{"token_ids": [1, {2**64}]}}\n', "'token_ids' .* got 18446744073709551616 at 1"),
-    "odd tokens": ("rows.jsonl", '{"token_ids": [1, 2], "tokens": [1, 2]}\n', "'tokens' .* holds texts; got 1 at 0"),
+    "odd tokens": ("rows.jsonl", '{"token_ids": [1, 2], "tokens": [1, 2]}\n', "'tokens' .* texts; got 1 at 0"),
     "no step": ("rows.jsonl", '{"token_ids": [1, 2], "steps": [0, null]}\n', "'steps' .* got null at 1"),
     "odd steps": ("rows.jsonl", '{"token_ids": [1, 2], "steps": ["x", "y"]}\n', "'steps' .* got \"x\" at 0"),
     "true step": ("rows.jsonl", '{"token_ids": [1], "steps": [true]}\n', "'steps' .* got true at 0"),
-    "odd entropy": ("rows.jsonl", '{"token_ids": [1], "entropy": [NaN]}\n', "'entropy' .* holds numbers; got NaN at 0"),
+    "odd entropy": ("rows.jsonl", '{"token_ids": [1], "entropy": [NaN]}\n', "'entropy' .* numbers; got NaN at 0"),
     "other json": ("rows.json", '{"results": 3, "config": 4}', "has results, config"),
     "no list": ("rows.json", "3", "has int"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_named(tmp_path, name):
+def test_malformed_records_are_refused_with_the_reason(tmp_path, name):
     file, content, said = BAD[name]
     (tmp_path / file).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=said):
@@ -170,32 +170,32 @@ def test_what_is_wrong_is_named(tmp_path, name):
         ({"groups": ("arm",)}, "unknown field in .* 'arm'"),
     ],
 )
-def test_a_field_that_is_not_there_is_named_with_those_that_are(tmp_path, fields, said):
+def test_a_missing_field_is_refused_with_the_existing_ones(tmp_path, fields, said):
     path = write(tmp_path / "rows.jsonl", {"text": "t", "prompt": "p"})
     with pytest.raises(UserError, match=said):
         read(path, **fields)
 
 
-def test_a_verdict_is_known_only_where_it_is_one(tmp_path):
+def test_only_boolean_values_are_verdicts(tmp_path):
     rows = [{"correct": "B"}, {"acc": 0.5}, {"correct": "B", "acc": 1.0}, {"is_right": [1]}, {"exact_match": False}]
     path = write(tmp_path / "rows.jsonl", *({"text": "t", **row} for row in rows))
     assert [found.is_right for found in read(path)] == [None, None, True, None, False]
 
 
 @pytest.mark.parametrize(("value", "said"), [("B", '"B"'), (0.5, "0.5")])
-def test_a_field_named_for_the_verdict_must_hold_one(tmp_path, value, said):
+def test_a_named_verdict_field_must_contain_verdicts(tmp_path, value, said):
     path = write(tmp_path / "rows.jsonl", {"text": "t", "verdict": 1}, {"text": "t", "verdict": value})
-    with pytest.raises(UserError, match=f"line 2: whether it is right is said by true, false, 1 or 0; got {said}"):
+    with pytest.raises(UserError, match=f"line 2: the verdict must be true, false, 1 or 0; got {said}"):
         read(path, correct="verdict")
 
 
-def test_a_missing_file_is_named_with_the_nearest(tmp_path):
+def test_a_missing_file_suggests_the_nearest(tmp_path):
     write(tmp_path / "rows.jsonl", {"text": "t"})
     with pytest.raises(UserError, match=r"no such file; did you mean .*rows\.jsonl"):
         read(tmp_path / "row.jsonl")
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+def test_files_of_one_name_are_labelled_with_their_folders(tmp_path):
     for run in ("a", "b"):
         (tmp_path / run / "scores").mkdir(parents=True)
         (tmp_path / run / "scores" / "generations.jsonl").write_text('{"text": "x"}\n', encoding="utf-8")
@@ -203,7 +203,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert found == ["a/scores/generations.jsonl", "b/scores/generations.jsonl"]
 
 
-def test_what_our_folders_hold_beside_generations_is_left_out(tmp_path):
+def test_other_files_of_run_folders_are_skipped(tmp_path):
     (tmp_path / "provenance.jsonl").write_text('{"commit": "x"}\n', encoding="utf-8")
     (tmp_path / "summary.json").write_text('{"end": {}}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"no generations in it, but provenance\.jsonl, summary\.json"):
@@ -216,7 +216,7 @@ def test_what_our_folders_hold_beside_generations_is_left_out(tmp_path):
         list(read_generations([tmp_path / "provenance.jsonl"]))
 
 
-def test_a_strangers_summary_is_read(tmp_path):
+def test_a_summary_file_outside_of_runs_is_read(tmp_path):
     (tmp_path / "summary.json").write_text('[{"text": "x"}]', encoding="utf-8")
     assert [item.text for item in read_generations([tmp_path])] == ["x"]
 
@@ -272,7 +272,7 @@ def test_parquet_is_read(tmp_path):
     assert [(item.text, item.is_right, item.groups["level"]) for item in found] == [("t", True, "1"), ("u", None, "2")]
 
 
-def test_what_is_not_read_is_refused_with_what_is(tmp_path):
+def test_unsupported_formats_are_refused_with_the_supported(tmp_path):
     (tmp_path / "rows.xlsx").write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=r"\.xlsx files are not read; save the generations as JSON Lines, CSV"):
         read(tmp_path / "rows.xlsx")
@@ -282,8 +282,8 @@ def test_what_is_not_read_is_refused_with_what_is(tmp_path):
 
 
 @pytest.mark.parametrize("digits", [400, 5000])
-def test_a_number_is_no_generated_text_however_long(digits, tmp_path):
+def test_a_long_number_is_not_a_generated_text(digits, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"text": {"9" * digits}}}\n')
-    with pytest.raises(UserError, match=r"rows\.jsonl, line 1: field 'text' holds no generated text"):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 1: field 'text' must contain generated text"):
         read(path)

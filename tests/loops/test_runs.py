@@ -34,7 +34,7 @@ def every_exact_run(x, min_period, max_period, min_cycles, min_length):
 
 
 @given(st.lists(st.integers(0, 2), max_size=60), st.integers(1, 3), st.integers(2, 4), st.integers(1, 12))
-def test_what_is_found_is_what_a_slow_search_finds(x, min_period, min_cycles, min_length):
+def test_exact_runs_equal_a_slow_search(x, min_period, min_cycles, min_length):
     told = {"min_period": min_period, "max_period": 20, "min_cycles": min_cycles, "min_length": min_length}
     slow = every_exact_run(x, **told)
     found = {(run.start, run.period, run.length) for run in exact_runs(ids(x), **told)}

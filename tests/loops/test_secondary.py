@@ -23,7 +23,7 @@ def test_the_longest_repeat_is_the_longest(x):
 
 
 @given(texts)
-def test_ngram_shares_are_counted(x):
+def test_ngram_fractions_are_counted(x):
     found = secondary(np.asarray(x, np.int32), None)
     twos, fours = Counter(ngrams(x, 2)), Counter(ngrams(x, 4))
     if fours:

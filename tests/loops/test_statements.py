@@ -37,7 +37,7 @@ def test_a_flood_of_full_stops_takes_linear_time(signs):
 
 
 @given(st.integers(0, 12), st.integers(2, 5), st.integers(4, 8), st.integers(0, 10**6))
-def test_an_injected_streak_is_recovered(prose, before, distinct, rounds, seed):
+def test_an_injected_streak_is_found(prose, before, distinct, rounds, seed):
     rng = random.Random(seed)
     start, again, behind = prose(rng, before), prose(rng, distinct), prose(rng, 6)
     text = [*start, *again * rounds, *behind]

@@ -24,44 +24,45 @@ _Both = tuple[Outcome, Outcome]
 
 @dataclass(frozen=True)
 class SideEffects:
-    """What `second` does to the same problems besides.
+    """Changes in accuracy and length from `first` to `second` on the same problems."""
 
-    first_right, second_right: of the problems judged under both. right: the difference of these shares, the mean over
-    seeds with its 95 % interval by itself; None where none is judged. harmed: of the judged texts that were right and
-    not endless under `first`, those that are wrong under `second`. healed: of those that were endless and wrong, those
-    that are right. first_length, second_length: means over all problems, in units.
-    """
-
-    first_right: Rate
+    first_right: Rate  # of the problems whose answers are judged under both conditions
     second_right: Rate
-    right: Mean | None
-    harmed: Rate
-    healed: Rate
-    first_length: float
+    right: Mean | None  # second_right − first_right, mean over seeds, not corrected; None: no answer is judged
+    harmed: Rate  # wrong under `second`, of the texts right and not endless under `first`
+    healed: Rate  # right under `second`, of the texts wrong and endless under `first`
+    first_length: float  # mean over all problems, in units
     second_length: float
 
 
 @dataclass(frozen=True)
 class PairedEffect(Effect):
-    """On the same problems. where: the key of both values."""
+    """An effect measured on the same problems; `where` is the field whose two values are compared."""
 
-    paired: Paired
+    paired: Paired  # endless texts under both conditions
     side_effects: SideEffects
 
 
 def differences(
     outcomes: Sequence[Outcome], keys: Sequence[str], pairs: Sequence[Pair] | None = None
 ) -> tuple[list[PairedEffect], list[str]]:
-    """Values of a key against each other, and remarks on what could not be compared or differs in more.
+    """Compares values of a field on the same problems.
 
-    pairs: (first, second), each of one key's values; None: as `usual_pairs` says, of every key. Only the same problems
-    of the same seed compare, all else that the files tell being equal, and a problem's first text counts. What is asked
-    for is compared also where a whole value differs in something more, such as its length; a remark says so.
+    Texts are paired by prompt and seed, with all other fields equal; of several texts of a problem the first counts.
+
+    Args:
+        outcomes: all texts.
+        keys: fields by which texts are grouped.
+        pairs: (first, second), two values of one field each. These are compared even if all texts of a value also
+            differ in another field, such as the length, which a remark then states. None: `usual_pairs` of every key.
+
+    Returns:
+        The effects, and remarks on comparisons that are impossible or confounded with another field.
     """
     found: list[PairedEffect] = []
     remarks: list[str] = []
     left = list(pairs or ())
-    told = list(dict.fromkeys(name for item in outcomes for name in item.generation.groups if name != FILE))
+    fields = list(dict.fromkeys(name for item in outcomes for name in item.generation.groups if name != FILE))
     for key in keys:
         cells: dict[str, list[Outcome]] = defaultdict(list)
         for item in outcomes:
@@ -69,7 +70,7 @@ def differences(
         chosen = usual_pairs(list(cells)) if pairs is None else [pair for pair in left if set(pair) <= cells.keys()]
         left = [pair for pair in left if pair not in chosen]
         for first, second in chosen:
-            both, others = (cells[first], cells[second]), [name for name in told if name != key]
+            both, others = (cells[first], cells[second]), [name for name in fields if name != key]
             own = _own_values(both, others) if pairs is not None else {}
             texts = _together(*both, [name for name in others if name not in own])
             if texts:
@@ -84,7 +85,7 @@ def differences(
 
 
 def usual_pairs(values: Sequence[str]) -> list[Pair]:
-    """Each with those behind it where there are at most four, else with the first: numbers by size, names as given."""
+    """All pairs of at most four values, numbers in ascending order; of more values, each with the first."""
     if len(values) > _MOST_PAIRED:
         return [(values[0], value) for value in values[1:]]
     return list(combinations(sorted(values, key=float) if all(map(_is_number, values)) else values, 2))
@@ -103,7 +104,7 @@ def _bears(outcomes: Sequence[Outcome], key: str, value: str) -> bool:
 
 
 def _own_values(both: tuple[list[Outcome], list[Outcome]], names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """What is one thing in all texts of the first, and another in all of the second."""
+    """Fields that have one value in all texts of the first group and another in all texts of the second."""
     found = {}
     for name in names:
         first, second = ({item.generation.groups.get(name, ABSENT) for item in items} for items in both)
@@ -113,7 +114,7 @@ def _own_values(both: tuple[list[Outcome], list[Outcome]], names: Sequence[str])
 
 
 def _together(first: Sequence[Outcome], second: Sequence[Outcome], names: Sequence[str]) -> dict[str, list[_Both]]:
-    """The texts of the same problems where these groups are equal, by seed."""
+    """By seed, the pairs of texts of the same problem with equal values of these fields."""
 
     def by_problem(items: Sequence[Outcome]) -> dict[tuple[str | None, ...], Outcome]:
         found: dict[tuple[str | None, ...], Outcome] = {}
@@ -132,7 +133,7 @@ def _together(first: Sequence[Outcome], second: Sequence[Outcome], names: Sequen
 
 
 def _obstacle(both: tuple[list[Outcome], list[Outcome]], names: Sequence[str]) -> str:
-    """Why no problem is in both."""
+    """The reason why no problem has texts in both groups."""
     first, second = ({item.generation.prompt for item in items} - {None} for items in both)
     if not first or not second:
         return "the texts of one of them name no prompt"
@@ -178,7 +179,7 @@ def _side_effects(texts: Mapping[str, Sequence[_Both]]) -> SideEffects:
 
 
 def _over_seeds(hits: Mapping[str, Sequence[tuple[bool, bool]]]) -> tuple[Mean, dict[str, float]]:
-    """The mean of the seeds' differences of shares, second less first, and each seed's own."""
+    """Second minus first fraction of hits: the mean over seeds, and the difference of each seed."""
     by_seed = {seed: mean(second - first for first, second in pairs) for seed, pairs in hits.items()}
     variances = [paired_variance(mcnemar(pairs)) for pairs in hits.values()]
     found = mean_over_seeds(list(by_seed.values()), variances)
@@ -192,30 +193,31 @@ def _rates(pairs: Sequence[tuple[bool, bool]]) -> tuple[Rate, Rate]:
 
 @dataclass(frozen=True)
 class Effects:
-    """harder: from the easiest level to the hardest. same: on the same problems under two conditions. remarks: on what
-    could not be compared, or differs in more than it is compared by."""
+    """All comparisons of one analysis."""
 
-    harder: list[Effect]
-    same: list[PairedEffect]
-    remarks: list[str]
+    harder: list[Effect]  # from the easiest to the hardest level of difficulty
+    same: list[PairedEffect]  # two conditions on the same problems
+    remarks: list[str]  # impossible or confounded comparisons
 
 
 def effects(outcomes: Sequence[Outcome], keys: Sequence[str], pairs: Sequence[Pair] | None = None) -> Effects:
-    """pairs: (first, second), all that is compared on the same problems; None: the usual ones."""
+    """Compares levels and conditions. pairs: as for `differences`."""
     same, remarks = differences(outcomes, keys, pairs)
     return Effects(rises(outcomes, keys), same, remarks)
 
 
 def check_pairs(pairs: Sequence[Pair], outcomes: Sequence[Outcome], keys: Sequence[str]) -> None:
-    """Raises UserError for a pair of no key's values, and for one that stands twice."""
+    """Raises UserError for a pair that is given twice or whose names are not two values of one field."""
     for number, pair in enumerate(pairs):
         if len(set(pair)) == 1 or set(pair) in map(set, pairs[:number]):
-            raise UserError(f"compared are two groups, and each two once; got {' and '.join(pair)}")
+            raise UserError(f"--compare takes two different groups, each pair once; got {' and '.join(pair)}")
     values = {key: {item.generation.groups.get(key, ABSENT) for item in outcomes} for key in keys}
     for pair in pairs:
         if not any(set(pair) <= found for found in values.values()):
             every = set().union(*values.values())
-            stranger = next((name for name in pair if name not in every), None)
-            if stranger is not None:
-                raise unknown("group to compare", stranger, every)
-            raise UserError(f"{pair[0]!r} and {pair[1]!r} are of different fields: two values of one field compare")
+            missing = next((name for name in pair if name not in every), None)
+            if missing is not None:
+                raise unknown("group to compare", missing, every)
+            raise UserError(
+                f"{pair[0]!r} and {pair[1]!r} are values of different fields; compare two values of one field"
+            )

@@ -1,8 +1,8 @@
-"""How sure a difference in how often a model reasons without end is, and the rise from easy to hard problems.
+"""Differences in the fraction of endless texts, with intervals and verdicts, and the rise from easy to hard problems.
 
-A text is endless when it loops or does not stop within its budget. Differences of fractions have Student's intervals
-over seeds; with one seed they are of its problems alone. Verdicts are corrected for as many comparisons as stand in one
-table (Holm).
+A text is endless if it loops or does not stop within its budget. Differences of fractions have Student's intervals over
+seeds; with a single seed the interval covers its problems only. Verdicts are corrected for all comparisons of a table
+(Holm).
 """
 
 import re
@@ -24,29 +24,26 @@ ABSENT = "–"  # the group of a text whose file says none
 
 @dataclass(frozen=True)
 class Effect:
-    """The share of endless texts under `second`, less that under `first`: the mean of the seeds' differences.
+    """The fraction of endless texts under `second` minus that under `first`."""
 
-    low, high: its 95 % interval, by itself. p_value: corrected for the others of its table; nan for a single seed where
-    the others have several. by_seed: of each seed alone.
-    """
-
-    where: str
+    where: str  # condition whose levels are compared, or field whose values are
     first: str
     second: str
     first_rate: Rate
     second_rate: Rate
-    low: float
-    high: float
-    p_value: float
-    by_seed: dict[str, float]
+    low: float  # lower end of the difference's 95 % interval, not corrected for other comparisons
+    high: float  # upper end
+    p_value: float  # corrected for the comparisons of the table; nan: a single seed among comparisons of several
+    by_seed: dict[str, float]  # difference of each seed
 
     @property
     def difference(self) -> float:
+        """The mean of the seeds' differences."""
         return mean(self.by_seed.values())
 
     @property
     def verdict(self) -> str:
-        """A null result is a result too."""
+        """The finding in words: "more", "fewer", "not separable", or "one seed" where nothing was tested."""
         if isnan(self.p_value):
             return "one seed"
         if self.p_value >= LEVEL:
@@ -61,20 +58,21 @@ AnyEffect = TypeVar("AnyEffect", bound=Effect)
 
 
 def corrected(effects: Sequence[AnyEffect], num_planned: int = 0) -> list[AnyEffect]:
-    """With p values for all of them together. num_planned: where more were to be compared than could be."""
+    """Holm-corrected effects. num_planned: number of planned comparisons, if some are impossible."""
     is_over_seeds = any(len(effect.by_seed) > 1 for effect in effects)
-    # beside comparisons of several models, one model's problems are no comparison
-    told = {i: e.p_value for i, e in enumerate(effects) if len(e.by_seed) > 1 or not is_over_seeds}
-    p = holm(told, max(num_planned, len(effects)))
+    # a test over one model's problems is not comparable with tests over several models
+    p_values = {i: e.p_value for i, e in enumerate(effects) if len(e.by_seed) > 1 or not is_over_seeds}
+    p = holm(p_values, max(num_planned, len(effects)))
     return [replace(effect, p_value=p.get(index, nan)) for index, effect in enumerate(effects)]
 
 
 def within_1(low: float, high: float) -> tuple[float, float]:
+    """The interval cut to [−1, 1], the range of a difference of fractions."""
     return max(low, -1.0), min(high, 1.0)
 
 
 def points(difference: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """A difference of fractions in percentage points, with its sign."""
     return f"{round(100 * difference):+d}"
 
 
@@ -82,7 +80,7 @@ DIFFICULTY_KEYS = ("level", "difficulty")
 
 
 def rises(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Effect]:
-    """From the easiest level to the hardest, in each cell of the other keys. None where no level bears a number."""
+    """Effects of difficulty, easiest to hardest level, per cell of the other keys; empty without numbered levels."""
     levels, cells = by_level(outcomes, keys)
     found = []
     for cell, of_level in cells.items():
@@ -94,9 +92,9 @@ def rises(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Effect]:
 
 
 def by_level(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[list[str], dict[str, dict[str, list[Outcome]]]]:
-    """The levels from easy to hard, and the texts by the cell of the other keys and by level.
+    """The levels from easy to hard, and the texts by cell of the other keys and by level.
 
-    Nothing where no key tells the difficulty, or its levels' names bear no numbers to order them by.
+    Empty without a key for difficulty, or if the names of its levels contain no numbers to order them by.
     """
     key = next((key for key in DIFFICULTY_KEYS if key in keys), None)
     levels = sorted({item.generation.groups.get(key, "") for item in outcomes}, key=natural) if key else []
@@ -111,7 +109,7 @@ def by_level(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[list[str
 
 
 def natural(text: str) -> list[tuple[float, str]]:
-    """Sorts texts by the numbers in them: depth_2 before depth_12, 0.25 before 1."""
+    """Sort key by the numbers in a text: depth_2 before depth_12, 0.25 before 1."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if index % 2 else (-1.0, part) for index, part in enumerate(parts)]
 
@@ -135,6 +133,9 @@ def _unpaired(
     where: str, first: str, second: str, of_first: Mapping[str, list[bool]], of_second: Mapping[str, list[bool]]
 ) -> Effect:
     seeds = [seed for seed in of_first if seed in of_second]
+    # Not the moderated test of `stats.comparisons`, as in sweep reports: a seed's value is a fraction whose sampling
+    # variance is known, which is a floor of the variance over seeds and serves single seeds too. Fractions near 0 or 1
+    # vary less than those near 1/2, so comparisons have no common variance to borrow.
     by_seed = {seed: mean(of_second[seed]) - mean(of_first[seed]) for seed in seeds}
     found = mean_over_seeds(
         list(by_seed.values()), [difference_variance(of_first[seed], of_second[seed]) for seed in seeds]

@@ -44,23 +44,22 @@ class Summary:
 
 @dataclass(frozen=True)
 class SamePrompts:
-    """Prompts of a task that looped in some of their generations and not in others, and how often each was right: the
-    difficulty is the same, where over all texts it is not."""
+    """Accuracy with and without a loop on prompts with both kinds of texts, which equalises their difficulty."""
 
     num_prompts: int
-    looped_right: float
-    other_right: float
+    looped_right: float  # mean accuracy of the looping texts
+    other_right: float  # mean accuracy of the other texts
 
 
 def has_exact_run(item: Outcome) -> bool:
-    """An exact run of any period: the narrow definition of a loop."""
+    """Whether a text has an exact run of any period, the narrow definition of a loop."""
     return not item.kinds.isdisjoint((Kind.flood, Kind.exact))
 
 
-def group_keys(outcomes: Sequence[Outcome], asked: Sequence[str] = ()) -> list[str]:
-    """What the texts are counted by: what is asked for; else all that varies, but for seeds; else the file."""
-    if asked:
-        return list(asked)
+def group_keys(outcomes: Sequence[Outcome], requested: Sequence[str] = ()) -> list[str]:
+    """Fields to group texts by: those requested; else all that vary, except seeds; else the file."""
+    if requested:
+        return list(requested)
     values: dict[str, dict[str, None]] = defaultdict(dict)
     for item in outcomes:
         for key, value in item.generation.groups.items():
@@ -70,7 +69,7 @@ def group_keys(outcomes: Sequence[Outcome], asked: Sequence[str] = ()) -> list[s
 
 
 def by_group(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[tuple[str, ...], list[Outcome]]:
-    """The cells of the crossed keys, in a natural order: numbers by size."""
+    """Texts by the combination of their values of the keys, numbers in ascending order."""
     cells: dict[tuple[str, ...], list[Outcome]] = defaultdict(list)
     for item in outcomes:
         cells[tuple(item.generation.groups.get(key, ABSENT) for key in keys)].append(item)
@@ -78,7 +77,7 @@ def by_group(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[tuple[str
 
 
 def summaries(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Summary]:
-    """One a cell."""
+    """One summary per cell; of all texts without keys."""
     if not keys:
         return [summary("all", outcomes)]
     cells = by_group(outcomes, keys)
@@ -86,12 +85,12 @@ def summaries(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[Summary]
 
 
 def cell_name(keys: Sequence[str], cell: Sequence[str]) -> str:
-    """A number alone would say little."""
+    """The cell's values; a single number gets the name of its key."""
     return f"{keys[0]} {cell[0]}" if len(cell) == 1 and cell[0].isdecimal() else " · ".join(cell)
 
 
 def summary(name: str, outcomes: Sequence[Outcome]) -> Summary:
-    """What is counted of a group."""
+    """Counts of one group."""
     looped = [item for item in outcomes if item.is_loop]
     others = [item for item in outcomes if not item.is_loop]
     forwards = [item.wasted_forwards for item in outcomes]
@@ -139,7 +138,7 @@ def _seed_interval(outcomes: Sequence[Outcome]) -> tuple[float, float] | None:
 
 
 def same_prompts(outcomes: Sequence[Outcome]) -> SamePrompts | None:
-    """None where no prompt has both."""
+    """Accuracies on prompts with looping and other texts; None where no prompt has both."""
     by_prompt: dict[tuple[str | None, str], list[Outcome]] = defaultdict(list)
     for item in outcomes:
         if item.generation.prompt is not None and item.is_right is not None:
@@ -155,7 +154,7 @@ def same_prompts(outcomes: Sequence[Outcome]) -> SamePrompts | None:
 
 
 def onset_survival(outcomes: Sequence[Outcome]) -> Survival:
-    """In units; a text that does not loop is censored where it ends."""
+    """Kaplan–Meier curve of the onset in units; texts without loops are censored at their end."""
     times, is_event = [], []
     for item in outcomes:
         main = item.findings.main if item.is_loop else None
@@ -165,7 +164,7 @@ def onset_survival(outcomes: Sequence[Outcome]) -> Survival:
 
 
 def rate_of(outcomes: Sequence[Outcome], is_hit: Callable[[Outcome], bool | None]) -> Rate:
-    """Of those for which it is known."""
+    """Rate of hits among the texts for which `is_hit` is not None."""
     known = [hit for item in outcomes if (hit := is_hit(item)) is not None]
     return Rate(sum(known), len(known))
 

@@ -15,7 +15,7 @@ _TAG_END = re.compile(r"</answer>")
 _TAG = re.compile(r"</?\w+>")
 _MARKED_LINE = re.compile(rf"{_MARKED}[^\n]*")
 _BOXED = re.compile(r"\\boxed\s*\{")
-# also what only begins an answer, or announces one
+# includes marks that only begin or announce an answer
 _ANSWER = re.compile(
     rf"<answer>|\\boxed\s*\{{|{_BEGUN}|\banswers?\b[^.\n]{{0,40}}(?:\bis\b|\bare\b|[:=])|(?:</think>|<\|/think\|>)\s*\S",
     re.IGNORECASE,
@@ -27,17 +27,16 @@ ANSWER_SECTION = re.compile(
 
 @dataclass(frozen=True)
 class Ending:
-    """content: the text up to its first stop text. num_stops: stop texts behind it, those that fill a canvas too.
-    answer_end: where in the content the answer ends, or None."""
+    """How a text ends."""
 
-    content: str
-    num_stops: int
+    content: str  # the text before its first stop text
+    num_stops: int  # stop texts after the content, including those that fill a canvas
     has_answer: bool
-    answer_end: int | None
+    answer_end: int | None  # character of the content at which the answer ends; None: no answer
 
 
 def ending(text: str, stop_texts: Sequence[str]) -> Ending:
-    """Cut at the first stop text, and look for an answer."""
+    """Splits a text at its first stop text and locates its answer."""
     content, num_stops = text, 0
     if stop_texts:
         stop = re.compile("|".join(map(re.escape, sorted(stop_texts, key=len, reverse=True))))
@@ -48,21 +47,21 @@ def ending(text: str, stop_texts: Sequence[str]) -> Ending:
 
 
 def reasoning_segment(text: str) -> str:
-    """The text up to the mark that closes the reasoning, or all of it, without the mark that opens it."""
+    """The text between the marks around the reasoning; to the end of the text if it is not closed."""
     end, begin = THINK_END.search(text), _THINK_OPEN.match(text)
     return text[begin.end() if begin else 0 : end.start() if end else len(text)]
 
 
 def num_units_after(written: Written, position: int) -> int:
-    """Units behind a position of the text, without those of closing tags."""
+    """Number of units after a position of the text, tags not counted."""
     tags = [(written.unit_at(tag.start()), written.unit_at(tag.end())) for tag in _TAG.finditer(written.text, position)]
     return len(written.starts) - written.unit_at(position) - sum(last - first for first, last in tags)
 
 
 def _answer_end(content: str) -> int | None:
-    """The end of the first tagged answer behind the thinking; else of the last behind ####; else of the last box."""
-    thought = list(THINK_END.finditer(content))
-    start = thought[-1].end() if thought else 0
+    """The end of the first tagged answer after the reasoning; else of the last after ####; else of the last box."""
+    closings = list(THINK_END.finditer(content))
+    start = closings[-1].end() if closings else 0
     if tagged := _TAG_END.search(content, start):
         return tagged.end()
     if marked := list(_MARKED_LINE.finditer(content, start)):

@@ -1,10 +1,10 @@
-"""Findings in one text: whether it loops, how, from where on, and how much of it is waste.
+"""Findings in one text: whether and how it loops, from where, and how many units are wasted.
 
     findings = detect(text)                                  any text
     findings = detect_tokens(token_ids, tokens, steps=steps) a model's own tokens, with the step that committed each
 
-Loops are looked for anywhere in the text, since on a fixed canvas they lie in its middle. Linear in the text. In a text
-of more than MAX_LENGTH units, exact runs are looked for everywhere, other kinds in its first MAX_LENGTH units.
+The whole text is searched, since on a fixed canvas loops can lie in its middle. The time is linear in the length of the
+text. Beyond MAX_LENGTH units, only floods and exact runs are searched.
 """
 
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ from lit_illada.loops.detect.words import Units, sentences, units_of_text, units
 class Findings:
     """Findings in one text. Positions and lengths are in units."""
 
-    kinds: tuple[Kind, ...]  # all that hold, the headline first
+    kinds: tuple[Kind, ...]  # all that apply, the main one first
     length: int  # of the content, before the first stop text
-    num_stops: int  # stop texts behind the content
+    num_stops: int  # stop texts after the content
     spans: tuple[Span, ...]  # the looped stretches
     coverage: float  # fraction of the content that is copies; first copies are left out
     wasted: int  # units that are copies
     is_escaped: bool  # new text follows the last loop
     is_terminal: bool  # the last loop reaches the content's end
     is_forced_closure: bool  # only an answer section follows, at the end of the canvas
-    is_template: bool  # something repeats but for numbers, counting words and operators; that is no loop
-    is_self_correction: bool  # half of the looped sentences hold a phrase of doubt
+    is_template: bool  # a stretch repeats with other numbers, counting words or operators, which is not a loop
+    is_self_correction: bool  # at least half of the looped sentences contain a phrase of doubt
     is_finished: bool | None  # whether the model ended the text; None: unknown
     has_answer: bool
     temporal_onset: float | None  # median denoising step that committed the main loop's second copy; None: no trace
@@ -52,7 +52,7 @@ class Findings:
 
     @property
     def main(self) -> Span | None:
-        """The longest span of the headline kind."""
+        """The longest span of the main kind; None without spans."""
         return next((max(found, key=lambda span: span.end - span.start) for found in self._by_kind() if found), None)
 
     def _by_kind(self) -> list[list[Span]]:
@@ -61,7 +61,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Known:
-    """Facts about a text that it does not tell itself."""
+    """Facts about a text from outside it."""
 
     is_finished: bool | None = None  # whether the model ended it; None: True with a stop text, else unknown
     has_answer: bool | None = None  # None: by the text
@@ -69,7 +69,7 @@ class Known:
 
 
 def detect(text: str, config: LoopConfig | None = None, known: Known | None = None) -> Findings:
-    """Findings in a text, stop texts and all."""
+    """Findings in a text, which may include its stop texts."""
     config = config or LoopConfig()
     end = ending(text, config.stop_texts)
     return _findings(units_of_text(end.content), end, config, known or Known())
@@ -83,7 +83,7 @@ def detect_tokens(
     *,
     steps: Sequence[int] | None = None,
 ) -> Findings:
-    """Findings in a model's tokens; without their texts only what ids can tell. steps: the denoising step of each."""
+    """Findings in a model's tokens; without their texts, only those that need ids. steps: denoising step of each."""
     config = config or LoopConfig()
     end = Ending("", 0, False, None)
     if tokens is not None:
@@ -101,7 +101,9 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
     closure = _is_forced_closure(units, end, spans, config)
     rest = len(units) - max((span.end for span in spans), default=len(units))
     is_escaped = bool(spans) and not closure and rest >= config.ending.escaped_share * len(units)
-    if is_escaped or (finished is True and not closure):  # it came to an end, so sentences only went in circles
+    if is_escaped or (
+        finished is True and not closure
+    ):  # the text ended by itself, so repeated sentences are circling, not a loop
         spans = [replace(span, kind=Kind.circling) if span.kind is Kind.statement else span for span in spans]
     kinds = {span.kind for span in spans}
     num_canvas = known.num_canvas or len(units) + end.num_stops
@@ -112,8 +114,8 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
         kinds.add(Kind.runaway)
     if finished is False and not kinds:
         kinds.add(Kind.budget)
-    told = [span for span in spans if span.kind in LOOPS]
-    wasted = union_length([copy for span in told for copy in span.copies])
+    loops = [span for span in spans if span.kind in LOOPS]
+    wasted = union_length([copy for span in loops for copy in span.copies])
     return Findings(
         kinds=tuple(kind for kind in Kind if kind in kinds),
         length=len(units),
@@ -121,9 +123,9 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
         spans=tuple(spans),
         coverage=wasted / max(1, len(units)),
         wasted=wasted,
-        is_escaped=bool(told) and is_escaped,
-        is_terminal=bool(told) and rest <= config.ending.terminal_slack,
-        is_forced_closure=bool(told) and closure,
+        is_escaped=bool(loops) and is_escaped,
+        is_terminal=bool(loops) and rest <= config.ending.terminal_slack,
+        is_forced_closure=bool(loops) and closure,
         is_template=is_template(units, spans, config),
         is_self_correction=_is_self_correction(units, spans),
         is_finished=finished,
@@ -138,7 +140,7 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
 
 
 def _is_self_correction(units: Units, spans: list[Span]) -> bool:
-    """Whether the looped text is doubt: half of its sentences, first copies and later ones, hold such a phrase."""
+    """Whether at least half of the sentences of the longest span, first copies included, contain a phrase of doubt."""
     if units.written is None or not spans:
         return False
     main = max(spans, key=lambda span: span.end - span.start)
@@ -147,13 +149,13 @@ def _is_self_correction(units: Units, spans: list[Span]) -> bool:
 
 
 def _is_forced_closure(units: Units, end: Ending, spans: list[Span], config: LoopConfig) -> bool:
-    """Whether behind the loops comes nothing but an answer section, where the canvas ends."""
+    """Whether only an answer section follows the loops, at the end of the canvas."""
     reached = max((span.end for span in spans), default=len(units))
-    room = config.ending.closure_blocks * config.ending.block_length
-    if units.written is None or not 0 < len(units) - reached <= room or end.num_stops > room:
+    num_closure = config.ending.closure_blocks * config.ending.block_length
+    if units.written is None or not 0 < len(units) - reached <= num_closure or end.num_stops > num_closure:
         return False
     answer = ANSWER_SECTION.search(units.written.text, int(units.written.ends[reached - 1]))
-    # a further copy that was cut short may precede it
+    # an incomplete copy may precede the answer
     least = max(8, *(span.period for span in spans))
     return answer is not None and units.written.unit_at(answer.start()) - reached < least
 

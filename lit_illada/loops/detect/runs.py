@@ -1,7 +1,7 @@
 """Runs: spans of a sequence that repeat with a period, x[i] = x[i−p].
 
-All periods up to max_period are compared at all positions: O(n · max_period) comparisons in numpy. So many periods are
-compared at a time that the table of comparisons stays small: a text of ten megabytes takes time but little memory.
+All periods up to max_period are compared at all positions: O(n · max_period) comparisons in numpy. Periods are compared
+in groups, so that memory stays bounded for texts of many megabytes.
 """
 
 from collections.abc import Iterator
@@ -12,16 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CELLS = 2**22  # comparisons held at once
-_PIECE, _PARTS = (
-    2**14,
-    8,
-)  # a long stretch is searched in such pieces, for so many parts each: bounded, whatever the text
-_COVERED = 0.9  # a run of which so much lies in runs of shorter periods says nothing new
+_PIECE, _PARTS = 2**14, 8  # matches per piece of a long stretch, and parts searched per piece: bounds the time
+_COVERED = 0.9  # a run of which this fraction lies in runs of shorter periods is dropped
 
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """x[i] = x[i−period] for start + period ≤ i < start + length, but for num_mismatches."""
+    """x[i] = x[i−period] for start + period ≤ i < start + length, except num_mismatches positions."""
 
     start: int
     period: int
@@ -45,7 +42,7 @@ class Run:
 def exact_runs(
     ids: NDArray[np.int32], *, min_period: int, max_period: int, min_cycles: float, min_length: int
 ) -> list[Run]:
-    """Maximal runs, those of a multiple of another's period left out; by start."""
+    """Maximal runs by start, without runs of a multiple of another's period."""
     runs = [
         Run(first - period, period, last - first + 1 + period)
         for period, firsts, lasts, _ in _stretches(ids, min_period, max_period, 0, min_cycles, min_length)
@@ -65,8 +62,8 @@ def periodic_runs(
 ) -> list[Run]:
     """Exact maximal runs, in the order of their starts, for decisions during generation.
 
-    A run within one run of a shorter period is left out. Runs that several others cover together are not: a sampler
-    acts on the run that reaches the end of the text.
+    A run inside one run of a shorter period is dropped. A run covered only by several others together is not, as a
+    sampler acts on the run that reaches the end of the text.
     """
     runs: list[Run] = []
     for period, firsts, lasts, _ in _stretches(ids, min_period, max_period, 0, min_cycles, min_length):
@@ -87,9 +84,9 @@ def near_runs(
     mismatch: float,
     max_gap: int,
 ) -> list[Run]:
-    """Runs with at most that share of mismatches among their comparisons, and at most max_gap of them together.
+    """Runs with at most the fraction `mismatch` of unequal comparisons, and at most max_gap of them in a row.
 
-    Of a stretch with more mismatches the longest part with few enough counts, and then of what remains beside it.
+    Of a stretch with more mismatches, the longest part within the limit counts, and then the longest of the rest.
     """
     runs = []
     for period, firsts, lasts, places in _stretches(ids, min_period, max_period, max_gap, min_cycles, min_length):
@@ -107,17 +104,17 @@ def near_runs(
 def without_templates(
     runs: list[Run], ids: NDArray[np.int32], is_content: NDArray[np.bool_], min_cycles: float
 ) -> list[Run]:
-    """Runs whose copies stop saying anything new.
+    """Runs whose copies stop adding content.
 
-    A slot is a position at which copies differ in a word, number or operator that says something. In a running sum, a
-    drill or a form every copy fills its slots anew. A run is a loop where several consecutive copies fill them as
-    earlier copies did: m such copies with u different fillings make (m + u) / u cycles, which must reach min_cycles.
+    A slot is a position at which copies differ in a content word, number or operator. In a running sum, a drill or a
+    form, every copy has new fillings of its slots. A run is a loop if several consecutive copies repeat fillings of
+    earlier copies: m such copies with u different fillings make (m + u) / u cycles, which must reach min_cycles.
     """
     return [run for run in runs if run.num_mismatches == 0 or _cycles_of_fillings(run, ids, is_content) >= min_cycles]
 
 
 def _cycles_of_fillings(run: Run, ids: NDArray[np.int32], is_content: NDArray[np.bool_]) -> float:
-    """The most cycles of fillings, where the whole copies are counted from the run's start or back from its end."""
+    """The most cycles of fillings, with complete copies counted from the run's start or back from its end."""
     length = run.length // run.period * run.period
     parts = {(run.start, run.start + length), (run.end - length, run.end)}
     return max(_cycles_of_whole(ids[low:high], is_content[low:high], run.period) for low, high in parts)
@@ -145,17 +142,17 @@ def new_ones(runs: list[Run], is_covered: NDArray[np.bool_]) -> list[Run]:
 
     is_covered: for each unit, whether a run covers it; updated in place.
     """
-    kept = []
+    new = []
     for run in sorted(runs, key=lambda run: (run.period, -run.length, run.start)):
         covered = is_covered[run.start : run.end]
         if np.count_nonzero(covered) < _COVERED * run.length:
-            kept.append(run)
+            new.append(run)
             covered[:] = True
-    return sorted(kept, key=lambda run: (run.start, run.period))
+    return sorted(new, key=lambda run: (run.start, run.period))
 
 
 def union_length(spans: list[tuple[int, int]]) -> int:
-    """How many units lie in any of the spans (start, end)."""
+    """Number of units in any of the spans (start, end)."""
     total = reached = 0
     for start, end in sorted(spans):
         if end > (start := max(start, reached)):
@@ -166,10 +163,10 @@ def union_length(spans: list[tuple[int, int]]) -> int:
 def _stretches(
     ids: NDArray[np.integer], min_period: int, max_period: int, max_gap: int, min_cycles: float, min_length: int
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """(period, first, last, places): stretches of places i with x[i] = x[i−p], bridged over gaps, that may be runs."""
+    """(period, firsts, lasts, places): candidates for runs, stretches of places i with x[i] = x[i−p] across gaps."""
     n = len(ids)
     longest = min(max_period, int(n / min_cycles))
-    width = n + max_gap + 1  # no stretch goes on into the next period's row
+    width = n + max_gap + 1  # separates the rows, so that no stretch extends into the next period's
     at_once = max(1, _CELLS // width)
     padded = np.concatenate([np.full(longest, -1, ids.dtype), ids])
     step = padded.strides[0]
@@ -199,7 +196,7 @@ def _stretches(
 
 
 def _dense_parts(places: NDArray[np.int64], mismatch: float, least: float) -> Iterator[tuple[int, int]]:
-    """(first, last) of disjoint parts, the longest first, of which at most a share `mismatch` are no places."""
+    """(first, last) of disjoint parts, the longest first, of which at most the fraction `mismatch` are mismatches."""
     if len(places) >= (1 - mismatch) * (places[-1] - places[0] + 1):
         yield int(places[0]), int(places[-1])
         return
@@ -227,6 +224,6 @@ def _longest_dense(places: NDArray[np.int64], mismatch: float) -> tuple[int, int
 
 
 def bounds(run: Run) -> list[tuple[int, int]]:
-    """(start, end) of each copy, the last one perhaps cut."""
+    """(start, end) of each copy; the last one may be incomplete."""
     cuts = [*range(run.start, run.end, run.period), run.end]
     return list(pairwise(cuts))

@@ -1,6 +1,6 @@
-"""Measures and definitions of repetition from the literature, as columns beside the kinds of loops.
+"""Measures and definitions of repetition from the literature, reported beside the kinds of loops.
 
-None of them raises an alarm: each misfires on finished texts of reasoning models.
+None of them counts as a loop, since each also flags finished texts of reasoning models.
 """
 
 import zlib
@@ -28,6 +28,7 @@ class Secondary:
     phrases_per_1000: float | None  # the same per 1 000 units
 
     def rounded(self) -> dict[str, float | None]:
+        """Measures by name, to four digits."""
         return {name: round(value, 4) if value is not None else None for name, value in vars(self).items()}
 
 
@@ -48,7 +49,7 @@ def secondary(ids: NDArray[np.int32], text: str | None) -> Secondary:
 
 
 def longest_repeat(ids: NDArray[np.int32], levels: list[NDArray[np.int64]] | None = None) -> int:
-    """The length of the longest stretch that occurs twice, exactly: classes of 2^j-grams, then a bisection."""
+    """Length of the longest stretch that occurs twice, by classes of 2^j-grams and bisection."""
     levels = levels or _levels(ids)
     repeated = [j for j, level in enumerate(levels) if _holds_twice(level)]
     if not repeated:
@@ -65,7 +66,7 @@ def longest_repeat(ids: NDArray[np.int32], levels: list[NDArray[np.int64]] | Non
 
 
 def windowed_zlib(text: str) -> float:
-    """The highest ratio of compression of windows of 1 500 bytes, half overlapping; above 6 is rare in good text."""
+    """Highest compression ratio of half-overlapping windows of 1 500 bytes; above 6 is rare in ordinary text."""
     data = text.encode("utf-8", "replace")
     starts = range(0, max(1, len(data) - _ZLIB_WINDOW // 2), _ZLIB_WINDOW // 2)
     windows = [data[start : start + _ZLIB_WINDOW] for start in starts]
@@ -73,7 +74,7 @@ def windowed_zlib(text: str) -> float:
 
 
 def repeated_ngram(ids: NDArray[np.int32], n: int = 30, k: int = 20) -> bool:
-    """Some n-gram occurs at least k times ("Wait, Wait, Wait… Why do reasoning models loop?", arXiv 2512.12895)."""
+    """Whether any n-gram occurs k times ("Wait, Wait, Wait… Why do reasoning models loop?", arXiv 2512.12895)."""
     if len(ids) < n + k - 1:
         return False
     classes, length = np.unique(ids, return_inverse=True)[1].astype(np.int64), 1
@@ -88,8 +89,8 @@ def repeated_ngram(ids: NDArray[np.int32], n: int = 30, k: int = 20) -> bool:
 
 
 def repeated_tail(ids: NDArray[np.int32], max_unit: int = 90, min_repeats: int = 2) -> bool:
-    """The text ends in min_repeats or more copies of a unit of at most max_unit tokens; of a unit of one or two tokens,
-    in more than 50 (Holtzman et al., arXiv 1904.09751, as measured in their code)."""
+    """Whether the text ends in min_repeats or more copies of a unit of at most max_unit tokens, or in more than 50 of a
+    unit of one or two tokens (Holtzman et al., arXiv 1904.09751, as in their code)."""
     # a copy precedes the last unit only if it ends in the text's last token
     units = [unit for unit in range(1, min(max_unit, len(ids) - 1) + 1) if ids[-1 - unit] == ids[-1]]
     repeats = [_tail_repeats(ids, unit) for unit in units]
@@ -107,7 +108,7 @@ PRESETS: dict[str, Callable[[NDArray[np.int32]], bool]] = {
 
 
 def _levels(ids: NDArray[np.int32]) -> list[NDArray[np.int64]]:
-    """Classes of 1-, 2-, 4-, 8-grams, equal where those are, until none comes twice; three of them at least."""
+    """Classes of 1-, 2-, 4-, 8-grams, … up to the length at which all differ; at least three levels."""
     levels = [np.unique(ids, return_inverse=True)[1].astype(np.int64)]
     while len(levels) < 3 or _holds_twice(levels[-1]):
         levels.append(_joined(levels[-1], 2 ** (len(levels) - 1)))
@@ -127,7 +128,7 @@ def _joined(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
 
 
 def _pairs(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
-    """A number for each pair (i, i + shift)."""
+    """A number for each pair of classes (i, i + shift)."""
     if len(classes) <= shift:
         return classes[:0]
     return classes[: len(classes) - shift] * (classes.max() + 1) + classes[shift:]

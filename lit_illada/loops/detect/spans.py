@@ -1,7 +1,7 @@
 """Spans of a text that are loops, by kind, with their copies.
 
 A span that a stricter kind covers is not listed again. In a text of more than MAX_LENGTH units, floods and exact runs
-are looked for everywhere, other kinds in its first MAX_LENGTH units.
+are searched everywhere, other kinds in its first MAX_LENGTH units.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ T = TypeVar("T", Run, Streak)
 
 
 class Kind(StrEnum):
-    """Kinds of failure of a text; several may hold, and the first is the headline."""
+    """Kinds of failure of a text; of several, the first in this order is the main one."""
 
     flood = "flood"
     exact = "token_exact"
@@ -36,7 +36,7 @@ class Kind(StrEnum):
     circling = "circling"
 
 
-LOOPS = (Kind.flood, Kind.exact, Kind.near_exact, Kind.statement)  # circling goes round too, but comes to an end
+LOOPS = (Kind.flood, Kind.exact, Kind.near_exact, Kind.statement)  # circling texts repeat themselves, but end
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def loop_spans(units: Units, config: LoopConfig) -> list[Span]:
     is_covered = np.zeros(len(units), bool)
     parts = structure(units.written) if units.written is not None else Structure(None, None)
     exact = [run for run in _exact(units, config) if _has_words(run, units) or run.cycles >= config.flood.min_cycles]
-    floods = [  # a table of empty cells is none
+    floods = [  # a table of empty cells is not a flood
         run
         for run in _floods(units, config)
         if _has_words(run, units) or parts.share(parts.is_rigid, run.start, run.end) < 0.5
@@ -78,14 +78,14 @@ def loop_spans(units: Units, config: LoopConfig) -> list[Span]:
 
 
 def _has_words(run: Run, units: Units) -> bool:
-    """Whether a copy holds a letter or a digit; empty cells and rulings hold none. True where only ids are known."""
+    """Whether a copy contains a letter or digit, unlike empty cells and rules. True where only ids are known."""
     if not units.words:
         return True
     return any(any(map(str.isalnum, units.words[index])) for index in set(units.ids[run.start : run.onset].tolist()))
 
 
 def is_template(units: Units, spans: list[Span], config: LoopConfig) -> bool:
-    """Whether something repeats but for its numbers: running sums, tables."""
+    """Whether a stretch outside the spans repeats with other numbers, such as running sums and tables."""
     if units.template_ids is None:
         return False
     is_covered = np.zeros(len(units), bool)
@@ -131,12 +131,12 @@ def _near_runs(ids: NDArray[np.int32], config: LoopConfig) -> list[Run]:
 
 
 def _above(runs: list[Run], period: int) -> list[Run]:
-    """Those of longer periods. What has a shorter one, as 2·2·2·2·… has, is a flood or nothing, not a run of 4."""
+    """Runs of longer periods. A run of a shorter period, such as 2·2·2·…, is a flood or does not count at all."""
     return [run for run in runs if run.period > period]
 
 
 def _outside_code(runs: list[Run], parts: Structure, min_cycles: float) -> list[Run]:
-    """Code and tables repeat themselves: a run that lies in them needs more copies."""
+    """Runs outside code and tables, and those inside (which repeat by design) of min_cycles or more."""
 
     def is_inside(run: Run) -> bool:
         masks = (parts.is_code, parts.is_rigid)
@@ -146,8 +146,8 @@ def _outside_code(runs: list[Run], parts: Structure, min_cycles: float) -> list[
 
 
 def _free(loops: Sequence[T], parts: Structure, min_cycles: float) -> list[T]:
-    """Closed code blocks and tables repeat themselves with small changes however long they are: what lies in them is
-    left out. In a block that is not closed, min_cycles copies count."""
+    """Loops outside closed code blocks and tables, which repeat with small changes at any length. In a block that is
+    not closed, loops of at least min_cycles copies count."""
     free = [loop for loop in loops if parts.share(parts.is_rigid, loop.start, loop.end) <= 0.5]
     return [
         loop for loop in free if loop.cycles >= min_cycles or parts.share(parts.is_code, loop.start, loop.end) <= 0.5

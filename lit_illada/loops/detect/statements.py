@@ -1,6 +1,6 @@
-"""Finds streaks of sentences that say again what earlier sentences said.
+"""Streaks of sentences that repeat earlier sentences.
 
-Linear in the text: each sentence is compared with the `lookback` before it, and only where their keys are equal.
+Linear in the text: each sentence is compared with the `lookback` sentences before it, and only if their keys are equal.
 """
 
 import re
@@ -15,7 +15,7 @@ from rapidfuzz.fuzz import ratio
 from lit_illada.loops.config import StatementRule
 from lit_illada.loops.detect.words import Sentence
 
-# in small letters; each begins with a word
+# phrases of self-correction, lower case; each starts at a word boundary
 PHRASES = (
     r"wait\b",
     r"hmm+\b",
@@ -37,19 +37,21 @@ _ANY = re.compile(rf"\b(?:{'|'.join(PHRASES)})")
 
 
 def holds_phrase(text: str) -> bool:
+    """Whether a text contains a phrase of self-correction."""
     return _ANY.search(text.lower()) is not None
 
 
 def count_phrases(text: str) -> int:
+    """Number of phrases of self-correction in a text."""
     return sum(1 for _ in _ANY.finditer(text.lower()))
 
 
 @dataclass(frozen=True)
 class Streak:
-    """A stretch of sentences most of which were said before. Positions and lengths in units."""
+    """A stretch of sentences most of which repeat earlier ones. Positions and lengths are in units."""
 
     start: int  # of the first copy
-    onset: int  # of the first sentence that is said again
+    onset: int  # of the first repeated sentence
     end: int
     period: int  # median distance from a sentence back to the one it repeats
     cycles: float  # units of the first copies and the revisits, over units of the first copies
@@ -59,7 +61,7 @@ class Streak:
 
 
 def revisits(said: Sequence[Sentence], rule: StatementRule) -> list[int | None]:
-    """For each sentence the index of the nearest earlier one that says the same, or None."""
+    """For each sentence, the index of the nearest earlier sentence that it repeats, or None."""
     before: dict[object, list[int]] = {}
     found: list[int | None] = []
     for index, sentence in enumerate(said):
@@ -112,14 +114,14 @@ def _streak(said: Sequence[Sentence], found: list[int | None], first: int, last:
     firsts = sorted(set(origins.values()))
     members = [*firsts, *again]
     distances = [said[index].start - said[earlier].start for index in again if (earlier := found[index]) is not None]
-    share = sum(holds_phrase(said[index].text) for index in members) / len(members)
+    fraction = sum(holds_phrase(said[index].text) for index in members) / len(members)
     return Streak(
         start=said[firsts[0]].start,
         onset=said[again[0]].start,
         end=said[again[-1]].end,
         period=round(median(distances)),
         cycles=_num_units(said, members) / _num_units(said, firsts),
-        is_self_correction=share >= rule.self_correction,
+        is_self_correction=fraction >= rule.self_correction,
         originals=[(said[index].start, said[index].end) for index in firsts],
         copies=[(said[index].start, said[index].end) for index in again],
     )
@@ -130,7 +132,7 @@ def _num_units(said: Sequence[Sentence], members: Sequence[int]) -> int:
 
 
 def _in_groups(is_new: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
-    """Whether each sentence lies among more than `most` new ones in a row."""
+    """Whether each sentence belongs to more than `most` new ones in a row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], is_new, [False]])))
     inside = np.zeros(len(is_new), bool)
     for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):

@@ -1,6 +1,6 @@
 """Marks the parts of a text that repeat themselves by design: code in fences, tables, rows of data.
 
-Loop detectors ask for more copies there, or leave the part out; see `lit_illada.loops.spans`.
+Loop detectors require more copies there or skip the part; see `lit_illada.loops.detect.spans`.
 """
 
 import re
@@ -38,7 +38,7 @@ class Structure:
 
     @staticmethod
     def share(mask: NDArray[np.bool_] | None, start: int, end: int) -> float:
-        """The fraction of the units start to end that a mask covers."""
+        """Fraction of the units start to end that a mask covers."""
         return float(mask[start:end].mean()) if mask is not None and end > start else 0.0
 
 

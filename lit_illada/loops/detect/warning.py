@@ -2,9 +2,9 @@
 
     S_t = max(0, S_{t−1} + z_t − κ),  an alarm at the first S_t ≥ h
 
-z is a signal standardised on the generations that do not loop; h is set so that 1 % of those alarm. t runs through the
-tokens in the order in which they were committed; an n-gram is seen when the last of its tokens is.
-(CUSUM for loops: arXiv 2601.05693.)
+z is a signal standardised on the generations without loops; h is set so that 1 % of those alarm. t runs over the tokens
+in the order of their commitment; an n-gram is observable once its last token is committed. CUSUM for loops: arXiv
+2601.05693.
 """
 
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ def warnings(watched: Sequence[Watched], rule: WarningRule) -> list[Warning]:
 
 
 def cusum(z: NDArray[np.float64], kappa: float) -> NDArray[np.float64]:
-    """S_t for all t: the walk of z − κ above its lowest point so far, 0 counted."""
+    """S_t for all t: the cumulative sum of z − κ minus its minimum so far, 0 included."""
     walk = np.cumsum(z - kappa)
     return walk - np.minimum(np.minimum.accumulate(walk), 0)
 

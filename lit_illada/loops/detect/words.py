@@ -12,7 +12,7 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-# a line that rules off a table or a heading is one unit: its dashes are no loop; longer stretches are read sign by sign
+# a ruling line of a table or heading is one unit, so that its dashes are no loop; longer ones are split into signs
 _RULING_LINE = r"(?m:^[^\S\n]*[-=*#~+|:.─━═┼┬┴├┤]{2}[-=*#~+|:.─━═┼┬┴├┤ ]{2,197}$)"
 _RULING_SIGNS = "-=*#~─━═"
 _RULING = "|".join(f"{re.escape(sign)}{{4,}}" for sign in _RULING_SIGNS)
@@ -23,7 +23,7 @@ _DIGITS = re.compile(r"\d+")
 _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s)|\n")
 _LONGEST_SENTENCE = 64  # units; longer stretches without a full stop are cut, which bounds the cost of comparing them
 
-# Words that count, as digits do: two copies that differ in one of them say something else.
+# Counting words, treated as numbers: copies that differ in one of them differ in content.
 _COUNTING = frozenset(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion "
@@ -34,7 +34,7 @@ _COUNTING = frozenset(
     "october november december "
     "ii iii iv vi vii viii ix xi xii xiii xiv xv".split()
 )
-# Words that bring nothing new: sentences and copies that differ in these alone say the same.
+# Words without content: sentences and copies that differ only in these are repetitions.
 _FILLERS = frozenset(
     "a an the this that these those it its he she they them we us our you your i me my some any each both all "
     "is are was were be been being am do does did done has have had can could will would shall should may might must "
@@ -46,13 +46,13 @@ _FILLERS = frozenset(
 )
 # arithmetic signs and their names in LaTeX: 2 + 3 and 2 * 3 are different attempts
 _OPERATORS = frozenset("+ - − * × ÷ / · times div cdot".split())
-_OPENING = "First"  # at the beginning of a sentence it counts nothing: First, … Next, … Finally, …
-_NUMBER, _OPERATOR = "\0", "\1"  # in templates; in no text
+_OPENING = "First"  # not a counting word at the start of a sentence: First, … Next, … Finally, …
+_NUMBER, _OPERATOR = "\0", "\1"  # placeholders in templates; they do not occur in texts
 
 
 @dataclass(frozen=True)
 class Written:
-    """The text of a sequence of units and where they lie in it."""
+    """The text of a sequence of units, and their positions in it."""
 
     text: str
     starts: NDArray[np.int64]  # characters
@@ -63,17 +63,17 @@ class Written:
         return self.text[self.starts[start] : self.ends[end - 1]] if end > start else ""
 
     def behind(self, unit: int) -> str:
-        """The text after the unit before `unit`."""
+        """The text from the end of the unit before `unit`."""
         return self.text[self.ends[unit - 1] :] if unit else self.text
 
     def unit_at(self, position: int) -> int:
-        """The first unit that starts at a position of the text or behind it."""
+        """The first unit that starts at or after a position of the text."""
         return int(np.searchsorted(self.starts, position))
 
 
 @dataclass(frozen=True)
 class Units:
-    """A sequence in which loops are looked for."""
+    """A sequence of units to search for loops."""
 
     ids: NDArray[np.int32]  # equal where the units are equal
     words: list[str]  # the text of each id; empty where only token ids are known
@@ -91,7 +91,7 @@ class Units:
 
     @cached_property
     def is_content(self) -> NDArray[np.bool_]:
-        """For each unit, whether it is a word or a slot that says something: no filler and no punctuation."""
+        """For each unit, whether it is a slot or a content word, neither filler nor punctuation."""
         return self.is_slot | self._of_words(_is_content)
 
     def _of_words(self, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
@@ -102,7 +102,7 @@ class Units:
 
 def units_of_text(text: str) -> Units:
     """Words and signs of a text."""
-    pieces = _WORD.split(text)  # by turns what lies between two units, and a unit
+    pieces = _WORD.split(text)  # alternately the text between two units, and a unit
     ends = np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
     said = pieces[1::2]
     table = {word: index for index, word in enumerate(dict.fromkeys(said))}
@@ -153,7 +153,7 @@ def _units(
 
 @lru_cache(2**16)
 def _template(word: str) -> str:
-    """A word with its digits, or a whole counting word, replaced by a mark; likewise an operator."""
+    """A word with its digits replaced by a placeholder; a counting word or an operator is replaced as a whole."""
     plain = word.strip()
     if plain in _OPERATORS:
         return _OPERATOR
@@ -180,8 +180,8 @@ class Sentence:
 
     start: int  # its units
     end: int
-    # what must be equal for two sentences to say the same: the set of ids of their words but for fillers, and the ids
-    # of their numbers, counting words and operators, in order
+    # equal in a sentence and its repetition: the set of content-word ids, and the ids of numbers, counting words and
+    # operators in order
     key: tuple[frozenset[int], tuple[int, ...]]
     written: Written = field(repr=False)
 

@@ -1,1 +1,1 @@
-"""Tables, files and the page that `loops analyze` writes."""
+"""The report page of `loops analyze`."""

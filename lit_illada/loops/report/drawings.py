@@ -1,4 +1,4 @@
-"""Charts of the report page: where loops lie in texts, how they come about in time, and how difficulty changes them."""
+"""Charts of the report page: positions of loops in texts, their course during denoising, and rates by difficulty."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,12 +11,15 @@ from lit_illada.loops.detect.spans import Span
 from lit_illada.loops.outcome import Outcome
 from lit_illada.report.charts import NUM_COLOURS, Curve, curves, histogram
 
-REACH = 64  # tokens before and behind the onset
+REACH = 64  # tokens before and after the onset
 
 
 def coloured_cells(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[str, list[Outcome]]:
-    """A colour a cell where the colours suffice; else by the one key with the most values that have a colour each; else
-    the first cells, and the rest together."""
+    """Groups of texts with one colour each.
+
+    The cells of all keys if the colours suffice; else the values of the key with the most values that fit; else the
+    first cells and the rest together.
+    """
     every = {cell_name(keys, cell): items for cell, items in by_group(outcomes, keys).items()}
     if len(every) <= NUM_COLOURS:
         return every
@@ -24,12 +27,12 @@ def coloured_cells(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[str
     if fitting := [cells for cells in single if len(cells) <= NUM_COLOURS]:
         return max(fitting, key=len)
     names = list(every)
-    kept = {name: every[name] for name in names[: NUM_COLOURS - 1]}
-    return {**kept, "others": [item for name in names[NUM_COLOURS - 1 :] for item in every[name]]}
+    first = {name: every[name] for name in names[: NUM_COLOURS - 1]}
+    return {**first, "others": [item for name in names[NUM_COLOURS - 1 :] for item in every[name]]}
 
 
 def loop_charts(cells: dict[str, list[Outcome]]) -> list[tuple[str, str]]:
-    """(title, drawing) of how the loops lie in the texts."""
+    """(title, SVG) of onset, period, cycles and coverage of the loops."""
 
     def of_loops(value: Callable[[Outcome, Span], float]) -> dict[str, list[float]]:
         return {
@@ -48,22 +51,22 @@ def loop_charts(cells: dict[str, list[Outcome]]) -> list[tuple[str, str]]:
     coverage = of_loops(lambda item, main: item.findings.coverage)
     charts = [
         ("Onset", histogram(onsets, "unit where the second copy begins")),
-        ("Onset in the text", histogram(fractions, "share of the text", limits=(0, 1))),
+        ("Onset in the text", histogram(fractions, "fraction of the text", limits=(0, 1))),
         (
-            "Texts that have not looped yet",
-            curves(not_yet, "units (Kaplan–Meier, finished: censored)", "share", is_stepped=True, y_limits=(0, 1)),
+            "Texts without a loop so far",
+            curves(not_yet, "units (Kaplan–Meier, censored at the end)", "fraction", is_stepped=True, y_limits=(0, 1)),
         ),
-        ("Period", histogram(of_loops(lambda item, main: main.period), "units a copy")),
-        ("Cycles", histogram(of_loops(lambda item, main: min(int(main.cycles), 24)), "copies (24: that many or more)")),
-        ("Waste", histogram(coverage, "share of the text in copies", limits=(0, 1))),
+        ("Period", histogram(of_loops(lambda item, main: main.period), "units per copy")),
+        ("Cycles", histogram(of_loops(lambda item, main: min(int(main.cycles), 24)), "copies (24: 24 or more)")),
+        ("Waste", histogram(coverage, "fraction of the text in copies", limits=(0, 1))),
     ]
     if any(item.findings.num_stops for items in cells.values() for item in items):
-        charts.append(("Where the content stops", histogram(stops, "share of the canvas", limits=(0, 1))))
+        charts.append(("End of the content", histogram(stops, "fraction of the canvas", limits=(0, 1))))
     return charts
 
 
 def trace_charts(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
-    """What only traces tell: entropy and confidence around the onset, and whether copies come in order."""
+    """(title, SVG) from traces: entropy and confidence around the onset, and the order in which copies are written."""
     found = []
     for name, label in (("entropy", "nats"), ("confidence", "probability")):
         around = _around_onset(outcomes, name)
@@ -75,21 +78,21 @@ def trace_charts(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
                 )
             )
     leads = [item.traced.temporal_lead for item in outcomes if item.is_loop and item.traced is not None]
-    told = [lead for lead in leads if lead is not None]
-    if told:
-        low, high = min(0.0, *told), max(1.0, *told)
+    known = [lead for lead in leads if lead is not None]
+    if known:
+        low, high = min(0.0, *known), max(1.0, *known)
         found.append(
             (
-                "The second copy after the first",
-                histogram({"looping": told}, "denoising steps (below 0: written before it)", limits=(low, high)),
+                "Second copy after the first",
+                histogram({"looping": known}, "denoising steps (below 0: second copy first)", limits=(low, high)),
             )
         )
     return found
 
 
 def _around_onset(outcomes: Sequence[Outcome], name: str) -> dict[str, Curve]:
-    """Median and quartiles of a trace's list `name` at each distance from the onset, of looping texts; beside it the
-    same of texts that do not loop, around a place as far along."""
+    """Median and quartiles of a trace's list `name` by distance from the onset of looping texts, and for comparison
+    around the same relative position of texts without loops."""
     looped = [(item, item.traced.main.onset) for item in outcomes if item.is_loop and item.traced and item.traced.main]
     calm = [item for item in outcomes if not item.kinds and item.traced is not None]
     if not looped:
@@ -127,33 +130,33 @@ def difficulty_charts(
     levels, cells = by_level(outcomes, keys)
     if len(levels) < 2 or len(cells) > NUM_COLOURS:
         return None
-    questions: list[tuple[str, Callable[[Outcome], bool | None]]] = [
+    rates_by_title: list[tuple[str, Callable[[Outcome], bool | None]]] = [
         ("Endless", lambda item: item.is_endless),
         ("Looping", lambda item: item.is_loop),
         ("Right", lambda item: item.is_right),
     ]
-    cells = dict(sorted(cells.items(), key=lambda cell: natural(cell[0])))  # each in the colour it has elsewhere
+    cells = dict(sorted(cells.items(), key=lambda cell: natural(cell[0])))  # the same colours as in the other charts
     lines = _lines(levels, list(cells))
     if len(lines) > NUM_COLOURS:
         return None
     charts = []
-    for title, question in questions:
+    for title, is_hit in rates_by_title:
         series = {}
         for name, (cell, on_line) in lines.items():
             of_level = cells[cell]
-            rates = {number_in(level): rate_of(of_level[level], question) for level in on_line if level in of_level}
+            rates = {number_in(level): rate_of(of_level[level], is_hit) for level in on_line if level in of_level}
             known = {number: rate for number, rate in sorted(rates.items()) if rate.tries}
             low, high = ([rate.interval[side] for rate in known.values()] for side in (0, 1))
             series[name] = Curve(list(known), [rate.share for rate in known.values()], low, high)
         if any(curve.x for curve in series.values()):
             label = " to ".join((levels[0], levels[-1]))
-            charts.append((title, curves(series, label, "share", y_limits=(0, 1), has_points=True)))
+            charts.append((title, curves(series, label, "fraction", y_limits=(0, 1), has_points=True)))
     return list(lines), charts
 
 
 def _lines(levels: Sequence[str], cells: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
-    """(cell, levels) of each line of a chart: one a cell where a level's number tells it from the others; else also one
-    for each of what stands before the numbers."""
+    """(cell, levels) of each line of a chart: one per cell if the levels' numbers differ, else one per cell and text
+    around the number."""
     if len({number_in(level) for level in levels}) == len(levels):
         return {cell: (cell, list(levels)) for cell in cells}
     rests: dict[str, list[str]] = defaultdict(list)

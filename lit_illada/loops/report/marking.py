@@ -1,4 +1,4 @@
-"""What the page shows of a text: its pieces with the copies marked, and its trace as a heat map."""
+"""A text on the report page: its pieces with the copies marked, and its trace as a heat map."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from lit_illada.loops.detect.spans import LOOPS, Kind, Span
 from lit_illada.loops.detect.words import Written
 from lit_illada.loops.outcome import Outcome
 
-_BEFORE, _BEHIND = 6_000, 18_000  # characters shown around the onset of a long text
-_PLAIN, _FIRST, _COPIES = 0, 1, (2, 3)  # colours: plain, a first copy, later ones by turns
+_BEFORE, _AFTER = 6_000, 18_000  # characters shown around the onset of a long text
+_PLAIN, _FIRST, _COPIES = 0, 1, (2, 3)  # colours: plain, a first copy, later copies alternately
 _CHANGED = 4  # added where a copy differs from the one before
 
 
 def shown(found: Outcome, group: str) -> dict[str, Any]:
-    """A text with its marks, as the page's script reads it."""
+    """A text with its marks, in the format of the page's script."""
     generation, findings, main = found.generation, found.findings, found.findings.main
     return {
         "id": f"{generation.file.rpartition('/')[2]}:{generation.number}",
@@ -37,7 +37,7 @@ def shown(found: Outcome, group: str) -> dict[str, Any]:
 
 
 def pieces(findings: Findings) -> list[list[Any]]:
-    """[text, mark] from the beginning to the end, or around the onset of a long one."""
+    """[text, mark] of the whole text, or of the part around the onset of a long one."""
     written = findings.units.written
     if written is None:
         return [["(only token ids are known of this text)", _PLAIN]]
@@ -46,7 +46,7 @@ def pieces(findings: Findings) -> list[list[Any]]:
 
 
 def _marks(findings: Findings) -> NDArray[np.int64]:
-    """For each unit its colour; the headline's loop is painted last, so that it is seen whole."""
+    """The colour of each unit; the main loop comes last, so that no other covers it."""
     ids = findings.units.ids
     marks = np.zeros(len(ids), np.int64)
     main = findings.main
@@ -70,35 +70,35 @@ def _joined(written: Written, marks: NDArray[np.int64]) -> list[list[Any]]:
 
 
 def _around_onset(parts: list[list[Any]], findings: Findings, written: Written) -> list[list[Any]]:
-    if len(written.text) <= _BEFORE + _BEHIND:
+    if len(written.text) <= _BEFORE + _AFTER:
         return parts
     onset = int(written.starts[findings.main.onset]) if findings.main is not None else 0
-    low, high = max(0, onset - _BEFORE), onset + _BEHIND
-    kept: list[list[Any]] = [[f"… {low:,} characters …\n", _PLAIN]] if low else []
-    place = 0
+    low, high = max(0, onset - _BEFORE), onset + _AFTER
+    visible: list[list[Any]] = [[f"… {low:,} characters …\n", _PLAIN]] if low else []
+    position = 0
     for text, mark in parts:
-        cut = text[max(0, low - place) : max(0, high - place)]
-        place += len(text)
+        cut = text[max(0, low - position) : max(0, high - position)]
+        position += len(text)
         if cut:
-            kept.append([cut, mark])
-    if place > high:
-        kept.append([f"\n… {place - high:,} characters …", _PLAIN])
-    return kept
+            visible.append([cut, mark])
+    if position > high:
+        visible.append([f"\n… {position - high:,} characters …", _PLAIN])
+    return visible
 
 
 def _how(findings: Findings) -> list[str]:
-    told = {
+    properties = {
         "self-correction": findings.is_self_correction,
         "escaped": findings.is_escaped,
         "to the end": findings.is_terminal,
         "forced closure": findings.is_forced_closure,
         "template": findings.is_template,
     }
-    return [name for name, holds in told.items() if holds]
+    return [name for name, holds in properties.items() if holds]
 
 
 def _heat(found: Outcome) -> dict[str, Any] | None:
-    """Steps, confidence and entropy of each token, its colour, and the loops' bounds."""
+    """Step, confidence, entropy and colour of each token, and the bounds of the loops; None without a trace."""
     generation, traced = found.generation, found.traced
     if traced is None or generation.steps is None:
         return None

@@ -24,24 +24,24 @@ _PAGE = Path(__file__).parent / "page"
 _MOST_TEXTS = 400  # in the browser
 
 KIND_NAMES = {
-    Kind.flood: ("flood", "one or two units, 16 times or more; fewer copies of so few units count as nothing"),
-    Kind.exact: ("token-exact", "the same 3 units or more, 3 times or more"),
+    Kind.flood: ("flood", "one or two units, 16 times or more; fewer copies of such short units do not count"),
+    Kind.exact: ("token-exact", "3 or more units, repeated 3 times or more"),
     Kind.near_exact: (
         "near-exact",
-        "the same with at most 10 % exchanged, and nothing new in the exchanged words and numbers",
+        "as token-exact, with at most 10 % of the units changed and no new content in them",
     ),
-    Kind.statement: ("statement", "8 of 10 sentences say what was said before, two and a half times over"),
-    Kind.circling: ("circling", "as statement, but the text comes to an end by itself; no loop"),
-    Kind.overflow: ("EOS overflow", "half of the canvas is end-of-text, and no answer"),
+    Kind.statement: ("statement", "8 of 10 sentences repeat earlier ones, for at least 2.5 copies"),
+    Kind.circling: ("circling", "as statement, but the text ends by itself; not a loop"),
+    Kind.overflow: ("EOS overflow", "half of the canvas is end-of-text, without an answer"),
     Kind.runaway: ("runaway", "20 units or more after the answer"),
-    Kind.budget: ("budget", "no end within the budget, and none of the others"),
+    Kind.budget: ("budget", "no end within the budget, and no other kind"),
 }
 
 
 def write_report(
     path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig, compared: Effects
 ) -> None:
-    """Write the page."""
+    """Writes the page to a file."""
     filters: dict[str, Callable[..., Any]] = {"percent": _percent, "points": points, "place": _place}
     path.write_text(render_page(_PAGE, _content(outcomes, keys, config, compared), filters), encoding="utf-8")
 
@@ -84,14 +84,14 @@ def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfi
 
 
 def _texts(outcomes: Sequence[Outcome], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """What the browser shows, loops first: what loops or ends badly, of every group some where there are too many."""
+    """Texts for the browser that loop or end badly, loops first; at most _MOST_TEXTS, divided among the groups."""
     cells = by_group([item for item in outcomes if item.findings.kinds], keys)
     num_found = sum(map(len, cells.values()))
-    share = num_found if num_found <= _MOST_TEXTS else max(1, _MOST_TEXTS // len(cells))
+    per_group = num_found if num_found <= _MOST_TEXTS else max(1, _MOST_TEXTS // len(cells))
     chosen = [
         (item, cell_name(keys, cell))
         for cell, items in cells.items()
-        for item in sorted(items, key=lambda one: (not one.is_loop, -one.findings.coverage))[:share]
+        for item in sorted(items, key=lambda one: (not one.is_loop, -one.findings.coverage))[:per_group]
     ]
     return [shown(item, name) for item, name in sorted(chosen, key=lambda pair: not pair[0].is_loop)]
 
@@ -101,7 +101,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _place(rate: Rate) -> dict[str, float]:
-    """Where a rate's mark and its interval stand, in percent of the axis."""
+    """Positions of a rate and its interval, in percent of the axis."""
     low, high = rate.interval
     return {"low": 100 * low, "width": 100 * (high - low), "share": 100 * rate.share if rate.tries else 0.0}
 

@@ -29,7 +29,7 @@
 
   function show() {
     const text = chosen[place];
-    $("place").textContent = chosen.length ? `${place + 1} of ${chosen.length}` : "none of these";
+    $("place").textContent = chosen.length ? `${place + 1} of ${chosen.length}` : "no such text";
     $("about").replaceChildren();
     $("text").replaceChildren();
     $("prompt").hidden = !text || !text.prompt;
