@@ -40,7 +40,7 @@ def read_held_out(run: RunFolder, num: int) -> "HeldOutProblems | HeldOutContinu
     pretrained run with too little held-out text.
     """
     if not run.config.is_file():
-        raise UserError(f"{run.path}: no run there, so that nothing is known to be held out from it")
+        raise UserError(f"{run.path}: not a run folder, so its held-out data are unknown")
     config = load_file("sft" if "sft_data" in read_yaml(run.config) else "pretrain", run.config)
     return HeldOutProblems(config, num) if isinstance(config, SFTConfig) else HeldOutContinuations.read(config, num)
 
@@ -128,7 +128,7 @@ class ProblemsResult(Result):
 
 
 def _with_plain_wording(model: LoadedModel) -> LoadedModel:
-    """The same model asked with the text itself, without the wording of a task."""
+    """The same model, prompted with the text itself instead of the wording of a task."""
     score = replace(model.config.score, wording=Plain(prompt="{question}", choice="{choice}"))
     return replace(model, config=replace(model.config, score=score))
 

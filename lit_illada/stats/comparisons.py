@@ -116,6 +116,7 @@ def paired(values: Values, reference: Values) -> Pairs:
 
 
 def difference(pairs: Pairs) -> Estimate | None:
+    """The mean of value − reference over seeds; None without pairs."""
     return estimate([value - reference for value, reference in pairs.values()]) if pairs else None
 
 

@@ -50,6 +50,6 @@ def _median_of_others(values: Array) -> Array:
     num_others = num_known - ~np.isnan(values)
     middles = []
     for middle in ((num_others - 1) // 2, num_others // 2):
-        place = middle + (middle >= rank)  # in the list that holds one's own value too
-        middles.append(np.take_along_axis(ordered, np.clip(place, 0, values.shape[-1] - 1), -1))
+        index = middle + (middle >= rank)  # in the sorted list, which includes the own value
+        middles.append(np.take_along_axis(ordered, np.clip(index, 0, values.shape[-1] - 1), -1))
     return np.where(num_others > 0, (middles[0] + middles[1]) / 2, np.nan)

@@ -25,7 +25,7 @@ def power(effect: float, num_seeds: int, num_comparisons: int) -> float:
 
 
 def visible_effect(num_seeds: int, num_comparisons: int) -> float:
-    """The smallest effect that is found with a power of POWER."""
+    """The smallest effect that is detected with a power of POWER."""
     low, high = 0.0, 1.0
     while power(high, num_seeds, num_comparisons) < POWER:
         low, high = high, 2 * high
@@ -58,17 +58,17 @@ def seeds_needed_range(t: float, dof: float, num_seeds: int, num_comparisons: in
     ends = [float(nctdtrinc(dof, 1 - tail, abs(t))) / sqrt(num_seeds) for tail in (LEVEL / 2, 1 - LEVEL / 2)]
     if not ends[0] > 0:
         return None
-    # a huge t can leave scipy without an upper end; any effect that large is seen with the fewest seeds
+    # for a huge t scipy returns no upper end; so large an effect is detected with the fewest seeds
     fewest = seeds_needed(ends[1], num_comparisons) if np.isfinite(ends[1]) and ends[1] >= ends[0] else 2
     return fewest or MOST_SEEDS, seeds_needed(ends[0], num_comparisons)
 
 
 @cache
 def _critical_errors(num_seeds: int, num_comparisons: int) -> Array:
-    """How many true standard errors a mean must reach, for random draws (_NUM_DRAWS,) of all observed variances."""
+    """Critical value of a mean in true standard errors, for random draws (_NUM_DRAWS,) of all observed variances."""
     dof = num_seeds - 1
     draws = np.random.default_rng(0).chisquare(dof, (_NUM_DRAWS, num_comparisons)) / dof
-    # one's own variance decides most: its quantiles instead of draws
+    # quantiles instead of draws for the own variance, which matters most
     draws[:, 0] = chdtri(dof, (np.arange(_NUM_DRAWS) + 0.5) / _NUM_DRAWS) / dof
     variances, moderated_dof = moderate(draws, np.full(1, float(dof)))
     return stdtrit(moderated_dof[:, 0], 1 - LEVEL / (2 * num_comparisons)) * np.sqrt(variances[:, 0])

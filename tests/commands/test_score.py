@@ -273,10 +273,10 @@ def test_resume_after_a_kill_generates_only_missing_answers(run, tmp_path, kille
     assert score(*command, "--out", out).exit_code == 1
     assert first == whole[:4]
     kept = max((out / ".answers").iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    kept.write_text(kept.read_text()[:-9])  # as a kill in the midst of writing leaves it
+    kept.write_text(kept.read_text()[:-9])  # as after a kill during a write
     refused = score(*command, "--out", out)
     assert refused.exit_code == 1
-    assert "go on with these by --resume" in refused.output
+    assert "resume these with --resume" in refused.output
 
     rest = killed_at(None)
     told = score(*command, "--out", out, "--resume")
@@ -310,7 +310,7 @@ def test_resume_with_other_settings_is_refused_before_a_model_is_loaded(run, tmp
     os.utime(newest, (0, 0))
     assert "checkpoint_state" in refusal(*command)
     assert "contains scores of another request" in refusal(checkpoint, "--task", task, "--out", checkpoint, *SHORT)
-    assert "name it by --out" in refusal(checkpoint, "--task", task)
+    assert "give --out FOLDER" in refusal(checkpoint, "--task", task)
 
 
 def test_a_causal_model_generates_its_solutions(causal_run, tmp_path):
@@ -340,7 +340,7 @@ def test_scores_default_to_the_runs_folder(run, items):
         (["--text", "missing.txt"], "missing.txt: no such file"),
         (["--task", "ITEMS", "score.rule=exact"], "score.rule is exact, but the model is bidirectional"),
         (["--task", "ITEMS", "score.rule=confidense"], "did you mean 'confidence'"),
-        (["--task", "ITEMS", "score.num_draws=1"], "score.num_draws is 1: it must be 2 or more"),
+        (["--task", "ITEMS", "score.num_draws=1"], "score.num_draws is 1; it must be 2 or more"),
         (["--task", "ITEMS", "score.wording.prompt=Hello"], "it must contain {question}"),
         (["--task", "LONG"], "long.jsonl:2: prompt and answer have"),
         (["--task", "PROBLEM", "generation.max_new_tokens=2000"], "problem.jsonl:1: the prompt leaves"),

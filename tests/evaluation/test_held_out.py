@@ -54,4 +54,4 @@ def test_a_pretrained_run_chooses_continuations_and_a_fine_tuned_run_solves_prob
 def test_a_checkpoint_without_a_run_is_refused(tmp_path):
     result = invoke("score", tmp_path, "--held-out", 3)
     assert result.exit_code == 1
-    assert "no run there, so that nothing is known to be held out" in result.output
+    assert "not a run folder, so its held-out data are unknown" in result.output

@@ -1,4 +1,4 @@
-"""Where the shared data lies, and how text without loops is made."""
+"""Shared data, and random text without loops."""
 
 import os
 import string

@@ -1,5 +1,4 @@
-"""A small distribution with exact conditionals, a table that is nobody's distribution, and a tiny real model: each as
-scoring asks a model."""
+"""Models to score with: exact conditionals of a small distribution, an inconsistent table, and a tiny transformer."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ NUM_WORDS, MASK, EOS, VOCABULARY = 3, 3, 4, 5
 
 
 class Conditionals:
-    """Answers p(token at n | visible tokens) for rows of any length, by enumeration of a made-up Markov chain."""
+    """p(token at n | visible tokens) for rows of any length, by enumeration of a random Markov chain."""
 
     def __init__(self, seed=0):
         self.chain = (
@@ -32,7 +31,7 @@ class Conditionals:
 
     @cache  # noqa: B019
     def marginals(self, visible):
-        """(T, NUM_WORDS), of a tuple of ids"""
+        """(T, NUM_WORDS) probabilities, given a tuple of ids."""
         rows = torch.tensor(list(itertools.product(range(NUM_WORDS), repeat=len(visible))))
         visible = torch.tensor(visible)
         fits = ((rows == visible) | (visible == MASK)).all(1)
@@ -41,7 +40,7 @@ class Conditionals:
 
 
 class MadeUp:
-    """Any probabilities at all, a function of the visible tokens and the place: consistent with no distribution."""
+    """Random probabilities by visible tokens and position, consistent with no joint distribution."""
 
     def marginals(self, visible):
         seed = int("1" + "".join(map(str, visible)), 7)
@@ -51,7 +50,7 @@ class MadeUp:
 
 @dataclass
 class Asked:
-    """A table of marginals as a model: rows are read without their padding, and forward passes are counted."""
+    """A table of marginals as a model, which ignores padding and counts forward passes."""
 
     table: object
     num_forwards: int = 0
@@ -62,7 +61,7 @@ class Asked:
         logits = []
         for row, row_segments, chosen in zip(noisy_ids, segments, select, strict=True):
             length = int((row_segments == row_segments[0]).sum())
-            assert not chosen[length:].any(), "padding is asked about"
+            assert not chosen[length:].any(), "padding is selected"
             marginals = self.table.marginals(tuple(row[:length].tolist()))
             padded = torch.full((length, VOCABULARY), -torch.inf, dtype=torch.float64)
             padded[:, :NUM_WORDS] = marginals.log()
@@ -86,7 +85,7 @@ def made_up():
 
 @pytest.fixture(scope="session")
 def ask():
-    """A table of marginals as scoring asks a model; `.score.num_forwards` counts."""
+    """A ScoringModel of a table of marginals; `.score.num_forwards` counts its passes."""
 
     def ask(table):
         asked = Asked(table)
@@ -97,7 +96,7 @@ def ask():
 
 @pytest.fixture(scope="session")
 def answers():
-    """All answers of a length to a prompt."""
+    """All answers of one length to a prompt."""
 
     def answers(prompt_ids, length):
         rows = itertools.product(range(NUM_WORDS), repeat=length)
