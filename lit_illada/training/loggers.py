@@ -18,6 +18,7 @@ from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.files import open_to_append, write_atomically
 from lit_illada.training.config.loggers import LoggerConfig, WandbConfig, WandbMode
+from lit_illada.training.record import wait_for_later_name
 
 _STEP = "step"
 
@@ -31,6 +32,7 @@ def require_loggers(config: LoggerConfig) -> None:
 def build_loggers(config: LoggerConfig, folder: RunFolder) -> list[Logger]:
     """Build the configured loggers, TensorBoard's first: `Trainer.logger` returns the first one."""
     require_loggers(config)
+    wait_for_later_name(folder.path)
     loggers: list[Logger] = [_Curves(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)]
     if config.csv:
         loggers.append(CsvCurves(folder.path / "metrics.csv"))
@@ -40,10 +42,20 @@ def build_loggers(config: LoggerConfig, folder: RunFolder) -> list[Logger]:
 
 
 class _Curves(TensorBoardLogger):
-    """Without Lightning's hparams.yaml, which would be empty: the run's config.yaml says more."""
+    """TensorBoard's logger without Lightning's hparams.yaml, which would be empty: the run has its config.yaml.
+
+    The event file stays open from the validation before the first step to the one after the last. A file per call
+    of the trainer could break the order of points: TensorBoard reads files by name, and the names of files begun in
+    the same second end in a counter that is compared as text.
+    """
 
     def save(self) -> None:
         FabricTensorBoardLogger.save(self)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._experiment is not None:
+            self._experiment.flush()
 
 
 def begin_records(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
@@ -67,9 +79,11 @@ def is_rank_zero() -> bool:
 
 
 def end_records(loggers: Iterable[Logger]) -> None:
-    """Finish the Weights & Biases run, so that another run in this process starts a new one."""
+    """Close the event file and finish the Weights & Biases run, so that another run in this process starts new ones."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and is_rank_zero():
+        if is_rank_zero() and isinstance(logger, TensorBoardLogger):
+            logger.experiment.close()
+        if is_rank_zero() and isinstance(logger, WandbLogger):
             logger.experiment.finish()
 
 

@@ -8,6 +8,7 @@ never killed.
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def record_files(folder: Path) -> list[Path]:
     """Existing record files; symbolic links are excluded, since they may lead outside the folder."""
     files = [*folder.glob(EVENTS), *(folder / name for name in _APPENDED)]
     return sorted(file for file in files if file.is_file() and not file.is_symlink())
+
+
+def wait_for_later_name(folder: Path) -> None:
+    """Wait until a new event file's name sorts after the existing ones, at most a second.
+
+    The names begin with the time in seconds; TensorBoard reads the files of a run in the order of their names.
+    """
+    stamps = [file.name.split(".")[3] for file in folder.glob(EVENTS)]
+    newest = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
+    if 0 <= time.time() - newest < 1:
+        time.sleep(newest + 1 - time.time())
 
 
 def truncate_records(files: Iterable[Path], sizes: Mapping[str, int], step: int) -> None:

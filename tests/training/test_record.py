@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_illada.cli import main
 from lit_illada.training.checkpointing.files import checkpoints_by_step
 from lit_illada.training.module import PretrainModule
-from lit_illada.training.record import record_files, record_sizes, truncate_records
+from lit_illada.training.record import record_files, record_sizes, truncate_records, wait_for_later_name
 
 PROMPT = "samples.prompts=['alpha ']"
 # 14 is no validated step: the run is measured once more at its end
@@ -75,6 +76,18 @@ def test_a_killed_and_resumed_run_leaves_the_record_of_an_undisturbed_one(stops,
     assert found.keys() == expected.keys()
     assert {tag for tag in expected if found[tag] != expected[tag]} == set()
     assert (run / "samples.txt").read_bytes() == (undisturbed / "samples.txt").read_bytes()
+
+
+def test_an_undisturbed_run_has_one_event_file(undisturbed):
+    assert len(list(undisturbed.glob("events.out.tfevents.*"))) == 1
+
+
+def test_an_event_file_begins_in_a_later_second_than_the_existing_ones(tmp_path):
+    stamp = int(time.time())
+    (tmp_path / f"events.out.tfevents.{stamp}.host.99999.0").touch()
+    (tmp_path / "events.out.tfevents.copy").touch()
+    wait_for_later_name(tmp_path)
+    assert time.time() >= stamp + 1
 
 
 def test_a_run_killed_before_its_last_figures_has_its_end_once(undisturbed, tmp_path):
