@@ -70,12 +70,12 @@ def _rows(path: Path, limit: int | None) -> Iterator[tuple[int, dict[str, Any]]]
             _SURROGATE.search(line)
             and (name := next((name for name in row if _is_broken(row[name])), None)) is not None
         ):
-            raise UserError(f"{where}: field {name!r} holds half a surrogate pair, which is not valid text")
+            raise UserError(f"{where}: field {name!r} contains an unpaired surrogate, which is not valid text")
         yield number, row
 
 
 def _is_broken(value: Any) -> bool:
-    """Whether a text in the value has half a surrogate pair, which JSON allows and tokenizers reject."""
+    """Whether a text in the value has an unpaired surrogate, which JSON allows and tokenizers reject."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

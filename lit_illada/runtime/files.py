@@ -226,7 +226,7 @@ def require_kind(value: Any, kind: type, origin: str) -> None:
     """Raise ContentError for a value of another type, such as a list instead of an object."""
     if not isinstance(value, kind):
         wanted, seen = KINDS.get(kind, kind.__name__), KINDS.get(type(value), type(value).__name__)
-        raise ContentError(f"{origin}: must hold {wanted}, not {seen}")
+        raise ContentError(f"{origin}: must be {wanted}, not {seen}")
 
 
 KINDS: dict[type, str] = {

@@ -152,7 +152,7 @@ def _of_fields(reader: Reader) -> list[Case]:
 
 def _is_bad(reader: Reader, name: str, value: Any) -> bool:
     if reader.name == "loops analyze":
-        return value not in ("", " ", "\ud800")  # an empty generation is one; half a surrogate pair becomes U+FFFD
+        return value not in ("", " ", "\ud800")  # an empty generation is one; an unpaired surrogate becomes U+FFFD
     if reader.name == "data prepare":
         return value not in ("", " ")  # empty documents are counted and left out
     return True

@@ -384,7 +384,7 @@ def test_a_missing_shard_and_a_wrong_index_are_reported(make_model, tmp_path):
         open_hf(folder)
 
 
-@pytest.mark.parametrize(("content", "said"), [("{", "not JSON"), ("[]", "must hold an object, not a list")])
+@pytest.mark.parametrize(("content", "said"), [("{", "not JSON"), ("[]", "must be an object, not a list")])
 def test_a_malformed_config_is_reported(content, said, tmp_path):
     publish(tmp_path / "hf", LLADA_CONFIG)
     (tmp_path / "hf" / "config.json").write_text(content)

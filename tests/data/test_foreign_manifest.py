@@ -80,7 +80,7 @@ BAD_VALUES = {
     "vocab_size other": (lambda tree: tree.update(vocab_size=tree["vocab_size"] + 1), "tokenizer has"),
     "dtype": (lambda tree: tree.update(dtype="object"), "dtype is 'object'; expected uint16 or uint32"),
     "shards": (lambda tree: tree["train"].update(shards={}), "train: shards must be a list"),
-    "split": (lambda tree: tree.update(validation=[]), "validation: must hold an object, not a list"),
+    "split": (lambda tree: tree.update(validation=[]), "validation: must be an object, not a list"),
     "no split": (lambda tree: tree.pop("train"), "lacks 'train'"),
     "tokens": (lambda tree: tree["train"]["shards"][0].update(tokens=1.5), "tokens must be a whole number, not 1.5"),
     "negative": (lambda tree: tree["train"]["shards"][0].update(tokens=-5), "cannot be negative"),
@@ -103,7 +103,7 @@ def test_impossible_manifest_value_is_named(case, copy):
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"\xff\xfe", "not UTF-8 text at byte 0"), (b"[]", "must hold an object"), (b"[" * 100_000, "nested deeper")],
+    [(b"\xff\xfe", "not UTF-8 text at byte 0"), (b"[]", "must be an object"), (b"[" * 100_000, "nested deeper")],
 )
 def test_manifest_that_is_not_a_json_object_is_named(content, expected, copy):
     (copy / "manifest.json").write_bytes(content)

@@ -47,7 +47,7 @@ def test_numeric_answers_are_read_exactly(file):
     ("line", "message"),
     [
         ('{"question": "q", "choices": ["a"', ":2: not JSON (Expecting ',' delimiter at column 34)"),
-        ('["a list"]', ":2: must hold an object, not a list"),
+        ('["a list"]', ":2: must be an object, not a list"),
         (b'{"question": "\xff"}', ":2: not UTF-8 text at byte 14"),
         ('{"question": "q", "answers": 1}', ":2: no field 'choices'; it has 'answers', 'question'"),
         ("{}", ":2: no field 'choices'; it has none"),
@@ -88,5 +88,5 @@ def test_files_without_usable_items_are_refused(file, tmp_path):
 def test_half_a_surrogate_pair_is_refused_and_a_whole_pair_is_text(file):
     (item,) = read_items(file(GOOD.replace("Two", "\\ud83d\\ude00")))
     assert item.question.startswith("😀")
-    with pytest.raises(UserError, match=r":2: field 'question' holds half a surrogate pair"):
+    with pytest.raises(UserError, match=r":2: field 'question' contains an unpaired surrogate"):
         read_items(file(GOOD, GOOD.replace("Two", "\\ud83d")))

@@ -69,7 +69,7 @@ def test_malformed_traces_are_reported_with_their_line(tmp_path, line):
     file = tmp_path / "traces.jsonl"
     write_traces(file, [(TRACE, {})])
     file.write_text(file.read_text() + line + "\n")
-    with pytest.raises(UserError, match=r"traces\.jsonl, line 2: (not JSON|must hold an object|lacks)"):
+    with pytest.raises(UserError, match=r"traces\.jsonl, line 2: (not JSON|must be an object|lacks)"):
         list(read_traces(file))
 
 

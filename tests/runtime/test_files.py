@@ -29,7 +29,7 @@ DAMAGED_JSON = {
     "cut off": (b'{"a": [1, 2', "not JSON"),
     "not UTF-8": (b'{"a": "\xff"}', "not UTF-8 text at byte 7"),
     "zero bytes": (b"\0" * 100, "not JSON"),
-    "another kind": (b"[1, 2]", "must hold an object, not a list"),
+    "another kind": (b"[1, 2]", "must be an object, not a list"),
     "deep": (b"[" * 100_000 + b"]" * 100_000, "nested deeper than the limit of 100 levels"),
     "deep but parsed": (b'{"a":' + b"[" * 150 + b"]" * 150 + b"}", "nested deeper than the limit of 100 levels"),
     "long integer": (b'{"a": ' + b"9" * 5000 + b"}", "an integer of 5,000 digits, over the limit of 300"),
@@ -43,7 +43,7 @@ MERGE_BOMB = "a: &a {k: 1}\n" + "".join(
 DAMAGED_YAML = {
     "not UTF-8": (b"a: \xff", "not UTF-8 text at byte 3"),
     "broken": (b"a: [1", "not YAML"),
-    "another kind": (b"- 1", "must hold an object, not a list"),
+    "another kind": (b"- 1", "must be an object, not a list"),
     "aliases": (BOMB.encode(), "its aliases expand to more than the limit of 100,000 values"),
     "merges": (MERGE_BOMB.encode(), "its aliases expand to more than the limit of 100,000 values"),
     "inside itself": (b"a: &a [*a]", "its aliases expand"),
@@ -187,7 +187,7 @@ def test_records_become_dataclasses():
     ("change", "expected"),
     [
         ({"name": 3}, "x: name must be a text, not 3"),
-        ({"inner": []}, "x: inner: must hold an object, not a list"),
+        ({"inner": []}, "x: inner: must be an object, not a list"),
         ({"inner": {"size": True}}, "x: inner: size must be a whole number, not True"),
         ({"inner": {"size": 2**64}}, "x: inner: size is an integer beyond 64 bits"),
         ({"rates": ["a"]}, "x: rates[0] must be a number, not 'a'"),

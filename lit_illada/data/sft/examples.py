@@ -196,7 +196,7 @@ def _require_answer(example: Example) -> None:
         try:
             f"{message.reasoning}{message.content}".encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"{example.origin}: half a surrogate pair, which is not valid text") from error
+            raise UserError(f"{example.origin}: an unpaired surrogate, which is not valid text") from error
 
 
 def _field(record: dict[str, Any], name: str, kind: type, origin: str) -> Any:

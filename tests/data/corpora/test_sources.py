@@ -79,10 +79,10 @@ def test_jsonl_origin_is_file_and_line(tmp_path: Path):
     ("content", "message"),
     [
         (b'{"text": "a"}\n{"text": \n', "docs.jsonl:2: not JSON"),
-        (b'["a"]\n', "docs.jsonl:1: must hold an object, not a list"),
+        (b'["a"]\n', "docs.jsonl:1: must be an object, not a list"),
         (b'{"body": 1, "title": 2}\n', "docs.jsonl:1: no field 'text'; fields seen: body, title"),
         (b'{"text": 3}\n', "docs.jsonl:1: field 'text' holds a int"),
-        (b'{"text": "\\ud800"}\n', "half a surrogate pair"),
+        (b'{"text": "\\ud800"}\n', "an unpaired surrogate"),
         (b'{"text": "\xff"}\n', "docs.jsonl:1: broken UTF-8 at byte offset 10"),
     ],
 )

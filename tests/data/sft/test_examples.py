@@ -117,7 +117,7 @@ def test_original_gsm8k_files_are_read_completely():
 
 BAD = [
     ("messages", '{"messages": [', "not JSON"),
-    ("messages", "[1]", "must hold an object, not a list"),
+    ("messages", "[1]", "must be an object, not a list"),
     ("messages", {"chat": []}, "no field 'messages'; fields seen: chat"),
     ("messages", {"messages": "hi"}, "field 'messages' is a str, not a list"),
     ("messages", {"messages": ["hi"]}, "message 1: a message must be an object with role and content"),
@@ -130,7 +130,7 @@ BAD = [
     ("messages", talk(("user", "u"), ("system", "s"), ("assistant", "a")), "a system message must be the first"),
     ("messages", talk(("user", "u"), ("assistant", " \n")), "the assistant's answer is empty"),
     ("messages", talk(("user", "u"), ("assistant", "<think>x</think>")), "the assistant's answer is empty"),
-    ("messages", talk(("user", "\ud800"), ("assistant", "a")), "half a surrogate pair"),
+    ("messages", talk(("user", "\ud800"), ("assistant", "a")), "an unpaired surrogate"),
     ("sharegpt", {"messages": []}, "no field 'conversations'; fields seen: messages"),
     ("sharegpt", {"conversations": {"from": "human"}}, "field 'conversations' is a dict, not a list"),
     ("sharegpt", {"conversations": ["hi"]}, "message 1: a message must be an object with from and value"),
