@@ -47,11 +47,11 @@ def run(json_file: Path | None) -> bool:
         previous = finding.section
     console = Console()
     console.print(table, highlight=False)
-    fixable = [finding for finding in findings if finding.mend]
+    fixable = [finding for finding in findings if finding.fix]
     if fixable:
         console.print("\nTo fix:")
     for finding in fixable:
-        console.print(f"  {finding.name}: {finding.mend}", highlight=False, soft_wrap=True)
+        console.print(f"  {finding.name}: {finding.fix}", highlight=False, soft_wrap=True)
     if json_file is not None:
         packages.write(findings, json_file)
     return all(finding.verdict is not Verdict.broken for finding in findings)
@@ -111,12 +111,12 @@ def _devices() -> Iterator[Finding]:
     if shutil.which("nvidia-smi") is None:
         yield Finding("devices", "CUDA", "no NVIDIA driver: runs use the CPU", Verdict.absent)
         return
-    reason, mend = "nvidia-smi exists, but torch finds no device", "check that nvidia-smi lists a GPU"
+    reason, fix = "nvidia-smi exists, but torch finds no device", "check that nvidia-smi lists a GPU"
     if torch.version.cuda is None:
-        reason, mend = f"torch {torch.__version__} is a CPU-only build", "pip install --force-reinstall torch"
+        reason, fix = f"torch {torch.__version__} is a CPU-only build", "pip install --force-reinstall torch"
     elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        reason, mend = "CUDA_VISIBLE_DEVICES hides every device", "unset CUDA_VISIBLE_DEVICES"
-    yield Finding("devices", "CUDA", reason, Verdict.absent, mend)
+        reason, fix = "CUDA_VISIBLE_DEVICES hides every device", "unset CUDA_VISIBLE_DEVICES"
+    yield Finding("devices", "CUDA", reason, Verdict.absent, fix)
 
 
 def _precision() -> Iterator[Finding]:
@@ -146,8 +146,8 @@ def _distributed() -> Iterator[Finding]:
         version = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "of torch"
         yield Finding("distributed", "NCCL", f"{version}, for several GPUs")
     else:
-        mend = "pip install --force-reinstall torch" if torch.cuda.device_count() > 1 else None
-        yield Finding("distributed", "NCCL", "missing from this build of torch: one GPU only", Verdict.absent, mend)
+        fix = "pip install --force-reinstall torch" if torch.cuda.device_count() > 1 else None
+        yield Finding("distributed", "NCCL", "missing from this build of torch: one GPU only", Verdict.absent, fix)
 
 
 def _disk() -> Iterator[Finding]:
@@ -155,14 +155,14 @@ def _disk() -> Iterator[Finding]:
         exists = Path(name).exists()
         folder = Path(name if exists else ".")
         if not os.access(folder, os.W_OK):
-            mend = f"chmod u+w {folder.resolve()}, or work in another folder"
-            yield Finding("disk", name, "not writable", Verdict.broken, mend)
+            fix = f"chmod u+w {folder.resolve()}, or work in another folder"
+            yield Finding("disk", name, "not writable", Verdict.broken, fix)
             continue
         free = shutil.disk_usage(folder).free
         seen = f"{free / 1e9:,.0f} GB free" + ("" if exists else ", not created yet")
         if free < _MIN_FREE_BYTES:
-            mend = f"du -sh {folder.resolve()}/* shows what uses the space; lower trainer.keep_checkpoints"
-            yield Finding("disk", name, seen, Verdict.absent, mend)
+            fix = f"du -sh {folder.resolve()}/* shows what uses the space; lower trainer.keep_checkpoints"
+            yield Finding("disk", name, seen, Verdict.absent, fix)
         else:
             yield Finding("disk", name, seen)
 

@@ -33,7 +33,7 @@ class Finding:
     name: str  # what was checked
     seen: str  # what was found
     verdict: Verdict = Verdict.good  # whether runs can use it
-    mend: str | None = None  # command or action that fixes it; None: nothing to fix, or no way to
+    fix: str | None = None  # command or action that fixes it; None: nothing to fix, or no way to
 
 
 # the same as in pyproject.toml; an installation's metadata may be older than the code
@@ -83,7 +83,7 @@ def print_missing(findings: Sequence[Finding], json_file: Path | None) -> None:
         print_lines(f"{finding.name}: {finding.seen}; every run needs it")
     print_lines("\nTo fix:")
     for finding in findings:
-        print_lines(f"  {finding.mend}")
+        print_lines(f"  {finding.fix}")
     if json_file is not None:
         write(findings, json_file)
 

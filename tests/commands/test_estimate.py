@@ -171,7 +171,7 @@ def test_doctor_prints_every_section_and_writes_them_as_json(tmp_path, monkeypat
     }  # fmt: skip
     for finding in found:
         assert finding["name"] in result.output
-        assert finding["mend"] is None or finding["mend"] in result.output
+        assert finding["fix"] is None or finding["fix"] in result.output
 
 
 def test_doctor_exits_with_1_and_the_fixing_command(monkeypatch):
@@ -202,8 +202,8 @@ def test_doctor_reports_missing_required_package_without_importing_it(package, t
     assert done.stderr == ""
     assert f"{package}: not installed" in done.stdout
     (found,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert found["mend"].startswith(f"pip install '{package}")
-    assert found["mend"] in done.stdout
+    assert found["fix"].startswith(f"pip install '{package}")
+    assert found["fix"] in done.stdout
 
 
 def without(monkeypatch, *absent):
@@ -213,7 +213,7 @@ def without(monkeypatch, *absent):
 
 def test_missing_package_names_its_extra(monkeypatch):
     without(monkeypatch, "submitit", "torchao")
-    mends = {finding.name: finding.mend for finding in doctor.examine()}
+    mends = {finding.name: finding.fix for finding in doctor.examine()}
     assert mends["submitit"] == "pip install 'lit-illada[slurm]'"
     assert mends["torchao"] == "pip install 'lit-illada[torchao]'"
 
@@ -223,9 +223,9 @@ def test_package_that_conflicts_with_an_installed_one_is_not_recommended(monkeyp
     monkeypatch.setattr(doctor, "_version", lambda name: "1.0" if name == present else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found = {finding.name: finding for finding in doctor._packages()}
-    assert found[other].mend is None
+    assert found[other].fix is None
     assert "exclude each other" in found[other].seen
-    assert found["liger-kernel"].mend == "pip install 'lit-illada[liger]'"
+    assert found["liger-kernel"].fix == "pip install 'lit-illada[liger]'"
 
 
 def test_full_disk_is_reported(monkeypatch):
