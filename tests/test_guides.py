@@ -20,6 +20,7 @@ from torch import Tensor
 from lit_illada.cli import main
 from lit_illada.config import load
 from lit_illada.objective.mask_ratio import MaskRatio
+from lit_illada.objective.weighting import Weighting
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted(
@@ -160,6 +161,14 @@ def test_the_example_density_is_a_density():
     torch.testing.assert_close(triangular.quantile(triangular.cdf(t)), t)
     (file,) = [yaml.safe_load(block) for block in blocks("yaml")]
     assert file.keys() - {"name"} == {field.name for field in fields(triangular)}
+
+
+def test_the_example_weighting_is_a_weighting():
+    (code,) = [block for block in blocks("python") if "SquareRoot" in block]
+    names = {"dataclass": dataclass, "Weighting": Weighting, "Tensor": Tensor}
+    exec(code, names)
+    t = torch.tensor([0.04, 0.25, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(names["SquareRoot"]()(t), torch.tensor([5.0, 2.0, 1.0], dtype=torch.float64))
 
 
 def test_links_and_pictures_exist():

@@ -1,4 +1,7 @@
-"""Training curves, accumulated as sums over steps and ranks and divided once, and their logging."""
+"""Training curves, accumulated as sums over steps and ranks and divided once, and their logging.
+
+The validation metrics and their standard errors are computed in `scoring/likelihood.py`.
+"""
 
 from collections.abc import Callable, Mapping
 
