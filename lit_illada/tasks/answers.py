@@ -3,9 +3,10 @@ r"""Answer parsing: the number a text gives as its answer, exact match, and Coun
 Two rules decide whether an answer is correct:
 
 - `exact_match` compares with a reference of the training data: the last number written in the answer (its sign
-  always counts, so 10-5 ends with -5), or the whole text where the reference is not a number. Used by `evaluation/chained_arithmetic.py`, which also
-  requires that the text has ended.
-- `is_correct` compares with the reference of a task: a number, compared with `final_number`, or a Countdown problem. Used by `loops/outcome.py` and `evaluation/numeric_problems.py`.
+  always counts, so 10-5 ends with -5), or the whole text where the reference is not a number. Used by
+  `evaluation/chained_arithmetic.py`, which also requires that the text has ended.
+- `is_correct` compares with the reference of a task: a number, compared with `final_number`, or a Countdown problem.
+  Used by `loops/outcome.py`; `evaluation/numeric_problems.py` compares `final_number` itself.
 
 `final_number` looks, in this order, after the last `####`; in the last `\boxed{}`; after the last "answer is" (or
 "answer:", "A:"); else it takes the last number of the text. Where an equation is announced, its right side counts.

@@ -211,5 +211,7 @@ def _document(record: dict[str, Any], text_field: str, origin: str) -> Document:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{origin}: field {text_field!r} contains an unpaired surrogate, which is not valid text") from error
+        raise UserError(
+            f"{origin}: field {text_field!r} contains an unpaired surrogate, which is not valid text"
+        ) from error
     return Document(text, origin)
