@@ -143,6 +143,7 @@ def rewrite(run, change):
     writer.publish()
 
 
+@pytest.mark.slow
 def test_a_full_disk_during_convert_is_one_line_and_leaves_nothing(run, tmp_path):
     for number, to in enumerate(("lit", "llada")):
         for limit in (100, 1000, 30_000, 100_000):

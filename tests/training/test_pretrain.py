@@ -37,7 +37,15 @@ def pretrain(*overrides, resume=None):
 def started(*arguments):
     """The command in a process of its own, as a shell would start it."""
     command = [sys.executable, "-m", "lit_illada.cli", "pretrain", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ),
+        preexec_fn=_heed_hangups,
+    )  # fmt: skip
+
+
+def _heed_hangups():
+    """Undo `nohup`, which the tests may run under: a process inherits ignored signals."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_for(condition, process, limit_s=120):
@@ -330,7 +338,7 @@ def test_a_run_folder_is_locked_by_one_process_and_free_once_it_is_killed(tiny_o
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops_the_run_and_prints_how_to_resume(number, tiny_overrides, tmp_path):
     run = tmp_path / "run"
     endless = ["trainer.max_steps=100000", "trainer.checkpoint_every_steps=10"]
@@ -352,7 +360,7 @@ def test_closing_the_terminal_saves_the_run(tiny_overrides, tmp_path):
     command = [sys.executable, "-m", "lit_illada", "pretrain", *tiny_overrides, f"run_dir={run}", *endless]
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=lambda: (_heed_hangups(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
     )  # fmt: skip
     os.close(theirs)
     wait_for(lambda: (run / "progress.json").is_file(), process)

@@ -65,7 +65,10 @@ def undisturbed(tiny_overrides, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("stops", [[0], [3], [8], [11], [13], [2, 7, 13]])
+_MORE_STOPS = [pytest.param([stop], marks=pytest.mark.slow) for stop in (0, 3, 11, 13)]
+
+
+@pytest.mark.parametrize("stops", [[8], [2, 7, 13], *_MORE_STOPS])
 def test_a_killed_and_resumed_run_leaves_the_record_of_an_undisturbed_one(stops, undisturbed, tiny_overrides, tmp_path):
     run = tmp_path / "run"
     killed_at(stops[0], *tiny_overrides, *LENGTH, PROMPT, f"run_dir={run}")
