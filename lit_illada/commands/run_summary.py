@@ -12,8 +12,8 @@ _EXACT_MATCH = "val/exact_match_"
 _ROWS = {
     "NLL bound, nats/token": "val/nll_bound",
     "  standard error": "val/nll_bound_stderr",
+    "unigram model, nats/token": "val/unigram_cross_entropy",
     "bits per byte": "val/bits_per_byte",
-    "  of the unigram model": "val/unigram_cross_entropy",
 }
 
 

@@ -108,8 +108,18 @@ def test_a_run_writes_its_config_curves_samples_summary_and_checkpoints(referenc
     assert provenance["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
+def test_the_summary_table_states_each_figure_with_its_unit(tiny_overrides, tmp_path):
+    result = pretrain(*tiny_overrides, f"run_dir={tmp_path / 'run'}", "trainer.max_steps=2")
+    end = json.loads((tmp_path / "run" / "summary.json").read_text())["end"]
+    rows = {
+        words[1].strip(): words[-2].strip() for line in result.output.splitlines() if len(words := line.split("│")) > 4
+    }
+    assert rows["unigram model, nats/token"] == f"{end['val/unigram_cross_entropy']:.4f}"
+    assert rows["NLL bound, nats/token"] == f"{end['val/nll_bound']:.4f}"
+    assert rows["bits per byte"] == f"{end['val/bits_per_byte']:.4f}"
+
+
 def test_the_curves_have_their_tags_at_the_right_steps(reference):
-    # two writers of one process: their files may be read in either order
     events = curves(reference)
     scalars = {tag: sorted(events.Scalars(tag), key=lambda event: event.step) for tag in events.Tags()["scalars"]}
     for tag in ("train/loss", "train/nll", "train/accuracy", "train/gradient_norm", "train/learning_rate"):
