@@ -176,6 +176,7 @@ def test_a_full_disk_during_a_checkpoint_is_one_line(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_loaders_under_a_low_limit_of_open_files_are_refused_in_one_line(tiny_overrides, tmp_path):
     code = (
         "import resource; from lit_illada.cli import main; import lit_illada.commands.pretrain; "

@@ -219,7 +219,12 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+_SLOW_VARIANTS = ("accumulated, two workers", "8-bit states")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in _SLOW_VARIANTS)) for name in VARIANTS]
+)
 def test_a_run_stopped_at_a_checkpoint_and_resumed_equals_an_uninterrupted_one(name, tiny_overrides, tmp_path):
     if "8-bit" in name:
         pytest.importorskip("torchao")
