@@ -16,19 +16,10 @@ from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
-from lit_illada.overrides import require_assignment
+from lit_illada.overrides import apply_overrides, keys_of, require_assignment
+from lit_illada.runtime.key_hints import UnknownKeyError, nearest_key
 from lit_illada.runtime.yaml_files import read_yaml
-from lit_illada.schema import (
-    UnknownKeyError,
-    apply_overrides,
-    check_fields,
-    choice,
-    choice_name,
-    from_tree,
-    keys_of,
-    nearest_key,
-    with_defaults,
-)
+from lit_illada.schema import check_fields, choice, choice_name, from_tree, with_defaults
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.training.config.loggers import LoggerConfig
 from lit_illada.training.config.optim import MuonConfig, OptimConfig

@@ -1,9 +1,17 @@
-"""Parses KEY=VALUE in Hydra's grammar, for files that Hydra does not compose: saved configs, sweeps, loops.yaml."""
+"""Parses KEY=VALUE in Hydra's grammar and applies it to a config tree.
 
+For files that Hydra does not compose, such as saved configs, sweeps and loops.yaml, and for values on the command line.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from lit_illada.errors import UserError
+from lit_illada.runtime.key_hints import nearest_key
 from lit_illada.runtime.lazy import LazyModule
 from lit_illada.runtime.terminal import one_line
 
@@ -50,3 +58,36 @@ def parse_assignment(override: str) -> Assignment:
         raise UserError(
             one_line(f"{override!r} is no KEY=VALUE ({said}): quote a value with special characters, KEY='\"VALUE\"'")
         ) from error
+
+
+def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool = False) -> dict[str, Any]:
+    """Apply KEY=VALUE overrides and return plain dicts. Raises UserError for an unknown key.
+
+    resolve: replace interpolations such as ${seed}; a saved config has none, and its texts may look like one.
+    """
+    known = keys_of(tree)
+    for override in overrides:
+        assignment = parse_assignment(override)
+        if assignment.key not in known:
+            raise nearest_key(assignment.key, known)
+        try:
+            OmegaConf.update(tree, assignment.key, assignment.value)
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise UserError(one_line(f"{override!r}: {error}")) from error
+    try:
+        return OmegaConf.to_container(tree, resolve=resolve)  # type: ignore[return-value]
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UserError(one_line(f"{' '.join(overrides)}: {error}")) from error
+
+
+def keys_of(node: DictConfig) -> list[str]:
+    """Return the dotted keys of a tree, sections included."""
+    return list(_walk(node, ""))
+
+
+def _walk(node: DictConfig, where: str) -> Iterator[str]:
+    for key in map(str, node):
+        yield f"{where}{key}"
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _walk(child, f"{where}{key}.")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from enum import EnumType, StrEnum
 from functools import cache
@@ -11,14 +11,13 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.errors import UserError, unknown
-from lit_illada.overrides import parse_assignment
+from lit_illada.overrides import apply_overrides
 from lit_illada.runtime.files import read_text, require_kind
-from lit_illada.runtime.key_hints import similar_key
-from lit_illada.runtime.terminal import one_line
+from lit_illada.runtime.key_hints import nearest_key
 from lit_illada.runtime.yaml_files import MAX_YAML_BYTES, parse_yaml
 
 
@@ -240,28 +239,6 @@ def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dic
     return table[name], {key: value for key, value in child.items() if key != "name"}
 
 
-class UnknownKeyError(UserError):
-    """A config key that does not exist."""
-
-    def __init__(self, key: str, message: str) -> None:
-        """key: as the user wrote it."""
-        super().__init__(message)
-        self.key = key
-
-
-def nearest_key(key: str, known: Sequence[str]) -> UnknownKeyError:
-    """Build the error for a key that is not among `known`, with the nearest of them."""
-    parent = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == parent]
-    if siblings:
-        allowed = f"allowed there are {', '.join(siblings)}"
-    else:
-        allowed = f"top-level keys are {', '.join(dict.fromkeys(name.partition('.')[0] for name in known))}"
-    near = similar_key(key, known)
-    hint = f" (did you mean {near!r}?)" if near else ""
-    return UnknownKeyError(key, f"unknown config key {key!r}{hint}: {allowed}")
-
-
 def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """Load the config of a self-contained YAML file, with `key=value` overrides on top.
 
@@ -272,35 +249,3 @@ def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         require_kind(tree, dict, str(path))
     full = OmegaConf.create(with_defaults(schema, tree or {}))
     return from_tree(schema, apply_overrides(full, overrides))
-
-
-def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool = False) -> dict[str, Any]:
-    """Apply KEY=VALUE overrides and return plain dicts. Raises UserError for an unknown key.
-
-    resolve: replace interpolations such as ${seed}; a saved config has none, and its texts may look like one.
-    """
-    known = keys_of(tree)
-    for override in overrides:
-        assignment = parse_assignment(override)
-        if assignment.key not in known:
-            raise nearest_key(assignment.key, known)
-        try:
-            OmegaConf.update(tree, assignment.key, assignment.value)
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise UserError(one_line(f"{override!r}: {error}")) from error
-    try:
-        return OmegaConf.to_container(tree, resolve=resolve)  # type: ignore[return-value]
-    except (OmegaConfBaseException, RecursionError) as error:
-        raise UserError(one_line(f"{' '.join(overrides)}: {error}")) from error
-
-
-def keys_of(node: DictConfig) -> list[str]:
-    return list(_walk(node, ""))
-
-
-def _walk(node: DictConfig, where: str) -> Iterator[str]:
-    for key in map(str, node):
-        yield f"{where}{key}"
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            yield from _walk(child, f"{where}{key}.")

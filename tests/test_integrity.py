@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.cli import main
-from lit_illada.commands.convert import new_folder
 from lit_illada.errors import UserError
+from lit_illada.runtime.new_folder import new_folder
 from lit_illada.training.checkpointing.files import checkpoint_path, latest_checkpoint
 from lit_illada.training.checkpointing.reading import HAS_CHECKSUM, read_checkpoint
 from lit_illada.training.checkpointing.writer import CheckpointWriter
@@ -194,7 +194,7 @@ def test_a_second_convert_into_a_folder_is_refused_while_the_first_one_writes(ru
     out = tmp_path / "out"
     with new_folder(out) as partial:
         (partial / "file").write_text("first")
-        assert f"{out} is being written by another lit-illada convert" in refused("convert", run, out, "--to", "lit")
+        assert f"{out} is being written by another process" in refused("convert", run, out, "--to", "lit")
         assert (partial / "file").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
     assert [path.name for path in out.iterdir()] == ["file"]

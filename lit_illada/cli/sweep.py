@@ -47,7 +47,8 @@ Examples:
 @guarded
 def sweep_plan(name: str, folder: Path | None, workers: int | None, threads: int, overrides: tuple[str, ...]) -> None:
     """Print the runs of the sweep NAME, their time, disk space and memory, without running them."""
-    from lit_illada.commands.sweep import Workers, print_plan
+    from lit_illada.commands.sweep import Workers
+    from lit_illada.commands.sweep_plan import print_plan
 
     print_plan(name, overrides, folder, Workers(workers, threads))
 

@@ -1,18 +1,14 @@
 """Runs the `convert` command: Hugging Face checkpoints to lit-illada folders, and back."""
 
-import errno
-import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -35,6 +31,7 @@ from lit_illada.model.config import ModelConfig, num_parameters
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.checksums import check_folder, write_folder_checksums
 from lit_illada.runtime.console import Console
+from lit_illada.runtime.new_folder import new_folder, require_new
 
 # copied beside tokenizer.json because other tools read them; code is never copied
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
@@ -82,7 +79,7 @@ def run(
         revision: branch, tag or commit of a hub repository.
     """
     console = Console(stderr=True)
-    _require_new(destination)
+    require_new(destination)
     if destination.resolve() == Path.cwd():  # renaming replaces an empty destination
         raise UserError(f"{destination} is the current folder, which cannot be replaced: name a new one")
     path = _local(source, revision)
@@ -179,59 +176,6 @@ def _from_ours(path: Path) -> Source:
 
     names = {name: name for name in checkpoint.tensors}
     return Source("lit", checkpoint.model, checkpoint.tokenizer, checkpoint.tensors, names, {}, write)
-
-
-def _require_new(destination: Path) -> None:
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} already exists: name a new folder")
-
-
-@contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside the destination; rename it to the destination when the block succeeds.
-
-    Raises UserError if another process is writing the destination or the disk is full.
-    """
-    partial = destination.with_name(f".{destination.name}.partial")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(destination):
-            _require_new(destination)  # another process may have created it since the first check
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
-                yield partial
-                if destination.is_dir():
-                    destination.rmdir()
-                partial.replace(destination)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-    except UserError:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(
-            f"{destination}: cannot be written ({os.strerror(error.errno)}): free some space and run the command again"
-        ) from error
-
-
-@contextmanager
-def _locked(destination: Path) -> Iterator[None]:
-    """Lock the destination. Raises UserError if another conversion is writing it."""
-    lock = FileLock(destination.with_name(f".{destination.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"{destination} is being written by another lit-illada convert: wait for it, or name another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # before releasing it, while no other process can hold it
-        lock.release()
 
 
 def _write_published(

@@ -12,6 +12,7 @@ from rich.table import Table
 from lit_illada import build
 from lit_illada.checkpoints.open import load_pretrain, load_sft
 from lit_illada.config import RunConfig, SFTConfig, compose_tree, load
+from lit_illada.cost.devices import GPUS
 from lit_illada.cost.memory import StepMemory, recomputed_activation_bytes
 from lit_illada.cost.run_cost import memory_of_step, micro_batch, row_length, step_flops, with_vocabulary
 from lit_illada.cost.run_time import TYPICAL_MFU
@@ -24,28 +25,6 @@ from lit_illada.training.callbacks.throughput import matmul_flops_per_s
 from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy
 from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
 
-
-@dataclass(frozen=True)
-class Device:
-    """A GPU model: the manufacturer's peak throughput for dense matrices, and its memory."""
-
-    bf16_flops_per_s: float
-    float32_flops_per_s: float
-    """Without TF32."""
-    memory_bytes: float
-
-    def peak(self, precision: Precision) -> float:
-        """Peak throughput at a precision, FLOP/s."""
-        return self.bf16_flops_per_s if precision is Precision.bf16_mixed else self.float32_flops_per_s
-
-
-# NVIDIA's data sheets of the SXM cards: "H200 Tensor Core GPU", "H100 Tensor Core GPU" (which state bfloat16 with
-# sparsity, twice the dense rate taken here) and "A100 Tensor Core GPU"
-GPUS = {
-    "h200": Device(989e12, 67e12, 141e9),
-    "h100": Device(989e12, 67e12, 80e9),
-    "a100": Device(312e12, 19.5e12, 80e9),
-}
 CPU = "cpu"
 
 

@@ -12,7 +12,8 @@ from lit_illada.config import SCHEMAS, load
 from lit_illada.errors import UserError
 from lit_illada.run_folder import flatten
 from lit_illada.runtime.field_docs import member_docs, summary
-from lit_illada.schema import choice_name, nearest_key, to_tree, type_name
+from lit_illada.runtime.key_hints import nearest_key
+from lit_illada.schema import choice_name, to_tree, type_name
 
 
 @dataclass(frozen=True)

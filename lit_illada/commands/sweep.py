@@ -1,4 +1,4 @@
-"""The `sweep plan` and `sweep run` commands."""
+"""The `sweep run` command: plans a sweep and executes its runs on this machine or through Slurm."""
 
 import hashlib
 import os
@@ -7,26 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.commands.data import prepare_dataset
 from lit_illada.config import SCHEMAS, compose_tree
-from lit_illada.cost.run_cost import disk_bytes, expected_vocab_size, memory_bytes, step_flops
-from lit_illada.cost.run_time import Speed, speed_of
+from lit_illada.cost.run_cost import expected_vocab_size, memory_bytes, step_flops
 from lit_illada.data.config import DataConfig
 from lit_illada.errors import UserError
 from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
-from lit_illada.sweep.design import describe
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
-from lit_illada.sweep.library import begin_path, read_spec, scales
+from lit_illada.sweep.library import begin_path, read_spec
 from lit_illada.sweep.plan import Tree, expand, set_in
 from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
-from lit_illada.sweep.progress import Overview, RunStatus
-from lit_illada.sweep.progress_table import SweepTable, duration, summary
+from lit_illada.sweep.progress import RunStatus
+from lit_illada.sweep.progress_table import SweepTable, summary
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
-from lit_illada.sweep.spec import PAPER, Command, Measure, SweepSpec
+from lit_illada.sweep.spec import Command, Measure, SweepSpec
 from lit_illada.training.config.trainer import Accelerator
 
 
@@ -37,18 +34,6 @@ class Workers:
     at_once: int | None  # runs at a time; None: as many as memory and cores, or GPUs, allow
     threads: int  # per run
     slurm: SlurmOptions | None = None  # None: run on this machine
-
-
-def print_plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
-    """Print the runs of a sweep, the stages they share, and their cost."""
-    spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
-    statuses = Overview(sweep_folder, runs, spec.metrics[0].name).look()
-    console = Console()
-    _print_head(spec, sweep_folder, console)
-    speed = speed_of(statuses, _accelerator(runs, is_required=False), workers.threads)
-    console.print(_runs_table(runs, spec, speed), highlight=False)
-    slots = _slots(runs, workers, is_required=False)
-    _print_costs(statuses, speed, len(slots), console)
 
 
 def run_sweep(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> None:
@@ -114,7 +99,7 @@ def execute(
         )  # the vocabulary size, and so the FLOPs, are known only now
     sweep_folder.write(spec, runs)
     metric = spec.metrics[0].name
-    slots = [] if slurm is not None else _slots(runs, workers)
+    slots = [] if slurm is not None else slots_of(runs, workers)
     at_once = len(slots) if slurm is None else min(slurm.at_once, len(runs))
     with SweepTable(f"{spec.name}: {spec.question}", metric, at_once, console) as table:
         pool: Pool | SlurmQueue = (
@@ -184,7 +169,7 @@ def plan_sweep(
     return spec, sweep_folder, runs
 
 
-def _accelerator(runs: Sequence[PlannedRun], *, is_required: bool = True) -> Accelerator:
+def accelerator_of(runs: Sequence[PlannedRun], *, is_required: bool = True) -> Accelerator:
     """Accelerator of the runs. is_required: raise UserError if it is absent."""
     named = {Accelerator(run.config.get("trainer", run.config)["accelerator"]) for run in runs}
     if not is_required:
@@ -193,10 +178,10 @@ def _accelerator(runs: Sequence[PlannedRun], *, is_required: bool = True) -> Acc
     return Accelerator.gpu if Accelerator.gpu in resolved else Accelerator.cpu
 
 
-def _slots(runs: Sequence[PlannedRun], workers: Workers, *, is_required: bool = True) -> list[Slot]:
+def slots_of(runs: Sequence[PlannedRun], workers: Workers, *, is_required: bool = True) -> list[Slot]:
     """Slots for runs at a time, by default as many as memory and cores, or GPUs, allow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if _accelerator(runs, is_required=is_required) is Accelerator.gpu:
+    if accelerator_of(runs, is_required=is_required) is Accelerator.gpu:
         trainers = [run.config["trainer"] for run in runs if "trainer" in run.config]
         if is_required and any(trainer["num_nodes"] > 1 for trainer in trainers):
             raise UserError("trainer.num_nodes is above 1: one machine cannot run that, use --slurm")
@@ -225,77 +210,3 @@ def _free_memory_bytes() -> float:
         return 1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
     except (OSError, StopIteration):
         return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
-
-
-def _print_head(spec: SweepSpec, sweep_folder: SweepFolder, console: Console) -> None:
-    """Print the question and design of a sweep."""
-    budget = "none: " + spec.no_budget
-    if spec.budget is not None:
-        budget = f"{spec.budget.amount:.3g} {spec.budget.measure} in stage {spec.budget_stage}"
-    lines = {
-        "question": spec.question,
-        "paper": spec.paper,
-        "arms": f"{len(spec.all_arms())}, baseline {spec.baseline}",
-        "seeds": ", ".join(map(str, spec.seeds)),
-        "budget": budget,
-        "scale": _scale(spec, is_begun=sweep_folder.plan.is_file()),
-        **describe(spec),
-        "folder": str(sweep_folder.path),
-    }
-    for heading, text in lines.items():
-        console.print(f"{heading:<12} {text}", highlight=False, soft_wrap=True)
-
-
-def _scale(spec: SweepSpec, *, is_begun: bool) -> str:
-    """Scale of a sweep; with the smaller ones to choose from while it can still be changed."""
-    if spec.scale == PAPER and not is_begun:
-        return f"{PAPER}, the full size; for minutes on two cores: +scale=nano (scales: {', '.join(scales())})"
-    return spec.scale or "none"
-
-
-def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Table:
-    """One row per stage and group of arms that share its runs."""
-    table = Table()
-    table.add_column("runs", overflow="fold")
-    for heading in ("seeds", "used by", "steps", "tokens", "FLOPs", "time each"):
-        table.add_column(heading, justify="left" if heading == "used by" else "right", no_wrap=True)
-    groups: dict[tuple[str, tuple[str, ...]], list[PlannedRun]] = {}
-    for run in runs:
-        groups.setdefault((run.stage, tuple(run.arms)), []).append(run)
-    num_arms = len(spec.all_arms())
-    for (_, arms), members in groups.items():
-        first = members[0]
-        used_by = (
-            "" if num_arms == 1 or len(arms) == 1 else "all arms" if len(arms) == num_arms else f"{len(arms)} arms"
-        )
-        expected_s = speed.seconds(first)
-        table.add_row(
-            first.id.removesuffix(f"-s{first.seed}"),
-            "same" if first.seed is None else str(len(members)),
-            used_by,
-            f"{first.num_steps:,}" if first.num_steps else "",
-            f"{first.tokens:.3g}" if first.tokens else "",
-            f"{first.flops:.3g}" if first.flops else "",
-            duration(expected_s) if expected_s is not None else "",
-        )
-    return table
-
-
-def _print_costs(statuses: Sequence[RunStatus], speed: Speed, workers: int, console: Console) -> None:
-    """Print number, duration, disk space and memory of the runs."""
-    left = [status.run for status in statuses if status.state is not RunState.FINISHED]
-    expected = [seconds for run in left if (seconds := speed.seconds(run)) is not None]
-    num_unknown = len(left) - len(expected)
-    unknown = f", plus {num_unknown} runs whose length is not known yet" if num_unknown else ""
-    shared = sum(1 for status in statuses if len(status.run.arms) > 1)
-    disk = sum(disk_bytes(status.run.config) for status in statuses if "model" in status.run.config)
-    memory = max((memory_bytes(status.run.config) for status in statuses if "model" in status.run.config), default=0.0)
-    lines = {
-        "runs": f"{len(statuses)}, {shared} shared by several arms, {len(statuses) - len(left)} already finished",
-        "time": f"about {duration(sum(expected) / workers)} with {workers} at a time{unknown}",
-        "": speed.origin,
-        "disk": f"about {disk / 1e9:,.1f} GB of checkpoints",
-        "memory": f"about {memory / 1e9:,.1f} GB per run",
-    }
-    for heading, text in lines.items():
-        console.print(f"{heading:<12} {text}", highlight=False, soft_wrap=True)

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Sequence
 
+from lit_illada.errors import UserError
+
 # from names in Lightning, Hugging Face and other trainers to keys of this package, or their last parts
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "accumulate_grad_batches": ("trainer.micro_batch_rows",),
@@ -103,3 +105,25 @@ def similar_key(key: str, known: Sequence[str]) -> str | None:
         return siblings[close[0]]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return close[0] if close else None
+
+
+class UnknownKeyError(UserError):
+    """A config key that does not exist."""
+
+    def __init__(self, key: str, message: str) -> None:
+        """key: as the user wrote it."""
+        super().__init__(message)
+        self.key = key
+
+
+def nearest_key(key: str, known: Sequence[str]) -> UnknownKeyError:
+    """Build the error for a key that is not among `known`, with the nearest of them."""
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    if siblings:
+        allowed = f"allowed there are {', '.join(siblings)}"
+    else:
+        allowed = f"top-level keys are {', '.join(dict.fromkeys(name.partition('.')[0] for name in known))}"
+    near = similar_key(key, known)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    return UnknownKeyError(key, f"unknown config key {key!r}{hint}: {allowed}")

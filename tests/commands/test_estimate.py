@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from lit_illada.cli import main
 from lit_illada.commands import doctor, training_run
 from lit_illada.commands.doctor import Finding, Verdict
-from lit_illada.commands.estimate import GPUS, estimate
+from lit_illada.commands.estimate import estimate
+from lit_illada.cost.devices import GPUS
 
 ROOT = Path(__file__).parents[2]
 EIGHT_B = ["model=illada_8b"]

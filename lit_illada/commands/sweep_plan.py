@@ -1,0 +1,103 @@
+"""The `sweep plan` command: prints the runs of a sweep and what they cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from lit_illada.commands.sweep import Workers, accelerator_of, plan_sweep, slots_of
+from lit_illada.cost.run_cost import disk_bytes, memory_bytes
+from lit_illada.cost.run_time import Speed, speed_of
+from lit_illada.runtime.console import Console
+from lit_illada.sweep.design import describe
+from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
+from lit_illada.sweep.library import scales
+from lit_illada.sweep.progress import Overview, RunStatus
+from lit_illada.sweep.progress_table import duration
+from lit_illada.sweep.spec import PAPER, SweepSpec
+
+
+def print_plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
+    """Print the runs of a sweep, the stages they share, and their cost."""
+    spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
+    statuses = Overview(sweep_folder, runs, spec.metrics[0].name).look()
+    console = Console()
+    _print_head(spec, sweep_folder, console)
+    speed = speed_of(statuses, accelerator_of(runs, is_required=False), workers.threads)
+    console.print(_runs_table(runs, spec, speed), highlight=False)
+    slots = slots_of(runs, workers, is_required=False)
+    _print_costs(statuses, speed, len(slots), console)
+
+
+def _print_head(spec: SweepSpec, sweep_folder: SweepFolder, console: Console) -> None:
+    """Print the question and design of a sweep."""
+    budget = "none: " + spec.no_budget
+    if spec.budget is not None:
+        budget = f"{spec.budget.amount:.3g} {spec.budget.measure} in stage {spec.budget_stage}"
+    lines = {
+        "question": spec.question,
+        "paper": spec.paper,
+        "arms": f"{len(spec.all_arms())}, baseline {spec.baseline}",
+        "seeds": ", ".join(map(str, spec.seeds)),
+        "budget": budget,
+        "scale": _scale(spec, is_begun=sweep_folder.plan.is_file()),
+        **describe(spec),
+        "folder": str(sweep_folder.path),
+    }
+    for heading, text in lines.items():
+        console.print(f"{heading:<12} {text}", highlight=False, soft_wrap=True)
+
+
+def _scale(spec: SweepSpec, *, is_begun: bool) -> str:
+    """Scale of a sweep; with the smaller ones to choose from while it can still be changed."""
+    if spec.scale == PAPER and not is_begun:
+        return f"{PAPER}, the full size; for minutes on two cores: +scale=nano (scales: {', '.join(scales())})"
+    return spec.scale or "none"
+
+
+def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Table:
+    """One row per stage and group of arms that share its runs."""
+    table = Table()
+    table.add_column("runs", overflow="fold")
+    for heading in ("seeds", "used by", "steps", "tokens", "FLOPs", "time each"):
+        table.add_column(heading, justify="left" if heading == "used by" else "right", no_wrap=True)
+    groups: dict[tuple[str, tuple[str, ...]], list[PlannedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.stage, tuple(run.arms)), []).append(run)
+    num_arms = len(spec.all_arms())
+    for (_, arms), members in groups.items():
+        first = members[0]
+        used_by = (
+            "" if num_arms == 1 or len(arms) == 1 else "all arms" if len(arms) == num_arms else f"{len(arms)} arms"
+        )
+        expected_s = speed.seconds(first)
+        table.add_row(
+            first.id.removesuffix(f"-s{first.seed}"),
+            "same" if first.seed is None else str(len(members)),
+            used_by,
+            f"{first.num_steps:,}" if first.num_steps else "",
+            f"{first.tokens:.3g}" if first.tokens else "",
+            f"{first.flops:.3g}" if first.flops else "",
+            duration(expected_s) if expected_s is not None else "",
+        )
+    return table
+
+
+def _print_costs(statuses: Sequence[RunStatus], speed: Speed, workers: int, console: Console) -> None:
+    """Print number, duration, disk space and memory of the runs."""
+    left = [status.run for status in statuses if status.state is not RunState.FINISHED]
+    expected = [seconds for run in left if (seconds := speed.seconds(run)) is not None]
+    num_unknown = len(left) - len(expected)
+    unknown = f", plus {num_unknown} runs whose length is not known yet" if num_unknown else ""
+    shared = sum(1 for status in statuses if len(status.run.arms) > 1)
+    disk = sum(disk_bytes(status.run.config) for status in statuses if "model" in status.run.config)
+    memory = max((memory_bytes(status.run.config) for status in statuses if "model" in status.run.config), default=0.0)
+    lines = {
+        "runs": f"{len(statuses)}, {shared} shared by several arms, {len(statuses) - len(left)} already finished",
+        "time": f"about {duration(sum(expected) / workers)} with {workers} at a time{unknown}",
+        "": speed.origin,
+        "disk": f"about {disk / 1e9:,.1f} GB of checkpoints",
+        "memory": f"about {memory / 1e9:,.1f} GB per run",
+    }
+    for heading, text in lines.items():
+        console.print(f"{heading:<12} {text}", highlight=False, soft_wrap=True)
