@@ -21,7 +21,6 @@ from lit_illada.data.dataset.manifest import (
     Manifest,
     ShardRecord,
     Split,
-    is_url,
     preparation_settings,
 )
 from lit_illada.data.dataset.shards import token_dtype
@@ -31,11 +30,11 @@ from lit_illada.data.prepare.work_folder import (
     disk_errors_explained,
     finish,
     finished_manifest,
+    local_folder,
     lock,
     make_work_folder,
 )
 from lit_illada.data.tokenizer import Tokenizer
-from lit_illada.errors import UserError
 
 
 def prepare(
@@ -46,9 +45,7 @@ def prepare(
     overwrite: replace a finished data set. Raises UserError for a bad source, a data set with other settings, a split
     without documents, or a full disk. After a kill, calling it again resumes.
     """
-    if is_url(config.dir):
-        raise UserError(f"data.dir is {config.dir}: prepare a data set in a local folder, then copy it")
-    folder = Path(config.dir)
+    folder = local_folder(config)
     with disk_errors_explained(folder):
         if not overwrite and (manifest := finished_manifest(config)):
             return manifest

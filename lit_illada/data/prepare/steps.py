@@ -28,7 +28,6 @@ from lit_illada.data.dataset.manifest import (
     TRAIN,
     VALIDATION,
     Manifest,
-    is_url,
     preparation_settings,
 )
 from lit_illada.data.dataset.shards import write_whole
@@ -40,6 +39,7 @@ from lit_illada.data.prepare.work_folder import (
     disk_errors_explained,
     finish,
     finished_manifest,
+    local_folder,
     lock,
     make_work_folder,
 )
@@ -64,12 +64,10 @@ def begin(config: DataConfig, *, overwrite: bool = False) -> Manifest | None:
 
     The state of unfinished work with the same settings is reused.
     """
-    if is_url(config.dir):
-        raise UserError(f"data.dir is {config.dir}: prepare a data set in a local folder, then copy it")
+    folder = local_folder(config)
     files_of(config.source)
     if not overwrite and (manifest := finished_manifest(config)):
         return manifest
-    folder = Path(config.dir)
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         make_work_folder(folder, preparation_settings(config))

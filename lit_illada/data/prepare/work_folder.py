@@ -22,6 +22,7 @@ from lit_illada.data.dataset.manifest import (
     TRAIN,
     VALIDATION,
     Manifest,
+    is_url,
     preparation_settings,
     require_same_settings,
 )
@@ -32,6 +33,13 @@ from lit_illada.runtime.files import read_bytes, write_atomically
 WORK_FOLDER = ".preparing"
 SETTINGS_FILE = "settings.json"
 _log = logging.getLogger(__name__)
+
+
+def local_folder(config: DataConfig) -> Path:
+    """The folder of the data set. Raises UserError for a URL."""
+    if is_url(config.dir):
+        raise UserError(f"data.dir is {config.dir}: prepare a data set in a local folder, then copy it")
+    return Path(config.dir)
 
 
 def finished_manifest(config: DataConfig) -> Manifest | None:

@@ -13,6 +13,14 @@ from lit_illada.errors import UserError
 
 GSM8K = Path(__file__).parents[3].parent / "shared" / "data" / "gsm8k"
 
+TWO_TURNS = (
+    Message(Role.SYSTEM, "s"),
+    Message(Role.USER, "u"),
+    Message(Role.ASSISTANT, "a", "why"),
+    Message(Role.USER, "v"),
+    Message(Role.ASSISTANT, "b"),
+)
+
 
 def write(path, *rows):
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
@@ -41,13 +49,7 @@ def test_messages_are_parsed_into_roles_and_reasoning(tmp_path):
     )  # fmt: skip
     train, validation = read(MessagesSource([file]))
     assert not validation
-    assert train[0].messages == (
-        Message(Role.SYSTEM, "s"),
-        Message(Role.USER, "u"),
-        Message(Role.ASSISTANT, "a", "why"),
-        Message(Role.USER, "v"),
-        Message(Role.ASSISTANT, "b"),
-    )
+    assert train[0].messages == TWO_TURNS
     assert [len(turn.messages) for turn in train[0].turns()] == [3, 5]
     assert train[0].truth is None
     assert train[1].messages[-1] == Message(Role.ASSISTANT, "1,000", "r")
@@ -66,13 +68,7 @@ def test_sharegpt_conversations_become_messages(tmp_path):
         chat(("user", "u2"), ("assistant", "1,000"), system="t", answer="1000"),
     )
     train, _ = read(ShareGptSource([file]))
-    assert train[0].messages == (
-        Message(Role.SYSTEM, "s"),
-        Message(Role.USER, "u"),
-        Message(Role.ASSISTANT, "a", "why"),
-        Message(Role.USER, "v"),
-        Message(Role.ASSISTANT, "b"),
-    )
+    assert train[0].messages == TWO_TURNS
     assert train[1].messages == (
         Message(Role.SYSTEM, "t"),
         Message(Role.USER, "u2"),

@@ -62,14 +62,20 @@ def ended(process):
     return output
 
 
+def output_after(number, run, process):
+    """Send a signal to rank 1; its process id, and what the failing job printed."""
+    rank_1 = process_of(run, 1)
+    os.kill(rank_1, number)
+    output = ended(process)
+    assert process.returncode == 1
+    return rank_1, output
+
+
 def test_a_killed_rank_is_named_with_its_log(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     process = start(["lit_illada.cli"], *tiny_overrides, *TWO, f"run_dir={run}")
     wait_for_training(run, process)
-    victim = process_of(run, 1)
-    os.kill(victim, signal.SIGKILL)
-    output = ended(process)
-    assert process.returncode == 1
+    victim, output = output_after(signal.SIGKILL, run, process)
     last = output.rstrip().splitlines()[-1]
     assert last.startswith(f"Error: rank 1 (process {victim} on ")
     assert "was ended by SIGKILL (often because memory ran out)" in last
@@ -229,10 +235,7 @@ def test_a_silent_rank_ends_the_job_at_the_timeout(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     process = start(["lit_illada.cli"], *tiny_overrides, *TWO, f"run_dir={run}", "trainer.timeout_s=30")
     wait_for_training(run, process)
-    silent = process_of(run, 1)
-    os.kill(silent, signal.SIGSTOP)
-    output = ended(process)
-    assert process.returncode == 1
+    silent, output = output_after(signal.SIGSTOP, run, process)
     last = output.rstrip().splitlines()[-1]
     assert last.startswith("Error: a collective timed out after trainer.timeout_s=30 seconds: rank 0 is at step ")
     assert not is_there(silent)
