@@ -2,7 +2,6 @@
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -134,10 +133,11 @@ def _build_run_model(
     A sharded model is on the meta device until that function has run.
     """
     options = config.trainer
-    with torch.device("meta") if options.is_sharded else nullcontext():
-        model = Transformer(config.model)
-    if not options.is_sharded:
-        model.init_weights(config.seed)
+    if options.is_sharded:
+        with torch.device("meta"):
+            model = Transformer(config.model)
+    else:
+        model = build_model(config.model, config.seed)
         if weights:
             fill(model, weights)
     if config.lora is not None:

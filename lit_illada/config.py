@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_illada.config_files import chooses_file, compose_files, is_group
 from lit_illada.data.config import DataConfig
 from lit_illada.data.sft.config import TEMPLATES, ReasoningTask, RoleTexts, RoleTokens, SFTDataConfig
-from lit_illada.errors import UserError
+from lit_illada.errors import UserError, require
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
@@ -127,8 +127,7 @@ class EvaluationConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)  # sampler settings
 
     def __post_init__(self) -> None:
-        if self.num_examples < 0:
-            raise UserError(f"evaluation.num_examples is {self.num_examples}; it must be 0 or more")
+        require(self.num_examples >= 0, "evaluation.num_examples", self.num_examples, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -157,8 +156,8 @@ class SFTConfig(RunConfig):
             )
         if self.epochs is None:
             self.check_warmup()
-        if self.epochs is not None and self.epochs <= 0:
-            raise UserError(f"epochs is {self.epochs}; it must be above 0, or null for trainer.max_steps")
+        is_positive = self.epochs is None or self.epochs > 0
+        require(is_positive, "epochs", self.epochs, "above 0, or null for trainer.max_steps")
 
     def resolve(self, epoch_steps: Callable[[float], int]) -> "SFTConfig":
         """Return the config with max_steps computed from `epochs`, if set.

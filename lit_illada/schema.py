@@ -16,9 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.overrides import apply_overrides
-from lit_illada.runtime.files import read_text, require_kind
 from lit_illada.runtime.key_hints import nearest_key
-from lit_illada.runtime.yaml_files import MAX_YAML_BYTES, parse_yaml
+from lit_illada.runtime.yaml_files import read_yaml
 
 
 def choice(table: Mapping[str, type], default: str) -> Any:
@@ -244,8 +243,5 @@ def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
     The file lists what differs from the defaults; it may be empty.
     """
-    tree = parse_yaml(read_text(path, MAX_YAML_BYTES), str(path), object)
-    if tree is not None:
-        require_kind(tree, dict, str(path))
-    full = OmegaConf.create(with_defaults(schema, tree or {}))
+    full = OmegaConf.create(with_defaults(schema, read_yaml(path, may_be_empty=True)))
     return from_tree(schema, apply_overrides(full, overrides))

@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 
 from lit_illada import build
-from lit_illada.checkpoints.open import checkpoint_file, load_checkpoint, open_checkpoint
+from lit_illada.checkpoints.open import check_fits, checkpoint_file, load_checkpoint, open_checkpoint
 from lit_illada.config import PretrainConfig, SFTConfig
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
@@ -108,7 +108,11 @@ def build_module(config: PretrainConfig | SFTConfig, datamodule: RowDataModule) 
     tokenizer = datamodule.tokenizer
     if isinstance(config, PretrainConfig):
         config = config.resolve(tokenizer.vocab_size)
-    weights = {} if config.init_from is None else open_checkpoint(Path(config.init_from)).tensors
+    weights = {}
+    if config.init_from is not None:
+        opened = open_checkpoint(Path(config.init_from))
+        check_fits(opened, config.model, tokenizer)
+        weights = dict(opened.tensors)
     return build.build_module(config, tokenizer, datamodule.unigram_cross_entropy(), weights)
 
 

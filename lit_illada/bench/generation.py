@@ -29,7 +29,7 @@ _FAST = replace(_PLAIN, commit_rule=Threshold(0.9), cache=DualCache())
 
 @dataclass(frozen=True, eq=False)
 class _Circle:
-    """A cyclic order of the symbols; a text follows it from a random symbol on."""
+    """A cyclic order of the symbols. Each text starts at a random symbol and follows it."""
 
     order: Tensor
     """(symbols,), the symbols in their order."""

@@ -91,7 +91,7 @@ def parts_recorded(model: Transformer) -> Iterator[None]:
     """Context in which a profile records each part of the model under its name."""
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     norms = [norm for block in blocks for norm in (block.input_layernorm, block.post_attention_layernorm)]
-    # the innermost part counts, so that what remains of the model as a whole is its head
+    # an event belongs to the innermost part, so what is left for the whole model is its LM head
     modules_of: dict[str, Sequence[nn.Module]] = {
         "embedding": [model.model.embed_tokens],
         "attention": [block.self_attn for block in blocks],

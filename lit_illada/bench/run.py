@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, plain, step
 from lit_illada.bench.figure import attempted
@@ -47,7 +48,7 @@ def run(
     console = Console()
     try:
         for name in names or benches:
-            with console.status(f"measuring: {name}"):
+            with console.status(Text(f"measuring: {name}")):
                 results[name] = attempted(benches[name])
             # after each benchmark, so that a crash does not lose the earlier figures
             if json_file is not None:

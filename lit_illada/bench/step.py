@@ -73,8 +73,8 @@ def measure_groups(
 ) -> dict[str, Any]:
     """Figures by case, or why a case could not run, such as a missing kernel or compiler or too little memory.
 
-    The cases of a group alternate, `repeats` times `steps` steps each; `times CASE` is the ratio of tokens/s to the
-    first case within a repeat.
+    The cases of a group alternate, `repeats` times `steps` steps each; `times CASE` is the case's tokens/s
+    divided by those of CASE, the first of its group, within a repeat.
     """
     figures: dict[str, Any] = {}
     for index, group in enumerate(groups):

@@ -111,9 +111,9 @@ def folder_files(folder: Path) -> list[Path]:
 
 
 def load_pretrain(overrides: Sequence[str]) -> tuple[PretrainConfig, Checkpoint | None]:
-    """Load the config of a new pretraining run and open the checkpoint that `init_from` names; None without one.
+    """Load the config of a new pretraining run and open the checkpoint of an `init_from` override; None without one.
 
-    The model is that of the checkpoint, so `model=` cannot be given; `model.is_causal=false` still can.
+    The model is then that of the checkpoint, so `model=` cannot be given; `model.is_causal=false` still can.
     """
     path = next((value for key, _, value in (o.partition("=") for o in overrides[::-1]) if key == "init_from"), "null")
     opened = None
@@ -126,8 +126,6 @@ def load_pretrain(overrides: Sequence[str]) -> tuple[PretrainConfig, Checkpoint 
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields_of_model}
         overrides = [*(f"model.{name}={value}" for name, value in values.items()), *overrides]
     config: PretrainConfig = load("pretrain", overrides)
-    if opened is None and config.init_from is not None:  # set by a file, such as that of an experiment
-        opened = open_checkpoint(Path(config.init_from))
     return config, opened
 
 

@@ -7,10 +7,9 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import read_text
 from lit_illada.runtime.key_hints import similar_key
 from lit_illada.runtime.paths import conf_dir
-from lit_illada.runtime.yaml_files import parse_yaml
+from lit_illada.runtime.yaml_files import read_yaml
 
 
 def script(command: click.Command, shell: str) -> str:
@@ -67,14 +66,14 @@ def _files(folder: Path) -> list[str]:
 
 
 def _groups(file: Path, group: str, package: str, chosen: Mapping[str, str]) -> set[str]:
-    """Return the groups in the defaults lists of a file and of the files that it chooses, without importing Hydra.
+    """Return the groups in the defaults lists of a file and of the files that it chooses.
 
     group: folder of the file inside conf/. package: where its keys lie. chosen: group to file, before the defaults.
     """
     groups: set[str] = set()
     if not file.is_file():
         return groups
-    tree = parse_yaml(read_text(file), str(file), object) or {}
+    tree = read_yaml(file, may_be_empty=True)
     for entry in tree.get("defaults", ()):
         if entry == "_self_":
             continue
@@ -92,7 +91,7 @@ def _groups(file: Path, group: str, package: str, chosen: Mapping[str, str]) -> 
 
 
 def _keys(config: str, overrides: Sequence[str]) -> list[str]:
-    """Return the keys of a command's config, but for the names of choices; none if the overrides are invalid."""
+    """Keys of a command's config except the names of choices; empty if the overrides are invalid."""
     from lit_illada.config import compose_tree
     from lit_illada.run_folder import flatten
 

@@ -59,7 +59,7 @@ def analyze(
 ) -> None:
     """Detect loops in the generations of FILEs; print tables, and write a page and a record of each text.
 
-    Needs neither a model nor torch. KEY=VALUE sets a threshold of conf/loops.yaml (lit-illada config loops).
+    Needs neither a model nor torch. KEY=VALUE sets a threshold; `lit-illada config loops` lists them.
     """
     from lit_illada.commands.loops_analyze import run
     from lit_illada.loops.records import Fields

@@ -1,7 +1,6 @@
 """Commands on a checkpoint: `generate`, `score`, `convert`."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -168,7 +167,16 @@ Examples:
 @click.option("--max-shard-gb", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True)
 @click.option("--revision", help="Branch, tag or commit of the hub repository.")
 @guarded
-def convert(**options: Any) -> None:
+def convert(
+    source: str,
+    destination: Path,
+    to: str | None,
+    mask_token: str | None,
+    eos_token: str | None,
+    dtype: str | None,
+    max_shard_gb: float,
+    revision: str | None,
+) -> None:
     """Convert SOURCE, a Hugging Face folder or hub id or a run of ours, into the new folder DESTINATION.
 
     Reads the layouts of iLLaDA, LLaDA, Dream, Llama and Qwen2 from safetensors, and writes them; no code of a
@@ -176,4 +184,4 @@ def convert(**options: Any) -> None:
     """
     from lit_illada.commands.convert import run
 
-    run(**options)
+    run(source, destination, to, mask_token, eos_token, dtype, max_shard_gb, revision)

@@ -210,7 +210,7 @@ def _on(gpus: int, command: str, overrides: Sequence[str]) -> tuple[list[str], l
     problem = (
         f"trainer.batch_rows={trainer.batch_rows} is not a multiple of micro_batch_rows × devices "
         f"= {trainer.micro_batch_rows} × {num_data_ranks}; this estimate assumes "
-        f"trainer.batch_rows={batch_rows}: set it"
+        f"trainer.batch_rows={batch_rows}: set the same for the run"
     )
     return [*devices, f"trainer.batch_rows={batch_rows}"], [problem]
 

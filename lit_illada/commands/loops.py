@@ -116,7 +116,7 @@ def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float], SFTConfig]:
 def gate(sources: dict[tuple[float, float], SFTConfig], console: Console) -> None:
     """Rejects training corpora that contain loops, which a model would only copy. Raises UserError for one."""
     table = Table(title=f"loops in {_GATE_TEXTS:,} traces of each training corpus", title_justify="left")
-    for heading in ("ρ, traces with re-checks", "re-checks of a slip", "units per trace, mean", "loops"):
+    for heading in ("ρ, traces with re-checks", "fraction of re-checks after a slip", "mean units per trace", "loops"):
         table.add_column(heading, justify="right")
     for (rechecks, slips), config in sorted(sources.items()):
         source, fraction = config.sft_data.source, config.sft_data.validation_fraction

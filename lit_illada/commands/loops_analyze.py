@@ -282,5 +282,5 @@ def _share_of(rate: Rate) -> str:
 
 
 def _cell(text: str) -> str:
-    """A name from a file as a table cell, escaped."""
+    """A name from a file on one line: the console escapes all else, but leaves line breaks."""
     return printable(text)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_illada import build
-from lit_illada.checkpoints.open import Checkpoint, check_fits, load_pretrain
+from lit_illada.checkpoints.open import Checkpoint, check_fits, load_pretrain, open_checkpoint
 from lit_illada.commands.data import prepare_dataset
 from lit_illada.commands.resume import open_run
 from lit_illada.commands.training_run import check_hardware, new_folder, train
@@ -21,6 +21,8 @@ def run(overrides: Sequence[str], resume: Path | None = None) -> None:
         config, start = load_pretrain(overrides)
     else:
         config, folder, start = open_run("pretrain", resume, overrides)
+    if start is None and config.init_from is not None:  # resumed before its first checkpoint, or named by a YAML file
+        start = open_checkpoint(Path(config.init_from))
     check_hardware(config, config.data.row_length)
     console = Console(stderr=True)
     prepare_dataset(config.data, console)

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lit_illada.checkpoints.open import Checkpoint, open_checkpoint
+from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, load_file
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.errors import UserError
@@ -30,12 +30,11 @@ log = logging.getLogger(__name__)
 _FREE_MODEL_KEYS = {"attention", "max_position_embeddings", "initializer_range", "vocab_size"}
 
 
-def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, RunFolder, Path | Checkpoint | None]:
-    """Read a run to resume. Returns its config with the overrides, its folder, and where training starts.
+def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, RunFolder, Path | None]:
+    """Read a run to resume: its config with the overrides, its folder, its newest checkpoint (None before the first).
 
-    That is the path of its newest checkpoint; before the first, the opened checkpoint `init_from`, or None. Apart
-    from completing a rollback it writes nothing, since another process may be training in the folder. Raises UserError
-    for overrides that would make it another run, and for a run that is finished.
+    Apart from completing a rollback it writes nothing, since another process may be training in the folder. Raises
+    UserError for overrides that would make it another run, and for a run that is finished.
     """
     folder = RunFolder.open(path)
     rollback.complete_rollback(folder)
@@ -45,14 +44,13 @@ def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, R
         raise UserError(f"run_dir cannot be given with --resume: the run stays in {path}")
     if checkpoint is not None:
         _check_same_run(config, folder, checkpoint)
-        return config, folder, checkpoint
-    return config, folder, open_checkpoint(Path(config.init_from)) if config.init_from is not None else None
+    return config, folder, checkpoint
 
 
 def _check_same_run(config: RunConfig, folder: RunFolder, checkpoint: Path) -> None:
     """Raise UserError for a damaged checkpoint, one of another model or run, and a run that is finished."""
     state = open_checkpoint(checkpoint, ranks.rank(), max(1, ranks.started_outside())).state
-    assert state is not None, f"{checkpoint} is a run's"
+    assert state is not None, f"{checkpoint}: a run's checkpoints have a state"
     try:
         saved, step = state["hyper_parameters"]["config"], int(state["global_step"])
         _compare(config, saved, checkpoint)

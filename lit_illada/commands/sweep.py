@@ -94,9 +94,8 @@ def execute(
     for config in data_configs(runs):
         prepare_dataset(config, Console(stderr=True))
     if spec.budget is not None and spec.budget.measure is Measure.FLOPS:
-        spec, sweep_folder, runs = plan_sweep(
-            name, overrides, folder
-        )  # the vocabulary size, and so the FLOPs, are known only now
+        # the vocabulary size, and so the FLOPs, are known only now
+        spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
     sweep_folder.write(spec, runs)
     metric = spec.metrics[0].name
     slots = [] if slurm is not None else slots_of(runs, workers)

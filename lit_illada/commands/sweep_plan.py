@@ -11,7 +11,6 @@ from lit_illada.cost.run_time import Speed, speed_of
 from lit_illada.runtime.console import Console
 from lit_illada.sweep.design import describe
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
-from lit_illada.sweep.library import scales
 from lit_illada.sweep.progress import Overview, RunStatus
 from lit_illada.sweep.progress_table import duration
 from lit_illada.sweep.spec import PAPER, SweepSpec
@@ -49,9 +48,9 @@ def _print_head(spec: SweepSpec, sweep_folder: SweepFolder, console: Console) ->
 
 
 def _scale(spec: SweepSpec, *, is_begun: bool) -> str:
-    """Scale of a sweep; with the smaller ones to choose from while it can still be changed."""
+    """Scale of a sweep; before it starts, with the small scale to choose instead."""
     if spec.scale == PAPER and not is_begun:
-        return f"{PAPER}, the full size; for minutes on two cores: +scale=nano (scales: {', '.join(scales())})"
+        return f"{PAPER}, the full size; for a test in minutes on two CPU cores add +scale=nano"
     return spec.scale or "none"
 
 

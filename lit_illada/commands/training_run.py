@@ -154,7 +154,8 @@ def _fit(
         write_run_files(config, folder, datamodule)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
-    weights = None if isinstance(start, Path) else {} if start is None else start.tensors
+    initial = start.tensors if isinstance(start, Checkpoint) else {}
+    weights = initial if checkpoint is None else None  # Lightning loads those of a checkpoint of this run
     module = build.build_module(config, datamodule.tokenizer, datamodule.unigram_cross_entropy(), weights)
     trainer, time_limit, throughput = build.build_trainer(config, folder, module, datamodule, console, stop)
     trainer.callbacks.append(watch)  # type: ignore[attr-defined]

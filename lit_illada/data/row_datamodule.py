@@ -234,7 +234,10 @@ def cross_entropy(counts: NDArray[np.int64], model_counts: NDArray[np.int64]) ->
 
 
 def _require_open_files(num_workers: int) -> None:
-    """Raises the limit of open files for the loaders' queues, which would hang below it, or raises UserError."""
+    """Increases the process's limit of open files to what the loaders need, since their queues hang below it.
+
+    Raises UserError where the system does not allow it.
+    """
     if not num_workers:
         return
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -11,7 +11,7 @@ _SECTION_CHARACTERS = 400  # a section may end after so many; some sections are 
 _LINES_COMPARED = 3
 _MAX_SEEN_FRACTION = 0.5  # fraction of a section's line triples that earlier sections may contain
 
-# saved with a data set, so that one of other sections is recognised; add a value here when the rule itself changes
+# stored in the manifest, so that a data set made with other values is refused; add an entry when the rule changes
 SECTION_SETTINGS = {
     "section_characters": _SECTION_CHARACTERS,
     "compared_lines": _LINES_COMPARED,

@@ -12,8 +12,8 @@ def check_patterns(tokenizer: Any, origin: str) -> None:
     """Refuses patterns that backtrack exponentially because an unbounded repetition contains another, as (a+)+ does.
 
     tokenizer: the content of tokenizer.json. Not detected: overlapping alternatives, as in (a|a)*; large finite
-    repetitions, as in (a{0,99}){0,99}; and polynomial time, as of a*a*a*b. Possessive and atomic groups, which do not
-    backtrack, are refused like others.
+    repetitions, as in (a{0,99}){0,99}; and patterns of polynomial time, such as a*a*a*b. Possessive and atomic groups,
+    which do not backtrack, are refused like others.
     Raises UserError with the file and the pattern.
     """
     for pattern in _patterns(tokenizer):
@@ -71,7 +71,7 @@ def _quantifier(pattern: str, position: int) -> tuple[bool, int]:
 
 
 def _class_end(pattern: str, start: int) -> int:
-    """The position behind a character class, which may nest and hold an unescaped ] first."""
+    """The position after a character class. Classes nest, and a ] directly after [ or [^ is literal."""
     depth, position = 0, start
     while position < len(pattern):
         character = pattern[position]

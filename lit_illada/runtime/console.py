@@ -1,7 +1,8 @@
 """Rich console that shows every string as it is: no markup, no emoji codes, no terminal escapes.
 
 Strings such as `[red]` or `[link=…]` in names and texts would otherwise be executed as markup. Style comes from
-`style=` arguments and from `rich.text.Text`.
+`style=` arguments and from `rich.text.Text`. Parts of rich that parse markup themselves, such as spinners and the
+columns of progress bars, need a Text or `markup=False`.
 """
 
 from typing import Any

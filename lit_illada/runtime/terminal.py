@@ -1,7 +1,7 @@
 """Prints text from elsewhere (file names, groups, config values, generated text) without its terminal escapes.
 
-All printing goes through this module or through `runtime.console`. A terminal executes escape sequences: they rename
-its window, recolour or erase what stands there, and on some terminals type keys.
+All printing goes through this module or through `runtime.console`. A terminal executes escape sequences, which
+can rename its window, recolour or erase text and, on some terminals, insert keystrokes.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import TextIO
 MAX_MESSAGE = 1200  # characters of an error message
 _UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, formatting such as reversed writing, surrogates, line separators
 _LAYOUT = "\n\t"
-_JOINERS = "\u200c\u200d"  # spelling of Persian and Indic words, and emoji of several people
+_JOINERS = "\u200c\u200d"  # part of Persian and Indic spelling, and of composed emoji
 
 
 def printable(text: str, keeps_lines: bool = False) -> str:

@@ -17,9 +17,16 @@ MAX_YAML_BYTES = 2**20  # which PyYAML parses in about 3 s
 MAX_NODES = 100_000  # values, with aliases expanded
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that contains a mapping. Raises FileError for an unreadable file or other content."""
-    return parse_yaml(read_text(path, MAX_YAML_BYTES), str(path))
+def read_yaml(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """Read a YAML file that contains a mapping. Raises FileError for an unreadable file or other content.
+
+    may_be_empty: return an empty mapping for a file without content, such as one of comments only.
+    """
+    tree = parse_yaml(read_text(path, MAX_YAML_BYTES), str(path), object)
+    if tree is None and may_be_empty:
+        return {}
+    require_kind(tree, dict, str(path))
+    return tree  # type: ignore[no-any-return]
 
 
 def parse_yaml(text: str, origin: str, kind: type = dict) -> Any:

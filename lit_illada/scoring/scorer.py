@@ -35,7 +35,7 @@ class Scorer:
         """The candidate of two texts. Raises UserError for an empty answer and for texts that exceed the model."""
         candidate = Candidate.answering(*self.encode_pair(prompt, answer))
         if not candidate.answer_ids:
-            raise UserError("an answer is empty")
+            raise UserError("an answer is empty: give it a text, or remove the item")
         if len(candidate) > self.model.max_length:
             raise UserError(
                 f"prompt and answer have {len(candidate)} tokens, more than the {self.model.max_length} positions of "
@@ -61,7 +61,7 @@ class Scorer:
         """The windows of a text. Raises UserError for an empty text and for windows that exceed the model."""
         ids = self.encode(text)
         if not ids:
-            raise UserError("the text is empty")
+            raise UserError("the text is empty: leave its file out")
         max_length, window_length = self.model.max_length, self.config.window_length
         if window_length is not None and window_length > max_length:
             raise UserError(

@@ -37,7 +37,7 @@ class PlannedRun:
     seed: int | None  # None: all repetitions share the run
     arms: list[str]  # that share the run
     parent: str | None  # id of the run whose checkpoint it starts from
-    begin_from: str | None  # checkpoint it starts from, if that is not of this sweep
+    begin_from: str | None  # checkpoint it starts from, if no run of this sweep wrote it
     # equal for runs that compute the same; a resumed sweep recognises its runs by it
     fingerprint: str
     config: dict[str, Any]  # resolved

@@ -73,8 +73,8 @@ def library() -> list[str]:
     return sorted(path.stem for path in sweeps_dir().glob("*.yaml"))
 
 
-def scales() -> list[str]:
-    """Names of the scales that every sweep has."""
+def _scales() -> list[str]:
+    """Names of the scales in sweeps/scale/."""
     return sorted(path.stem for path in (sweeps_dir() / "scale").glob("*.yaml"))
 
 
@@ -97,7 +97,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
         return replace(spec, scales={})
     common_file = sweeps_dir() / "scale" / f"{spec.scale}.yaml"
     if not common_file.is_file() and spec.scale not in spec.scales:
-        raise unknown("scale", spec.scale, {*spec.scales, *scales()})
+        raise unknown("scale", spec.scale, {*spec.scales, *_scales()})
     own = spec.scales.get(spec.scale, Scale())
     stages = [stage.name for stage in spec.stages]
     for name in (*own.overrides, *own.arguments):
@@ -125,7 +125,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
 
 def _assignment(override: str) -> tuple[list[str], Any]:
     """Parts of the dotted key, and the value. Raises UserError for a scale without `+scale=`."""
-    if override in scales():
+    if override in _scales():
         raise UserError(f"{override!r} is not an override: write +scale={override}")
     assignment = parse_assignment(_quote_nested(override))
     return assignment.key.split("."), assignment.value

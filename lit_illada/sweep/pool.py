@@ -167,9 +167,8 @@ class Pool:
             elif self._signals.count or was_stopped(status):
                 continue  # stopped or killed on request: interrupted, not failed
             elif run_folder.state in (RunState.PENDING, RunState.INTERRUPTED):
-                record_failure(
-                    run_folder, status
-                )  # killed, for example out of memory, before it could record its failure
+                # killed, for example out of memory, before it could record its failure
+                record_failure(run_folder, status)
         return bool(ended)
 
     def _stop(self) -> None:

@@ -29,7 +29,7 @@ _LOOK_S = 2.0
 _GONE_S = 60.0
 # seconds without an answer of the Slurm controller, which may be restarting or overloaded
 _OUTAGE_S = 600.0
-# longer than KillWait, the seconds after which Slurm kills a stopped job; a job that survives got its signal elsewhere
+# longer than Slurm's KillWait: a job still alive after this was not being killed by Slurm
 _KILL_WAIT_S = 120.0
 # requeues at a time limit per job; each loses at most the work since the last checkpoint
 _TIMEOUTS = 1000
@@ -156,7 +156,8 @@ class SlurmQueue:
         while (queued := self._looking.call(queued_jobs)) is None:
             if self._signals.count > 1:
                 raise UserError(
-                    "Slurm does not respond: the jobs of the sweep are still queued (see squeue --me, scancel)"
+                    "Slurm does not respond, so the jobs of the sweep were not cancelled: list them with squeue --me, "
+                    "cancel them with scancel"
                 )
             self._show(self._overview.look())
             time.sleep(self._look_s)

@@ -38,8 +38,8 @@ class Goal(StrEnum):
 class Budget:
     """Training budget, equal for all arms.
 
-    Tokens and FLOPs determine the number of steps. Seconds stop a run at whatever step it has reached, so that a
-    learning-rate schedule in steps may not have finished.
+    Tokens and FLOPs determine the number of steps. Seconds stop a run at whatever step it has reached, at
+    the latest at trainer.max_steps; a learning-rate schedule in steps may then not have finished.
     """
 
     measure: Measure = Measure.TOKENS
@@ -137,9 +137,8 @@ class SweepSpec:
     axes: dict[str, list[Arm]] = field(default_factory=dict)  # grid: every combination of the values is an arm
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, for all arms, before an arm's own
     also_compare: list[list[str]] = field(default_factory=list)  # further pairs to compare: [reference, arm]
-    equal_in_expectation: list[list[str]] = field(
-        default_factory=list
-    )  # pairs whose objectives are equal in expectation
+    # pairs whose objectives are equal in expectation
+    equal_in_expectation: list[list[str]] = field(default_factory=list)
     equivalence_margin: float | None = None  # units of the primary metric; None: no equivalence test
     cannot_learn: list[str] = field(default_factory=list)  # arms that cannot learn context, which the report checks
     scale: str | None = PAPER
@@ -177,7 +176,7 @@ class SweepSpec:
         return pairs
 
     def stage(self, name: str) -> Stage:
-        """Stage of a name that exists."""
+        """Stage with this name, which must exist."""
         return next(stage for stage in self.stages if stage.name == name)
 
     @property

@@ -32,7 +32,8 @@ def require_loggers(config: LoggerConfig) -> None:
 def build_loggers(config: LoggerConfig, folder: RunFolder) -> list[Logger]:
     """Build the configured loggers, TensorBoard's first: `Trainer.logger` returns the first one."""
     require_loggers(config)
-    wait_for_later_name(folder.path)
+    if is_rank_zero():
+        wait_for_later_name(folder.path)
     loggers: list[Logger] = [_Curves(folder.path.parent, name=folder.path.name, version="", default_hp_metric=False)]
     if config.csv:
         loggers.append(CsvCurves(folder.path / "metrics.csv"))
@@ -44,9 +45,8 @@ def build_loggers(config: LoggerConfig, folder: RunFolder) -> list[Logger]:
 class _Curves(TensorBoardLogger):
     """TensorBoard's logger without Lightning's hparams.yaml, which would be empty: the run has its config.yaml.
 
-    The event file stays open from the validation before the first step to the one after the last. A file per call
-    of the trainer could break the order of points: TensorBoard reads files by name, and the names of files begun in
-    the same second end in a counter that is compared as text.
+    One event file serves all calls of the trainer: TensorBoard reads files in the order of their names, and files
+    created in the same second differ only in a counter, which it compares as text (10 before 9).
     """
 
     def save(self) -> None:
@@ -54,7 +54,9 @@ class _Curves(TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if self._experiment is not None:
+        if status != "success":
+            super().finalize(status)  # closes the file, which a rollback truncates
+        elif self._experiment is not None:
             self._experiment.flush()
 
 

@@ -37,12 +37,13 @@ def record_files(folder: Path) -> list[Path]:
 def wait_for_later_name(folder: Path) -> None:
     """Wait until a new event file's name sorts after the existing ones, at most a second.
 
-    The names begin with the time in seconds; TensorBoard reads the files of a run in the order of their names.
+    Names contain the creation time in whole seconds; TensorBoard reads the files of a run in the order of their names.
     """
     stamps = [file.name.split(".")[3] for file in folder.glob(EVENTS)]
     newest = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
-    if 0 <= time.time() - newest < 1:
-        time.sleep(newest + 1 - time.time())
+    wait_s = newest + 1 - time.time()
+    if 0 < wait_s <= 1:
+        time.sleep(wait_s)
 
 
 def truncate_records(files: Iterable[Path], sizes: Mapping[str, int], step: int) -> None:

@@ -1,6 +1,6 @@
 """Assignment of documents to splits and shards, and removal of duplicates.
 
-A document's content and its position in the corpus decide, before any tokenising.
+The assignment depends only on a document's content and its position in the corpus, and is made before tokenising.
 """
 
 import hashlib

@@ -43,7 +43,9 @@ def files_of(source: Source) -> list[Path]:
         case JsonlSource(paths):
             return _named_files(paths, (".jsonl",))
         case HuggingFaceSource():
-            raise UserError("data.source=huggingface is one stream, not files: prepare it without --workers")
+            raise UserError(
+                "data.source=huggingface is one stream, not files: use `lit-illada data prepare` without --workers"
+            )
         case PreparedSource():
             raise UserError("data.source=prepared has no documents to prepare: choose another source")
 

@@ -109,7 +109,7 @@ class Manifest:
     bad_documents: int
     """Documents removed because they could not be read."""
     bad_examples: list[str]
-    """Errors of the first unreadable documents. Their wording is part of the file: changing it changes manifests."""
+    """Errors of the first unreadable documents. Not part of the fingerprint."""
     settings: dict[str, Any]
     """Preparation settings by dotted name, such as `source.paths`."""
     tokenizer_folder: str = TOKENIZER_FOLDER
@@ -178,6 +178,11 @@ def require_same_settings(folder: str | Path, seen: dict[str, Any], requested: d
     """Raises UserError with all settings of a finished data set (`seen`) that differ from the requested ones."""
     names = [name for name in {**seen, **requested} if seen.get(name) != requested.get(name)]
     if names:
+        if any(name.removeprefix("source.") in SECTION_SETTINGS for name in names):
+            raise UserError(
+                f"{folder} was cut into documents by another version: prepare it again "
+                "(lit-illada data prepare --overwrite) or choose another data.dir"
+            )
         differing = "; ".join(f"data.{name}: {seen.get(name)!r} there, {requested.get(name)!r} here" for name in names)
         raise UserError(
             f"{folder} contains a data set with other settings ({differing}): choose another data.dir, "

@@ -93,11 +93,16 @@ class Division:
         with np.load(file, allow_pickle=False) as arrays:
             scan = Scan(arrays["digests"], arrays["characters"], **json.loads(str(arrays["about"])))
         if scan.files != identities(self.files[index]):
-            raise UserError(f"the files of part {index}/{self.count} have changed since the scan: start again")
+            raise UserError(
+                f"the files of part {index}/{self.count} have changed since the scan: scan it again "
+                f"(lit-illada data part scan --part {index}/{self.count}), then repeat plan and the later steps"
+            )
         return scan
 
     def plan(self) -> dict[str, Any]:
-        """The plan: `tally`, and `begun`, for each part the groups of each split that begin in earlier parts.
+        """The plan: `tally`, and `groups_before`.
+
+        The latter has an entry per part and one for the end: the groups of each split that begin in earlier parts.
 
         Raises UserError if the plan is missing.
         """
@@ -138,7 +143,10 @@ def _join_work_folder(config: DataConfig) -> Path:
     settings = json.dumps([FORMAT, preparation_settings(config)])
     if not (work / SETTINGS_FILE).is_file():
         if (work.parent / MANIFEST_FILE).is_file():
-            raise UserError(f"{work.parent} holds a finished data set: choose another data.dir")
+            raise UserError(
+                f"{work.parent} contains a finished data set: choose another data.dir, or replace it "
+                "(lit-illada data prepare --overwrite)"
+            )
         work.mkdir(parents=True, exist_ok=True)
         write_atomically(work / SETTINGS_FILE, settings)
     if read_bytes(work / SETTINGS_FILE) != settings.encode():

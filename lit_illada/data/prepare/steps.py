@@ -143,12 +143,12 @@ def _plan(division: Division, on_progress: OnProgress) -> None:
     if error := tally.empty_split(config):
         shutil.rmtree(work)  # more files would give another tokenizer
         raise error
-    write_atomically(division.plan_file, json.dumps({"tally": asdict(tally), "begun": groups_before}))
+    write_atomically(division.plan_file, json.dumps({"tally": asdict(tally), "groups_before": groups_before}))
 
 
 def _write(division: Division, index: int, on_progress: OnProgress) -> None:
     config = division.config
-    before, after = division.plan()["begun"][index : index + 2]
+    before, after = division.plan()["groups_before"][index : index + 2]
     wanted = {split: range(before[split], after[split]) for split in (TRAIN, VALIDATION)}
     groups = (
         Group(split, group, [text for text, _ in members], [digest for _, digest in members])
@@ -174,7 +174,7 @@ def _wanted_documents(
         for (document, raw), expected, key in zip(part_documents, scan.digests, keys, strict=True):
             digest = digest_of(raw)
             if digest != expected.tobytes():
-                raise UserError(f"{document.origin} has changed since the scan: start again")
+                raise UserError(f"{document.origin} has changed since the scan: remove {division.work} and scan again")
             if key is None:
                 continue
             split, group = key
@@ -200,7 +200,7 @@ def _merge(division: Division) -> Manifest:
             else:
                 records[key] = record
         if missing:
-            parts = sorted({_part_of(key, plan["begun"]) for key in missing})
+            parts = sorted({_part_of(key, plan["groups_before"]) for key in missing})
             again = ", ".join(f"lit-illada data part write --part {index}/{division.count}" for index in parts)
             raise UserError(f"{len(missing)} shards are not written: {again}")
         # temporary files of a killed step

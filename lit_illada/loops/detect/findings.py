@@ -101,9 +101,8 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
     closure = _is_forced_closure(units, end, spans, config)
     rest = len(units) - max((span.end for span in spans), default=len(units))
     is_escaped = bool(spans) and not closure and rest >= config.ending.escaped_share * len(units)
-    if is_escaped or (
-        finished is True and not closure
-    ):  # the text ended by itself, so repeated sentences are circling, not a loop
+    # the text ended by itself, so repeated sentences are circling, not a loop
+    if is_escaped or (finished is True and not closure):
         spans = [replace(span, kind=Kind.circling) if span.kind is Kind.statement else span for span in spans]
     kinds = {span.kind for span in spans}
     num_canvas = known.num_canvas or len(units) + end.num_stops

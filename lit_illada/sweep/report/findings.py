@@ -198,10 +198,8 @@ def _has_not_learnt(arm: str, baseline: str, metric: Metric, records: Records, v
     figures = [record.figures for record in records[arm].values() if "val/unigram_cross_entropy" in record.figures]
     tolerance = 0.0
     if metric.name == "val/nll_bound" and figures:
-        limit, what = (
-            min(of_run["val/unigram_cross_entropy"] for of_run in figures),
-            "token frequencies of the training data",
-        )
+        limit = min(of_run["val/unigram_cross_entropy"] for of_run in figures)
+        what = "token frequencies of the training data"
         tolerance = 2 * max(of_run.get("val/nll_bound_stderr", 0.0) for of_run in figures)
     elif values[baseline]:
         limit, what = estimate(list(values[baseline].values())).mean, baseline

@@ -63,15 +63,17 @@ class ExactMatch(Callback):
     """
 
     def __init__(self, datamodule: SFTDataModule, num_examples: int, complete: Complete, file: Path) -> None:
-        """num_examples: held-out problems per difficulty."""
+        """num_examples: held-out problems per difficulty. Raises UserError where a difficulty has fewer."""
         self._datamodule = datamodule
-        self._num_examples = num_examples
+        self._examples = {
+            difficulty: datamodule.evaluation_examples(difficulty, num_examples)
+            for difficulty in datamodule.difficulties
+        }
         self._complete = complete
         self._file = file
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for difficulty in self._datamodule.difficulties:
-            examples = self._datamodule.evaluation_examples(difficulty, self._num_examples)
+        for difficulty, examples in self._examples.items():
             responses = self._complete([example.prompt_ids for example in examples])
             are_right = [
                 self._datamodule.is_right(example, response)

@@ -59,9 +59,9 @@ def begin_board(
     config: dict[str, Any],
     labels: dict[str, Any] | None = None,
     *,
-    unigram_cross_entropy: float = math.nan,
-    num_steps: int = 0,
-    num_tokens: int = 0,
+    unigram_cross_entropy: float,
+    num_steps: int,
+    num_tokens: int,
 ) -> None:
     """Write the layout of the charts, the hyper-parameters of the HParams tab and the unigram line of a new run.
 
@@ -70,7 +70,6 @@ def begin_board(
         unigram_cross_entropy: of the validation text, nats/token; NaN draws no line.
         num_steps, num_tokens: length of the run, which the line spans.
     """
-    _draw_unigram_line(logger, unigram_cross_entropy, num_steps, num_tokens)
     logger.experiment.add_custom_scalars(_LAYOUT)
     # not through the logger, which would start every metric's curve with a made-up value
     names = _METRICS + (_SFT_METRICS if "sft_data" in config else ())
@@ -79,6 +78,7 @@ def begin_board(
     _put_first(experiment, "objective." if labels is None else "arm")
     for summary in (experiment, *session):
         logger.experiment._get_file_writer().add_summary(summary)
+    _draw_unigram_line(logger, unigram_cross_entropy, num_steps, num_tokens)
 
 
 def _put_first(experiment: Summary, prefix: str) -> None:

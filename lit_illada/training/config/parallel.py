@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lit_illada.errors import UserError
+from lit_illada.errors import UserError, require
 from lit_illada.model.config import ModelConfig
 
 
@@ -58,8 +58,7 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         for name in ("shard_size", "tensor_parallel"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"trainer.parallel.{name} must be 1 or more; got {value}")
+            require(value is None or value >= 1, f"trainer.parallel.{name}", value, "1 or more")
         if self.strategy is Strategy.ddp and (self.shard_size is not None or self.tensor_parallel > 1):
             name = "shard_size" if self.shard_size is not None else "tensor_parallel"
             raise UserError(

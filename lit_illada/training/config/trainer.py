@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lit_illada.errors import UserError
+from lit_illada.errors import UserError, require
 from lit_illada.runtime.lazy import torch
 from lit_illada.schema import choice
 from lit_illada.training.config.divergence import ON_DIVERGENCE, Rollback, SpikeConfig, Stop
@@ -132,12 +132,10 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise UserError(f"trainer.{name} must be 1 or more; got {getattr(self, name)}")
+            require(getattr(self, name) >= 1, f"trainer.{name}", getattr(self, name), "1 or more")
         self._check_intervals()
         self.parallel.check_devices(self.world_size)
-        if not 0 < self.timeout_s < math.inf:
-            raise UserError(f"trainer.timeout_s must be above 0 and finite; got {self.timeout_s}")
+        require(0 < self.timeout_s < math.inf, "trainer.timeout_s", self.timeout_s, "above 0 and finite")
         self._check_divergence()
         self._check_batch()
         if self.ema_decay is not None and self.is_sharded:
@@ -147,10 +145,8 @@ class TrainerConfig:
             )
 
     def _check_intervals(self) -> None:
-        if self.val_rows < 2:
-            raise UserError(f"trainer.val_rows must be 2 or more, for a standard error; got {self.val_rows}")
-        if self.keep_best < 0:
-            raise UserError(f"trainer.keep_best must be 0 or more; got {self.keep_best}")
+        require(self.val_rows >= 2, "trainer.val_rows", self.val_rows, "2 or more, for a standard error")
+        require(self.keep_best >= 0, "trainer.keep_best", self.keep_best, "0 or more")
         if self.keep_every_steps is not None and (
             self.keep_every_steps < 1 or self.keep_every_steps % self.checkpoint_every_steps
         ):
@@ -158,10 +154,10 @@ class TrainerConfig:
                 f"trainer.keep_every_steps={self.keep_every_steps} is no multiple of "
                 f"checkpoint_every_steps={self.checkpoint_every_steps}, or null for none"
             )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"trainer.ema_decay must lie in (0, 1), or be null for none; got {self.ema_decay}")
-        if self.max_time_s is not None and not self.max_time_s > 0:
-            raise UserError(f"trainer.max_time_s must be above 0, or null for no limit; got {self.max_time_s}")
+        is_average = self.ema_decay is None or 0 < self.ema_decay < 1
+        require(is_average, "trainer.ema_decay", self.ema_decay, "above 0 and below 1, or null for no average")
+        is_limit = self.max_time_s is None or self.max_time_s > 0
+        require(is_limit, "trainer.max_time_s", self.max_time_s, "above 0, or null for no limit")
 
     def _check_batch(self) -> None:
         at_once = self.micro_batch_rows * self.num_data_ranks
