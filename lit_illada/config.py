@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_illada.config_files import chooses_file, compose_files, is_group
 from lit_illada.data.config import DataConfig
 from lit_illada.data.sft.config import TEMPLATES, ReasoningTask, RoleTexts, RoleTokens, SFTDataConfig
-from lit_illada.errors import UserError, require
+from lit_illada.errors import UserError, require, unknown
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
@@ -224,6 +224,8 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
     given: top-level values that come from no file, such as the model of a checkpoint.
     Raises UserError for an unknown key or choice (naming the nearest), a wrong type or an impossible combination.
     """
+    if command not in SCHEMAS:
+        raise unknown("command", command, SCHEMAS)
     tree = {**compose_tree(command, overrides), **(given or {})}
     try:
         return from_tree(SCHEMAS[command], tree)

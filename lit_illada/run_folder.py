@@ -100,7 +100,7 @@ class RunFolder:
     def create(cls, path: str | None, name: str, now: datetime) -> "RunFolder":
         """Create a new folder, by default runs/<name>-<time>. Raises UserError if the path already holds a run."""
         if not path:
-            _require_name(name)
+            require_name(name)
         folder = cls(Path(path) if path else _unused(Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"))
         folder.require_unused()
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ class RunFolder:
         append_line(self.path / "provenance.jsonl", json.dumps(record))
 
 
-def _require_name(name: str) -> None:
+def require_name(name: str) -> None:
     """Raise UserError for a name that would place the run's folder outside runs/."""
     if not name.strip() or name.startswith(".") or len(name) > 100 or not name.isprintable() or set(name) & {"/", "\\"}:
         raise UserError(

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -41,6 +42,12 @@ def run(*words, env=None):
         (["generate", "runs/none", "generation.block_length=0"], 1, "generation.block_length is 0"),
         (["score", "runs/none", "score.num_draws=1"], 1, "score.num_draws is 1"),
         (["pretrain", "--lr", "1"], 2, "KEY=VALUE: optim.optimizer.learning_rate="),
+        (["pretrain", "experiment=demo", "name=../../evil"], 1, "name='../../evil' is not a folder name"),
+        (["sft", "runs/none", "name=../evil"], 1, "name='../evil' is not a folder name"),
+        (["sweep", "plan", "demo", "budget.unit=tokens"], 1, "did you mean 'budget.measure'?"),
+        (["sweep", "run", "demo", "arms=3"], 1, "demo.yaml: "),
+        (["sweep", "run", "mask_ratios"], 1, "mask_ratio"),
+        (["sweep", "run", "mask_ratio", "--scale", "nano"], 2, "such as +scale=nano"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -48,6 +55,28 @@ def test_no_heavy_module_is_imported(words, status, shown):
     done = run(*words)
     assert done.returncode == status, done.stderr
     assert shown in done.stdout + done.stderr
+
+
+def commands(group=main, words=()):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*words, name))
+        else:
+            yield (*words, name)
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_unknown_option_of_any_command_is_one_line(words):
+    result = CliRunner().invoke(main, [*words, "--no-such-option", "1"])
+    assert result.exit_code == 2, result.output
+    assert "No such option '--no-such-option'" in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_run_folder_that_the_system_refuses_is_one_line(tiny_overrides):
+    result = CliRunner().invoke(main, ["pretrain", *tiny_overrides, "run_dir=/proc/run"])
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("Error: /proc/run: ")
 
 
 def test_an_existing_run_is_refused_before_anything_heavy_is_imported(tmp_path):

@@ -49,6 +49,8 @@ def key_hint(ctx: click.Context, option: str) -> str:
     """Hint for an unknown option of a command whose config values are written KEY=VALUE."""
     key = option.lstrip("-").replace("-", "_")
     config = "pretrain" if ctx.info_name in ("config", "estimate") else _config_of(ctx)
+    if not (conf_dir() / f"{config}.yaml").is_file():  # a sweep, whose keys depend on its file
+        return f" Values are written KEY=VALUE, such as {'+scale=nano' if key == 'scale' else f'{key}=…'}"
     keys = _keys(config, ())
     near = key if key in keys else similar_key(key, keys)
     return f" Config values are written KEY=VALUE: {near}=…" if near else " Config values are written KEY=VALUE."

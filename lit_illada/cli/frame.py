@@ -29,6 +29,7 @@ _FIXES = {
     errno.EPERM: _NOT_OURS,
     errno.EROFS: _NOT_OURS,
     errno.ENOTDIR: ": a file exists where a folder is needed",
+    errno.ENAMETOOLONG: ": choose a shorter name",
 }
 
 
@@ -47,15 +48,17 @@ def file_to_write(context: click.Context, option: click.Parameter, path: Path | 
 
 
 def refuse_early(command: str, overrides: Sequence[str]) -> None:
-    """Raise UserError for invalid overrides or a used run_dir before torch is imported."""
+    """Raise UserError for invalid overrides, a used run_dir and a bad name before torch is imported."""
     from lit_illada.config import check_overrides
-    from lit_illada.run_folder import RunFolder
+    from lit_illada.run_folder import RunFolder, require_name
 
     has_own_model = command != "sft" and not any(override.startswith("init_from=") for override in overrides)
     tree = check_overrides(command, overrides, is_whole=has_own_model)
     run_dir = tree.get("run_dir")
     if run_dir and ranks.rank() == 0:  # rank 0 may have created the folder for the other ranks already
         RunFolder(Path(run_dir)).require_unused()
+    elif not run_dir and "name" in tree:
+        require_name(tree["name"])
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,9 +75,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             refusal.exit_code = 130 if isinstance(error, InterruptedByUserError) else 1  # type: ignore[misc]
             raise refusal from error
         except OSError as error:
-            if error.errno not in _FIXES or click.get_current_context().find_root().params["debug"]:
+            is_explained = error.errno in _FIXES or error.filename is not None
+            if not is_explained or click.get_current_context().find_root().params["debug"]:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(one_line(f"{where}{error.strerror}{_FIXES[error.errno]}")) from error
+            fix = _FIXES.get(error.errno or 0, "")
+            raise click.ClickException(one_line(f"{where}{error.strerror}{fix}")) from error
 
     return wrapped

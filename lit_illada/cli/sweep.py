@@ -47,6 +47,10 @@ Examples:
 @guarded
 def sweep_plan(name: str, folder: Path | None, workers: int | None, threads: int, overrides: tuple[str, ...]) -> None:
     """Print the runs of the sweep NAME, their time, disk space and memory, without running them."""
+    from lit_illada.sweep.library import refuse_early
+
+    refuse_early(name, overrides)
+
     from lit_illada.commands.sweep import Workers
     from lit_illada.commands.sweep_plan import print_plan
 
@@ -101,6 +105,10 @@ def sweep_run(
     Finished runs are not repeated. At Ctrl-C every run saves and stops. With --slurm, each run is a job with the nodes
     and devices of its trainer; it is requeued after preemption or a time limit and resumes from its checkpoint.
     """
+    from lit_illada.sweep.library import refuse_early
+
+    refuse_early(name, overrides)
+
     from lit_illada.commands.sweep import Workers, run_sweep
     from lit_illada.sweep.slurm import SlurmOptions
 

@@ -23,7 +23,7 @@ from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.progress import RunStatus
 from lit_illada.sweep.progress_table import SweepTable, summary
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
-from lit_illada.sweep.spec import Command, Measure, SweepSpec
+from lit_illada.sweep.spec import PAPER, Command, Measure, SweepSpec
 from lit_illada.training.config.trainer import Accelerator
 
 
@@ -88,6 +88,8 @@ def execute(
     """
     console, slurm = Console(), workers.slurm
     spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
+    if hint := scale_hint(spec, sweep_folder):
+        console.print(f"scale        {hint}", highlight=False, soft_wrap=True)
     if slurm is not None:
         require_slurm()
     require_resume(sweep_folder, runs, is_resumed)
@@ -108,6 +110,13 @@ def execute(
         )
         statuses = pool.run()
     return SweepOutcome(sweep_folder, list(statuses), at_once, pool.was_stopped)
+
+
+def scale_hint(spec: SweepSpec, sweep_folder: SweepFolder) -> str:
+    """The small scale that can be chosen instead of the full size; empty for other scales and for a started sweep."""
+    if spec.scale != PAPER or sweep_folder.plan.is_file():
+        return ""
+    return f"{PAPER}, the full size; for a test in minutes on two CPU cores add +scale=nano"
 
 
 def require_resume(sweep_folder: SweepFolder, runs: Sequence[PlannedRun], is_resumed: bool) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lit_illada.commands.sweep import Workers, accelerator_of, plan_sweep, slots_of
+from lit_illada.commands.sweep import Workers, accelerator_of, plan_sweep, scale_hint, slots_of
 from lit_illada.cost.run_cost import disk_bytes, memory_bytes
 from lit_illada.cost.run_time import Speed, speed_of
 from lit_illada.runtime.console import Console
@@ -13,7 +13,7 @@ from lit_illada.sweep.design import describe
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.progress import Overview, RunStatus
 from lit_illada.sweep.progress_table import duration
-from lit_illada.sweep.spec import PAPER, SweepSpec
+from lit_illada.sweep.spec import SweepSpec
 
 
 def print_plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
@@ -39,19 +39,12 @@ def _print_head(spec: SweepSpec, sweep_folder: SweepFolder, console: Console) ->
         "arms": f"{len(spec.all_arms())}, baseline {spec.baseline}",
         "seeds": ", ".join(map(str, spec.seeds)),
         "budget": budget,
-        "scale": _scale(spec, is_begun=sweep_folder.plan.is_file()),
+        "scale": scale_hint(spec, sweep_folder) or spec.scale or "none",
         **describe(spec),
         "folder": str(sweep_folder.path),
     }
     for heading, text in lines.items():
         console.print(f"{heading:<12} {text}", highlight=False, soft_wrap=True)
-
-
-def _scale(spec: SweepSpec, *, is_begun: bool) -> str:
-    """Scale of a sweep; before it starts, with the small scale to choose instead."""
-    if spec.scale == PAPER and not is_begun:
-        return f"{PAPER}, the full size; for a test in minutes on two CPU cores add +scale=nano"
-    return spec.scale or "none"
 
 
 def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Table:

@@ -19,13 +19,13 @@ import pyarrow.parquet
 
 from lit_illada.data.corpora.text_files import first_bytes, raw_lines, read_content
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import parse_json
+from lit_illada.runtime.files import MAX_LINE_BYTES, parse_json
 
 _D1 = re.compile(r"(?P<task>[^_]+)_(?P<model>.+?)_(?P<length>\d+)_(?P<steps>\d+)_\d+_generations")
 _LM_EVAL = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT.*)?")
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_LONGEST_CELL = 2**27  # characters; csv's own limit of 131,072 is less than a long generation
+_MAX_LINE = MAX_LINE_BYTES  # characters of a table's line or cell; csv's own limit of 131,072 is less than a long text
 _BINARY = (
     ".xlsx .xls .ods .feather .arrow .orc .avro .pkl .pickle .npy .npz .pt .db .sqlite .zip .tar .pdf .docx .bz2 .xz"
 ).split()
@@ -104,8 +104,8 @@ def _of_json(path: Path, stem: str, encoding: str | None) -> Iterator[Entry]:
 
 def _of_table(path: Path, separator: str, encoding: str | None) -> Iterator[Entry]:
     """One entry per row under the header; all values are texts, and empty cells are left out."""
-    csv.field_size_limit(_LONGEST_CELL)
-    rows = csv.reader(io.StringIO(_decoded(path, encoding), newline=""), delimiter=separator, strict=True)
+    csv.field_size_limit(_MAX_LINE)
+    rows = csv.reader(_table_lines(path, encoding), delimiter=separator, strict=True)
     try:
         header = next(rows, [])
         if len(set(header)) < len(header):
@@ -121,6 +121,17 @@ def _of_table(path: Path, separator: str, encoding: str | None) -> Iterator[Entr
         raise UserError(
             f"{path}, line {rows.line_num}: not a table with {separator!r} between cells ({error})"
         ) from error
+
+
+def _table_lines(path: Path, encoding: str | None) -> Iterator[str]:
+    """The lines of a table with their ends, each of at most _MAX_LINE characters."""
+    stream = io.StringIO(_decoded(path, encoding), newline="")
+    number = 0
+    while line := stream.readline(_MAX_LINE + 1):
+        number += 1
+        if len(line) > _MAX_LINE:
+            raise UserError(f"{path}, line {number}: longer than the limit of {_MAX_LINE >> 20} Mi characters")
+        yield line
 
 
 def _of_parquet(path: Path) -> Iterator[Entry]:

@@ -119,7 +119,7 @@ def read_generations(
                 entry = replace(entry, groups={**entry.groups, ARM: arm})
             yield from _generations(entry, str(path), labels[path], fields or Fields())
         if is_empty:
-            raise UserError(f"{path}: no generations in it, the file is empty")
+            raise UserError(f"{path}: no generations in it: the file is empty, or a header without rows")
 
 
 def _generations(entry: Entry, file: str, label: str, fields: Fields) -> Iterator[Generation]:

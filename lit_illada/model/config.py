@@ -9,7 +9,7 @@ from lit_illada.errors import UserError
 class AttentionKernel(StrEnum):
     """Attention kernels; `auto` selects one by device, dtype and installed packages, and logs it."""
 
-    AUTO = "auto"
+    AUTO = "auto"  # the fastest kernel that runs here; the log names it
     MATMUL = "matmul"  # explicit scores: the fastest on a CPU in bfloat16 for short rows
     SDPA = "sdpa"  # torch's scaled_dot_product_attention: any device and dtype
     VARLEN = "varlen"  # torch.nn.attention.varlen: CUDA, half precision

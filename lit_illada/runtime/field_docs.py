@@ -29,7 +29,9 @@ def member_docs(cls: type) -> dict[str, str]:
 def summary(cls: type) -> str:
     """Return the first sentence of a class's docstring; empty if it has none."""
     text = " ".join((cls.__dict__.get("__doc__") or "").split())
-    if text.startswith(f"{cls.__name__}(") or re.match(r"\w+: ", text):  # made by dataclass, or entries of fields
+    entry = re.match(r"(\w+): ", text)
+    is_generated = text.startswith(f"{cls.__name__}(") and text.endswith(")")  # by dataclass
+    if is_generated or (entry and entry[1] in cls.__annotations__):
         return ""
     return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
 

@@ -20,6 +20,7 @@ from lit_illada.errors import UserError
 
 MAX_FILE_BYTES = 64 * 2**20  # of a file read at once
 MAX_LINE_BYTES = 32 * 2**20  # of one line of a JSON Lines file
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # first bytes of gzip and Zstandard
 MAX_DEPTH = 100  # nested lists and objects
 MAX_DIGITS = 300  # of one integer
 
@@ -160,7 +161,8 @@ def decode_utf8(content: bytes, origin: str) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ContentError(f"{origin}: not UTF-8 text at byte {error.start}") from error
+        hint = ", it is compressed: decompress it first" if content.startswith(_COMPRESSED) else ""
+        raise ContentError(f"{origin}: not UTF-8 text at byte {error.start}{hint}") from error
 
 
 def read_json(path: Path, kind: type = dict, *, max_bytes: int = MAX_FILE_BYTES) -> Any:

@@ -14,7 +14,7 @@ class ScoreRule(StrEnum):
     lm-eval tasks take one rule, the first of these: bound or exact.
     """
 
-    ALL = "all"
+    ALL = "all"  # every rule that the model supports
     BOUND = "bound"  # Monte-Carlo bound on the log-likelihood (LLaDA)
     LEFT_TO_RIGHT = "left_to_right"  # chain rule, tokens revealed in reading order
     CONFIDENCE_ORDER = "confidence_order"  # chain rule, the most confident position is revealed first

@@ -51,6 +51,12 @@ def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
     return spec
 
 
+def refuse_early(name: str, overrides: Sequence[str]) -> None:
+    """Raise UserError for an unknown sweep or key before the runs are planned, which imports torch."""
+    if overrides or not (Path(name) / RESOLVED_FILE).is_file():
+        read_spec(name, overrides)
+
+
 def spec_file(name: str) -> Path:
     """YAML file of a sweep of the library, or the given file. Raises UserError if it does not exist."""
     path = Path(name)

@@ -24,6 +24,11 @@ def reconcile(trainer: Trainer, max_steps: int) -> None:
     Raises:
         UserError: the Trainer sets another batch size, or more steps than the learning-rate schedule has.
     """
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise UserError(
+            "Trainer(overfit_batches=…) is not supported, since rows are a stream: train on a "
+            "small data set instead, such as data=text with one file"
+        )
     _derive_accumulation(trainer)
     if trainer.max_steps == -1:
         trainer.fit_loop.epoch_loop.max_steps = max_steps

@@ -44,6 +44,16 @@ class Steps(Callback):
             self.largest.append(max(float(gradient.abs().max()) for gradient in gradients))
 
 
+def test_unknown_command_of_load_is_a_user_error():
+    with pytest.raises(lit_illada.UserError, match=r"pretrian.*pretrain"):
+        lit_illada.load("pretrian")
+
+
+def test_overfit_batches_is_refused(tiny_overrides, tmp_path):
+    with pytest.raises(lit_illada.UserError, match=r"overfit_batches.*not supported"):
+        fitted(tiny_overrides, tmp_path, overfit_batches=1)
+
+
 def trainer(folder, *callbacks, **options):
     defaults = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     saving = {"enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks)}

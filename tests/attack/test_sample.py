@@ -32,6 +32,12 @@ def test_sample_of_all_attacks_finds_no_fault(world, baselines, tmp_path, server
     assert not report.faults()
 
 
+def test_the_whole_attack_has_enough_cases(world):
+    assert sum(len(test_files.cases_of(part, world)) for part in COMMANDS_OF) >= 300
+    assert len(test_overrides.cases()) >= 500
+    assert len(test_jsonl.cases()) >= 200
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", COMMANDS_OF)
 def test_separate_process_gives_same_result(part, world, tmp_path):

@@ -98,3 +98,10 @@ def test_shell_completes_values(command, typed, offered):
     values = {item.value for item in complete_override(context, None, typed)}
     assert values >= offered
     assert bool(values) == bool(offered)
+
+
+@pytest.mark.parametrize(
+    "key", ["objective.mask_ratio.name", "objective.weighting.name", "model.attention", "sft_data.source.name"]
+)
+def test_each_allowed_value_has_a_line(key):
+    assert all(explain(key).allowed.values())

@@ -132,7 +132,7 @@ def test_compressed_files_are_read(tmp_path):
 
 
 BAD = {
-    "empty file": ("rows.jsonl", "", "no generations in it, the file is empty"),
+    "empty file": ("rows.jsonl", "", "no generations in it: the file is empty"),
     "empty json": ("rows.json", "", "no generations in it"),
     "empty text": ("a.txt", "", "no generations in it"),
     "blank lines": ("rows.jsonl", "\n\n", "no generations in it"),
@@ -249,6 +249,8 @@ def test_a_table_without_a_known_text_column_names_its_columns(tmp_path):
         ("text,text\na,b\n", "two columns are named 'text'"),
         ('text\n"open\n', "not a table with ',' between cells"),
         ("", "the file is empty"),
+        ("response\n", "a header without rows"),
+        ("x" * (2**25 + 1), "line 1: longer than the limit of 32 Mi characters"),
     ],
 )
 def test_a_broken_table_is_refused_in_one_line(tmp_path, table, reason):

@@ -125,7 +125,8 @@ def _load(path: Path) -> dict[str, Any]:
     has_checksum = check_zip(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:  # torch's message would advise to allow code execution
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        # torch's messages advise to allow code execution, or to save the file again
         raise DamagedFileError(
             f"{path}: not a readable checkpoint (damaged, or it contains objects that could run code; only tensors and "
             "plain values are read)"

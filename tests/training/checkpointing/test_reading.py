@@ -26,3 +26,11 @@ def test_a_pickle_that_runs_code_is_rejected_without_torchs_advice(tmp_path):
     assert "weights_only" not in message
     assert "\n" not in message
     assert not (tmp_path / "PWN").exists()
+
+
+def test_a_plain_pickle_is_rejected_without_torchs_advice(tmp_path):
+    path = tmp_path / "old.ckpt"
+    torch.save({"state_dict": {}}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"old\.ckpt: not a readable checkpoint") as caught:
+        read_checkpoint(path)
+    assert not [word for word in ("torch.save", "please", "weights_only") if word in str(caught.value)]
