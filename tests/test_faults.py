@@ -151,8 +151,11 @@ FAULTS = {
         config("trainer/on_divergence=rollback", "trainer.keep_checkpoints=1"),
         ["keep_checkpoints of 2 or more", "got 1"],
     ),
-    "a time-out of nothing": (config("trainer.timeout_s=0"), ["trainer.timeout_s must be above 0", "got 0"]),
-    "a time-out without end": (config("trainer.timeout_s=inf"), ["trainer.timeout_s must be above 0 and finite"]),
+    "a time-out of nothing": (config("trainer.timeout_s=0"), ["trainer.timeout_s is 0.0: it must be above 0"]),
+    "a time-out without end": (
+        config("trainer.timeout_s=inf"),
+        ["trainer.timeout_s is inf: it must be above 0 and finite"],
+    ),
     # the machine
     "no GPU": (train("trainer.accelerator=gpu"), ["accelerator=gpu", "no CUDA device", "accelerator=cpu"]),
     "a kernel for GPUs": (train("model.attention=varlen"), ["needs a CUDA device"]),

@@ -1,6 +1,9 @@
+import pytest
+
 from lit_illada.bench.generation import measure
 
 
+@pytest.mark.slow
 def test_every_figure_is_present():
     figures = measure(repeats=1, num_prompts=3, training_steps=1)
     assert figures["threshold_dual_cache"].keys() == {

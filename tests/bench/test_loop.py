@@ -1,9 +1,12 @@
 """The benchmark of the training loop runs on the configuration of the demo."""
 
+import pytest
+
 from lit_illada.bench import loop
 from lit_illada.training.config.trainer import Accelerator
 
 
+@pytest.mark.slow
 def test_every_figure_is_present_and_both_loops_synchronise_at_both_ends(monkeypatch):
     clock, devices = loop.now, []
     monkeypatch.setattr(loop, "now", lambda device: devices.append(device) or clock(device))

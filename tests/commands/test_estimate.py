@@ -58,7 +58,7 @@ def test_memory_problem_depends_on_gpu_and_micro_batch():
 
 def test_batch_not_divisible_by_gpus_is_rounded_up_with_a_note():
     (problem,) = estimate("pretrain", [], "h100", gpus=3).problems
-    assert "trainer.batch_rows=96: set it" in problem
+    assert "trainer.batch_rows=96: set the same for the run" in problem
 
 
 def test_number_of_gpus_is_part_of_the_checked_config():
@@ -212,6 +212,7 @@ def without(monkeypatch, *absent):
     monkeypatch.setattr(doctor, "_version", lambda name: None if name in absent else seen(name))
 
 
+@pytest.mark.slow
 def test_missing_package_names_its_extra(monkeypatch):
     without(monkeypatch, "submitit", "torchao")
     mends = {finding.name: finding.fix for finding in doctor.examine()}
@@ -229,6 +230,7 @@ def test_package_that_conflicts_with_an_installed_one_is_not_recommended(monkeyp
     assert found["liger-kernel"].fix == "pip install 'lit-illada[liger]'"
 
 
+@pytest.mark.slow
 def test_full_disk_is_reported(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     assert {f.verdict for f in doctor.examine() if f.section == "disk"} == {Verdict.absent}

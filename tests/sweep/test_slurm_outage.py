@@ -112,7 +112,7 @@ def test_ctrl_c_waits_for_the_controller_and_a_second_one_does_not(slurm, writte
     assert queue.was_stopped
     assert (slurm.folder / "cancelled").read_text() == "cancelled\n"
     slurm.queue.write_text("17\n")
-    with pytest.raises(UserError, match="the jobs of the sweep are still queued"):
+    with pytest.raises(UserError, match="the jobs of the sweep were not cancelled"):
         queue_of(folder, nothing, away, interrupt, interrupt).run()
 
 

@@ -99,6 +99,7 @@ def test_names_and_texts_of_a_sweep_are_shown_without_markup_and_escapes(part, t
     assert "\x1b" not in output
 
 
+@pytest.mark.slow
 def test_failed_run_is_shown_and_the_others_continue(tiny_sweep, tmp_path):
     arms = [{"name": "slow"}, {"name": "lost", "overrides": {"pretrain": ["init_from=nowhere/at/all"]}}]
     file, folder = tiny_sweep(arms=arms), tmp_path / "sweep"
@@ -123,6 +124,7 @@ def test_failed_run_is_shown_and_the_others_continue(tiny_sweep, tmp_path):
     assert "holds a run 'pretrain-slow-s0'" in output
 
 
+@pytest.mark.slow
 def test_sweep_of_an_existing_checkpoint_trains_nothing(tiny_sweep, tiny_overrides, tmp_path):
     trained, folder = tmp_path / "trained", tmp_path / "sweep"
     assert CliRunner().invoke(main, ["pretrain", *tiny_overrides, f"run_dir={trained}"]).exit_code == 0

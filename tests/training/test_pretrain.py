@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import pty
 import signal
@@ -176,7 +177,8 @@ def test_hyper_parameters_open_on_the_objective(reference):
 
 def test_a_run_of_a_sweep_is_compared_by_its_labels_only(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="run", version="")
-    begin_board(logger, {"seed": 3}, {"arm": "cosine", "seed": 3})
+    labels = {"arm": "cosine", "seed": 3}
+    begin_board(logger, {"seed": 3}, labels, unigram_cross_entropy=math.nan, num_steps=1, num_tokens=1)
     logger.finalize("success")
     metadata = curves(tmp_path / "run").summary_metadata["_hparams_/session_start_info"]
     content = HParamsPluginData.FromString(metadata.plugin_data.content)

@@ -178,7 +178,7 @@ def require_same_settings(folder: str | Path, seen: dict[str, Any], requested: d
     """Raises UserError with all settings of a finished data set (`seen`) that differ from the requested ones."""
     names = [name for name in {**seen, **requested} if seen.get(name) != requested.get(name)]
     if names:
-        if any(name.removeprefix("source.") in SECTION_SETTINGS for name in names):
+        if all(name.removeprefix("source.") in SECTION_SETTINGS for name in names):
             raise UserError(
                 f"{folder} was cut into documents by another version: prepare it again "
                 "(lit-illada data prepare --overwrite) or choose another data.dir"

@@ -152,7 +152,7 @@ def test_divided_preparation_rejects_corpus_with_empty_split(tmp_path, make_conf
 def test_steps_do_not_change_finished_data_set(whole):
     before = contents(whole.dir)
     assert isinstance(begin(whole), Manifest)
-    with pytest.raises(UserError, match="holds a finished data set"):
+    with pytest.raises(UserError, match="contains a finished data set"):
         run_step(Step.scan, whole, Part(0, 2))
     assert contents(whole.dir) == before
 

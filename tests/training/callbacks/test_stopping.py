@@ -34,4 +34,4 @@ def test_a_run_ends_after_its_time_limit_and_counts_as_finished(tiny_overrides, 
 def test_a_limit_must_be_above_zero(tiny_overrides, tmp_path):
     result = pretrain(*tiny_overrides, f"run_dir={tmp_path / 'run'}", "trainer.max_time_s=0")
     assert result.exit_code == 1
-    assert "trainer.max_time_s must be above 0" in result.output
+    assert "trainer.max_time_s is 0.0: it must be above 0" in result.output

@@ -141,7 +141,7 @@ def test_sharded_blocks_with_activation_checkpointing_train_the_same(tmp_path):
     ("overrides", "said"),
     [
         (["trainer.parallel.strategy=ddq"], "did you mean 'ddp'"),
-        (["trainer.parallel.shard_size=0"], "trainer.parallel.shard_size must be 1 or more; got 0"),
+        (["trainer.parallel.shard_size=0"], "trainer.parallel.shard_size is 0: it must be 1 or more"),
         (["trainer.parallel.strategy=ddp", "trainer.parallel.shard_size=2"], "set trainer.parallel.strategy=fsdp"),
         (["trainer.parallel.shard_size=3"], "shard_size=3 does not divide devices × num_nodes = 4"),
         (["trainer.parallel.tensor_parallel=3"], "tensor_parallel=3 does not divide devices × num_nodes = 4"),

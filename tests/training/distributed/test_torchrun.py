@@ -23,6 +23,7 @@ def started(folder, *overrides):
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_concurrent_torchrun_jobs_agree_on_a_folder_each_and_log_once(tiny_overrides, tmp_path):
     overrides = [*tiny_overrides, "trainer.max_steps=4"]
