@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-attack lint types reference bench bench-gpu board clean
+.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-extras test-attack lint types reference bench bench-gpu board clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -41,6 +41,12 @@ test-slurm: $(READY)  ## The tests that need a Slurm; .ci/install-slurm starts o
 
 test-gpu: $(READY)  ## The tests that need a CUDA device
 	$(BIN)/pytest -q -m gpu
+
+test-extras:  ## The tests against transformers, lm-eval and wandb, in an environment of their own
+	$(PYTHON) -m venv $(VENV)-extras
+	$(VENV)-extras/bin/pip install --quiet --disable-pip-version-check -e '.[dev,eval,wandb]' 'transformers>=5' -c constraints.txt
+	$(VENV)-extras/bin/pytest -q -n0 -m '' tests/evaluation/test_harness.py tests/data/test_tokenizer.py \
+	  tests/commands/test_convert.py tests/training/test_loggers.py
 
 test-attack: $(READY)  ## Damage every file, fuzz overrides and inputs; the table goes to attack.md
 	$(BIN)/pytest -q -n0 -m slow tests/attack

@@ -205,7 +205,9 @@ def test_weights_that_no_model_has_are_refused_by_name(value, run, folders, tiny
     name = "model.layers.1.mlp.up_proj.weight"
     rewrite(run, lambda content: content["state_dict"][f"model.{name}"].view(-1)[7].fill_(value))
     begin = ["pretrain", *tiny_overrides, "--init-from", run, f"run_dir={tmp_path / 'new'}"]
-    for command in (*readers(run, tmp_path), begin, ["pretrain", "--resume", run, "trainer.max_steps=14"]):
+    resume = ["pretrain", "--resume", run, "trainer.max_steps=14"]
+    fine_tune = ["sft", run, "experiment=sft/demo", f"run_dir={tmp_path / 'tuned'}"]
+    for command in (*readers(run, tmp_path), begin, resume, fine_tune):
         line = refused(*command)
         assert f"{name} has 1 of 2,048 values that are not finite or above 65504" in line
     foreign = shutil.copytree(folders / "hf", tmp_path / "foreign")

@@ -102,6 +102,7 @@ def test_tensorboard_shows_prompts_and_answers(tuned):
     assert prompt == "\n".join(f"    {line}" for line in first["prompt"].splitlines())
     assert answer == ("\n".join(f"    {line}" for line in first["response"].splitlines()) or "    (empty)")
     assert "answers_harder/prompt_0/text_summary" in events.Tags()["tensors"]
+    assert {"over_tokens/val/nll_bound", "over_tokens/train/loss"} <= set(events.Tags()["scalars"])
 
 
 @pytest.mark.parametrize("way", WAYS)
