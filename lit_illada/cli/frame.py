@@ -47,8 +47,8 @@ def file_to_write(context: click.Context, option: click.Parameter, path: Path | 
     return path
 
 
-def refuse_early(command: str, overrides: Sequence[str]) -> None:
-    """Raise UserError for invalid overrides, a used run_dir and a bad name before torch is imported."""
+def refuse_early(command: str, overrides: Sequence[str], checkpoint: Path | None = None) -> None:
+    """Raise UserError, before torch is imported, for bad overrides or names, a used run_dir and a missing checkpoint."""
     from lit_illada.config import check_overrides
     from lit_illada.run_folder import RunFolder, require_name
 
@@ -59,6 +59,16 @@ def refuse_early(command: str, overrides: Sequence[str]) -> None:
         RunFolder(Path(run_dir)).require_unused()
     elif not run_dir and "name" in tree:
         require_name(tree["name"])
+    if checkpoint is not None and not checkpoint.exists():
+        raise UserError(f"{checkpoint}: no such checkpoint")
+
+
+def refuse_resume_early(command: str, run: Path, overrides: Sequence[str]) -> None:
+    """Raise UserError for a folder without a run, and for invalid overrides of its config, before importing torch."""
+    from lit_illada.config import load_file
+    from lit_illada.run_folder import RunFolder
+
+    load_file(command, RunFolder.open(run).config, overrides)
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:

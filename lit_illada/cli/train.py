@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lit_illada.cli.frame import guarded, overrides_argument, refuse_early
+from lit_illada.cli.frame import guarded, overrides_argument, refuse_early, refuse_resume_early
 from lit_illada.errors import UserError
 
 
@@ -42,7 +42,9 @@ def pretrain(resume: Path | None, init_from: Path | None, overrides: tuple[str, 
             raise UserError("give --resume or --init-from, not both: a resumed run loads its own weights")
         overrides = (*overrides, f"init_from='{init_from}'")
     if resume is None:
-        refuse_early("pretrain", overrides)
+        refuse_early("pretrain", overrides, init_from)
+    else:
+        refuse_resume_early("pretrain", resume, overrides)
     from lit_illada.commands.pretrain import run
 
     run(overrides, resume)
@@ -75,8 +77,10 @@ def sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]
     if resume is not None and checkpoint is not None:
         # with --resume there is no checkpoint: click took the first override for it
         checkpoint, overrides = None, (str(checkpoint), *overrides)
-    if resume is None and checkpoint is not None:
-        refuse_early("sft", overrides)
+    if resume is not None:
+        refuse_resume_early("sft", resume, overrides)
+    elif checkpoint is not None:
+        refuse_early("sft", overrides, checkpoint)
     from lit_illada.commands.sft import run
 
     run(checkpoint, overrides, resume)

@@ -52,7 +52,7 @@ def generate(
     model generates token by token. generation=llada denoises a fixed canvas; generation=fast commits several confident
     tokens per step.
     """
-    refuse_early("generate", overrides)
+    refuse_early("generate", overrides, checkpoint)
     from lit_illada.commands.generate import run
 
     draw = None
@@ -137,7 +137,7 @@ def score(
     bound (with its standard error), exactly for a causal model, or by score.rule=NAME. Items, scores and settings
     are written to a folder.
     """
-    refuse_early("score", overrides)
+    refuse_early("score", overrides, checkpoint)
     from lit_illada.commands.score import run
     from lit_illada.evaluation.jobs import EvaluationRequest
 
