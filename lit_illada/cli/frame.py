@@ -48,7 +48,7 @@ def file_to_write(context: click.Context, option: click.Parameter, path: Path | 
 
 
 def refuse_early(command: str, overrides: Sequence[str], checkpoint: Path | None = None) -> None:
-    """Raise UserError, before torch is imported, for bad overrides or names, a used run_dir and a missing checkpoint."""
+    """Raise UserError, before importing torch, for bad overrides or names, a used run_dir and a missing checkpoint."""
     from lit_illada.config import check_overrides
     from lit_illada.run_folder import RunFolder, require_name
 
