@@ -54,9 +54,9 @@ def parse_assignment(override: str) -> Assignment:
     except UserError:
         raise
     except Exception as error:  # ANTLR and the converters raise errors of many classes
-        said = str(error).partition("See https://hydra.cc")[0].strip()
+        reason = str(error).partition("See https://hydra.cc")[0].strip()
         raise UserError(
-            one_line(f"{override!r} is no KEY=VALUE ({said}): quote a value with special characters, KEY='\"VALUE\"'")
+            one_line(f"{override!r} is no KEY=VALUE ({reason}): quote a value with special characters, KEY='\"VALUE\"'")
         ) from error
 
 

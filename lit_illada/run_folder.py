@@ -239,7 +239,7 @@ def _commit() -> str | None:
     """Commit of the git checkout that holds this code; None outside a checkout."""
     root = Path(__file__).parent
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],
             cwd=root,
             capture_output=True,
@@ -248,4 +248,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return result.stdout.strip()

@@ -44,7 +44,7 @@ def test_overrides_reach_the_dataclasses():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.num_layers=3", "did you mean 'model.num_hidden_layers'"),
         ("modle.hidden_size=3", "did you mean 'model"),
@@ -79,10 +79,10 @@ def test_overrides_reach_the_dataclasses():
         ("=3", "=3"),
     ],
 )
-def test_invalid_override_is_reported_in_one_line_with_a_hint(override, said):
+def test_invalid_override_is_reported_in_one_line_with_a_hint(override, message):
     with pytest.raises(UserError) as caught:
         load("pretrain", [override])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -155,7 +155,7 @@ def test_error_names_the_damaged_saved_config(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("trainer=$(touch x)", r"'trainer=\$\(touch x\)' is no KEY=VALUE"),
         ("model.hidden_size=a=b", r"'model\.hidden_size=a=b' is no KEY=VALUE .* quote"),
@@ -165,8 +165,8 @@ def test_error_names_the_damaged_saved_config(tmp_path, content):
         (f"objective={'[' * 500}{']' * 500}", r"objective=\[\["),
     ],
 )
-def test_error_names_the_override_that_cannot_be_composed(override, said):
-    with pytest.raises(UserError, match=said):
+def test_error_names_the_override_that_cannot_be_composed(override, message):
+    with pytest.raises(UserError, match=message):
         load("pretrain", [override])
 
 

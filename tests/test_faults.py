@@ -249,24 +249,24 @@ def test_a_fault_is_one_line_that_says_what_is_wrong(name, world, monkeypatch):
     if name in ("no GPU", "a kernel for GPUs") and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     monkeypatch.chdir(world.folder)
-    make, said = FAULTS[name]
+    make, message = FAULTS[name]
     result = lit_illada(*make(world))
     last = result.output.rstrip().splitlines()[-1]
     assert result.exit_code == 1, result.output
     assert last.startswith("Error: "), result.output
     assert "Traceback" not in result.output
-    for words in said:
+    for words in message:
         assert words in last
 
 
 @pytest.mark.parametrize("arguments", [["pretrian"], ["pretrain", "--resmue", "x"], ["board", "--port", "many"]])
-def test_a_word_that_is_no_command_or_option_is_told_as_the_shell_does(arguments):
+def test_an_unknown_command_or_option_is_refused_with_the_nearest(arguments):
     result = lit_illada(*arguments)
     assert result.exit_code == 2
     assert arguments[-1] in result.output or arguments[-2] in result.output
 
 
-def test_a_port_in_use_is_told(trained):
+def test_a_port_in_use_is_reported(trained):
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         taken.listen()
@@ -294,7 +294,7 @@ def small_disk(tmp_path):
         pass
 
 
-def test_a_read_only_folder_is_told(small_disk, tiny_overrides):
+def test_a_read_only_folder_is_reported(small_disk, tiny_overrides):
     folder = small_disk("size=1m,ro")
     result = lit_illada("pretrain", *tiny_overrides, f"run_dir={folder / 'run'}")
     assert result.exit_code == 1
@@ -304,7 +304,7 @@ def test_a_read_only_folder_is_told(small_disk, tiny_overrides):
 
 
 @pytest.mark.parametrize("left_kb", [4, 24, 60])
-def test_a_disk_that_fills_up_with_anything_stops_the_run_and_it_goes_on(left_kb, small_disk, tiny_overrides, trained):
+def test_a_run_stopped_by_a_full_disk_resumes(left_kb, small_disk, tiny_overrides, trained):
     """With the curves, the progress, the config or a checkpoint: one line, the last checkpoint whole."""
     folder = small_disk("size=4m")
     run = folder / "run"

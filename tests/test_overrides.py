@@ -57,7 +57,7 @@ def test_common_names_find_a_key_of_the_command_or_nothing(command, name):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["budget.unit=flops"], r"did you mean 'budget\.measure'"),
         (["nano"], r"write \+scale=nano"),
@@ -66,8 +66,8 @@ def test_common_names_find_a_key_of_the_command_or_nothing(command, name):
         (["seeds=3"], r"write seeds=\[3\]"),
     ],
 )
-def test_a_sweep_refuses_in_the_same_way(overrides, said):
-    with pytest.raises(UserError, match=said):
+def test_a_sweep_refuses_in_the_same_way(overrides, message):
+    with pytest.raises(UserError, match=message):
         read_spec("mask_ratio", overrides)
 
 
@@ -87,7 +87,7 @@ def test_saved_configs_and_sweeps_read_the_same_grammar(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("objective={name:[x]}", r"unknown objective\.name \['x'\]"),
         ("objective={name:{a:1}}", r"unknown objective\.name"),
@@ -104,8 +104,8 @@ def test_saved_configs_and_sweeps_read_the_same_grammar(tmp_path):
         ("", "is no override"),
     ],
 )
-def test_odd_values_are_refused_in_one_line(override, said):
-    with pytest.raises(UserError, match=said) as refused:
+def test_odd_values_are_refused_in_one_line(override, message):
+    with pytest.raises(UserError, match=message) as refused:
         load("pretrain", [override])
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 1500

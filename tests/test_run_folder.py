@@ -69,12 +69,12 @@ def test_provenance_is_not_written_through_a_symbolic_link(tmp_path):
     assert outside.read_text() == "mine\n"
 
 
-@pytest.mark.parametrize("place", ["link", "pipe", "folder"])
-def test_lock_that_is_a_link_or_pipe_is_rejected(place, tmp_path):
+@pytest.mark.parametrize("folder", ["link", "pipe", "folder"])
+def test_lock_that_is_a_link_or_pipe_is_rejected(folder, tmp_path):
     outside = tmp_path / "outside.txt"
     outside.write_text("kept")
     lock = RunFolder(tmp_path).lock
-    {"link": lambda: lock.symlink_to(outside), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[place]()
+    {"link": lambda: lock.symlink_to(outside), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[folder]()
     with pytest.raises(UserError, match=r"training\.lock"), RunFolder(tmp_path).held():
         pass
     assert outside.read_text() == "kept"

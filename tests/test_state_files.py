@@ -68,7 +68,7 @@ WRONG_SHAPES = [
     ("progress.json", {"step": 1}, "lacks 'max_steps'"),
     ("done.json", {"elapsed_s": None}, "elapsed_s must be a number, not None"),
     ("failed.json", {"last_lines": [1]}, "last_lines[0] must be a text, not 1"),
-    ("answers.jsonl", {"place": 0}, "line 1: not a generated answer"),
+    ("answers.jsonl", {"folder": 0}, "line 1: not a generated answer"),
 ]
 
 

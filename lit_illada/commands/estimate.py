@@ -221,15 +221,15 @@ def _num_checkpoints(trainer: TrainerConfig) -> int:
     return trainer.keep_checkpoints + trainer.keep_best + regular
 
 
-def show(found: Estimate, console: Console) -> None:
+def show(estimate: Estimate, console: Console) -> None:
     """Prints an estimate as a table, then its problems."""
-    memory = found.memory
-    total = sum(found.parameters.values()) + (found.num_adapters or 0)
+    memory = estimate.memory
+    total = sum(estimate.parameters.values()) + (estimate.num_adapters or 0)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for part, count in found.parameters.items():
+    for part, count in estimate.parameters.items():
         table.add_row("parameters", part.replace("_", " "), f"{count:,}")
-    if found.num_adapters is not None:
-        table.add_row("", "adapters (the only trained ones)", f"{found.num_adapters:,}")
+    if estimate.num_adapters is not None:
+        table.add_row("", "adapters (the only trained ones)", f"{estimate.num_adapters:,}")
     table.add_row("", "total", f"{total:,}", end_section=True)
     for part, num_bytes in {
         "weights": memory.weights,
@@ -244,17 +244,17 @@ def show(found: Estimate, console: Console) -> None:
     }.items():
         if num_bytes:
             table.add_row("memory per device", part, _gigabytes(num_bytes))
-    table.add_row("", "activations with full recomputation", _gigabytes(found.recomputed))
-    table.add_row("compute", "FLOPs per token", f"{found.flops_per_token:.3g}")
-    table.add_row("", "FLOPs of the run", f"{found.flops_per_token * found.tokens:.3g}")
-    peak = f"{found.peak_flops_per_s:.3g} FLOP/s per device, {found.origin}; {found.mfu:.0%} of it assumed"
+    table.add_row("", "activations with full recomputation", _gigabytes(estimate.recomputed))
+    table.add_row("compute", "FLOPs per token", f"{estimate.flops_per_token:.3g}")
+    table.add_row("", "FLOPs of the run", f"{estimate.flops_per_token * estimate.tokens:.3g}")
+    peak = f"{estimate.peak_flops_per_s:.3g} FLOP/s per device, {estimate.origin}; {estimate.mfu:.0%} of it assumed"
     table.add_row("time", "speed", peak)
-    table.add_row("", "tokens/s", f"{found.tokens_per_s:,.0f} on {found.num_devices}")
-    steps = math.ceil(found.tokens / found.batch_tokens)
-    table.add_row("", f"{found.tokens:.3g} tokens", f"{_duration(found.days)} ({steps:,} steps)")
-    table.add_row("disk", "retained checkpoints", _gigabytes(found.disk_bytes))
+    table.add_row("", "tokens/s", f"{estimate.tokens_per_s:,.0f} on {estimate.num_devices}")
+    steps = math.ceil(estimate.tokens / estimate.batch_tokens)
+    table.add_row("", f"{estimate.tokens:.3g} tokens", f"{_duration(estimate.days)} ({steps:,} steps)")
+    table.add_row("disk", "retained checkpoints", _gigabytes(estimate.disk_bytes))
     console.print(table, highlight=False)
-    for problem in found.problems:
+    for problem in estimate.problems:
         console.print(f"! {problem}", highlight=False, soft_wrap=True)
 
 

@@ -66,7 +66,7 @@ def run(
         "tokenizer_sha256": tokenizer.sha256,
         "model": to_tree(model.config),
         "config": to_tree(config),
-        "asked": recorded,
+        "request": recorded,
         "results": previous.get("results", []),
     }
     folder.write_summary(summary)
@@ -108,17 +108,17 @@ def _folder(out: Path | None, checkpoint: Path, now: datetime, is_resumed: bool)
     return RunFolder(out)
 
 
-def _previous(folder: RunFolder, config: ScoreConfig, asked: dict[str, Any]) -> dict[str, Any]:
+def _previous(folder: RunFolder, config: ScoreConfig, request: dict[str, Any]) -> dict[str, Any]:
     """The summary of the attempt to resume; empty without one. Raises UserError if its request or config differs."""
     summary: dict[str, Any] = {}
     if folder.summary.is_file():
         summary = folder.read_summary()
-        there = flatten({**summary.get("config", {}), **summary.get("asked", {})})
+        there = flatten({**summary.get("config", {}), **summary.get("request", {})})
     elif folder.config.is_file():
-        there = flatten({**read_yaml(folder.config), **asked})
+        there = flatten({**read_yaml(folder.config), **request})
     else:
         return summary
-    now = flatten(json.loads(json.dumps({**to_tree(config), **asked})))
+    now = flatten(json.loads(json.dumps({**to_tree(config), **request})))
     if different := [
         f"{name}: {there.get(name)} in the folder, {value} requested"
         for name, value in now.items()

@@ -91,7 +91,9 @@ def compare(
     """
     pairs = {names: paired(values.get(names[1], {}), values.get(names[0], {})) for names in planned}
     estimates = {names: difference(of_seeds) for names, of_seeds in pairs.items()}
-    tested = {names: found for names, found in estimates.items() if found and _has_variance(found, pairs[names])}
+    tested = {
+        names: estimate for names, estimate in estimates.items() if estimate and _has_variance(estimate, pairs[names])
+    }
     moderated = _moderated(tested, controls)
     p = (
         {names: 2 * float(stdtr(dof, -abs(tested[names].mean) / error)) for names, (error, dof) in moderated.items()}
@@ -99,14 +101,14 @@ def compare(
         else {}
     )
     corrected = holm(p, len(planned))
-    found = {}
+    comparisons = {}
     for names in planned:
         error, dof = moderated.get(names, (None, None))
         shown = _with_interval(estimates[names], error, dof)
         finding = _finding(shown, names in tested, corrected.get(names), is_lower_better, is_primary)
         both = p.get(names), corrected.get(names)
-        found[names] = Comparison(tuple(pairs[names]), shown, error, dof, *both, finding, len(planned))
-    return found
+        comparisons[names] = Comparison(tuple(pairs[names]), shown, error, dof, *both, finding, len(planned))
+    return comparisons
 
 
 def paired(values: Values, reference: Values) -> Pairs:
@@ -120,10 +122,10 @@ def difference(pairs: Pairs) -> Estimate | None:
     return estimate([value - reference for value, reference in pairs.values()]) if pairs else None
 
 
-def _has_variance(found: Estimate, pairs: Pairs) -> bool:
-    if found.sd is None:
+def _has_variance(estimate: Estimate, pairs: Pairs) -> bool:
+    if estimate.sd is None:
         return False
-    return found.sd > _RELATIVE_NOISE * max(abs(number) for pair in pairs.values() for number in pair)
+    return estimate.sd > _RELATIVE_NOISE * max(abs(number) for pair in pairs.values() for number in pair)
 
 
 def _moderated(tested: Mapping[Names, Estimate], controls: Collection[str]) -> dict[Names, tuple[float, float]]:
@@ -131,8 +133,8 @@ def _moderated(tested: Mapping[Names, Estimate], controls: Collection[str]) -> d
     estimates = list(tested.values())
     if not estimates:
         return {}
-    variances = np.array([found.sd**2 if found.sd is not None else nan for found in estimates])
-    numbers = np.array([found.n for found in estimates], float)
+    variances = np.array([estimate.sd**2 if estimate.sd is not None else nan for estimate in estimates])
+    numbers = np.array([estimate.n for estimate in estimates], float)
     dof = numbers - 1
     is_ordinary = np.array([not set(names) & set(controls) for names in tested])
     variances[is_ordinary], dof[is_ordinary] = moderate(variances[is_ordinary], dof[is_ordinary])
@@ -140,17 +142,17 @@ def _moderated(tested: Mapping[Names, Estimate], controls: Collection[str]) -> d
     return {names: (float(e), float(d)) for names, e, d in zip(tested, errors, dof, strict=True)}
 
 
-def _with_interval(found: Estimate | None, error: float | None, dof: float | None) -> Estimate | None:
-    if found is None or error is None or dof is None:
-        return found
+def _with_interval(estimate: Estimate | None, error: float | None, dof: float | None) -> Estimate | None:
+    if estimate is None or error is None or dof is None:
+        return estimate
     half = float(stdtrit(dof, 1 - LEVEL / 2)) * error
-    return Estimate(found.n, found.mean, found.sd, found.mean - half, found.mean + half)
+    return Estimate(estimate.n, estimate.mean, estimate.sd, estimate.mean - half, estimate.mean + half)
 
 
 def _finding(
-    found: Estimate | None, is_tested: bool, p_holm: float | None, is_lower_better: bool, is_primary: bool
+    estimate: Estimate | None, is_tested: bool, p_holm: float | None, is_lower_better: bool, is_primary: bool
 ) -> Finding:
-    if found is None or found.sd is None:
+    if estimate is None or estimate.sd is None:
         return Finding.UNPAIRED
     if not is_tested:
         return Finding.CONSTANT
@@ -158,4 +160,4 @@ def _finding(
         return Finding.DESCRIPTIVE
     if p_holm is None or p_holm > LEVEL:
         return Finding.NOT_SEPARABLE
-    return Finding.BETTER if (found.mean < 0) == is_lower_better else Finding.WORSE
+    return Finding.BETTER if (estimate.mean < 0) == is_lower_better else Finding.WORSE

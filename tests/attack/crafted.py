@@ -57,11 +57,11 @@ def cases() -> list[Case]:
 
 def _manifests() -> Iterator[Case]:
     for label, name in _NAMES.items():
-        for place in ("folder", "http", "pipe"):
-            yield Case("hostile name in a manifest", f"shard, {label}, {place}",
-                       partial(_with_shard_name, name, place), ("manifest",), own_command=_OWN)  # fmt: skip
-            yield Case("hostile name in a manifest", f"tokenizer_folder, {label}, {place}",
-                       partial(_with_tokenizer_folder, name, place), ("manifest",), own_command=_OWN)  # fmt: skip
+        for location in ("folder", "http", "pipe"):
+            yield Case("hostile name in a manifest", f"shard, {label}, {location}",
+                       partial(_with_shard_name, name, location), ("manifest",), own_command=_OWN)  # fmt: skip
+            yield Case("hostile name in a manifest", f"tokenizer_folder, {label}, {location}",
+                       partial(_with_tokenizer_folder, name, location), ("manifest",), own_command=_OWN)  # fmt: skip
 
 
 def _edit_manifest(box: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -71,22 +71,24 @@ def _edit_manifest(box: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(tree))
 
 
-def _location(place: str, url: str) -> list[str]:
-    where = {"folder": "data.dir=data", "http": f"data.dir={url}/data", "pipe": "data.dir='pipe:/bin/cat data'"}[place]
+def _location(location: str, url: str) -> list[str]:
+    where = {"folder": "data.dir=data", "http": f"data.dir={url}/data", "pipe": "data.dir='pipe:/bin/cat data'"}[
+        location
+    ]
     return [*_TRAIN, where, "data.cache_dir=cache", "data.fetch_attempts=1"]
 
 
-def _with_shard_name(name: str, place: str, box: Path, url: str) -> list[str]:
+def _with_shard_name(name: str, location: str, box: Path, url: str) -> list[str]:
     def change(tree: dict[str, Any]) -> None:
         tree["train"]["shards"][0]["file"] = name
 
     _edit_manifest(box, change)
-    return _location(place, url)
+    return _location(location, url)
 
 
-def _with_tokenizer_folder(name: str, place: str, box: Path, url: str) -> list[str]:
+def _with_tokenizer_folder(name: str, location: str, box: Path, url: str) -> list[str]:
     _edit_manifest(box, lambda tree: tree.update(tokenizer_folder=name))
-    return _location(place, url)
+    return _location(location, url)
 
 
 def _shards() -> Iterator[Case]:

@@ -25,19 +25,21 @@ class Report:
     cases: list[tuple[str, str, str, tuple[str, ...], str]] = field(default_factory=list)
 
     def add(self, area: str, kind: str, what: str, endings: Sequence[str], outcome: Outcome) -> None:
-        said = (outcome.raised or outcome.last_line).strip()[-700:]
+        message = (outcome.raised or outcome.last_line).strip()[-700:]
         if os.environ.get("ATTACK_LOG"):
             with open(os.environ["ATTACK_LOG"], "a") as file:
                 file.write(
-                    json.dumps([area, kind, what, list(endings), said, outcome.elapsed_s, outcome.memory_mb]) + "\n"
+                    json.dumps([area, kind, what, list(endings), message, outcome.elapsed_s, outcome.memory_mb]) + "\n"
                 )
-        self.cases.append((area, kind, what, tuple(endings), f"{said} {outcome.outside or ''}{outcome.commands or ''}"))
+        self.cases.append(
+            (area, kind, what, tuple(endings), f"{message} {outcome.outside or ''}{outcome.commands or ''}")
+        )
 
     def faults(self) -> list[str]:
         """A line for each case that ended in a fault."""
         return [
-            f"[{area}] {what}: {', '.join(endings)}: {said.splitlines()[-1] if said.strip() else ''}"
-            for area, _, what, endings, said in self.cases
+            f"[{area}] {what}: {', '.join(endings)}: {message.splitlines()[-1] if message.strip() else ''}"
+            for area, _, what, endings, message in self.cases
             if set(endings) & set(FAULTS)
         ]
 

@@ -82,10 +82,10 @@ def cases() -> list[Case]:
     return found
 
 
-def _lines(reader: Reader, bad: bytes | None, place: int = 3) -> bytes:
+def _lines(reader: Reader, bad: bytes | None, index: int = 3) -> bytes:
     lines = [json.dumps(reader.good(number)).encode() for number in range(24)]
     if bad is not None:
-        lines.insert(place, bad)
+        lines.insert(index, bad)
     return b"\n".join(lines) + b"\n"
 
 

@@ -285,7 +285,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": "lada"}, "unknown model_type .*'lada'.*did you mean 'llada'"),
         ({"model_type": None}, "unknown model_type"),
@@ -301,14 +301,14 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):
         ({"activation_type": "gelu"}, "activation_type is 'gelu', but only 'silu'"),
     ],
 )
-def test_an_unsupported_config_is_rejected_in_one_line(changes, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_an_unsupported_config_is_rejected_in_one_line(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
         read_config({**LLADA_CONFIG, **changes}, "config.json")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"attention_bias": True}, "attention_bias is True"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "positions are scaled .'llama3'"),
@@ -317,8 +317,8 @@ def test_an_unsupported_config_is_rejected_in_one_line(changes, said):
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ],
 )
-def test_an_unsupported_llama_config_is_rejected(changes, said):
-    with pytest.raises(UserError, match=said):
+def test_an_unsupported_llama_config_is_rejected(changes, message):
+    with pytest.raises(UserError, match=message):
         read_config({**LLAMA_CONFIG, "model_type": "llama", **changes}, "config.json")
 
 
@@ -368,12 +368,12 @@ def test_a_missing_shard_and_a_wrong_index_are_reported(make_model, tmp_path):
     export(folder, make_model(), LAYOUTS["illada"], max_shard_bytes=20_000)
     shards = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
-    said = json.loads(index.read_text())
+    message = json.loads(index.read_text())
     shards[1].rename(folder / "elsewhere")
     with pytest.raises(UserError, match=f"1 of {len(shards)} shards are missing, the first is {shards[1].name}"):
         open_hf(folder)
     (folder / "elsewhere").rename(shards[1])
-    index.write_text(json.dumps({"weight_map": {**said["weight_map"], "model.norm.weight": shards[0].name}}))
+    index.write_text(json.dumps({"weight_map": {**message["weight_map"], "model.norm.weight": shards[0].name}}))
     with pytest.raises(UserError, match=r"lists model\.norm\.weight in .*, which does not contain it"):
         open_hf(folder)
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../../etc/passwd"}}))
@@ -384,11 +384,11 @@ def test_a_missing_shard_and_a_wrong_index_are_reported(make_model, tmp_path):
         open_hf(folder)
 
 
-@pytest.mark.parametrize(("content", "said"), [("{", "not JSON"), ("[]", "must be an object, not a list")])
-def test_a_malformed_config_is_reported(content, said, tmp_path):
+@pytest.mark.parametrize(("content", "message"), [("{", "not JSON"), ("[]", "must be an object, not a list")])
+def test_a_malformed_config_is_reported(content, message, tmp_path):
     publish(tmp_path / "hf", LLADA_CONFIG)
     (tmp_path / "hf" / "config.json").write_text(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         open_hf(tmp_path / "hf")
 
 

@@ -124,8 +124,8 @@ def test_the_table_lists_every_kind_of_tensor(trained, tmp_path):
 def test_the_fitting_layout_is_the_default_and_others_are_rejected(trained, tmp_path):
     assert lit_illada("convert", trained, tmp_path / "out").exit_code == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "illada"
-    said = refused("convert", trained, tmp_path / "other", "--to", "llama")
-    assert "the llama layout cannot hold this model: its attention is causal; those that can: illada, llada" in said
+    message = refused("convert", trained, tmp_path / "other", "--to", "llama")
+    assert "the llama layout cannot hold this model: its attention is causal; those that can: illada, llada" in message
     assert not (tmp_path / "other").exists()
 
 
@@ -181,8 +181,8 @@ def test_without_a_spare_row_no_mask_token_is_added(published, tmp_path):
 
 def test_a_tokenizer_that_contradicts_the_checkpoint_is_rejected(published, tmp_path):
     folder = published("illada", vocab_size=290)
-    said = refused("convert", folder, tmp_path / "in")
-    assert "the tokenizer has 300 tokens, but the embedding only 290 rows" in said
+    message = refused("convert", folder, tmp_path / "in")
+    assert "the tokenizer has 300 tokens, but the embedding only 290 rows" in message
     shutil.rmtree(folder)
     folder = published("illada", config_says={"mask_token_id": 7})
     assert "the mask token is '<|mask|>' in the tokenizer and" in refused("convert", folder, tmp_path / "in")
@@ -263,18 +263,18 @@ def test_a_missing_or_malformed_tokenizer_file_is_reported(published, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (LocalEntryNotFoundError("An error happened\nmore"), "the hub could not be reached (An error happened)"),
         (ConnectionError("refused"), "the hub could not be reached (refused)"),
     ],
 )
-def test_an_unreachable_hub_is_reported(error, said, monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_reported(error, message, monkeypatch, tmp_path):
     def unreachable(*_, **__):
         raise error
 
     monkeypatch.setattr(convert, "snapshot_download", unreachable)
-    assert said in refused("convert", "someone/model", tmp_path / "in")
+    assert message in refused("convert", "someone/model", tmp_path / "in")
     assert "and no hub id" in refused("convert", "no-such-folder", tmp_path / "in")
 
 
@@ -339,11 +339,11 @@ def test_weights_that_do_not_fit_the_run_are_rejected(published, tiny_overrides,
     source, run = tmp_path / "in", f"run_dir={tmp_path / 'run'}"
     assert lit_illada("convert", published("illada"), source).exit_code == 0
     small = ["data.row_length=32", "trainer.accelerator=cpu"]
-    said = refused("pretrain", "--init-from", source, *tiny_overrides, run)
-    assert "contains another model (" in said
-    assert "num_key_value_heads: 2 there, 1 in the config" in said
-    said = refused("pretrain", "--init-from", source, *tiny_dataset, *small, run, "model=nano")
-    assert "the checkpoint determines the model: leave out model=nano" in said
+    message = refused("pretrain", "--init-from", source, *tiny_overrides, run)
+    assert "contains another model (" in message
+    assert "num_key_value_heads: 2 there, 1 in the config" in message
+    message = refused("pretrain", "--init-from", source, *tiny_dataset, *small, run, "model=nano")
+    assert "the checkpoint determines the model: leave out model=nano" in message
     file = source / "tokenizer" / "tokenizer_config.json"
     edit(file, {"eos_token": "<|user|>"})
     assert "tokenizer_config.json: damaged, " in refused("generate", source, "--prompt", "a")
@@ -358,8 +358,8 @@ def test_a_data_set_of_another_tokenizer_is_rejected(published, tiny_dataset, tm
     edit(folder / "tokenizer_config.json", {"eos_token": "<|user|>"})
     assert lit_illada("convert", folder, source).exit_code == 0
     small = ["data.row_length=32", "trainer.accelerator=cpu", f"run_dir={tmp_path / 'run'}"]
-    said = refused("pretrain", "--init-from", source, *tiny_dataset, *small)
-    assert f"data/tokenizer=load data.tokenizer.path={source / 'tokenizer'}" in said
+    message = refused("pretrain", "--init-from", source, *tiny_dataset, *small)
+    assert f"data/tokenizer=load data.tokenizer.path={source / 'tokenizer'}" in message
 
 
 def test_foreign_checkpoints_are_rejected_with_the_convert_command(published, tmp_path):

@@ -215,9 +215,9 @@ def without(monkeypatch, *absent):
 @pytest.mark.slow
 def test_missing_package_names_its_extra(monkeypatch):
     without(monkeypatch, "submitit", "torchao")
-    mends = {finding.name: finding.fix for finding in doctor.examine()}
-    assert mends["submitit"] == "pip install 'lit-illada[slurm]'"
-    assert mends["torchao"] == "pip install 'lit-illada[torchao]'"
+    fixes = {finding.name: finding.fix for finding in doctor.examine()}
+    assert fixes["submitit"] == "pip install 'lit-illada[slurm]'"
+    assert fixes["torchao"] == "pip install 'lit-illada[torchao]'"
 
 
 @pytest.mark.parametrize(("present", "other"), [("flash-attn", "flash-attn-4"), ("flash-attn-4", "flash-attn")])

@@ -47,7 +47,7 @@ def test_field_docs_are_read_from_below_behind_and_the_class():
 
 
 @pytest.mark.parametrize(
-    ("key", "command", "overrides", "said"),
+    ("key", "command", "overrides", "message"),
     [
         ("data.on_bad_shard", None, (), ["sha256", "stop", "skip", "data.config.DataConfig"]),
         ("trainer.max_time_s", None, (), ["Seconds of training", "a number or null", "null"]),
@@ -59,12 +59,12 @@ def test_field_docs_are_read_from_below_behind_and_the_class():
         ("loops.unit", None, (), ["words", "tokens"]),
     ],
 )
-def test_key_is_explained(key, command, overrides, said):
+def test_key_is_explained(key, command, overrides, message):
     words = ["config", *([command] if command else []), "--explain", key, *overrides]
     result = CliRunner().invoke(main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"{key}\n")
-    assert all(text in result.output for text in said), result.output
+    assert all(text in result.output for text in message), result.output
 
 
 def test_unknown_key_suggests_the_nearest():

@@ -77,7 +77,7 @@ def test_the_presets_run(trained, preset):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--trace", "missing/t.jsonl"], "no folder missing"),
         (["--trace-picture", "t.txt"], "unknown file format of a picture '.txt'"),
@@ -87,11 +87,11 @@ def test_the_presets_run(trained, preset):
         (["generation.tokens_per_step=2"], "give one of them"),
     ],
 )
-def test_an_invalid_command_is_rejected_in_one_line(trained, arguments, said):
+def test_an_invalid_command_is_rejected_in_one_line(trained, arguments, message):
     result = lit_illada("generate", trained, "--prompt", "alpha", *SHORT, *arguments)
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].startswith("Error: ")
-    assert said in result.output
+    assert message in result.output
 
 
 @pytest.fixture(scope="module")

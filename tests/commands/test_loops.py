@@ -48,8 +48,8 @@ def test_one_command_generates_and_analyzes_with_a_published_layout(trained, tmp
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"question": "Two and two?", "answer": "#### 4"}\n', encoding="utf-8")
     tasks = ["--tasks", problems, "--tasks", "reasoning"]
-    told = lit_illada("loops", "run", "--checkpoint", published, *tasks, "--out", out, *SHORT)
-    assert told.exit_code == 0, told.output
+    result = lit_illada("loops", "run", "--checkpoint", published, *tasks, "--out", out, *SHORT)
+    assert result.exit_code == 0, result.output
     records = [json.loads(line) for line in (out / "loops" / "records.jsonl").open(encoding="utf-8")]
     assert len(records) == 1 + 2 * 3
     assert "<html" in (out / "loops" / "report.html").read_text(encoding="utf-8")
@@ -69,11 +69,11 @@ def test_runs_with_two_settings_are_compared_by_folder(trained, tmp_path):
         command = ["--checkpoint", published, "--tasks", "reasoning", "--out", tmp_path / name, *SHORT, *words]
         assert lit_illada("loops", "run", *command).exit_code == 0
     arms = [word for name in settings for word in ("--arm", name, tmp_path / name)]
-    told = lit_illada("loops", "analyze", *arms, "--out", tmp_path / "both")
-    assert told.exit_code == 0, told.output
+    result = lit_illada("loops", "analyze", *arms, "--out", tmp_path / "both")
+    assert result.exit_code == 0, result.output
     records = [json.loads(line) for line in (tmp_path / "both" / "records.jsonl").open(encoding="utf-8")]
     assert [record["arm"] for record in records] == ["short"] * 6 + ["plain"] * 6
-    assert "short → plain" in told.output
+    assert "short → plain" in result.output
 
 
 def test_resume_works_after_a_kill_in_generation_and_in_analysis(trained, tmp_path, monkeypatch):
@@ -115,26 +115,26 @@ def test_resume_works_after_a_kill_in_generation_and_in_analysis(trained, tmp_pa
     monkeypatch.undo()
 
     monkeypatch.setattr("lit_illada.commands.score.load_checkpoint", None)  # every answer is in the cache
-    told = lit_illada(*command, "--out", out, "--resume")
-    assert told.exit_code == 0, told.output
+    result = lit_illada(*command, "--out", out, "--resume")
+    assert result.exit_code == 0, result.output
     assert len(batches) == 3 + 3 + 2
     assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--checkpoint", "RUN", "--tasks", "nowhere.jsonl"], "nowhere.jsonl: no such file; give problems"),
         (["--checkpoint", "RUN"], "Missing option '--tasks'"),
         (["--checkpoint", "not/there", "--tasks", "reasoning"], "not/there"),
     ],
 )
-def test_user_mistakes_give_one_line(arguments, said, trained, tmp_path, monkeypatch):
+def test_user_mistakes_give_one_line(arguments, message, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    told = lit_illada("loops", "run", "--out", tmp_path / "out", *[trained if w == "RUN" else w for w in arguments])
-    assert told.exit_code in (1, 2)
-    assert said in told.output
-    assert "Traceback" not in told.output
+    result = lit_illada("loops", "run", "--out", tmp_path / "out", *[trained if w == "RUN" else w for w in arguments])
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+    assert "Traceback" not in result.output
 
 
 def sft_config(*overrides):
@@ -161,9 +161,9 @@ def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
 
 def test_a_sweep_without_problems_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = lit_illada("loops", "reproduce", "--sweep", "mask_ratio", "+scale=nano")
-    assert told.exit_code == 1
-    assert "loop_reproduce, loop_causes and loop_mitigation" in told.output
+    result = lit_illada("loops", "reproduce", "--sweep", "mask_ratio", "+scale=nano")
+    assert result.exit_code == 1
+    assert "loop_reproduce, loop_causes and loop_mitigation" in result.output
     assert not (tmp_path / "runs").exists()
 
 
@@ -196,22 +196,22 @@ def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_pa
         "also_compare": [["ramp", "broken"]],
     }  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
-    told = lit_illada("loops", "reproduce", "--sweep", "tiny.yaml")
-    assert told.exit_code == 1, told.output
-    assert "tune-broken-s0 failed" in told.output
-    assert "loops reproduce --sweep runs/sweeps/tiny --resume" in told.output
-    assert "traces of each training corpus" in told.output
-    assert "re-creates the mechanism" in told.output
-    place = tmp_path / "runs" / "sweeps" / "tiny"
-    rows = [json.loads(line) for line in (place / "generations.jsonl").open(encoding="utf-8")]
+    result = lit_illada("loops", "reproduce", "--sweep", "tiny.yaml")
+    assert result.exit_code == 1, result.output
+    assert "tune-broken-s0 failed" in result.output
+    assert "loops reproduce --sweep runs/sweeps/tiny --resume" in result.output
+    assert "traces of each training corpus" in result.output
+    assert "re-creates the mechanism" in result.output
+    folder = tmp_path / "runs" / "sweeps" / "tiny"
+    rows = [json.loads(line) for line in (folder / "generations.jsonl").open(encoding="utf-8")]
     assert {(row["arm"], row["seed"], row["level"]) for row in rows} == {
         (arm, seed, level) for arm in ("rho 1", "ramp") for seed in (0, 1) for level in ("depth_1", "depth_3")
     }
-    assert (place / "loops" / "report.html").is_file()
-    with (place / "loops" / "effects.csv").open(encoding="utf-8", newline="") as file:
+    assert (folder / "loops" / "report.html").is_file()
+    with (folder / "loops" / "effects.csv").open(encoding="utf-8", newline="") as file:
         pairs = [(row["first"], row["second"]) for row in csv.DictReader(file) if row["where"] == "arm"]
     assert pairs == [("rho 1", "ramp")]  # the baseline first, though its texts stand last
-    assert "ramp and broken are not compared: there is no text of broken" in " ".join(told.output.split())
-    assert (place / "report" / "index.html").is_file()
-    runs = SweepFolder(place).read_plan()
+    assert "ramp and broken are not compared: there is no text of broken" in " ".join(result.output.split())
+    assert (folder / "report" / "index.html").is_file()
+    runs = SweepFolder(folder).read_plan()
     assert len([run for run in runs if run.stage == "tune"]) == 4  # each shared by two arms, and the broken one's

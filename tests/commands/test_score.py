@@ -70,10 +70,10 @@ def rows_of(out, result):
 
 def test_every_rule_scores_the_same_items_and_writes_all_files(run, items, tmp_path):
     out = tmp_path / "out"
-    told = score(run, "--task", items, "--out", out, "score.num_draws=16")
-    assert told.exit_code == 0, told.output
+    result = score(run, "--task", items, "--out", out, "score.num_draws=16")
+    assert result.exit_code == 0, result.output
     for word in (*RULES, "agreement", "95 % interval", "standard error", str(out)):
-        assert word in told.output
+        assert word in result.output
     record = summary(out)
     (result,) = record["results"]
     assert list(result["rules"]) == RULES == list(result["agreement"])
@@ -114,8 +114,8 @@ def test_scores_are_reproducible_and_independent_of_other_tasks(run, items, tmp_
 def test_a_causal_model_is_scored_exactly_by_the_same_command(causal_run, items, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("alpha beta gamma", encoding="utf-8")
-    told = score(causal_run, "--task", items, "--text", text, "--out", tmp_path / "out")
-    assert told.exit_code == 0, told.output
+    result = score(causal_run, "--task", items, "--text", text, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
     choices, whole = summary(tmp_path / "out")["results"]
     assert list(choices["rules"]) == ["exact"]
     assert choices["rules"]["exact"]["num_forwards"] == 1
@@ -125,9 +125,9 @@ def test_a_causal_model_is_scored_exactly_by_the_same_command(causal_run, items,
 def test_a_text_of_any_length_is_scored_in_windows_with_its_standard_error(run, tiny_corpus, tmp_path):
     text = max(Path(tiny_corpus).glob("*.txt"), key=lambda path: path.stat().st_size)
     overrides = ["score.window_length=32", "score.context_length=8", "score.num_draws=16"]
-    told = score(run, "--text", text, "--out", tmp_path / "out", *overrides)
-    assert told.exit_code == 0, told.output
-    assert "standard error of 16 draws" in told.output
+    result = score(run, "--text", text, "--out", tmp_path / "out", *overrides)
+    assert result.exit_code == 0, result.output
+    assert "standard error of 16 draws" in result.output
     (result,) = summary(tmp_path / "out")["results"]
     num_tokens = len(Tokenizer.load(run / "tokenizer").encode(text.read_text(encoding="utf-8")))
     assert result["num_tokens"] == num_tokens
@@ -140,17 +140,17 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
         tmp_path / "problems.jsonl",
         [{"question": "Two and two?", "answer": "2+2=4\n#### 4"}, {"question": "Three?", "answer": "#### 3"}],
     )
-    asked = []
+    collected = []
 
     def write(writer, prompts, is_traced=False):
-        asked.extend((writer.tokenizer.decode(prompt), writer.generation.max_new_tokens) for prompt in prompts)
+        collected.extend((writer.tokenizer.decode(prompt), writer.generation.max_new_tokens) for prompt in prompts)
         return (Written(writer.tokenizer.encode(" it is 4.\nQuestion: 3"), True, RowEvents(), 1.0) for _ in prompts)
 
     monkeypatch.setattr(Writer, "write", write)
-    told = score(run, "--task", file, "--out", tmp_path / "out", *SHORT)
-    assert told.exit_code == 0, told.output
-    assert "1 of 2 right" in told.output
-    assert asked == [("Question: Two and two?\nAnswer:", 8), ("Question: Three?\nAnswer:", 8)]
+    result = score(run, "--task", file, "--out", tmp_path / "out", *SHORT)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 right" in result.output
+    assert collected == [("Question: Two and two?\nAnswer:", 8), ("Question: Three?\nAnswer:", 8)]
     (result,) = summary(tmp_path / "out")["results"]
     assert (result["num_correct"], result["num_without_number"]) == (1, 0)
     rows = rows_of(tmp_path / "out", result)
@@ -171,7 +171,7 @@ def test_generated_problems_get_the_same_answers_in_any_batch_size(run, tmp_path
     tables = []
     for size in (3, 32):
         folder = tmp_path / f"out{size}"
-        told = score(
+        result = score(
             run,
             "--reasoning",
             "--out",
@@ -184,8 +184,8 @@ def test_generated_problems_get_the_same_answers_in_any_batch_size(run, tmp_path
             "generation.block_length=8",
             "generation.num_steps=4",
         )
-        assert told.exit_code == 0, told.output
-        assert "chained arithmetic: 8 problems" in told.output
+        assert result.exit_code == 0, result.output
+        assert "chained arithmetic: 8 problems" in result.output
         (result,) = summary(folder)["results"]
         rows = rows_of(folder, result)
         assert [row["level"] for row in rows] == ["depth_1"] * 4 + ["depth_3"] * 4
@@ -204,18 +204,18 @@ def test_generated_problems_get_the_same_answers_in_any_batch_size(run, tmp_path
 
 
 def test_chat_prompts_use_the_models_template(run, items, tmp_path, monkeypatch):
-    asked = []
+    collected = []
     write = Writer.write
 
     def overheard(writer, prompts, is_traced=False):
-        asked.extend(map(writer.tokenizer.decode, prompts))
+        collected.extend(map(writer.tokenizer.decode, prompts))
         return write(writer, prompts, is_traced)
 
     monkeypatch.setattr(Writer, "write", overheard)
     file = written(tmp_path / "problems.jsonl", [{"question": "Two and two?", "answer": "4"}])
-    told = score(run, "--task", file, "--task", items, "--out", tmp_path / "out", "score/wording=chat", *SHORT)
-    assert told.exit_code == 0, told.output
-    assert asked == ["<|user|>Two and two?<|assistant|>"]
+    result = score(run, "--task", file, "--task", items, "--out", tmp_path / "out", "score/wording=chat", *SHORT)
+    assert result.exit_code == 0, result.output
+    assert collected == ["<|user|>Two and two?<|assistant|>"]
     assert summary(tmp_path / "out")["end"]["problems/accuracy"] in (0, 1)
 
 
@@ -234,18 +234,18 @@ def test_results_before_an_interruption_are_saved(run, items, tmp_path, monkeypa
 @pytest.fixture
 def killed_at(monkeypatch):
     """Asks for so many batches of answers and is killed at the next; gives the batches that were asked for."""
-    asked = []
+    collected = []
 
     def killed_at(number):
         def complete(model, tokenizer, prompts, *arguments, **options):
-            if len(asked) == number:
+            if len(collected) == number:
                 raise KeyboardInterrupt
-            asked.append([tuple(prompt) for prompt in prompts])
+            collected.append([tuple(prompt) for prompt in prompts])
             return complete_batch(model, tokenizer, prompts, *arguments, **options)
 
-        asked.clear()
+        collected.clear()
         monkeypatch.setattr("lit_illada.evaluation.writer.complete_batch", complete)
-        return asked
+        return collected
 
     return killed_at
 
@@ -279,8 +279,8 @@ def test_resume_after_a_kill_generates_only_missing_answers(run, tmp_path, kille
     assert "resume these with --resume" in refused.output
 
     rest = killed_at(None)
-    told = score(*command, "--out", out, "--resume")
-    assert told.exit_code == 0, told.output
+    result = score(*command, "--out", out, "--resume")
+    assert result.exit_code == 0, result.output
     assert rest == whole[3:]
     assert files_of(out) == files_of(tmp_path / "whole")
     assert len((out / "provenance.jsonl").read_text().splitlines()) == 2
@@ -297,9 +297,9 @@ def test_resume_with_other_settings_is_refused_before_a_model_is_loaded(run, tmp
     monkeypatch.setattr("lit_illada.commands.score.load_checkpoint", None)
 
     def refusal(*words):
-        told = score(*words, "--resume")
-        assert told.exit_code == 1
-        return told.output
+        result = score(*words, "--resume")
+        assert result.exit_code == 1
+        return result.output
 
     assert "generation.max_new_tokens: 8 in the folder, 4 requested" in refusal(*command, "generation.max_new_tokens=4")
     assert "is_reasoning: False in the folder, True requested" in refusal(*command, "--reasoning")
@@ -317,8 +317,8 @@ def test_a_causal_model_generates_its_solutions(causal_run, tmp_path):
     file = written(
         tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}, {"question": "pi", "answer": "2"}]
     )
-    told = score(causal_run, "--task", file, "--out", tmp_path / "out", *SHORT)
-    assert told.exit_code == 0, told.output
+    result = score(causal_run, "--task", file, "--out", tmp_path / "out", *SHORT)
+    assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "out", summary(tmp_path / "out")["results"][0])
     assert all(len(row["token_ids"]) == len(row["steps"]) > 0 for row in rows)
 
@@ -333,7 +333,7 @@ def test_scores_default_to_the_runs_folder(run, items):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"),
         (["--task", "missing.jsonl"], "missing.jsonl: no such file"),
@@ -350,7 +350,7 @@ def test_scores_default_to_the_runs_folder(run, items):
         (["--text", "BYTES"], "bytes.txt: not UTF-8 text at byte 1"),
     ],
 )
-def test_user_mistakes_give_one_line(arguments, said, run, items, tmp_path):
+def test_user_mistakes_give_one_line(arguments, message, run, items, tmp_path):
     long = written(tmp_path / "long.jsonl", [ITEMS[0], {**ITEMS[1], "question": "pi " * 2000}])
     problem = written(tmp_path / "problem.jsonl", [{"question": "q", "answer": "1"}])
     texts = {"EMPTY": b"", "TEXT": b"alpha", "BYTES": b"a\xff"}
@@ -358,20 +358,20 @@ def test_user_mistakes_give_one_line(arguments, said, run, items, tmp_path):
         (tmp_path / f"{name.lower()}.txt").write_bytes(content)
     files = {"ITEMS": items, "LONG": long, "PROBLEM": problem}
     files |= {name: tmp_path / f"{name.lower()}.txt" for name in texts}
-    told = score(run, *[files.get(word, word) for word in arguments], "--out", tmp_path / "out")
-    assert told.exit_code == 1
-    assert told.output.splitlines()[-1].startswith("Error: ")
-    assert said in told.output
+    result = score(run, *[files.get(word, word) for word in arguments], "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("Error: ")
+    assert message in result.output
     assert not (tmp_path / "out").exists()
 
 
 def test_a_rule_of_diffusion_models_is_refused_for_a_causal_one_and_scores_are_not_overwritten(
     causal_run, items, tmp_path
 ):
-    told = score(causal_run, "--task", items, "score.rule=bound")
-    assert told.exit_code == 1
-    assert "score.rule is bound, but the model is causal: use exact or all" in told.output
+    result = score(causal_run, "--task", items, "score.rule=bound")
+    assert result.exit_code == 1
+    assert "score.rule is bound, but the model is causal: use exact or all" in result.output
     assert score(causal_run, "--task", items, "--out", tmp_path / "out").exit_code == 0
-    told = score(causal_run, "--task", items, "--out", tmp_path / "out")
-    assert told.exit_code == 1
-    assert "already contains" in told.output
+    result = score(causal_run, "--task", items, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "already contains" in result.output

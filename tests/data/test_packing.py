@@ -35,7 +35,7 @@ def test_row_order_matches_reference(rows_per_shard, num_streams, seed, data):
         return
     order = RowOrder(rows_per_shard, num_streams, seed)
     expected = [
-        (epoch, *place) for epoch in range(3) for place in reference_order(rows_per_shard, num_streams, seed, epoch)
+        (epoch, *row) for epoch in range(3) for row in reference_order(rows_per_shard, num_streams, seed, epoch)
     ]
     assert order.rows_per_epoch == len(expected) // 3
     # any row, in any sequence

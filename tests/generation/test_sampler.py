@@ -194,10 +194,10 @@ def test_remasked_tokens_are_regenerated_and_no_mask_remains(write, prompts):
 
 
 def test_a_custom_control_is_applied_and_receives_its_position(write, ragged):
-    def write_the_place(logits, place):
-        assert place.token_ids[place.rows, place.columns].eq(MASK).all()
-        new = place.columns - place.prompt_length
+    def check_positions(logits, positions):
+        assert positions.token_ids[positions.rows, positions.columns].eq(MASK).all()
+        new = positions.columns - positions.prompt_length
         return 99.0 * torch.nn.functional.one_hot(2 + new, VOCABULARY).double()
 
-    generation = write(ragged, controls=[write_the_place])
+    generation = write(ragged, controls=[check_positions])
     assert generation.token_ids.equal(torch.arange(2, 14).expand(5, 12))

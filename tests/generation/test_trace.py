@@ -31,10 +31,10 @@ def test_a_trace_records_step_block_confidence_and_entropy_of_each_token(model, 
     logits = model(ids, Layout.whole_rows(1, ids.shape[1]))[0, len(prompt) :].double()
     logits[:, 0] = -torch.inf
     probs = logits.softmax(-1)
-    for place in (index for index, step in enumerate(first.steps) if step == 0):
-        assert first.confidence[place] == pytest.approx(probs[place].max().item(), rel=1e-4)
-        entropy = torch.distributions.Categorical(probs[place]).entropy().item()
-        assert first.entropy[place] == pytest.approx(entropy, rel=1e-4)
+    for position in (index for index, step in enumerate(first.steps) if step == 0):
+        assert first.confidence[position] == pytest.approx(probs[position].max().item(), rel=1e-4)
+        entropy = torch.distributions.Categorical(probs[position]).entropy().item()
+        assert first.entropy[position] == pytest.approx(entropy, rel=1e-4)
 
 
 def test_a_trace_counts_how_often_a_position_was_remasked(write, prompts):
@@ -79,7 +79,7 @@ def test_traces_are_read_without_torch():
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.svg"])
-def test_the_picture_is_written_whatever_the_tokens(tmp_path, name):
+def test_the_picture_is_written_for_any_tokens(tmp_path, name):
     draw_to(tmp_path / name)(TRACE, "a title " * 40, ["$x^", "\n", "é"])
     draw_to(tmp_path / name)(Trace([], [], [], [], [], []), "nothing", [])
     assert (tmp_path / name).stat().st_size > 1000

@@ -29,13 +29,13 @@ def trace(words, index, *, loops, is_right):
     tokens += [f" {word}" for word in UNIT] * 6 if loops else [f" {word}" for word in words(rng, 60)]
     table = {}
     count = len(tokens)
-    entropy = [round(0.1 if loops and place >= onset else rng.uniform(0.5, 2), 3) for place in range(count)]
+    entropy = [round(0.1 if loops and folder >= onset else rng.uniform(0.5, 2), 3) for folder in range(count)]
     return {
         "settings": {"max_new_tokens": 160}, "prompt": f"problem {index // 2} </script><b>", "text": "".join(tokens),
         "is_right": is_right, "level": index % 2, "seed": index // 2 % 3, "tokens": tokens,
         "token_ids": [table.setdefault(token, len(table)) for token in tokens],
-        "blocks": [place // 16 for place in range(count)],
-        "steps": [place // 2 for place in range(count)], "confidence": [round(2.7 ** -e, 3) for e in entropy],
+        "blocks": [folder // 16 for folder in range(count)],
+        "steps": [folder // 2 for folder in range(count)], "confidence": [round(2.7 ** -e, 3) for e in entropy],
         "entropy": entropy, "num_commits": [1] * count, "num_forwards": count // 2,
     }  # fmt: skip
 
@@ -61,11 +61,11 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        told = dict(attributes)
-        self.loads += [told[name] for name in ("src", "srcset", "data") if name in told]
-        self.loads += [told["href"] for _ in [0] if tag != "a" and "href" in told]
-        self.ids += [told["id"]] if "id" in told else []
-        self._is_data = told.get("id") == "data"
+        result = dict(attributes)
+        self.loads += [result[name] for name in ("src", "srcset", "data") if name in result]
+        self.loads += [result["href"] for _ in [0] if tag != "a" and "href" in result]
+        self.ids += [result["id"]] if "id" in result else []
+        self._is_data = result.get("id") == "data"
 
     def handle_data(self, text):
         if self._is_data:
@@ -107,8 +107,8 @@ def test_the_page_is_self_contained_and_includes_the_texts(traces, tmp_path):
     heat = shown[0]["trace"]
     assert len(heat["steps"]) == len(heat["tokens"]) == len(heat["confidence"]) == len(heat["marks"])
     assert heat["loops"][0]["start"] == 60
-    for said in ("Early warning by CUSUM", "Entropy around the onset", "McNemar", "t over seeds"):
-        assert said in text
+    for message in ("Early warning by CUSUM", "Entropy around the onset", "McNemar", "t over seeds"):
+        assert message in text
 
 
 COSTS = "right_first right_difference right_low_95 harmed healed mean_length_first mean_length_second".split()
@@ -143,15 +143,15 @@ def test_compare_option_selects_the_comparisons(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     command = [file, "--out", tmp_path, "--group-field", "arm"]
-    told = analyze(*command, "--compare", "none", "stop", "--compare", "stop", "ramp")
-    assert told.exit_code == 0, told.output
+    result = analyze(*command, "--compare", "none", "stop", "--compare", "stop", "ramp")
+    assert result.exit_code == 0, result.output
     with (tmp_path / "effects.csv").open(encoding="utf-8", newline="") as found:
         none_stop, stop_ramp = csv.DictReader(found)
     counts = ("only_first", "only_second", "harmed", "right_and_ended_first")
     assert [none_stop[name] for name in counts] == ["6", "0", "0", "2"]
     assert (stop_ramp["right_first"], stop_ramp["right_second"]) == ("0.7500", "1.0000")
     assert "none → stop" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Right on the same problems" in told.output
+    assert "Right on the same problems" in result.output
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Right answers and length on the same problems" in page
     wrong = analyze(*command, "--compare", "none", "stopp")
@@ -173,11 +173,11 @@ def written(folder, arm_field=None, *, is_right=True):
 def test_folders_are_compared_by_their_arm_names(tmp_path):
     first, second = written(tmp_path / "x"), written(tmp_path / "y", is_right=False)
     arms = ["--arm", "[red]plain", first, "--arm", "<b>a [/x] ramp", second]
-    told = analyze(*arms, "--out", tmp_path / "out", "--group-field", "arm")
-    assert told.exit_code == 0, told.output
-    assert "[red]plain →" in told.output
-    assert "-100 (" in told.output
-    assert "4 of 4" in told.output
+    result = analyze(*arms, "--out", tmp_path / "out", "--group-field", "arm")
+    assert result.exit_code == 0, result.output
+    assert "[red]plain →" in result.output
+    assert "-100 (" in result.output
+    assert "4 of 4" in result.output
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;a [/x] ramp" in page
     assert "<b>a [/x]" not in page
@@ -185,17 +185,19 @@ def test_folders_are_compared_by_their_arm_names(tmp_path):
 
 def test_named_folders_are_compared_with_other_group_fields(tmp_path):
     first, second = written(tmp_path / "x"), written(tmp_path / "y", is_right=False)
-    told = analyze("--arm", "a", first, "--arm", "b", second, "--group-field", "is_finished", "--out", tmp_path / "out")
-    assert told.exit_code == 0, told.output
-    assert "a → b" in told.output
-    assert "not compared" not in told.output
+    result = analyze(
+        "--arm", "a", first, "--arm", "b", second, "--group-field", "is_finished", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    assert "a → b" in result.output
+    assert "not compared" not in result.output
 
 
 def test_without_a_truth_only_lengths_are_compared(tmp_path):
     first, second = written(tmp_path / "x", is_right=None), written(tmp_path / "y", is_right=None)
-    told = analyze("--arm", "a", first, "--arm", "b", second, "--out", tmp_path / "out")
-    assert "Length on the same problems" in told.output
-    assert "harmed" not in told.output
+    result = analyze("--arm", "a", first, "--arm", "b", second, "--out", tmp_path / "out")
+    assert "Length on the same problems" in result.output
+    assert "harmed" not in result.output
     assert "Right answers and length" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -203,15 +205,15 @@ def test_an_impossible_comparison_states_the_reason(tmp_path):
     first, second = written(tmp_path / "x"), written(tmp_path / "y")
     text = (second / "texts.jsonl").read_text(encoding="utf-8").replace("problem", "puzzle")
     (second / "texts.jsonl").write_text(text, encoding="utf-8")
-    told = analyze("--arm", "a", first, "--arm", "b", second, "--out", tmp_path / "out")
-    assert told.exit_code == 0, told.output
+    result = analyze("--arm", "a", first, "--arm", "b", second, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
     reason = "a and b are not compared: none of their prompts is in both (4 and 4)"
-    assert f"Note: {reason}" in " ".join(told.output.split())
+    assert f"Note: {reason}" in " ".join(result.output.split())
     assert reason in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["x", "--arm", "b", "y"], "x has no condition, unlike the others"),
         (["--arm", "a", "x", "--arm", "a", "x"], "x is given twice"),
@@ -220,14 +222,14 @@ def test_an_impossible_comparison_states_the_reason(tmp_path):
         ([], "or each with a condition by --arm"),
     ],
 )
-def test_ambiguous_arm_names_are_refused(tmp_path, monkeypatch, arguments, said):
+def test_ambiguous_arm_names_are_refused(tmp_path, monkeypatch, arguments, message):
     written(tmp_path / "x"), written(tmp_path / "y"), written(tmp_path / "two", "c")
     with (tmp_path / "two" / "texts.jsonl").open("a", encoding="utf-8") as file:
         file.write('\n{"text": "x", "arm": "d"}')
     monkeypatch.chdir(tmp_path)
-    told = analyze(*arguments, "--out", tmp_path / "out")
-    assert told.exit_code == 1
-    assert said in " ".join(told.output.split())
+    result = analyze(*arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
 
 
 def by_difficulty(page):
@@ -335,13 +337,13 @@ def test_repeated_analysis_skips_the_output_of_the_first(tmp_path, monkeypatch, 
         written.append(records.read_text(encoding="utf-8"))
     assert written[0] == written[1]
     assert len(written[1].splitlines()) == 1
-    told = analyze(records, "--out", records.parent)
-    assert "is the output of an analysis: name the generations" in told.output
-    assert told.exit_code == 1
+    result = analyze(records, "--out", records.parent)
+    assert "is the output of an analysis: name the generations" in result.output
+    assert result.exit_code == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["missing.jsonl"], "missing.jsonl: no such file"),
         (["loops.exact.min_cycles=4"], "no file given"),
@@ -352,12 +354,12 @@ def test_repeated_analysis_skips_the_output_of_the_first(tmp_path, monkeypatch, 
         (["{file}", "--text-field", "reply"], "no field 'reply'; its fields are text"),
     ],
 )
-def test_user_mistakes_give_one_line(tmp_path, words, said):
+def test_user_mistakes_give_one_line(tmp_path, words, message):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "t"}\n', encoding="utf-8")
     result = analyze(*(word.format(file=file) for word in words), "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert said in result.output
+    assert message in result.output
     assert len(result.output.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 

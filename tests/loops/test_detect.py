@@ -94,7 +94,7 @@ def test_a_loop_in_the_middle_of_a_full_canvas_is_a_forced_closure():
 
 
 def test_code_in_fences_needs_more_copies():
-    row = "    check(values[0], expected[0])  # as told above\n"
+    row = "    check(values[0], expected[0])  # as above\n"
     few, many = row * 4, row * 6
     assert detect(PROSE + few).kinds[:1] == (Kind.exact,)
     assert detect(f"{PROSE}```python\n{few}```\n").kinds == ()

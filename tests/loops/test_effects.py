@@ -136,7 +136,7 @@ def test_missing_planned_comparisons_make_no_verdict_easier():
 
 
 @pytest.mark.parametrize(
-    ("pairs", "said"),
+    ("pairs", "message"),
     [
         ([("base", "rump")], r"group to compare 'rump'.*did you mean 'ramp'"),
         ([("base", "depth_2")], "of different fields"),
@@ -144,8 +144,8 @@ def test_missing_planned_comparisons_make_no_verdict_easier():
         ([("base", "ramp"), ("ramp", "base")], "each pair once; got ramp and base"),
     ],
 )
-def test_a_pair_that_cannot_be_compared_is_refused(pairs, said):
-    with pytest.raises(UserError, match=said):
+def test_a_pair_that_cannot_be_compared_is_refused(pairs, message):
+    with pytest.raises(UserError, match=message):
         check_pairs(pairs, experiment(RATES), ["arm", "level"])
 
 
@@ -248,7 +248,7 @@ def test_without_a_true_difference_verdicts_are_as_rare_as_stated(num_seeds):
     rng = random.Random(num_seeds)
     num_false = 0
     for _ in range(800):
-        own = {place: rng.random() if num_seeds > 1 else 0.5 for place in product("ab", map(str, range(num_seeds)))}
+        own = {folder: rng.random() if num_seeds > 1 else 0.5 for folder in product("ab", map(str, range(num_seeds)))}
         texts = [
             Endless(f"problem {n}", {"arm": arm, "seed": seed}, rng.random() < share)
             for (arm, seed), share in own.items()

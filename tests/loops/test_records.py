@@ -156,23 +156,23 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_malformed_records_are_refused_with_the_reason(tmp_path, name):
-    file, content, said = BAD[name]
+    file, content, message = BAD[name]
     (tmp_path / file).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read(tmp_path / file)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"text": "reply"}, r"no field 'reply'; its fields are text, prompt"),
         ({"prompt": "promt"}, "unknown field in .* 'promt': allowed are .*did you mean 'prompt'"),
         ({"groups": ("arm",)}, "unknown field in .* 'arm'"),
     ],
 )
-def test_a_missing_field_is_refused_with_the_existing_ones(tmp_path, fields, said):
+def test_a_missing_field_is_refused_with_the_existing_ones(tmp_path, fields, message):
     path = write(tmp_path / "rows.jsonl", {"text": "t", "prompt": "p"})
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read(path, **fields)
 
 
@@ -182,10 +182,10 @@ def test_only_boolean_values_are_verdicts(tmp_path):
     assert [found.is_right for found in read(path)] == [None, None, True, None, False]
 
 
-@pytest.mark.parametrize(("value", "said"), [("B", '"B"'), (0.5, "0.5")])
-def test_a_named_verdict_field_must_contain_verdicts(tmp_path, value, said):
+@pytest.mark.parametrize(("value", "message"), [("B", '"B"'), (0.5, "0.5")])
+def test_a_named_verdict_field_must_contain_verdicts(tmp_path, value, message):
     path = write(tmp_path / "rows.jsonl", {"text": "t", "verdict": 1}, {"text": "t", "verdict": value})
-    with pytest.raises(UserError, match=f"line 2: the verdict must be true, false, 1 or 0; got {said}"):
+    with pytest.raises(UserError, match=f"line 2: the verdict must be true, false, 1 or 0; got {message}"):
         read(path, correct="verdict")
 
 

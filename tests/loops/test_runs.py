@@ -21,25 +21,25 @@ def every_exact_run(x, min_period, max_period, min_cycles, min_length):
     """Slow and obvious: each maximal stretch of each period."""
     found = set()
     for period in range(min_period, max_period + 1):
-        place = period
-        while place < len(x):
-            first = place
-            while place < len(x) and x[place] == x[place - period]:
-                place += 1
-            length = place - first + period
-            if place > first and length >= max(min_length, min_cycles * period):
+        start = period
+        while start < len(x):
+            first = start
+            while start < len(x) and x[start] == x[start - period]:
+                start += 1
+            length = start - first + period
+            if start > first and length >= max(min_length, min_cycles * period):
                 found.add((first - period, period, length))
-            place += 1
+            start += 1
     return found
 
 
 @given(st.lists(st.integers(0, 2), max_size=60), st.integers(1, 3), st.integers(2, 4), st.integers(1, 12))
 def test_exact_runs_equal_a_slow_search(x, min_period, min_cycles, min_length):
-    told = {"min_period": min_period, "max_period": 20, "min_cycles": min_cycles, "min_length": min_length}
-    slow = every_exact_run(x, **told)
-    found = {(run.start, run.period, run.length) for run in exact_runs(ids(x), **told)}
+    limits = {"min_period": min_period, "max_period": 20, "min_cycles": min_cycles, "min_length": min_length}
+    slow = every_exact_run(x, **limits)
+    found = {(run.start, run.period, run.length) for run in exact_runs(ids(x), **limits)}
     assert found <= slow
-    # what is left out lies in what is told, of shorter periods
+    # what remains is covered by reported runs of shorter periods
     for start, period, length in slow - found:
         spans = [(s, s + n) for s, p, n in found if p <= period]
         inside = [(max(start, low), min(start + length, high)) for low, high in spans]
@@ -74,9 +74,9 @@ def test_an_injected_loop_is_found_despite_noise(drawn, noise):
     looped = clean[:before] + clean[before : before + period] * cycles + clean[before + period :]
     # far enough from each other, in all copies, that no three mismatches stand together
     within = rng.sample(range(1, period - 4, 4), min(int(noise * period * cycles), len(range(1, period - 4, 4))))
-    places = [before + place + period * rng.randrange(cycles) for place in within]
-    for place in places:
-        looped[place] = -1 - place
+    places = [before + start + period * rng.randrange(cycles) for start in within]
+    for start in places:
+        looped[start] = -1 - start
     longest = max(near_runs(ids(looped), **NEAR), key=lambda run: run.length)
     assert longest.period == period
     # at the edges a disturbed unit ends the run early: at most a copy of the loop

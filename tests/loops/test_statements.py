@@ -1,4 +1,4 @@
-"""Sentences that say again what was said, and those that only look alike."""
+"""Repeated statements, and sentences that only look alike."""
 
 import random
 
@@ -13,7 +13,7 @@ from lit_illada.loops.detect.words import sentences, units_of_text
 RULE = StatementRule()
 
 
-def said(text):
+def split(text):
     return list(sentences(units_of_text(text), RULE.min_length))
 
 
@@ -24,14 +24,14 @@ def prose(words):
 
 def test_sentences_end_at_full_stops_and_lines():
     text = "One two three four five six. Seven.\nA line without a stop of seven words\nlast one two three four five!"
-    assert [item.text for item in said(text)] == [
+    assert [item.text for item in split(text)] == [
         "One two three four five six.", "A line without a stop of seven words", "last one two three four five!",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("signs", [".", "?!"])
 def test_a_flood_of_full_stops_takes_linear_time(signs):
-    flood = said(f"One two three four five six{signs * 200_000}")
+    flood = split(f"One two three four five six{signs * 200_000}")
     assert flood[0].text.startswith("One two three four five six")
     assert [sentence.end for sentence in flood[:2]] == [64, 128]
 
@@ -41,11 +41,11 @@ def test_an_injected_streak_is_found(prose, before, distinct, rounds, seed):
     rng = random.Random(seed)
     start, again, behind = prose(rng, before), prose(rng, distinct), prose(rng, 6)
     text = [*start, *again * rounds, *behind]
-    found = streaks(said(" ".join(text)), RULE)
+    runs = streaks(split(" ".join(text)), RULE)
     if distinct * (rounds - 1) < RULE.min_revisits:
-        assert not found
+        assert not runs
         return
-    (streak,) = found
+    (streak,) = runs
     units = units_of_text(" ".join(text))
     assert units.written.between(streak.onset, streak.end).startswith(again[0])
     assert streak.start == len(units_of_text(" ".join(start)))
@@ -57,21 +57,21 @@ def test_sentences_with_different_numbers_do_not_repeat():
     same = "We add the number 12 to the sum, which gives us a total of 40."
     other = "We add the number 12 to the sum, which gives us a total of 41."
     reworded = "We add the number 12 to the sum which gives us the total of 40."
-    assert revisits(said(f"{same} {other} {reworded}"), RULE) == [None, None, 0]
+    assert revisits(split(f"{same} {other} {reworded}"), RULE) == [None, None, 0]
 
 
 def test_lookback_limits_the_compared_sentences(prose):
     rng = random.Random(0)
     first = "This very sentence comes again after a long while."
-    near = said(" ".join([first, *prose(rng, 31), first]))
-    far = said(" ".join([first, *prose(rng, 33), first]))
+    near = split(" ".join([first, *prose(rng, 31), first]))
+    far = split(" ".join([first, *prose(rng, 33), first]))
     assert revisits(near, RULE)[-1] == 0
     assert revisits(far, RULE)[-1] is None
 
 
 def test_doubt_in_half_of_the_sentences_is_self_correction():
     doubt = "Wait, let me check this whole thing again. But {} are the numbers that we were given here. "
-    (streak,) = streaks(said(doubt.format("these") * 8), RULE)
+    (streak,) = streaks(split(doubt.format("these") * 8), RULE)
     assert streak.is_self_correction
-    (calm,) = streaks(said("The sun rises over the hills today. The cow goes slowly to the meadow. " * 8), RULE)
+    (calm,) = streaks(split("The sun rises over the hills today. The cow goes slowly to the meadow. " * 8), RULE)
     assert not calm.is_self_correction

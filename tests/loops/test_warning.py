@@ -52,8 +52,8 @@ def test_ngrams_are_observable_once_their_last_token_is_committed():
     x = np.array([1, 2, 3, 4, 1, 2, 3, 4], np.int32)
     steps = [7, 6, 5, 4, 3, 2, 1, 0]  # written from the right
     found = watch(x, steps, None, [(4, 8, True)], None, WarningRule())
-    ngrams, said = found.signals["n-gram novelty deficit"], found.signals["sentences said before"]
+    ngrams, sentences = found.signals["n-gram novelty deficit"], found.signals["sentences said before"]
     assert ngrams.values.tolist() == [0] * 7 + [1]
     assert ngrams.seen_at[7] == 3
-    assert said.values.tolist() == [0] * 4 + [1] * 4
-    assert said.seen_at[4:].tolist() == [3] * 4
+    assert sentences.values.tolist() == [0] * 4 + [1] * 4
+    assert sentences.seen_at[4:].tolist() == [3] * 4

@@ -109,7 +109,7 @@ def test_the_same_generator_gives_the_same_adapters(make_model):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rank": 0}, "adapter.rank is 0"),
         ({"alpha": 0.0}, "adapter.alpha is 0.0"),
@@ -117,8 +117,8 @@ def test_the_same_generator_gives_the_same_adapters(make_model):
         ({"targets": ["query_proj"]}, "did you mean"),
     ],
 )
-def test_invalid_settings_are_rejected(options, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_settings_are_rejected(options, message):
+    with pytest.raises(UserError, match=message):
         LoraConfig(**options)
 
 

@@ -91,10 +91,10 @@ def test_a_folder_check_names_the_damaged_or_missing_file(tmp_path):
         check_files(listing)
 
 
-@pytest.mark.parametrize("place", ["a link to nothing", "a folder"])
-def test_an_unreadable_checksum_list_is_an_error(place, tmp_path):
+@pytest.mark.parametrize("folder", ["a link to nothing", "a folder"])
+def test_an_unreadable_checksum_list_is_an_error(folder, tmp_path):
     assert check_folder(tmp_path) is None
     file = tmp_path / CHECKSUMS_FILE
-    file.mkdir() if place == "a folder" else file.symlink_to("nowhere")
+    file.mkdir() if folder == "a folder" else file.symlink_to("nowhere")
     with pytest.raises(FileError, match=r"checksums\.json"):
         check_folder(tmp_path)

@@ -88,8 +88,8 @@ def ask():
     """A ScoringModel of a table of marginals; `.score.num_forwards` counts its passes."""
 
     def ask(table):
-        asked = Asked(table)
-        return ScoringModel(asked, asked, MASK, EOS, max_length=64, is_causal=False, device=torch.device("cpu"))
+        request = Asked(table)
+        return ScoringModel(request, request, MASK, EOS, max_length=64, is_causal=False, device=torch.device("cpu"))
 
     return ask
 

@@ -73,10 +73,10 @@ def test_the_bound_is_unbiased_and_its_standard_error_is_correct(ask, conditiona
     one = Candidate.answering([], [0, 1, 2, 0, 1])
     scores = [bound_scores(model, [one], MaskGrid(16, seed), 4096, ignore)[0] for seed in range(60)]
     spread = statistics.stdev(score.value for score in scores)
-    told = math.sqrt(statistics.fmean(score.stderr**2 for score in scores))
+    result = math.sqrt(statistics.fmean(score.stderr**2 for score in scores))
     mean = statistics.fmean(score.value for score in scores)
     assert abs(mean - conditionals.log_prob(one.answer_ids)) < 3 * spread / math.sqrt(60)
-    assert 0.75 < told / spread < 1.35
+    assert 0.75 < result / spread < 1.35
 
 
 def test_scores_do_not_depend_on_the_batch(real):
@@ -99,10 +99,10 @@ def test_the_exact_score_equals_teacher_forcing_of_each_prefix(real):
     model = real(is_causal=True)
     prompt, answer = [5, 6, 7], [3, 9, 4, 11]
     want, written = 0.0, []
-    for place in range(len(answer)):
-        prefix = torch.tensor([[1, *prompt, *answer[:place]]])  # EOS stands before a document
+    for folder in range(len(answer)):
+        prefix = torch.tensor([[1, *prompt, *answer[:folder]]])  # EOS stands before a document
         logits = model.logits(prefix, Layout.whole_rows(*prefix.shape), torch.ones_like(prefix, dtype=torch.bool))[-1]
-        want += logits.log_softmax(0)[answer[place]].item()
+        want += logits.log_softmax(0)[answer[folder]].item()
         written.append(logits.argmax().item())
     (score,), (is_greedy,) = exact_scores(model, [Candidate.answering(prompt, answer)], 64, ignore)
     assert score.value == pytest.approx(want, rel=1e-5)

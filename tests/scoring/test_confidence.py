@@ -51,8 +51,8 @@ def test_every_rule_equals_its_definition_in_mixed_batches(real, rule):
     ]
     for batch_tokens in (1, 20, 10_000):
         scores = chain_rule_scores(model, groups, rule, batch_tokens, ignore)
-        for group, told in zip(groups, scores, strict=True):
-            for one, score in zip(group, told, strict=True):
+        for group, result in zip(groups, scores, strict=True):
+            for one, score in zip(group, result, strict=True):
                 want, _ = slow_score(model, one.prompt_ids, one.answer_ids, rule)
                 assert score.value == pytest.approx(want, rel=1e-5)
                 assert (score.stderr, score.num_tokens) == (0, len(one.answer_ids))

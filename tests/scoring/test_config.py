@@ -19,7 +19,7 @@ def test_all_means_every_rule_that_the_model_supports():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("num_draws", 1, "num_draws is 1; it must be 2 or more"),
         ("batch_tokens", 0, "batch_tokens is 0"),
@@ -29,22 +29,22 @@ def test_all_means_every_rule_that_the_model_supports():
         ("batch_prompts", 0, "batch_prompts is 0"),
     ],
 )
-def test_values_out_of_range_are_refused(field, value, said):
-    with pytest.raises(UserError, match=said):
+def test_values_out_of_range_are_refused(field, value, message):
+    with pytest.raises(UserError, match=message):
         ScoringConfig(**{field: value})
 
 
 @pytest.mark.parametrize("wording", WORDINGS.values())
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("prompt", "Question:", r"it must contain \{question\}"),
         ("choice", "{}", r"it must contain \{choice\}"),
         ("stop_texts", [""], "stop_texts contains an empty text"),
     ],
 )
-def test_wordings_without_placeholder_are_refused(wording, field, value, said):
-    with pytest.raises(UserError, match=said):
+def test_wordings_without_placeholder_are_refused(wording, field, value, message):
+    with pytest.raises(UserError, match=message):
         wording(**{field: value})
 
 
@@ -54,7 +54,7 @@ def test_every_wording_has_a_file_with_its_defaults(name):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("depths", [], "reasoning.depths is empty"),
         ("depths", [0], "min_depth is 0"),
@@ -63,6 +63,6 @@ def test_every_wording_has_a_file_with_its_defaults(name):
         ("max_numbers", [3, 10], r"max_numbers is \[10\]; each must lie in 1 … 9"),
     ],
 )
-def test_impossible_problem_settings_are_refused(field, value, said):
-    with pytest.raises(UserError, match=said):
+def test_impossible_problem_settings_are_refused(field, value, message):
+    with pytest.raises(UserError, match=message):
         ReasoningTask(**{field: value})

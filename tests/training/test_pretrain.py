@@ -586,7 +586,7 @@ def test_a_causal_model_trains_by_the_same_command(tiny_overrides, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["trainer.accelerator=gpu"], "torch sees no CUDA device"),
         (["data.row_length=0"], "data.row_length is 0"),
@@ -596,14 +596,14 @@ def test_a_causal_model_trains_by_the_same_command(tiny_overrides, tmp_path):
         (["data.row_length=100000", "model.max_position_embeddings=200000"], "row"),
     ],
 )
-def test_an_invalid_config_ends_in_one_line_without_creating_a_folder(overrides, said, tiny_overrides, tmp_path):
+def test_an_invalid_config_ends_in_one_line_without_creating_a_folder(overrides, message, tiny_overrides, tmp_path):
     if {"trainer.accelerator=gpu", "model.attention=varlen"} & set(overrides) and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     run = tmp_path / "run"
     result = pretrain(*tiny_overrides, f"run_dir={run}", *overrides)
     assert result.exit_code == 1
     assert result.output.strip().splitlines()[-1].startswith("Error: ")
-    assert said in result.output
+    assert message in result.output
     assert not run.exists()
 
 
@@ -614,7 +614,7 @@ def test_a_run_folder_is_never_overwritten(reference, tiny_overrides):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["model.hidden_size=64"], "is a checkpoint of another model (hidden_size: 32 there, 64 here)"),
         (["seed=7", "trainer.max_steps=20"], "seed=0"),
@@ -627,10 +627,10 @@ def test_a_run_folder_is_never_overwritten(reference, tiny_overrides):
         (["trainer.max_stepz=7"], "did you mean 'trainer.max_steps'"),
     ],
 )
-def test_a_resume_with_an_incompatible_config_is_rejected(overrides, said, reference):
+def test_a_resume_with_an_incompatible_config_is_rejected(overrides, message, reference):
     result = pretrain(*overrides, resume=reference)
     assert result.exit_code == 1
-    assert said in result.output.strip().splitlines()[-1]
+    assert message in result.output.strip().splitlines()[-1]
     assert "Traceback" not in result.output
 
 

@@ -102,7 +102,7 @@ def test_a_run_killed_before_its_last_figures_has_its_end_once(undisturbed, tmp_
     assert (run / "samples.txt").read_bytes() == (undisturbed / "samples.txt").read_bytes()
 
 
-def test_a_refused_resume_leaves_the_record_alone(undisturbed, tmp_path):
+def test_a_refused_resume_does_not_change_the_record(undisturbed, tmp_path):
     run = shutil.copytree(undisturbed, tmp_path / "run")
     before = record_sizes(run)
     (run / "checkpoints" / checkpoints_by_step(run / "checkpoints")[14].name).unlink()
@@ -111,7 +111,7 @@ def test_a_refused_resume_leaves_the_record_alone(undisturbed, tmp_path):
     assert record_sizes(run) == before
 
 
-def test_a_record_that_links_elsewhere_is_left_alone(tmp_path):
+def test_a_record_that_links_elsewhere_is_not_changed(tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("mine")
     run = tmp_path / "run"

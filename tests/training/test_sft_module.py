@@ -131,17 +131,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one_even_without_its_base(base, t
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("sft_data.rows.is_prompt_maskable=false", "the checkpoint was trained with sft_data.rows=Packed("),
         ("sft_data.row_length=128", "with sft_data.row_length=256, not sft_data.row_length=128"),
     ],
 )
-def test_a_resume_with_other_rows_is_rejected(override, said, tuned):
+def test_a_resume_with_other_rows_is_rejected(override, message, tuned):
     before = (tuned / "config.yaml").read_text()
     result = lit_illada("sft", "--resume", tuned, override, "trainer.max_steps=20")
     assert result.exit_code == 1
-    assert said in result.output.strip().splitlines()[-1]
+    assert message in result.output.strip().splitlines()[-1]
     assert (tuned / "config.yaml").read_text() == before
 
 
@@ -190,7 +190,7 @@ def test_a_causal_model_is_fine_tuned_and_answers_by_the_same_commands(tiny_over
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["objective=autoregressive"], "needs model.is_causal=true"),
         (["sft_data.row_length=4096"], "longer than model.max_position_embeddings=512"),
@@ -201,11 +201,11 @@ def test_a_causal_model_is_fine_tuned_and_answers_by_the_same_commands(tiny_over
         (["sft_data.rows.pad=1"], "sft_data.rows"),
     ],
 )
-def test_an_invalid_config_ends_in_one_line(overrides, said, base, tmp_path):
+def test_an_invalid_config_ends_in_one_line(overrides, message, base, tmp_path):
     run = tmp_path / "run"
     result = lit_illada("sft", base, *SMALL, *overrides, f"run_dir={run}")
     assert result.exit_code == 1
-    assert said in result.output
+    assert message in result.output
     assert not run.exists()
 
 
@@ -225,16 +225,16 @@ def test_response_curves_equal_a_loop_over_the_tokens():
     noisy = NoisyBatch(ids, batch.layout, is_masked, ids[is_masked], batch.is_maskable, one, one)
     curves = ResponseCurves(eos)
     curves.update(batch, noisy, TokenScores(nll, is_correct[is_masked]))
-    response, correct, ends, place = [], [], [], 0
+    response, correct, ends, folder = [], [], [], 0
     for b in range(B):
         for t in range(T):
             if is_masked[b, t]:
                 if is_response[b, t]:
-                    response.append(float(nll[place]))
+                    response.append(float(nll[folder]))
                     correct.append(bool(is_correct[b, t]))
                     if ids[b, t] == eos:
-                        ends.append(float(nll[place]))
-                place += 1
+                        ends.append(float(nll[folder]))
+                folder += 1
     values = curves.compute()
     assert float(values["response_nll"]) == pytest.approx(sum(response) / len(response))
     assert float(values["response_accuracy"]) == pytest.approx(sum(correct) / len(correct))

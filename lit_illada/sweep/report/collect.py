@@ -65,8 +65,8 @@ class Sweep:
 
     def of_arm(self, arm: str, stage: str) -> dict[int | None, RunRecord]:
         """Records of an arm in a stage by seed; the key None is a run that all seeds share."""
-        found = (record for record in self.records if record.run.stage == stage and arm in record.run.arms)
-        return {record.run.seed: record for record in found}
+        records = (record for record in self.records if record.run.stage == stage and arm in record.run.arms)
+        return {record.run.seed: record for record in records}
 
     def sharing(self, stage: str) -> list[list[str]]:
         """Arms grouped by equal runs in a stage."""

@@ -18,9 +18,9 @@ _START_FRACTION = 0.12
 Looks = Mapping[str, Look]
 
 
-def metric_figures(sweep: Sweep, found: MetricFinding, looks: Looks) -> list[PlotFigure]:
+def metric_figures(sweep: Sweep, finding: MetricFinding, looks: Looks) -> list[PlotFigure]:
     """Figures of a metric that have data: seeds, differences from the baseline, grid of two axes."""
-    figures = [_seeds(sweep, found, looks), _differences(sweep, found, looks), _heat_map(sweep, found)]
+    figures = [_seeds(sweep, finding, looks), _differences(sweep, finding, looks), _heat_map(sweep, finding)]
     return [figure for figure in figures if figure is not None]
 
 
@@ -84,8 +84,8 @@ def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
 
 def gradient_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
     """Median and spread of the gradient norm by arm; None without data."""
-    found = gradient_norms(sweep, stage)
-    if not found:
+    norms = gradient_norms(sweep, stage)
+    if not norms:
         return None
     data = [
         {
@@ -105,44 +105,44 @@ def gradient_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None
             "name": arm,
             "meta": {"arm": arm},
         }
-        for arm, spread in reversed(found.items())
+        for arm, spread in reversed(norms.items())
     ]
     layout = {
-        **_rows(list(reversed(found))),
+        **_rows(list(reversed(norms))),
         "xaxis": {"type": "log", "dtick": "D2", "title": {"text": "gradient norm before clipping"}},
     }
     caption = "Median and central 90 % range over the steps of all seeds, without the first tenth of training."
     return PlotFigure(f"gradients-{slug(stage)}", f"Gradient norm, {stage}", caption, data, layout)
 
 
-def _seeds(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | None:
-    shown = [arm for arm in reversed(found.arms) if arm.values]
+def _seeds(sweep: Sweep, finding: MetricFinding, looks: Looks) -> PlotFigure | None:
+    shown = [arm for arm in reversed(finding.arms) if arm.values]
     if not shown:
         return None
-    factor, unit = found.unit.factor, found.unit
+    factor, unit = finding.unit.factor, finding.unit
     data: list[Trace] = []
     for arm in shown:
         values = {seed: factor * value for seed, value in arm.values.items()}
         data += _row_traces(arm, looks[arm.arm], values, arm.estimate, factor, unit.name)
-    named = found.metric.name
+    named = finding.metric.name
     layout = {
         **_rows([arm.arm for arm in shown]),
         "xaxis": {"title": {"text": f"{named}, {unit.name}" if unit.name else named}, **_without_outliers(sweep, data)},
     }
-    better = "left" if found.metric.goal is Goal.LOWER else "right"
+    better = "left" if finding.metric.goal is Goal.LOWER else "right"
     caption = (
         f"One dot per seed; {better} is better. Bars: means with 95\u00a0% intervals over seeds, which include the "
         "variation between seeds: compare arms by their paired differences."
     )
-    return PlotFigure(f"seeds-{slug(found.metric.stage, named)}", "Values by seed", caption, data, layout)
+    return PlotFigure(f"seeds-{slug(finding.metric.stage, named)}", "Values by seed", caption, data, layout)
 
 
-def _differences(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure | None:
-    reference = found.of(sweep.spec.baseline).values
-    shown = [arm for arm in reversed(found.arms) if arm.comparison is not None and arm.comparison.difference]
+def _differences(sweep: Sweep, finding: MetricFinding, looks: Looks) -> PlotFigure | None:
+    reference = finding.of(sweep.spec.baseline).values
+    shown = [arm for arm in reversed(finding.arms) if arm.comparison is not None and arm.comparison.difference]
     if not shown:
         return None
-    factor, unit = found.unit.factor, found.unit
+    factor, unit = finding.unit.factor, finding.unit
     data: list[Trace] = []
     for arm in shown:
         assert arm.comparison is not None
@@ -161,28 +161,28 @@ def _differences(sweep: Sweep, found: MetricFinding, looks: Looks) -> PlotFigure
         "intervals, not corrected for the number of comparisons; verdicts are corrected."
     )
     return PlotFigure(
-        f"differences-{slug(found.metric.stage, found.metric.name)}", "Paired differences", caption, data, layout
+        f"differences-{slug(finding.metric.stage, finding.metric.name)}", "Paired differences", caption, data, layout
     )
 
 
-def _heat_map(sweep: Sweep, found: MetricFinding) -> PlotFigure | None:
-    table = grid(sweep.spec, found)
+def _heat_map(sweep: Sweep, finding: MetricFinding) -> PlotFigure | None:
+    table = grid(sweep.spec, finding)
     if table is None or not any(value is not None for row in table[2] for value in row):
         return None
     rows, columns, means = table
     first, second = sweep.spec.axes
-    scaled = [[None if value is None else found.unit.factor * value for value in row] for row in means]
+    scaled = [[None if value is None else finding.unit.factor * value for value in row] for row in means]
     data = [
         {
             "type": "heatmap",
             "x": columns,
             "y": rows,
             "z": scaled,
-            "text": [[found.unit.value(value) for value in row] for row in means],
+            "text": [[finding.unit.value(value) for value in row] for row in means],
             "texttemplate": "%{text}",
-            "hovertemplate": f"{first} %{{y}}<br>{second} %{{x}}<br>%{{text}} {found.unit.name}<extra></extra>",
+            "hovertemplate": f"{first} %{{y}}<br>{second} %{{x}}<br>%{{text}} {finding.unit.name}<extra></extra>",
             "colorscale": "Viridis",
-            "reversescale": found.metric.goal is Goal.LOWER,
+            "reversescale": finding.metric.goal is Goal.LOWER,
             "xgap": 2,
             "ygap": 2,
         }
@@ -192,13 +192,13 @@ def _heat_map(sweep: Sweep, found: MetricFinding) -> PlotFigure | None:
         "xaxis": {"title": {"text": second}, "type": "category"},
         "yaxis": {"title": {"text": first}, "type": "category", "autorange": "reversed"},
     }
-    caption = f"Means over seeds of {found.metric.name}; brighter is better. The table has their intervals."
-    identity = f"grid-{slug(found.metric.stage, found.metric.name)}"
+    caption = f"Means over seeds of {finding.metric.name}; brighter is better. The table has their intervals."
+    identity = f"grid-{slug(finding.metric.stage, finding.metric.name)}"
     return PlotFigure(identity, f"{first} × {second}", caption, data, layout)
 
 
 def _row_traces(
-    arm: ArmFinding, look: Look, values: dict[int | None, float], found: Estimate | None, factor: float, unit: str
+    arm: ArmFinding, look: Look, values: dict[int | None, float], estimate: Estimate | None, factor: float, unit: str
 ) -> list[Trace]:
     """Row of an arm: one dot per seed, and the mean with its interval."""
     dots = {
@@ -212,22 +212,22 @@ def _row_traces(
         "name": arm.arm,
         "meta": {"arm": arm.arm},
     }
-    if found is None:
+    if estimate is None:
         return [dots]
     mean: Trace = {
         "type": "scatter",
         "mode": "markers",
-        "x": [factor * found.mean],
+        "x": [factor * estimate.mean],
         "y": [arm.arm],
         "marker": {"color": look.colour, "size": 16, "symbol": "line-ns", "line": {"width": 3, "color": look.colour}},
         "hovertemplate": f"mean %{{x:.5g}} {unit}",
         "name": arm.arm,
         "meta": {"arm": arm.arm},
     }
-    if found.low is not None and found.high is not None:
-        half = abs(factor) * (found.high - found.low) / 2
+    if estimate.low is not None and estimate.high is not None:
+        half = abs(factor) * (estimate.high - estimate.low) / 2
         mean["error_x"] = {"type": "data", "array": [half], "color": look.colour, "thickness": 1.5, "width": 5}
-        mean["hovertemplate"] += f"<br>95\u00a0% interval {factor * found.low:.5g} to {factor * found.high:.5g}"
+        mean["hovertemplate"] += f"<br>95\u00a0% interval {factor * estimate.low:.5g} to {factor * estimate.high:.5g}"
     return [dots, mean]
 
 

@@ -66,7 +66,7 @@ class MetricFinding:
 
     def of(self, arm: str) -> ArmFinding:
         """Result of an arm."""
-        return next(found for found in self.arms if found.arm == arm)
+        return next(finding for finding in self.arms if finding.arm == arm)
 
 
 def find(sweep: Sweep, metric: Metric) -> MetricFinding:
@@ -83,7 +83,7 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
         is_primary=is_primary,
         controls=spec.cannot_learn,
     )
-    unit = unit_of(metric.name, [found.difference for found in comparisons.values() if found.difference])
+    unit = unit_of(metric.name, [comparison.difference for comparison in comparisons.values() if comparison.difference])
     arms: list[ArmFinding] = []
     for arm in spec.all_arms():
         of_seed, comparison = records[arm.name], comparisons.get((spec.baseline, arm.name))
@@ -109,26 +109,26 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
         text = verdict(comparison, first, unit, is_same_run=_are_same_runs(records, first, second))
         pairs.append(PairFinding(first, second, comparison, text))
     sign = 1 if is_lower_better else -1
-    arms.sort(key=lambda found: (found.estimate is None, sign * found.estimate.mean if found.estimate else 0.0))
+    arms.sort(key=lambda finding: (finding.estimate is None, sign * finding.estimate.mean if finding.estimate else 0.0))
     runs = {record.run.id: record for of_seed in records.values() for record in of_seed.values()}
     finished = sum(record.state is RunState.FINISHED for record in runs.values())
     checks = _checks(spec, metric, records, values, comparisons, unit) if is_primary else []
     return MetricFinding(metric, is_primary, unit, arms, pairs, checks, len(runs), finished)
 
 
-def grid(spec: SweepSpec, found: MetricFinding) -> tuple[list[str], list[str], list[list[float | None]]] | None:
+def grid(spec: SweepSpec, finding: MetricFinding) -> tuple[list[str], list[str], list[list[float | None]]] | None:
     """Values of both axes and the table of means, for a sweep over two axes; None for any other sweep."""
     if len(spec.axes) != 2:
         return None
     rows, columns = ([value.name for value in axis] for axis in spec.axes.values())
-    means = {arm.arm: arm.estimate.mean if arm.estimate else None for arm in found.arms}
+    means = {arm.arm: arm.estimate.mean if arm.estimate else None for arm in finding.arms}
     table = {(row, column): means[f"{row}+{column}"] for row, column in product(rows, columns)}
     return rows, columns, [[table[row, column] for column in columns] for row in rows]
 
 
 def _values(of_seed: dict[int | None, RunRecord], name: str) -> dict[int | None, float]:
-    found = {seed: record.figures[name] for seed, record in of_seed.items() if name in record.figures}
-    return {seed: value for seed, value in found.items() if isfinite(value)}
+    values = {seed: record.figures[name] for seed, record in of_seed.items() if name in record.figures}
+    return {seed: value for seed, value in values.items() if isfinite(value)}
 
 
 Values = dict[str, dict[int | None, float]]
@@ -153,28 +153,30 @@ def _checks(
 def _equivalences(spec: SweepSpec, comparisons: Comparisons, unit: Unit) -> list[Check]:
     """One check per pair of `equal_in_expectation`: two one-sided tests with Holm's correction over these pairs."""
     pairs = [(one, other) for one, other in spec.equal_in_expectation]
-    found = {pair: comparisons.get(pair) or comparisons[pair[1], pair[0]] for pair in pairs}
+    by_pair = {pair: comparisons.get(pair) or comparisons[pair[1], pair[0]] for pair in pairs}
     margin = spec.equivalence_margin
     # pairs without a p value still count in the correction
-    p = {pair: value for pair in pairs if margin and (value := found[pair].p_equivalent(margin)) is not None}
+    p = {pair: value for pair in pairs if margin and (value := by_pair[pair].p_equivalent(margin)) is not None}
     corrected = holm(p, len(pairs))
-    return [_equivalence(pair, found[pair], margin, corrected.get(pair), unit) for pair in pairs]
+    return [_equivalence(pair, by_pair[pair], margin, corrected.get(pair), unit) for pair in pairs]
 
 
-def _equivalence(pair: tuple[str, str], found: Comparison, margin: float | None, p: float | None, unit: Unit) -> Check:
+def _equivalence(
+    pair: tuple[str, str], comparison: Comparison, margin: float | None, p: float | None, unit: Unit
+) -> Check:
     what = f"{pair[0]} and {pair[1]} have the same expected objective"
-    if found.difference is None or found.p is None:
+    if comparison.difference is None or comparison.p is None:
         return Check(f"{what}: not tested, since there are too few common seeds or no variance", None)
     seen = (
-        f"difference {unit.difference(found.difference.mean)} "
-        f"(95\u00a0% interval {unit.interval(found.difference, is_difference=True)})"
+        f"difference {unit.difference(comparison.difference.mean)} "
+        f"(95\u00a0% interval {unit.interval(comparison.difference, is_difference=True)})"
     )
     if margin is not None and p is not None and p <= LEVEL:
         return Check(f"{what}: equivalent within ±{unit.size(margin)} (TOST {p_value(p)}): {seen}", True)
-    if found.finding is not Finding.NOT_SEPARABLE:
+    if comparison.finding is not Finding.NOT_SEPARABLE:
         return Check(
-            f"{what}, yet they differ (Holm {p_value(found.p_holm)}): {seen}. Either the implementation is wrong, or "
-            "one of them learns better because of its smaller variance: resolve this before relying on verdicts",
+            f"{what}, yet they differ (Holm {p_value(comparison.p_holm)}): {seen}. Either the implementation is wrong, "
+            "or one of them learns better because of its smaller variance: resolve this before relying on verdicts",
             False,
         )
     if margin is None:

@@ -47,15 +47,15 @@ class Spread:
 
 def courses(sweep: Sweep, tag: str, stage: str) -> dict[str, Course]:
     """Learning curves of a tag by arm, for arms that have one."""
-    found = {}
+    result = {}
     for arm in sweep.spec.all_arms():
         records = [record for record in sweep.of_arm(arm.name, stage).values() if tag in record.curves]
         if records:
             finished = [record.curves[tag] for record in records if record.state is RunState.FINISHED]
             others = [record.curves[tag] for record in records if record.state is not RunState.FINISHED]
             unfinished = [(list(map(float, curve.steps)), list(curve.values)) for curve in others]
-            found[arm.name] = Course(_band(finished), _per_step(records), unfinished)
-    return found
+            result[arm.name] = Course(_band(finished), _per_step(records), unfinished)
+    return result
 
 
 def by_ratio(sweep: Sweep, stage: str) -> dict[str, Band]:
@@ -68,25 +68,25 @@ def by_ratio_to_baseline(sweep: Sweep, stage: str) -> dict[str, Band]:
     """`by_ratio` minus the baseline at the same seed, for arms with a seed in common."""
     rows = _ratio_rows(sweep, stage)
     reference = rows.get(sweep.spec.baseline, {})
-    found = {}
+    result = {}
     for arm, of_seed in rows.items():
         common = [seed for seed in of_seed if seed in reference]
         if common:
             table = np.array([np.subtract(of_seed[seed], reference[seed]) for seed in common])
-            found[arm] = _band_of(RATIO_CENTRES, table)
-    return found
+            result[arm] = _band_of(RATIO_CENTRES, table)
+    return result
 
 
 def gradient_norms(sweep: Sweep, stage: str) -> dict[str, Spread]:
     """Spread of the gradient norm before clipping by arm, for arms with that curve."""
-    found = {}
+    result = {}
     for arm in sweep.spec.all_arms():
         curves = [record.curves.get("train/gradient_norm") for record in sweep.of_arm(arm.name, stage).values()]
         values = [value for curve in curves if curve for value in _after_warm_up(curve)]
         if values:
             low, middle, high = map(float, np.percentile(values, (5, 50, 95)))
-            found[arm.name] = Spread(low, middle, high)
-    return found
+            result[arm.name] = Spread(low, middle, high)
+    return result
 
 
 def _after_warm_up(curve: Curve) -> list[float]:
@@ -128,9 +128,9 @@ def _per_step(records: Sequence[RunRecord]) -> dict[str, float]:
         "tokens": lambda record: record.tokens,
         "FLOPs": lambda record: record.flops,
     }
-    found = {}
+    result = {}
     for name, amount in amounts.items():
         rates = [amount(r) / r.num_steps for r in records if amount(r) is not None and r.num_steps]  # type: ignore[operator]
         if rates:
-            found[name] = sum(rates) / len(rates)
-    return found
+            result[name] = sum(rates) / len(rates)
+    return result

@@ -41,27 +41,27 @@ def costs(sweep: Sweep) -> list[Cost]:
     return rows
 
 
-def write_tables(folder: Path, sweep: Sweep, found: Sequence[MetricFinding]) -> None:
+def write_tables(folder: Path, sweep: Sweep, finding: Sequence[MetricFinding]) -> None:
     """Write arms.csv, runs.csv, runs.parquet and curves.parquet, and pairs.csv for a sweep with also_compare."""
     runs = _table([_run_row(record) for record in sweep.records])
-    pa.csv.write_csv(_table([row for finding in found for row in _arm_rows(finding)]), folder / "arms.csv")
+    pa.csv.write_csv(_table([row for finding in finding for row in _arm_rows(finding)]), folder / "arms.csv")
     if sweep.spec.also_compare:
-        pa.csv.write_csv(_table([row for finding in found for row in _pair_rows(finding)]), folder / "pairs.csv")
+        pa.csv.write_csv(_table([row for finding in finding for row in _pair_rows(finding)]), folder / "pairs.csv")
     pa.csv.write_csv(runs, folder / "runs.csv")
     pa.parquet.write_table(runs, folder / "runs.parquet")
     pa.parquet.write_table(_curves(sweep), folder / "curves.parquet")
 
 
-def _arm_rows(found: MetricFinding) -> list[Row]:
+def _arm_rows(finding: MetricFinding) -> list[Row]:
     rows = []
-    for arm in found.arms:
+    for arm in finding.arms:
         mean = arm.estimate
         rows.append(
             {
-                "metric": found.metric.name,
-                "stage": found.metric.stage,
-                "goal": found.metric.goal.value,
-                "is_primary": found.is_primary,
+                "metric": finding.metric.name,
+                "stage": finding.metric.stage,
+                "goal": finding.metric.goal.value,
+                "is_primary": finding.is_primary,
                 "arm": arm.arm,
                 "is_baseline": arm.is_baseline,
                 "num_seeds": len(arm.values),
@@ -71,7 +71,7 @@ def _arm_rows(found: MetricFinding) -> list[Row]:
                 "high_95": mean.high if mean else None,
                 **_compared(arm.comparison),
                 "verdict": arm.verdict,
-                "is_preliminary": found.is_preliminary,
+                "is_preliminary": finding.is_preliminary,
                 "source": arm.source,
                 "runs": " ".join(record.run.id for record in arm.records.values()),
             }
@@ -79,20 +79,20 @@ def _arm_rows(found: MetricFinding) -> list[Row]:
     return rows
 
 
-def _pair_rows(found: MetricFinding) -> list[Row]:
+def _pair_rows(finding: MetricFinding) -> list[Row]:
     return [
         {
-            "metric": found.metric.name,
-            "stage": found.metric.stage,
-            "goal": found.metric.goal.value,
-            "is_primary": found.is_primary,
+            "metric": finding.metric.name,
+            "stage": finding.metric.stage,
+            "goal": finding.metric.goal.value,
+            "is_primary": finding.is_primary,
             "first": pair.first,
             "second": pair.second,
             **_compared(pair.comparison),
             "verdict": pair.verdict,
-            "is_preliminary": found.is_preliminary,
+            "is_preliminary": finding.is_preliminary,
         }
-        for pair in found.pairs
+        for pair in finding.pairs
     ]
 
 

@@ -40,12 +40,12 @@ class Unit:
         """Whether two values can differ by that much; two percentages differ by at most 100 points."""
         return self.name != "%" or abs(difference) <= 1
 
-    def interval(self, found: Estimate | None, *, is_difference: bool = False) -> str:
+    def interval(self, estimate: Estimate | None, *, is_difference: bool = False) -> str:
         """Ends of an interval; those of percentages are clipped to possible values."""
-        if found is None or found.low is None or found.high is None:
+        if estimate is None or estimate.low is None or estimate.high is None:
             return MISSING
         write = self.difference if is_difference else self.value
-        low, high = found.low, found.high
+        low, high = estimate.low, estimate.high
         if self.name == "%":
             low, high = max(low, -1.0 if is_difference else 0.0), min(high, 1.0)
         return f"{write(low)} to {write(high)}"
@@ -56,7 +56,11 @@ def unit_of(metric: str, estimates: Iterable[Estimate]) -> Unit:
     name, of_difference, factor = next(
         (words for ending, words in _UNITS.items() if ending in metric.rpartition("/")[2]), ("", "", 1.0)
     )
-    halves = [factor * (found.high - found.low) / 2 for found in estimates if found.low is not None and found.high]
+    halves = [
+        factor * (estimate.high - estimate.low) / 2
+        for estimate in estimates
+        if estimate.low is not None and estimate.high
+    ]
     typical = median(halves) if halves else 0.0
     decimals = 1 - floor(log10(typical)) if typical > 0 else 3
     return Unit(name, of_difference, factor, min(6, max(1 if factor > 1 else 2, decimals)))
@@ -76,42 +80,43 @@ _UNITS = {
 }
 
 
-def verdict(found: Comparison | None, baseline: str, unit: Unit, *, is_same_run: bool = False) -> str:
+def verdict(comparison: Comparison | None, baseline: str, unit: Unit, *, is_same_run: bool = False) -> str:
     """One sentence about the comparison of an arm with the baseline."""
     if is_same_run:
         return f"same runs as {baseline}: the two do not differ in this stage"
-    if found is None or found.difference is None:
+    if comparison is None or comparison.difference is None:
         return f"no finished seed in common with {baseline} yet"
-    difference, n = found.difference, len(found.seeds)
-    if found.finding is Finding.UNPAIRED:
+    difference, n = comparison.difference, len(comparison.seeds)
+    if comparison.finding is Finding.UNPAIRED:
         return f"one seed in common with {baseline}: no interval and no test"
-    if found.finding is Finding.CONSTANT:
+    if comparison.finding is Finding.CONSTANT:
         if abs(difference.mean) * 10**unit.decimals * unit.factor < 0.5:
             return f"equal to {baseline} at all {n} seeds"
         return (
             f"differs from {baseline} by {unit.size(difference.mean)} at each of {n} seeds: without variance there "
             "is no test"
         )
-    if found.finding is Finding.DESCRIPTIVE:
+    if comparison.finding is Finding.DESCRIPTIVE:
         return (
             f"{unit.difference(difference.mean)} {unit.of_difference}".rstrip()
             + f" (95\u00a0% interval {unit.interval(difference, is_difference=True)}), descriptive"
         )
-    if found.finding is not Finding.NOT_SEPARABLE:
+    if comparison.finding is not Finding.NOT_SEPARABLE:
         return (
-            f"{found.finding} than {baseline} by {unit.size(difference.mean)} "
-            f"(95\u00a0% interval {_sizes(difference, unit)}, Holm {p_value(found.p_holm)})"
+            f"{comparison.finding} than {baseline} by {unit.size(difference.mean)} "
+            f"(95\u00a0% interval {_sizes(difference, unit)}, Holm {p_value(comparison.p_holm)})"
         )
-    if found.smallest_visible is not None and not unit.is_possible(found.smallest_visible):
+    if comparison.smallest_visible is not None and not unit.is_possible(comparison.smallest_visible):
         return (
-            f"not separable at {n} seeds, too few to find any difference of fractions in {found.num_comparisons} tests"
+            f"not separable at {n} seeds, too few to find any difference of fractions "
+            f"in {comparison.num_comparisons} tests"
         )
-    return f"not separable at {n} seeds{_seeds_needed(found)}"
+    return f"not separable at {n} seeds{_seeds_needed(comparison)}"
 
 
-def _seeds_needed(found: Comparison) -> str:
+def _seeds_needed(comparison: Comparison) -> str:
     """Range of seeds needed; empty if the interval of the difference contains 0, which excludes no number of seeds."""
-    needed = found.seeds_needed
+    needed = comparison.seeds_needed
     if needed is None:
         return ""
     low, high = needed

@@ -47,7 +47,7 @@ _BOUND = "val/nll_bound"
 class Section:
     """Section of the page about one metric."""
 
-    found: MetricFinding
+    finding: MetricFinding
     figures: list[PlotFigure]
     strips: dict[str, Markup]
 
@@ -70,13 +70,13 @@ def write_report(path: Path, out: Path | None = None, now: datetime | None = Non
     sections = [_section(sweep, find(sweep, metric), looks) for metric in sweep.spec.metrics]
     curves, others = _course_figures(sweep, looks), _other_figures(sweep, looks)
     figures = [*(figure for section in sections for figure in section.figures), *curves, *others]
-    write_tables(out, sweep, [section.found for section in sections])
+    write_tables(out, sweep, [section.finding for section in sections])
     for figure in figures:
         draw(figure, out / f"{figure.id}.png")
     file = out / "index.html"
     write_atomically(file, render_page(_PAGE, _content(sweep, looks, sections, curves, others, now), _filters(out)))
     design = [f"{heading}: {text}" for heading, text in describe(sweep.spec).items()]
-    return file, [_state_text(sweep), *design, *(line for section in sections for line in _plain(section.found))]
+    return file, [_state_text(sweep), *design, *(line for section in sections for line in _plain(section.finding))]
 
 
 def _content(
@@ -103,8 +103,8 @@ def _content(
         "state_text": _state_text(sweep),
         "budget": _budget_text(sweep.spec),
         "warnings": _warnings(sweep),
-        "leading": _leading(sections[0].found, sweep.spec),
-        "checks": sections[0].found.checks,
+        "leading": _leading(sections[0].finding, sweep.spec),
+        "checks": sections[0].finding.checks,
         "design": describe(sweep.spec),
         "test": TEST,
         "pictures": [f"{figure.id}.png" for figure in figures],
@@ -115,16 +115,16 @@ def _content(
     }
 
 
-def _plain(found: MetricFinding) -> list[str]:
+def _plain(finding: MetricFinding) -> list[str]:
     """One line per arm, further comparison and check."""
-    kind = "primary" if found.is_primary else "descriptive"
-    lines = [f"{found.metric.name} after {found.metric.stage}, {found.metric.goal} is better ({kind}):"]
-    width = max(len(arm.arm) for arm in found.arms)
-    for arm in found.arms:
-        mean = found.unit.value(arm.estimate.mean if arm.estimate else None)
+    kind = "primary" if finding.is_primary else "descriptive"
+    lines = [f"{finding.metric.name} after {finding.metric.stage}, {finding.metric.goal} is better ({kind}):"]
+    width = max(len(arm.arm) for arm in finding.arms)
+    for arm in finding.arms:
+        mean = finding.unit.value(arm.estimate.mean if arm.estimate else None)
         lines.append(f"  {arm.arm:<{width}}  {mean:>8}  {arm.verdict}")
-    pairs = [f"  {pair.first} → {pair.second}: {pair.verdict}" for pair in found.pairs]
-    return [*lines, *pairs, *(f"  check: {check.text}" for check in found.checks)]
+    pairs = [f"  {pair.first} → {pair.second}: {pair.verdict}" for pair in finding.pairs]
+    return [*lines, *pairs, *(f"  check: {check.text}" for check in finding.checks)]
 
 
 @cache
@@ -133,8 +133,8 @@ def _plotting_library() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()
 
 
-def _section(sweep: Sweep, found: MetricFinding, looks: dict[str, Look]) -> Section:
-    return Section(found, metric_figures(sweep, found, looks), strips(found, looks, sweep.spec.cannot_learn))
+def _section(sweep: Sweep, finding: MetricFinding, looks: dict[str, Look]) -> Section:
+    return Section(finding, metric_figures(sweep, finding, looks), strips(finding, looks, sweep.spec.cannot_learn))
 
 
 def _course_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
@@ -220,7 +220,7 @@ def _warnings(sweep: Sweep) -> list[str]:
     return warnings
 
 
-def _leading(found: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
+def _leading(finding: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
     """Arms by verdict, for the summary at the top of the page."""
     relations = {
         Finding.BETTER: f"better than {spec.baseline}",
@@ -228,10 +228,10 @@ def _leading(found: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
         Finding.NOT_SEPARABLE: f"not separable from {spec.baseline}",
     }
     by_verdict = {}
-    for finding, words in relations.items():
-        if arms := [arm.arm for arm in found.arms if arm.comparison and arm.comparison.finding is finding]:
+    for kind, words in relations.items():
+        if arms := [arm.arm for arm in finding.arms if arm.comparison and arm.comparison.finding is kind]:
             by_verdict[words] = arms
-    for pair in found.pairs:
+    for pair in finding.pairs:
         if pair.comparison.finding in (Finding.BETTER, Finding.WORSE):
             by_verdict.setdefault(f"{pair.comparison.finding} than {pair.first}", []).append(pair.second)
     return by_verdict

@@ -22,8 +22,8 @@ def loops(sure=9.0, until=1000):
     """A model that repeats 5 6 7 8 up to a position, then counts; the second choice is 4 higher."""
 
     def logits_fn(ids, layout, select, *, cache, start):
-        place = torch.arange(ids.shape[1]) - 2
-        wanted = torch.where(place < until, 5 + place % 4, 9 + place % 11).clamp(min=2).expand_as(ids)
+        positions = torch.arange(ids.shape[1]) - 2
+        wanted = torch.where(positions < until, 5 + positions % 4, 9 + positions % 11).clamp(min=2).expand_as(ids)
         second = wanted + 4
         return (sure * F.one_hot(wanted, VOCABULARY) + (sure - 2) * F.one_hot(second.clamp(max=22), VOCABULARY))[select]
 
@@ -54,7 +54,7 @@ def test_copies_after_the_first_are_regenerated_differently(write, canvas):
     assert alarm.step == 16
     assert again.num_remasked == 0
     assert generation.texts()[0][:16] == [5, 6, 7, 8] + [9, 10, 11, 12] * 3
-    assert all(len(watch.written[place]) == (2 if 4 <= place < 16 else 1) for place in range(32))
+    assert all(len(watch.written[position]) == (2 if 4 <= position < 16 else 1) for position in range(32))
     assert not generation.token_ids.eq(MASK).any()
 
 
@@ -110,7 +110,7 @@ def test_the_temperature_change_lasts_one_block(write, base):
         raised_alarms.append(generation.events[0].alarms)
         return generation.texts()[0]
 
-    script = [5 + place % 4 for place in range(40)]
+    script = [5 + position % 4 for position in range(40)]
     plain = write(PROMPT, replace(CONFIG, max_new_tokens=40), logits_fn=loops(sure=12.0)).texts()[0]
     assert plain == script
     for seed in range(3):

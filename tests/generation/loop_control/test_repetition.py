@@ -60,10 +60,10 @@ def dry_of(logits, ids, column, rule):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_penalty_is_that_of_the_committed_tokens_to_the_left(seed):
-    logits, place = scene(seed)
-    after = RepetitionControl(Penalty(1.7), MASK, NOTHING)(logits.clone(), place)
-    for m, (row, column) in enumerate(zip(place.rows.tolist(), place.columns.tolist(), strict=True)):
-        expected = penalty_of(logits[m].tolist(), place.token_ids[row].tolist(), column, 1.7)
+    logits, positions = scene(seed)
+    after = RepetitionControl(Penalty(1.7), MASK, NOTHING)(logits.clone(), positions)
+    for m, (row, column) in enumerate(zip(positions.rows.tolist(), positions.columns.tolist(), strict=True)):
+        expected = penalty_of(logits[m].tolist(), positions.token_ids[row].tolist(), column, 1.7)
         torch.testing.assert_close(after[m].tolist(), expected)
     assert not after.equal(logits)
 
@@ -71,28 +71,28 @@ def test_the_penalty_is_that_of_the_committed_tokens_to_the_left(seed):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rule", [DRY(), DRY(1.5, 1.2, 1), DRY(0.8, 2.0, 4)])
 def test_dry_equals_its_authors_implementation(seed, rule):
-    logits, place = scene(seed)
-    after = RepetitionControl(rule, MASK, NOTHING)(logits.clone(), place)
-    for m, (row, column) in enumerate(zip(place.rows.tolist(), place.columns.tolist(), strict=True)):
-        expected = dry_of(logits[m].tolist(), place.token_ids[row].tolist(), column, rule)
+    logits, positions = scene(seed)
+    after = RepetitionControl(rule, MASK, NOTHING)(logits.clone(), positions)
+    for m, (row, column) in enumerate(zip(positions.rows.tolist(), positions.columns.tolist(), strict=True)):
+        expected = dry_of(logits[m].tolist(), positions.token_ids[row].tolist(), column, rule)
         torch.testing.assert_close(after[m].tolist(), expected)
 
 
 def test_dry_grows_with_the_length_of_the_repetition():
     ids = torch.tensor([[5, 5, 5, 1, 2, 3, 1, 2, 3, 1, 2, MASK]])
-    place = Positions(ids, torch.tensor([0]), torch.tensor([11]), PROMPT, torch.tensor([0]))
+    positions = Positions(ids, torch.tensor([0]), torch.tensor([11]), PROMPT, torch.tensor([0]))
     after = DRY(multiplier=1.0, base=2.0, allowed_length=2)
     control = RepetitionControl(after, MASK, NOTHING)
-    lowered = control(torch.zeros(1, VOCABULARY, dtype=torch.float64), place)
+    lowered = control(torch.zeros(1, VOCABULARY, dtype=torch.float64), positions)
     assert lowered[0].tolist() == [0, 0, 0, -(2.0**3), 0, 0, 0, 0, 0], "five tokens match, two are allowed"
 
 
 @pytest.mark.parametrize("rule", [Penalty(2.0), DRY()])
 def test_exempt_tokens_are_never_penalised(rule):
-    logits, place = scene(1)
+    logits, positions = scene(1)
     exempt = torch.tensor([1, 3])
-    after = RepetitionControl(rule, MASK, exempt)(logits.clone(), place)
-    full = RepetitionControl(rule, MASK, NOTHING)(logits.clone(), place)
+    after = RepetitionControl(rule, MASK, exempt)(logits.clone(), positions)
+    full = RepetitionControl(rule, MASK, NOTHING)(logits.clone(), positions)
     assert after[:, exempt].equal(logits[:, exempt])
     others = torch.tensor([v for v in range(VOCABULARY) if v not in exempt])
     assert after[:, others].equal(full[:, others])
@@ -101,11 +101,11 @@ def test_exempt_tokens_are_never_penalised(rule):
 
 @pytest.mark.parametrize("rule", [Penalty(2.0), DRY()])
 def test_tokens_to_the_right_and_in_the_prompt_are_not_penalised(rule):
-    logits, place = scene(2)
+    logits, positions = scene(2)
     control = RepetitionControl(rule, MASK, NOTHING)
-    after = control(logits.clone(), place)
-    for m, (row, column) in enumerate(zip(place.rows.tolist(), place.columns.tolist(), strict=True)):
-        ids = place.token_ids[row].clone()
+    after = control(logits.clone(), positions)
+    for m, (row, column) in enumerate(zip(positions.rows.tolist(), positions.columns.tolist(), strict=True)):
+        ids = positions.token_ids[row].clone()
         ids[:PROMPT], ids[column + 1 :] = 7, 8
         separate = Positions(ids[None], torch.tensor([0]), torch.tensor([column]), PROMPT, torch.tensor([0]))
         torch.testing.assert_close(control(logits[m : m + 1].clone(), separate)[0], after[m])

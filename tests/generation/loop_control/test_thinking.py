@@ -83,7 +83,7 @@ def test_tokens_after_a_forced_close_are_masked_and_generated_again(write):
     assert after[:7] == [WAIT] * 6 + [CLOSE]
     assert after[7:] == [MASK] * 5
     assert is_committed.nonzero().tolist() == [[at]]
-    assert is_remasked.tolist() == [place > at for place in range(12)]
+    assert is_remasked.tolist() == [position > at for position in range(12)]
     assert states[-1][0] == [WAIT] * 6 + [CLOSE, ANSWER, ANSWER] + [STOP] * 3
 
 
@@ -95,20 +95,20 @@ def test_only_the_closing_token_at_the_leftmost_masked_position_changes(model, w
         raw.append(model(*arguments, **options).double())
         return raw[-1]
 
-    def watch(logits, place):
-        seen.append((logits.clone(), place))
+    def watch(logits, positions):
+        seen.append((logits.clone(), positions))
         return logits
 
     config = replace(CONFIG, thinking_stop=RAMPS[name])
     write(prompts, config, logits_fn=model_that_is_watched, kinds=KINDS, controls=[watch])
     num_changed = 0
-    for before, (after, place) in zip(raw, seen, strict=True):
+    for before, (after, positions) in zip(raw, seen, strict=True):
         changed = (before != after) & (torch.arange(VOCABULARY) != MASK)
         for m in changed.any(-1).nonzero()[:, 0].tolist():
-            row, column = place.rows[m], place.columns[m]
-            assert column == (place.token_ids[row] == MASK).nonzero()[0, 0]
+            row, column = positions.rows[m], positions.columns[m]
+            assert column == (positions.token_ids[row] == MASK).nonzero()[0, 0]
             assert column - 5 > 4, "not before the start"
-            assert CLOSE not in place.token_ids[row], "not in an answer"
+            assert CLOSE not in positions.token_ids[row], "not in an answer"
             assert name == "hard" or changed[m].nonzero().tolist() == [[CLOSE]]
             num_changed += 1
     assert num_changed > 0

@@ -439,7 +439,7 @@ def test_the_spike_detector_resumes_from_its_state():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["trainer/on_divergence=rolback"], "rollback"),
         (["trainer.on_divergence.name=resume"], "allowed are rollback, stop"),
@@ -461,10 +461,10 @@ def test_the_spike_detector_resumes_from_its_state():
         ([ROLLBACK[0], "trainer.checkpoint_every_steps=29"], "needs trainer.keep_checkpoints of 3 or more"),
     ],
 )
-def test_contradictory_settings_are_rejected(overrides, said):
+def test_contradictory_settings_are_rejected(overrides, message):
     with pytest.raises(UserError) as caught:
         load("pretrain", overrides)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("every", "keep"), [(10, 4), (15, 3), (30, 2), (1, 31)])

@@ -76,15 +76,15 @@ def test_with_rollback_regular_checkpoints_are_counted(tiny_overrides, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"keep_best": -1}, "trainer.keep_best is -1: it must be 0 or more"),
         ({"keep_every_steps": 150}, "trainer.keep_every_steps=150 is no multiple of checkpoint_every_steps=100"),
         ({"keep_checkpoints": 0}, "trainer.keep_checkpoints is 0: it must be 1 or more"),
     ],
 )
-def test_an_invalid_retention_is_rejected(options, said):
-    with pytest.raises(UserError, match=said):
+def test_an_invalid_retention_is_rejected(options, message):
+    with pytest.raises(UserError, match=message):
         TrainerConfig(**options)
 
 

@@ -138,7 +138,7 @@ def test_sharded_blocks_with_activation_checkpointing_train_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["trainer.parallel.strategy=ddq"], "did you mean 'ddp'"),
         (["trainer.parallel.shard_size=0"], "trainer.parallel.shard_size is 0: it must be 1 or more"),
@@ -152,11 +152,11 @@ def test_sharded_blocks_with_activation_checkpointing_train_the_same(tmp_path):
         (["trainer.parallel.tensor_parallel=2", "trainer.micro_batch_rows=24"], "4 × 1 / 2 = 48"),
     ],
 )
-def test_an_invalid_parallel_config_is_rejected(overrides, said):
+def test_an_invalid_parallel_config_is_rejected(overrides, message):
     four = ["trainer.devices=4", "trainer.micro_batch_rows=8", "model.num_attention_heads=8"]
     with pytest.raises(UserError) as caught:
         load("pretrain", [*four, *overrides])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_an_adapter_rejects_tensor_parallelism():
