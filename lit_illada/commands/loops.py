@@ -24,7 +24,7 @@ from lit_illada.runtime.terminal import print_lines
 from lit_illada.schema import from_tree
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.spec import Command
-from lit_illada.tasks.arithmetic import Portion
+from lit_illada.tasks.base import Split
 from lit_illada.training.checkpointing.files import is_checkpoint
 
 SMALL = "loop_reproduce"
@@ -121,7 +121,7 @@ def gate(sources: dict[tuple[float, float], SFTConfig], console: Console) -> Non
     for (rechecks, slips), config in sorted(sources.items()):
         source, fraction = config.sft_data.source, config.sft_data.validation_fraction
         assert isinstance(source, ReasoningSource)
-        examples = make_examples(source, source.easy, Portion.TRAIN, _GATE_TEXTS, fraction)
+        examples = make_examples(source, source.easy, Split.TRAIN, _GATE_TEXTS, fraction)
         findings = [detect(f"{m.reasoning}\n{m.content}") for m in (example.messages[-1] for example in examples)]
         looped = [example for example, found in zip(examples, findings, strict=True) if found.is_loop]
         if looped:

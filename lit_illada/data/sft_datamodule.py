@@ -21,7 +21,7 @@ from lit_illada.data.sft.rows import EncodedExamples, ExampleRows, build_stream
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.tasks.answers import exact_match
-from lit_illada.tasks.arithmetic import Portion
+from lit_illada.tasks.base import Split
 
 _log = logging.getLogger(__name__)
 # Validation scores the response given its prompt, whatever layout is trained on, so that arms are comparable.
@@ -173,8 +173,8 @@ class SFTDataModule(RowDataModule):
         """(training, validation)."""
         source, fraction = self.config.source, self.config.validation_fraction
         if isinstance(source, ReasoningSource):
-            train = make_examples(source, source.easy, Portion.TRAIN, source.num_train, fraction)
-            validation = make_examples(source, source.easy, Portion.VALIDATION, source.num_validation, fraction)
+            train = make_examples(source, source.easy, Split.TRAIN, source.num_train, fraction)
+            validation = make_examples(source, source.easy, Split.VALIDATION, source.num_validation, fraction)
         else:
             train, validation = read_examples(source, fraction, self.left_out.on_bad)
         if not self.config.rows.is_prompt_maskable:
@@ -189,9 +189,7 @@ class SFTDataModule(RowDataModule):
     def _harder(self) -> _Split:
         source = self.config.source
         assert isinstance(source, ReasoningSource)
-        examples = make_examples(
-            source, source.harder, Portion.TEST, source.num_harder, self.config.validation_fraction
-        )
+        examples = make_examples(source, source.harder, Split.TEST, source.num_harder, self.config.validation_fraction)
         # used as prompts, never as training rows, so they may exceed row_length
         return _Split(examples, self.template.encode_batch([example.messages for example in examples]))
 

@@ -18,7 +18,7 @@ from lit_illada.loops.detect.findings import Known, detect_tokens
 from lit_illada.runtime.console import Console
 from lit_illada.stats.intervals import wilson
 from lit_illada.tasks.answers import exact_match
-from lit_illada.tasks.arithmetic import Portion
+from lit_illada.tasks.base import Split
 
 _ITEMS_FILE = "generations-reasoning.jsonl"
 
@@ -34,7 +34,7 @@ class ChainedArithmetic:
         """Generates the problems of the test portion. Raises UserError where a level has too few."""
         return cls(
             {
-                level: make_examples(task.source(), range_, Portion.TEST, task.num_problems, task.held_out_fraction)
+                level: make_examples(task.source(), range_, Split.TEST, task.num_problems, task.held_out_fraction)
                 for level, range_ in task.levels().items()
             }
         )

@@ -18,7 +18,7 @@ are not read.
 import re
 from collections import deque
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -44,6 +44,7 @@ _MAX_EXPRESSION_CHARACTERS = 200
 _PLAIN_OPERATORS = {r"\div": "/", r"\times": "*", r"\cdot": "*", "×": "*", "÷": "/", "−": "-"}
 _CLAUSE_END = re.compile(r"\n|[.,;!?](?=\s|$)")
 _MAX_DIGITS = 300  # Python refuses to convert a few thousand digits; degenerate texts contain more
+_DECIMALS = Context(prec=_MAX_DIGITS)
 _MAX_MARKS = 32  # each mark may be followed by the rest of the text, so examining all of them would be quadratic
 
 
@@ -70,10 +71,15 @@ def normalized_reference(text: str) -> str:
 
 def exact_match(answer: str, reference: str) -> bool:
     """Whether the last number of the answer is the reference, or the whole answer where the reference is no number."""
+    return exact_answer(answer, reference) == (_normalized(reference) if _LITERAL.fullmatch(reference) else reference)
+
+
+def exact_answer(answer: str, reference: str) -> str | None:
+    """What `exact_match` compares with the reference: the last number, or the whole answer; None: no number."""
     if not _LITERAL.fullmatch(reference):
-        return answer.strip() == reference
+        return answer.strip()
     numbers = _LITERAL.findall(answer)
-    return bool(numbers) and _normalized(numbers[-1]) == _normalized(reference)
+    return _normalized(numbers[-1]) if numbers else None
 
 
 def is_correct(answer: str, reference: Any) -> bool | None:
@@ -167,7 +173,9 @@ def _fraction(whole: Fraction, above: str | None, below: int) -> Fraction | None
 
 
 def _normalized(number: str) -> str:
-    return f"{Decimal(number.replace(',', '')).normalize() + 0:f}"  # + 0 turns -0 into 0
+    plain = number.replace(",", "")
+    # plus turns -0 into 0
+    return f"{_DECIMALS.plus(_DECIMALS.normalize(Decimal(plain))):f}" if len(plain) <= _MAX_DIGITS else plain
 
 
 def _countdown(reference: Any) -> tuple[list[int], int] | None:

@@ -18,19 +18,20 @@ a model that loops did not copy the loop from here.
 Every draw is a function of (seed, index of the problem).
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import count
 from string import ascii_lowercase
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_illada.errors import UserError
+from lit_illada.errors import UserError, require
 from lit_illada.runtime.counter_rng import uniform
+from lit_illada.tasks.answers import exact_answer, exact_match
+from lit_illada.tasks.base import Problem, Split, Task, Verdict, draw_split, require_num, split_of
 
 RECHECK = "Wait, let me check again."
 MAX_DEPTH = 23  # one letter per step, a to w: x is the previous result
@@ -41,14 +42,6 @@ _LABELS = ascii_lowercase[:MAX_DEPTH]
 _MAX_RECHECKS = 3
 _QUESTION = re.compile(r"(?:[a-w]=[-+*x\d]+\n)+x mod \d+\?")
 _STEP_LINE = re.compile(r"[a-w]=\d+(?:[-+*]\d+)*=\d+")
-
-
-class Portion(StrEnum):
-    """Disjoint parts of all problems."""
-
-    TRAIN = "train"
-    VALIDATION = "validation"
-    TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Chain:
     """A chain of steps and the modulus of every result."""
 
     first_label: str  # letter of the first step; drawn, so that long chains have no letter that short ones lack
@@ -151,66 +144,99 @@ class Problem:
         terms = [step.terms(first) for step, first in zip(self.steps, previous, strict=True)]
         return self._labelled(terms)
 
-    def portion(self, held_out_fraction: float) -> Portion:
-        """By a hash of the question: this fraction of all problems for validation, the same again for the test."""
-        digest = hashlib.blake2b(self.question.encode(), digest_size=8).digest()
-        position = int.from_bytes(digest, "big") / 2**64
-        if position < held_out_fraction:
-            return Portion.VALIDATION
-        return Portion.TEST if position < 2 * held_out_fraction else Portion.TRAIN
+    def split(self, held_out_fraction: float) -> Split:
+        """The split of the question."""
+        return split_of(self.question, held_out_fraction)
 
     def _labelled(self, terms: list[str]) -> list[str]:
         return [f"{chr(ord(self.first_label) + index)}={text}" for index, text in enumerate(terms)]
 
 
-def draw_problems(
-    difficulty: ProblemRange, operations: str, portion: Portion, num: int, *, seed: int, held_out_fraction: float
-) -> dict[int, Problem]:
-    """The first `num` problems of a range that belong to `portion`, by their index in the endless sequence of the seed.
+@dataclass(frozen=True)
+class Arithmetic(Task):
+    """Chained arithmetic with computed answers; the difficulty is the number of steps."""
 
-    Training problems may repeat; held-out problems are distinct. Raises UserError where the range has too few.
-    """
-    may_repeat = portion is Portion.TRAIN
-    chosen: dict[int, Problem] = {}
-    seen: set[str] = set()
-    for index, problem in _all_problems(difficulty, operations, seed):
-        if index > 1000 + 10 * num / held_out_fraction:
-            raise UserError(
-                f"sft_data.source: only {len(chosen)} of {num} {portion} problems were found among {index}: the range "
-                "is too small; raise its depth, operands or digits, or request fewer"
+    difficulty_name: ClassVar[str] = "depth"
+
+    operations: str = "+"
+    """Operations, drawn uniformly from these characters (+ - *)."""
+    range: ProblemRange = field(default_factory=ProblemRange)
+    """Difficulty of the problems."""
+    recheck_fraction: float = 0.0
+    """Fraction ρ of reference solutions that re-check one to three steps, at most half of all steps."""
+    slip_fraction: float = 0.0
+    """Fraction of the re-checks that correct a wrong result."""
+    min_recheck_depth: int = 1
+    """Chains with fewer steps are never re-checked."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_known = bool(self.operations) and not set(self.operations) - set("+-*")
+        require(is_known, "operations", repr(self.operations), "made of the characters + - *")
+        for name in ("recheck_fraction", "slip_fraction"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        is_depth = 1 <= self.min_recheck_depth <= MAX_DEPTH
+        require(is_depth, "min_recheck_depth", self.min_recheck_depth, f"in 1 … {MAX_DEPTH}")
+
+    def problems(self, split: Split, num: int | None = None) -> list[Problem]:
+        chains = draw_split(
+            _all_chains(self.range, self.operations, self.seed),
+            lambda chain: chain.question,
+            split,
+            require_num(num, self),
+            self.held_out_fraction,
+            where="chained arithmetic",
+            hint="the range is too small; raise its depth, operands or digits, or request fewer",
+        )
+        solutions = draw_reasoning(
+            chains,
+            seed=self.seed,
+            recheck_fraction=self.recheck_fraction,
+            slip_fraction=self.slip_fraction,
+            min_recheck_depth=self.min_recheck_depth,
+        )
+        return [
+            Problem(
+                question=chain.question,
+                reference=chain.answer,
+                difficulty=len(chain.steps),
+                origin=f"{split} problem {index}",
+                solution="\n".join(lines),
+                answer=chain.answer,
             )
-        if problem.portion(held_out_fraction) is not portion or (not may_repeat and problem.question in seen):
-            continue
-        chosen[index] = problem
-        seen.add(problem.question)
-        if len(chosen) == num:
-            break
-    return chosen
+            for (index, chain), lines in zip(chains.items(), solutions, strict=True)
+        ]
+
+    def check(self, problem: Problem, completion: str) -> Verdict:
+        answer = exact_answer(completion, problem.reference)
+        if answer is None:
+            return Verdict.wrong(None, "the completion has no number")
+        if not exact_match(completion, problem.reference):
+            return Verdict.wrong(answer, f"expected {problem.reference}")
+        return Verdict.right(answer)
 
 
 def draw_reasoning(
-    problems: dict[int, Problem],
+    chains: dict[int, Chain],
     *,
     seed: int,
     recheck_fraction: float,
     slip_fraction: float,
     min_recheck_depth: int,
 ) -> list[list[str]]:
-    """The lines of each problem's reasoning.
+    """The lines of each chain's reasoning.
 
     Args:
-        problems: by index, as `draw_problems` returns them.
-        recheck_fraction: fraction of the problems in which one to three steps, at most half, are re-checked.
+        chains: by index.
+        recheck_fraction: fraction of the chains in which one to three steps, at most half, are re-checked.
         slip_fraction: fraction of the re-checks that correct a wrong result.
         min_recheck_depth: chains with fewer steps are never re-checked.
     """
-    all_draws = _uniforms(list(problems), 2 + 2 * _MAX_RECHECKS, seed, _REASONING).tolist()
+    all_draws = _uniforms(list(chains), 2 + 2 * _MAX_RECHECKS, seed, _REASONING).tolist()
     lines = []
-    for problem, draws in zip(problems.values(), all_draws, strict=True):
-        may_recheck = draws[0] < recheck_fraction and len(problem.steps) >= min_recheck_depth
-        lines.append(
-            _reasoning(problem, _rechecks(len(problem.steps), draws[1:]) if may_recheck else {}, slip_fraction)
-        )
+    for chain, draws in zip(chains.values(), all_draws, strict=True):
+        may_recheck = draws[0] < recheck_fraction and len(chain.steps) >= min_recheck_depth
+        lines.append(_reasoning(chain, _rechecks(len(chain.steps), draws[1:]) if may_recheck else {}, slip_fraction))
     return lines
 
 
@@ -226,15 +252,15 @@ def well_formed_fraction(question: str, reasoning: str) -> float | None:
     return num_well_formed / len(lines) if lines else None
 
 
-def _all_problems(difficulty: ProblemRange, operations: str, seed: int) -> Iterator[tuple[int, Problem]]:
+def _all_chains(difficulty: ProblemRange, operations: str, seed: int) -> Iterator[tuple[int, Chain]]:
     width = 3 + (len(difficulty.largest) > 1) + 2 * difficulty.max_depth * difficulty.operands
     for chunk in count():
         indices = range(chunk * _CHUNK, (chunk + 1) * _CHUNK)
         for index, draws in zip(indices, _uniforms(indices, width, seed, _PROBLEM), strict=True):
-            yield index, _problem(draws.tolist(), operations, difficulty)
+            yield index, _chain(draws.tolist(), operations, difficulty)
 
 
-def _problem(draws: Sequence[float], operations: str, difficulty: ProblemRange) -> Problem:
+def _chain(draws: Sequence[float], operations: str, difficulty: ProblemRange) -> Chain:
     draw = iter(draws)
 
     def below(size: int) -> int:
@@ -251,7 +277,7 @@ def _problem(draws: Sequence[float], operations: str, difficulty: ProblemRange) 
         ops = tuple(operations[below(len(operations))] for _ in range(num_operations))
         numbers = tuple(below(num_numbers) for _ in range(num_operations + (index == 0)))
         steps.append(Step(ops, numbers))
-    return Problem(first_label, modulus, tuple(steps))
+    return Chain(first_label, modulus, tuple(steps))
 
 
 def _rechecks(depth: int, draws: Sequence[float]) -> dict[int, float]:
@@ -266,11 +292,11 @@ def _rechecks(depth: int, draws: Sequence[float]) -> dict[int, float]:
     }
 
 
-def _reasoning(problem: Problem, rechecks: dict[int, float], slip_fraction: float) -> list[str]:
+def _reasoning(chain: Chain, rechecks: dict[int, float], slip_fraction: float) -> list[str]:
     lines = []
-    for index, (statement, value) in enumerate(zip(problem.statements(), problem.values(), strict=True)):
+    for index, (statement, value) in enumerate(zip(chain.statements(), chain.values(), strict=True)):
         if index in rechecks:
-            first = _slipped(value, problem.modulus, rechecks[index], slip_fraction)
+            first = _slipped(value, chain.modulus, rechecks[index], slip_fraction)
             lines += [f"{statement}={first}", RECHECK]
         lines.append(f"{statement}={value}")
     return lines

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.data.sft.examples import make_examples
 from lit_illada.loops.detect.ending import reasoning_segment
-from lit_illada.tasks.arithmetic import MAX_DEPTH, Portion, ProblemRange, well_formed_fraction
+from lit_illada.tasks.arithmetic import MAX_DEPTH, ProblemRange, well_formed_fraction
+from lit_illada.tasks.base import Split
 
 PROMPT = "f=3+1\ng=x-2\nx mod 2?"
 
@@ -16,7 +17,7 @@ PROMPT = "f=3+1\ng=x-2\nx mod 2?"
 def test_every_trace_of_the_corpus_is_well_formed(seed, depth, operands, digits):
     source = ReasoningSource(seed=seed, operations="+-*", recheck_fraction=0.5, slip_fraction=0.5)
     difficulty = ProblemRange(moduli=[2, 10], min_depth=1, max_depth=depth, operands=operands, digits=digits)
-    for example in make_examples(source, difficulty, Portion.TRAIN, 8, 0.1):
+    for example in make_examples(source, difficulty, Split.TRAIN, 8, 0.1):
         user, assistant = example.messages
         for text in (assistant.reasoning, f"<|think|>{assistant.reasoning}<|/think|>{assistant.content}"):
             assert well_formed_fraction(user.content, reasoning_segment(text)) == 1.0

@@ -11,7 +11,7 @@ from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.data.sft.examples import make_examples
 from lit_illada.loops.detect.findings import detect
 from lit_illada.loops.detect.spans import Kind
-from lit_illada.tasks.arithmetic import Portion
+from lit_illada.tasks.base import Split
 
 
 def test_solutions_of_gsm8k_raise_no_alarm(shared_data):
@@ -69,7 +69,7 @@ def test_the_reasoning_corpus_contains_no_loop():
     """The gate of every experiment on it: what loops later was not copied from there."""
     source = ReasoningSource(recheck_fraction=0.75, slip_fraction=0.3)
     for difficulty in (source.easy, source.harder):
-        for example in make_examples(source, difficulty, Portion.TRAIN, 300, 0.1):
+        for example in make_examples(source, difficulty, Split.TRAIN, 300, 0.1):
             answer = example.messages[-1]
             assert detect(f"{answer.reasoning}\n{answer.content}").kinds == ()
 

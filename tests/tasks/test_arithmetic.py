@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.errors import UserError
-from lit_illada.tasks.arithmetic import Problem, ProblemRange, Step
+from lit_illada.tasks.arithmetic import Chain, ProblemRange, Step
 
 
 @given(
@@ -20,7 +20,7 @@ def test_a_step_is_python_arithmetic(rest, first, modulus):
 
 
 def test_a_problem_reads_as_documented():
-    problem = Problem("f", 2, (Step(("+",), (3, 1)), Step(("+",), (2,)), Step(("+",), (1,))))
+    problem = Chain("f", 2, (Step(("+",), (3, 1)), Step(("+",), (2,)), Step(("+",), (1,))))
     assert problem.question == "f=3+1\ng=x+2\nh=x+1\nx mod 2?"
     assert problem.statements() == ["f=3+1", "g=0+2", "h=0+1"]
     assert problem.values() == [0, 0, 1]

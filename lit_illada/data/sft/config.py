@@ -7,7 +7,7 @@ from lit_illada.data.config import OnBadDocument
 from lit_illada.data.shortening import SHORTENINGS, NoShortening, SplitRow, TruncateRow
 from lit_illada.errors import UserError
 from lit_illada.schema import choice
-from lit_illada.tasks.arithmetic import MAX_DEPTH, ProblemRange
+from lit_illada.tasks.arithmetic import MAX_DEPTH, Arithmetic, ProblemRange
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ class ReasoningSource:
             raise UserError(
                 f"sft_data.source.min_recheck_depth is {self.min_recheck_depth}; it must lie in 1 … {MAX_DEPTH}"
             )
+
+    def task(self, difficulty: ProblemRange, held_out_fraction: float) -> Arithmetic:
+        """The task of a range of difficulty, whose solutions have the re-checks of this source."""
+        return Arithmetic(
+            seed=self.seed,
+            held_out_fraction=held_out_fraction,
+            operations=self.operations,
+            range=difficulty,
+            recheck_fraction=self.recheck_fraction,
+            slip_fraction=self.slip_fraction,
+            min_recheck_depth=self.min_recheck_depth,
+        )
 
 
 @dataclass(frozen=True)

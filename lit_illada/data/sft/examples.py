@@ -21,7 +21,8 @@ from lit_illada.data.sft.config import (
 )
 from lit_illada.errors import UserError, unknown
 from lit_illada.tasks.answers import normalized_reference
-from lit_illada.tasks.arithmetic import Portion, ProblemRange, draw_problems, draw_reasoning
+from lit_illada.tasks.arithmetic import ProblemRange
+from lit_illada.tasks.base import Split
 
 
 @dataclass(frozen=True)
@@ -60,29 +61,20 @@ def read_examples(source: InstructionFiles, validation_fraction: float, on_bad: 
 
 
 def make_examples(
-    source: ReasoningSource, difficulty: ProblemRange, portion: Portion, num: int, held_out_fraction: float
+    source: ReasoningSource, difficulty: ProblemRange, split: Split, num: int, held_out_fraction: float
 ) -> list[Example]:
-    """`num` examples of a range whose problems belong to `portion`, with reasoning as the source says.
+    """`num` examples of a range whose problems belong to `split`, with reasoning as the source says.
 
     Raises UserError where the range has too few problems.
     """
-    problems = draw_problems(
-        difficulty, source.operations, portion, num, seed=source.seed, held_out_fraction=held_out_fraction
-    )
-    reasoning = draw_reasoning(
-        problems,
-        seed=source.seed,
-        recheck_fraction=source.recheck_fraction,
-        slip_fraction=source.slip_fraction,
-        min_recheck_depth=source.min_recheck_depth,
-    )
+    task = source.task(difficulty, held_out_fraction)
     return [
         Example(
-            (Message(Role.USER, problem.question), Message(Role.ASSISTANT, problem.answer, "\n".join(lines))),
-            f"{portion} problem {index}",
-            problem.answer,
+            (Message(Role.USER, task.prompt(problem)), Message(Role.ASSISTANT, problem.answer, problem.solution)),
+            problem.origin,
+            problem.reference,
         )
-        for (index, problem), lines in zip(problems.items(), reasoning, strict=True)
+        for problem in task.problems(split, num)
     ]
 
 

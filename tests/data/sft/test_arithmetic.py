@@ -1,5 +1,6 @@
 """Chained-arithmetic examples are correct, disjoint between the splits and free of loops."""
 
+import hashlib
 import re
 from collections import Counter
 from dataclasses import replace
@@ -10,13 +11,14 @@ from lit_illada.data.sft.chat_template import Role
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.data.sft.examples import make_examples
 from lit_illada.errors import UserError
-from lit_illada.tasks.arithmetic import RECHECK, Portion, ProblemRange
+from lit_illada.tasks.arithmetic import RECHECK, ProblemRange
+from lit_illada.tasks.base import Split
 
 SOURCE = ReasoningSource(recheck_fraction=0.5, slip_fraction=0.5)
 MIXED = ProblemRange(moduli=[2, 7, 10], min_depth=1, max_depth=6, operands=3, digits=2)
 
 
-def make(source=SOURCE, difficulty=MIXED, portion=Portion.TRAIN, num=500, fraction=0.1):
+def make(source=SOURCE, difficulty=MIXED, portion=Split.TRAIN, num=500, fraction=0.1):
     return make_examples(source, difficulty, portion, num, fraction)
 
 
@@ -87,7 +89,7 @@ def test_fraction_of_rechecked_traces_matches_config(fraction):
 def test_chains_below_min_recheck_depth_are_not_rechecked_and_longer_ones_do_not_change():
     careless = replace(SOURCE, recheck_fraction=1.0)
     doubting = replace(careless, min_recheck_depth=3)
-    examples = [make_examples(source, source.easy, Portion.TRAIN, 400, 0.1) for source in (careless, doubting)]
+    examples = [make_examples(source, source.easy, Split.TRAIN, 400, 0.1) for source in (careless, doubting)]
     for before, after in zip(*examples, strict=True):
         is_short = before.messages[0].content.count("\n") < 3
         assert (RECHECK in after.messages[-1].reasoning) == (not is_short)
@@ -99,7 +101,7 @@ def test_splits_have_no_common_problem_even_where_ranges_overlap():
     for ranges in ([MIXED] * 3, [small] * 3, [small, small, ProblemRange(min_depth=2, max_depth=3)]):
         train, validation, test = (
             {parts(example)[0] for example in make(difficulty=difficulty, portion=portion, num=num)}
-            for difficulty, portion, num in zip(ranges, Portion, [4000, 300, 300], strict=True)
+            for difficulty, portion, num in zip(ranges, Split, [4000, 300, 300], strict=True)
         )
         assert len(validation) == len(test) == 300
         assert not train & validation
@@ -161,7 +163,7 @@ def test_corpus_contains_no_loops():
 
 def test_range_with_too_few_held_out_problems_is_rejected():
     with pytest.raises(UserError, match=r"only \d+ of 500 validation problems were found"):
-        make(difficulty=ProblemRange(max_depth=1), portion=Portion.VALIDATION, num=500, fraction=0.1)
+        make(difficulty=ProblemRange(max_depth=1), portion=Split.VALIDATION, num=500, fraction=0.1)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +179,30 @@ def test_largest_numbers_are_drawn_uniformly_and_bound_every_number():
     source, mixed = ReasoningSource(), ProblemRange([10], 2, 4, max_numbers=[3, 9])
     largest = [
         max(int(number) for line in example.messages[0].content.splitlines()[:-1] for number in re.findall(r"\d", line))
-        for example in make_examples(source, mixed, Portion.TRAIN, 600, 0.1)
+        for example in make_examples(source, mixed, Split.TRAIN, 600, 0.1)
     ]
     assert 0.4 < sum(most <= 3 for most in largest) / 600 < 0.6
-    limited = make_examples(source, ProblemRange([10], 2, 4, max_numbers=[9]), Portion.TRAIN, 50, 0.1)
-    assert limited == make_examples(source, ProblemRange([10], 2, 4), Portion.TRAIN, 50, 0.1)
+    limited = make_examples(source, ProblemRange([10], 2, 4, max_numbers=[9]), Split.TRAIN, 50, 0.1)
+    assert limited == make_examples(source, ProblemRange([10], 2, 4), Split.TRAIN, 50, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("source", "digest"),
+    [
+        (ReasoningSource(), "b7dd517e5d94c832"),
+        (
+            ReasoningSource(
+                seed=3, operations="+-*", recheck_fraction=0.75, slip_fraction=0.3, min_recheck_depth=2, harder=MIXED
+            ),
+            "c90e67d93c8a28a4",
+        ),
+    ],
+)
+def test_the_examples_never_change(source, digest):
+    examples = [
+        (example.origin, example.truth, [(str(m.role), m.content, m.reasoning) for m in example.messages])
+        for difficulty in (source.easy, source.harder)
+        for split in Split
+        for example in make_examples(source, difficulty, split, 100, 0.1)
+    ]
+    assert hashlib.sha256(repr(examples).encode()).hexdigest()[:16] == digest
