@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class _Movable:
+class Movable:
     """Moves all tensors of a dataclass, also nested ones. Lightning and the DataLoader call these methods by name."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
@@ -22,12 +22,12 @@ class _Movable:
 
     def _map(self, move) -> Self:  # type: ignore[no-untyped-def]
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        moved = {name: move(value) for name, value in values.items() if isinstance(value, Tensor | _Movable)}
+        moved = {name: move(value) for name, value in values.items() if isinstance(value, Tensor | Movable)}
         return replace(self, **moved)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, eq=False)
-class Layout(_Movable):
+class Layout(Movable):
     """Segments of packed rows. Attention does not cross the border of a segment."""
 
     position_ids: Tensor
@@ -83,7 +83,7 @@ class Layout(_Movable):
 
 
 @dataclass(frozen=True, eq=False)
-class TokenBatch(_Movable):
+class TokenBatch(Movable):
     """A batch of packed rows."""
 
     input_ids: Tensor

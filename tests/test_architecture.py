@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "lit_illada"
 # A package or module imports only those before it.
 ORDER = (
     "errors batch stats runtime tasks overrides config_files schema model data objective slurm run_folder report "
-    "sweep loops scoring generation training config checkpoints cost build api evaluation bench commands cli"
+    "sweep loops scoring generation training alignment config checkpoints cost build api evaluation bench commands cli"
 ).split()
 WITHOUT_TORCH = set("errors tasks stats runtime config_files schema slurm run_folder report sweep loops config".split())
 MOST_ROOT_MODULES = 10

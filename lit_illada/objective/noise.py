@@ -23,6 +23,10 @@ class Purpose(IntEnum):
     STRATUM = 3
     VALIDATION_RATIO = 4
     VALIDATION_MASK = 5
+    ALIGNMENT_RATIO = 6
+    ALIGNMENT_BLOCK = 7
+    ALIGNMENT_MASK = 8
+    ALIGNMENT_CONTEXT = 9
 
 
 def uniform(seed: int, purpose: Purpose, row_ids: Tensor, positions: Tensor | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""The mathematics of RL alignment: likelihood estimators, rewards, advantages, losses, regularisers."""

@@ -1,0 +1,181 @@
+"""Completions to score: prompts with their continuations, where and when the rollout committed each token.
+
+Estimators work on one sequence per row, right-padded; `rows` turns a masked state into the model's input, padded or
+packed. Noise is keyed by the number of a completion and the position in its row, so neither the order of rows nor the
+micro-batch nor packing changes a mask. Shapes: S sequences, W tokens per sequence (prompt, completion and padding),
+B model rows of T tokens, M selected tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from lit_illada.alignment.estimators import View
+from lit_illada.batch import Layout, Movable
+from lit_illada.errors import UserError
+from lit_illada.generation.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Completions(Movable):
+    """A batch of completions."""
+
+    token_ids: Tensor
+    """(S, W) int64: prompt, completion, padding."""
+    is_prompt: Tensor
+    """(S, W) bool."""
+    is_canvas: Tensor
+    """(S, W) bool, tokens that the rollout wrote, including those after a stop token."""
+    is_scored: Tensor
+    """(S, W) bool, tokens of the canvas that scores count."""
+    ids: Tensor
+    """(S,) int64, number of each completion over the whole run; selects its reward and its place in its group."""
+    noise_ids: Tensor
+    """(S,) int64, key of each completion's masks: `ids`, or the number of its group if a group shares masks."""
+    steps: Tensor | None = None
+    """(S, W) int64, rollout step that committed each token of the canvas, counted per sequence from 0 without gaps;
+    None: unknown, or ambiguous because the rollout masked tokens again."""
+    blocks: Tensor | None = None
+    """(S, W) int64, block of each token of the canvas; the rollout did not see later blocks. None: it saw them all."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_scored(self) -> Tensor:
+        """(S,) int64, scored tokens of each sequence."""
+        return self.is_scored.sum(1)
+
+    def select(self, index: Tensor) -> "Completions":
+        """The sequences at `index`, (N,) int64, without the columns that are padding in all of them."""
+        part = self._map(lambda value: value[index])
+        width = int((part.is_prompt | part.is_canvas).sum(1).max())
+        return part._map(lambda value: value[:, :width] if value.dim() == 2 else value)
+
+    @classmethod
+    def of_texts(
+        cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], ids: Sequence[int], pad_token_id: int
+    ) -> "Completions":
+        """Completions without a rollout, such as preference pairs; all tokens of the answers are scored."""
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        width = max(map(len, rows))
+        token_ids = torch.tensor([row + [pad_token_id] * (width - len(row)) for row in rows], dtype=torch.int64)
+        column_W = torch.arange(width)
+        prompt_S1 = torch.tensor([[len(prompt)] for prompt in prompts])
+        is_prompt = column_W < prompt_S1
+        is_canvas = (column_W < torch.tensor([[len(row)] for row in rows])) & ~is_prompt
+        ids_S = torch.tensor(ids, dtype=torch.int64)
+        return cls(token_ids, is_prompt, is_canvas, is_canvas, ids_S, ids_S)
+
+    @classmethod
+    def of_rollout(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        traces: Sequence[Trace],
+        ids: Sequence[int],
+        *,
+        stop_token_ids: Sequence[int],
+        pad_token_id: int,
+        is_appended: bool,
+        score_after_eos: bool = False,
+    ) -> "Completions":
+        """Completions of a generation, one trace each.
+
+        is_appended: whether blocks were appended one at a time, so that the model saw no later block. score_after_eos:
+        whether the tokens after the first stop token count; if not they stay in the row, as in the rollout, and masks
+        other than the rollout's always cover them (d1 and SPG score them so).
+        """
+        completions = cls.of_texts(prompts, [trace.token_ids for trace in traces], ids, pad_token_id)
+        if not score_after_eos:
+            is_stop = torch.isin(completions.token_ids, torch.tensor(stop_token_ids)) & completions.is_canvas
+            is_after_stop = (is_stop.cumsum(1) - is_stop.long()) > 0
+            completions = replace(completions, is_scored=completions.is_canvas & ~is_after_stop)
+        is_remasked = any(count > 1 for trace in traces for count in trace.num_commits)
+        steps = None if is_remasked else completions._spread([_without_gaps(trace.steps) for trace in traces])
+        blocks = completions._spread([trace.blocks for trace in traces]) if is_appended else None
+        return replace(completions, steps=steps, blocks=blocks)
+
+    def sharing_noise(self, group_size: int) -> "Completions":
+        """The same completions with masks that the members of a group share: `ids` count group after group."""
+        return replace(self, noise_ids=self.ids // group_size)
+
+    def _spread(self, values: Sequence[Sequence[int]]) -> Tensor:
+        """(S, W) int64: the values at the canvas, 0 elsewhere."""
+        flat = torch.tensor(list(chain.from_iterable(values)), dtype=torch.int64)
+        return torch.zeros_like(self.token_ids).masked_scatter(self.is_canvas, flat)
+
+
+def _without_gaps(steps: Sequence[int]) -> list[int]:
+    """The steps of one sequence, renumbered: a rollout counts the steps of all rows together."""
+    number = {step: index for index, step in enumerate(sorted(set(steps)))}
+    return [number[step] for step in steps]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelRows:
+    """Input of the model for a view."""
+
+    noisy_ids: Tensor
+    """(B, T) int64."""
+    layout: Layout
+    select: Tensor
+    """(B, T) bool, in the row-major order of the view's `is_selected`."""
+    targets: Tensor
+    """(M,) int64."""
+
+
+def model_rows(completions: Completions, view: View, mask_token_id: int, row_length: int | None = None) -> ModelRows:
+    """The view as input of the model.
+
+    row_length: tokens of a row into which whole sequences are packed in order; None: one sequence per row.
+    Raises UserError if a sequence exceeds a row.
+    """
+    is_token = completions.is_prompt | completions.is_canvas
+    lengths = is_token.sum(1).tolist()
+    num_columns = completions.token_ids.shape[1] if row_length is None else row_length
+    if max(lengths) > num_columns:
+        raise UserError(f"a prompt and its completion have {max(lengths)} tokens, but rows have {num_columns}")
+    visible = lengths
+    if view.last_block is not None and completions.blocks is not None:
+        is_later = completions.is_canvas & (completions.blocks > view.last_block[:, None])
+        visible = (is_token & ~is_later).sum(1).tolist()
+    starts, segments, num_rows = _pack(lengths, visible, num_columns, is_packed=row_length is not None)
+    noisy_SW = completions.token_ids.masked_fill(view.is_masked, mask_token_id)
+
+    offset_SW = torch.tensor(starts, device=is_token.device)[:, None] + is_token.cumsum(1) - 1
+    index_N = offset_SW[is_token]
+    noisy_BT = noisy_SW.new_full((num_rows * num_columns,), mask_token_id)
+    noisy_BT[index_N] = noisy_SW[is_token]
+    select_BT = view.is_selected.new_zeros(num_rows * num_columns)
+    select_BT[index_N] = view.is_selected[is_token]
+    layout = Layout.from_lengths(torch.tensor(segments, device=is_token.device), num_columns)
+    if len(segments) == num_rows:
+        layout = Layout.whole_rows(num_rows, num_columns, is_token.device)
+    shape = num_rows, num_columns
+    return ModelRows(noisy_BT.view(shape), layout, select_BT.view(shape), completions.token_ids[view.is_selected])
+
+
+def _pack(
+    lengths: Sequence[int], visible: Sequence[int], num_columns: int, is_packed: bool
+) -> tuple[list[int], list[int], int]:
+    """(first flat position of each sequence, lengths of the segments in order, number of rows).
+
+    A sequence is one segment, or two where a part of it is invisible; what remains of a row is another.
+    """
+    starts: list[int] = []
+    segments: list[int] = []
+    end = 0  # of the last sequence, as a flat position
+    for length, seen in zip(lengths, visible, strict=True):
+        free = -end % num_columns
+        if starts and free and (not is_packed or length > free):
+            segments.append(free)
+            end += free
+        starts.append(end)
+        segments += [part for part in (seen, length - seen) if part]
+        end += length
+    if free := -end % num_columns:
+        segments.append(free)
+    return starts, segments, (end + free) // num_columns

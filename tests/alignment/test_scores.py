@@ -1,0 +1,93 @@
+"""Scores do not depend on the order of rows, the micro-batch or packing; the noise is common to all models."""
+
+import pytest
+import torch
+
+from lit_illada.alignment.completions import model_rows
+from lit_illada.alignment.estimators import ESTIMATORS, Elbo, MeanField
+from lit_illada.alignment.scores import Scores, completions_noise
+from lit_illada.errors import UserError
+
+PROMPTS = [[2, 3], [4], [3, 2, 4], [2, 2], [], [4, 4, 2, 3]]
+
+
+@pytest.fixture(scope="module")
+def completions(model, world):
+    return world.rollout(model, PROMPTS)[0]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_scores_are_independent_of_row_order_micro_batch_and_packing(name, completions, model, world):
+    estimator = ESTIMATORS[name]()
+    whole = world.scored(estimator, completions, model, masked_prompt=0.3)
+    width = completions.token_ids.shape[1]
+    order = torch.tensor([4, 1, 5, 0, 3, 2])
+    shuffled = world.scored(estimator, completions.select(order), model, masked_prompt=0.3)
+    expected = whole.select(order, shuffled.by_draw.shape[2])
+    torch.testing.assert_close(shuffled.by_draw, expected.by_draw)
+    parts = [
+        world.scored(estimator, completions.select(index), model, masked_prompt=0.3)
+        for index in torch.arange(6).split([1, 3, 2])
+    ]
+    joined = Scores.join(parts)
+    torch.testing.assert_close(joined.select(torch.arange(6), width).token, whole.token[:, : joined.token.shape[1]])
+    packed = world.scored(estimator, completions, model, masked_prompt=0.3, row_length=2 * width)
+    torch.testing.assert_close(packed.by_draw, whole.by_draw)
+    if whole.upper is not None:
+        torch.testing.assert_close(joined.upper, whole.upper[:, : joined.upper.shape[1]])
+        torch.testing.assert_close(packed.upper, whole.upper)
+
+
+def test_packing_uses_fewer_rows_and_separates_the_sequences(completions, world):
+    (view,) = MeanField().views(completions, completions_noise(completions, 7, 0), 0.0)
+    width = completions.token_ids.shape[1]
+    padded, packed = (model_rows(completions, view, world.MASK, length) for length in (None, 2 * width))
+    assert len(packed.noisy_ids) < len(padded.noisy_ids) == len(completions)
+    assert torch.equal(packed.targets, padded.targets)
+    lengths = (completions.is_prompt | completions.is_canvas).sum(1)
+    assert set(lengths.tolist()) <= set(packed.layout.cu_seqlens.diff().tolist())
+
+
+def test_sequence_longer_than_a_row_is_refused(completions, model, world):
+    with pytest.raises(UserError, match="but rows have 3"):
+        world.scored(MeanField(), completions, model, row_length=3)
+
+
+def test_masks_depend_on_seed_update_completion_and_draw(completions):
+    def masks(seed=0, update=0, draw=0, rows=completions):
+        return completions_noise(rows, seed, update).tokens(draw)
+
+    first = masks()
+    assert torch.equal(first, masks())
+    for other in (masks(seed=1), masks(update=1), masks(draw=1)):
+        assert (first != other).all()
+    assert len(first.unique()) == first.numel()
+
+
+def test_members_of_a_group_share_masks_only_if_asked(completions):
+    apart = completions_noise(completions, 0, 0).tokens(0)
+    shared = completions_noise(completions.sharing_noise(3), 0, 0).tokens(0)
+    assert (apart[0] != apart[1]).all()
+    assert torch.equal(shared[0], shared[1])
+    assert torch.equal(shared[0], shared[2])
+    assert (shared[2] != shared[3]).all()
+
+
+def test_common_masks_remove_most_of_the_noise_of_a_ratio(model, world):
+    """A shared mask leaves the change of the model; fresh masks add their own differences."""
+    other = world.build_model()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.01)
+        completions = world.texts([[4, 2, 3, 1, 2, 2]] * 300)
+        old = world.scored(Elbo(), completions, model).sequence
+        common = world.scored(Elbo(), completions, other).sequence - old
+        fresh = world.scored(Elbo(), completions, other, update=1).sequence - old
+    assert common.std() < 0.1 * fresh.std()
+
+
+def test_scoring_leaves_the_global_generator_alone(completions, model, world):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    world.scored(Elbo(num_draws=4), completions, model)
+    assert torch.equal(before, torch.get_rng_state())
