@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from lit_illada.errors import UserError
 from lit_illada.training.config.optim import AdamW8bitConfig, AdamWConfig, MuonConfig, OptimizerConfig
+from lit_illada.training.muon import Muon
 from lit_illada.training.optim_8bit import EightBitAdamW
 
 
@@ -27,8 +28,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
             matrices = [(name, p) for name, p in parameters if is_muon_parameter(name, p.ndim)]
             muon_names = {name for name, _ in matrices}
             rest = [(name, p) for name, p in parameters if name not in muon_names]
-            is_sharded = any(isinstance(p, DTensor) for _, p in matrices)
-            muon = (ShardedMuon if is_sharded else torch.optim.Muon)(
+            muon = Muon(
                 [p for _, p in matrices],
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
@@ -58,39 +58,6 @@ def check_optimizer(config: OptimizerConfig) -> None:
             "optim/optimizer=adamw8bit needs the torchao package: pip install 'lit-illada[torchao]', or use "
             "optim/optimizer=adamw"
         )
-
-
-class ShardedMuon(torch.optim.Muon):
-    """torch's Muon for sharded matrices (DTensor).
-
-    Orthogonalisation needs whole matrices: each update is gathered, one matrix at a time, and computed redundantly on
-    every rank. Weights and momentum stay sharded.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        assert closure is None, "JointOptimizer evaluates the closure"
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-
-    def _update(self, parameter: DTensor, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        assert isinstance(gradient, DTensor)
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"])
-        assert isinstance(update, DTensor)
-        whole = update.full_tensor()
-        change = nn.Parameter(torch.zeros_like(whole))
-        change.grad = whole
-        # torch's step on zero weights, without momentum or decay, yields the change of the weights only
-        rule = {key: group[key] for key in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
-        torch.optim.Muon([change], momentum=0.0, nesterov=False, weight_decay=0.0, **rule).step()
-        sharded = distribute_tensor(change.detach(), parameter.device_mesh, parameter.placements, src_data_rank=None)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(sharded)
 
 
 class JointOptimizer(torch.optim.Optimizer):

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lit_illada.errors import UserError
 from lit_illada.training.config.optim import OPTIMIZERS, AdamW8bitConfig, AdamWConfig, MuonConfig, OptimConfig
+from lit_illada.training.muon import Muon
 from lit_illada.training.optim import build_optimizer, check_optimizer
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
@@ -52,9 +53,7 @@ def test_the_joint_optimizer_equals_its_parts_used_separately():
     config = MuonConfig(learning_rate=0.01)
     ours, separate = Tiny(), Tiny()
     train(ours, build_optimizer(ours, config), 5)
-    muon = torch.optim.Muon(
-        [separate.layers[0].weight], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon([separate.layers[0].weight], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(
         [
             {"params": [separate.embed_tokens.weight], "weight_decay": 0.1},
