@@ -19,13 +19,13 @@ from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, write_rows
-from lit_illada.evaluation.items import ChoiceItem
 from lit_illada.evaluation.multiple_choice import ChoiceResult, MultipleChoice
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.scoring.config import Plain
 from lit_illada.stats.intervals import wilson
+from lit_illada.tasks.items import ChoiceItem
 
 _ITEMS_FILE = "items-held-out.jsonl"
 _CONTEXT_TOKENS = 32

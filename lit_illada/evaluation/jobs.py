@@ -14,12 +14,12 @@ from lit_illada.evaluation.base import Evaluation, LoadedModel, Progress, Result
 from lit_illada.evaluation.chained_arithmetic import ChainedArithmetic
 from lit_illada.evaluation.harness import Harness
 from lit_illada.evaluation.held_out import read_held_out
-from lit_illada.evaluation.items import ChoiceItem, NumberItem, read_items
 from lit_illada.evaluation.multiple_choice import MultipleChoice
 from lit_illada.evaluation.numeric_problems import NumericProblems
 from lit_illada.evaluation.text_likelihood import TextLikelihood
 from lit_illada.evaluation.writer import Writer
 from lit_illada.runtime.files import read_text
+from lit_illada.tasks.items import ChoiceItem, NumberItem, read_items
 
 Job = Callable[[Progress], Result]
 """Runs one evaluation, prints its result and returns it."""

@@ -16,12 +16,12 @@ from rich.table import Table
 
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion, write_rows
-from lit_illada.evaluation.items import ChoiceItem
 from lit_illada.runtime.console import Console
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.config import ScoreRule
 from lit_illada.scoring.scorer import Scorer
+from lit_illada.tasks.items import ChoiceItem
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion, write_rows
-from lit_illada.evaluation.items import NumberItem
 from lit_illada.evaluation.writer import cut_at
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.scorer import Scorer
 from lit_illada.tasks.answers import final_number
+from lit_illada.tasks.items import NumberItem
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,7 @@
-r"""Answer parsing: the number a text gives as its answer, exact match, and Countdown expressions.
+r"""Answer parsing: the number or marked text that a completion gives as its answer, and exact match.
 
-Two rules decide whether an answer is correct:
-
-- `exact_match` compares with a reference of the training data: the last number written in the answer (its sign
-  always counts, so 10-5 ends with -5), or the whole text where the reference is not a number. Used by
-  `evaluation/chained_arithmetic.py`, which also requires that the text has ended.
-- `is_correct` compares with the reference of a task: a number, compared with `final_number`, or a Countdown problem.
-  Used by `loops/outcome.py`; `evaluation/numeric_problems.py` compares `final_number` itself.
+`exact_match` compares with a reference of the training data: the last number written in the answer (its sign always
+counts, so 10-5 ends with -5), or the whole text where the reference is not a number.
 
 `final_number` looks, in this order, after the last `####`; in the last `\boxed{}`; after the last "answer is" (or
 "answer:", "A:"); else it takes the last number of the text. Where an equation is announced, its right side counts.
@@ -20,9 +15,6 @@ from collections import deque
 from collections.abc import Iterator
 from decimal import Context, Decimal
 from fractions import Fraction
-from typing import Any
-
-from lit_illada.tasks.expression import evaluate
 
 # A sign counts only where it cannot be the minus between two operands: 10-5 contains no -5.
 _NUMBER = re.compile(
@@ -36,12 +28,6 @@ _ANSWER_MARK = re.compile(
     r"\banswers?\b[^\d\n.]{0,40}?(?:\bis\b|\bare\b|[:=])|^[^\S\n]*A:", re.IGNORECASE | re.MULTILINE
 )
 _BOX_OPEN = re.compile(r"\\boxed\s*\{")
-_BOX = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
-_EQUALS = re.compile(r"=(?=\s*[-0-9. ])")
-_STATED = re.compile(r"=|\bis\b|:")
-_EXPRESSION_CHARACTERS = "0123456789+-*/() "
-_MAX_EXPRESSION_CHARACTERS = 200
-_PLAIN_OPERATORS = {r"\div": "/", r"\times": "*", r"\cdot": "*", "×": "*", "÷": "/", "−": "-"}
 _CLAUSE_END = re.compile(r"\n|[.,;!?](?=\s|$)")
 _MAX_DIGITS = 300  # Python refuses to convert a few thousand digits; degenerate texts contain more
 _DECIMALS = Context(prec=_MAX_DIGITS)
@@ -82,30 +68,18 @@ def exact_answer(answer: str, reference: str) -> str | None:
     return _normalized(numbers[-1]) if numbers else None
 
 
-def is_correct(answer: str, reference: Any) -> bool | None:
-    r"""Whether an answer is correct; None for a reference of unknown kind.
+def marked_answer(text: str) -> str | None:
+    r"""The content of the last \boxed{}, else of the last <answer> … </answer>; None where there is neither.
 
-    reference: a number, a text that gives one, or a Countdown problem [numbers, target]. A Countdown answer is an
-    expression that uses each number once and evaluates to the target. It is read from the last \boxed{}, else from
-    <answer>, else from the whole text, and only up to an equals sign where there is one.
+    Braces may be nested; a box or a tag without its end is ignored.
     """
-    if (problem := _countdown(reference)) is not None:
-        return _solves(_expression(answer), *problem)
-    expected = _reference_number(reference)
-    return None if expected is None else final_number(answer) == expected
-
-
-def states_answer(text: str, reference: Any) -> bool | None:
-    """Whether the correct answer occurs anywhere in a text, after an equals sign, a colon or "is".
-
-    reference: as for `is_correct`; None for one of unknown kind.
-    """
-    if (problem := _countdown(reference)) is not None:
-        return any(_solves(left, *problem) for left in _left_sides(_with_plain_operators(text)))
-    expected = _reference_number(reference)
-    if expected is None:
-        return None
-    return any(first_number(text[mark.end() : mark.end() + 40]) == expected for mark in _STATED.finditer(text))
+    if boxes := _last_ends(_BOX_OPEN, text):
+        ends = _brace_ends(text)
+        if (start := next((start for start in boxes if start - 1 in ends), None)) is not None:
+            return text[start : ends[start - 1]].strip()
+    before, end, _ = text.rpartition("</answer>")
+    opened = before.rfind("<answer>")
+    return before[opened + len("<answer>") :].strip() if end and opened >= 0 else None
 
 
 def _announced_clauses(text: str) -> Iterator[str]:
@@ -176,54 +150,3 @@ def _normalized(number: str) -> str:
     plain = number.replace(",", "")
     # plus turns -0 into 0
     return f"{_DECIMALS.plus(_DECIMALS.normalize(Decimal(plain))):f}" if len(plain) <= _MAX_DIGITS else plain
-
-
-def _countdown(reference: Any) -> tuple[list[int], int] | None:
-    """(numbers, target) of a Countdown problem; None for any other reference."""
-    if not (isinstance(reference, list) and len(reference) == 2 and isinstance(reference[0], list)):
-        return None
-    numbers, target = reference
-    return (numbers, target) if all(isinstance(number, int) for number in [*numbers, target]) else None
-
-
-def _reference_number(reference: Any) -> Fraction | None:
-    if isinstance(reference, bool) or reference is None:
-        return None
-    if isinstance(reference, int | float):
-        is_finite = reference == reference and abs(reference) != float("inf")
-        return Fraction(str(reference)) if is_finite else None
-    return final_number(reference) if isinstance(reference, str) else None
-
-
-def _expression(answer: str) -> str:
-    """The text of the Countdown expression that an answer gives."""
-    boxed = _BOX.findall(answer)
-    tagged, is_closed, _ = answer.partition("<answer>")[2].partition("</answer>")
-    text = _with_plain_operators(boxed[-1] if boxed else tagged.strip() if is_closed else answer)
-    return next(_left_sides(text), text)
-
-
-def _left_sides(text: str) -> Iterator[str]:
-    """The possible expressions before each equals sign; of one that is too long, an end that is still too long."""
-    for equals in _EQUALS.finditer(text):
-        before = text[max(0, equals.start() - _MAX_EXPRESSION_CHARACTERS - 1) : equals.start()]
-        if left := before[len(before.rstrip(_EXPRESSION_CHARACTERS)) :]:
-            yield left
-
-
-def _with_plain_operators(text: str) -> str:
-    for spelling, plain in _PLAIN_OPERATORS.items():
-        text = text.replace(spelling, plain)
-    return text
-
-
-def _solves(expression: str, numbers: list[int], target: int) -> bool:
-    """Whether the expression uses exactly these numbers and evaluates to the target."""
-    if len(expression) > _MAX_EXPRESSION_CHARACTERS:
-        return False
-    if sorted(map(int, re.findall(r"\d+", expression))) != sorted(numbers):
-        return False
-    try:
-        return evaluate(expression) == target
-    except (ValueError, ZeroDivisionError):
-        return False

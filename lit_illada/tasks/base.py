@@ -117,7 +117,7 @@ def split_of(key: str, held_out_fraction: float) -> Split:
 
 
 def draw_split(
-    candidates: Iterator[tuple[int, T]],
+    candidates: Iterator[tuple[int, T | None]],
     key: Callable[[T], str],
     split: Split,
     num: int,
@@ -125,13 +125,15 @@ def draw_split(
     *,
     where: str,
     hint: str,
+    distinct_by: Callable[[T], str] | None = None,
 ) -> dict[int, T]:
-    """The first `num` candidates of a split, by index. Held-out ones have distinct keys.
+    """The first `num` candidates of a split, by index. Held-out ones are distinct.
 
     Args:
-        candidates: (index, candidate) of an endless sequence.
+        candidates: (index, candidate) of an endless sequence; None: the index has none.
         key: text whose hash determines the split.
         where, hint: beginning and end of the error message.
+        distinct_by: text in which held-out candidates differ; None: their keys.
 
     Raises UserError where too few of the split occur in the sequence.
     """
@@ -143,11 +145,14 @@ def draw_split(
     for index, candidate in candidates:
         if index > 1000 + 10 * num / held_out_fraction:
             raise UserError(f"{where}: only {len(chosen)} of {num} {split} problems were found among {index}: {hint}")
-        text = key(candidate)
-        if split_of(text, held_out_fraction) is not split or (not may_repeat and text in seen):
+        if candidate is None or split_of(text := key(candidate), held_out_fraction) is not split:
             continue
+        if not may_repeat:
+            text = distinct_by(candidate) if distinct_by is not None else text
+            if text in seen:
+                continue
+            seen.add(text)
         chosen[index] = candidate
-        seen.add(text)
         if len(chosen) == num:
             break
     return chosen

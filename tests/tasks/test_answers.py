@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.tasks.answers import exact_match, final_number, first_number, is_correct, states_answer
+from lit_illada.tasks.answers import exact_match, final_number, first_number
+from lit_illada.tasks.references import is_correct, states_answer
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 

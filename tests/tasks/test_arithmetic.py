@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.errors import UserError
-from lit_illada.tasks.arithmetic import Chain, ProblemRange, Step
+from lit_illada.tasks.arithmetic import Arithmetic, Chain, ProblemRange, Step
+from lit_illada.tasks.base import Problem as BaseProblem
+from lit_illada.tasks.base import Split
 
 
 @given(
@@ -41,3 +43,31 @@ def test_a_problem_reads_as_documented():
 def test_impossible_ranges_are_rejected(fields):
     with pytest.raises(UserError, match="must"):
         ProblemRange(**fields)
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "reason"),
+    [
+        ("7", "7", None),
+        ("a=3+4=7\n7", "7", None),
+        ("7.0", "7", None),
+        ("17", "17", "expected 7"),
+        ("7 or 8", "8", "expected 7"),
+        ("-7", "-7", "expected 7"),
+        ("10-7", "-7", "expected 7"),
+        ("seven", None, "no number"),
+        ("", None, "no number"),
+        ("9" * 2_000_000, "9" * 2_000_000, "expected 7"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_the_last_number_is_the_answer(completion, answer, reason):
+    verdict = Arithmetic().check(BaseProblem("q", "7", 1, "here"), completion)
+    assert verdict.answer == answer
+    assert verdict.correct == (reason is None)
+    assert reason is None or reason in verdict.reason
+
+
+def test_the_difficulty_is_the_depth():
+    for problem in Arithmetic(range=ProblemRange(max_depth=6)).problems(Split.TRAIN, 50):
+        assert problem.difficulty == problem.question.count("\n")

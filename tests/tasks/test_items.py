@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from lit_illada.errors import UserError
-from lit_illada.evaluation.items import ChoiceItem, NumberItem, read_items
+from lit_illada.tasks.items import ChoiceItem, NumberItem, read_items
 
 GOOD = '{"question": "Two and two?", "choices": ["three", "four"], "answer": 1}'
 
