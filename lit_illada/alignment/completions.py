@@ -41,6 +41,9 @@ class Completions(Movable):
     blocks: Tensor | None = None
     """(S, W) int64, block of each token of the canvas; the rollout did not see later blocks. None: it saw them all."""
 
+    log_confidence: Tensor | None = None
+    """(S, W) float64, log of the model's probability of each token of the canvas when it was committed."""
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -96,7 +99,10 @@ class Completions(Movable):
         is_remasked = any(count > 1 for trace in traces for count in trace.num_commits)
         steps = None if is_remasked else completions._spread([_without_gaps(trace.steps) for trace in traces])
         blocks = completions._spread([trace.blocks for trace in traces]) if is_appended else None
-        return replace(completions, steps=steps, blocks=blocks)
+        confidence = torch.tensor([value for trace in traces for value in trace.confidence], dtype=torch.float64)
+        log_confidence = torch.zeros(completions.token_ids.shape, dtype=torch.float64)
+        log_confidence = log_confidence.masked_scatter(completions.is_canvas, confidence.log())
+        return replace(completions, steps=steps, blocks=blocks, log_confidence=log_confidence)
 
     def sharing_noise(self, group_size: int) -> "Completions":
         """The same completions with masks that the members of a group share: `ids` count group after group."""

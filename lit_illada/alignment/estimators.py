@@ -48,6 +48,8 @@ class Estimator(ABC):
 
     needs_steps: ClassVar[bool] = False
     """Whether the states come from the rollout's trace."""
+    is_random: ClassVar[bool] = True
+    """Whether the masks of a completion are drawn."""
 
     @abstractmethod
     def num_views(self, completions: Completions) -> int:
@@ -72,6 +74,8 @@ class MeanField(Estimator):
 
     Bias: the slice t = 1 of the bound, and exact only for independent tokens.
     """
+
+    is_random: ClassVar[bool] = False
 
     def num_views(self, completions: Completions) -> int:
         return 1
@@ -279,6 +283,7 @@ class Trajectory(Estimator):
     shrink: int = 1
     """Steps merged into one state, that before the first of them; above 1 an approximation with fewer passes."""
     needs_steps: ClassVar[bool] = True
+    is_random: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(self.shrink >= 1, "alignment.estimator.shrink", self.shrink, "1 or more")
@@ -330,6 +335,8 @@ class LeftToRight(Estimator):
 
     Exact for a rollout with block length 1 on a fixed canvas; otherwise the likelihood of another policy.
     """
+
+    is_random: ClassVar[bool] = False
 
     def num_views(self, completions: Completions) -> int:
         return max(int(completions.num_scored.max()), 1)
