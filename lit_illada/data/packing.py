@@ -88,6 +88,10 @@ class PackedStream:
             yield packed, row % len(packed.tokens)  # a shard that replaces a bad one may have fewer rows
 
     def _packed(self, epoch: int, shard: int) -> "PackedShard":
+        key = epoch, shard
+        if self.is_bad is None and key in self._loaded:
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
         shard = self._good(shard)
         while True:
             try:
@@ -138,7 +142,7 @@ class RowOrder:
         steps, streams = np.divmod(indices, self._num_streams)
         indices = streams * self._stream_rows + steps
         shards, rows = np.empty_like(indices), np.empty_like(indices)
-        for epoch in np.unique(epochs).tolist():
+        for epoch in set(epochs.tolist()):
             is_epoch = epochs == epoch
             order, firsts = self._epoch(epoch)
             positions = np.searchsorted(firsts, indices[is_epoch], side="right") - 1

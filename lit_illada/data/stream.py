@@ -57,15 +57,29 @@ class RowBatches(TorchDataset[TokenBatch], ABC):
 
     def _batch(self, row_ids: NDArray[np.int64]) -> TokenBatch:
         rows = self.arrays(row_ids)
-        borders = np.append(np.flatnonzero(rows.is_start), rows.is_start.size)
         return TokenBatch(
             input_ids=torch.from_numpy(rows.tokens.astype(np.int64)),
             is_maskable=torch.from_numpy(rows.is_maskable),
             row_ids=torch.from_numpy(row_ids),
-            layout=Layout.from_lengths(torch.from_numpy(np.diff(borders)), rows.tokens.shape[1]),
+            layout=_layout(rows.is_start),
             is_response=None if rows.is_response is None else torch.from_numpy(rows.is_response),
             document_ids=None if rows.document_ids is None else torch.from_numpy(rows.document_ids),
         )
+
+
+def _layout(is_start_BT: NDArray[np.bool]) -> Layout:
+    """Layout of the segments that begin at the marked tokens; every row begins one."""
+    starts = np.flatnonzero(is_start_BT)
+    borders = np.empty(len(starts) + 1, np.int64)
+    borders[:-1], borders[-1] = starts, is_start_BT.size
+    lengths = borders[1:] - starts
+    position_ids = np.arange(is_start_BT.size) - np.repeat(starts, lengths)
+    return Layout(
+        torch.from_numpy(position_ids.reshape(is_start_BT.shape)),
+        torch.from_numpy(borders.astype(np.int32)),
+        max_seqlen=int(lengths.max()),
+        num_pairs=int(lengths @ lengths),
+    )
 
 
 @dataclass(frozen=True)
@@ -130,10 +144,8 @@ class MicroBatches(DistributedSampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         stride = self.micro_batch_rows * self.num_replicas
         for start in range(self.first, self.last, stride):
-            yield [
-                row_at(position, self._skipped)
-                for position in range(start + self.rank, min(start + stride, self.last), self.num_replicas)
-            ]
+            positions = range(start + self.rank, min(start + stride, self.last), self.num_replicas)
+            yield [row_at(position, self._skipped) for position in positions] if self._skipped else list(positions)
 
     def __len__(self) -> int:
         """Micro-batches from position 0, not from `first`: Lightning counts restored batches as part of the epoch."""

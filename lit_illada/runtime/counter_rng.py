@@ -6,6 +6,7 @@ save, and the numbers do not change with the version of NumPy. `objective/noise.
 All arithmetic is on int64 and wraps around at 2⁶⁴.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,13 @@ _MULTIPLIER_2 = wrapped(0x94D049BB133111EB)
 
 
 def _hashed(counters: NDArray[np.int64], key: tuple[int, ...]) -> NDArray[np.int64]:
+    return mix((mix(counters.astype(np.int64) + GOLDEN) ^ _state(key)) + GOLDEN)
+
+
+@lru_cache(maxsize=1024)
+def _state(key: tuple[int, ...]) -> NDArray[np.int64]:
+    """(1,): the hash of a key."""
     state = np.zeros(1, np.int64)
     for part in key:
         state = mix((state ^ wrapped(part)) + GOLDEN)
-    return mix((mix(counters.astype(np.int64) + GOLDEN) ^ state) + GOLDEN)
+    return state
