@@ -16,7 +16,17 @@ ORDER = (
 ).split()
 WITHOUT_TORCH = set("errors tasks stats runtime config_files schema slurm run_folder report sweep loops config".split())
 MOST_ROOT_MODULES = 10
-OPTIONAL = {"flash_attn", "liger_kernel", "torchao", "datasets", "submitit", "lm_eval", "wandb"}
+OPTIONAL = {
+    "flash_attn",
+    "liger_kernel",
+    "torchao",
+    "datasets",
+    "submitit",
+    "lm_eval",
+    "wandb",
+    "math_verify",
+    "reasoning_gym",
+}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_share" not in path.parts)
 
 

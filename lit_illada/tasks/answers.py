@@ -37,7 +37,7 @@ _MAX_MARKS = 32  # each mark may be followed by the rest of the text, so examini
 def final_number(text: str) -> Fraction | None:
     """The number that the text gives as its answer; None where it has none."""
     text = _without_markup(text)
-    for clause in _announced_clauses(text):
+    for clause in announced_clauses(text):
         if (number := first_number(clause.rpartition("=")[2])) is not None:
             return number
     numbers = list(_numbers(text))
@@ -69,20 +69,22 @@ def exact_answer(answer: str, reference: str) -> str | None:
 
 
 def marked_answer(text: str) -> str | None:
-    r"""The content of the last \boxed{}, else of the last <answer> … </answer>; None where there is neither.
-
-    Braces may be nested; a box or a tag without its end is ignored.
-    """
-    if boxes := _last_ends(_BOX_OPEN, text):
-        ends = _brace_ends(text)
-        if (start := next((start for start in boxes if start - 1 in ends), None)) is not None:
-            return text[start : ends[start - 1]].strip()
+    r"""The content of the last \boxed{}, else of the last <answer> … </answer>; None where there is neither."""
+    if (boxed := boxed_answer(text)) is not None:
+        return boxed
     before, end, _ = text.rpartition("</answer>")
     opened = before.rfind("<answer>")
     return before[opened + len("<answer>") :].strip() if end and opened >= 0 else None
 
 
-def _announced_clauses(text: str) -> Iterator[str]:
+def boxed_answer(text: str) -> str | None:
+    r"""The content of the last \boxed{} that is closed; braces may be nested. None where there is none."""
+    boxes = _last_ends(_BOX_OPEN, text)
+    ends = _brace_ends(text) if boxes else {}
+    return next((text[start : ends[start - 1]].strip() for start in boxes if start - 1 in ends), None)
+
+
+def announced_clauses(text: str) -> Iterator[str]:
     """The clauses that announce an answer, the most reliable mark first, and of equal marks the last first."""
     for marked in reversed(text.split("####")[1:]):
         yield marked.lstrip().partition("\n")[0]

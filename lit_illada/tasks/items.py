@@ -49,15 +49,15 @@ def read_items(path: Path, limit: int | None = None) -> list[ChoiceItem] | list[
 
     limit: read only the first items; None: all. Raises UserError that names the line of an invalid item.
     """
-    rows = list(_rows(path, limit))
-    if not rows:
+    all_rows = list(rows(path, limit))
+    if not all_rows:
         raise UserError(f"{path}: no items in it")
-    if "choices" in rows[0][1]:
-        return [_choice_item(f"{path}:{line}", line, row) for line, row in rows]
-    return [_number_item(f"{path}:{line}", line, row) for line, row in rows]
+    if "choices" in all_rows[0][1]:
+        return [choice_item(f"{path}:{line}", line, row) for line, row in all_rows]
+    return [_number_item(f"{path}:{line}", line, row) for line, row in all_rows]
 
 
-def _rows(path: Path, limit: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(path: Path, limit: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, its object) of each line that is not blank."""
     lines = read_bytes(path).splitlines()
     filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
@@ -83,12 +83,12 @@ def _is_broken(value: Any) -> bool:
     return False
 
 
-def _choice_item(where: str, line: int, row: dict[str, Any]) -> ChoiceItem:
-    choices = _field(where, row, "choices")
+def choice_item(where: str, line: int, row: dict[str, Any]) -> ChoiceItem:
+    choices = field(where, row, "choices")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise UserError(f"{where}: choices must be a list of at least two texts, none empty; got {_shown(choices)}")
-    answer = _answer_index(where, _field(where, row, "answer"), choices)
-    return ChoiceItem(line, _question(where, row), tuple(choices), answer)
+        raise UserError(f"{where}: choices must be a list of at least two texts, none empty; got {shown(choices)}")
+    answer = _answer_index(where, field(where, row, "answer"), choices)
+    return ChoiceItem(line, text_field(where, row, "question"), tuple(choices), answer)
 
 
 def _answer_index(where: str, answer: Any, choices: list[str]) -> int:
@@ -102,30 +102,33 @@ def _answer_index(where: str, answer: Any, choices: list[str]) -> int:
             return choices.index(answer)
         if len(answer) == 1 and answer in ascii_uppercase[: len(choices)]:
             return ascii_uppercase.index(answer)
-    raise UserError(f"{where}: answer is {_shown(answer)}; with {len(choices)} choices it must be {allowed}")
+    raise UserError(f"{where}: answer is {shown(answer)}; with {len(choices)} choices it must be {allowed}")
 
 
 def _number_item(where: str, line: int, row: dict[str, Any]) -> NumberItem:
-    answer = _field(where, row, "answer")
+    answer = field(where, row, "answer")
     number = final_number(str(answer)) if isinstance(answer, str | int | float) else None
     if number is None:
-        raise UserError(f"{where}: no number in answer {_shown(answer)}, and no field 'choices'")
-    return NumberItem(line, _question(where, row), number)
+        raise UserError(f"{where}: no number in answer {shown(answer)}, and no field 'choices'")
+    return NumberItem(line, text_field(where, row, "question"), number)
 
 
-def _question(where: str, row: dict[str, Any]) -> str:
-    question = _field(where, row, "question")
-    if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{where}: question must be a non-empty text; got {_shown(question)}")
-    return question
+def text_field(where: str, row: dict[str, Any], name: str) -> str:
+    """The value of a field. Raises UserError unless it is a text that is not blank."""
+    text = field(where, row, name)
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: {name} must be a non-empty text; got {shown(text)}")
+    return text
 
 
-def _field(where: str, row: dict[str, Any], name: str) -> Any:
+def field(where: str, row: dict[str, Any], name: str) -> Any:
+    """The value of a field. Raises UserError where it is missing."""
     if name not in row:
         raise UserError(f"{where}: no field {name!r}; it has {', '.join(sorted(map(repr, row))) or 'none'}")
     return row[name]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as JSON of at most 60 characters, for a message."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "…"

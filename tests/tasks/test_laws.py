@@ -1,5 +1,6 @@
 """The laws of every task: disjoint splits, reproducible problems, accepted reference answers, and total checkers."""
 
+import json
 import random
 import string
 import time
@@ -9,69 +10,104 @@ import pytest
 
 from lit_illada.errors import UserError
 from lit_illada.tasks.base import Split, Verdict
+from lit_illada.tasks.files import FileTask
 from lit_illada.tasks.registry import TASKS
 
-GENERATED = {name: task() for name, task in TASKS.items()}
-MOST = {"arithmetic": 200, "countdown": 200, "sudoku4": 200}
-TASK_NAMES = pytest.mark.parametrize("name", GENERATED)
+TASK_NAMES = pytest.mark.parametrize("name", TASKS)
+NUM_LINES = 300
 
 
-def problems(name, split, num=None, **settings):
-    return replace(GENERATED[name], **settings).problems(split, num or MOST[name])
+def lines_of(name):
+    """JSON lines of a task that is read from a file."""
+    for n in range(NUM_LINES):
+        if name == "gsm8k":
+            yield {"question": f"{n} and {n}?", "answer": f"{n}+{n}=<<{n}+{n}={2 * n}>>{2 * n}\n#### {2 * n:,}"}
+        elif name == "math":
+            yield {
+                "problem": f"Halve ${n}$.",
+                "level": "Level 2",
+                "solution": f"It is $\\boxed{{\\frac{{{n}}}{{2}}}}$.",
+            }
+        else:
+            yield {"question": f"Which is {n}?", "choices": [f"{n}", f"{n + 1}", f"not {n}"], "answer": 0}
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory):
+    """Every task by its registered name, those of files with a file."""
+    folder, built = tmp_path_factory.mktemp("tasks"), {}
+    for name, task in TASKS.items():
+        settings = {}
+        if issubclass(task, FileTask):
+            path = folder / f"{name}.jsonl"
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines_of(name)))
+            settings = {"path": str(path)}
+        built[name] = task(**settings)
+    return built
+
+
+@pytest.fixture
+def task(tasks, name):
+    return tasks[name]
+
+
+def problems(task, split, num=None, **settings):
+    is_file = isinstance(task, FileTask)
+    return replace(task, **settings).problems(split, num or (None if is_file else 200))
 
 
 @TASK_NAMES
-def test_splits_are_disjoint_for_any_seed(name):
-    seen = [{p.question for seed in (0, 1) for p in problems(name, split, seed=seed)} for split in Split]
+def test_splits_are_disjoint_for_any_seed(task):
+    seen = [{p.question for seed in (0, 1) for p in problems(task, split, seed=seed)} for split in Split]
     assert all(seen)
     assert len(set.union(*seen)) == sum(map(len, seen))
 
 
 @TASK_NAMES
-def test_held_out_problems_are_distinct(name):
+def test_held_out_problems_are_distinct(task):
     for split in (Split.VALIDATION, Split.TEST):
-        questions = [p.question for p in problems(name, split)]
+        questions = [p.question for p in problems(task, split)]
         assert len(set(questions)) == len(questions)
 
 
 @TASK_NAMES
-def test_equal_settings_give_equal_problems_and_fewer_are_the_first_ones(name):
+def test_equal_settings_give_equal_problems_and_fewer_are_the_first_ones(task):
     for split in Split:
-        assert problems(name, split, 10) == problems(name, split)[:10]
-    assert problems(name, Split.TRAIN) != problems(name, Split.TRAIN, seed=1)
+        assert problems(task, split, 10) == problems(task, split)[:10]
+    is_generated = not isinstance(task, FileTask)
+    assert (problems(task, Split.TRAIN) != problems(task, Split.TRAIN, seed=1)) == is_generated
 
 
 @TASK_NAMES
-def test_the_checker_accepts_reference_answers_and_reads_them(name):
+def test_the_checker_accepts_reference_answers_and_reads_them(task):
     for split in Split:
-        for problem in problems(name, split):
-            verdict = GENERATED[name].check(problem, problem.answer)
+        for problem in problems(task, split):
+            verdict = task.check(problem, problem.answer)
             assert verdict.correct, (problem, verdict)
             assert verdict.score == 1
             assert verdict.reason is None
 
 
 @TASK_NAMES
-def test_an_empty_completion_is_wrong_and_says_why(name):
-    (problem,) = problems(name, Split.TEST, 1)
-    verdict = GENERATED[name].check(problem, "")
+def test_an_empty_completion_is_wrong_and_says_why(task):
+    (problem,) = problems(task, Split.TEST, 1)
+    verdict = task.check(problem, "")
     assert not verdict.correct
     assert verdict.answer is None
     assert verdict.reason
 
 
 @TASK_NAMES
-def test_the_prompt_is_the_question_in_the_wording(name):
-    (problem,) = problems(name, Split.TRAIN, 1)
-    task = replace(GENERATED[name], wording="Solve {question} now")
-    assert task.prompt(problem) == f"Solve {problem.question} now"
+def test_the_prompt_is_the_question_in_the_wording(task):
+    (problem,) = problems(task, Split.TRAIN, 1)
+    assert replace(task, wording="Solve {question} now").prompt(problem) == f"Solve {problem.question} now"
 
 
 @TASK_NAMES
-def test_impossible_settings_are_rejected(name):
+def test_impossible_settings_are_rejected(task):
     for settings in ({"held_out_fraction": 0.5}, {"held_out_fraction": 0.0}, {"wording": "no place"}):
         with pytest.raises(UserError, match="must be"):
-            replace(GENERATED[name], **settings)
+            replace(task, **settings)
 
 
 FRAGMENTS = [
@@ -88,16 +124,16 @@ def fuzzed(rng, problem):
     return "".join(rng.choice(own if rng.random() < 0.2 else FRAGMENTS) for _ in range(length))
 
 
-def judge(name, num):
+def judge(task, num):
     """The longest time in seconds to judge one of `num` random completions."""
     rng = random.Random(0)
-    examples = problems(name, Split.TEST)
+    examples = problems(task, Split.TEST)
     longest = 0.0
     for _ in range(num):
         problem = rng.choice(examples)
         text = fuzzed(rng, problem)
         started = time.process_time()
-        verdict = GENERATED[name].check(problem, text)
+        verdict = task.check(problem, text)
         longest = max(longest, time.process_time() - started)
         assert type(verdict) is Verdict
         assert verdict.correct == (verdict.reason is None)
@@ -106,11 +142,11 @@ def judge(name, num):
 
 
 @TASK_NAMES
-def test_random_completions_get_a_verdict(name):
-    judge(name, 300)
+def test_random_completions_get_a_verdict(task):
+    judge(task, 300)
 
 
 @pytest.mark.slow
 @TASK_NAMES
-def test_ten_thousand_random_completions_get_a_verdict_in_time(name):
-    assert judge(name, 10_000) < 1.0
+def test_ten_thousand_random_completions_get_a_verdict_in_time(task):
+    assert judge(task, 10_000) < 1.0

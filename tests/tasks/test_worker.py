@@ -1,0 +1,47 @@
+"""The subprocess of checkers that may hang: its results, its limits and its restarts."""
+
+import time
+
+import pytest
+
+from lit_illada.tasks.worker import CallError, call
+
+
+def test_results_are_those_of_the_function():
+    assert call("operator:add", [2, 3], 60) == 5
+    assert call("operator:add", ["a", "b"], 60) == "ab"
+
+
+def test_what_a_function_prints_does_not_mix_with_results():
+    assert call("builtins:print", ["{}"], 60) is None
+
+
+def test_an_exception_is_reported_and_the_process_lives_on():
+    with pytest.raises(CallError, match="ZeroDivisionError: division by zero"):
+        call("operator:truediv", [1, 0], 60)
+    assert call("operator:truediv", [1, 2], 60) == 0.5
+
+
+def test_a_call_that_hangs_is_stopped_and_the_next_one_succeeds():
+    call("time:sleep", [0], 60)
+    started = time.monotonic()
+    with pytest.raises(CallError, match=r"took longer than 0\.2 s"):
+        call("time:sleep", [1000], 0.2)
+    assert time.monotonic() - started < 60
+    assert call("time:sleep", [0], 60) is None
+
+
+def test_a_process_that_ends_itself_is_replaced():
+    for _ in range(2):
+        with pytest.raises(CallError, match="ended"):
+            call("os:_exit", [3], 60)
+
+
+def test_memory_is_limited():
+    with pytest.raises(CallError, match="MemoryError"):
+        call("builtins:bytearray", [8 * 2**30], 60)
+
+
+def test_a_missing_module_is_named():
+    with pytest.raises(CallError, match="No module named 'no_such_module'"):
+        call("no_such_module:f", [], 1)
