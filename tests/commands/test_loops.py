@@ -201,7 +201,7 @@ def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_pa
     assert "tune-broken-s0 failed" in result.output
     assert "loops reproduce --sweep runs/sweeps/tiny --resume" in result.output
     assert "traces of each training corpus" in result.output
-    assert "re-creates the mechanism" in result.output
+    assert "reproduces the mechanism" in result.output
     folder = tmp_path / "runs" / "sweeps" / "tiny"
     rows = [json.loads(line) for line in (folder / "generations.jsonl").open(encoding="utf-8")]
     assert {(row["arm"], row["seed"], row["level"]) for row in rows} == {

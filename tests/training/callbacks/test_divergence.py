@@ -500,7 +500,7 @@ PATCHED = """
 import math
 
 from lit_illada.cli import main
-from lit_illada.objective import DiffusionObjective
+from lit_illada.objective.diffusion import DiffusionObjective
 
 honest_corrupt, honest_loss = DiffusionObjective.corrupt, DiffusionObjective.loss
 step, pending = 0, [8, 9]
