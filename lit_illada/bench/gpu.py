@@ -156,7 +156,7 @@ def head(sizes: _Sizes, device: torch.device) -> dict[str, Any]:
         torch.randn(rows, D, dtype=torch.bfloat16, device=device).mul_(D**-0.25).requires_grad_() for rows in (M, V)
     )
     targets = torch.randint(V, (M,), device=device)
-    chunk_size = default_chunk_size(M, D, device.type)
+    chunk_size = default_chunk_size(M, D, device.type, V)
     ways: dict[str, Callable[[], Tensor]] = {"chunked": lambda: token_scores(hidden, weight, targets, chunk_size).nll}
     figures: dict[str, Any] = {"chunked": {}}
     if (kernel := fused_kernel(hidden, weight)) is not None:

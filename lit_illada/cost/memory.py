@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from lit_illada.checkpoints.hf import tensor_shapes
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, takes_heads
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_linear_parameters, num_parameters
-from lit_illada.model.lm_head import default_chunk_size
+from lit_illada.model.lm_head import default_chunk_size, stores_logits
 from lit_illada.model.lora import adapter_shapes, num_adapter_parameters
 from lit_illada.model.lora_config import LoraConfig
 from lit_illada.training.config.optim import AdamW8bitConfig, MuonConfig, OptimizerConfig
@@ -238,13 +238,12 @@ def layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
 
 def head_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     """Bytes of LM head and loss: hidden states of the selected tokens M·(12D + c·D), the gradient of a trained weight,
-    and logits, 12·M·V if computed at once or (10 or 12)·M·C for one slice."""
+    and logits and their gradient, 2c·M·V if stored or (10 or 12)·M·C for one slice."""
     M, D, V, c = batch.num_selected, model.hidden_size, model.known_vocab_size, batch.compute_bytes
-    C = default_chunk_size(M, D, batch.device)
     states = M * (12 + c) * D
-    if V <= C:
-        return states + max(12 * M * V, 4 * M * V + (4 * V * D if batch.lora is None else 0))
-    slices = M * C * (12 if c == 4 else 10)
+    slices = 2 * c * M * V
+    if not stores_logits(M, V, c, batch.device):
+        slices = M * default_chunk_size(M, D, batch.device, V) * (12 if c == 4 else 10)
     if batch.lora is not None:
         return states + slices
     return states + max(slices + c * V * D, 4 * V * D + (0 if c == 4 else c * V * D))

@@ -1,13 +1,13 @@
-"""LM head: cross-entropy and accuracy of selected tokens without materialising all logits.
+"""LM head: cross-entropy and accuracy of selected tokens; many logits are computed in slices and never stored at once.
 
-Shapes: M selected tokens, D hidden width, V vocabulary, C vocabulary entries of one slice.
+Shapes: M selected tokens, D hidden width, V vocabulary, R tokens or C vocabulary entries of one slice.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -17,15 +17,20 @@ from lit_illada.model.fused_loss import fused_kernel
 # Bytes of the float32 logits of one slice: a CPU is fastest near its cache size (measured), a GPU with large products.
 CPU_CHUNK_BYTES = 2**23
 GPU_CHUNK_BYTES = 2**28
+# Bytes of logits, in the dtype of the products, up to which they are stored for the backward pass, not recomputed, and
+# bytes of one float32 slice of them: on a CPU a part of a core's cache (measured).
+CPU_STORED_BYTES, CPU_ROWS_BYTES = 2**26, 2**20
+GPU_STORED_BYTES, GPU_ROWS_BYTES = 2**28, 2**28
 
 
 def token_scores(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, chunk_size: int | None = None) -> TokenScores:
     """Scores of the targets (M,) under softmax(hidden · weightᵀ).
 
-    Matrix products run in the autocast dtype if enabled, everything else in float32. Vocabularies of more than
-    `chunk_size` entries (None: chosen by device) are processed in slices, recomputed in the backward pass, so that
-    apart from the gradients memory does not grow with M · V. On CUDA, with chunk_size None, Liger's kernel is used if
-    it is installed and correct.
+    Matrix products run in the autocast dtype if enabled, everything else in float32. Up to CPU_STORED_BYTES or
+    GPU_STORED_BYTES of logits are stored for the backward pass. More are computed in slices of `chunk_size` vocabulary
+    entries (None: chosen by device) and recomputed in the backward pass, so that apart from the gradients memory does
+    not grow with M · V; a given `chunk_size` of less than V always does that. On CUDA, with chunk_size None, Liger's
+    kernel is used if it is installed and correct.
     """
     device = hidden_MD.device.type
     if torch.is_autocast_enabled(device):
@@ -34,21 +39,65 @@ def token_scores(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, chunk_
     if chunk_size is None and (kernel := fused_kernel(hidden_MD, weight_VD)):
         nll_M, best_M = kernel(hidden_MD, weight_VD, targets_M)
         return TokenScores(nll_M, best_M == targets_M)
+    (M, D), V = hidden_MD.shape, len(weight_VD)
     if chunk_size is None:
-        chunk_size = default_chunk_size(len(hidden_MD), hidden_MD.shape[1], device)
-    if len(weight_VD) <= chunk_size:
-        logits_MV = F.linear(hidden_MD, weight_VD).to(_score_dtype(hidden_MD))
-        nll_M = F.cross_entropy(logits_MV, targets_M, reduction="none")
-        return TokenScores(nll_M, logits_MV.detach().argmax(-1) == targets_M)
-    nll_M, best_M = _ChunkedCrossEntropy.apply(hidden_MD, weight_VD, targets_M, chunk_size)
+        chunk_size = V if stores_logits(M, V, hidden_MD.itemsize, device) else default_chunk_size(M, D, device, V)
+    if chunk_size < V:
+        nll_M, best_M = _ChunkedCrossEntropy.apply(hidden_MD, weight_VD, targets_M, chunk_size)
+    else:
+        nll_M, best_M = _StoredCrossEntropy.apply(hidden_MD, weight_VD, targets_M)
     return TokenScores(nll_M, best_M == targets_M)
 
 
-def default_chunk_size(num_tokens: int, hidden_size: int, device: str) -> int:
-    """Vocabulary entries per slice, at least the hidden width: every slice adds to the whole gradient of the hidden
-    states, and that sum must not cost more than the logits."""
+def stores_logits(num_tokens: int, vocab_size: int, itemsize: int, device: str) -> bool:
+    """Whether all logits, `itemsize` bytes each, are stored from the forward to the backward pass."""
+    return num_tokens * vocab_size * itemsize <= (CPU_STORED_BYTES if device == "cpu" else GPU_STORED_BYTES)
+
+
+def default_chunk_size(num_tokens: int, hidden_size: int, device: str, vocab_size: int) -> int:
+    """Vocabulary entries per slice, in slices of equal size of at least the hidden width: every slice adds to the whole
+    gradient of the hidden states, and that sum must not cost more than the logits."""
     chunk_bytes = CPU_CHUNK_BYTES if device == "cpu" else GPU_CHUNK_BYTES
-    return max(hidden_size, chunk_bytes // (4 * max(num_tokens, 1)))
+    most = max(hidden_size, chunk_bytes // (4 * max(num_tokens, 1)))
+    return math.ceil(vocab_size / math.ceil(vocab_size / most))
+
+
+class _StoredCrossEntropy(torch.autograd.Function):
+    """Cross-entropy from logits stored in the dtype of the products, converted to float32 in slices of the tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+        logits_MV = hidden_MD @ weight_VD.T
+        target_logit_M, lse_M = (targets_M.new_empty(len(targets_M), dtype=_score_dtype(hidden_MD)) for _ in range(2))
+        best_M = torch.empty_like(targets_M)
+        for rows, logits_RV in _row_slices(logits_MV):
+            target_logit_M[rows] = logits_RV.gather(1, targets_M[rows, None])[:, 0]
+            highest_R, best_M[rows] = logits_RV.max(-1)
+            lse_M[rows] = logits_RV.sub_(highest_R[:, None]).exp_().sum(-1).log() + highest_R
+        ctx.save_for_backward(hidden_MD, weight_VD, targets_M, logits_MV, lse_M)
+        ctx.mark_non_differentiable(best_M)
+        return lse_M - target_logit_M, best_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_nll_M: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        hidden_MD, weight_VD, targets_M, logits_MV, lse_M = ctx.saved_tensors
+        grad_MV = torch.empty_like(logits_MV)
+        for rows, logits_RV in _row_slices(logits_MV):
+            grad_RV = logits_RV.sub_(lse_M[rows, None]).exp_()  # d nll / d logit = softmax − 1[target]
+            grad_RV.scatter_add_(1, targets_M[rows, None], grad_RV.new_full((len(grad_RV), 1), -1))
+            grad_MV[rows] = grad_RV.mul_(grad_nll_M[rows, None])
+        return grad_MV @ weight_VD, grad_MV.T @ hidden_MD if ctx.needs_input_grad[1] else None, None
+
+
+def _row_slices(logits_MV: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields the logits of each slice of the tokens in one buffer that the next slice overwrites."""
+    M, V = logits_MV.shape
+    num_rows = max(1, (GPU_ROWS_BYTES if logits_MV.is_cuda else CPU_ROWS_BYTES) // (4 * V))
+    buffer = logits_MV.new_empty(min(M, num_rows), V, dtype=_score_dtype(logits_MV))
+    for start in range(0, M, num_rows):
+        rows = slice(start, min(start + num_rows, M))
+        yield rows, buffer[: rows.stop - start].copy_(logits_MV[rows])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
