@@ -16,7 +16,8 @@ from lit_illada.loops.config import LoopsConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
 from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
-from lit_illada.overrides import apply_overrides, keys_of, require_assignment
+from lit_illada.overrides import apply_overrides, keys_of, parse_assignment, require_assignment
+from lit_illada.runtime import plugins
 from lit_illada.runtime.key_hints import UnknownKeyError, nearest_key
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import check_fields, choice, choice_name, from_tree, with_defaults
@@ -230,7 +231,7 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
     try:
         return from_tree(SCHEMAS[command], tree)
     except UnknownKeyError as error:
-        raise nearest_key(error.key, keys_of(_completed(command))) from error
+        raise _nearest_key(command, tree, error.key) from error
 
 
 def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -245,7 +246,9 @@ def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def _completed(command: str, choices: Sequence[str] = ()) -> DictConfig:
     """Return the composed files with the defaults of the dataclasses."""
-    return OmegaConf.create(with_defaults(SCHEMAS[command], compose_files(command, choices)))
+    tree = compose_files(command, choices)
+    plugins.allow(tree)
+    return OmegaConf.create(with_defaults(SCHEMAS[command], tree))
 
 
 def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bool = True) -> dict[str, Any]:
@@ -260,8 +263,14 @@ def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bo
         else:
             check_fields(SCHEMAS[command], tree)
     except UnknownKeyError as error:  # a key added with +: the nearest may be in another group
-        raise nearest_key(error.key, keys_of(_completed(command))) from error
+        raise _nearest_key(command, tree, error.key) from error
     return tree
+
+
+def _nearest_key(command: str, tree: Mapping[str, Any], key: str) -> UserError:
+    """Return the error for an unknown key of a composed tree; the allowed ones include the fields of users' classes."""
+    full = OmegaConf.create(with_defaults(SCHEMAS[command], tree))
+    return nearest_key(key, [known for known in keys_of(full) if known != key])
 
 
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
@@ -269,6 +278,8 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
 
     Raises UserError for an incomplete or invalid config, and for an override that chooses a file of a group.
     """
+    for override in overrides:
+        plugins.allow(parse_assignment(override).value)
     saved = read_yaml(path)
     sections = [item.name for item in fields(SCHEMAS[command]) if item.name in _SECTIONS]
     if missing := [name for name in sections if name not in saved]:

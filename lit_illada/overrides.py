@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.errors import UserError
+from lit_illada.runtime import plugins
 from lit_illada.runtime.key_hints import nearest_key
 from lit_illada.runtime.lazy import LazyModule
 from lit_illada.runtime.terminal import one_line
@@ -66,18 +67,39 @@ def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool
     resolve: replace interpolations such as ${seed}; a saved config has none, and its texts may look like one.
     """
     known = keys_of(tree)
+    own: list[str] = []  # sections of users' classes
     for override in overrides:
         assignment = parse_assignment(override)
-        if assignment.key not in known:
+        if assignment.key not in known and not assignment.key.startswith(tuple(own)):
             raise nearest_key(assignment.key, known)
+        plugins.allow(assignment.value)
         try:
-            OmegaConf.update(tree, assignment.key, assignment.value)
+            if section := _section_of_plugin(tree, assignment):
+                own.append(f"{section}.")  # its fields are checked when the class is read
+            else:
+                OmegaConf.update(tree, assignment.key, assignment.value)
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise UserError(one_line(f"{override!r}: {error}")) from error
     try:
         return OmegaConf.to_container(tree, resolve=resolve)  # type: ignore[return-value]
     except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(one_line(f"{' '.join(overrides)}: {error}")) from error
+
+
+def _section_of_plugin(tree: DictConfig, assignment: Assignment) -> str | None:
+    """Replace a section by one of a user's class, whose fields are others; None where the assignment does not.
+
+    A section that already is of this class keeps its values.
+    """
+    key, value = assignment.key, assignment.value
+    if key.endswith(".name") and plugins.is_plugin(value):
+        key, value = key.removesuffix(".name"), {"name": value}
+    name = value.get("name") if isinstance(value, dict) else None
+    if not plugins.is_plugin(name):
+        return None
+    is_same = OmegaConf.select(tree, f"{key}.name", default=None) == name
+    OmegaConf.update(tree, key, value, merge=is_same)
+    return key
 
 
 def keys_of(node: DictConfig) -> list[str]:

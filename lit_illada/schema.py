@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.overrides import apply_overrides
+from lit_illada.runtime import plugins
 from lit_illada.runtime.key_hints import nearest_key
 from lit_illada.runtime.yaml_files import read_yaml
 
@@ -23,14 +24,15 @@ from lit_illada.runtime.yaml_files import read_yaml
 def choice(table: Mapping[str, type], default: str) -> Any:
     """Declare a dataclass field that takes an instance of any class in `table`, by default of `table[default]`.
 
-    In YAML it reads `{name: <key of the table>, <the class's own fields>}`.
+    In YAML it reads `{name: <key of the table>, <the class's own fields>}`. Where the field's type is an abstract class
+    or a protocol, the name may also be that of a user's class, see `runtime.plugins`.
     """
     return field(default_factory=lambda: table[default](), metadata={"choices": table})
 
 
 def choice_name(table: Mapping[str, type], value: object) -> str:
-    """Return the table's key for an instance: the inverse of reading its `name`."""
-    return next(name for name, cls in table.items() if cls is type(value))
+    """Return the table's key for an instance, or the name of a user's class: the inverse of reading its `name`."""
+    return plugins.name_of(type(value)) or next(name for name, cls in table.items() if cls is type(value))
 
 
 T = TypeVar("T")
@@ -52,7 +54,7 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
             raise nearest_key(path, [f"{where}{name}" for name in items])
         cls = hints[key]
         if table := items[key].metadata.get("choices"):
-            cls, child = _chosen(table, child, path)
+            cls, child = _chosen(table, child, path, cls)
         values[key] = _read(cls, child, path)
     required = (name for name, item in items.items() if _is_required(item))
     if missing := [f"{where}{name}" for name in required if name not in values]:
@@ -88,7 +90,8 @@ def _default(item: dataclasses.Field[Any]) -> Any:
 def _with_defaults(hint: Any, table: Mapping[str, type] | None, child: Any, default: Any) -> Any:
     if table is not None:
         name = child.get("name") if isinstance(child, Mapping) else child
-        cls = table.get(name) if isinstance(name, str) else None
+        known = table.get(name) if isinstance(name, str) else None
+        cls = _class_of(table, name, "name", hint) if known is None and plugins.is_allowed(name) else known
         if cls is None:
             return child
         fields = {key: value for key, value in child.items() if key != "name"} if isinstance(child, Mapping) else {}
@@ -108,7 +111,7 @@ def check_fields(schema: type, tree: Mapping[str, Any]) -> None:
             raise nearest_key(key, list(items))
         cls = hints[key]
         if table := items[key].metadata.get("choices"):
-            cls, child = _chosen(table, child, key)
+            cls, child = _chosen(table, child, key, cls)
         _read(cls, child, key)
 
 
@@ -227,15 +230,25 @@ def type_name(hint: Any) -> str:
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
-def _chosen(table: Mapping[str, type], child: Any, path: str) -> tuple[type, dict[str, Any]]:
+def _chosen(table: Mapping[str, type], child: Any, path: str, base: Any) -> tuple[type, dict[str, Any]]:
+    """(class, its fields). base: type of the field."""
     if isinstance(child, str):
         child = {"name": child}
     if not isinstance(child, Mapping) or "name" not in child:
         raise UserError(f"{path} needs a name: one of {', '.join(table)}")
-    name = child["name"]
-    if not isinstance(name, str) or name not in table:
-        raise unknown(f"{path}.name", name, table)
-    return table[name], {key: value for key, value in child.items() if key != "name"}
+    cls = _class_of(table, child["name"], f"{path}.name", base)
+    if cls is None:
+        raise unknown(f"{path}.name", child["name"], table)
+    return cls, {key: value for key, value in child.items() if key != "name"}
+
+
+def _class_of(table: Mapping[str, type], name: Any, path: str, base: Any) -> type | None:
+    """The class of the table, or the user's class; None for an unknown name."""
+    if not isinstance(name, str):
+        return None
+    if name in table:
+        return table[name]
+    return plugins.load_class(name, base, path) if plugins.is_open(base) and plugins.is_plugin(name) else None
 
 
 def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
@@ -243,5 +256,7 @@ def read_file(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
     The file lists what differs from the defaults; it may be empty.
     """
-    full = OmegaConf.create(with_defaults(schema, read_yaml(path, may_be_empty=True)))
+    tree = read_yaml(path, may_be_empty=True)
+    plugins.allow(tree)
+    full = OmegaConf.create(with_defaults(schema, tree))
     return from_tree(schema, apply_overrides(full, overrides))
