@@ -89,7 +89,7 @@ class PackedStream:
 
     def _packed(self, epoch: int, shard: int) -> "PackedShard":
         key = epoch, shard
-        if self.is_bad is None and key in self._loaded:
+        if self.is_bad is None and key in self._loaded:  # the path of nearly all rows
             self._loaded.move_to_end(key)
             return self._loaded[key]
         shard = self._good(shard)

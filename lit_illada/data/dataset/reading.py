@@ -5,7 +5,9 @@ import io
 import logging
 import tarfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from lit_illada.errors import UserError
 from lit_illada.runtime.files import MAX_FILE_BYTES, FileError, MissingFileError, decode_utf8, open_regular
 
 log = logging.getLogger(__name__)
+_NPY_PREFIX = 10  # bytes before the header: magic, version, length of the header
 _PREPARE_AGAIN = "prepare it again (lit-illada data prepare --overwrite)"
 
 
@@ -175,13 +178,14 @@ def _parse(content: bytes, url: str, record: ShardRecord, manifest: Manifest) ->
     return shard
 
 
-def _samples(content: bytes) -> list[dict[str, bytes]]:
+def _samples(content: bytes) -> list[dict[str, memoryview]]:
     """The members of each sample of a tar, in the order of the file. A sample's key is the name up to the first dot.
 
     Reads only the subset that `shards.write_shard` writes: plain files in an uncompressed tar. tarfile itself follows
     extended headers, sparse members and negative sizes, so that a small file could take any amount of memory or time.
     """
-    samples: dict[str, dict[str, bytes]] = {}
+    samples: dict[str, dict[str, memoryview]] = {}
+    view = memoryview(content)
     offset = 0
     while any(header := content[offset : offset + tarfile.BLOCKSIZE]):
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
@@ -193,19 +197,27 @@ def _samples(content: bytes) -> list[dict[str, bytes]]:
         key, _, name = member.name.partition(".")
         if name in samples.setdefault(key, {}):
             raise tarfile.TarError(f"{member.name!r} occurs twice")
-        samples[key][name] = content[begin : begin + member.size]
+        samples[key][name] = view[begin : begin + member.size]
         offset = begin + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return list(samples.values())
 
 
-def _array(content: bytes, name: str) -> NDArray[np.unsignedinteger]:
+def _array(content: memoryview, name: str) -> NDArray[np.unsignedinteger]:
     """The (N,) unsigned integers of a .npy file; its header is checked before memory is allocated."""
-    stream = io.BytesIO(content)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError(f"{name}: not version 1.0 of the npy format")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    begin = _NPY_PREFIX + int.from_bytes(content[_NPY_PREFIX - 2 : _NPY_PREFIX], "little")
+    shape, dtype = _npy_header(bytes(content[:begin]))
     if len(shape) != 1 or dtype.str not in ("<u2", "<u4"):
         raise ValueError(f"{name}: shape {shape} of {dtype}, not one dimension of uint16 or uint32")
-    if shape[0] * dtype.itemsize != len(content) - stream.tell():
-        raise ValueError(f"{name}: {len(content) - stream.tell()} bytes, not the {shape[0]} values of its header")
-    return np.frombuffer(content, dtype, offset=stream.tell())
+    if shape[0] * dtype.itemsize != len(content) - begin:
+        raise ValueError(f"{name}: {len(content) - begin} bytes, not the {shape[0]} values of its header")
+    return np.frombuffer(content, dtype, offset=begin)
+
+
+@lru_cache(256)  # most bundles of a data set have the same header of lengths
+def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of a .npy file, by its first bytes. Raises ValueError for another format."""
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("not version 1.0 of the npy format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    return shape, dtype
