@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from lit_illada.alignment.config import AlignmentConfig
 from lit_illada.config_files import chooses_file, compose_files, is_group
 from lit_illada.data.config import DataConfig
 from lit_illada.data.sft.config import TEMPLATES, ReasoningTask, RoleTexts, RoleTokens, SFTDataConfig
@@ -173,6 +174,14 @@ class SFTConfig(RunConfig):
 
 
 @dataclass(frozen=True)
+class AlignConfig:
+    """An alignment run."""
+
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)  # how rewards change the policy
+    generation: GenerationConfig = field(default_factory=GenerationConfig)  # sampler of the rollouts
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """Generation from a checkpoint."""
 
@@ -211,6 +220,7 @@ class ExamplesConfig:
 SCHEMAS: dict[str, type] = {
     "sft": SFTConfig,
     "pretrain": PretrainConfig,
+    "align": AlignConfig,
     "generate": GenerateConfig,
     "score": ScoreConfig,
     "data": PrepareConfig,

@@ -15,7 +15,8 @@ from lit_illada.runtime.paths import conf_dir
 from lit_illada.schema import from_tree, with_defaults
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
-COMMANDS = {"adapter": "sft", "sft_data": "sft", "generation": "generate", "score": "score"}  # of groups; else pretrain
+# of groups; else pretrain
+COMMANDS = {"adapter": "sft", "alignment": "align", "sft_data": "sft", "generation": "generate", "score": "score"}
 
 
 def repeated_defaults(file: Path, added: dict[str, Any] | None = None) -> list[str]:

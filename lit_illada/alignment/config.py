@@ -1,6 +1,6 @@
 """Config of the alignment's mathematics: one choice per axis; each paper is one file of conf/alignment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lit_illada.alignment.advantages import ADVANTAGES, Advantage
@@ -8,6 +8,7 @@ from lit_illada.alignment.estimators import ESTIMATORS, Estimator, EuboMix
 from lit_illada.alignment.forms import FORMS, Anchor, Form
 from lit_illada.alignment.levels import Level
 from lit_illada.alignment.regularisers import REGULARISERS, NoRegulariser, Regulariser
+from lit_illada.alignment.rewards import RewardConfig
 from lit_illada.errors import UserError, require
 from lit_illada.schema import choice, choice_name
 
@@ -25,6 +26,8 @@ class Normaliser(StrEnum):
 class AlignmentConfig:
     """How rewards change the policy. Raises UserError for combinations without meaning."""
 
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """What is rewarded."""
     estimator: Estimator = choice(ESTIMATORS, "elbo")
     """Estimator of the log-likelihood of a completion."""
     level: Level = Level.SEQUENCE_MEAN

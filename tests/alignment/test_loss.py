@@ -25,6 +25,10 @@ ADVANTAGE = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0], dtype=torch.float64)
 ALL = torch.arange(6)
 
 
+def alignment(estimator, level=Level.SEQUENCE_MEAN, form=None, **changes):
+    return AlignmentConfig(estimator=estimator, level=level, form=form or Clip(), **changes)
+
+
 @pytest.fixture(scope="module")
 def completions(model, world):
     return world.rollout(model, PROMPTS)[0]
@@ -39,7 +43,7 @@ def parts_of(values, index, width):
 def test_ratio_is_one_at_the_start_to_the_bit(name, dtype, completions, world):
     """The stored scores of the rollout policy come from another pass, without gradients."""
     model = world.build_model().to(dtype)
-    config = AlignmentConfig(ESTIMATORS[name](), regulariser=KlRef(), level=Level.TOKEN, masked_prompt=0.15)
+    config = alignment(ESTIMATORS[name](), regulariser=KlRef(), level=Level.TOKEN, masked_prompt=0.15)
     scores = world.scored(config.estimator, completions, model, masked_prompt=0.15)
     with torch.no_grad():
         frozen_model = copy.deepcopy(model)
@@ -55,7 +59,7 @@ def test_ratio_is_one_at_the_start_to_the_bit(name, dtype, completions, world):
 def test_dpo_loss_is_log_two_at_the_start_to_the_bit(dtype, world):
     model = world.build_model().to(dtype)
     pairs = world.texts([[4, 2, 3, 1], [2, 2, 1], [3, 1], [4, 4, 4, 4, 1]])
-    config = AlignmentConfig(Elbo(num_draws=8), Level.SEQUENCE, Dpo(), group_size=2)
+    config = alignment(Elbo(num_draws=8), Level.SEQUENCE, Dpo(), group_size=2)
     scores = world.scored(config.estimator, pairs, model)
     with torch.no_grad():
         frozen = world.scored(config.estimator, pairs, copy.deepcopy(model))
@@ -68,16 +72,16 @@ def test_dpo_loss_is_log_two_at_the_start_to_the_bit(dtype, world):
 
 
 CONFIGS = {
-    "token clip": AlignmentConfig(Elbo(2), Level.TOKEN, Clip()),
-    "step clip": AlignmentConfig(Trajectory(), Level.STEP, Clip()),
-    "sequence reinforce": AlignmentConfig(Elbo(2), Level.SEQUENCE, Reinforce()),
-    "per draw": AlignmentConfig(Elbo(4), Level.SEQUENCE_MEAN, LinearBound(), per_draw=True),
-    "self-normalised": AlignmentConfig(Elbo(2), Level.TOKEN, ClipAlways()),
-    "kl": AlignmentConfig(Elbo(2), Level.SEQUENCE_MEAN, regulariser=KlRef(level=Level.TOKEN)),
-    "kl of sequences": AlignmentConfig(
+    "token clip": alignment(Elbo(2), Level.TOKEN, Clip()),
+    "step clip": alignment(Trajectory(), Level.STEP, Clip()),
+    "sequence reinforce": alignment(Elbo(2), Level.SEQUENCE, Reinforce()),
+    "per draw": alignment(Elbo(4), Level.SEQUENCE_MEAN, LinearBound(), per_draw=True),
+    "self-normalised": alignment(Elbo(2), Level.TOKEN, ClipAlways()),
+    "kl": alignment(Elbo(2), Level.SEQUENCE_MEAN, regulariser=KlRef(level=Level.TOKEN)),
+    "kl of sequences": alignment(
         Elbo(2), regulariser=KlOld(level=Level.SEQUENCE, estimate=KlEstimate.K2, divided_by_length=True)
     ),
-    "pairs": AlignmentConfig(Elbo(2), Level.SEQUENCE, Dpo(), group_size=2),
+    "pairs": alignment(Elbo(2), Level.SEQUENCE, Dpo(), group_size=2),
 }
 
 
@@ -107,7 +111,7 @@ def test_normalisers_by_hand(completions, model, world):
     token, length = scores.token, completions.num_scored
     assert len(length.unique()) > 1
     per_token = -(ADVANTAGE[:, None] * token * completions.is_scored).sum(1)
-    config = AlignmentConfig(MeanField(), Level.TOKEN, Reinforce())
+    config = alignment(MeanField(), Level.TOKEN, Reinforce())
     want = {
         Normaliser.UNITS: per_token.sum() / length.sum(),
         Normaliser.SEQUENCES: (per_token / length).mean(),
@@ -135,7 +139,7 @@ def test_groups_of_equal_rewards_take_part_with_a_gradient_of_zero(name, complet
 
 
 def test_uncounted_groups_leave_sum_and_count(completions, model, world):
-    config = AlignmentConfig(MeanField(), Level.TOKEN, regulariser=KlRef(coefficient=1.0))
+    config = alignment(MeanField(), Level.TOKEN, regulariser=KlRef(coefficient=1.0))
     other = world.build_model(seed=1)
     with torch.no_grad():
         policy, frozen = (world.scored(config.estimator, completions, one) for one in (model, other))
@@ -155,7 +159,7 @@ def test_empty_views_and_completions_take_part(world):
     empty = world.texts([[], []])
     for estimator in (Elbo(), LeftToRight()):
         scores = world.scored(estimator, empty, model, num_views=2)
-        loss = policy_loss(AlignmentConfig(estimator), empty, scores, torch.tensor([1.0, -1.0]), Frozen())
+        loss = policy_loss(alignment(estimator), empty, scores, torch.tensor([1.0, -1.0]), Frozen())
         loss.sum.backward()
         assert loss.sum == 0
         assert loss.count == 0
@@ -217,7 +221,7 @@ def test_expected_gradient_is_that_of_the_expected_reward(form, level, advantage
     first, second = torch.cartesian_prod(torch.arange(len(traces)), torch.arange(len(traces))).unbind(1)
     index = torch.stack([first, second], 1).flatten()
     weighted = advantage(reward[index].view(-1, 2)) * (probability[first] * probability[second])[:, None]
-    config = AlignmentConfig(Trajectory(), level, form, normaliser=Normaliser.COMPLETIONS, group_size=2)
+    config = alignment(Trajectory(), level, form, normaliser=Normaliser.COMPLETIONS, group_size=2)
     width = completions.token_ids.shape[1]
     loss = policy_loss(config, completions.select(index), policy.select(index, width), weighted.flatten(), Frozen())
     gradients = torch.autograd.grad(-loss.sum / 2, list(model.parameters()))
@@ -252,7 +256,7 @@ def test_first_loss_of_a_group_is_zero_though_its_gradient_is_not(name, world):
     """With ratio 1 the loss is −A, which adds up to 0 in a group: not a sign of a missing gradient."""
     model = world.build_model()
     completions = world.texts([[4, 2, 3, 1], [2, 2, 1, 1]])
-    config = AlignmentConfig(MeanField(), Level.SEQUENCE_MEAN, Clip(), ADVANTAGES[name](), group_size=2)
+    config = alignment(MeanField(), Level.SEQUENCE_MEAN, Clip(), advantage=ADVANTAGES[name](), group_size=2)
     advantage = config.advantage(torch.tensor([[1.0, 0.0]])).flatten()
     loss = policy_loss(config, completions, world.scored(MeanField(), completions, model), advantage, Frozen())
     loss.sum.backward()

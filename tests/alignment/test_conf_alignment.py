@@ -1,0 +1,118 @@
+"""The files of conf/alignment: one per table row, with a source; presets with the settings of their papers."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_illada.alignment.advantages import ADVANTAGES
+from lit_illada.alignment.config import AlignmentConfig, Normaliser
+from lit_illada.alignment.estimators import ESTIMATORS, Elbo, EuboMix
+from lit_illada.alignment.forms import FORMS, Anchor, Clip, Dpo, Reinforce
+from lit_illada.alignment.levels import Level
+from lit_illada.alignment.regularisers import REGULARISERS, KlRef
+from lit_illada.config import load
+from lit_illada.errors import UserError
+from lit_illada.runtime.paths import conf_dir
+from lit_illada.schema import from_tree, to_tree
+
+CONF = Path(conf_dir()) / "alignment"
+TABLES = {"estimator": ESTIMATORS, "form": FORMS, "advantage": ADVANTAGES, "regulariser": REGULARISERS}
+CHOICES = [(group, path) for group in TABLES for path in sorted((CONF / group).glob("*.yaml"))]
+PRESETS = sorted(CONF.glob("*.yaml"))
+WANTED = "d1 coupled wd1 spg gdpo espo bgpo step_merge cj_grpo left_to_right vrpo".split()
+
+
+@pytest.mark.parametrize("group", TABLES)
+def test_table_rows_and_files_correspond(group):
+    names = {path.stem: yaml.safe_load(path.read_text())["name"] for path in (CONF / group).glob("*.yaml")}
+    assert names == {name: name for name in TABLES[group]}
+
+
+@pytest.mark.parametrize(("group", "path"), CHOICES, ids=lambda x: getattr(x, "stem", x))
+def test_choice_composes(group, path):
+    tree = yaml.safe_load(path.read_text())
+    cls = TABLES[group][tree.pop("name")]
+    assert isinstance(from_tree(cls, tree), cls)
+
+
+@pytest.mark.parametrize("path", [*(path for _, path in CHOICES), *PRESETS], ids=lambda path: path.stem)
+def test_file_states_its_source_and_what_it_changes(path):
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert comments[0].startswith("# source: ")
+    assert any(line.startswith("# changes: ") for line in comments)
+
+
+def test_every_method_is_a_preset_that_cites_its_paper():
+    assert {path.stem for path in PRESETS} == set(WANTED)
+    assert all("arXiv" in path.read_text().splitlines()[0] for path in PRESETS)
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_preset_composes_and_survives_a_round_trip(name):
+    config = load("align", [f"alignment={name}"]).alignment
+    assert from_tree(AlignmentConfig, to_tree(config)) == config
+
+
+def preset(name):
+    return load("align", [f"alignment={name}"]).alignment
+
+
+def test_settings_of_the_papers():
+    assert preset("d1").form == Clip(0.5, 0.5)
+    assert preset("d1").regulariser == KlRef(coefficient=0.04)
+    assert preset("spg").estimator == EuboMix(block_length=32, num_draws=2, exponent=1.5, mix=0.5)
+    assert type(preset("spg").form) is Reinforce
+    assert preset("espo").level is Level.SEQUENCE_MEAN
+    assert preset("bgpo").estimator == Elbo(num_draws=16)
+    assert preset("vrpo").form == Dpo(beta=0.2)
+    assert preset("d1").normaliser is Normaliser.UNITS
+
+
+SCORINGS = {
+    "d1": (12, 11, 12),
+    "coupled": (2, 1, 2),
+    "wd1": (8, 0, 0),
+    "spg": (4, 0, 0),
+    "gdpo": (1, 0, 0),
+    "espo": (8, 0, 1),
+    "bgpo": (1, 0, 0),
+    "step_merge": (8, 0, 1),
+    "cj_grpo": (12, 0, 1),
+    "left_to_right": (1, 0, 0),
+    "vrpo": (1, 0, 1),
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_scorings_per_rollout(name):
+    """Frozen policies are scored once under fixed masks, and once per update under fresh ones."""
+    assert tuple(preset(name).num_scorings().values()) == SCORINGS[name]
+    assert preset(name).needs(Anchor.REF) == (SCORINGS[name][2] > 0)
+
+
+BAD = {
+    "alignment.level is 'token', but form 'dpo'": ["alignment=vrpo", "alignment.level=token"],
+    "includes its regulariser": ["alignment=vrpo", "alignment/regulariser=kl_ref"],
+    "alignment.group_size is 4": ["alignment=vrpo", "alignment.group_size=4"],
+    "upper bound of eubo_mix": ["alignment=spg", "alignment.per_draw=true"],
+    "alignment.masked_prompt is 1": ["alignment.masked_prompt=1.0"],
+    "alignment.updates is 0": ["alignment.updates=0"],
+    "alignment.form.low is 1": ["alignment.form.low=1.0"],
+    "alignment.estimator.num_pairs is 0": ["alignment.estimator.num_pairs=0"],
+    "reward.time_limit_s is 0": ["alignment.reward.time_limit_s=0"],
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_settings_are_named(message):
+    with pytest.raises(UserError, match=message):
+        load("align", BAD[message])
+
+
+def test_rewards_are_a_list_of_weighted_terms():
+    terms = "[{term: correct}, {term: {name: loop, coverage: true}, weight: 0.5}]"
+    reward = load("align", [f"alignment.reward.terms={terms}"]).alignment.reward
+    assert reward.names == ["correct", "loop"]
+    assert reward.terms[1].weight == 0.5
+    assert reward.terms[1].term.coverage
