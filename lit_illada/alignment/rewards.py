@@ -187,7 +187,7 @@ class RewardConfig:
 
     terms: list[RewardTerm] = field(default_factory=lambda: [RewardTerm()])
     """Terms, whose weighted sum is the reward."""
-    time_limit_s: float = 10.0
+    time_limit_s: float = 30.0
     """Time per term and completion, seconds."""
     on_failure: OnFailure = OnFailure.ZERO
     """Response to a failing term."""

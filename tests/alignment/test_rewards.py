@@ -85,7 +85,7 @@ def test_every_term_has_cases_of_different_rewards():
         assert len({value for term, _, value in CASES if type(term) is cls}) > 1, cls
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ["arithmetic", "countdown", "sudoku4"])
 def test_correct_is_the_verdict_of_a_task(name):
     task = TASKS[name]()
     (problem,) = task.problems(Split.TRAIN, 1)
