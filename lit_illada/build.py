@@ -36,12 +36,13 @@ from lit_illada.training.callbacks.generations import ExactMatch, TextSamples
 from lit_illada.training.callbacks.progress import ProgressBar, ProgressFile
 from lit_illada.training.callbacks.skipped_shards import SkippedShards
 from lit_illada.training.callbacks.stopping import GracefulStop, TimeLimit
-from lit_illada.training.callbacks.throughput import Throughput, matmul_flops_per_s
+from lit_illada.training.callbacks.throughput import Throughput
 from lit_illada.training.checkpointing.saving import Checkpoints, Retention
 from lit_illada.training.config.divergence import Rollback
 from lit_illada.training.config.trainer import Precision
 from lit_illada.training.distributed.parallel import prepare_block, shard
 from lit_illada.training.loggers import build_loggers
+from lit_illada.training.matmul_speed import matmul_flops_per_s
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.sft_module import SFTModule
 from lit_illada.training.trainer import build_lightning_trainer

@@ -1,11 +1,14 @@
 """Composes the YAML files of conf/ with Hydra. The only module that imports Hydra's compose."""
 
+import copy
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
@@ -22,13 +25,39 @@ def compose_files(command: str, choices: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises UserError, in one line, for a group or file that does not exist.
     """
+    return copy.deepcopy(_composed(_state_of_files(), command, tuple(choices)))
+
+
+def _state_of_files() -> frozenset[tuple[str, int]]:
+    """Names and modification times of all files of conf/: a composition is valid while they stay the same."""
+    return frozenset((str(path), path.stat().st_mtime_ns) for path in conf_dir().rglob("*.yaml"))
+
+
+@cache  # a composition takes 0.2 s; a command needs its own twice, a sweep those of all arms
+def _composed(files: frozenset[tuple[str, int]], command: str, choices: tuple[str, ...]) -> dict[str, Any]:
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="lit-illada"):
+            loader: Any = GlobalHydra.instance().config_loader()
+            loader.repository = _SharedRepository(loader.repository)
+            loader.repository.cache = _parsed_files(files)
             tree = compose(command, list(choices))
         return OmegaConf.to_container(tree, resolve=True)  # type: ignore[return-value]
     except Exception as error:  # Hydra, OmegaConf and ANTLR raise errors of many classes for malformed overrides
         raise _as_user_error(error, choices) from error
+
+
+@cache
+def _parsed_files(files: frozenset[tuple[str, int]]) -> dict[str, Any]:
+    """Files as Hydra has parsed them, by its name for them; compositions fill it."""
+    return {}
+
+
+class _SharedRepository(CachingConfigRepository):
+    """Hydra's files, parsed once. Hydra copies its repository, and so its cache, for every composition."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_SharedRepository":
+        return self
 
 
 def chooses_file(override: str) -> bool:

@@ -63,6 +63,14 @@ def test_no_heavy_module_is_imported(words, status, shown):
     assert shown in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("command", ["generate", "sweep_plan"])
+def test_commands_that_do_not_train_import_no_training_library(command):
+    heavy = {"lightning", "torchmetrics", "torch._dynamo", "torch.distributed.tensor", "sympy", "matplotlib"}
+    script = f"import sys, lit_illada.commands.{command}\nprint(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def commands(group=main, words=()):
     for name, command in group.commands.items():
         if isinstance(command, click.Group):

@@ -16,9 +16,9 @@ from lit_illada.bench.figure import did_not_run, figure, peak_bytes, seconds
 from lit_illada.bench.profile import profile_step
 from lit_illada.bench.training_step import Case, TrainingStep, batches
 from lit_illada.model.config import AttentionKernel
-from lit_illada.training.callbacks.throughput import matmul_flops_per_s
 from lit_illada.training.config.parallel import ActivationCheckpointing
 from lit_illada.training.config.trainer import Precision
+from lit_illada.training.matmul_speed import matmul_flops_per_s
 
 # Cases of a group alternate and are reported relative to the first, so they must fit on the device together.
 CPU_GROUPS = [

@@ -7,9 +7,11 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lit_illada.checkpoints.hf_layouts import HfLayout, Json, QkvBias, read_config, write_config
 from lit_illada.checkpoints.safetensors_io import TensorFiles, write_tensors
@@ -160,7 +162,7 @@ def zero_biases(layout: HfLayout, config: ModelConfig) -> dict[str, tuple[int]]:
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors of the model by name, without allocating them."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
 
 
@@ -185,11 +187,20 @@ def load_model(
     config: ModelConfig, tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype | None = None
 ) -> Transformer:
     """The model with these weights, allocated once and filled tensor by tensor. dtype: None: that of the tensors."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         model = Transformer(config)
     model = model.to(dtype or tensors[EMBEDDING].dtype).to_empty(device=device)
     fill(model, tensors)
     return model
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Skips the functions of `torch.nn.init`. On the meta device, `normal_` would import torch._dynamo for a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return None  # torch.nn ignores the result
+        return func(*args, **(kwargs or {}))
 
 
 class _Joined(Mapping[str, Tensor]):

@@ -21,9 +21,9 @@ from lit_illada.model.config import ModelConfig, parameters_by_part
 from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
-from lit_illada.training.callbacks.throughput import matmul_flops_per_s
 from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy
 from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
+from lit_illada.training.matmul_speed import matmul_flops_per_s
 
 CPU = "cpu"
 

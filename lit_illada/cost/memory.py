@@ -9,6 +9,7 @@ the heads and the MLP of a layer (tensor parallelism). Weights, gradients and op
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from lit_illada.checkpoints.hf import tensor_shapes
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, takes_heads
@@ -16,9 +17,8 @@ from lit_illada.model.config import AttentionKernel, ModelConfig, num_linear_par
 from lit_illada.model.lm_head import default_chunk_size, stores_logits
 from lit_illada.model.lora import adapter_shapes, num_adapter_parameters
 from lit_illada.model.lora_config import LoraConfig
-from lit_illada.training.config.optim import AdamW8bitConfig, MuonConfig, OptimizerConfig
+from lit_illada.training.config.optim import AdamW8bitConfig, MuonConfig, OptimizerConfig, is_muon_parameter
 from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy
-from lit_illada.training.optim import is_muon_parameter
 
 _UNSHARDED = ParallelConfig()
 
@@ -156,9 +156,14 @@ def gathered_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     return batch.compute_bytes * (3 * block + num_parameters(model) - matrices)
 
 
-def trained_shapes(model: ModelConfig, lora: LoraConfig | None = None) -> dict[str, tuple[int, ...]]:
+def trained_shapes(model: ModelConfig, lora: LoraConfig | None = None) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the trained parameters by name."""
-    return tensor_shapes(model) if lora is None else adapter_shapes(model, lora)
+    return _model_shapes(model) if lora is None else adapter_shapes(model, lora)
+
+
+@cache  # building the model on the meta device takes as long as all other estimates of a run
+def _model_shapes(model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+    return tensor_shapes(model)
 
 
 def optimizer_bytes(shapes: Mapping[str, tuple[int, ...]], optimizer: OptimizerConfig) -> int:

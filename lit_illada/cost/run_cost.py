@@ -1,6 +1,8 @@
 """FLOPs, memory and disk space of a run, estimated from its resolved config."""
 
+import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ _BASE_BYTES = 0.7e9
 # cache of oneDNN on a CPU, which has an entry for every number of masked tokens seen
 _CPU_CACHE_BYTES = 0.8e9
 _UNKNOWN_VOCABULARY = 4096
+_WITHOUT_COST = ("seed", "name", "run_dir")  # settings that no estimate depends on
 
 
 def step_flops(tree: dict[str, Any]) -> float | None:
@@ -135,6 +138,12 @@ def _accelerator(config: RunConfig) -> Accelerator:
 
 
 def _config(tree: dict[str, Any]) -> RunConfig:
+    return _read_config(json.dumps({key: value for key, value in tree.items() if key not in _WITHOUT_COST}))
+
+
+@cache  # the runs of a sweep differ in little but their seeds, and each is asked for memory, disk space and FLOPs
+def _read_config(text: str) -> RunConfig:
+    tree = json.loads(text)
     return from_tree(SFTConfig if "sft_data" in tree else PretrainConfig, tree)
 
 

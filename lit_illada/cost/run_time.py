@@ -8,8 +8,8 @@ import torch
 
 from lit_illada.sweep.folder import PlannedRun
 from lit_illada.sweep.progress import RunStatus
-from lit_illada.training.callbacks.throughput import matmul_flops_per_s
 from lit_illada.training.config.trainer import Accelerator, Precision
+from lit_illada.training.matmul_speed import matmul_flops_per_s
 
 # fraction of the throughput of large matrix products that runs reached in measurements; small models reach less
 TYPICAL_MFU = {Accelerator.cpu: 0.15, Accelerator.gpu: 0.35}

@@ -9,7 +9,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lit_illada.errors import UserError
-from lit_illada.training.config.optim import AdamW8bitConfig, AdamWConfig, MuonConfig, OptimizerConfig
+from lit_illada.training.config.optim import (
+    AdamW8bitConfig,
+    AdamWConfig,
+    MuonConfig,
+    OptimizerConfig,
+    is_muon_parameter,
+)
 from lit_illada.training.muon import Muon
 from lit_illada.training.optim_8bit import EightBitAdamW
 
@@ -44,11 +50,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
                 )
             groups = _decay_groups(parameters, config.weight_decay)
             return EightBitAdamW(groups, config.learning_rate, (config.beta1, config.beta2), config.eps)
-
-
-def is_muon_parameter(name: str, ndim: int) -> bool:
-    """Whether MuonConfig updates this parameter with Muon (matrices inside the layers) rather than AdamW."""
-    return ndim == 2 and ".layers." in f".{name}"
 
 
 def check_optimizer(config: OptimizerConfig) -> None:

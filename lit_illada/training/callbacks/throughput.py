@@ -1,6 +1,5 @@
 """Measures training speed: tokens per second and model FLOPs utilisation (MFU)."""
 
-import math
 import resource
 import sys
 import time
@@ -105,29 +104,8 @@ class Throughput(Callback):
         self._since = now
 
 
-def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the peak of square matrix products on the device, in FLOP/s: the best of six timings."""
-    # large enough that kernel launches on a GPU do not matter
-    size, products = (8192, 8) if device.type == "cuda" else (1024, 2)
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    best_s = math.inf
-    for _ in range(6):
-        _wait(device)
-        started_at = time.perf_counter()
-        for _ in range(products):
-            a @ a
-        _wait(device)
-        best_s = min(best_s, time.perf_counter() - started_at)
-    return products * 2 * size**3 / best_s
-
-
 def _peak_memory_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 from lit_illada.errors import UserError
 from lit_illada.model.weight_check import check_weights
-from lit_illada.training.checkpointing.sharded import StoredTensor, local_box
+from lit_illada.training.checkpointing.own_parts import local_box
+from lit_illada.training.checkpointing.sharded import StoredTensor
 
 
 class PortableState(Strategy):

@@ -1,7 +1,8 @@
 """Storage of sharded tensors: each process writes its parts, and any box of a tensor can be read back.
 
 One safetensors file per process. Its header also holds, for every part, the tensor's full shape and the part's offset,
-so that any number of processes can read what any other number has written. Nothing in the files is executed.
+so that any number of processes can read what any other number has written. Nothing in the files is executed. Reading a
+checkpoint must not import DTensor, which takes a second.
 """
 
 import json
@@ -13,11 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lit_illada.errors import UserError
 from lit_illada.runtime.checksums import ChecksummedWriter, DamagedFileError
@@ -48,30 +46,6 @@ class Part:
     """Index in the whole tensor at which `values` begin."""
     values: Tensor
     """The elements of the box."""
-
-
-def local_box(tensor: DTensor) -> Box:
-    """The box of the whole tensor that this process holds."""
-    assert not any(placement.is_partial() for placement in tensor.placements), tensor.placements
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))
-
-
-def own_parts(tensors: Mapping[str, DTensor]) -> dict[str, tuple[int, ...]]:
-    """Offsets of the parts that this process writes, by tensor name. Collective: all processes call it.
-
-    Each part is written once. Processes that hold the same parts, as under hybrid sharding, divide them.
-    """
-    boxes = {name: local_box(tensor) for name, tensor in tensors.items() if tensor.to_local().numel()}
-    held = {name: tuple((side.start, side.stop) for side in box) for name, box in boxes.items()}
-    everywhere: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everywhere, held)
-    mine = {}
-    for number, name in enumerate(tensors):
-        holders = [rank for rank, theirs in enumerate(everywhere) if name in held and theirs.get(name) == held[name]]
-        if holders and holders[number % len(holders)] == dist.get_rank():
-            mine[name] = tuple(begin for begin, _ in held[name])
-    return mine
 
 
 def write_parts(file: ChecksummedWriter | BinaryIO, parts: Mapping[str, Part]) -> None:

@@ -29,8 +29,9 @@ from lit_illada.training.checkpointing.files import (
     remove_checkpoint,
     sync_folder,
 )
+from lit_illada.training.checkpointing.own_parts import own_parts
 from lit_illada.training.checkpointing.reading import ELSEWHERE, HAS_CHECKSUM, map_leaves, one_line, read_checkpoint
-from lit_illada.training.checkpointing.sharded import Part, own_parts, write_parts
+from lit_illada.training.checkpointing.sharded import Part, write_parts
 
 
 class CheckpointWriter(CheckpointIO):

@@ -89,6 +89,11 @@ class OptimConfig:
         require(norm is None or norm > 0, "optim.gradient_clip_norm", norm, "above 0, or null for no clipping")
 
 
+def is_muon_parameter(name: str, ndim: int) -> bool:
+    """Whether MuonConfig updates this parameter with Muon (matrices inside the layers) rather than AdamW."""
+    return ndim == 2 and ".layers." in f".{name}"
+
+
 def _check_rates(config: _Adam | MuonConfig) -> None:
     require(0 < config.learning_rate < math.inf, "optim.optimizer.learning_rate", config.learning_rate, "above 0")
     require(0 <= config.weight_decay < math.inf, "optim.optimizer.weight_decay", config.weight_decay, "0 or more")

@@ -1,0 +1,27 @@
+"""Peak speed of a device's matrix products, the denominator of model FLOPs utilisation (MFU)."""
+
+import math
+import time
+
+import torch
+
+
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the peak of square matrix products on the device, in FLOP/s: the best of six timings."""
+    # large enough that kernel launches on a GPU do not matter
+    size, products = (8192, 8) if device.type == "cuda" else (1024, 2)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best_s = math.inf
+    for _ in range(6):
+        _wait(device)
+        started_at = time.perf_counter()
+        for _ in range(products):
+            a @ a
+        _wait(device)
+        best_s = min(best_s, time.perf_counter() - started_at)
+    return products * 2 * size**3 / best_s
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
