@@ -62,7 +62,8 @@ class Math(FileTask):
         reason = f"expected {problem.reference}"
         if self.use_math_verify:
             try:
-                if call("lit_illada.tasks.math:verify", [problem.reference, answer], self.time_limit_s):
+                arguments = [problem.reference, answer]
+                if call("lit_illada.tasks.math:verify", arguments, self.time_limit_s, "math_verify"):
                     return Verdict.right(answer)
             except CallError as error:
                 reason += f"; math-verify: {error}"

@@ -12,8 +12,9 @@ import select
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,30 @@ class CallError(Exception):
     """A call that raised, ended the subprocess or exceeded its time; the message says which."""
 
 
-def call(function: str, arguments: list[Any], limit_s: float) -> Any:
-    """The result of `module:function` for JSON arguments. Raises CallError."""
-    return _worker(function, os.getpid()).call(arguments, limit_s)
+def call(function: str, arguments: list[Any], limit_s: float, package: str) -> Any:
+    """The result of `module:function` for JSON arguments. Raises CallError.
+
+    package: imported by the subprocess when it starts, outside the limit.
+    """
+    return _worker(package, os.getpid()).call(function, arguments, limit_s)
 
 
 @cache
-def _worker(function: str, pid: int) -> "_Worker":
-    """One subprocess per function and process: after a fork, two processes would read one pipe."""
-    return _Worker(function)
+def _worker(package: str, pid: int) -> "_Worker":
+    """One subprocess per package and process: after a fork, two processes would read one pipe."""
+    return _Worker(package)
 
 
 class _Worker:
-    def __init__(self, function: str) -> None:
-        self._function = function
+    def __init__(self, package: str) -> None:
+        self._package = package
         self._process: subprocess.Popen[bytes] | None = None
 
-    def call(self, arguments: list[Any], limit_s: float) -> Any:
+    def call(self, function: str, arguments: list[Any], limit_s: float) -> Any:
         process = self._started()
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps(arguments).encode() + b"\n")
+            process.stdin.write(json.dumps([function, arguments]).encode() + b"\n")
             process.stdin.flush()
             answer = self._answer(process, limit_s)
         except OSError as error:
@@ -58,7 +62,7 @@ class _Worker:
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
             # -c rather than -m: the module is already imported by its package
-            code = f"from {__name__} import serve; serve({self._function!r})"
+            code = f"from {__name__} import serve; serve({self._package!r})"
             root = str(Path(__file__).parents[2])
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
             process = subprocess.Popen(
@@ -101,25 +105,30 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
                 stream.close()
 
 
-def serve(function: str) -> None:
-    """Answers calls until standard input ends; what the function prints is discarded."""
+def serve(package: str) -> None:
+    """Answers calls until standard input ends; what the functions print is discarded."""
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
-    def answer(content: dict[str, Any]) -> None:
+    def answer(run: Callable[[], Any]) -> None:
+        try:
+            content = {"value": run()}
+        except Exception as error:
+            content = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
         answers.write(json.dumps(content).encode() + b"\n")
         answers.flush()
 
-    module, _, name = function.partition(":")
-    try:
-        run = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
-        return
-    answer({"value": None})
+    answer(partial(_imported, package))
     for line in sys.stdin.buffer:
-        try:
-            answer({"value": run(*json.loads(line))})
-        except (Exception, RecursionError) as error:
-            answer({"error": f"{type(error).__name__}: {str(error)[:200]}"})
+        function, arguments = json.loads(line)
+        answer(partial(_run, function, arguments))
+
+
+def _imported(package: str) -> None:
+    importlib.import_module(package)
+
+
+def _run(function: str, arguments: list[Any]) -> Any:
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)(*arguments)

@@ -4,7 +4,12 @@ import time
 
 import pytest
 
-from lit_illada.tasks.worker import CallError, call
+from lit_illada.tasks.worker import CallError
+from lit_illada.tasks.worker import call as call_with
+
+
+def call(function, arguments, limit_s, package="json"):
+    return call_with(function, arguments, limit_s, package)
 
 
 def test_results_are_those_of_the_function():
@@ -45,3 +50,5 @@ def test_memory_is_limited():
 def test_a_missing_module_is_named():
     with pytest.raises(CallError, match="No module named 'no_such_module'"):
         call("no_such_module:f", [], 1)
+    with pytest.raises(CallError, match="No module named 'no_such_package'"):
+        call("operator:add", [2, 3], 1, "no_such_package")
