@@ -85,9 +85,13 @@ class AlignmentConfig:
         return anchor in (self.form.anchor, self.regulariser.anchor)
 
     @property
-    def has_random_views(self) -> bool:
-        """Whether another update would be scored under other masks."""
+    def has_fresh_views(self) -> bool:
+        """Whether every update is scored under masks of its own."""
         return self.fresh_noise and (self.estimator.is_random or self.masked_prompt > 0)
+
+    def mask_number(self, rollout: int, update: int) -> int:
+        """Number of the masks, for `completions_noise`, at an update (from 0) of a rollout (from 0)."""
+        return rollout * self.updates + (update if self.has_fresh_views else 0)
 
     def num_scorings(self) -> dict[str, int]:
         """Scorings of every completion per rollout, by policy; each is as many passes as the estimator has views.
@@ -95,6 +99,6 @@ class AlignmentConfig:
         The rollout policy costs nothing at the first update, whose own scores are its scores, nor later under the same
         masks.
         """
-        num_masks = self.updates if self.has_random_views else 1
+        num_masks = self.updates if self.has_fresh_views else 1
         old = num_masks - 1 if self.needs(Anchor.OLD) else 0
         return {"policy": self.updates, "old": old, "ref": num_masks if self.needs(Anchor.REF) else 0}

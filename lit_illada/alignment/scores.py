@@ -9,10 +9,12 @@ Shapes: S sequences, W tokens per sequence, D draws, N views, M selected tokens,
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lit_illada.alignment.completions import Completions, model_rows
 from lit_illada.alignment.estimators import Estimator, View
@@ -86,6 +88,7 @@ def score(
     masked_prompt: float = 0.0,
     row_length: int | None = None,
     num_views: int | None = None,
+    recompute: bool = False,
 ) -> Scores:
     """Scores of the completions under the model behind `score_fn`.
 
@@ -94,10 +97,11 @@ def score(
         row_length: tokens of the rows into which sequences are packed; None: one sequence per row, padded.
         num_views: forward passes to run, at least the estimator's number; the additional ones score nothing. Ranks of
             a sharded model must run equally many.
+        recompute: compute each view again in the backward pass, so that memory does not grow with their number.
     """
     views = list(padded_views(estimator, completions, noise, masked_prompt, num_views))
-    log_prob = [view_log_prob(completions, view, score_fn, mask_token_id, row_length) for view in views]
-    log_prob_NSW = torch.stack(log_prob)
+    compute = partial(checkpoint, view_log_prob, use_reentrant=False) if recompute else view_log_prob
+    log_prob_NSW = torch.stack([compute(completions, view, score_fn, mask_token_id, row_length) for view in views])
     weight_NSW = torch.stack([view.weight.to(log_prob_NSW.dtype).expand(completions.token_ids.shape) for view in views])
     is_selected_NSW = torch.stack([view.is_selected for view in views])
     draw_N = torch.tensor([view.draw for view in views], device=log_prob_NSW.device)

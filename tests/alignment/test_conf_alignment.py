@@ -1,5 +1,6 @@
 """The files of conf/alignment: one per table row, with a source; presets with the settings of their papers."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ TABLES = {"estimator": ESTIMATORS, "form": FORMS, "advantage": ADVANTAGES, "regu
 CHOICES = [(group, path) for group in TABLES for path in sorted((CONF / group).glob("*.yaml"))]
 PRESETS = sorted(CONF.glob("*.yaml"))
 WANTED = "d1 coupled wd1 spg gdpo espo bgpo step_merge cj_grpo left_to_right vrpo".split()
+
+
+@cache
+def preset(name):
+    return load("align", [f"alignment={name}"]).alignment
 
 
 @pytest.mark.parametrize("group", TABLES)
@@ -50,12 +56,8 @@ def test_every_method_is_a_preset_that_cites_its_paper():
 
 @pytest.mark.parametrize("name", WANTED)
 def test_preset_composes_and_survives_a_round_trip(name):
-    config = load("align", [f"alignment={name}"]).alignment
+    config = preset(name)
     assert from_tree(AlignmentConfig, to_tree(config)) == config
-
-
-def preset(name):
-    return load("align", [f"alignment={name}"]).alignment
 
 
 def test_settings_of_the_papers():
@@ -89,6 +91,13 @@ def test_scorings_per_rollout(name):
     """Frozen policies are scored once under fixed masks, and once per update under fresh ones."""
     assert tuple(preset(name).num_scorings().values()) == SCORINGS[name]
     assert preset(name).needs(Anchor.REF) == (SCORINGS[name][2] > 0)
+
+
+def test_masks_are_those_of_the_rollout_or_of_each_update():
+    fixed, fresh = preset("espo"), preset("d1")
+    assert [fixed.mask_number(3, update) for update in range(8)] == [24] * 8
+    numbers = [fresh.mask_number(rollout, update) for rollout in range(3) for update in range(12)]
+    assert len(set(numbers)) == 36
 
 
 BAD = {

@@ -1,11 +1,15 @@
 """A table of cases per reward; terms that raise, hang or give no number are named, counted and survived."""
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lit_illada.alignment.reward_worker import RewardWorker
 from lit_illada.alignment.rewards import (
@@ -83,6 +87,18 @@ def test_reward_of_a_case(term, case, value):
 def test_every_term_has_cases_of_different_rewards():
     for cls in TERMS.values():
         assert len({value for term, _, value in CASES if type(term) is cls}) > 1, cls
+
+
+@given(st.text(), st.lists(st.integers(0, 4), max_size=60), st.booleans())
+def test_rewards_of_any_text_are_finite_and_bounded(text, token_ids, is_finished):
+    case = Answered("x", text, text, token_ids, is_finished, max_new_tokens=60)
+    for cls in TERMS.values():
+        assert -1 <= cls()(case, says) <= 1
+
+
+def test_rewards_import_without_torch():
+    script = "import sys, lit_illada.alignment.reward_worker; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "countdown", "sudoku4"])

@@ -91,3 +91,22 @@ def test_scoring_leaves_the_global_generator_alone(completions, model, world):
     before = torch.get_rng_state()
     world.scored(Elbo(num_draws=4), completions, model)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ["eubo_mix", "trajectory"])
+def test_recomputed_views_give_the_same_gradient_with_fewer_saved_tensors(name, completions, world):
+    model = world.build_model()
+    counts = {False: [], True: []}
+    gradients = {}
+    for recompute, saved in counts.items():
+
+        def count(tensor, saved=saved):
+            saved.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            scores = world.scored(ESTIMATORS[name](), completions, model, recompute=recompute)
+        total = scores.sequence.sum() + (0 if scores.upper is None else scores.upper.sum())
+        gradients[recompute] = torch.autograd.grad(total, list(model.parameters()))
+    torch.testing.assert_close(gradients[True], gradients[False], rtol=0, atol=0)
+    assert sum(counts[True]) < 0.2 * sum(counts[False])
