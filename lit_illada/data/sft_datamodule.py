@@ -20,8 +20,8 @@ from lit_illada.data.sft.examples import Example, make_examples, read_examples
 from lit_illada.data.sft.rows import EncodedExamples, ExampleRows, build_stream
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.tasks.answers import exact_match
 from lit_illada.tasks.base import Split
+from lit_illada.tasks.references import judge_exact
 
 _log = logging.getLogger(__name__)
 # Validation scores the response given its prompt, whatever layout is trained on, so that arms are comparable.
@@ -166,7 +166,7 @@ class SFTDataModule(RowDataModule):
 
     def is_right(self, example: EvaluationExample, response_ids: Sequence[int]) -> bool:
         """Exact match of a generated response, up to its EOS; one with unclosed reasoning is wrong."""
-        return exact_match(self.template.read(response_ids).answer, example.truth)
+        return judge_exact(self.template.read(response_ids).answer, example.truth).correct
 
     @cached_property
     def _splits(self) -> tuple[_Split, _Split]:

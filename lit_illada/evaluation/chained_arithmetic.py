@@ -17,8 +17,8 @@ from lit_illada.evaluation.writer import Writer, Written
 from lit_illada.loops.detect.findings import Known, detect_tokens
 from lit_illada.runtime.console import Console
 from lit_illada.stats.intervals import wilson
-from lit_illada.tasks.answers import exact_match
 from lit_illada.tasks.base import Split
+from lit_illada.tasks.references import judge_exact
 
 _ITEMS_FILE = "generations-reasoning.jsonl"
 
@@ -116,7 +116,7 @@ def _row(
         "text": writer.tokenizer.decode(written.token_ids),
         "truth": example.truth,
         "answer": response.answer,
-        "is_right": has_ended and exact_match(response.answer, example.truth),
+        "is_right": has_ended and judge_exact(response.answer, example.truth).correct,
         "is_reasoning_closed": response.reasoning is not None,
         "gold_tokens": gold_tokens,
         "max_new_tokens": writer.generation.max_new_tokens,

@@ -9,8 +9,8 @@ from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, perce
 from lit_illada.evaluation.writer import cut_at
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.scorer import Scorer
-from lit_illada.tasks.answers import final_number
 from lit_illada.tasks.items import NumberItem
+from lit_illada.tasks.references import judge_number
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class NumericProblems:
         answers = model.write([_prompt(item, model.scorer) for item in self.items], None, None)
         for item, answer in zip(self.items, answers, strict=True):
             text = cut_at(answer.text, model.config.score.wording.stop_texts)
-            number = final_number(text)
+            verdict = judge_number(text, item.answer)
             rows.append(
                 {
                     "line": item.line,
                     "question": item.question,
                     "text": text,
-                    "number": None if number is None else str(number),
+                    "number": verdict.answer,
                     "answer": str(item.answer),
-                    "is_correct": number == item.answer,
+                    "is_correct": verdict.correct,
                     **answer.details,
                 }
             )

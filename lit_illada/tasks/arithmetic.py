@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from lit_illada.errors import UserError, require
 from lit_illada.runtime.counter_rng import uniform
-from lit_illada.tasks.answers import exact_answer, exact_match
 from lit_illada.tasks.base import Problem, Split, Task, Verdict, draw_split, require_num, split_of
+from lit_illada.tasks.references import judge_exact
 
 RECHECK = "Wait, let me check again."
 MAX_DEPTH = 23  # one letter per step, a to w: x is the previous result
@@ -208,12 +208,7 @@ class Arithmetic(Task):
         ]
 
     def check(self, problem: Problem, completion: str) -> Verdict:
-        answer = exact_answer(completion, problem.reference)
-        if answer is None:
-            return Verdict.wrong(None, "the completion has no number")
-        if not exact_match(completion, problem.reference):
-            return Verdict.wrong(answer, f"expected {problem.reference}")
-        return Verdict.right(answer)
+        return judge_exact(completion, problem.reference)
 
 
 def draw_reasoning(

@@ -10,6 +10,7 @@ from lit_illada.tasks.answers import final_number
 from lit_illada.tasks.base import Problem, Verdict
 from lit_illada.tasks.files import FileTask
 from lit_illada.tasks.items import field, shown, text_field
+from lit_illada.tasks.references import judge_number
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,3 @@ class Gsm8k(FileTask):
 
     def check(self, problem: Problem, completion: str) -> Verdict:
         return judge_number(completion, Fraction(problem.reference))
-
-
-def judge_number(completion: str, reference: Fraction) -> Verdict:
-    """Whether the final number of a completion is the reference."""
-    number = final_number(completion)
-    if number is None:
-        return Verdict.wrong(None, "the completion has no number")
-    answer = str(number)
-    return Verdict.right(answer) if number == reference else Verdict.wrong(answer, f"expected {reference}")

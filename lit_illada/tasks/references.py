@@ -1,16 +1,37 @@
-"""Judges a text by a reference of unknown task: a number, a text that gives one, or a Countdown problem.
+"""Judges a text by a reference alone, where no task is at hand.
 
-Used for generations of any origin (`loops/outcome.py`), where no task is at hand.
+`judge_exact` serves references of training data, `judge_number` problems with a numeric answer, and `is_correct`
+generations of any origin, whose reference is a number, a text that gives one, or a Countdown problem.
 """
 
 import re
 from fractions import Fraction
 from typing import Any
 
-from lit_illada.tasks.answers import final_number, first_number
+from lit_illada.tasks.answers import exact_answer, exact_match, final_number, first_number
+from lit_illada.tasks.base import Verdict
 from lit_illada.tasks.countdown import expression_of, judge, left_sides
 
 _STATED = re.compile(r"=|\bis\b|:")
+
+
+def judge_exact(completion: str, reference: str) -> Verdict:
+    """Whether the last number of a completion is the reference, or the whole text where the reference is no number."""
+    answer = exact_answer(completion, reference)
+    if answer is None:
+        return Verdict.wrong(None, "the completion has no number")
+    if not exact_match(completion, reference):
+        return Verdict.wrong(answer or None, f"expected {reference}")
+    return Verdict.right(answer)
+
+
+def judge_number(completion: str, reference: Fraction) -> Verdict:
+    """Whether the final number of a completion is the reference."""
+    number = final_number(completion)
+    if number is None:
+        return Verdict.wrong(None, "the completion has no number")
+    answer = str(number)
+    return Verdict.right(answer) if number == reference else Verdict.wrong(answer, f"expected {reference}")
 
 
 def is_correct(answer: str, reference: Any) -> bool | None:
@@ -23,7 +44,7 @@ def is_correct(answer: str, reference: Any) -> bool | None:
     if (problem := _countdown(reference)) is not None:
         return judge(expression_of(answer), *problem).correct
     expected = _reference_number(reference)
-    return None if expected is None else final_number(answer) == expected
+    return None if expected is None else judge_number(answer, expected).correct
 
 
 def states_answer(text: str, reference: Any) -> bool | None:
