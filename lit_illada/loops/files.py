@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
-
 from lit_illada.data.corpora.text_files import first_bytes, raw_lines, read_content
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import MAX_LINE_BYTES, parse_json
+from lit_illada.runtime.lazy import LazyModule
+
+pa = LazyModule("pyarrow")  # most files are no Parquet
+parquet = LazyModule("pyarrow.parquet")
 
 _D1 = re.compile(r"(?P<task>[^_]+)_(?P<model>.+?)_(?P<length>\d+)_(?P<steps>\d+)_\d+_generations")
 _LM_EVAL = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT.*)?")
@@ -137,7 +138,7 @@ def _table_lines(path: Path, encoding: str | None) -> Iterator[str]:
 def _of_parquet(path: Path) -> Iterator[Entry]:
     try:
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        for batch in parquet.ParquetFile(path).iter_batches():
             for row in batch.to_pylist():
                 number += 1
                 value = {name: cell for name, cell in row.items() if cell is not None}

@@ -27,7 +27,7 @@ class Outcome:
     was_right_before: bool | None  # right answer stated before the onset; None: no loop, or no true answer
     share_well_formed: float | None  # fraction of well-formed lines of chained arithmetic; None: another task
 
-    @property
+    @cached_property
     def is_loop(self) -> bool:
         return self.findings.is_loop
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import erfc, sqrt
 
-from scipy.special import ndtr, stdtr, stdtrit
+from lit_illada.runtime.lazy import LazyModule
 
+scipy_special = LazyModule("scipy.special")  # takes half a second, and is needed for several seeds only
 LEVEL = 0.05
 Z_95 = 1.959963984540054
 
@@ -81,7 +82,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if n < 2:
         return Estimate(n, mean)
     sd = sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * sd / sqrt(n)
+    half = float(scipy_special.stdtrit(n - 1, 1 - LEVEL / 2)) * sd / sqrt(n)
     return Estimate(n, mean, sd, mean - half, mean + half)
 
 
@@ -107,6 +108,8 @@ def mean_over_seeds(values: Sequence[float], variances: Sequence[float]) -> Mean
     mean = sum(values) / k
     between = sum((value - mean) ** 2 for value in values) / (k - 1) / k if k > 1 else 0.0
     error = sqrt(max(between, sum(variances) / k**2))
-    half = (float(stdtrit(k - 1, 0.975)) if k > 1 else Z_95) * error
+    half = (float(scipy_special.stdtrit(k - 1, 0.975)) if k > 1 else Z_95) * error
     t = -abs(mean) / error
-    return Mean(mean, mean - half, mean + half, 2 * float(stdtr(k - 1, t) if k > 1 else ndtr(t)))
+    return Mean(
+        mean, mean - half, mean + half, 2 * float(scipy_special.stdtr(k - 1, t)) if k > 1 else erfc(-t / sqrt(2))
+    )

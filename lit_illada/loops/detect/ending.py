@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lit_illada.loops.detect.words import Written
 
@@ -39,11 +40,17 @@ def ending(text: str, stop_texts: Sequence[str]) -> Ending:
     """Splits a text at its first stop text and locates its answer."""
     content, num_stops = text, 0
     if stop_texts:
-        stop = re.compile("|".join(map(re.escape, sorted(stop_texts, key=len, reverse=True))))
+        stop = _stop(tuple(stop_texts))
         if first := stop.search(text):
             content = text[: first.start()]
             num_stops = len(stop.findall(text, first.start()))
     return Ending(content, num_stops, _ANSWER.search(content) is not None, _answer_end(content))
+
+
+@lru_cache
+def _stop(stop_texts: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches the longest stop text at a position."""
+    return re.compile("|".join(map(re.escape, sorted(stop_texts, key=len, reverse=True))))
 
 
 def reasoning_segment(text: str) -> str:

@@ -9,6 +9,7 @@ text. Beyond MAX_LENGTH units, only floods and exact runs are searched.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 
 import numpy as np
@@ -46,7 +47,7 @@ class Findings:
     secondary: Secondary
     units: Units
 
-    @property
+    @cached_property
     def is_loop(self) -> bool:
         return any(kind in LOOPS for kind in self.kinds)
 

@@ -7,6 +7,7 @@ in groups, so that memory stays bounded for texts of many megabytes.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,17 +175,20 @@ def _stretches(
         periods = np.arange(low, min(low + at_once, longest + 1))
         least = np.maximum((min_cycles - 1) * periods, min_length - periods)
         is_equal = np.zeros((len(periods), width), bool)
-        earlier = np.lib.stride_tricks.as_strided(
-            padded[longest - low :], (len(periods), n), (-step, step), writeable=False
+        # one view per period p of the sequence p units earlier; as_strided would take as long as the comparison
+        earlier: NDArray[Any] = np.ndarray(
+            (len(periods), n), ids.dtype, padded, offset=(longest - low) * step, strides=(-step, step)
         )
         np.equal(earlier, ids, out=is_equal[:, :n])
-        places = np.flatnonzero(is_equal)
+        places = is_equal.reshape(-1).nonzero()[0]
         if len(places) < least.min():
             continue
-        breaks = np.flatnonzero(np.diff(places) > max_gap + 1)
+        breaks = (places[1:] - places[:-1] > max_gap + 1).nonzero()[0]
         firsts = places[np.concatenate([[0], breaks + 1])]
         lasts = places[np.concatenate([breaks, [len(places) - 1]])]
         is_long = lasts - firsts + 1 >= least.min()
+        if not is_long.any():
+            continue
         firsts, lasts = firsts[is_long], lasts[is_long]
         rows = firsts // width
         is_long = lasts - firsts + 1 >= least[rows]

@@ -77,13 +77,12 @@ def repeated_ngram(ids: NDArray[np.int32], n: int = 30, k: int = 20) -> bool:
     """Whether any n-gram occurs k times ("Wait, Wait, Wait… Why do reasoning models loop?", arXiv 2512.12895)."""
     if len(ids) < n + k - 1:
         return False
-    classes, length = np.unique(ids, return_inverse=True)[1].astype(np.int64), 1
+    classes, length = _classes(ids), 1
     while length < n:
         if np.bincount(classes).max() < k:  # a longer n-gram occurs no more often
             return False
         shift = min(length, n - length)
-        pairs = classes[: len(classes) - shift] * (classes.max() + 1) + classes[shift:]
-        classes = np.unique(pairs, return_inverse=True)[1]
+        classes = _joined(classes, shift)
         length += shift
     return int(np.bincount(classes).max()) >= k
 
@@ -109,10 +108,17 @@ PRESETS: dict[str, Callable[[NDArray[np.int32]], bool]] = {
 
 def _levels(ids: NDArray[np.int32]) -> list[NDArray[np.int64]]:
     """Classes of 1-, 2-, 4-, 8-grams, … up to the length at which all differ; at least three levels."""
-    levels = [np.unique(ids, return_inverse=True)[1].astype(np.int64)]
+    levels = [_classes(ids)]
     while len(levels) < 3 or _holds_twice(levels[-1]):
         levels.append(_joined(levels[-1], 2 ** (len(levels) - 1)))
     return levels
+
+
+def _classes(ids: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The ids, numbered from 0 without gaps in the order of their values."""
+    if len(ids) and ids.min() >= 0 and ids.max() < len(ids) and np.bincount(ids).all():  # they are already
+        return ids.astype(np.int64)
+    return np.unique(ids, return_inverse=True)[1].astype(np.int64)
 
 
 def _joined(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:

@@ -108,8 +108,8 @@ def units_of_text(text: str) -> Units:
     table = {word: index for index, word in enumerate(dict.fromkeys(said))}
     ids = np.fromiter(map(table.__getitem__, said), np.int32, len(said))
     words, starts, ends = list(table), ends[:-1:2], ends[1::2]
-    is_flood = [len(word) > _LONGEST_RULING and word[0] in _RULING_SIGNS for word in words]
-    if any(is_flood):
+    if len(max(words, key=len, default="")) > _LONGEST_RULING:
+        is_flood = [len(word) > _LONGEST_RULING and word[0] in _RULING_SIGNS for word in words]
         ids, starts, words = _sign_by_sign(ids, starts, words, np.array(is_flood))
         ends = starts + np.array([len(word) for word in words], np.int64)[ids]
     return _units(ids, words, text, starts, ends)
@@ -145,9 +145,11 @@ def units_of_tokens(token_ids: Sequence[int], tokens: Sequence[str] | None = Non
 def _units(
     ids: NDArray[np.int32], words: list[str], text: str, starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> Units:
-    alike: dict[str, int] = {}
-    templates = [alike.setdefault(_template(word), len(alike)) for word in words]
-    template_ids = np.array(templates, np.int32)[ids] if len(alike) < len(words) else None
+    templates = list(map(_template, words))
+    numbers = {template: index for index, template in enumerate(dict.fromkeys(templates))}
+    template_ids = None
+    if len(numbers) < len(words):
+        template_ids = np.fromiter(map(numbers.__getitem__, templates), np.int32, len(words))[ids]
     return Units(ids, words, template_ids, Written(text, starts, ends))
 
 
