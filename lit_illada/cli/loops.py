@@ -122,8 +122,8 @@ Examples:
 )
 @click.option("--checkpoint", required=True, help="Run folder, converted or published checkpoint, or hub id.")
 @click.option(
-    "--tasks", multiple=True, required=True, metavar="FILE",
-    help="Problems with a numeric answer, as in GSM8K's files, or the word reasoning; repeatable.",
+    "--tasks", multiple=True, required=True, metavar="FILE|TASK",
+    help="Problems with a numeric answer, as in GSM8K's files, the word reasoning, or a task as `score` takes.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("loops"), show_default=True,
               metavar="FOLDER", help="Output folder.")  # fmt: skip

@@ -71,6 +71,7 @@ Examples:
   lit-illada score runs/demo-20260101-120000 --task gsm8k/test.jsonl generation=paper_base
   lit-illada score runs/sft-20260101-130000 --task gsm8k/test.jsonl score/wording=chat
   lit-illada score runs/sft-20260101-130000 --reasoning reasoning.depths=[2,4,8] generation=fast
+  lit-illada score runs/sft-20260101-130000 --task countdown score/wording=chat score.limit=64
   lit-illada score runs/demo-20260101-120000 --text book.txt score.num_draws=256 score.context_length=64
   lit-illada score runs/sft-20260101-130000 --held-out 64 generation=fast
   lit-illada score runs/sft-20260101-130000 --task gsm8k/test.jsonl --out scores-gsm8k --resume
@@ -81,10 +82,10 @@ Examples:
 @click.option(
     "--task",
     "tasks",
-    type=click.Path(path_type=Path),
     multiple=True,
-    metavar="FILE",
-    help="JSON lines with question, choices and answer, or as in GSM8K question and a numeric answer.",
+    metavar="FILE|TASK",
+    help="JSON lines with question, choices and answer, or as in GSM8K question and a numeric answer; or a task, such "
+    "as countdown, my_task.py:MyTask or '{name: countdown, max_number: 20}'.",
 )
 @click.option(
     "--text", "texts", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="A text of any length."
@@ -119,7 +120,7 @@ Examples:
 @guarded
 def score(
     checkpoint: Path,
-    tasks: tuple[Path, ...],
+    tasks: tuple[str, ...],
     texts: tuple[Path, ...],
     harness: tuple[str, ...],
     include_path: Path | None,
@@ -141,7 +142,8 @@ def score(
     from lit_illada.commands.score import run
     from lit_illada.evaluation.jobs import EvaluationRequest
 
-    request = EvaluationRequest(tasks, texts, harness, include_path, is_reasoning, held_out, num_fewshot)
+    files, named = EvaluationRequest.split_tasks(tasks)
+    request = EvaluationRequest(files, texts, harness, include_path, is_reasoning, held_out, num_fewshot, named)
     run(checkpoint, request, out, overrides, is_resumed)
 
 

@@ -65,7 +65,7 @@ def run_and_analyze(
 
     Args:
         checkpoint: a run, a converted folder, or a published layout in a folder or on the hub, which is converted once.
-        tasks: files of problems with a numeric answer, or `reasoning` for chained arithmetic.
+        tasks: files of problems with a numeric answer, `reasoning` for chained arithmetic, or tasks as `score` takes.
         folder: the output.
         overrides: of the `score` config.
         is_resumed: resume a killed attempt in `folder`.
@@ -75,11 +75,11 @@ def run_and_analyze(
         raise UserError(
             f"{folder} already contains an analysis, or a part of one: continue it with --resume, or give another --out"
         )
-    files = [Path(task) for task in tasks if task != "reasoning"]
+    files, named = EvaluationRequest.split_tasks([task for task in tasks if task != "reasoning"])
     if missing := [file for file in files if not file.is_file()]:
-        raise UserError(f"{missing[0]}: no such file; give problems as JSON lines, or the word reasoning")
+        raise UserError(f"{missing[0]}: no such file; give problems as JSON lines, the word reasoning, or a task")
     model = _converted(checkpoint, folder)
-    request = EvaluationRequest(files, is_reasoning="reasoning" in tasks)
+    request = EvaluationRequest(files, is_reasoning="reasoning" in tasks, named_tasks=named)
     score.run(model, request, scores.path, ["score/wording=chat", *overrides], is_resumed)
     results = from_record(_Summary, scores.read_summary(), str(scores.summary)).results
     written = [str(scores.path / result.items) for result in results]

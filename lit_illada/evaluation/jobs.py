@@ -16,6 +16,7 @@ from lit_illada.evaluation.harness import Harness
 from lit_illada.evaluation.held_out import read_held_out
 from lit_illada.evaluation.multiple_choice import MultipleChoice
 from lit_illada.evaluation.numeric_problems import NumericProblems
+from lit_illada.evaluation.task_problems import TaskProblems, names_task
 from lit_illada.evaluation.text_likelihood import TextLikelihood
 from lit_illada.evaluation.writer import Writer
 from lit_illada.runtime.files import read_text
@@ -43,13 +44,21 @@ class EvaluationRequest:
     """Questions made of the run's own held-out data; None: none."""
     num_fewshot: int | None = None
     """Solved examples before each question of an lm-eval task; None: as the task defines."""
+    named_tasks: Sequence[str] = ()
+    """Verifiable tasks: names, `file.py:Class`, or mappings of a name and settings."""
+
+    @classmethod
+    def split_tasks(cls, tasks: Sequence[str]) -> tuple[list[Path], list[str]]:
+        """(files, named tasks) of the values of --task."""
+        named = [task for task in tasks if names_task(task)]
+        return [Path(task) for task in tasks if task not in named], named
 
     def __post_init__(self) -> None:
         if self.num_fewshot is not None and not self.harness:
             raise UserError(f"--num-fewshot {self.num_fewshot} is only for lm-eval's tasks: name one by --harness TASK")
-        if not (self.files or self.harness or self.is_reasoning or self.num_held_out):
+        if not (self.files or self.named_tasks or self.harness or self.is_reasoning or self.num_held_out):
             raise UserError(
-                "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"
+                "nothing to score: give --task FILE|NAME, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"
             )
 
     @property
@@ -70,6 +79,7 @@ class EvaluationRequest:
             "is_reasoning": self.is_reasoning,
             "num_held_out": self.num_held_out,
             "num_fewshot": self.num_fewshot,
+            **({"named_tasks": list(self.named_tasks)} if self.named_tasks else {}),
         }
 
 
@@ -83,6 +93,8 @@ def read_evaluations(request: EvaluationRequest, config: ScoreConfig, checkpoint
         evaluations.append(ChainedArithmetic.read(config.reasoning))
     for number, path in enumerate(dict.fromkeys(request.tasks)):
         evaluations.append(_read_task(path, config.score.limit, f"items-{number}-{path.stem}.jsonl"))
+    for number, name in enumerate(dict.fromkeys(request.named_tasks)):
+        evaluations.append(TaskProblems.read(name, config.score.limit, f"generations-task-{number}.jsonl"))
     evaluations += [TextLikelihood(path, read_text(path)) for path in dict.fromkeys(request.texts)]
     if request.num_held_out:
         evaluations.append(read_held_out(run_of(checkpoint), request.num_held_out))

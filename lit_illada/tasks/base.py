@@ -137,7 +137,7 @@ def draw_split(
 
     Raises UserError where too few of the split occur in the sequence.
     """
-    may_repeat = split is Split.TRAIN
+    may_repeat = split == Split.TRAIN
     chosen: dict[int, T] = {}
     seen: set[str] = set()
     if num < 1:
@@ -145,7 +145,7 @@ def draw_split(
     for index, candidate in candidates:
         if index > 1000 + 10 * num / held_out_fraction:
             raise UserError(f"{where}: only {len(chosen)} of {num} {split} problems were found among {index}: {hint}")
-        if candidate is None or split_of(text := key(candidate), held_out_fraction) is not split:
+        if candidate is None or split_of(text := key(candidate), held_out_fraction) != split:
             continue
         if not may_repeat:
             text = distinct_by(candidate) if distinct_by is not None else text

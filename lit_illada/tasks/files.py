@@ -33,14 +33,14 @@ class FileTask(Task):
 
     def problems(self, split: Split, num: int | None = None) -> list[Problem]:
         if self.test_path is None:
-            chosen = [p for p in self._read(self.path) if split_of(p.question, self.held_out_fraction) is split]
+            chosen = [p for p in self._read(self.path) if split_of(p.question, self.held_out_fraction) == split]
         else:
             chosen = self._read(self.test_path)
-            if split is not Split.TEST:
-                tested, is_validation = {problem.question for problem in chosen}, split is Split.VALIDATION
+            if split != Split.TEST:
+                tested, is_validation = {problem.question for problem in chosen}, split == Split.VALIDATION
                 chosen = [p for p in self._read(self.path) if p.question not in tested]
                 chosen = [p for p in chosen if self._is_validation(p) == is_validation]
-        if split is not Split.TRAIN:
+        if split != Split.TRAIN:
             unique: dict[str, Problem] = {}
             for problem in chosen:
                 unique.setdefault(problem.question, problem)

@@ -160,6 +160,20 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
     ]
 
 
+def test_a_model_solves_the_problems_of_a_task(run, tmp_path):
+    task = "{name: countdown, num_numbers: [2, 3], max_number: 9, wording: '{question}'}"
+    result = score(run, "--task", task, "--out", tmp_path / "out", "score.limit=6", *SHORT)
+    assert result.exit_code == 0, result.output
+    assert "6 problems" in result.output
+    record = summary(tmp_path / "out")
+    (result,) = record["results"]
+    rows = rows_of(tmp_path / "out", result)
+    assert len(rows) == 6
+    assert {row["numbers"] for row in rows} <= {2, 3}
+    assert all(row["is_correct"] or row["reason"] for row in rows)
+    assert record["end"]["accuracy"] == sum(row["is_correct"] for row in rows) / 6
+
+
 @pytest.mark.parametrize("choice", [[], ["generation/repetition=dry", "generation/on_loop=temperature_kick"]])
 def test_a_model_generates_its_solutions(choice, run, tmp_path):
     file = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
@@ -335,7 +349,7 @@ def test_scores_default_to_the_runs_folder(run, items):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to score: give --task FILE, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"),
+        ([], "nothing to score: give --task FILE|NAME, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"),
         (["--task", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--text", "missing.txt"], "missing.txt: no such file"),
         (["--task", "ITEMS", "score.rule=exact"], "score.rule is exact, but the model is bidirectional"),
