@@ -11,14 +11,22 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from lit_illada.alignment.datamodule import AlignDataModule
+from lit_illada.alignment.module import AlignModule
+from lit_illada.alignment.prompts import check_lengths, preference_prompts, task_prompts
+from lit_illada.alignment.reward_worker import RewardWorker
+from lit_illada.alignment.rewards import RewardConfig
+from lit_illada.alignment.rollout import Writer
+from lit_illada.alignment.show import ShowCompletions, ShowPhase
 from lit_illada.batch import TokenBatch
-from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
+from lit_illada.config import AlignConfig, ObjectiveRunConfig, PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.row_datamodule import RowDataModule
+from lit_illada.data.sft.chat_template import ChatTemplate
 from lit_illada.data.sft_datamodule import SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.generation.text import complete_batch
-from lit_illada.model.config import ModelConfig, num_parameters
+from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.initial import InitialWeights, fill
 from lit_illada.model.lora import add_lora, num_adapter_parameters
@@ -38,13 +46,13 @@ from lit_illada.training.callbacks.skipped_shards import SkippedShards
 from lit_illada.training.callbacks.stopping import GracefulStop, TimeLimit
 from lit_illada.training.callbacks.throughput import Throughput
 from lit_illada.training.checkpointing.saving import Checkpoints, Retention
-from lit_illada.training.compiling import is_worth_compiling
 from lit_illada.training.config.divergence import Rollback
 from lit_illada.training.config.trainer import Precision
 from lit_illada.training.distributed.parallel import prepare_block, shard
 from lit_illada.training.loggers import build_loggers
 from lit_illada.training.matmul_speed import matmul_flops_per_s
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.run_module import RunModule
 from lit_illada.training.sft_module import SFTModule
 from lit_illada.training.trainer import build_lightning_trainer
 
@@ -96,6 +104,65 @@ def build_sft_datamodule(config: SFTConfig, tokenizer: Tokenizer) -> SFTDataModu
     )
 
 
+def build_align_datamodule(config: AlignConfig, tokenizer: Tokenizer) -> AlignDataModule:
+    """Build the data module of a resolved alignment config. tokenizer: that of the model.
+
+    Raises UserError for a task without problems, unusable pairs and prompts that are too long.
+    """
+    template = ChatTemplate(config.template, tokenizer)
+    trainer = config.trainer
+    if config.preferences is None:
+        prompts = task_prompts(config.task, config.problems, template, trainer.val_rows)
+    else:
+        prompts = preference_prompts(config.preferences, template, trainer.val_rows)
+    longest = config.model.max_position_embeddings
+    check_lengths([*prompts.train, *prompts.held_out], config.generation.max_new_tokens, longest)
+    return AlignDataModule(
+        prompts,
+        tokenizer,
+        seed=config.seed,
+        group_size=config.alignment.group_size,
+        updates=config.alignment.updates,
+        batch_rows=trainer.batch_rows,
+        micro_batch_rows=trainer.micro_batch_rows,
+        total_steps=trainer.max_steps,
+        rollout_rows=config.rollout_rows,
+    )
+
+
+def build_align_module(
+    config: AlignConfig, datamodule: AlignDataModule, weights: Mapping[str, Tensor] | None
+) -> AlignModule:
+    """Build the LightningModule of a resolved alignment config. weights: as for `build_module`."""
+    options, tokenizer = config.trainer, datamodule.tokenizer
+    model, shard_model = _build_run_model(config, weights)
+    template, reward = ChatTemplate(config.template, tokenizer), config.alignment.reward
+    write = partial(Writer, tokenizer, template, batch_rows=config.rollout_rows, seed=config.seed)
+    verdict = RewardConfig(time_limit_s=reward.time_limit_s)
+    has_task = config.preferences is None
+    return AlignModule(
+        model,
+        config.alignment,
+        config.optim,
+        prompt_at=datamodule.prompt_at,
+        held_out=datamodule.prompts.held_out,
+        writer=write(config.generation),
+        held_out_writer=write(config.held_out_generation),
+        rewards=RewardWorker(reward, config.task.check) if has_task else None,
+        verdicts=RewardWorker(verdict, config.task.check) if has_task else None,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        seed=config.seed,
+        max_steps=options.max_steps,
+        batch_rows=options.batch_rows,
+        micro_batch_rows=options.micro_batch_rows,
+        num_adapters=num_adapter_parameters(config.model, config.lora),
+        tokenizer=tokenizer,
+        hparams={"config": to_tree(config), "tokenizer_sha256": tokenizer.sha256},
+        shard=shard_model,
+    )
+
+
 def build_module(
     config: PretrainConfig | SFTConfig,
     tokenizer: Tokenizer,
@@ -128,7 +195,7 @@ def build_module(
 
 
 def _build_run_model(
-    config: PretrainConfig | SFTConfig, weights: Mapping[str, Tensor] | None
+    config: RunConfig, weights: Mapping[str, Tensor] | None
 ) -> tuple[Transformer, Callable[[DeviceMesh], None] | None]:
     """Build the run's model and, for a sharded run, the function that shards it over a device mesh.
 
@@ -144,31 +211,22 @@ def _build_run_model(
             fill(model, weights)
     if config.lora is not None:
         add_lora(model, config.lora, config.seed)
-    is_compiled = _is_compiled(config)
     if not options.is_sharded:
         for layer in model.model.layers:
-            prepare_block(layer, options.parallel, is_compiled=is_compiled)
+            prepare_block(layer, options.parallel, is_compiled=options.compile)
         return model, None
     _, precision = options.hardware()
     if weights is not None:
         weights = ChainMap(*cast(Any, (weights, InitialWeights(model, config.model, config.seed))))
     shard_model = partial(
-        shard, model, config=options.parallel, param_dtype=precision.dtype, weights=weights, is_compiled=is_compiled
+        shard, model, config=options.parallel, param_dtype=precision.dtype, weights=weights, is_compiled=options.compile
     )
     return model, shard_model
 
 
-def _is_compiled(config: PretrainConfig | SFTConfig) -> bool:
-    options = config.trainer
-    if options.compile is not None:
-        return options.compile
-    row_length = (config.sft_data if isinstance(config, SFTConfig) else config.data).row_length
-    num_tokens = options.max_steps * options.batch_rows * row_length / options.world_size
-    accelerator, _ = options.hardware()
-    return is_worth_compiling(accelerator.device, 6 * num_parameters(config.model) * num_tokens)
-
-
-def build_validation_score(config: RunConfig, tokenizer: Tokenizer) -> Callable[[ScoreFn, TokenBatch], RowScores]:
+def build_validation_score(
+    config: ObjectiveRunConfig, tokenizer: Tokenizer
+) -> Callable[[ScoreFn, TokenBatch], RowScores]:
     """Return the score of validation rows: the bound on fixed masks, or the exact likelihood of a causal model."""
     if config.model.is_causal:
         return partial(nll, eos_token_id=tokenizer.eos_token_id)
@@ -176,10 +234,10 @@ def build_validation_score(config: RunConfig, tokenizer: Tokenizer) -> Callable[
 
 
 def build_trainer(
-    config: PretrainConfig | SFTConfig,
+    config: RunConfig,
     folder: RunFolder,
-    module: PretrainModule,
-    datamodule: RowDataModule,
+    module: RunModule,
+    datamodule: RowDataModule | AlignDataModule,
     console: Console,
     stop: GracefulStop,
 ) -> tuple[Trainer, TimeLimit | None, Throughput]:
@@ -204,10 +262,11 @@ def build_trainer(
         options.log_every_steps,
     )
     time_limit = None if options.max_time_s is None else TimeLimit(options.max_time_s)
+    bar = ProgressBar(throughput, console)
     callbacks = [
         throughput,
-        ProgressBar(throughput, console),
-        _build_generations(config, folder, module, datamodule),
+        bar,
+        *_build_shows(config, folder, module, datamodule, bar),
         DivergenceGuard(
             options.on_divergence,
             options.spikes,
@@ -229,8 +288,23 @@ def build_trainer(
     return trainer, time_limit, throughput
 
 
+def _build_shows(
+    config: RunConfig,
+    folder: RunFolder,
+    module: RunModule,
+    datamodule: RowDataModule | AlignDataModule,
+    bar: ProgressBar,
+) -> list[Callback]:
+    """Build the callbacks that show texts, and the phase of an alignment run."""
+    if isinstance(config, AlignConfig):
+        return [ShowPhase(bar), ShowCompletions(folder.samples, folder.answers, config.trainer.val_every_steps)]
+    assert isinstance(config, PretrainConfig | SFTConfig)
+    assert isinstance(datamodule, RowDataModule)
+    return [_build_generations(config, folder, module, datamodule)]
+
+
 def _build_generations(
-    config: PretrainConfig | SFTConfig, folder: RunFolder, module: PretrainModule, datamodule: RowDataModule
+    config: PretrainConfig | SFTConfig, folder: RunFolder, module: RunModule, datamodule: RowDataModule
 ) -> Callback:
     """Build the callback that generates at every validation: continuations (pretraining) or answers (fine-tuning)."""
     model, tokenizer = module.model, datamodule.tokenizer

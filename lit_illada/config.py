@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from lit_illada.alignment.config import AlignmentConfig
+from lit_illada.alignment.config import AlignmentConfig, ProblemsConfig
 from lit_illada.config_files import chooses_file, compose_files, is_group
 from lit_illada.data.config import DataConfig
 from lit_illada.data.sft.config import TEMPLATES, ReasoningTask, RoleTexts, RoleTokens, SFTDataConfig
@@ -23,6 +23,9 @@ from lit_illada.runtime.key_hints import UnknownKeyError, nearest_key
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import check_fields, choice, choice_name, from_tree, with_defaults
 from lit_illada.scoring.config import ScoringConfig
+from lit_illada.tasks.base import Task
+from lit_illada.tasks.registry import TASKS
+from lit_illada.training.config.divergence import Rollback
 from lit_illada.training.config.loggers import LoggerConfig
 from lit_illada.training.config.optim import MuonConfig, OptimConfig
 from lit_illada.training.config.trainer import Accelerator, Precision, TrainerConfig
@@ -48,19 +51,11 @@ class RunConfig:
     run_dir: str | None = None  # null: runs/<name>-<start time>
     init_from: str | None = None  # checkpoint with the initial weights, of a run or converted; null: random weights
     model: ModelConfig = field(default_factory=ModelConfig)  # architecture
-    objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")
-    """Training loss."""
     optim: OptimConfig = field(default_factory=OptimConfig)  # optimizer and learning rate schedule
     trainer: TrainerConfig = field(default_factory=TrainerConfig)  # devices, batch, length, validation, checkpoints
     logger: LoggerConfig = field(default_factory=LoggerConfig)  # loggers beside TensorBoard
 
     def __post_init__(self) -> None:
-        is_autoregressive = isinstance(self.objective, AutoregressiveObjectiveConfig)
-        if is_autoregressive != self.model.is_causal:
-            raise UserError(
-                f"objective.name={choice_name(OBJECTIVES, self.objective)} needs "
-                f"model.is_causal={str(is_autoregressive).lower()}; got {str(self.model.is_causal).lower()}"
-            )
         self._check_parallel()
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1")
@@ -102,7 +97,24 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig(RunConfig):
+class ObjectiveRunConfig(RunConfig):
+    """Settings of runs that train on an objective."""
+
+    objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")
+    """Training loss."""
+
+    def __post_init__(self) -> None:
+        is_autoregressive = isinstance(self.objective, AutoregressiveObjectiveConfig)
+        if is_autoregressive != self.model.is_causal:
+            raise UserError(
+                f"objective.name={choice_name(OBJECTIVES, self.objective)} needs "
+                f"model.is_causal={str(is_autoregressive).lower()}; got {str(self.model.is_causal).lower()}"
+            )
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class PretrainConfig(ObjectiveRunConfig):
     """A pretraining run."""
 
     name: str = "pretrain"  # name of the run, and of its folder
@@ -133,7 +145,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class SFTConfig(RunConfig):
+class SFTConfig(ObjectiveRunConfig):
     """A fine-tuning run. `model` is that of `init_from`."""
 
     name: str = "sft"  # name of the run, and of its folder
@@ -174,11 +186,87 @@ class SFTConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class AlignConfig:
-    """An alignment run."""
+class AlignConfig(RunConfig):
+    """An alignment run. `model` is that of `init_from`.
 
+    `trainer.batch_rows` is computed as prompts_per_step × alignment.group_size, and `trainer.micro_batch_rows` lowered
+    to a divisor of what a device has of them; `trainer.val_rows` counts held-out problems.
+    """
+
+    name: str = "align"  # name of the run, and of its folder
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)  # how rewards change the policy
-    generation: GenerationConfig = field(default_factory=GenerationConfig)  # sampler of the rollouts
+    task: Task = choice(TASKS, "arithmetic")  # problems and their checker
+    problems: ProblemsConfig = field(default_factory=ProblemsConfig)  # which problems of the task are used
+    preferences: str | None = None  # file of pairs {"prompt", "chosen", "rejected"} for alignment=vrpo; null: the task
+    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")  # chat template of the fine-tuned model
+    adapter: FullWeights | LoraConfig = choice(ADAPTERS, "none")  # which weights are trained
+    prompts_per_step: int = 8  # prompts per rollout and optimizer step, over all devices
+    generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(temperature=1.0))
+    """Sampler of the rollouts; its seed is added to the run's."""
+    rollout_rows: int = 64  # completions that a device generates at once; the completions do not depend on it
+    held_out_temperature: float = 0.0  # temperature on held-out problems; 0: the most probable tokens
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        return self.adapter if isinstance(self.adapter, LoraConfig) else None
+
+    @property
+    def held_out_generation(self) -> GenerationConfig:
+        """The sampler of the held-out problems."""
+        temperature = self.held_out_temperature
+        top_p = self.generation.top_p if temperature else 1.0
+        return replace(self.generation, temperature=temperature, top_p=top_p)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.is_causal:
+            raise UserError(
+                "the checkpoint is causal (model.is_causal=true), and the estimators score masked states: align a "
+                "masked-diffusion model"
+            )
+        require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "1 or more")
+        require(self.rollout_rows >= 1, "rollout_rows", self.rollout_rows, "1 or more")
+        require(self.held_out_temperature >= 0, "held_out_temperature", self.held_out_temperature, "0 or more")
+        self._check_source()
+        self._check_generation_length("generation", self.generation)
+        self.check_warmup()
+        response, ranks = self.trainer.on_divergence, self.trainer.num_data_ranks
+        if isinstance(response, Rollback) and response.skip_rows:
+            raise UserError("trainer.on_divergence.skip_rows is true, but alignment skips no prompts: set it to false")
+        require(self.prompts_per_step % ranks == 0, "prompts_per_step", self.prompts_per_step, f"a multiple of {ranks}")
+        if self.trainer.parallel.tensor_parallel > 1 and self.lora is not None:
+            raise UserError(
+                f"adapter.name=lora and trainer.parallel.tensor_parallel={self.trainer.parallel.tensor_parallel}: "
+                "adapters are not sharded by heads; use trainer.parallel.strategy=fsdp with tensor_parallel=1"
+            )
+
+    def _check_source(self) -> None:
+        is_pair = self.alignment.form.is_pair
+        if is_pair != (self.preferences is not None):
+            raise UserError(
+                "alignment.form.name=dpo learns from pairs: give preferences=FILE"
+                if is_pair
+                else f"preferences={self.preferences} needs alignment.form.name=dpo: set alignment=vrpo"
+            )
+        if not is_pair and self.generation.temperature == 0:
+            raise UserError(
+                "generation.temperature is 0, so the completions of a prompt would be equal: set it above 0, such as 1"
+            )
+        if self.alignment.estimator.needs_steps and self.generation.remask.is_on:
+            raise UserError(
+                "alignment.estimator scores the states of the rollout, but generation.remask masks tokens again: set "
+                "generation/remask=none, or choose another estimator"
+            )
+
+    def resolve(self) -> "AlignConfig":
+        """Return the config with the rows per optimizer step and per forward pass."""
+        group_size, trainer = self.alignment.group_size, self.trainer
+        batch_rows = self.prompts_per_step * group_size
+        own = batch_rows // trainer.num_data_ranks
+        unit = 2 if self.alignment.form.is_pair else 1
+        sizes = [size for size in range(unit, own + 1, unit) if own % size == 0]
+        micro = max((size for size in sizes if size <= trainer.micro_batch_rows), default=sizes[0])
+        return replace(self, trainer=replace(trainer, batch_rows=batch_rows, micro_batch_rows=micro))
 
 
 @dataclass(frozen=True)

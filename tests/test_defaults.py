@@ -16,7 +16,14 @@ from lit_illada.schema import from_tree, with_defaults
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 # of groups; else pretrain
-COMMANDS = {"adapter": "sft", "alignment": "align", "sft_data": "sft", "generation": "generate", "score": "score"}
+COMMANDS = {
+    "adapter": "sft",
+    "alignment": "align",
+    "sft_data": "sft",
+    "generation": "generate",
+    "score": "score",
+    "task": "align",
+}
 
 
 def repeated_defaults(file: Path, added: dict[str, Any] | None = None) -> list[str]:
@@ -51,7 +58,7 @@ def _place(file: Path) -> tuple[str, list[str], list[str]]:
     if not rest:
         return group, [], []
     if group == "experiment":
-        return "sft" if rest[0] == "sft" else "pretrain", [f"experiment={'/'.join(rest)}"], []
+        return rest[0] if len(rest) > 1 else "pretrain", [f"experiment={'/'.join(rest)}"], []
     *folders, name = group, *rest
     return COMMANDS.get(group, "pretrain"), [f"{'/'.join(folders)}={name}"], folders
 

@@ -23,6 +23,24 @@ class Normaliser(StrEnum):
 
 
 @dataclass(frozen=True)
+class ProblemsConfig:
+    """Which problems of the task are used. `trainer.val_rows` problems are held out."""
+
+    num_train: int | None = None
+    """Training problems; null: all of a file, 10 000 of a generated task."""
+    difficulties: list[float] | None = None
+    """[smallest, largest] difficulty, for training and held-out problems; null: all."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_train is None or self.num_train >= 1, "problems.num_train", self.num_train, "1 or more, or null"
+        )
+        limits = self.difficulties
+        is_range = limits is None or (len(limits) == 2 and limits[0] <= limits[1])
+        require(is_range, "problems.difficulties", limits, "[smallest, largest], or null")
+
+
+@dataclass(frozen=True)
 class AlignmentConfig:
     """How rewards change the policy. Raises UserError for combinations without meaning."""
 

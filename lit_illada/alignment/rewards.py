@@ -28,8 +28,10 @@ findings = LazyModule("lit_illada.loops.detect.findings")  # its imports would s
 class Judged(Protocol):
     """The part of a task's verdict that rewards read."""
 
-    correct: bool
-    score: float
+    @property
+    def correct(self) -> bool: ...
+    @property
+    def score(self) -> float: ...
 
 
 @dataclass(frozen=True)

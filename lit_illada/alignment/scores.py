@@ -19,13 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from lit_illada.alignment.completions import Completions, model_rows
 from lit_illada.alignment.estimators import Estimator, View
 from lit_illada.alignment.noise import MaskNoise
-from lit_illada.batch import Layout, TokenScores
+from lit_illada.batch import Layout, Movable, TokenScores
 from lit_illada.scoring.likelihood import ScoreFn
 from lit_illada.scoring.model import LayoutLogitsFn
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(Movable):
     """Scores of completions, in nats; 0 at tokens that are not scored."""
 
     by_draw: Tensor

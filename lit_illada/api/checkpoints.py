@@ -25,6 +25,7 @@ from lit_illada.scoring.scorer import build_scorer
 from lit_illada.training.checkpointing.portable import load_model_state
 from lit_illada.training.config.parallel import ParallelConfig
 from lit_illada.training.module import PretrainModule
+from lit_illada.training.run_module import RunModule
 
 Source = str | Path | LanguageModel | PretrainModule
 """A run folder (its newest checkpoint), a converted folder, a `.ckpt`, a loaded checkpoint or a trained module."""
@@ -140,8 +141,8 @@ def load_module(path: str | Path, map_location: Any = None) -> PretrainModule:
     return module if map_location is None else module.to(torch.device(map_location))
 
 
-# makes Lightning's PretrainModule.load_from_checkpoint work; the training package cannot import the configs
-PretrainModule._load = load_module
+# makes Lightning's load_from_checkpoint work; the training package cannot import the configs
+RunModule._load = load_module
 
 
 def _loaded(checkpoint: Source) -> LanguageModel:

@@ -22,7 +22,7 @@ from lit_illada.checkpoints.hf import (
     unaccounted,
 )
 from lit_illada.checkpoints.safetensors_io import TensorFiles, write_file
-from lit_illada.config import PretrainConfig, SFTConfig, load
+from lit_illada.config import AlignConfig, PretrainConfig, SFTConfig, load
 from lit_illada.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from lit_illada.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
@@ -134,6 +134,13 @@ def load_sft(base: str | Path, overrides: Sequence[str] = ()) -> tuple[SFTConfig
     opened = open_checkpoint(Path(base))
     config: SFTConfig = load("sft", overrides, {"init_from": str(base), "model": to_tree(opened.model)})
     return config, opened
+
+
+def load_align(base: str | Path, overrides: Sequence[str] = ()) -> tuple[AlignConfig, Checkpoint]:
+    """Open the checkpoint `base` and load the config of an alignment run that starts from it."""
+    opened = open_checkpoint(Path(base))
+    config: AlignConfig = load("align", overrides, {"init_from": str(base), "model": to_tree(opened.model)})
+    return config.resolve(), opened
 
 
 def check_fits(checkpoint: Checkpoint, model: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -103,5 +103,7 @@ def _keys(config: str, overrides: Sequence[str]) -> list[str]:
         return []
     # the model of a fine-tuning run is that of its checkpoint
     return sorted(
-        key for key in keys if not key.endswith(".name") and not (config == "sft" and key.startswith("model."))
+        key
+        for key in keys
+        if not key.endswith(".name") and not (config in ("sft", "align") and key.startswith("model."))
     )

@@ -52,7 +52,9 @@ def refuse_early(command: str, overrides: Sequence[str], checkpoint: Path | None
     from lit_illada.config import check_overrides
     from lit_illada.run_folder import RunFolder, require_name
 
-    has_own_model = command != "sft" and not any(override.startswith("init_from=") for override in overrides)
+    has_own_model = command not in ("sft", "align") and not any(
+        override.startswith("init_from=") for override in overrides
+    )
     tree = check_overrides(command, overrides, is_whole=has_own_model)
     run_dir = tree.get("run_dir")
     if run_dir and ranks.rank() == 0:  # rank 0 may have created the folder for the other ranks already

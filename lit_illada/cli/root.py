@@ -15,7 +15,7 @@ from lit_illada.cli.launch import launch
 from lit_illada.cli.loops import loops
 from lit_illada.cli.sweep import sweep
 from lit_illada.cli.tools import bench, board, completion_command, config, doctor, estimate
-from lit_illada.cli.train import pretrain, sft
+from lit_illada.cli.train import align, pretrain, sft
 from lit_illada.cli.use import convert, generate, score
 from lit_illada.runtime import ranks
 from lit_illada.runtime.terminal import PrintableFormatter, printable
@@ -70,7 +70,7 @@ def main(debug: bool) -> None:
 
 
 for _command in (
-    pretrain, sft, launch, generate, score, sweep, loops, convert, data, config, doctor, estimate, board, bench,
+    pretrain, sft, align, launch, generate, score, sweep, loops, convert, data, config, doctor, estimate, board, bench,
     completion_command,
 ):  # fmt: skip
     main.add_command(_command)

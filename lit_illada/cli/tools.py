@@ -20,7 +20,7 @@ Examples:
 )
 @click.argument(
     "command",
-    type=click.Choice(["pretrain", "sft", "generate", "score", "data", "examples", "loops"]),
+    type=click.Choice(["pretrain", "sft", "align", "generate", "score", "data", "examples", "loops"]),
     required=False,
 )
 @click.option("--explain", "key", metavar="KEY", help="Print what a key means: type, default, allowed values, source.")

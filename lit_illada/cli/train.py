@@ -1,4 +1,4 @@
-"""Commands that train: `pretrain` and `sft`."""
+"""Commands that train: `pretrain`, `sft` and `align`."""
 
 from pathlib import Path
 
@@ -82,5 +82,46 @@ def sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]
     elif checkpoint is not None:
         refuse_early("sft", overrides, checkpoint)
     from lit_illada.commands.sft import run
+
+    run(checkpoint, overrides, resume)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  lit-illada align runs/sft-20260101-130000 experiment=align/demo
+  lit-illada align runs/sft-20260101-130000 alignment=d1 task=countdown prompts_per_step=16
+  lit-illada align runs/sft-20260101-130000 alignment/estimator=elbo alignment.estimator.num_draws=4
+  lit-illada align runs/sft-20260101-130000 alignment=vrpo preferences=pairs.jsonl
+  lit-illada align runs/sft-20260101-130000 alignment.reward.terms='[{term: correct}, {term: loop, weight: 0.5}]'
+  lit-illada align --resume runs/align-20260101-140000
+"""
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Resume this run folder from its last checkpoint.",
+)
+@overrides_argument
+@guarded
+def align(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]) -> None:
+    """Align the fine-tuned model of CHECKPOINT by reinforcement learning on a task, or by preference pairs.
+
+    Each step samples alignment.group_size completions of prompts_per_step problems, rewards them by
+    alignment.reward.terms and updates the model alignment.updates times. alignment=NAME chooses a published method;
+    its parts (alignment/estimator, form, advantage, regulariser) can be replaced one by one. Validations report the
+    accuracy on held-out problems, paired with the start. The problems should be solved sometimes: completions that are
+    all right or all wrong teach nothing.
+    """
+    if resume is not None and checkpoint is not None:
+        # with --resume there is no checkpoint: click took the first override for it
+        checkpoint, overrides = None, (str(checkpoint), *overrides)
+    if resume is not None:
+        refuse_resume_early("align", resume, overrides)
+    elif checkpoint is not None:
+        refuse_early("align", overrides, checkpoint)
+    from lit_illada.commands.align import run
 
     run(checkpoint, overrides, resume)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lit_illada import build
 from lit_illada.checkpoints.open import load_pretrain, load_sft
-from lit_illada.config import RunConfig, SFTConfig, compose_tree, load
+from lit_illada.config import ObjectiveRunConfig, SFTConfig, compose_tree, load
 from lit_illada.cost.devices import GPUS
 from lit_illada.cost.memory import StepMemory, recomputed_activation_bytes
 from lit_illada.cost.run_cost import memory_of_step, micro_batch, row_length, step_flops, with_vocabulary
@@ -157,7 +157,7 @@ def _check(gpu: str, gpus: int | None, tokens: float | None, mfu: float | None) 
         raise UserError(f"--mfu is {mfu:g}: a fraction of the peak throughput, it must be above 0 and at most 1")
 
 
-def _model(config: RunConfig, tree: dict[str, Any]) -> ModelConfig:
+def _model(config: ObjectiveRunConfig, tree: dict[str, Any]) -> ModelConfig:
     """The model with its vocabulary size. Raises UserError if that is unknown or the devices cannot share the model."""
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
@@ -169,7 +169,7 @@ def _model(config: RunConfig, tree: dict[str, Any]) -> ModelConfig:
     return model
 
 
-def _ignored_epochs(config: RunConfig) -> list[str]:
+def _ignored_epochs(config: ObjectiveRunConfig) -> list[str]:
     """A note that `epochs` cannot be converted to steps without a checkpoint's tokenizer; empty if it is not set."""
     if not isinstance(config, SFTConfig) or config.epochs is None:
         return []
@@ -179,7 +179,7 @@ def _ignored_epochs(config: RunConfig) -> list[str]:
     ]
 
 
-def _config(command: str, base: Path | None, overrides: Sequence[str]) -> RunConfig:
+def _config(command: str, base: Path | None, overrides: Sequence[str]) -> ObjectiveRunConfig:
     """The config that the command would train. Fine-tuning needs no checkpoint if the overrides choose a model."""
     if command == "pretrain":
         if base is not None:
@@ -258,7 +258,7 @@ def show(estimate: Estimate, console: Console) -> None:
         console.print(f"! {problem}", highlight=False, soft_wrap=True)
 
 
-def _problems(config: RunConfig, memory: StepMemory, device_bytes: float | None) -> Iterator[str]:
+def _problems(config: ObjectiveRunConfig, memory: StepMemory, device_bytes: float | None) -> Iterator[str]:
     """Why the run does not fit in the memory of a device, with the fix."""
     trainer = config.trainer
     parallel = trainer.parallel

@@ -11,8 +11,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lit_illada.alignment.datamodule import AlignDataModule
 from lit_illada.checkpoints.open import open_checkpoint
-from lit_illada.config import PretrainConfig, RunConfig, SFTConfig, load_file
+from lit_illada.config import AlignConfig, PretrainConfig, RunConfig, SFTConfig, load_file
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
@@ -26,6 +27,8 @@ from lit_illada.training.loggers import continue_records, is_rank_zero
 from lit_illada.training.record import truncate_records
 
 log = logging.getLogger(__name__)
+RunConfigs = PretrainConfig | SFTConfig | AlignConfig
+RunDataModule = RowDataModule | AlignDataModule
 # model settings that may change between the checkpoint and the resumed run: they change no weight
 _FREE_MODEL_KEYS = {"attention", "max_position_embeddings", "initializer_range", "vocab_size"}
 
@@ -85,7 +88,7 @@ def _compare(config: RunConfig, saved: Mapping[str, Any], checkpoint: Path) -> N
         raise UserError(f"the run's optimizer is {optimizers[0]}; {optimizers[1]} cannot load its state")
 
 
-def write_run_files(config: RunConfig, folder: RunFolder, datamodule: RowDataModule) -> None:
+def write_run_files(config: RunConfig, folder: RunFolder, datamodule: RunDataModule) -> None:
     """Write config, tokenizer and provenance of a run that starts or resumes; rank 0 only."""
     if is_rank_zero():
         folder.write_config(dump(config))
@@ -100,7 +103,7 @@ class RecordContinuation(Callback):
     It acts only once Lightning has loaded the checkpoint, so that a refused resume leaves the run unchanged.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder, datamodule: RowDataModule, record: Sequence[Path]) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, datamodule: RunDataModule, record: Sequence[Path]) -> None:
         """record: the files of the run's record before this process appends to them."""
         self._config, self._folder, self._datamodule, self._record = config, folder, datamodule, record
         self._has_begun = False
@@ -120,9 +123,7 @@ class RecordContinuation(Callback):
         write_run_files(self._config, self._folder, self._datamodule)
 
 
-def roll_back(
-    config: PretrainConfig | SFTConfig, folder: RunFolder, datamodule: RowDataModule, divergence: Diverged
-) -> PretrainConfig | SFTConfig:
+def roll_back(config: RunConfigs, folder: RunFolder, datamodule: RunDataModule, divergence: Diverged) -> RunConfigs:
     """Remove the diverged checkpoints and return the config to resume with: a lower learning rate."""
     step, response = step_of(divergence.checkpoint), divergence.response
     optimizer = config.optim.optimizer

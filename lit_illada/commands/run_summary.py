@@ -3,10 +3,10 @@
 import lightning.pytorch as pl
 from rich.table import Table
 
-from lit_illada.config import RunConfig, SFTConfig
+from lit_illada.config import AlignConfig, RunConfig, SFTConfig
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.console import Console
-from lit_illada.training.module import PretrainModule
+from lit_illada.training.run_module import RunModule
 
 _EXACT_MATCH = "val/exact_match_"
 _ROWS = {
@@ -17,9 +17,14 @@ _ROWS = {
 }
 
 
-def append_summary(
-    folder: RunFolder, key: str, trainer: pl.Trainer, module: PretrainModule, cost: dict[str, float]
-) -> None:
+_ALIGN_ROWS = {
+    "loops": "val/loop_rate",
+    "loops or no end": "val/endless_rate",
+    "tokens": "val/length",
+}
+
+
+def append_summary(folder: RunFolder, key: str, trainer: pl.Trainer, module: RunModule, cost: dict[str, float]) -> None:
     """Add the metrics of this step under `key` ("start" or "end"); rank 0 only.
 
     Validation metrics are left out where the last validation was at an earlier step. cost: of the run so far, written
@@ -46,7 +51,11 @@ def print_summary(
     table.add_column("validation")
     for heading in ("at the start", "now"):
         table.add_column(heading, justify="right")
-    for label, name in _ROWS.items():
+    is_align = isinstance(config, AlignConfig)
+    if is_align:
+        table.add_row("accuracy, held-out", *(_interval(values, "val/accuracy") for values in (start, end)))
+        table.add_row("  change, paired", "", _interval(end, "val/accuracy_change"))
+    for label, name in (_ALIGN_ROWS if is_align else _ROWS).items():
         table.add_row(label, *(f"{values[name]:.4f}" if name in values else "–" for values in (start, end)))
     levels = [name.removeprefix(_EXACT_MATCH) for name in end if name.startswith(_EXACT_MATCH) and f"{name}_low" in end]
     for level in levels:
@@ -54,7 +63,10 @@ def print_summary(
         table.add_row(f"exact match, {level} problems", *intervals)
     console.print(table)
     lines = {"curves": f"lit-illada board {folder.path.parent}"}
-    if isinstance(config, SFTConfig):
+    if is_align:
+        command = "align"
+        lines |= {"answers": str(folder.answers), "samples": str(folder.samples)}
+    elif isinstance(config, SFTConfig):
         command = "sft"
         lines |= {"answers": str(folder.answers)}
     else:
@@ -67,6 +79,6 @@ def print_summary(
 
 
 def _interval(values: dict[str, float], name: str) -> str:
-    if name not in values:
-        return "–"
+    if f"{name}_low" not in values:
+        return f"{values[name]:.1%}" if name in values else "–"
     return f"{values[name]:.1%} ({values[f'{name}_low']:.0%}–{values[f'{name}_high']:.0%})"

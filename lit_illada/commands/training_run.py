@@ -20,11 +20,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from lit_illada import build
+from lit_illada.alignment.datamodule import AlignDataModule
 from lit_illada.checkpoints.open import Checkpoint
-from lit_illada.commands.resume import RecordContinuation, roll_back, write_run_files
+from lit_illada.commands.resume import RecordContinuation, RunConfigs, RunDataModule, roll_back, write_run_files
 from lit_illada.commands.run_summary import append_summary, print_summary
-from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
-from lit_illada.data.row_datamodule import RowDataModule
+from lit_illada.config import AlignConfig, PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
@@ -38,9 +38,9 @@ from lit_illada.training.callbacks.tensorboard import begin_board
 from lit_illada.training.checkpointing.files import remove_partials
 from lit_illada.training.distributed.rank_watch import RankWatch
 from lit_illada.training.loggers import begin_records, end_records, is_rank_zero, require_loggers
-from lit_illada.training.module import PretrainModule
 from lit_illada.training.optim import check_optimizer
 from lit_illada.training.record import record_files, truncate_records
+from lit_illada.training.run_module import RunModule
 
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
 
@@ -90,9 +90,9 @@ def _torchrun_store() -> torch.distributed.Store:
 
 
 def train(
-    config: PretrainConfig | SFTConfig,
+    config: RunConfigs,
     folder: RunFolder,
-    datamodule: RowDataModule,
+    datamodule: RunDataModule,
     start: Path | Checkpoint | None,
     console: Console,
 ) -> None:
@@ -136,9 +136,9 @@ def _exclusive(folder: RunFolder) -> Iterator[None]:
 
 
 def _fit(
-    config: PretrainConfig | SFTConfig,
+    config: RunConfigs,
     folder: RunFolder,
-    datamodule: RowDataModule,
+    datamodule: RunDataModule,
     start: Path | Checkpoint | None,
     console: Console,
     watch: RankWatch,
@@ -156,7 +156,12 @@ def _fit(
     datamodule.skipped_rows = [tuple(rows) for each in folder.read_rollbacks() if (rows := each["skipped_rows"])]
     initial = start.tensors if isinstance(start, Checkpoint) else {}
     weights = initial if checkpoint is None else None  # Lightning loads those of a checkpoint of this run
-    module = build.build_module(config, datamodule.tokenizer, datamodule.unigram_cross_entropy(), weights)
+    module: RunModule
+    if isinstance(config, AlignConfig):
+        assert isinstance(datamodule, AlignDataModule)
+        module = build.build_align_module(config, datamodule, weights)
+    else:
+        module = build.build_module(config, datamodule.tokenizer, datamodule.unigram_cross_entropy(), weights)
     trainer, time_limit, throughput = build.build_trainer(config, folder, module, datamodule, console, stop)
     trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     continuation = RecordContinuation(config, folder, datamodule, record)
@@ -187,21 +192,27 @@ def _fit(
     return is_finished
 
 
-def _begin_curves(
-    config: PretrainConfig | SFTConfig, folder: RunFolder, trainer: pl.Trainer, module: PretrainModule
-) -> None:
+def _begin_curves(config: RunConfigs, folder: RunFolder, trainer: pl.Trainer, module: RunModule) -> None:
     """Log hyperparameters, labels and the unigram baseline of a new run."""
     tree = to_tree(config)
     begin_records(trainer.loggers, tree)
-    row_length = (config.sft_data if isinstance(config, SFTConfig) else config.data).row_length
     begin_board(
         trainer.logger,  # type: ignore[arg-type]
         tree,
         folder.read_labels(),
         unigram_cross_entropy=module.unigram_cross_entropy,
         num_steps=config.trainer.max_steps,
-        num_tokens=config.trainer.max_steps * config.trainer.batch_rows * row_length,
+        num_tokens=config.trainer.max_steps * config.trainer.batch_rows * _row_length(config),
     )
+
+
+def _row_length(config: RunConfigs) -> int:
+    match config:
+        case PretrainConfig():
+            return config.data.row_length
+        case SFTConfig():
+            return config.sft_data.row_length
+    return config.generation.max_new_tokens
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -209,7 +220,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _out_of_memory(config: PretrainConfig | SFTConfig, error: BaseException) -> str:
+def _out_of_memory(config: RunConfigs, error: BaseException) -> str:
     device = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
     command = f"sft {shlex.quote(str(config.init_from))}" if isinstance(config, SFTConfig) else "pretrain"
     detail = " ".join(str(error).split())[:160]
@@ -220,7 +231,7 @@ def _out_of_memory(config: PretrainConfig | SFTConfig, error: BaseException) -> 
     )
 
 
-def _release(trainer: pl.Trainer, module: PretrainModule) -> None:
+def _release(trainer: pl.Trainer, module: RunModule) -> None:
     """Free weights and optimizer state while other objects still refer to them: the next fit needs the memory."""
     for optimizer in trainer.optimizers:
         optimizer.state.clear()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lit_illada.batch import Layout
-from lit_illada.config import PretrainConfig, RunConfig, SFTConfig
+from lit_illada.config import ObjectiveRunConfig, PretrainConfig, SFTConfig
 from lit_illada.cost.memory import MicroBatch, StepMemory, kernel_on, step_memory
 from lit_illada.data.config import DataConfig, LoadTokenizer, PreparedSource, TrainTokenizer
 from lit_illada.data.dataset.manifest import MANIFEST_FILE, Manifest, is_url
@@ -45,7 +45,7 @@ def step_flops(tree: dict[str, Any]) -> float | None:
     return float(training_flops(model, Layout.whole_rows(rows, length), round(fraction * rows * length), num_adapters))
 
 
-def selected_fraction(config: RunConfig, rows: int) -> tuple[int, float]:
+def selected_fraction(config: ObjectiveRunConfig, rows: int) -> tuple[int, float]:
     """Rows that the model processes for `rows` rows of data, and the fraction of their tokens that has loss."""
     if isinstance(config.objective, AutoregressiveObjectiveConfig):
         return rows, 1.0
@@ -93,7 +93,7 @@ def with_vocabulary(model: ModelConfig, tree: dict[str, Any]) -> ModelConfig:
 
 
 def micro_batch(
-    config: RunConfig, model: ModelConfig, accelerator: Accelerator, length: int, fraction: float | None = None
+    config: ObjectiveRunConfig, model: ModelConfig, accelerator: Accelerator, length: int, fraction: float | None = None
 ) -> MicroBatch:
     """The micro-batch of one device, for rows of `length` tokens.
 
@@ -108,7 +108,7 @@ def micro_batch(
     return batch.shared(trainer.parallel, trainer.world_size)
 
 
-def memory_of_step(config: RunConfig, model: ModelConfig, batch: MicroBatch) -> StepMemory:
+def memory_of_step(config: ObjectiveRunConfig, model: ModelConfig, batch: MicroBatch) -> StepMemory:
     """Memory of one device in a step with the config's optimizer, moving average and parallelism."""
     trainer = config.trainer
     return step_memory(
@@ -131,23 +131,23 @@ def _step_memory(tree: dict[str, Any]) -> StepMemory:
     return memory_of_step(config, model, micro_batch(config, model, _accelerator(config), row_length(tree), 1.0))
 
 
-def _accelerator(config: RunConfig) -> Accelerator:
+def _accelerator(config: ObjectiveRunConfig) -> Accelerator:
     """The configured accelerator; a GPU need not be present on the planning machine."""
     accelerator = config.trainer.accelerator
     return accelerator if accelerator is Accelerator.gpu else accelerator.resolve()
 
 
-def _config(tree: dict[str, Any]) -> RunConfig:
+def _config(tree: dict[str, Any]) -> ObjectiveRunConfig:
     return _read_config(json.dumps({key: value for key, value in tree.items() if key not in _WITHOUT_COST}))
 
 
 @cache  # the runs of a sweep differ in little but their seeds, and each is asked for memory, disk space and FLOPs
-def _read_config(text: str) -> RunConfig:
+def _read_config(text: str) -> ObjectiveRunConfig:
     tree = json.loads(text)
     return from_tree(SFTConfig if "sft_data" in tree else PretrainConfig, tree)
 
 
-def _mean_ratio(config: RunConfig) -> float:
+def _mean_ratio(config: ObjectiveRunConfig) -> float:
     """Mean mask ratio over the training, 0 to 1."""
     u = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
     ratio = config.objective.mask_ratio  # type: ignore[union-attr]

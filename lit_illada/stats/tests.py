@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
+from math import comb, sqrt
 from typing import TypeVar
+
+from lit_illada.stats.intervals import Z_95
 
 Key = TypeVar("Key")
 
@@ -61,3 +63,10 @@ def paired_variance(pairs: Paired) -> float:
     n = pairs.num_pairs + 2
     first, second = (pairs.only_first + 1) / n, (pairs.only_second + 1) / n
     return (first + second - (second - first) ** 2) / n
+
+
+def paired_interval(pairs: Paired) -> tuple[float, float]:
+    """95 % interval of the second proportion minus the first, of the same prompts (Bonett and Price, 2012)."""
+    centre = (pairs.only_second - pairs.only_first) / (pairs.num_pairs + 2)
+    half = Z_95 * sqrt(paired_variance(pairs))
+    return max(-1.0, centre - half), min(1.0, centre + half)

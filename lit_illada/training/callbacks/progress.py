@@ -42,6 +42,11 @@ class ProgressBar(Callback):
         self._task = self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, status="")
         self._started_at, self._first_step = time.perf_counter(), trainer.global_step
 
+    def describe(self, phase: str) -> None:
+        """Show what is being done, such as "rollout"."""
+        if hasattr(self, "_task"):
+            self._bar.update(self._task, description=phase)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.is_global_zero:
             self._bar.update(self._task, completed=trainer.global_step, status=self._status(trainer))
@@ -68,7 +73,9 @@ class ProgressBar(Callback):
         self._bar.stop()
 
     def _status(self, trainer: Trainer) -> str:
-        names = {"train/loss": "loss", "val/nll_bound": "bound"}
+        names = {
+            "train/loss": "loss", "val/nll_bound": "bound", "rollout/reward": "reward", "val/accuracy": "accuracy",
+        }  # fmt: skip
         values = trainer.callback_metrics
         parts = [f"{short} {float(values[name]):.3f}" for name, short in names.items() if name in values]
         return "  ".join([*parts, f"{self._throughput.tokens_per_s:,.0f} tokens/s"])

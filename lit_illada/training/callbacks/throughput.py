@@ -64,14 +64,18 @@ class Throughput(Callback):
         self._step_before = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TokenBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._tokens += batch.input_ids.numel() * num_data_ranks(trainer)
-        flops = self._count_flops(batch, outputs["head_rows"], outputs["copies"])
+        if "flops" in outputs:  # the module counts them itself
+            tokens, flops = outputs["tokens"], outputs["flops"]
+        else:
+            tokens = batch.input_ids.numel()
+            flops = self._count_flops(batch, outputs["head_rows"], outputs["copies"])
+        self._tokens += tokens * num_data_ranks(trainer)
         self._flops += flops * num_data_ranks(trainer)
         if trainer.global_step == self._step_before or trainer.global_step % self._every_steps:
             return
-        if batch.input_ids.is_cuda:
+        if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         self._pause()
         self.tokens_per_s = self._tokens / self._elapsed_s

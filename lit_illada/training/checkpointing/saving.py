@@ -16,12 +16,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_illada.errors import UserError
 from lit_illada.training.checkpointing.files import checkpoint_path, checkpoints_by_step, link_best, remove_checkpoint
 from lit_illada.training.checkpointing.writer import CheckpointWriter
-from lit_illada.training.module import PretrainModule
 from lit_illada.training.record import record_sizes
+from lit_illada.training.run_module import RunModule
 
 log = logging.getLogger(__name__)
-
-_BOUND = "val/nll_bound"
 
 
 @dataclass(frozen=True)
@@ -146,9 +144,9 @@ class Checkpoints(Checkpoint):
         started_at = time.perf_counter()
         self._publish(trainer, is_waiting=True)  # wait for the previous write: host memory holds one copy only
         step, module = trainer.global_step, trainer.lightning_module
-        assert isinstance(module, PretrainModule)
+        assert isinstance(module, RunModule)
         if module.validated_at == step:
-            self._bounds[step] = float(trainer.callback_metrics[_BOUND])
+            self._bounds[step] = float(trainer.callback_metrics[module.selected_by])
         module.end_step()  # log the curves of the saved step before the checkpoint
         if trainer.is_global_zero:
             _flush(trainer)

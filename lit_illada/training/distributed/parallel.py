@@ -75,6 +75,24 @@ class ShardedStrategy(PortableState, ModelParallelStrategy):
             postpone(True)
 
 
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Hold the whole weights of an FSDP model on every rank within the block, where forward passes communicate nothing.
+
+    Ranks may then run different numbers of passes, as sampling does. Collective at the begin and the end.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)
+
+
 def num_data_ranks(trainer: pl.Trainer) -> int:
     """Number of ranks that process different rows: all ranks, divided by tensor_parallel."""
     strategy = trainer.strategy

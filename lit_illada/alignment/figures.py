@@ -1,0 +1,99 @@
+"""Curves of an alignment run: figures of a rollout, of the held-out prompts and of the updates.
+
+Shapes: S completions, G of each prompt.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_illada.alignment.advantages import is_mixed
+from lit_illada.alignment.loss import PolicyLoss
+from lit_illada.alignment.reward_worker import Rewards
+from lit_illada.alignment.rollout import Sample
+from lit_illada.stats.intervals import estimate, wilson
+from lit_illada.stats.tests import mcnemar, paired_interval
+
+_OF_SAMPLE = ("length", "loop_rate", "endless_rate", "entropy")
+
+
+def rollout_table(samples: Sequence[Sample], rewards: Rewards) -> dict[str, Tensor]:
+    """(S,) float64 by name: `reward`, `reward_<term>` (NaN where it failed), and those of `sample_table`."""
+    terms = {
+        f"reward_{name}": [float("nan") if value is None else value for value in values]
+        for name, values in rewards.by_term.items()
+    }
+    columns = {"reward": rewards.total, **terms}
+    return {**{name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}} | sample_table(
+        samples
+    )
+
+
+def sample_table(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """(S,) float64 by name: length in tokens, whether it loops, whether it loops or does not end, entropy in nats."""
+    rows = [(len(s.answered.token_ids), s.is_loop, s.is_endless, s.entropy) for s in samples]
+    return dict(zip(_OF_SAMPLE, torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).unbind(1), strict=True))
+
+
+def rollout_figures(table: Mapping[str, Tensor], group_size: int) -> dict[str, float]:
+    """Means over the completions of all ranks; of rewards with Student's 95 % interval over prompts."""
+    figures: dict[str, float] = {}
+    for name, values in table.items():
+        if name.startswith("reward"):
+            of_group = values.view(-1, group_size).nanmean(1)
+            over_prompts = estimate(of_group[~of_group.isnan()].tolist() or [float("nan")])
+            figures[name] = over_prompts.mean
+            if over_prompts.low is not None and over_prompts.high is not None:
+                figures |= {f"{name}_low": over_prompts.low, f"{name}_high": over_prompts.high}
+            figures |= {f"failures_{name}": float(values.isnan().sum())} if values.isnan().any() else {}
+        else:
+            figures[name] = float(values.mean())
+    mixed = is_mixed(table["reward"].view(-1, group_size))
+    figures["flat_groups"] = 1 - float(mixed.double().mean())
+    return {f"rollout/{name}": value for name, value in figures.items()}
+
+
+def held_out_figures(table: Mapping[str, Tensor], first: Sequence[bool] | None) -> dict[str, float]:
+    """Accuracy with Wilson's interval, its change since `first` on the same problems, and means of the completions.
+
+    first: whether each problem was solved at the start of the run; None: this is the start.
+    """
+    correct = table["correct"].bool().tolist()
+    low, high = wilson(sum(correct), len(correct))
+    accuracy = sum(correct) / len(correct)
+    figures = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "error": 1 - accuracy}
+    if first is not None and len(first) == len(correct):
+        low, high = paired_interval(mcnemar(list(zip(first, correct, strict=True))))
+        change = (sum(correct) - sum(first)) / len(correct)
+        figures |= {"accuracy_change": change, "accuracy_change_low": low, "accuracy_change_high": high}
+    figures |= {name: float(values.mean()) for name, values in table.items() if name not in ("index", "correct")}
+    return {f"val/{name}": value for name, value in figures.items()}
+
+
+class UpdateCurves(Metric):
+    """Loss and statistics of the updates since the last reset, over all ranks.
+
+    compute() returns `loss`, `score` (nats per completion), `log_ratio` (score minus that of the frozen policy),
+    `clip_fraction` and `kl`; those without a count are left out.
+    """
+
+    full_state_update = False
+    sums: Tensor  # (5, 2): sum and count of each
+
+    _NAMES = ("loss", "score", "log_ratio", "clip_fraction", "kl")
+    _STATS = ("score", "log_ratio", "clipped", "kl")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(len(self._NAMES), 2, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: PolicyLoss) -> None:
+        nothing = torch.zeros(2, dtype=torch.float64, device=self.sums.device)
+        own = torch.stack([loss.sum.detach().double(), loss.count.double()])
+        sums = torch.stack([own, *(loss.stats.get(name, nothing) for name in self._STATS)])
+        self.sums += torch.where(sums.isfinite().all(), sums, 0.0)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {name: total / count for name, (total, count) in zip(self._NAMES, self.sums, strict=True) if count > 0}

@@ -1,0 +1,463 @@
+"""The LightningModule of alignment: rollouts with the run's own sampler, rewards, then updates on them.
+
+Rollout and updates alternate in one process and share the weights. The first micro-batch of a rollout samples the
+completions of this rank's prompts, judges them and scores the frozen policies; every optimizer step then updates on all
+of them. Offline pairs take the place of a rollout's completions.
+
+Shapes: S completions of this rank, B of a micro-batch, G of each prompt.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torchmetrics import Metric
+
+from lit_illada.alignment.advantages import is_mixed
+from lit_illada.alignment.completions import Completions
+from lit_illada.alignment.config import AlignmentConfig
+from lit_illada.alignment.datamodule import CompletionBatch, HeldOutBatch
+from lit_illada.alignment.estimators import Estimator, Trajectory
+from lit_illada.alignment.figures import (
+    UpdateCurves,
+    held_out_figures,
+    rollout_figures,
+    rollout_table,
+    sample_table,
+)
+from lit_illada.alignment.forms import Anchor
+from lit_illada.alignment.gather import gather_rows
+from lit_illada.alignment.loss import Frozen, mismatch, policy_loss
+from lit_illada.alignment.passes import UPDATE, Passes
+from lit_illada.alignment.prompts import Prompt
+from lit_illada.alignment.reference import Reference
+from lit_illada.alignment.reward_worker import Rewards, RewardWorker
+from lit_illada.alignment.rollout import Rollout, Sample, Writer
+from lit_illada.alignment.scores import Scores, completions_noise, rollout_policy, score
+from lit_illada.errors import UserError
+from lit_illada.model.transformer import Transformer
+from lit_illada.scoring.likelihood import ScoreFn
+from lit_illada.training.config.optim import OptimConfig
+from lit_illada.training.distributed.parallel import num_data_ranks, whole_weights
+from lit_illada.training.metrics import publish
+from lit_illada.training.run_module import RunModule, TokenizerFiles
+from lit_illada.training.user_trainer import check_batch
+
+log = logging.getLogger(__name__)
+
+_NUM_MISMATCH = 4  # held-out completions whose trajectory is scored again
+_FLAT_ROLLOUTS = 10  # consecutive rollouts without a gradient that end the run
+
+
+class AlignModule(RunModule):
+    """Alignment of `model` with rewards or preference pairs.
+
+    Logged as `rollout/…` (rewards by term, groups without variance, lengths, loops, entropy), `train/…` (loss, clip
+    fraction, KL), `val/…` (accuracy on held-out problems, paired with the start) and `perf/…` (passes and FLOPs).
+    """
+
+    selected_by: ClassVar[str] = "val/error"
+
+    def __init__(
+        self,
+        model: Transformer,
+        config: AlignmentConfig,
+        optim: OptimConfig,
+        *,
+        prompt_at: Callable[[int], Prompt],
+        held_out: Sequence[Prompt],
+        writer: Writer,
+        held_out_writer: Writer,
+        rewards: RewardWorker | None,
+        verdicts: RewardWorker | None,
+        mask_token_id: int,
+        eos_token_id: int,
+        seed: int,
+        max_steps: int,
+        batch_rows: int,
+        micro_batch_rows: int,
+        num_adapters: int | None,
+        tokenizer: TokenizerFiles,
+        hparams: dict[str, Any],
+        shard: Callable[[DeviceMesh], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            prompt_at: the training prompt at a position of the stream.
+            held_out: prompts of the validation.
+            writer, held_out_writer: sample the completions of training and of the validation.
+            rewards: computes the rewards; None: preference pairs.
+            verdicts: computes the term `correct` of held-out completions; None: preference pairs.
+            seed: of the masks.
+            micro_batch_rows: completions per forward pass where a frozen policy is scored.
+            num_adapters: parameters of the adapters where only those are trained; None: all weights are.
+            The others are those of `RunModule`.
+        """
+        super().__init__(
+            model, optim, max_steps=max_steps, batch_rows=batch_rows, tokenizer=tokenizer, hparams=hparams, shard=shard
+        )
+        self.config = config
+        self.prompt_at = prompt_at
+        self.held_out = held_out
+        self.writer = writer
+        self.held_out_writer = held_out_writer
+        self.rewards = rewards
+        self.verdicts = verdicts
+        self.mask_token_id = mask_token_id
+        self.eos_token_id = eos_token_id
+        self.seed = seed
+        self.micro_batch_rows = micro_batch_rows
+        self.passes = Passes(model, model.config, num_adapters)
+        self.curves = UpdateCurves()
+        self.reference: Reference | None = None
+        if shard is None:
+            self._make_reference()
+        self.rollout: Rollout | None = None
+        self.rollout_step = 0
+        """Optimizer steps before the last rollout."""
+        self.samples: list[Sample] = []
+        """Completions of the last rollout on this rank."""
+        self.sampled: Rewards | None = None
+        """Rewards of `samples`; None: preference pairs."""
+        self.held_out_samples: list[tuple[int, Sample, bool]] = []
+        """Index, completion and correctness of this rank's held-out prompts, of the last validation."""
+        self.first_correct: list[bool] | None = None
+        """Whether each held-out problem was solved at the start of the run."""
+        self.on_phase: Callable[[str], None] = lambda phase: None
+        """Called when a phase begins, for the progress bar."""
+        self._num_completions = 0  # sampled on this rank
+        self._num_flat = 0  # consecutive rollouts in which no group has unequal rewards
+        self._flops_before = 0.0
+        self._tables: list[dict[str, Tensor]] = []
+        self._mismatch: Tensor | None = None
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        self._make_reference()
+
+    def _make_reference(self) -> None:
+        if self.reference is None and self.config.needs(Anchor.REF):
+            self.reference = Reference(self.model)
+
+    # ---- updates
+
+    def training_step(self, batch: CompletionBatch, batch_idx: int) -> dict[str, Any]:
+        """Compute the loss of one micro-batch; the first one of a rollout samples it.
+
+        Returns:
+            loss: scalar, differentiable. tokens, flops: of this call, the rollout's included.
+        """
+        if not self._is_batch_checked:
+            check_batch(self.trainer, len(batch.index), self.batch_rows)
+            self._is_batch_checked = True
+        if batch.is_first:
+            self.rollout = self._begin_rollout(batch.groups)
+        assert self.rollout is not None, "a resumed run loads its rollout"
+        if self.rollout.advantage.device != self.device:  # loaded from a checkpoint
+            self.rollout = self.rollout.to(self.device)
+        rollout = self.rollout
+        part = rollout.completions.select(batch.index)
+        number = batch.update if self.config.has_fresh_views else 0  # of the masks within the rollout
+        tokens_before = self.passes.num_tokens
+        with self.passes.phase(UPDATE):
+            scores = self._score(part, self._masks(number))
+        width = part.token_ids.shape[1]
+        frozen = Frozen(*(
+            None if number not in stored else stored[number].select(batch.index, width)
+            for stored in (rollout.old, rollout.ref)
+        ))  # fmt: skip
+        advantage_B, is_counted_B = rollout.advantage[batch.index], rollout.is_counted[batch.index]
+        loss = policy_loss(self.config, part, scores, advantage_B, frozen, is_counted_B)
+        if batch.update == 0 and self.config.updates > 1 and self.config.needs(Anchor.OLD):
+            rollout.keep(scores.detach())
+        self._step_sums = self._step_sums + loss.count
+        self.curves.update(loss)
+        # a constant until the step's global count is known
+        self._reference = float(self.batch_rows)
+        num_tokens, flops = self.passes.num_tokens - tokens_before, self.passes.total_flops
+        self.tokens_seen += num_tokens * num_data_ranks(self.trainer)
+        outputs = {"loss": loss.sum / self._reference, "tokens": num_tokens, "flops": flops - self._flops_before}
+        self._flops_before = flops
+        return outputs
+
+    def global_count(self) -> float:
+        count = float(self._sum_over_ranks(torch.as_tensor(self._step_sums)))
+        self._step_sums = 0.0
+        return count
+
+    def training_values(self) -> dict[str, float | Tensor]:
+        values = {f"train/{name}": value for name, value in self.curves.compute().items()}
+        self.curves.reset()
+        return {**values, **super().training_values()}
+
+    @property
+    def interval_metrics(self) -> dict[str, Metric]:
+        return {"curves": self.curves}
+
+    def _masks(self, update: int) -> int:
+        """Number of the masks of an update of the present rollout."""
+        return self.config.mask_number(self.global_step // self.config.updates, update)
+
+    def _score(self, completions: Completions, masks: int) -> Scores:
+        """Scores under the model's present parameters and the masks of this number."""
+        estimator = self.config.estimator
+        # sharded, every pass gathers the weights: all ranks run equally many
+        num_views = self._largest(estimator.num_views(completions)) if self._is_sharded else None
+        return score(
+            estimator,
+            completions,
+            self._score_fn,
+            completions_noise(completions, self.seed, masks),
+            self.mask_token_id,
+            masked_prompt=self.config.masked_prompt,
+            num_views=num_views,
+        )
+
+    @property
+    def _score_fn(self) -> ScoreFn:
+        if not self.config.temperature_in_score:
+            return self.model
+        return rollout_policy(self.model, self.writer.generation.temperature, self.mask_token_id)
+
+    # ---- rollouts
+
+    @torch.no_grad()
+    def _begin_rollout(self, groups: range) -> Rollout:
+        """Sample, judge and score the completions of this rank's prompts, given by their positions in the stream."""
+        self._publish_passes()
+        self.rollout_step = self.global_step
+        prompts = [self.prompt_at(position) for position in groups]
+        group_size = self.config.group_size
+        numbers = [position * group_size + member for position in groups for member in range(group_size)]
+        self._num_completions += len(numbers)
+        rollout = self._of_pairs(prompts, numbers) if self.rewards is None else self._of_samples(prompts, numbers)
+        if self.config.share_noise:
+            rollout.completions = rollout.completions.sharing_noise(group_size)
+        rollout = rollout.to(self.device)
+        self.on_phase("scoring")
+        self._score_frozen(rollout)
+        self.on_phase("update")
+        torch.clear_autocast_cache()  # weights cast without gradients
+        return rollout
+
+    def _of_samples(self, prompts: Sequence[Prompt], numbers: Sequence[int]) -> Rollout:
+        group_size = self.config.group_size
+        repeated = [prompt for prompt in prompts for _ in range(group_size)]
+        self.on_phase("rollout")
+        with self._whole_weights(), self.passes.phase("rollout"):
+            self.samples = self.writer.write(self._transformer, repeated, numbers)
+        assert self.rewards is not None
+        self.on_phase("rewards")
+        self.sampled = self.rewards([sample.answered for sample in self.samples])
+        table = {name: self._gathered(values) for name, values in rollout_table(self.samples, self.sampled).items()}
+        figures = rollout_figures(table, group_size)
+        publish(self, figures)
+        self._observe_flat(figures, table)
+        reward_PG = torch.tensor(self.sampled.total, dtype=torch.float64).view(-1, group_size)
+        is_counted_P = is_mixed(reward_PG) | (not self.config.only_mixed_groups)
+        return Rollout(
+            self.writer.completions(self.samples, numbers, self.config.score_after_eos),
+            self.config.advantage(reward_PG).flatten(),
+            is_counted_P.repeat_interleave(group_size),
+        )
+
+    def _of_pairs(self, prompts: Sequence[Prompt], numbers: Sequence[int]) -> Rollout:
+        answers = [answer for prompt in prompts for answer in _given(prompt)]
+        repeated = [prompt.ids for prompt in prompts for _ in range(2)]
+        advantage = torch.tensor([1.0, -1.0] * len(prompts), dtype=torch.float64)
+        completions = Completions.of_texts(repeated, answers, numbers, self.eos_token_id)
+        return Rollout(completions, advantage, torch.ones(len(advantage), dtype=torch.bool))
+
+    def _score_frozen(self, rollout: Rollout) -> None:
+        """Score the frozen policies under the masks of every update."""
+        every = self.config.reference_every
+        number = self.global_step // self.config.updates  # of the rollout
+        if self.reference is not None and every is not None and number and number % every == 0:
+            self.reference.copy_from(self.model)
+        num_masks = self.config.updates if self.config.has_fresh_views else 1
+        with self.passes.phase("scoring"):
+            if self.config.needs(Anchor.OLD):  # under the masks of the first update its own scores serve
+                rollout.old = {number: self._score_all(rollout, number) for number in range(1, num_masks)}
+            if self.config.needs(Anchor.REF):
+                assert self.reference is not None
+                with self.reference.in_place_of(self.model):
+                    rollout.ref = {number: self._score_all(rollout, number) for number in range(num_masks)}
+
+    def _score_all(self, rollout: Rollout, number: int) -> Scores:
+        """Scores of all completions, in the micro-batches of the updates."""
+        indices = torch.arange(len(rollout.completions), device=self.device).split(self.micro_batch_rows)
+        return Scores.join([self._score(rollout.completions.select(index), self._masks(number)) for index in indices])
+
+    def _observe_flat(self, figures: dict[str, float], table: dict[str, Tensor]) -> None:
+        """Report rollouts whose groups all have equal rewards: at the start at once, and end a run of only those."""
+        if figures["rollout/flat_groups"] < 1:
+            self._num_flat = 0
+            return
+        self._num_flat += 1
+        reward = table["reward"]
+        same = f"reward {reward[0]:g}" if bool((reward == reward[0]).all()) else "equal rewards within every group"
+        message = (
+            f"step {self.global_step}: all {len(reward)} completions have {same}, so the rewards give no gradient: "
+            "choose easier or harder problems (task, problems.difficulties), a reward with partial credit "
+            "(alignment.reward.terms), or raise alignment.group_size, prompts_per_step or generation.temperature"
+        )
+        if self._num_flat >= _FLAT_ROLLOUTS:
+            raise UserError(
+                f"{_FLAT_ROLLOUTS} rollouts in a row were without effect. {message[0].upper()}{message[1:]}"
+            )
+        if self.trainer.is_global_zero and self._num_flat == 1:
+            log.warning("%s", message)
+
+    def _publish_passes(self) -> None:
+        """Log passes per completion by phase and FLOPs, over the finished rollouts."""
+        if not self._num_completions:
+            return
+        flops = float(self._sum_over_ranks(torch.tensor(self.passes.total_flops, dtype=torch.float64)))
+        publish(self, {**self.passes_per_completion(), "perf/flops": flops})
+
+    def passes_per_completion(self) -> dict[str, float]:
+        """Forward passes per completion by phase, by tag; of whole rollouts only after their last update."""
+        rows = {phase: rows for phase, rows in self.passes.rows.items() if phase != "held_out"}
+        return {f"perf/passes_{phase}": number / max(1, self._num_completions) for phase, number in rows.items()}
+
+    # ---- validation
+
+    def on_validation_epoch_start(self) -> None:
+        self.held_out_samples, self._tables, self._mismatch = [], [], None
+
+    @torch.no_grad()
+    def validation_step(self, batch: HeldOutBatch, batch_idx: int) -> None:
+        """Answer held-out problems, or compare the likelihoods of held-out pairs."""
+        if self.verdicts is None:
+            self._tables.append(self._compare_pairs(batch.index))
+            return
+        prompts = [self.held_out[index] for index in batch.index]
+        with self._whole_weights(), self.passes.phase("held_out"):
+            samples = self.held_out_writer.write(self._transformer, prompts, batch.index)
+            if batch_idx == 0:
+                self._mismatch = self._mismatch_of(samples[:_NUM_MISMATCH])
+        verdicts = self.verdicts([sample.answered for sample in samples]).by_term["correct"]
+        correct = [value == 1.0 for value in verdicts]
+        self.held_out_samples += zip(batch.index, samples, correct, strict=True)
+        columns = {"index": batch.index, "correct": correct}
+        table = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+        self._tables.append(table | sample_table(samples))
+
+    def on_validation_epoch_end(self) -> None:
+        self.validated_at = self.global_step
+        table = {name: self._gathered(torch.cat([each[name] for each in self._tables])) for name in self._tables[0]}
+        order = {int(index): place for place, index in enumerate(table["index"].tolist())}  # without repetitions
+        table = {name: values[[order[index] for index in sorted(order)]] for name, values in table.items()}
+        figures = held_out_figures(table, self.first_correct)
+        if self.first_correct is None:
+            self.first_correct = table["correct"].bool().tolist()
+        if self._mismatch is not None:
+            total, count = self._sum_over_ranks(self._mismatch).tolist()
+            figures |= {"val/mismatch": total / count} if count else {}
+        publish(self, figures)
+        if self.trainer.state.fn == "fit" and self._schedule().observe(figures["val/error"]):
+            publish(self, {"train/plateau_at_step": float(self.global_step)})
+
+    def _compare_pairs(self, index: list[int]) -> dict[str, Tensor]:
+        """Whether the chosen answer of each held-out pair gained more likelihood over the reference than the other."""
+        prompts = [self.held_out[each] for each in index]
+        numbers = [-1 - 2 * each - member for each in index for member in (0, 1)]  # no training completion has these
+        completions = self._of_pairs(prompts, numbers).completions.to(self.device)
+        assert self.reference is not None
+        with self.passes.phase("held_out"):
+            own = self._score(completions, 0).sequence
+            with self.reference.in_place_of(self.model):
+                gain = (own - self._score(completions, 0).sequence).double().cpu()
+        margin = gain[0::2] - gain[1::2]
+        return {"index": torch.tensor(index).double(), "correct": (margin > 0).double(), "margin": margin}
+
+    def _mismatch_of(self, samples: Sequence[Sample]) -> Tensor:
+        """(2,) sum and count of log p at which tokens were committed minus that of the exact trajectory, scored again.
+
+        0 unless caches, guidance or controls make the sampler another policy than the model. Nothing is counted where
+        the sampler masks tokens again.
+        """
+        completions = self.held_out_writer.completions(samples, range(len(samples)), False).to(self.device)
+        if completions.steps is None:
+            return torch.zeros(2, dtype=torch.float64, device=self.device)
+        policy, noise = rollout_policy(self.model, 1.0, self.mask_token_id), completions_noise(completions, 0, 0)
+        estimator: Estimator = Trajectory()
+        return mismatch(score(estimator, completions, policy, noise, self.mask_token_id), completions)
+
+    def teardown(self, stage: str) -> None:
+        for worker in (self.rewards, self.verdicts):
+            if worker is not None:
+                worker.close()
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        is_within = self.rollout is not None and self.global_step % self.config.updates != 0
+        checkpoint["alignment"] = {
+            "rollout": _mapped(self.rollout.state_dict(), self._gathered) if is_within and self.rollout else None,
+            "first_correct": self.first_correct,
+            "passes": self.passes.state_dict(),
+            "num_completions": self._num_completions,
+            "num_flat": self._num_flat,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["alignment"]
+        self.first_correct = state["first_correct"]
+        self.passes.load_state_dict(state["passes"])
+        self._flops_before = self.passes.total_flops
+        self._num_completions, self._num_flat = state["num_completions"], state["num_flat"]
+        if state["rollout"] is not None:
+            own = self.batch_rows // num_data_ranks(self.trainer)
+            rank = self._data_rank
+            rollout = _mapped(state["rollout"], lambda rows: rows[rank * own : (rank + 1) * own])
+            self.rollout = Rollout.of_state(rollout)
+
+    # ---- ranks
+
+    @property
+    def _transformer(self) -> Transformer:
+        assert isinstance(self.model, Transformer)
+        return self.model
+
+    def _whole_weights(self) -> AbstractContextManager[None]:
+        """Within it, ranks may run different numbers of forward passes."""
+        return whole_weights(self.model) if self._is_sharded else nullcontext()
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self._data_group is not None
+
+    @property
+    def _data_rank(self) -> int:
+        group = self._data_group
+        return self.trainer.global_rank if group is None else torch.distributed.get_rank(group)
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """The rows of all data ranks, in their order. Collective."""
+        return rows if num_data_ranks(self.trainer) == 1 else gather_rows(rows.to(self.device), self._data_group)
+
+    def _largest(self, value: int) -> int:
+        return int(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), self._data_group, "max"))
+
+
+def _given(prompt: Prompt) -> tuple[list[int], list[int]]:
+    assert prompt.answers is not None, "a preference pair"
+    return prompt.answers
+
+
+def _mapped(state: dict[Any, Any], change: Callable[[Tensor], Tensor]) -> dict[Any, Any]:
+    """The nested dicts with every tensor changed."""
+    changed: dict[Any, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            changed[name] = _mapped(value, change)
+        else:
+            changed[name] = change(value) if isinstance(value, Tensor) else value
+    return changed
