@@ -57,7 +57,7 @@ class NearExactRule:
 
 @dataclass(frozen=True)
 class StatementRule:
-    """Sentences that say what was said before.
+    """Sentences that repeat an earlier sentence.
 
     A sentence revisits one of the `lookback` sentences before it when their rapidfuzz ratio reaches `ratio` and they
     agree in numbers, operators and all words but fillers ("next", "however"). A streak is min_revisits revisits in each
@@ -79,9 +79,9 @@ class StatementRule:
 class EndingRule:
     """How a text ends."""
 
-    overflow_share: float = 0.5  # fraction of the canvas that end-of-text tokens fill without an answer
+    overflow_fraction: float = 0.5  # fraction of the canvas that end-of-text tokens fill without an answer
     runaway_length: int = 20  # units after the answer
-    escaped_share: float = 0.05  # fraction of the text that is new and follows the last loop
+    escaped_fraction: float = 0.05  # fraction of the text that is new and follows the last loop
     terminal_slack: int = 3  # units after a loop that still reaches the text's end
     closure_blocks: int = 2  # blocks at the end of a full canvas within which a forced answer lies
     block_length: int = 32  # units of such a block

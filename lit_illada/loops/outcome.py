@@ -81,13 +81,13 @@ def watched(found: Outcome, config: LoopConfig) -> Watched | None:
     """Signals of a generation for the early warning; None without a trace."""
     if found.traced is None or found.generation.steps is None or not len(found.traced.units):
         return None
-    units, said = found.traced.units, []
+    units, spans = found.traced.units, []
     if units.written is not None:
         all_sentences = list(sentences(units, config.statement.min_length))
         repeated = revisits(all_sentences, config.statement)
-        said = [(item.start, item.end, other is not None) for item, other in zip(all_sentences, repeated, strict=True)]
+        spans = [(item.start, item.end, other is not None) for item, other in zip(all_sentences, repeated, strict=True)]
     onset = found.traced.temporal_onset if found.traced.is_loop else None
-    return watch(units.ids, found.generation.steps, found.generation.entropy, said, onset, config.warning)
+    return watch(units.ids, found.generation.steps, found.generation.entropy, spans, onset, config.warning)
 
 
 def as_record(found: Outcome) -> dict[str, Any]:

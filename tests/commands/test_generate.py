@@ -126,7 +126,7 @@ EARLY = "generation.thinking_stop.start_tokens=4"
     [
         (["generation/thinking_stop=hard", *ROOM], 10),
         (["generation/thinking_stop=linear", *ROOM, EARLY, "generation.thinking_stop.scale=60"], 16),
-        (["generation/thinking_stop=mixture", *ROOM, EARLY, "generation.thinking_stop.max_share=0.99"], 16),
+        (["generation/thinking_stop=mixture", *ROOM, EARLY, "generation.thinking_stop.max_fraction=0.99"], 16),
         (["generation/thinking_stop=exponential", EARLY, "generation.thinking_stop.factor=9"], 16),
     ],
     ids=["hard", "linear", "mixture", "exponential"],

@@ -52,7 +52,7 @@ def test_ngrams_are_observable_once_their_last_token_is_committed():
     x = np.array([1, 2, 3, 4, 1, 2, 3, 4], np.int32)
     steps = [7, 6, 5, 4, 3, 2, 1, 0]  # written from the right
     found = watch(x, steps, None, [(4, 8, True)], None, WarningRule())
-    ngrams, sentences = found.signals["n-gram novelty deficit"], found.signals["sentences said before"]
+    ngrams, sentences = found.signals["n-gram novelty deficit"], found.signals["repeated sentences"]
     assert ngrams.values.tolist() == [0] * 7 + [1]
     assert ngrams.seen_at[7] == 3
     assert sentences.values.tolist() == [0] * 4 + [1] * 4

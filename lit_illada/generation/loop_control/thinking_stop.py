@@ -182,16 +182,18 @@ class ExponentialRamp:
 class MixtureRamp(_Ramp):
     """p' = (1 − r) p + r · 1_close with r = r_max · min(1, u)^γ."""
 
-    max_share: float = 0.9
+    max_fraction: float = 0.9
     """Largest mixture weight r_max, in (0, 1)."""
 
     def check(self, max_new_tokens: int) -> None:
         super().check(max_new_tokens)
-        require(0 < self.max_share < 1, "generation.thinking_stop.max_share", self.max_share, "above 0 and below 1")
+        require(
+            0 < self.max_fraction < 1, "generation.thinking_stop.max_fraction", self.max_fraction, "above 0 and below 1"
+        )
 
     def __call__(self, logits_RV: Tensor, num_tokens_R: Tensor, close_id: int, max_new_tokens: int) -> Tensor:
         # only the closing token's odds change: p' / (1 − p') = (p + r / (1 − r)) / (1 − p)
-        ratio_R = self.max_share * self.progress(num_tokens_R, max_new_tokens).clamp(max=1) ** self.power
+        ratio_R = self.max_fraction * self.progress(num_tokens_R, max_new_tokens).clamp(max=1) ** self.power
         weight_R = (ratio_R / (1 - ratio_R)).log() + logits_RV.logsumexp(-1)
         return _replace_logit(logits_RV, close_id, torch.logaddexp(logits_RV[:, close_id], weight_R))
 

@@ -101,13 +101,13 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
     spans = loop_spans(units, config)
     closure = _is_forced_closure(units, end, spans, config)
     rest = len(units) - max((span.end for span in spans), default=len(units))
-    is_escaped = bool(spans) and not closure and rest >= config.ending.escaped_share * len(units)
+    is_escaped = bool(spans) and not closure and rest >= config.ending.escaped_fraction * len(units)
     # the text ended by itself, so repeated sentences are circling, not a loop
     if is_escaped or (finished is True and not closure):
         spans = [replace(span, kind=Kind.circling) if span.kind is Kind.statement else span for span in spans]
     kinds = {span.kind for span in spans}
     num_canvas = known.num_canvas or len(units) + end.num_stops
-    if not answered and end.num_stops >= config.ending.overflow_share * num_canvas > 0:
+    if not answered and end.num_stops >= config.ending.overflow_fraction * num_canvas > 0:
         kinds.add(Kind.overflow)
     written, answer_end = units.written, end.answer_end
     if written and answer_end is not None and num_units_after(written, answer_end) >= config.ending.runaway_length:
@@ -144,8 +144,8 @@ def _is_self_correction(units: Units, spans: list[Span]) -> bool:
     if units.written is None or not spans:
         return False
     main = max(spans, key=lambda span: span.end - span.start)
-    said = list(sentences(units, 3, main.start, main.end))
-    return sum(holds_phrase(sentence.text) for sentence in said) >= 0.5 * max(1, len(said))
+    items = list(sentences(units, 3, main.start, main.end))
+    return sum(holds_phrase(sentence.text) for sentence in items) >= 0.5 * max(1, len(items))
 
 
 def _is_forced_closure(units: Units, end: Ending, spans: list[Span], config: LoopConfig) -> bool:

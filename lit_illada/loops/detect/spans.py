@@ -72,8 +72,8 @@ def loop_spans(units: Units, config: LoopConfig) -> list[Span]:
     spans = [_span(kind, run) for kind, found in runs.items() for run in new_ones(found, is_covered)]
     if units.written is not None:
         rule = config.statement
-        said = list(sentences(units, rule.min_length, end=min(len(units), MAX_LENGTH)))
-        spans += [_statement_span(streak) for streak in _free(streaks(said, rule), parts, rule.min_cycles_in_code)]
+        items = list(sentences(units, rule.min_length, end=min(len(units), MAX_LENGTH)))
+        spans += [_statement_span(streak) for streak in _free(streaks(items, rule), parts, rule.min_cycles_in_code)]
     return spans
 
 

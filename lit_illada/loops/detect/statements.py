@@ -60,75 +60,79 @@ class Streak:
     copies: list[tuple[int, int]]  # (start, end) of the revisits
 
 
-def revisits(said: Sequence[Sentence], rule: StatementRule) -> list[int | None]:
+def revisits(sentences: Sequence[Sentence], rule: StatementRule) -> list[int | None]:
     """For each sentence, the index of the nearest earlier sentence that it repeats, or None."""
     before: dict[object, list[int]] = {}
-    found: list[int | None] = []
-    for index, sentence in enumerate(said):
+    matches: list[int | None] = []
+    for index, sentence in enumerate(sentences):
         earlier = before.setdefault(sentence.key, [])
         del earlier[: max(0, len(earlier) - rule.lookback)]
-        found.append(_nearest(said, index, earlier, rule))
+        matches.append(_nearest(sentences, index, earlier, rule))
         earlier.append(index)
-    return found
+    return matches
 
 
-def streaks(said: Sequence[Sentence], rule: StatementRule) -> list[Streak]:
+def streaks(sentences: Sequence[Sentence], rule: StatementRule) -> list[Streak]:
     """Stretches in which min_revisits of every `window` sentences revisit another, with enough cycles."""
-    found = revisits(said, rule)
-    is_revisit = np.array([item is not None for item in found], np.int64)
-    if len(said) < rule.window or is_revisit.sum() < rule.min_revisits:
+    matches = revisits(sentences, rule)
+    is_revisit = np.array([item is not None for item in matches], np.int64)
+    if len(sentences) < rule.window or is_revisit.sum() < rule.min_revisits:
         return []
     counts = np.convolve(is_revisit, np.ones(rule.window, np.int64), mode="valid")
-    is_inside = np.zeros(len(said) + 1, bool)
+    is_inside = np.zeros(len(sentences) + 1, bool)
     for begin in np.flatnonzero(counts >= rule.min_revisits).tolist():
         is_inside[begin : begin + rule.window] = True
     is_inside[:-1] &= ~_in_groups(is_revisit == 0, rule.max_new)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], is_inside])))
     every = (
-        _streak(said, found, first, last, rule)
+        _streak(sentences, matches, first, last, rule)
         for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
         if is_revisit[first:last].any()
     )
     return [streak for streak in every if streak.cycles >= rule.min_cycles and len(streak.copies) >= rule.min_revisits]
 
 
-def _nearest(said: Sequence[Sentence], index: int, earlier: list[int], rule: StatementRule) -> int | None:
-    text = said[index].text
+def _nearest(sentences: Sequence[Sentence], index: int, earlier: list[int], rule: StatementRule) -> int | None:
+    text = sentences[index].text
     for other in reversed(earlier):
         if index - other > rule.lookback:
             return None
-        if text == said[other].text or ratio(text, said[other].text, score_cutoff=rule.ratio) >= rule.ratio:
+        if text == sentences[other].text or ratio(text, sentences[other].text, score_cutoff=rule.ratio) >= rule.ratio:
             return other
     return None
 
 
-def _streak(said: Sequence[Sentence], found: list[int | None], first: int, last: int, rule: StatementRule) -> Streak:
-    again = [index for index in range(first, last) if found[index] is not None]
+def _streak(
+    sentences: Sequence[Sentence], matches: list[int | None], first: int, last: int, rule: StatementRule
+) -> Streak:
+    again = [index for index in range(first, last) if matches[index] is not None]
     origins: dict[int, int] = {}  # the first sentence of each chain of revisits
     for index in again:
-        origin = found[index]
+        origin = matches[index]
         assert origin is not None
         while origin in origins:
             origin = origins[origin]
         origins[index] = origin
     firsts = sorted(set(origins.values()))
     members = [*firsts, *again]
-    distances = [said[index].start - said[earlier].start for index in again if (earlier := found[index]) is not None]
-    fraction = sum(holds_phrase(said[index].text) for index in members) / len(members)
+    distances = [
+        sentences[index].start - sentences[earlier].start for index in again if (earlier := matches[index]) is not None
+    ]
+    fraction = sum(holds_phrase(sentences[index].text) for index in members) / len(members)
     return Streak(
-        start=said[firsts[0]].start,
-        onset=said[again[0]].start,
-        end=said[again[-1]].end,
+        start=sentences[firsts[0]].start,
+        onset=sentences[again[0]].start,
+        end=sentences[again[-1]].end,
         period=round(median(distances)),
-        cycles=_num_units(said, members) / _num_units(said, firsts),
+        cycles=_num_units(sentences, members) / _num_units(sentences, firsts),
         is_self_correction=fraction >= rule.self_correction,
-        originals=[(said[index].start, said[index].end) for index in firsts],
-        copies=[(said[index].start, said[index].end) for index in again],
+        originals=[(sentences[index].start, sentences[index].end) for index in firsts],
+        copies=[(sentences[index].start, sentences[index].end) for index in again],
     )
 
 
-def _num_units(said: Sequence[Sentence], members: Sequence[int]) -> int:
-    return sum(said[index].end - said[index].start for index in members)
+def _num_units(sentences: Sequence[Sentence], members: Sequence[int]) -> int:
+    return sum(sentences[index].end - sentences[index].start for index in members)
 
 
 def _in_groups(is_new: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:

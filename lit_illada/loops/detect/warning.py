@@ -51,21 +51,21 @@ def watch(
     ids: NDArray[np.int32],
     steps: Sequence[int],
     entropy: Sequence[float] | None,
-    said: Sequence[tuple[int, int, bool]],
+    sentences: Sequence[tuple[int, int, bool]],
     onset: float | None,
     rule: WarningRule,
 ) -> Watched:
-    """Signals of a generation. said: (start, end, whether it repeats an earlier sentence) of each sentence."""
+    """Signals of a generation. sentences: (start, end, whether it repeats an earlier sentence) of each sentence."""
     when = np.asarray(steps[: len(ids)], np.int64)
     by_ngram = when.copy()
     for back in range(1, min(rule.ngram, len(when))):
         by_ngram[back:] = np.maximum(by_ngram[back:], when[:-back])
-    is_said, by_sentence = np.zeros(len(ids)), when.copy()
-    for start, end, is_revisit in said:
-        is_said[start:end], by_sentence[start:end] = is_revisit, when[start:end].max()
+    is_revisited, by_sentence = np.zeros(len(ids)), when.copy()
+    for start, end, is_revisit in sentences:
+        is_revisited[start:end], by_sentence[start:end] = is_revisit, when[start:end].max()
     signals = {
         "n-gram novelty deficit": Signal(is_repeated(ids, rule.ngram).astype(float), by_ngram),
-        "sentences said before": Signal(is_said, by_sentence),
+        "repeated sentences": Signal(is_revisited, by_sentence),
     }
     if entropy is not None:
         signals["commit entropy, sign flipped"] = Signal(-np.asarray(entropy[: len(ids)], float), when)

@@ -104,9 +104,9 @@ def units_of_text(text: str) -> Units:
     """Words and signs of a text."""
     pieces = _WORD.split(text)  # alternately the text between two units, and a unit
     ends = np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
-    said = pieces[1::2]
-    table = {word: index for index, word in enumerate(dict.fromkeys(said))}
-    ids = np.fromiter(map(table.__getitem__, said), np.int32, len(said))
+    units = pieces[1::2]
+    table = {word: index for index, word in enumerate(dict.fromkeys(units))}
+    ids = np.fromiter(map(table.__getitem__, units), np.int32, len(units))
     words, starts, ends = list(table), ends[:-1:2], ends[1::2]
     if len(max(words, key=len, default="")) > _LONGEST_RULING:
         is_flood = [len(word) > _LONGEST_RULING and word[0] in _RULING_SIGNS for word in words]

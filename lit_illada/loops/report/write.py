@@ -8,7 +8,7 @@ from typing import Any
 from lit_illada import __version__
 from lit_illada.loops.compare.comparisons import Effects
 from lit_illada.loops.compare.effects import points
-from lit_illada.loops.compare.summaries import by_group, cell_name, same_prompts, summaries, summary
+from lit_illada.loops.compare.summaries import Summary, by_group, cell_name, same_prompts, summaries, summary
 from lit_illada.loops.config import LoopConfig, LoopsConfig
 from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.detect.warning import Warning, warnings
@@ -39,18 +39,25 @@ KIND_NAMES = {
 
 
 def write_report(
-    path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig, compared: Effects
+    path: Path,
+    outcomes: Sequence[Outcome],
+    keys: Sequence[str],
+    config: LoopConfig,
+    groups: Sequence[Summary],
+    compared: Effects,
 ) -> None:
-    """Writes the page to a file."""
+    """Writes the page to a file. groups: summaries of the outcomes by the keys."""
     filters: dict[str, Callable[..., Any]] = {"percent": _percent, "points": points, "place": _place}
-    path.write_text(render_page(_PAGE, _content(outcomes, keys, config, compared), filters), encoding="utf-8")
+    content = _content(outcomes, keys, config, groups, compared)
+    path.write_text(render_page(_PAGE, content, filters), encoding="utf-8")
 
 
-def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig, compared: Effects) -> dict[str, Any]:
-    groups = summaries(outcomes, keys)
+def _content(
+    outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig, groups: Sequence[Summary], compared: Effects
+) -> dict[str, Any]:
     cells = coloured_cells(outcomes, keys)
     texts = _texts(outcomes, keys)
-    found = [item for item in (watched(one, config) for one in outcomes) if item is not None]
+    traced = [item for item in (watched(one, config) for one in outcomes) if item is not None]
     return {
         "made_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
@@ -71,7 +78,7 @@ def _content(outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfi
         "charts": loop_charts(cells),
         "cells": list(cells),
         "timed": trace_charts(outcomes),
-        "warnings": warnings(found, config.warning),
+        "warnings": warnings(traced, config.warning),
         "min_texts": config.warning.min_texts,
         "leads": _leads,
         "unit": config.unit if any(item.generation.tokens is not None for item in outcomes) else "words",

@@ -19,7 +19,7 @@ CONFIG = GenerationConfig(max_new_tokens=24, block_length=6, num_steps=6)
 RAMPS = {
     "linear": LinearRamp(thinking_tokens=16, answer_tokens=4, start_tokens=4, scale=20.0),
     "exponential": ExponentialRamp(start_tokens=4, factor=1.5),
-    "mixture": MixtureRamp(thinking_tokens=16, answer_tokens=4, start_tokens=4, max_share=0.95),
+    "mixture": MixtureRamp(thinking_tokens=16, answer_tokens=4, start_tokens=4, max_fraction=0.95),
     "hard": HardStop(thinking_tokens=10, answer_tokens=4),
 }
 PROMPT = [torch.tensor([9, 9, 9])]

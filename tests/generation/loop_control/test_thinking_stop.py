@@ -60,7 +60,7 @@ def test_the_exponential_ramp_is_that_of_hugging_face():
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_the_mixture_gives_its_weight_to_the_closing_token(power):
-    rule = MixtureRamp(thinking_tokens=60, start_tokens=10, power=power, max_share=0.8)
+    rule = MixtureRamp(thinking_tokens=60, start_tokens=10, power=power, max_fraction=0.8)
     before = logits()
     after = rule(before, PLACES, CLOSE, BUDGET)
     for row, g in enumerate(PLACES.tolist()):
@@ -89,7 +89,7 @@ def test_a_hard_stop_allows_only_the_closing_token_from_its_budget_on():
 
 def test_ramps_stay_finite_however_far_behind_the_budget():
     far = torch.tensor([10**6])
-    for rule in (LinearRamp(), ExponentialRamp(factor=2.0), MixtureRamp(max_share=0.999)):
+    for rule in (LinearRamp(), ExponentialRamp(factor=2.0), MixtureRamp(max_fraction=0.999)):
         after = rule(logits()[:1], far, CLOSE, BUDGET)
         assert after.isfinite().all()
         assert after.argmax() == CLOSE
@@ -111,7 +111,7 @@ def test_the_default_budget_is_what_the_answer_leaves():
         (LinearRamp(start_tokens=96), "start_tokens is 96: it must be 0 … 95"),
         (LinearRamp(power=0.0), "power is 0.0: it must be above 0"),
         (LinearRamp(scale=-1.0), "scale is -1.0: it must be above 0"),
-        (MixtureRamp(max_share=1.0), "max_share is 1.0: it must be above 0 and below 1"),
+        (MixtureRamp(max_fraction=1.0), "max_fraction is 1.0: it must be above 0 and below 1"),
         (ExponentialRamp(start_tokens=128), "start_tokens is 128: it must be 0 … 127"),
         (ExponentialRamp(factor=1.0), "factor is 1.0: it must be above 1"),
     ],
