@@ -4,7 +4,9 @@ from pathlib import Path
 
 import click
 
-from lit_illada.cli.frame import guarded, overrides_argument
+from lit_illada.cli.frame import guarded, overrides_argument, refuse_early
+from lit_illada.errors import UserError
+from lit_illada.run_folder import RunFolder
 
 
 @click.group()
@@ -106,6 +108,10 @@ def data_examples(folder: Path, num_rows: int, overrides: tuple[str, ...]) -> No
 
     FOLDER is a run (its tokenizer is used) or a folder with a tokenizer.
     """
+    refuse_early("examples", overrides)
+    if not (RunFolder(folder).tokenizer.is_dir() or (folder / "tokenizer.json").is_file()):
+        raise UserError(f"no tokenizer at {folder}: {folder / 'tokenizer.json'} does not exist")
+
     from lit_illada.commands.data_examples import run
 
     run(folder, overrides, num_rows)

@@ -48,8 +48,10 @@ def file_to_write(context: click.Context, option: click.Parameter, path: Path | 
 
 
 def refuse_early(command: str, overrides: Sequence[str], checkpoint: Path | None = None) -> None:
-    """Raise UserError, before importing torch, for bad overrides or names, a used run_dir and a missing checkpoint."""
+    """Raise UserError, before importing torch, for bad overrides or names, a used run_dir, a missing checkpoint or
+    a missing data set."""
     from lit_illada.config import check_overrides
+    from lit_illada.data.dataset.manifest import require_dataset
     from lit_illada.run_folder import RunFolder, require_name
 
     has_own_model = command not in ("sft", "align") and not any(
@@ -63,6 +65,8 @@ def refuse_early(command: str, overrides: Sequence[str], checkpoint: Path | None
         require_name(tree["name"])
     if checkpoint is not None and not checkpoint.exists():
         raise UserError(f"{checkpoint}: no such checkpoint")
+    if command == "pretrain" and tree["data"]["source"]["name"] == "prepared":
+        require_dataset(tree["data"]["dir"])
 
 
 def refuse_resume_early(command: str, run: Path, overrides: Sequence[str]) -> None:

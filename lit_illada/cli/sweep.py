@@ -1,5 +1,6 @@
 """The `sweep` commands: `list`, `plan`, `run` and `report`."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -172,3 +173,22 @@ def sweep_one(context: click.Context, folder: Path, run_id: str) -> None:
         return 0
 
     raise SystemExit(attempt(SweepFolder(folder), run_id, call))
+
+
+@sweep.command("serve", hidden=True)
+@click.pass_context
+@guarded
+def sweep_serve(context: click.Context) -> None:
+    """Import what runs need, then fork for each run that the pool requests on standard input."""
+    import lit_illada.commands.pretrain
+    import lit_illada.commands.score
+    import lit_illada.commands.sft  # noqa: F401
+    from lit_illada.config_files import compose_files
+    from lit_illada.sweep.fork_server import serve
+
+    for command in ("pretrain", "sft", "score"):
+        compose_files(command)  # loads Hydra's parser and the files of conf/
+    if (request := serve()) is not None:
+        # as in a process of its own: the launcher of further ranks reads sys.argv
+        sys.argv[1:] = ["sweep", "one", request.folder, request.id]
+        context.find_root().command.main(sys.argv[1:], prog_name="lit-illada")

@@ -19,7 +19,7 @@ from lit_illada.schema import from_tree, to_tree
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import begin_path, read_spec
 from lit_illada.sweep.plan import Tree, expand, set_in
-from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
+from lit_illada.sweep.pool import SERVER, Pool, Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.progress import RunStatus
 from lit_illada.sweep.progress_table import SweepTable, summary
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
@@ -104,7 +104,7 @@ def execute(
     at_once = len(slots) if slurm is None else min(slurm.at_once, len(runs))
     with SweepTable(f"{spec.name}: {spec.question}", metric, at_once, console) as table:
         pool: Pool | SlurmQueue = (
-            Pool(sweep_folder, runs, slots, table.show, metric)
+            Pool(sweep_folder, runs, slots, table.show, metric, server=SERVER)
             if slurm is None
             else SlurmQueue(sweep_folder, runs, slurm, table.show, metric)
         )

@@ -12,9 +12,11 @@ from types import FrameType
 
 from lit_illada.sweep.attempt import NOT_MINE, record_failure, was_stopped
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
+from lit_illada.sweep.fork_server import ForkedRun, ForkServer, Request
 from lit_illada.sweep.progress import Overview, RunStatus
 
 ONE = (sys.executable, "-m", "lit_illada.cli", "sweep", "one")
+SERVER = (sys.executable, "-m", "lit_illada.cli", "sweep", "serve")
 _TICK_S = 0.05
 _LOOK_S = 1.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -63,6 +65,7 @@ class Pool:
         show: Callable[[list[RunStatus]], None],
         metric: str,
         command: Sequence[str] = ONE,
+        server: Sequence[str] | None = None,
     ) -> None:
         """
         Args:
@@ -72,13 +75,16 @@ class Pool:
             show: called with every run's status about once a second.
             metric: name of the metric that statuses contain.
             command: words that, followed by the folder and a run's id, execute that run.
+            server: words that start the process whose forks execute `command`; None: every run is started separately.
         """
         self._command = command
+        self._server_command = server
+        self._server: ForkServer | None = None
         self._folder = folder
         self._overview = Overview(folder, runs, metric)
         self._free = list(slots)
         self._show = show
-        self._working: dict[str, tuple[subprocess.Popen[bytes], Slot]] = {}
+        self._working: dict[str, tuple[subprocess.Popen[bytes] | ForkedRun, Slot]] = {}
         self._tried: set[str] = set()
         self._terminated: set[str] = set()
         self._failed_before = {s.run.id for s in self._overview.look() if s.state is RunState.FAILED}
@@ -88,13 +94,13 @@ class Pool:
         """Execute until all runs have ended or, after a signal, have stopped. Returns the final statuses."""
         looked_at = -_LOOK_S
         statuses = self._overview.look()
-        with self._signals.handled():
+        with self._signals.handled(), self._serving(statuses):
             while True:
-                if self._reap() or time.monotonic() - looked_at >= _LOOK_S:
+                if self._reap() or self._is_server_new() or time.monotonic() - looked_at >= _LOOK_S:
                     looked_at = time.monotonic()
                     statuses = self._overview.look()
                     self._show(statuses)
-                    if not self._signals.count:
+                    if not self._signals.count and (self._server is None or self._server.is_ready):
                         self._start(statuses)
                 if self._signals.count:
                     self._stop()
@@ -104,6 +110,30 @@ class Pool:
         statuses = self._overview.look()
         self._show(statuses)
         return statuses
+
+    @contextmanager
+    def _serving(self, statuses: Sequence[RunStatus]) -> Iterator[None]:
+        """Start a server of forks where it saves imports: for more runs than are started at once."""
+        num_left = sum(status.state is not RunState.FINISHED for status in statuses)
+        can_fork = all(slot.gpus is None and len(slot.cpus) == 1 for slot in self._free)
+        if self._server_command and sys.platform == "linux" and can_fork and num_left > len(self._free):
+            self._server = ForkServer(self._server_command, {**os.environ, **thread_variables(1)})
+        server = self._server
+        try:
+            yield
+        finally:
+            if server is not None:
+                server.close()
+
+    def _is_server_new(self) -> bool:
+        """Whether the server has just become able to start runs, or has ended and leaves them to this process."""
+        if self._server is None or self._server.is_ready:
+            return False
+        self._server.update()
+        if not self._server.is_alive:
+            self._server = None
+            return True
+        return self._server.is_ready
 
     @property
     def was_stopped(self) -> bool:
@@ -135,9 +165,14 @@ class Pool:
                 may_end.add(status.run.id)
         return any(status.run.id in may_end and status.state is not RunState.FINISHED for status in statuses)
 
-    def _spawn(self, run: PlannedRun, slot: Slot) -> subprocess.Popen[bytes]:
+    def _spawn(self, run: PlannedRun, slot: Slot) -> subprocess.Popen[bytes] | ForkedRun:
         run_folder = self._folder.run_folder(run)
         run_folder.path.mkdir(parents=True, exist_ok=True)
+        if self._server is not None:
+            request = Request(str(self._folder.path), run.id, list(slot.cpus), str(run_folder.log))
+            if (forked := self._server.start(request)) is not None:
+                return forked
+            self._server = None
         environment = {**os.environ, **thread_variables(len(slot.cpus))}
         if slot.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)

@@ -13,9 +13,10 @@ import time
 import urllib.error
 import urllib.request
 
-from webdataset.gopen import gopen
-
 from lit_illada.errors import UserError
+from lit_illada.runtime.lazy import LazyModule
+
+webdataset_gopen = LazyModule("webdataset.gopen")  # imports torch; needed for addresses such as s3:// only
 
 log = logging.getLogger(__name__)
 FIRST_PAUSE_S = 1.0
@@ -63,5 +64,5 @@ def _read(url: str, max_bytes: int | None) -> bytes:
             if size is not None and len(content) < size and answer.length:  # read(size) accepts a truncated body
                 raise http.client.IncompleteRead(content, answer.length)
             return content
-    with gopen(url) as stream:
+    with webdataset_gopen.gopen(url) as stream:
         return stream.read() if size is None else stream.read(size)

@@ -190,6 +190,12 @@ def require_same_settings(folder: str | Path, seen: dict[str, Any], requested: d
         )
 
 
+def require_dataset(location: str) -> None:
+    """Raise UserError if the location is a folder without a prepared data set."""
+    if not is_url(location) and not Path(location, MANIFEST_FILE).is_file():
+        raise UserError(f"no prepared data set at {location}: make it with `lit-illada data prepare`")
+
+
 def is_url(location: str) -> bool:
     """Whether a location is a URL for webdataset, such as `https://...` or `pipe:cat ...`, and not a path."""
     return location.startswith("pipe:") or "://" in location

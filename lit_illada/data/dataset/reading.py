@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_illada.data.dataset.fetching import NotFoundError, fetch
-from lit_illada.data.dataset.manifest import MANIFEST_FILE, Manifest, ShardRecord, is_url
+from lit_illada.data.dataset.manifest import MANIFEST_FILE, Manifest, ShardRecord, is_url, require_dataset
 from lit_illada.data.dataset.shards import LENGTHS_MEMBER, TOKENS_MEMBER, write_whole
 from lit_illada.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
@@ -107,8 +107,7 @@ def open_dataset(location: str | Path, cache_dir: str | None = None, attempts: i
     """Opens the data set at a folder or URL prefix, with the fields of Dataset. Raises UserError if there is none."""
     location = str(location).rstrip("/")
     url = f"{location}/{MANIFEST_FILE}"
-    if not is_url(location) and not Path(url).is_file():
-        raise UserError(f"no prepared data set at {location}: make it with `lit-illada data prepare`")
+    require_dataset(location)
     return Dataset(location, Manifest.from_json(_fetch_text(url, attempts), url), cache_dir, attempts)
 
 
