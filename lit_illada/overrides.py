@@ -67,14 +67,14 @@ def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool
     resolve: replace interpolations such as ${seed}; a saved config has none, and its texts may look like one.
     """
     known = keys_of(tree)
-    own: list[str] = []  # sections of users' classes
+    own: list[str] = []  # replaced sections
     for override in overrides:
         assignment = parse_assignment(override)
         if assignment.key not in known and not assignment.key.startswith(tuple(own)):
             raise nearest_key(assignment.key, known)
         plugins.allow(assignment.value)
         try:
-            if section := _section_of_plugin(tree, assignment):
+            if section := _replaced_section(tree, assignment):
                 own.append(f"{section}.")  # its fields are checked when the class is read
             else:
                 OmegaConf.update(tree, assignment.key, assignment.value)
@@ -86,19 +86,18 @@ def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool
         raise UserError(one_line(f"{' '.join(overrides)}: {error}")) from error
 
 
-def _section_of_plugin(tree: DictConfig, assignment: Assignment) -> str | None:
-    """Replace a section by one of a user's class, whose fields are others; None where the assignment does not.
+def _replaced_section(tree: DictConfig, assignment: Assignment) -> str | None:
+    """Replace a section by one of another class, whose fields are others; None where the assignment does not.
 
-    A section that already is of this class keeps its values.
+    That is a mapping with another `name` than the section has, or the name of a user's class.
     """
     key, value = assignment.key, assignment.value
     if key.endswith(".name") and plugins.is_plugin(value):
         key, value = key.removesuffix(".name"), {"name": value}
     name = value.get("name") if isinstance(value, dict) else None
-    if not plugins.is_plugin(name):
+    if not isinstance(name, str) or OmegaConf.select(tree, f"{key}.name", default=name) == name:
         return None
-    is_same = OmegaConf.select(tree, f"{key}.name", default=None) == name
-    OmegaConf.update(tree, key, value, merge=is_same)
+    OmegaConf.update(tree, key, value, merge=False)
     return key
 
 

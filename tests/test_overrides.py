@@ -177,3 +177,13 @@ def test_no_override_of_a_sweep_ends_in_a_traceback():
 def test_a_sweep_reads_back_what_it_writes():
     spec = read_spec("demo")
     assert from_tree(SweepSpec, to_tree(spec)) == spec
+
+
+def test_a_mapping_with_another_name_replaces_its_section():
+    mapping = "sft_data.source={name: task, task: {name: sudoku4, min_empty: 3}}"
+    source = load("sft", [mapping, "sft_data.source.num_train=5"]).sft_data.source
+    assert (source.task.min_empty, source.task.max_empty, source.num_train) == (3, 10, 5)
+    task = "sft_data.source.task={name: countdown, max_number: 20}"
+    assert load("sft", ["sft_data/source=task", task]).sft_data.source.task.max_number == 20
+    with pytest.raises(UserError, match=r"sft_data.source.task.max_numbr.*max_number"):
+        load("sft", ["sft_data/source=task", "sft_data.source.task={name: countdown, max_numbr: 20}"])

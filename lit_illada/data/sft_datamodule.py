@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from lit_illada.data.corpora.tally import Tally
 from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule
 from lit_illada.data.sft.chat_template import ChatTemplate
-from lit_illada.data.sft.config import Packed, Padded, ReasoningSource, SFTDataConfig
-from lit_illada.data.sft.examples import Example, make_examples, read_examples
+from lit_illada.data.sft.config import Packed, Padded, ReasoningSource, SFTDataConfig, TaskSource
+from lit_illada.data.sft.examples import Example, make_examples, read_examples, task_examples
 from lit_illada.data.sft.rows import EncodedExamples, ExampleRows, build_stream
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.tasks.base import Split
+from lit_illada.tasks.base import Problem, Split
 from lit_illada.tasks.references import judge_exact
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class EvaluationExample:
     response_ids: list[int]  # the response in the data, with its reasoning and EOS
     truth: str  # reference for exact match
     origin: str
+    problem: Problem | None = None  # of a task, which checks the answer instead; None: another source
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class SFTDataModule(RowDataModule):
             raise UserError(f"{self.location} has no {difficulty} examples with a reference answer")
         split = self._harder if difficulty is Difficulty.HARDER else self._splits[1]
         return [
-            EvaluationExample(prompt, response, example.truth, example.origin)
+            EvaluationExample(prompt, response, example.truth, example.origin, example.problem)
             for example, (prompt, response) in zip(split.examples, split.pairs, strict=True)
             if example.truth is not None
         ][:num]
@@ -165,8 +166,12 @@ class SFTDataModule(RowDataModule):
         return [prompt for prompt, _ in self._splits[1].pairs[:num]]
 
     def is_right(self, example: EvaluationExample, response_ids: Sequence[int]) -> bool:
-        """Exact match of a generated response, up to its EOS; one with unclosed reasoning is wrong."""
-        return judge_exact(self.template.read(response_ids).answer, example.truth).correct
+        """Verdict of the task, or exact match, of a response up to its EOS; one with unclosed reasoning is wrong."""
+        answer, source = self.template.read(response_ids).answer, self.config.source
+        if isinstance(source, TaskSource):
+            assert example.problem is not None
+            return source.task.check(example.problem, answer).correct
+        return judge_exact(answer, example.truth).correct
 
     @cached_property
     def _splits(self) -> tuple[_Split, _Split]:
@@ -175,6 +180,8 @@ class SFTDataModule(RowDataModule):
         if isinstance(source, ReasoningSource):
             train = make_examples(source, source.easy, Split.TRAIN, source.num_train, fraction)
             validation = make_examples(source, source.easy, Split.VALIDATION, source.num_validation, fraction)
+        elif isinstance(source, TaskSource):
+            train, validation = task_examples(source, self.left_out.on_bad)
         else:
             train, validation = read_examples(source, fraction, self.left_out.on_bad)
         if not self.config.rows.is_prompt_maskable:

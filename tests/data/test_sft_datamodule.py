@@ -22,12 +22,14 @@ from lit_illada.data.sft.config import (
     ReasoningSource,
     RoleTexts,
     SFTDataConfig,
+    TaskSource,
 )
 from lit_illada.data.sft_datamodule import Difficulty, SFTDataModule
 from lit_illada.data.shortening import NoShortening
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.tasks.arithmetic import ProblemRange
+from lit_illada.tasks.arithmetic import Arithmetic, ProblemRange
+from lit_illada.tasks.countdown import Countdown
 
 TOKENIZER = Tokenizer.train(["a=3+1\nb=x+2\nx mod 2? Wait, let me check again."], 300)
 SOURCE = ReasoningSource(
@@ -324,3 +326,37 @@ def test_turns_of_a_conversation_have_one_document_id(tmp_path):
 def test_invalid_settings_are_rejected(fields, message):
     with pytest.raises(UserError, match=f"sft_data.{message}"):
         SFTDataConfig(**fields)
+
+
+@pytest.mark.parametrize("task", [Countdown(num_numbers=[2], wording="{question}"), Arithmetic()])
+def test_a_tasks_problems_are_examples_that_the_task_checks(task):
+    source = TaskSource(task, num_train=40, num_validation=8)
+    module = make(replace(CONFIG, source=source, row_length=256))
+    assert module.difficulties == [Difficulty.EASY]
+    examples = module.evaluation_examples(Difficulty.EASY, 8)
+    assert len(examples) == 8
+    for example in examples:
+        assert module.is_right(example, example.response_ids)
+        assert not module.is_right(example, TOKENIZER.encode("none"))
+        assert example.problem.question in TOKENIZER.decode(example.prompt_ids)
+    numbers, target = [4, 3], 7
+    if isinstance(task, Countdown):
+        problem = replace(examples[0].problem, reference=[numbers, target])
+        for text, is_right in (("3+4", True), ("<answer>4+3</answer>", True), ("7", False)):
+            assert module.is_right(replace(examples[0], problem=problem), TOKENIZER.encode(text)) is is_right
+
+
+def test_a_tasks_problem_without_an_answer_is_named():
+    class Silent(Countdown):
+        def problems(self, split, num=None):
+            return [replace(problem, answer="") for problem in super().problems(split, num)]
+
+    source = TaskSource(Silent(), num_train=4, num_validation=4)
+    with pytest.raises(UserError, match=r"train problem \d+: the assistant's answer is empty"):
+        make(replace(CONFIG, source=source, row_length=512)).steps(1)
+
+
+def test_arithmetic_as_a_task_has_the_examples_of_the_reasoning_source():
+    task = Arithmetic(recheck_fraction=SOURCE.recheck_fraction, range=SOURCE.easy)
+    source = TaskSource(task, num_train=SOURCE.num_train, num_validation=SOURCE.num_validation)
+    assert make(replace(CONFIG, source=source)).fingerprint == make().fingerprint

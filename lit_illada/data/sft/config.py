@@ -5,9 +5,11 @@ from enum import StrEnum
 
 from lit_illada.data.config import OnBadDocument
 from lit_illada.data.shortening import SHORTENINGS, NoShortening, SplitRow, TruncateRow
-from lit_illada.errors import UserError
+from lit_illada.errors import UserError, require
 from lit_illada.schema import choice
 from lit_illada.tasks.arithmetic import MAX_DEPTH, Arithmetic, ProblemRange
+from lit_illada.tasks.base import Task
+from lit_illada.tasks.registry import TASKS
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,27 @@ class Gsm8kSource(InstructionFiles):
     """
 
 
-SftSource = ReasoningSource | MessagesSource | ShareGptSource | AlpacaSource | Gsm8kSource
+@dataclass(frozen=True)
+class TaskSource:
+    """Problems of a verifiable task with their reference solutions; validation answers are checked by the task."""
+
+    task: Task = choice(TASKS, "countdown")
+    """The task; its own `held_out_fraction` determines the validation split."""
+    num_train: int | None = 20_000
+    """Training examples; null: all problems of a file."""
+    num_validation: int | None = 500
+    """Validation examples; null: all problems of a file."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_validation"):
+            num = getattr(self, name)
+            require(num is None or num >= 1, f"sft_data.source.{name}", num, "at least 1, or null")
+
+
+SftSource = TaskSource | ReasoningSource | MessagesSource | ShareGptSource | AlpacaSource | Gsm8kSource
 SFT_SOURCES: dict[str, type] = {
     "reasoning": ReasoningSource,
+    "task": TaskSource,
     "messages": MessagesSource,
     "sharegpt": ShareGptSource,
     "alpaca": AlpacaSource,

@@ -18,11 +18,12 @@ from lit_illada.data.sft.config import (
     MessagesSource,
     ReasoningSource,
     ShareGptSource,
+    TaskSource,
 )
 from lit_illada.errors import UserError, unknown
 from lit_illada.tasks.answers import normalized_reference
 from lit_illada.tasks.arithmetic import ProblemRange
-from lit_illada.tasks.base import Split
+from lit_illada.tasks.base import Problem, Split
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Example:
     messages: tuple[Message, ...]
     origin: str  # file:line, for messages
     truth: str | None = None  # reference of the last answer for exact match; None: there is none
+    problem: Problem | None = None  # of a task, which checks the last answer instead; None: another source
 
     @property
     def prompt_digest(self) -> bytes:
@@ -76,6 +78,30 @@ def make_examples(
         )
         for problem in task.problems(split, num)
     ]
+
+
+def task_examples(source: TaskSource, on_bad: OnBad) -> tuple[list[Example], ...]:
+    """(training, validation) examples of a task; the reasoning is the problem's reference solution.
+
+    on_bad: called with the error of every problem without a reference answer. Raises UserError for too few problems.
+    """
+
+    def examples(split: Split, num: int | None) -> Iterator[Example]:
+        for problem in source.task.problems(split, num):
+            messages = (
+                Message(Role.USER, source.task.prompt(problem)),
+                Message(Role.ASSISTANT, problem.answer, problem.solution),
+            )
+            example = Example(messages, problem.origin, problem.answer, problem)
+            try:
+                _require_answer(example)
+            except UserError as error:
+                on_bad(error)
+            else:
+                yield example
+
+    train, validation = (Split.TRAIN, source.num_train), (Split.VALIDATION, source.num_validation)
+    return list(examples(*train)), list(examples(*validation))
 
 
 def _read(source: InstructionFiles, paths: list[str], field: str, on_bad: OnBad) -> Iterator[Example]:
