@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, plain, step
+from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, plain, startup, step
 from lit_illada.bench.figure import attempted
 from lit_illada.errors import UserError, unknown
 from lit_illada.run_folder import RunFolder
@@ -25,6 +25,7 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "loop": loop.measure,
     "generation": generation.measure,
     "loops": loops.measure,
+    "startup": startup.measure,
 }
 
 

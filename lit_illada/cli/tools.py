@@ -147,7 +147,7 @@ def bench(
     names: tuple[str, ...], json_file: Path | None, checkpoint: Path | None, profile: Path | None, dry_run: bool
 ) -> None:
     """Benchmark data loading, the training step, a plain reference step, the loss's memory, the training loop's
-    overhead, generation and loop detectors; `gpu` benchmarks everything that runs on a GPU.
+    overhead, generation, loop detectors and start-up; `gpu` benchmarks everything that runs on a GPU.
 
     Without NAME, all benchmarks run. Figures are medians with their spread; ratios come from alternating runs.
     """

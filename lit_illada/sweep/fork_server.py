@@ -71,7 +71,7 @@ class ForkServer:
             # a session of its own: signals to the pool's process group must not reach it
             self._process = subprocess.Popen(
                 command,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=environment,

@@ -197,6 +197,7 @@ class Pool:
             self._free.append(slot)
             run_folder = self._folder.run_folder(next(run for run in self._overview.runs if run.id == id))
             status = process.returncode
+            assert status is not None  # it has ended
             if status == NOT_MINE:
                 self._tried.discard(id)  # try again if the other process dies
             elif self._signals.count or was_stopped(status):

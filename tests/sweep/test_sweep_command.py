@@ -172,6 +172,8 @@ def test_randomly_killed_sweep_matches_undisturbed_sweep(tiny_sweep, tiny_overri
     stormy = SweepFolder(tmp_path / "stormy")
     for _ in range(3):
         process = started("run", file, "--folder", stormy.path, "--resume")
+        while not stormy.plan.is_file():  # planning takes long on a busy machine
+            time.sleep(0.1)
         time.sleep(rng.uniform(10, 16))
         process.kill()
         process.wait()
