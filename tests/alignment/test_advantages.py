@@ -11,7 +11,8 @@ REWARDS = torch.tensor([[1.0, 0.0, 0.0, 2.0], [0.5, 0.5, 1.5, 0.1]], dtype=torch
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_groups_of_equal_rewards_get_exactly_zero(name):
     # the mean of three times 0.1 is not 0.1 in floating point
-    equal = torch.tensor([[0.1, 0.1, 0.1], [0.0, 0.0, 0.0], [1e9, 1e9, 1e9]])
+    equal = torch.tensor([[0.1, 0.1, 0.1], [0.0, 0.0, 0.0], [1e9, 1e9, 1e9]], dtype=torch.float64)
+    assert equal[0].mean() != 0.1
     assert not is_mixed(equal).any()
     assert torch.equal(ADVANTAGES[name]()(equal), torch.zeros(3, 3, dtype=torch.float64))
 

@@ -64,6 +64,11 @@ def test_masks_depend_on_seed_update_completion_and_draw(completions):
     assert len(first.unique()) == first.numel()
 
 
+def test_no_two_of_update_completion_and_draw_share_their_numbers(completions):
+    numbers = [completions_noise(completions, 0, update).ratio(draw) for update in range(8) for draw in range(8)]
+    assert len(torch.cat(numbers).unique()) == 8 * 8 * len(completions)
+
+
 def test_members_of_a_group_share_masks_only_if_asked(completions):
     apart = completions_noise(completions, 0, 0).tokens(0)
     shared = completions_noise(completions.sharing_noise(3), 0, 0).tokens(0)
