@@ -24,9 +24,12 @@ PRESETS = sorted(CONF.glob("*.yaml"))
 WANTED = "d1 coupled wd1 spg gdpo espo bgpo step_merge cj_grpo left_to_right vrpo".split()
 
 
+PAIRS = ["preferences=pairs.jsonl"]
+
+
 @cache
 def preset(name):
-    return load("align", [f"alignment={name}"]).alignment
+    return load("align", [f"alignment={name}", *(PAIRS if name == "vrpo" else [])]).alignment
 
 
 @pytest.mark.parametrize("group", TABLES)
@@ -101,9 +104,9 @@ def test_masks_are_those_of_the_rollout_or_of_each_update():
 
 
 BAD = {
-    "alignment.level is 'token', but form 'dpo'": ["alignment=vrpo", "alignment.level=token"],
-    "includes its regulariser": ["alignment=vrpo", "alignment/regulariser=kl_ref"],
-    "alignment.group_size is 4": ["alignment=vrpo", "alignment.group_size=4"],
+    "alignment.level is 'token', but form 'dpo'": ["alignment=vrpo", "alignment.level=token", *PAIRS],
+    "includes its regulariser": ["alignment=vrpo", "alignment/regulariser=kl_ref", *PAIRS],
+    "alignment.group_size is 4": ["alignment=vrpo", "alignment.group_size=4", *PAIRS],
     "upper bound of eubo_mix": ["alignment=spg", "alignment.per_draw=true"],
     "alignment.masked_prompt is 1": ["alignment.masked_prompt=1.0"],
     "alignment.updates is 0": ["alignment.updates=0"],

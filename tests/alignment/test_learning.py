@@ -59,7 +59,7 @@ def test_reward_rises(name, world):
 
 
 def test_preference_pairs_raise_the_likelihood_of_the_chosen_texts_over_the_rejected(world):
-    config = load("align", ["alignment=vrpo"]).alignment
+    config = load("align", ["alignment=vrpo", "preferences=pairs.jsonl"]).alignment
     model, reference = world.build_model(), world.build_model()
     pairs = world.texts([[GOOD, GOOD, 2], [4, 2, 4, 4], [GOOD, 2, GOOD, GOOD], [2, 4]])
     advantage_S = torch.tensor([1.0, -1.0, 1.0, -1.0])
