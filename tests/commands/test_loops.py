@@ -47,14 +47,15 @@ def test_one_command_generates_and_analyzes_with_a_published_layout(trained, tmp
     assert not (published / "checkpoints").exists()
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"question": "Two and two?", "answer": "#### 4"}\n', encoding="utf-8")
-    tasks = ["--tasks", problems, "--tasks", "reasoning"]
+    countdown = "{name: countdown, wording: '{question}'}"
+    tasks = ["--tasks", problems, "--tasks", "reasoning", "--tasks", countdown, "score.limit=2"]
     result = lit_illada("loops", "run", "--checkpoint", published, *tasks, "--out", out, *SHORT)
     assert result.exit_code == 0, result.output
     records = [json.loads(line) for line in (out / "loops" / "records.jsonl").open(encoding="utf-8")]
-    assert len(records) == 1 + 2 * 3
+    assert len(records) == 1 + 2 * 3 + 2
     assert "<html" in (out / "loops" / "report.html").read_text(encoding="utf-8")
     summary = json.loads((out / "scores" / "summary.json").read_text(encoding="utf-8"))
-    assert [result["kind"] for result in summary["results"]] == ["reasoning", "number"]
+    assert [result["kind"] for result in summary["results"]] == ["reasoning", "number", "task"]
     again = lit_illada("loops", "run", "--checkpoint", published, *tasks, "--out", out, *SHORT)
     assert again.exit_code == 1
     assert "already contains an analysis" in again.output
