@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_illada.checkpoints.open import run_of
 from lit_illada.config import ScoreConfig
-from lit_illada.errors import UserError
+from lit_illada.errors import UserError, unknown
 from lit_illada.evaluation.base import Evaluation, LoadedModel, Progress, Result
 from lit_illada.evaluation.chained_arithmetic import ChainedArithmetic
 from lit_illada.evaluation.harness import Harness
@@ -21,6 +21,7 @@ from lit_illada.evaluation.text_likelihood import TextLikelihood
 from lit_illada.evaluation.writer import Writer
 from lit_illada.runtime.files import read_text
 from lit_illada.tasks.items import ChoiceItem, NumberItem, read_items
+from lit_illada.tasks.registry import TASKS
 
 Job = Callable[[Progress], Result]
 """Runs one evaluation, prints its result and returns it."""
@@ -49,8 +50,11 @@ class EvaluationRequest:
 
     @classmethod
     def split_tasks(cls, tasks: Sequence[str]) -> tuple[list[Path], list[str]]:
-        """(files, named tasks) of the values of --task."""
+        """(files, named tasks) of the values of --task. Raises UserError for one word that is neither."""
         named = [task for task in tasks if names_task(task)]
+        for task in tasks:
+            if task not in named and not Path(task).suffix and not Path(task).exists():
+                raise unknown("task", task, [*TASKS, "a file"])
         return [Path(task) for task in tasks if task not in named], named
 
     def __post_init__(self) -> None:

@@ -1,11 +1,13 @@
 """Tasks on the command line, and the evaluation of their problems."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from lit_illada.errors import UserError
+from lit_illada.evaluation.jobs import EvaluationRequest
 from lit_illada.evaluation.task_problems import NUM_GENERATED, TaskProblems, names_task, read_task
 from lit_illada.runtime import plugins
 from lit_illada.scoring.config import Chat, Plain
@@ -28,6 +30,17 @@ from lit_illada.tasks.countdown import Countdown
 )
 def test_a_task_is_told_from_a_file(text, is_task):
     assert names_task(text) is is_task
+
+
+def test_a_word_that_is_neither_a_file_nor_a_task_is_named(tmp_path):
+    path = tmp_path / "items"
+    path.write_text("")
+    assert EvaluationRequest.split_tasks([str(path), "sudoku4", "none.jsonl"]) == (
+        [path, Path("none.jsonl")],
+        ["sudoku4"],
+    )
+    with pytest.raises(UserError, match=r"unknown task 'countdwn': allowed are a file, .*did you mean 'countdown'\?"):
+        EvaluationRequest.split_tasks(["countdwn"])
 
 
 def test_a_task_is_read_with_its_settings():
