@@ -88,6 +88,14 @@ Examples:
     "as countdown, my_task.py:MyTask or '{name: countdown, max_number: 20}'.",
 )
 @click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="NUMBER",
+    help="Completions per problem of a task; more than one give pass@k.",
+)
+@click.option(
     "--text", "texts", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="A text of any length."
 )
 @click.option(
@@ -121,6 +129,7 @@ Examples:
 def score(
     checkpoint: Path,
     tasks: tuple[str, ...],
+    samples: int,
     texts: tuple[Path, ...],
     harness: tuple[str, ...],
     include_path: Path | None,
@@ -143,7 +152,9 @@ def score(
     from lit_illada.evaluation.jobs import EvaluationRequest
 
     files, named = EvaluationRequest.split_tasks(tasks)
-    request = EvaluationRequest(files, texts, harness, include_path, is_reasoning, held_out, num_fewshot, named)
+    request = EvaluationRequest(
+        files, texts, harness, include_path, is_reasoning, held_out, num_fewshot, named, samples
+    )
     run(checkpoint, request, out, overrides, is_resumed)
 
 

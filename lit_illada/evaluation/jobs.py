@@ -47,6 +47,8 @@ class EvaluationRequest:
     """Solved examples before each question of an lm-eval task; None: as the task defines."""
     named_tasks: Sequence[str] = ()
     """Verifiable tasks: names, `file.py:Class`, or mappings of a name and settings."""
+    num_samples: int = 1
+    """Completions per problem of a named task."""
 
     @classmethod
     def split_tasks(cls, tasks: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -60,6 +62,8 @@ class EvaluationRequest:
     def __post_init__(self) -> None:
         if self.num_fewshot is not None and not self.harness:
             raise UserError(f"--num-fewshot {self.num_fewshot} is only for lm-eval's tasks: name one by --harness TASK")
+        if self.num_samples > 1 and not self.named_tasks:
+            raise UserError(f"--samples {self.num_samples} is only for tasks: name one by --task, such as countdown")
         if not (self.files or self.named_tasks or self.harness or self.is_reasoning or self.num_held_out):
             raise UserError(
                 "nothing to score: give --task FILE|NAME, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"
@@ -83,7 +87,7 @@ class EvaluationRequest:
             "is_reasoning": self.is_reasoning,
             "num_held_out": self.num_held_out,
             "num_fewshot": self.num_fewshot,
-            **({"named_tasks": list(self.named_tasks)} if self.named_tasks else {}),
+            **({"named_tasks": list(self.named_tasks), "num_samples": self.num_samples} if self.named_tasks else {}),
         }
 
 
@@ -98,7 +102,8 @@ def read_evaluations(request: EvaluationRequest, config: ScoreConfig, checkpoint
     for number, path in enumerate(dict.fromkeys(request.tasks)):
         evaluations.append(_read_task(path, config.score.limit, f"items-{number}-{path.stem}.jsonl"))
     for number, name in enumerate(dict.fromkeys(request.named_tasks)):
-        evaluations.append(TaskProblems.read(name, config.score.limit, f"generations-task-{number}.jsonl"))
+        file = f"generations-task-{number}.jsonl"
+        evaluations.append(TaskProblems.read(name, config.score.limit, file, request.num_samples))
     evaluations += [TextLikelihood(path, read_text(path)) for path in dict.fromkeys(request.texts)]
     if request.num_held_out:
         evaluations.append(read_held_out(run_of(checkpoint), request.num_held_out))

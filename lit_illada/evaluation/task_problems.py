@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -17,6 +18,7 @@ from lit_illada.runtime.console import Console
 from lit_illada.schema import choice, choice_name, from_tree
 from lit_illada.scoring.config import Chat
 from lit_illada.tasks.base import Problem, Split, Task, Verdict
+from lit_illada.tasks.code import pass_at_k
 from lit_illada.tasks.files import FileTask
 from lit_illada.tasks.registry import TASKS
 
@@ -60,20 +62,26 @@ class TaskProblems:
     task: Task
     problems: Sequence[Problem]
     items_file: str
-    """Name of the file written with one row per problem."""
+    """Name of the file written with one row per completion."""
+    num_samples: int = 1
+    """Completions per problem."""
 
     @classmethod
-    def read(cls, name: str, limit: int | None, items_file: str) -> "TaskProblems":
+    def read(cls, name: str, limit: int | None, items_file: str, num_samples: int = 1) -> "TaskProblems":
         """Reads or generates the test problems.
 
         limit: their number; None: all of a file, or NUM_GENERATED of a generated task.
         """
         task = read_task(name)
         num = limit if limit is not None or isinstance(task, FileTask) else NUM_GENERATED
-        return cls(name, task, task.problems(Split.TEST, num), items_file)
+        return cls(name, task, task.problems(Split.TEST, num), items_file, num_samples)
 
     def check(self, model: LoadedModel) -> None:
-        """Raises UserError that names the problem whose prompt leaves too few positions for an answer."""
+        """Raises UserError for a prompt that leaves too few positions, and for samples that would all be equal."""
+        if self.num_samples > 1 and model.config.generation.temperature == 0:
+            raise UserError(
+                f"--samples {self.num_samples} needs completions that differ: set generation.temperature above 0"
+            )
         max_new_tokens = model.config.generation.max_new_tokens
         for problem in self.problems:
             free = model.scorer.positions_after(self.task.prompt(problem))
@@ -84,32 +92,44 @@ class TaskProblems:
                 )
 
     def run(self, model: LoadedModel, folder: Path, progress: Progress) -> "TaskResult":
-        on_work = progress(self.name, len(self.problems))
-        prompts = [model.scorer.encode_prompt(self.task.prompt(problem)) for problem in self.problems]
+        problems = [problem for problem in self.problems for _ in range(self.num_samples)]
+        on_work = progress(self.name, len(problems))
+        prompts = [model.scorer.encode_prompt(self.task.prompt(problem)) for problem in problems]
         rows: list[Row] = []
-        for problem, written in zip(self.problems, model.writer.write(prompts, is_traced=True), strict=True):
+        for problem, written in zip(problems, model.writer.write(prompts, is_traced=True), strict=True):
             verdict = self.task.check(problem, _completion(model, written))
             rows.append(self._row(problem, verdict, model, written))
             on_work(1)
         write_rows(folder / self.items_file, rows)
-        levels = sorted({row[self.task.difficulty_name] for row in rows})
-        by_level = {level: [row for row in rows if row[self.task.difficulty_name] == level] for level in levels}
+        levels = sorted({row["difficulty"] for row in rows})
+        by_level = {level: [row for row in rows if row["difficulty"] == level] for level in levels}
         return TaskResult(
             kind="task",
             file=choice_name(TASKS, self.task),
             task=self.name,
             difficulty=self.task.difficulty_name,
-            num_items=len(rows),
+            num_items=len(self.problems),
+            num_samples=self.num_samples,
             num_without_answer=sum(row["answer"] is None for row in rows),
-            **_figures(rows),
-            levels={f"{level:g}": _figures(group) for level, group in by_level.items()},
+            **self._figures(rows),
+            levels={f"{level:g}": self._figures(group) for level, group in by_level.items()},
             items=self.items_file,
         )
+
+    def _figures(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """rows: all samples of each problem in sequence."""
+        n = self.num_samples
+        mean_score = sum(row["score"] for row in rows) / len(rows)
+        if n == 1:
+            return {**proportion([row["is_correct"] for row in rows]), "mean_score": mean_score}
+        correct = [sum(row["is_correct"] for row in rows[start : start + n]) for start in range(0, len(rows), n)]
+        pass_at = {f"pass_at_{k}": fmean(pass_at_k(n, num, k) for num in correct) for k in _powers(n)}
+        return {"accuracy": pass_at["pass_at_1"], **pass_at, "mean_score": mean_score}
 
     def _row(self, problem: Problem, verdict: Verdict, model: LoadedModel, written: Written) -> Row:
         return {
             "origin": problem.origin,
-            self.task.difficulty_name: problem.difficulty,
+            "difficulty": problem.difficulty,
             "prompt": problem.question,
             "text": model.writer.tokenizer.decode(written.token_ids),
             "truth": json.loads(json.dumps(problem.reference, default=str)),
@@ -122,15 +142,18 @@ class TaskProblems:
 
 
 class TaskResult(Result):
-    """Accuracy and mean score, of all problems and by difficulty."""
+    """Accuracy, or pass@k of several samples, and mean score, of all problems and by difficulty."""
 
     def show(self) -> None:
+        passes = [name for name in self if name.startswith("pass_at_")]
         table = Table(title=f"{self['file']}: {self['num_items']} problems", title_justify="left")
-        for heading in (self["difficulty"].replace("_", " "), "right, 95 % interval", "mean score"):
+        columns = [name.replace("pass_at_", "pass@") for name in passes] or ["right, 95 % interval"]
+        for heading in (self["difficulty"].replace("_", " "), *columns, "mean score"):
             table.add_column(heading, justify="right")
         levels = self["levels"] if len(self["levels"]) > 1 else {}
         for level, figures in {**levels, "all": self}.items():
-            table.add_row(level, percent_with_interval(figures), f"{figures['mean_score']:.3f}")
+            cells = [f"{100 * figures[name]:.1f} %" for name in passes] or [percent_with_interval(figures)]
+            table.add_row(level, *cells, f"{figures['mean_score']:.3f}")
         Console().print(table)
 
 
@@ -141,6 +164,6 @@ def _completion(model: LoadedModel, written: Written) -> str:
     return cut_at(model.writer.tokenizer.decode(written.token_ids), model.config.score.wording.stop_texts)
 
 
-def _figures(rows: Sequence[Row]) -> dict[str, Any]:
-    mean_score = sum(row["score"] for row in rows) / len(rows)
-    return {**proportion([row["is_correct"] for row in rows]), "mean_score": mean_score}
+def _powers(most: int) -> list[int]:
+    """1, 2, 4, … up to `most`, and `most`."""
+    return sorted({2**exponent for exponent in range(most.bit_length())} | {most})

@@ -169,9 +169,25 @@ def test_a_model_solves_the_problems_of_a_task(run, tmp_path):
     (result,) = record["results"]
     rows = rows_of(tmp_path / "out", result)
     assert len(rows) == 6
-    assert {row["numbers"] for row in rows} <= {2, 3}
+    assert {row["difficulty"] for row in rows} <= {2, 3}
     assert all(row["is_correct"] or row["reason"] for row in rows)
     assert record["end"]["accuracy"] == sum(row["is_correct"] for row in rows) / 6
+
+
+def test_several_samples_of_a_problem_differ_and_give_pass_at_k(run, tmp_path):
+    task = ["--task", "{name: arithmetic, range: {max_depth: 1}}", "--samples", 3, "score.limit=4", *SHORT]
+    assert "set generation.temperature above 0" in score(run, *task, "generation.temperature=0").output
+    result = score(run, *task, "--out", tmp_path / "out", "generation.temperature=2")
+    assert result.exit_code == 0, result.output
+    assert "pass@3" in result.output
+    (result,) = summary(tmp_path / "out")["results"]
+    rows = rows_of(tmp_path / "out", result)
+    assert len(rows) == 12
+    assert len({row["text"] for row in rows[:3]}) > 1
+    correct = [sum(row["is_correct"] for row in rows[start : start + 3]) for start in range(0, 12, 3)]
+    assert result["accuracy"] == result["pass_at_1"] == pytest.approx(sum(correct) / 12)
+    assert result["pass_at_3"] == pytest.approx(sum(map(bool, correct)) / 4)
+    assert "only for tasks" in score(run, "--samples", 3, "--held-out", 4).output
 
 
 @pytest.mark.parametrize("choice", [[], ["generation/repetition=dry", "generation/on_loop=temperature_kick"]])

@@ -85,10 +85,10 @@ class Model:
 
     def __init__(self, texts, wording):
         self.config = SimpleNamespace(
-            score=SimpleNamespace(wording=wording), generation=SimpleNamespace(max_new_tokens=9)
+            score=SimpleNamespace(wording=wording), generation=SimpleNamespace(max_new_tokens=9, temperature=0.0)
         )
         self.writer = SimpleNamespace(
-            tokenizer=SimpleNamespace(decode="".join), write=self.write, details=lambda written: {"num_tokens": 1}
+            tokenizer=SimpleNamespace(decode="".join), write=self.write, details=lambda written: {"steps": [1]}
         )
         self.scorer = SimpleNamespace(encode_prompt=list, positions_after=lambda prompt: 40 - len(prompt))
         self.scorer.model = SimpleNamespace(max_length=40)
@@ -116,7 +116,7 @@ def test_completions_are_checked_without_reasoning_and_after_cutting_at_stop_tex
     assert [row["is_correct"] for row in rows] == [True, False, False]
     assert [row["answer"] for row in rows] == [PROBLEMS[0].answer, "17", None]
     assert rows[2]["reason"] == "the completion has no number"
-    assert [row["depth"] for row in rows] == [problem.difficulty for problem in PROBLEMS]
+    assert [row["difficulty"] for row in rows] == [problem.difficulty for problem in PROBLEMS]
     assert (result["num_correct"], result["num_items"], result["num_without_answer"]) == (1, 3, 1)
     assert sum(figures["num_correct"] for figures in result["levels"].values()) == 1
     result.show()
