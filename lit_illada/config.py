@@ -377,7 +377,8 @@ def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
     Raises UserError for an incomplete or invalid config, and for an override that chooses a file of a group.
     """
     for override in overrides:
-        plugins.allow(parse_assignment(override).value)
+        assignment = parse_assignment(override)
+        plugins.allow_assignment(assignment.key, assignment.value)
     saved = read_yaml(path)
     sections = [item.name for item in fields(SCHEMAS[command]) if item.name in _SECTIONS]
     if missing := [name for name in sections if name not in saved]:

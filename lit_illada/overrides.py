@@ -72,7 +72,7 @@ def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool
         assignment = parse_assignment(override)
         if assignment.key not in known and not assignment.key.startswith(tuple(own)):
             raise nearest_key(assignment.key, known)
-        plugins.allow(assignment.value)
+        plugins.allow_assignment(assignment.key, assignment.value)
         try:
             if section := _replaced_section(tree, assignment):
                 own.append(f"{section}.")  # its fields are checked when the class is read

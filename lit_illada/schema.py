@@ -32,7 +32,10 @@ def choice(table: Mapping[str, type], default: str) -> Any:
 
 def choice_name(table: Mapping[str, type], value: object) -> str:
     """Return the table's key for an instance, or the name of a user's class: the inverse of reading its `name`."""
-    return plugins.name_of(type(value)) or next(name for name, cls in table.items() if cls is type(value))
+    own = next((name for name, cls in table.items() if cls is type(value)), None)
+    name = own if own is not None else plugins.name_of(type(value))
+    assert name is not None, f"{type(value)} is not in the table"
+    return name
 
 
 T = TypeVar("T")
@@ -56,6 +59,8 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
         if table := items[key].metadata.get("choices"):
             cls, child = _chosen(table, child, path, cls)
         values[key] = _read(cls, child, path)
+        if items[key].metadata.get("needs_permission") and values[key]:
+            plugins.require_permission(path)
     required = (name for name, item in items.items() if _is_required(item))
     if missing := [f"{where}{name}" for name in required if name not in values]:
         raise UserError(f"{where.rstrip('.') or 'a config'} lacks {', '.join(missing)}")

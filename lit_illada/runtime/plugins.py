@@ -30,15 +30,31 @@ T = TypeVar("T")
 
 
 def allow(tree: Any) -> None:
-    """Permits loading of every name in a tree of plain values that the user wrote."""
+    """Permits loading of every name in a tree of plain values that the user wrote, and every setting that is true."""
     if isinstance(tree, str):
         _allowed.add(tree)
     elif isinstance(tree, Mapping):
+        _allowed.update(_permission(str(key)) for key, value in tree.items() if value is True)
         for value in tree.values():
             allow(value)
     elif isinstance(tree, list | tuple):
         for value in tree:
             allow(value)
+
+
+def allow_assignment(key: str, value: Any) -> None:
+    """Permits what KEY=VALUE on the command line names."""
+    allow({key.rpartition(".")[2]: value})
+
+
+def require_permission(path: str) -> None:
+    """Raises UserError unless the user set this key to true: a saved or downloaded config cannot permit execution."""
+    if _permission(path.rpartition(".")[2]) not in _allowed:
+        raise UserError(f"{path} is true, which only you can set: if you trust what it allows, add {path}=true")
+
+
+def _permission(key: str) -> str:
+    return f"{key}=true"
 
 
 def is_allowed(name: object) -> bool:

@@ -4,14 +4,15 @@ The checker executes the completion, so the task exists only with `allow_executi
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
 
 from lit_illada.errors import UserError, require
 from lit_illada.tasks.base import Problem, Verdict
 from lit_illada.tasks.files import FileTask
-from lit_illada.tasks.items import field, shown, text_field
+from lit_illada.tasks.items import field as value_of
+from lit_illada.tasks.items import shown, text_field
 from lit_illada.tasks.sandbox import Limits, run
 
 _FENCED = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -27,8 +28,8 @@ class Code(FileTask):
 
     difficulty_name: ClassVar[str] = "tests"
 
-    allow_execution: bool = False
-    """Run completions on this machine; must be true."""
+    allow_execution: bool = field(default=False, metadata={"needs_permission": True})
+    """Run completions on this machine; must be true, set by you rather than by a saved config."""
     cpu_limit_s: int = 5
     """Processor seconds of one completion."""
     wall_limit_s: float = 30.0
@@ -85,7 +86,7 @@ def _human_eval(row: dict[str, Any], origin: str) -> Problem:
 
 
 def _mbpp(row: dict[str, Any], origin: str) -> Problem:
-    tests = field(origin, row, "test_list")
+    tests = value_of(origin, row, "test_list")
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
         raise UserError(f"{origin}: test_list must be a list of texts, not empty; got {shown(tests)}")
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])

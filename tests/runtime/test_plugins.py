@@ -193,5 +193,16 @@ def test_an_entry_point_is_named_by_its_name(monkeypatch):
     assert type(from_tree(Holder, {"task": "echo", "weighting": "parts.py:Power"}).task).__name__ == "Countdown"
 
 
+def test_a_saved_config_cannot_permit_the_execution_of_completions(parts):
+    task = "sft_data.source.task={name: code, path: x.jsonl, allow_execution: true}"
+    config = load("sft", ["sft_data/source=task", task])
+    saved = parts.parent / "config.yaml"
+    saved.write_text(dump(config))
+    plugins._allowed.clear()
+    with pytest.raises(UserError, match=r"which only you can set: .* add sft_data.source.task.allow_execution=true"):
+        load_file("sft", saved)
+    assert load_file("sft", saved, ["sft_data.source.task.allow_execution=true"]) == config
+
+
 def test_names_of_the_package_need_no_permission():
     assert compose_tree("pretrain", COMMAND)["objective"]["weighting"]["name"] in ("elbo", "flat")
