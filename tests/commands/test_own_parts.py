@@ -1,0 +1,40 @@
+"""A run with a loss weight of the user's own file: trained, saved, resumed and used."""
+
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+from lit_illada.runtime import plugins
+
+PARTS = """
+from dataclasses import dataclass
+from lit_illada.objective.weighting import Weighting
+
+@dataclass(frozen=True)
+class Power(Weighting):
+    power: float = 0.5
+
+    def __call__(self, t):
+        return t ** -self.power
+"""
+NAME = "objective.weighting.name=parts.py:Power"
+
+
+def test_a_run_with_an_own_weight_is_trained_and_resumed_by_its_name(tiny_overrides, tmp_path, monkeypatch):
+    def lit_illada(*words):
+        monkeypatch.setattr(plugins, "_allowed", set())  # as in a process of its own
+        return CliRunner().invoke(main, list(map(str, words)), catch_exceptions=False)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts.py").write_text(PARTS, encoding="utf-8")
+    run, weight = tmp_path / "run", 'objective.weighting={name: "parts.py:Power", power: 0.25}'
+    result = lit_illada("pretrain", *tiny_overrides, weight, f"run_dir={run}")
+    assert result.exit_code == 0, result.output
+    assert "parts.py:Power" in (run / "config.yaml").read_text(encoding="utf-8")
+    refused = lit_illada("pretrain", "--resume", run, "trainer.max_steps=14")
+    assert refused.exit_code == 1
+    assert f"add {NAME} to the command" in refused.output
+    resumed = lit_illada("pretrain", "--resume", run, "trainer.max_steps=14", NAME)
+    assert resumed.exit_code == 0, resumed.output
+    assert "power: 0.25" in (run / "config.yaml").read_text(encoding="utf-8")
+    used = lit_illada("generate", run, "--prompt", "alpha", "--no-live", "generation.max_new_tokens=8")
+    assert used.exit_code == 0, used.output
