@@ -20,6 +20,7 @@ from lit_illada.objective.config import OBJECTIVES, AutoregressiveObjectiveConfi
 from lit_illada.overrides import apply_overrides, keys_of, parse_assignment, require_assignment
 from lit_illada.runtime import plugins
 from lit_illada.runtime.key_hints import UnknownKeyError, nearest_key
+from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import check_fields, choice, choice_name, from_tree, with_defaults
 from lit_illada.scoring.config import ScoringConfig
@@ -345,8 +346,24 @@ def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _completed(command: str, choices: Sequence[str] = ()) -> DictConfig:
     """Return the composed files with the defaults of the dataclasses."""
     tree = compose_files(command, choices)
+    for override in choices:
+        _drop_settings_of_another_choice(command, tree, override, choices)
     plugins.allow(tree)
     return OmegaConf.create(with_defaults(SCHEMAS[command], tree))
+
+
+def _drop_settings_of_another_choice(command: str, tree: dict[str, Any], override: str, choices: Sequence[str]) -> None:
+    """Replace the settings that a file of alignment/ makes for one estimator, form, … where another one is chosen.
+
+    alignment=espo sets alignment.estimator.num_pairs, which alignment/estimator=elbo does not have.
+    """
+    group, _, name = override.partition("=")
+    method, _, axis = group.partition("/")
+    if method != "alignment" or not axis:
+        return
+    others = [each for each in choices if each != override]
+    if compose_files(command, others)[method][axis]["name"] != tree[method][axis]["name"]:
+        tree[method][axis] = read_yaml(conf_dir() / group / f"{name.strip()}.yaml")
 
 
 def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bool = True) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class RewardConfig:
         seen: Counter[str] = Counter()
         names = []
         for each in self.terms:
-            name = choice_name(TERMS, each.term)
+            name = choice_name(TERMS, each.term).rpartition(":")[2]  # a user's class is file.py:Class
             seen[name] += 1
             names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
         return names

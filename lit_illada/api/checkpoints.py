@@ -132,6 +132,8 @@ def load_module(path: str | Path, map_location: Any = None) -> PretrainModule:
     if opened.state is None:
         raise UserError(f"{path} holds weights only, without a training run: use lit_illada.load_checkpoint")
     tree = opened.state["hyper_parameters"]["config"]
+    if "alignment" in tree:
+        raise UserError(f"{path} is of an alignment run: load its model with lit_illada.load_checkpoint")
     config = from_tree(SFTConfig, tree) if "sft_data" in tree else from_tree(PretrainConfig, tree)
     # the module is not sharded, however many devices trained it
     trainer = dataclasses.replace(config.trainer, devices=1, num_nodes=1, parallel=ParallelConfig())

@@ -222,6 +222,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _out_of_memory(config: RunConfigs, error: BaseException) -> str:
     device = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+    if isinstance(config, AlignConfig):
+        smaller = "rollout_rows and trainer.micro_batch_rows; the results stay the same"
+        return f"out of memory on {device} ({' '.join(str(error).split())[:160]}): lower {smaller}"
     command = f"sft {shlex.quote(str(config.init_from))}" if isinstance(config, SFTConfig) else "pretrain"
     detail = " ".join(str(error).split())[:160]
     return (

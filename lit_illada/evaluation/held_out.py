@@ -41,7 +41,10 @@ def read_held_out(run: RunFolder, num: int) -> "HeldOutProblems | HeldOutContinu
     """
     if not run.config.is_file():
         raise UserError(f"{run.path}: not a run folder, so its held-out data are unknown")
-    config = load_file("sft" if "sft_data" in read_yaml(run.config) else "pretrain", run.config)
+    tree = read_yaml(run.config)
+    if "alignment" in tree:
+        raise UserError(f"{run.path} is an alignment run, which reports its held-out problems itself: use --task")
+    config = load_file("sft" if "sft_data" in tree else "pretrain", run.config)
     return HeldOutProblems(config, num) if isinstance(config, SFTConfig) else HeldOutContinuations.read(config, num)
 
 

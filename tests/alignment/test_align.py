@@ -1,7 +1,10 @@
 """Alignment runs from the command line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,14 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_illada import build
+from lit_illada.alignment.advantages import Centred
+from lit_illada.alignment.estimators import Elbo
+from lit_illada.alignment.forms import Anchor
+from lit_illada.alignment.regularisers import NoRegulariser
 from lit_illada.cli import main
-from lit_illada.config import load_file
+from lit_illada.config import load, load_file
 from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.runtime.paths import conf_dir
 from lit_illada.training.checkpointing.files import latest_checkpoint
 from lit_illada.training.checkpointing.reading import read_checkpoint
 
@@ -187,3 +195,190 @@ def test_groups_without_variance_are_reported_at_once_and_change_nothing(tuned, 
     result = lit_illada("align", tuned, *SMALL, *flat, "trainer.max_steps=40", f"run_dir={tmp_path / 'long'}")
     assert result.exit_code == 1
     assert "10 rollouts in a row were without effect" in result.output.splitlines()[-1]
+
+
+PRESETS = sorted(path.stem for path in (conf_dir() / "alignment").glob("*.yaml") if path.stem != "vrpo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_runs_two_rollouts(name, tuned, tmp_path):
+    run = tmp_path / "run"
+    short = ["alignment.updates=1", "trainer.max_steps=2"]
+    result = lit_illada("align", tuned, *SMALL, f"alignment={name}", *short, f"run_dir={run}")
+    assert result.exit_code == 0, result.output
+    of_step = dict(curves(run)["train/loss"])
+    assert set(of_step) == {1, 2}
+    config = load_file("align", run / "config.yaml")
+    if config.alignment.form.anchor is Anchor.OLD and isinstance(config.alignment.advantage, Centred):
+        assert abs(of_step[1]) < 1e-5  # ratio 1 and centred advantages
+    assert all(torch.isfinite(value).all() for value in weights(run).values())
+
+
+def test_updates_on_stored_scores_resume_within_a_rollout(tuned, tmp_path):
+    """Fresh masks for every update: the frozen policies are scored under all of them before the first."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    fresh = ["alignment=d1", "alignment.updates=2", "trainer.max_steps=2"]
+    assert lit_illada("align", tuned, *SMALL, *fresh, f"run_dir={whole}").exit_code == 0
+    shutil.copytree(whole, run)
+    (run / "checkpoints" / "step=00000002.ckpt").unlink()
+    assert lit_illada("align", "--resume", run).exit_code == 0
+    expected, resumed = weights(whole), weights(run)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    first, second = (value for _, value in curves(whole)["train/log_ratio"])
+    assert first == 0
+    assert second != 0
+    assert curves(whole)["train/kl"][0] == (1, 0.0)  # the policy is still the reference
+    passes = {tag.removeprefix("perf/passes_"): curves(whole)[tag] for tag in curves(whole) if "passes" in tag}
+    assert passes == {}  # logged when the next rollout begins
+
+
+def test_lora_trains_adapters_and_refers_to_the_base_without_them(tuned, tmp_path):
+    run = tmp_path / "run"
+    adapted = ["adapter=lora", "adapter.rank=2", "trainer.max_steps=2"]
+    result = lit_illada("align", tuned, *SMALL, *adapted, f"run_dir={run}")
+    assert result.exit_code == 0, result.output
+    before, after = weights(tuned), weights(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    reference = [name for name in after if name.startswith("reference.")]
+    assert reference
+    assert all(name.endswith(("lora_a", "lora_b")) for name in reference)
+    assert all(not after[name].any() for name in reference if name.endswith("lora_b"))
+    assert any(after[name].any() for name in after if name.startswith("model.") and name.endswith("lora_b"))
+    assert lit_illada("generate", run, "--prompt", "1", "generation.max_new_tokens=32").exit_code == 0
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    lines = [{"prompt": f"a={n}+1\nx mod 2?", "chosen": str(n % 2), "rejected": f"{n} or more"} for n in range(60)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_pairs_are_aligned_offline_from_a_loss_of_log_two(pairs, tuned, tmp_path):
+    run = tmp_path / "run"
+    offline = ["alignment=vrpo", "alignment.group_size=2", "alignment.updates=1", f"preferences={pairs}"]
+    result = lit_illada("align", tuned, *SMALL, *offline, "trainer.max_steps=6", f"run_dir={run}")
+    assert result.exit_code == 0, result.output
+    losses = [value for _, value in curves(run)["train/loss"]]
+    assert losses[0] == torch.tensor(2.0).log().item()
+    assert losses[-1] < losses[0]
+    margins = dict(curves(run)["val/margin"])
+    assert margins[0] == 0
+    assert margins[6] > 0
+    assert not [tag for tag in curves(run) if tag.startswith("rollout/")]
+
+
+TERMS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from lit_illada.alignment.rewards import Term
+
+@dataclass(frozen=True)
+class Raises(Term):
+    def __call__(self, answered, check):
+        raise RuntimeError("no reward today")
+
+@dataclass(frozen=True)
+class Hangs(Term):
+    def __call__(self, answered, check):
+        while len(answered.token_ids) % 2 == 0:
+            pass
+        return 1.0
+"""
+
+
+@pytest.mark.parametrize(("term", "reason"), [("Raises", "RuntimeError: no reward today"), ("Hangs", "time limit")])
+def test_a_failing_reward_is_named_and_counted_or_ends_the_run(term, reason, tuned, tmp_path):
+    file, run = tmp_path / "terms.py", tmp_path / "run"
+    file.write_text(TERMS)
+    reward = [
+        f"alignment.reward.terms=[{{term: length}}, {{term: {{name: '{file}:{term}'}}}}]",
+        "alignment.reward.time_limit_s=0.3",
+        "trainer.max_steps=1",
+    ]
+    result = lit_illada("align", tuned, *SMALL, *reward, f"run_dir={run}")
+    assert result.exit_code == 0, result.output
+    ((_, failures),) = curves(run)[f"rollout/failures_reward_{term}"]
+    assert failures >= 1
+    result = lit_illada(
+        "align", tuned, *SMALL, *reward, "alignment.reward.on_failure=stop", f"run_dir={tmp_path / 'b'}"
+    )
+    assert result.exit_code == 1
+    last = result.output.strip().splitlines()[-1]
+    assert f"reward {term}, completion " in last
+    assert reason in last
+
+
+REFUSED = {
+    "so the completions of a prompt would be equal": ["generation.temperature=0"],
+    "problems.difficulties is [7, 9], but the 20 train problems have depth 1": ["problems.difficulties=[7,9]"],
+    "the range is too small": ["trainer.val_rows=600", "task.range.max_numbers=[1]"],
+    "alignment.form.name=dpo learns from pairs: give preferences=FILE": ["alignment=vrpo", "alignment.group_size=2"],
+    "needs alignment.form.name=dpo: set alignment=vrpo": ["preferences=pairs.jsonl"],
+    "generation.remask masks tokens again": ["alignment=cj_grpo", "generation/remask=remdm_cap"],
+    "together more than model.max_position_embeddings=512": ["generation.max_new_tokens=500"],
+    "prompts_per_step is 3: it must be a multiple of 2": ["prompts_per_step=3", "trainer.devices=2"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(message, tuned, tmp_path):
+    run = tmp_path / "run"
+    result = lit_illada("align", tuned, *SMALL, *REFUSED[message], f"run_dir={run}")
+    assert result.exit_code == 1
+    assert message in result.output
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1
+    assert not run.exists()
+
+
+def test_a_pair_of_equal_texts_is_refused_with_its_line(pairs, tuned, tmp_path):
+    with pairs.open("a") as file:
+        file.write(json.dumps({"prompt": "1+1?", "chosen": "2", "rejected": "2"}) + "\n")
+    offline = ["alignment=vrpo", "alignment.group_size=2", f"preferences={pairs}"]
+    result = lit_illada("align", tuned, *SMALL, *offline, f"run_dir={tmp_path / 'run'}")
+    assert result.output == (
+        f"Error: {pairs}:61: chosen and rejected are equal, so the pair has no preference: remove the line\n"
+    )
+
+
+def test_a_causal_checkpoint_is_refused(tiny_overrides, tmp_path):
+    causal = ["objective=autoregressive", "model.is_causal=true", "trainer.max_steps=2", "trainer.val_every_steps=2"]
+    assert lit_illada("pretrain", *tiny_overrides, *causal, f"run_dir={tmp_path / 'base'}").exit_code == 0
+    result = lit_illada("align", tmp_path / "base", *SMALL, f"run_dir={tmp_path / 'run'}")
+    assert result.exit_code == 1
+    assert "the checkpoint is causal" in result.output
+
+
+def test_another_axis_drops_the_settings_that_the_method_made_for_its_own():
+    config = load("align", ["alignment=espo", "alignment/estimator=elbo", "alignment/regulariser=none"]).alignment
+    assert (config.estimator, config.regulariser) == (Elbo(), NoRegulariser())
+    same = load("align", ["alignment=espo", "alignment/regulariser=kl_ref"]).alignment
+    assert same == load("align", ["alignment=espo"]).alignment
+    assert load("align", ["alignment/estimator=elbo", "alignment.estimator.num_draws=4"]).alignment.estimator == Elbo(4)
+
+
+FSDP = "trainer.parallel.strategy=fsdp"
+SPREADS = {"ddp": ["trainer.devices=2"], "fsdp": ["trainer.devices=2", FSDP]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", SPREADS)
+def test_a_run_is_the_same_on_two_processes_and_resumes_on_one(spread, tuned, aligned, tmp_path):
+    run = tmp_path / "run"
+    line = [sys.executable, "-m", "lit_illada", "align", tuned, *SMALL, *SPREADS[spread], f"run_dir={run}"]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first = lambda folder: (folder / "samples.txt").read_text().partition("=== step 2")[0]  # noqa: E731
+    assert first(run) == first(aligned)
+    expected, other = curves(aligned), curves(run)
+    for tag in ("rollout/reward", "rollout/length", "val/accuracy", "train/loss"):
+        assert other[tag] == pytest.approx(expected[tag], abs=2e-3), tag
+    for later in (3, 4):
+        path = run / "checkpoints" / f"step={later:08}.ckpt"
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    back = ["trainer.devices=1", "trainer.parallel.strategy=auto"]
+    result = lit_illada("align", "--resume", run, *back)
+    assert result.exit_code == 0, result.output

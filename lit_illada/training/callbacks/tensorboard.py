@@ -46,12 +46,44 @@ _LAYOUT = {
         "fraction of the hardware's peak (MFU)": ["Multiline", ["perf/mfu$"]],
     },
 }
+_ALIGN_LAYOUT = {
+    "Held-out problems": {
+        "accuracy, 95 % interval": ["Margin", ["val/accuracy", "val/accuracy_low", "val/accuracy_high"]],
+        "change since the start, paired": [
+            "Margin",
+            ["val/accuracy_change", "val/accuracy_change_low", "val/accuracy_change_high"],
+        ],
+        "loops, and loops or no end": ["Multiline", ["^val/(loop|endless)_rate$"]],
+        "tokens": ["Multiline", ["^val/length$"]],
+    },
+    "Rollouts": {
+        "reward, 95 % interval": ["Margin", ["rollout/reward", "rollout/reward_low", "rollout/reward_high"]],
+        "reward by term": ["Multiline", ["^rollout/reward_(?!low|high)[a-z_0-9]*(?<!_low)(?<!_high)$"]],
+        "groups of equal rewards": ["Multiline", ["^rollout/flat_groups$"]],
+        "loops, and loops or no end": ["Multiline", ["^rollout/(loop|endless)_rate$"]],
+        "tokens": ["Multiline", ["^rollout/length$"]],
+        "entropy, nats/token": ["Multiline", ["^rollout/entropy$"]],
+    },
+    "Updates": {
+        "fraction clipped": ["Multiline", ["^train/clip_fraction$"]],
+        "KL and log ratio": ["Multiline", ["^train/(kl|log_ratio)$"]],
+        "sampler against learner, nats/token": ["Multiline", ["^val/mismatch$"]],
+        "gradient norm": ["Multiline", ["train/gradient_norm$"]],
+        "loss (0 on average at the start)": ["Multiline", ["^train/loss$"]],
+        "learning rate": ["Multiline", ["train/learning_rate$"]],
+    },
+    "Cost": {
+        "forward passes per completion": ["Multiline", ["^perf/passes_"]],
+        "FLOPs": ["Multiline", ["^perf/flops$"]],
+    },
+}
 _METRICS = ("val/nll_bound", "val/bits_per_byte")
+_ALIGN_METRICS = ("val/accuracy", "val/loop_rate")
 _SFT_METRICS = ("val/exact_match_easy", "val/exact_match_harder")
 # TensorBoard labels and colours curves by run, so the baseline of the bound is a separate run
 UNIGRAM_RUN = "unigram frequencies of training"
 # config groups in which runs are usefully compared; names and folders would only fill the table
-_COMPARED = ("objective", "optim", "model", "seed", "trainer", "data", "sft_data", "adapter")
+_COMPARED = ("objective", "optim", "model", "seed", "trainer", "data", "sft_data", "adapter", "alignment", "task")
 
 
 def begin_board(
@@ -70,12 +102,14 @@ def begin_board(
         unigram_cross_entropy: of the validation text, nats/token; NaN draws no line.
         num_steps, num_tokens: length of the run, which the line spans.
     """
-    logger.experiment.add_custom_scalars(_LAYOUT)
+    is_align = "alignment" in config
+    logger.experiment.add_custom_scalars(_ALIGN_LAYOUT if is_align else _LAYOUT)
     # not through the logger, which would start every metric's curve with a made-up value
-    names = _METRICS + (_SFT_METRICS if "sft_data" in config else ())
+    names = _ALIGN_METRICS if is_align else _METRICS + (_SFT_METRICS if "sft_data" in config else ())
     compared = labels or {key: config[key] for key in _COMPARED if key in config}
     experiment, *session = hparams(flatten(compared), dict.fromkeys(names, math.nan))
-    _put_first(experiment, "objective." if labels is None else "arm")
+    first = "alignment." if is_align else "objective."
+    _put_first(experiment, first if labels is None else "arm")
     for summary in (experiment, *session):
         logger.experiment._get_file_writer().add_summary(summary)
     _draw_unigram_line(logger, unigram_cross_entropy, num_steps, num_tokens)
