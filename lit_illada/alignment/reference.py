@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
@@ -46,6 +47,9 @@ class Reference(nn.Module):
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a forward pass may leave whole parameters behind
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_illada import build
-from lit_illada.alignment.advantages import Centred
+from lit_illada.alignment.config import Normaliser
 from lit_illada.alignment.estimators import Elbo
 from lit_illada.alignment.forms import Anchor
 from lit_illada.alignment.regularisers import NoRegulariser
@@ -208,10 +208,12 @@ def test_every_preset_runs_two_rollouts(name, tuned, tmp_path):
     result = lit_illada("align", tuned, *SMALL, f"alignment={name}", *short, f"run_dir={run}")
     assert result.exit_code == 0, result.output
     of_step = dict(curves(run)["train/loss"])
-    assert set(of_step) == {1, 2}
-    config = load_file("align", run / "config.yaml")
-    if config.alignment.form.anchor is Anchor.OLD and isinstance(config.alignment.advantage, Centred):
-        assert abs(of_step[1]) < 1e-5  # ratio 1 and centred advantages
+    config = load_file("align", run / "config.yaml").alignment
+    # a rollout without a mixed group may have no completion that counts
+    assert set(of_step) == {1, 2} or (config.only_mixed_groups and set(of_step) < {1, 2})
+    is_mean = config.normaliser is Normaliser.SEQUENCES and not config.only_mixed_groups
+    if config.form.anchor is Anchor.OLD and is_mean:
+        assert abs(of_step[1]) < 1e-5  # ratio 1 and advantages of mean 0
     assert all(torch.isfinite(value).all() for value in weights(run).values())
 
 
@@ -375,7 +377,7 @@ def test_a_run_is_the_same_on_two_processes_and_resumes_on_one(spread, tuned, al
     assert first(run) == first(aligned)
     expected, other = curves(aligned), curves(run)
     for tag in ("rollout/reward", "rollout/length", "val/accuracy", "train/loss"):
-        assert other[tag] == pytest.approx(expected[tag], abs=2e-3), tag
+        assert dict(other[tag]) == pytest.approx(dict(expected[tag]), abs=2e-3), tag
     for later in (3, 4):
         path = run / "checkpoints" / f"step={later:08}.ckpt"
         shutil.rmtree(path) if path.is_dir() else path.unlink()
