@@ -45,7 +45,9 @@ def task_prompts(task: Task, config: ProblemsConfig, template: ChatTemplate, num
     if num_train is None and not isinstance(task, FileTask):
         num_train = _NUM_GENERATED
     train = _of_difficulty(task, config, Split.TRAIN, num_train)
-    held_out = _of_difficulty(task, config, Split.VALIDATION, None if isinstance(task, FileTask) else 4 * num_held_out)
+    # more than needed where some are left out by difficulty
+    num_drawn = num_held_out if config.difficulties is None else 4 * num_held_out
+    held_out = _of_difficulty(task, config, Split.VALIDATION, None if isinstance(task, FileTask) else num_drawn)
     held_out = held_out[:num_held_out]
     if len(held_out) < 2:
         raise UserError(f"the task has {len(held_out)} held-out problems; an accuracy needs 2 or more")
