@@ -26,7 +26,7 @@ from lit_illada.data.sft.chat_template import ChatTemplate
 from lit_illada.data.sft_datamodule import SFTDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.generation.text import complete_batch
-from lit_illada.model.config import ModelConfig
+from lit_illada.model.config import ModelConfig, num_parameters
 from lit_illada.model.flops import training_flops
 from lit_illada.model.initial import InitialWeights, fill
 from lit_illada.model.lora import add_lora, num_adapter_parameters
@@ -46,6 +46,7 @@ from lit_illada.training.callbacks.skipped_shards import SkippedShards
 from lit_illada.training.callbacks.stopping import GracefulStop, TimeLimit
 from lit_illada.training.callbacks.throughput import Throughput
 from lit_illada.training.checkpointing.saving import Checkpoints, Retention
+from lit_illada.training.compiling import is_worth_compiling
 from lit_illada.training.config.divergence import Rollback
 from lit_illada.training.config.trainer import Precision
 from lit_illada.training.distributed.parallel import prepare_block, shard
@@ -211,17 +212,29 @@ def _build_run_model(
             fill(model, weights)
     if config.lora is not None:
         add_lora(model, config.lora, config.seed)
+    is_compiled = _is_compiled(config)
     if not options.is_sharded:
         for layer in model.model.layers:
-            prepare_block(layer, options.parallel, is_compiled=options.compile)
+            prepare_block(layer, options.parallel, is_compiled=is_compiled)
         return model, None
     _, precision = options.hardware()
     if weights is not None:
         weights = ChainMap(*cast(Any, (weights, InitialWeights(model, config.model, config.seed))))
     shard_model = partial(
-        shard, model, config=options.parallel, param_dtype=precision.dtype, weights=weights, is_compiled=options.compile
+        shard, model, config=options.parallel, param_dtype=precision.dtype, weights=weights, is_compiled=is_compiled
     )
     return model, shard_model
+
+
+def _is_compiled(config: RunConfig) -> bool:
+    """The choice of the config; null: by the length of the run, and never for alignment, whose row lengths vary."""
+    options = config.trainer
+    if options.compile is not None or not isinstance(config, PretrainConfig | SFTConfig):
+        return bool(options.compile)
+    row_length = (config.sft_data if isinstance(config, SFTConfig) else config.data).row_length
+    num_tokens = options.max_steps * options.batch_rows * row_length / options.world_size
+    accelerator, _ = options.hardware()
+    return is_worth_compiling(accelerator.device, 6 * num_parameters(config.model) * num_tokens)
 
 
 def build_validation_score(

@@ -89,8 +89,8 @@ class TrainerConfig:
     """Machines."""
     precision: Precision = Precision.auto
     """Data type of matrix multiplication; weights and optimizer states are float32."""
-    compile: bool = False
-    """Compile the model's blocks with torch.compile."""
+    compile: bool | None = False
+    """Compile the model's blocks with torch.compile; None: if a compiler is installed and the run is long enough."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Parallelism over devices, and activation checkpointing."""
     max_steps: int = 1000
