@@ -9,8 +9,8 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# Estimates for the choice only. On one CPU core compiled steps took 0.78 to 0.89 of the time, and the set-up 11 s of CPU
-# time with a partly filled cache. The other values are guesses, set so that doubtful runs are not compiled.
+# Estimates for the choice only. On one CPU core compiled steps took 0.78 to 0.89 of the time, and the set-up 11 s of
+# CPU time with a partly filled cache. The other values are guesses, set so that doubtful runs are not compiled.
 _SAVED_FRACTION = 0.12
 _SETUP_S = {"cpu": 20.0, "cuda": 60.0}
 _FLOPS_PER_S = {"cpu": 1e11, "cuda": 4e14}  # of one CPU thread, of one GPU
