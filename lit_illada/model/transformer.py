@@ -67,7 +67,8 @@ class Transformer(nn.Module):
         Returns:
             The scores of `targets`; without targets logits (M, V), or (B, T, V) when `select` is None.
         """
-        hidden = self.model(input_ids, layout, select, cache, start)
+        num_selected = None if targets is None else targets.numel()
+        hidden = self.model(input_ids, layout, select, cache, start, num_selected)
         if targets is None:
             return F.linear(hidden, self.lm_head_weight)
         return token_scores(hidden.reshape(-1, hidden.shape[-1]), self.lm_head_weight, targets.reshape(-1))
@@ -99,8 +100,12 @@ class Backbone(nn.Module):
         select: Tensor | None,
         cache: KeyValueCache | None = None,
         start: int = 0,
+        num_selected: int | None = None,
     ) -> Tensor:
-        """Normalised hidden states of the selected tokens, (M, D), or of all, (B, T, D)."""
+        """Normalised hidden states of the selected tokens, (M, D), or of all, (B, T, D).
+
+        num_selected: M if known, which saves the GPU from waiting for the CPU; None: counted.
+        """
         x = self.embed_tokens(input_ids)
         num_columns = layout.position_ids.shape[1]
         columns = slice(start, start + input_ids.shape[1])
@@ -113,7 +118,7 @@ class Backbone(nn.Module):
             x = layer(x, rope, attention, None if cache is None else cache.window(index, start, num_columns))
         if self.config.predicts_next:
             x = _shifted_right(x, layout.position_ids[:, columns])
-        return self.norm(x if select is None else x[select])
+        return self.norm(x if select is None else _selected(x, select, num_selected))
 
 
 class Block(nn.Module):
@@ -165,6 +170,15 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def _selected(x_BTD: Tensor, select_BT: Tensor, num_selected: int | None) -> Tensor:
+    """(M, D): hidden states of the selected tokens, row-major."""
+    if num_selected is None:
+        return x_BTD[select_BT]
+    # x[select] would make the CPU wait for all layers to learn M, and the GPU then for the launch of the LM head
+    indices_M = torch.nonzero_static(select_BT.flatten(), size=num_selected)[:, 0]
+    return x_BTD.flatten(0, 1).index_select(0, indices_M)
 
 
 def _shifted_right(x_BTD: Tensor, position_ids_BT: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from lit_illada.batch import Layout
 from lit_illada.model.config import AttentionKernel, num_non_embedding_parameters, num_parameters
-from lit_illada.model.transformer import Transformer
+from lit_illada.model.transformer import Transformer, _selected
 
 HERE = [AttentionKernel.MATMUL, AttentionKernel.SDPA]
 
@@ -97,6 +97,16 @@ def test_selected_rows_are_the_full_logits_rows(make_model, packed):
     select = torch.rand(ids.shape, generator=torch.Generator().manual_seed(3)) < 0.4
     torch.testing.assert_close(model(ids, layout, select), model(ids, layout)[select])
     assert model(ids, layout, torch.zeros_like(select)).shape == (0, 50)
+
+
+def test_selecting_a_known_number_of_tokens_gives_equal_states_and_gradients():
+    x = torch.randn(3, 5, 4, requires_grad=True)
+    select = torch.arange(15).view(3, 5) % 3 == 1
+    counted, known = _selected(x, select, None), _selected(x, select, 5)
+    assert torch.equal(counted, known)
+    gradients = [torch.autograd.grad(states.square().sum(), x)[0] for states in (counted, known)]
+    assert torch.equal(*gradients)
+    assert _selected(x, torch.zeros_like(select), 0).shape == (0, 4)
 
 
 def test_scores_are_the_cross_entropy_of_the_selected_logits(make_model, packed):
