@@ -1,7 +1,7 @@
-"""Memory and time of LM head and cross-entropy, forward and backward: chunked against plain.
+"""Memory and time of LM head and cross-entropy, forward and backward: ours against plain.
 
 Sizes of iLLaDA: 8192 tokens, vocabulary 155 136, hidden size 4096, bfloat16. Each way runs in a separate process, and
-its peak memory is reported minus the memory after importing torch.
+its peak memory is reported minus the memory after importing torch. Sizes of the small models: both ways alternate.
 """
 
 import json
@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_illada.bench.figure import attempted
+from lit_illada.bench.figure import Figure, attempted, figure
 from lit_illada.model.lm_head import token_scores
 from lit_illada.runtime.terminal import print_content
+
+SMALL_SIZES = [(700, 4096, 256), (2048, 4096, 256), (2048, 4096, 128)]
+"""(selected tokens, vocabulary, hidden size) of the small models' steps."""
 
 
 def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int = 4096) -> dict[str, dict[str, Any]]:
@@ -32,7 +36,24 @@ def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int 
     return {
         "chunked": attempted(lambda: measure_way("chunked", num_tokens, *sizes)),
         "plain": attempted(lambda: _measure_plain(num_tokens, *sizes)),
+        **{" × ".join(map(str, small)): attempted(partial(measure_small, *small)) for small in SMALL_SIZES},
     }
+
+
+def measure_small(num_tokens: int, vocab_size: int, hidden_size: int, repeats: int = 15) -> dict[str, Figure]:
+    """Milliseconds of CPU time of ours and plain, alternating, and ours / plain within a repeat. Goal: at most 1."""
+    hidden, weight, targets = _inputs(num_tokens, vocab_size, hidden_size)
+    rounds = []
+    for _ in range(repeats + 1):
+        spent_ms = []
+        for way in (_chunked, _plain):
+            started_at = time.process_time()
+            torch.autograd.grad(way(hidden, weight, targets).sum(), (hidden, weight))
+            spent_ms.append(1e3 * (time.process_time() - started_at))
+        rounds.append(spent_ms)
+    ours, plain = zip(*rounds[1:], strict=True)  # the first is the warm-up
+    ratios = [one / other for one, other in zip(ours, plain, strict=True)]
+    return {"ours_ms": figure(list(ours)), "plain_ms": figure(list(plain)), "ratio": figure(ratios)}
 
 
 def measure_way(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, Any]:
@@ -56,18 +77,24 @@ def _measure_plain(num_tokens: int, vocab_size: int, hidden_size: int) -> dict[s
 
 def _run_here(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> None:
     before = _peak_bytes()
+    hidden, weight, targets = _inputs(num_tokens, vocab_size, hidden_size)
+    started_at = time.perf_counter()
+    nll = {"chunked": _chunked, "plain": _plain}[way](hidden, weight, targets)
+    nll.mean().backward()
+    elapsed_s = time.perf_counter() - started_at
+    figures = {"peak_gb": (_peak_bytes() - before) / 1e9, "elapsed_s": elapsed_s, "nll": nll.mean().item()}
+    print_content(json.dumps(figures))
+
+
+def _inputs(num_tokens: int, vocab_size: int, hidden_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, weight and targets."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (
         torch.empty(rows, hidden_size, dtype=torch.bfloat16).normal_(0, hidden_size**-0.25, generator=generator)
         for rows in (num_tokens, vocab_size)
     )
     targets = torch.randint(vocab_size, (num_tokens,), generator=generator)
-    started_at = time.perf_counter()
-    nll = {"chunked": _chunked, "plain": _plain}[way](hidden.requires_grad_(), weight.requires_grad_(), targets)
-    nll.mean().backward()
-    elapsed_s = time.perf_counter() - started_at
-    figures = {"peak_gb": (_peak_bytes() - before) / 1e9, "elapsed_s": elapsed_s, "nll": nll.mean().item()}
-    print_content(json.dumps(figures))
+    return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
 def _chunked(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:

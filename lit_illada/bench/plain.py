@@ -24,10 +24,15 @@ from lit_illada.model.transformer import Transformer
 from lit_illada.training.optim import build_optimizer
 
 
-def measure(repeats: int = 7, steps: int = 4) -> dict[str, Figure]:
+def measure(repeats: int = 7, steps: int = 4) -> dict[str, Any]:
+    """Figures of `measure_model` for the demo's model, and under its name for pico, the model of small sweeps."""
+    return {**measure_model("nano", repeats, steps), "pico": measure_model("pico", repeats, steps)}
+
+
+def measure_model(model: str, repeats: int, steps: int) -> dict[str, Figure]:
     """Tokens/s of both steps, which alternate, and the ratio ours / plain within a repeat. Goal: at least 1.3."""
     with TemporaryDirectory() as scratch:
-        config = load("pretrain", ["experiment=demo", f"data.dir={Path(scratch) / 'stdlib'}"])
+        config = load("pretrain", ["experiment=demo", f"model={model}", f"data.dir={Path(scratch) / 'stdlib'}"])
         prepare(config.data)
         ours, plain, batches = both(config, steps)
     num_tokens = sum(batch.input_ids.numel() for batch in batches)

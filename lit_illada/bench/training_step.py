@@ -21,7 +21,7 @@ from lit_illada.training.config.optim import OPTIMIZERS
 from lit_illada.training.config.parallel import ActivationCheckpointing
 from lit_illada.training.config.trainer import Precision
 from lit_illada.training.distributed.activation_checkpointing import checkpoint_activations
-from lit_illada.training.optim import build_optimizer
+from lit_illada.training.optim import JointOptimizer, build_optimizer
 
 # for models whose config leaves the vocabulary size to the tokenizer: the demo's, and that of larger models
 _VOCABULARIES = {"pico": 4096, "nano": 4096}
@@ -45,7 +45,7 @@ class Case:
     is_compiled: bool = False
     recomputation: ActivationCheckpointing = ActivationCheckpointing.none
     optimizer: str = "adamw"
-    """Key of OPTIMIZERS."""
+    """Key of OPTIMIZERS, or "torch-muon": torch's Muon, one matrix after another, instead of ours."""
 
     @property
     def name(self) -> str:
@@ -100,18 +100,22 @@ class TrainingStep:
                 layer.compile()
         mask_token_id = config.known_vocab_size - 1
         objective = DiffusionObjective(DiffusionObjectiveConfig(), mask_token_id, 0, case.num_rows)
-        optimizer = build_optimizer(model, OPTIMIZERS[case.optimizer]())
+        optimizer = _optimizer(model, case.optimizer)
         return cls(model, config, objective.to(device), optimizer, case.precision, device)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Runs a step; returns its loss, nats per counted token, detached."""
         loss = self.backward(batch)
+        self.update()
+        return loss
+
+    def update(self) -> None:
+        """Clips the gradients, runs the optimizer and clears the gradients."""
         with record_function("clip"):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
         with record_function("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return loss
 
     def backward(self, batch: TokenBatch) -> Tensor:
         """Runs forward and backward, leaving gradients on the parameters; returns the detached loss."""
@@ -132,6 +136,14 @@ class TrainingStep:
     def flops(self, batch: TokenBatch) -> int:
         """FLOPs of the last step, which must have used this batch; they depend on the number of masked tokens."""
         return training_flops(self.config, batch.layout, self.num_selected, copies=self.copies)
+
+
+def _optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
+    if name != "torch-muon":
+        return build_optimizer(model, OPTIMIZERS[name]())
+    joint = build_optimizer(model, OPTIMIZERS["muon"]())
+    matrices, *rest = joint.param_groups
+    return JointOptimizer([torch.optim.Muon([matrices]), torch.optim.AdamW(rest, fused=True)])
 
 
 def batches(case: Case, vocab_size: int, seed: int = 0) -> Iterator[TokenBatch]:
