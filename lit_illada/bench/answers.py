@@ -1,83 +1,176 @@
-"""Speed and accuracy of a fine-tuned run on its held-out problems.
+"""Speed and accuracy of a fine-tuned diffusion model on held-out problems, beside an autoregressive twin.
 
-Compares one token per step with threshold decoding and dual cache, and 32 prompts in a batch with single prompts.
+Without a run, the models of sweeps/loop_base are compared: the same transformer, fine-tuned on the same problems with
+either objective. Ways of decoding, each in batches of 1, 8 and 32 prompts:
+
+    plain           one token per denoising step
+    fast            threshold decoding with dual cache
+    autoregressive  the twin, token by token with a key-value cache
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lit_illada import build
-from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.figure import figure, now
 from lit_illada.checkpoints.hf import load_model
-from lit_illada.checkpoints.open import open_checkpoint
+from lit_illada.checkpoints.open import Checkpoint, load_sft, open_checkpoint
 from lit_illada.config import SFTConfig, load_file
 from lit_illada.data.sft_datamodule import Difficulty
+from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.evaluation.writer import Writer, Written
 from lit_illada.generation.cache import DualCache
+from lit_illada.generation.canvas import Commit
 from lit_illada.generation.commit_rules import Threshold
+from lit_illada.generation.config import GenerationConfig
+from lit_illada.generation.text import complete_batch
+from lit_illada.model.transformer import Transformer
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime.paths import sweeps_dir
+from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.training.config.trainer import Precision
 
+BATCHES = (1, 8, 32)
+_BATCHES_TIMED = 8  # batches of single prompts that are timed; more would only take longer
+_MAX_DEPTH = 3  # of the problems for loop_base, most of which both of its models solve
 
-def measure(run: Path, num_prompts: int = 32, repeats: int = 5) -> dict[str, Any]:
-    """Tokens/s and accuracy of each way of decoding, and ratios of tokens/s, in the precision and blocks of the run.
 
-    `plain` commits one token per step. Ways alternate within a repeat, and each ratio is taken within a repeat. Goals:
-    threshold decoding with dual cache at least 5 times plain decoding, both with single prompts and with an accuracy
-    lower by at most one percentage point; a batch at least 4 times single prompts.
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A model with a way of decoding."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    generation: GenerationConfig
+    is_bf16: bool
+
+    def write(self, prompts: Sequence[Sequence[int]], batch_prompts: int) -> "Written":
+        """Continues the prompts in batches of `batch_prompts` and measures it."""
+        device = self.model.lm_head_weight.device
+        texts, num_tokens, num_forwards, first_s = [], 0, 0, 0.0
+        started_at = now(device)
+        for first in range(0, len(prompts), batch_prompts):
+            batch = prompts[first : first + batch_prompts]
+            stopwatch = _FirstToken(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.is_bf16):
+                generation = complete_batch(
+                    self.model, self.tokenizer, batch, self.generation,
+                    row_numbers=range(first, first + len(batch)), on_commit=stopwatch,
+                )  # fmt: skip
+            texts += generation.texts()
+            # the EOS of a stopped response is a generated token
+            num_tokens += int(generation.num_tokens.sum() + generation.is_stopped.sum())
+            num_forwards += generation.num_forwards
+            first_s += stopwatch.elapsed_s * len(batch)
+        return Written(texts, num_tokens, num_forwards, now(device) - started_at, first_s / len(prompts))
+
+
+@dataclass(frozen=True)
+class Written:
+    """The continuations of all prompts."""
+
+    texts: list[list[int]]
+    num_tokens: int
+    num_forwards: int
+    elapsed_s: float
+    first_token_s: float
+    """Mean over the prompts, from the start of their batch until the first token of all its texts is final."""
+
+
+def measure(
+    run: Path | None = None, twin: Path | None = None, num_prompts: int = 32, repeats: int = 5
+) -> dict[str, Any]:
+    """Tokens/s, seconds to the first token, forwards per prompt and exact match of each way, and ratios of tokens/s.
+
+    run: a fine-tuned diffusion run; None: those of sweeps/loop_base, with their twin. twin: an autoregressive run
+    fine-tuned alike; None with a run: no twin. Everything runs in the precision and blocks of the run; ways alternate,
+    and ratios are taken within a repeat. Goals: fast at least 5 times plain, with an accuracy lower by at most one
+    percentage point; a batch of 32 at least 4 times single prompts.
     Raises UserError for a folder without a fine-tuned run, or a run whose data have no reference answers.
     """
-    config: SFTConfig = load_file("sft", RunFolder.open(run).config)
-    accelerator, precision = config.trainer.hardware()
-    checkpoint = open_checkpoint(run)
-    model = load_model(checkpoint.model, checkpoint.tensors, accelerator.device).eval()
+    if run is None:
+        run, twin = (sweeps_dir() / "loop_base" / name for name in ("diffusion", "autoregressive"))
+    config, checkpoint = _opened(run)
+    ways = _ways(config, checkpoint, None if twin is None else open_checkpoint(twin))
     datamodule = build.build_sft_datamodule(config, checkpoint.tokenizer)
     if Difficulty.EASY not in datamodule.difficulties:
         raise UserError(f"{run} was fine-tuned on data without reference answers: choose a run fine-tuned on problems")
     examples = datamodule.evaluation_examples(Difficulty.EASY, num_prompts)
     prompts = [example.prompt_ids for example in examples]
-    plain = replace(config.evaluation.generation, num_steps=None, tokens_per_step=1)
-    writer = Writer(model, checkpoint.tokenizer, plain, num_prompts, precision is Precision.bf16_mixed)
-    single = replace(writer, batch_prompts=1)
-    fast = replace(plain, commit_rule=Threshold(0.9), cache=DualCache())
-    ways = {
-        "plain": single,
-        "threshold_dual_cache": replace(single, generation=fast),
-        "plain_together": writer,
-        "threshold_dual_cache_together": replace(writer, generation=fast),
-    }
-    answers = {name: list(way.write(prompts)) for name, way in ways.items()}
+    figures: dict[str, Any] = {"threads": torch.get_num_threads()}
+    written = {name: way.write(prompts, len(prompts)) for name, way in ways.items()}  # also a warm-up
+    for name, one in written.items():
+        right = [datamodule.is_right(example, ids) for example, ids in zip(examples, one.texts, strict=True)]
+        figures[name] = {"exact_match": sum(right) / len(right)}
+    rates: dict[tuple[str, int], list[float]] = {}
+    for batch in BATCHES:
+        timed = prompts[: batch * _BATCHES_TIMED]
+        rounds = [{name: way.write(timed, batch) for name, way in ways.items()} for _ in range(repeats)]
+        for name in ways:
+            ones = [done[name] for done in rounds]
+            rates[name, batch] = [one.num_tokens / one.elapsed_s for one in ones]
+            figures[name][f"batch_{batch}"] = {
+                "tokens_per_s": figure(rates[name, batch]),
+                "first_token_ms": figure([1e3 * one.first_token_s for one in ones]),
+                "forwards_per_prompt": ones[0].num_forwards / len(timed),
+            }
+    return {**figures, "ratios": _ratios(rates, list(ways))}
 
-    def accuracy(written: list[Written]) -> float:
-        right = [datamodule.is_right(one, text.token_ids) for one, text in zip(examples, written, strict=True)]
-        return sum(right) / len(right)
 
-    def rate(name: str) -> Callable[[], Any]:
-        return lambda: list(ways[name].write(prompts))
+class _FirstToken:
+    """Measures the seconds until the first token of every row has been committed."""
 
-    runs = [{name: seconds(rate(name), accelerator.device) for name in ways} for _ in range(repeats)]
-    # the EOS of a stopped response is a generated token
-    num_tokens = {name: sum(len(one.token_ids) + one.is_stopped for one in answers[name]) for name in ways}
-    speeds = {
-        name: {
-            "tokens_per_s": figure([num_tokens[name] / run[name] for run in runs]),
-            "accuracy": accuracy(answers[name]),
-        }
-        for name in ways
-    }
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.started_at, self.elapsed_s = device, now(device), 0.0
+        self._is_written: torch.Tensor | None = None
 
-    def ratio(first: str, second: str) -> dict[str, float]:
-        return figure([num_tokens[first] / run[first] / (num_tokens[second] / run[second]) for run in runs])
+    def __call__(self, commit: Commit) -> None:
+        if self.elapsed_s:
+            return
+        is_now = commit.is_committed[:, commit.prompt_length]
+        self._is_written = is_now if self._is_written is None else self._is_written | is_now
+        if self._is_written.all():
+            self.elapsed_s = now(self.device) - self.started_at
 
-    return {
-        "threads": torch.get_num_threads(),
-        **speeds,
-        "fast_over_plain": ratio("threshold_dual_cache", "plain"),
-        "together_over_one_by_one": ratio("plain_together", "plain"),
-        "fast_together_over_one_by_one": ratio("threshold_dual_cache_together", "threshold_dual_cache"),
-    }
+
+def _opened(run: Path) -> tuple[SFTConfig, Checkpoint]:
+    """The config and checkpoint of a fine-tuned run, or of a converted folder of sweeps/loop_base."""
+    if run.parent != sweeps_dir() / "loop_base":
+        return load_file("sft", RunFolder.open(run).config), open_checkpoint(run)
+    overrides = read_yaml(sweeps_dir() / "scale" / "loops.yaml")["overrides"]["sft"]
+    return load_sft(run, [*overrides, f"sft_data.source.easy.max_depth={_MAX_DEPTH}"])
+
+
+def _ways(config: SFTConfig, checkpoint: Checkpoint, twin: Checkpoint | None) -> dict[str, Way]:
+    accelerator, precision = config.trainer.hardware()
+
+    def way(one: Checkpoint, generation: GenerationConfig) -> Way:
+        model = load_model(one.model, one.tensors, accelerator.device).eval()
+        return Way(model, one.tokenizer, generation, precision is Precision.bf16_mixed)
+
+    plain = way(checkpoint, replace(config.evaluation.generation, num_steps=None, tokens_per_step=1))
+    fast = replace(plain, generation=replace(plain.generation, commit_rule=Threshold(0.9), cache=DualCache()))
+    ways = {"plain": plain, "fast": fast}
+    if twin is None:
+        return ways
+    if not twin.model.is_causal:
+        raise UserError(f"--twin {twin.path}: a diffusion model; give an autoregressive run")
+    if twin.tokenizer.sha256 != checkpoint.tokenizer.sha256:
+        raise UserError(f"--twin {twin.path}: its tokenizer is not that of {checkpoint.path}")
+    return {**ways, "autoregressive": way(twin, GenerationConfig(max_new_tokens=plain.generation.max_new_tokens))}
+
+
+def _ratios(rates: Mapping[tuple[str, int], Sequence[float]], names: Sequence[str]) -> dict[str, Any]:
+    """Ratios of tokens/s of the ways in equal batches, and of batches to single prompts, within a repeat."""
+
+    def ratio(first: tuple[str, int], second: tuple[str, int]) -> dict[str, float]:
+        return figure([one / other for one, other in zip(rates[first], rates[second], strict=True)])
+
+    pairs = [("fast", "plain"), *((name, "autoregressive") for name in names[:2] if len(names) > 2)]
+    ways = {f"{a}_over_{b}_batch_{n}": ratio((a, n), (b, n)) for a, b in pairs for n in BATCHES}
+    single = {f"{name}_batch_{n}_over_1": ratio((name, n), (name, 1)) for name in names for n in BATCHES[1:]}
+    return ways | single

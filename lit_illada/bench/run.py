@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, plain, startup, step
+from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, peers, plain, startup, step
 from lit_illada.bench.figure import attempted
 from lit_illada.errors import UserError, unknown
 from lit_illada.run_folder import RunFolder
@@ -24,6 +24,7 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "loss": loss.measure,
     "loop": loop.measure,
     "generation": generation.measure,
+    "answers": answers.measure,
     "loops": loops.measure,
     "startup": startup.measure,
 }
@@ -35,16 +36,18 @@ def run(
     checkpoint: Path | None = None,
     profile: Path | None = None,
     is_dry_run: bool = False,
+    twin: Path | None = None,
 ) -> None:
     """Runs the named benchmarks, or all, and prints the figures, or why a benchmark could not run.
 
     json_file: file for the figures; None: none is written.
-    checkpoint: a fine-tuned run for the benchmark `answers`; None: that is skipped.
+    checkpoint: a fine-tuned run for the benchmark `answers`; None: the models of sweeps/loop_base.
     profile: folder for the trace and tables of a training step; None: no profile.
     is_dry_run: whether `gpu` runs at tiny sizes on the CPU.
+    twin: an autoregressive run fine-tuned like `checkpoint`; None: no twin.
     Raises UserError, after the last benchmark, if one of `names` did not run.
     """
-    benches = _chosen(names, checkpoint, profile, is_dry_run)
+    benches = _chosen(names, checkpoint, profile, is_dry_run, twin)
     machine, results = _machine(), {}
     console = Console()
     try:
@@ -61,14 +64,16 @@ def run(
 
 
 def _chosen(
-    names: Sequence[str], checkpoint: Path | None, profile: Path | None, is_dry_run: bool
+    names: Sequence[str], checkpoint: Path | None, profile: Path | None, is_dry_run: bool, twin: Path | None = None
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     benches = dict(BENCHES)
     if checkpoint is not None:
         RunFolder.open(checkpoint)  # fail early for a wrong folder
-        benches["answers"] = partial(answers.measure, checkpoint)
-    elif "answers" in names:
-        raise UserError("the benchmark 'answers' needs a fine-tuned run: --checkpoint RUN")
+        benches["answers"] = partial(answers.measure, checkpoint, twin)
+    elif twin is not None:
+        raise UserError(f"--twin {twin} is the twin of a run: give that run by --checkpoint RUN")
+    if "peers" in names:  # installs packages, so only by name
+        benches["peers"] = peers.measure
     if torch.cuda.is_available() or "gpu" in names:
         benches["gpu"] = partial(gpu.measure, is_dry_run=is_dry_run, profile=profile)
         if not names:
@@ -82,7 +87,7 @@ def _chosen(
             raise UserError("--profile applies to training steps: lit-illada bench step --profile FOLDER")
     for name in names:
         if name not in benches:
-            raise unknown("benchmark", name, [*benches, "gpu", "answers"])
+            raise unknown("benchmark", name, [*benches, "gpu", "peers"])
     return benches
 
 

@@ -119,6 +119,7 @@ Examples:
   lit-illada bench step --profile profile
   lit-illada bench gpu --dry-run
   lit-illada bench answers --checkpoint runs/sft-20260101-130000
+  lit-illada bench peers
 """
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
@@ -136,6 +137,12 @@ Examples:
     help="Fine-tuned run for `answers`, which measures speed and accuracy on its held-out problems.",
 )
 @click.option(
+    "--twin",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Autoregressive run fine-tuned like the run of --checkpoint, to measure beside it.",
+)
+@click.option(
     "--profile",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
@@ -144,16 +151,22 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Run `gpu` at tiny sizes on the CPU.")
 @guarded
 def bench(
-    names: tuple[str, ...], json_file: Path | None, checkpoint: Path | None, profile: Path | None, dry_run: bool
+    names: tuple[str, ...],
+    json_file: Path | None,
+    checkpoint: Path | None,
+    twin: Path | None,
+    profile: Path | None,
+    dry_run: bool,
 ) -> None:
     """Benchmark data loading, the training step, a plain reference step, the loss's memory, the training loop's
-    overhead, generation, loop detectors and start-up; `gpu` benchmarks everything that runs on a GPU.
+    overhead, generation, answers, loop detectors and start-up; `gpu` benchmarks everything that runs on a GPU, `peers`
+    compares with other libraries, which it installs in .venv-peers.
 
     Without NAME, all benchmarks run. Figures are medians with their spread; ratios come from alternating runs.
     """
     from lit_illada.bench.run import run
 
-    run(names, json_file, checkpoint, profile, dry_run)
+    run(names, json_file, checkpoint, profile, dry_run, twin)
 
 
 @click.command("completion", epilog="\b\nExample:\n  lit-illada completion bash >> ~/.bashrc\n")
