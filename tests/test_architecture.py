@@ -26,6 +26,9 @@ OPTIONAL = {
     "wandb",
     "math_verify",
     "reasoning_gym",
+    "litdata",
+    "streaming",
+    "transformers",
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_share" not in path.parts)
 
