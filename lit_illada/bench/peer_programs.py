@@ -146,11 +146,16 @@ def main(name: str, folder: str) -> None:
     """Prepares the program, and runs it once per line of the input."""
     torch.set_num_threads(1)
     run = PROGRAMS[name](Path(folder))
-    print("ready", flush=True)
+    _answer("ready")
     for _ in sys.stdin:
         started_at = time.perf_counter()
         run()
-        print(f"seconds {time.perf_counter() - started_at}", flush=True)
+        _answer(f"seconds {time.perf_counter() - started_at}")
+
+
+def _answer(line: str) -> None:
+    sys.stdout.buffer.write(f"{line}\n".encode())
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def _step(python: Path, folder: Path, case: Case, repeats: int) -> dict[str, Any
         "num_attention_heads": config.num_attention_heads,
         "max_position_embeddings": config.max_position_embeddings,
     }
-    arrays = {
+    arrays: dict[str, Any] = {
         "noisy_ids": torch.stack([one.noisy_ids for one in noisy]).numpy(),
         "labels": torch.stack(labels).numpy(),
         "sizes": np.array(json.dumps(sizes)),
@@ -130,7 +130,8 @@ def _program(python: Path, name: str, folder: Path) -> Iterator[Callable[[], flo
     """
     errors = folder / f"{name}.txt"
     process = subprocess.Popen(
-        [str(python), programs.__file__, name, str(folder)],
+        # -P: otherwise profile.py beside the program hides Python's own
+        [str(python), "-P", programs.__file__, name, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors.open("w"),
