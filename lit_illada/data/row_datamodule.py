@@ -138,6 +138,10 @@ class RowDataModule(L.LightningDataModule, ABC):
         """The number of the training row at a position of the stream, skipped rows excluded."""
         return row_at(position, self.skipped_rows)
 
+    def transfer_batch_to_device(self, batch: TokenBatch, device: torch.device, dataloader_idx: int) -> TokenBatch:
+        """Copy from pinned memory without waiting, which Lightning does only for plain tensors."""
+        return batch.to(device, non_blocking=device.type == "cuda")
+
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """The loader of the training rows from the current position on."""
         # fails before the first step if the batch is not divisible among the ranks

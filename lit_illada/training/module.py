@@ -73,10 +73,6 @@ class PretrainModule(RunModule):
         self.unigram_cross_entropy = unigram_cross_entropy
         self.curves = TrainingCurves()
 
-    def transfer_batch_to_device(self, batch: TokenBatch, device: torch.device, dataloader_idx: int) -> TokenBatch:
-        """Copy from pinned memory without waiting, which Lightning does only for plain tensors."""
-        return batch.to(device, non_blocking=device.type == "cuda")
-
     def training_step(self, batch: TokenBatch, batch_idx: int) -> dict[str, Any]:
         """Compute the loss of one micro-batch on this rank; `RunModule` says how it becomes the step's gradient.
 
