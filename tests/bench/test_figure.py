@@ -38,5 +38,5 @@ def test_both_steps_of_plain_benchmark_are_synchronised(waits, monkeypatch):
     batch = SimpleNamespace(input_ids=torch.zeros(2, 2))
     monkeypatch.setattr(plain, "prepare", lambda config: None)
     monkeypatch.setattr(plain, "both", lambda config, steps: (Step(), Step(), [batch]))
-    assert plain.measure(repeats=1, steps=1)["ratio"]["median"] > 0
+    assert plain.measure_model("nano", repeats=1, steps=1)["ratio"]["median"] > 0
     assert waits == ["waited", "worked", "waited"] * 4  # a warm-up of each, and a timing of each
