@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_illada.alignment.datamodule import AlignDataModule
+from lit_illada.alignment.held_out import HeldOut
 from lit_illada.alignment.module import AlignModule
 from lit_illada.alignment.prompts import check_lengths, preference_prompts, task_prompts
 from lit_illada.alignment.reward_worker import RewardWorker
@@ -146,11 +147,13 @@ def build_align_module(
         config.alignment,
         config.optim,
         prompt_at=datamodule.prompt_at,
-        held_out=datamodule.prompts.held_out,
         writer=write(config.generation),
-        held_out_writer=write(config.held_out_generation),
         rewards=RewardWorker(reward, config.task.check) if has_task else None,
-        verdicts=RewardWorker(verdict, config.task.check) if has_task else None,
+        held_out=HeldOut(
+            datamodule.prompts.held_out,
+            write(config.held_out_generation),
+            RewardWorker(verdict, config.task.check) if has_task else None,
+        ),
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         seed=config.seed,

@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from lit_illada.alignment.estimators import View
+from lit_illada.alignment.views import View
 from lit_illada.batch import Layout, Movable
 from lit_illada.errors import UserError
 from lit_illada.generation.trace import Trace

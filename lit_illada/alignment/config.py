@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lit_illada.alignment.advantages import ADVANTAGES, Advantage
-from lit_illada.alignment.estimators import ESTIMATORS, Estimator, EuboMix
+from lit_illada.alignment.estimators import ESTIMATORS, EuboMix
 from lit_illada.alignment.forms import FORMS, Anchor, Form
 from lit_illada.alignment.levels import Level
 from lit_illada.alignment.regularisers import REGULARISERS, NoRegulariser, Regulariser
 from lit_illada.alignment.rewards import RewardConfig
+from lit_illada.alignment.views import Estimator
 from lit_illada.errors import UserError, require
 from lit_illada.schema import choice, choice_name
 
@@ -76,6 +77,8 @@ class AlignmentConfig:
     """Whether tokens after the first stop token are scored; if not they are masked, as on the rollout's canvas."""
     temperature_in_score: bool = False
     """Score the policy that samples, with logits divided by the rollout's temperature; false: at temperature 1."""
+    recompute_views: bool = False
+    """Compute the views of the estimator again in the backward pass: memory does not grow with their number."""
     reference_every: int | None = None
     """Rollouts after which the reference becomes the current policy; null: it stays the initial policy."""
 

@@ -11,61 +11,20 @@ L scored tokens of a sequence, k masked ones.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from lit_illada.errors import UserError, require
+from lit_illada.alignment.trajectories import LeftToRight, StepMerge, Trajectory
+from lit_illada.alignment.views import Estimator, View, masked_context, ones
+from lit_illada.errors import require
 from lit_illada.runtime.lazy import Tensor, torch
 
 if TYPE_CHECKING:
     from lit_illada.alignment.completions import Completions
     from lit_illada.alignment.noise import MaskNoise
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """A masked state of all sequences, and the tokens that are scored in it."""
-
-    is_masked: Tensor
-    """(S, W) bool, tokens that the model does not see."""
-    is_selected: Tensor
-    """(S, W) bool, masked tokens to score."""
-    weight: Tensor
-    """(S, W) or (S, 1) float64, factor on log p of the selected tokens."""
-    draw: int = 0
-    """Draw to which the view belongs; the views of one draw make a complete estimate."""
-    last_block: Tensor | None = None
-    """(S,) int64, last block that exists in this state; None: the whole canvas."""
-
-
-@dataclass(frozen=True)
-class Estimator(ABC):
-    """Views of completions."""
-
-    needs_steps: ClassVar[bool] = False
-    """Whether the states come from the rollout's trace."""
-    is_random: ClassVar[bool] = True
-    """Whether the masks of a completion are drawn."""
-
-    @abstractmethod
-    def num_views(self, completions: Completions) -> int:
-        """Forward passes per scoring. All ranks must run equally many: pass the largest number to `score`."""
-
-    @abstractmethod
-    def views(self, completions: Completions, noise: MaskNoise, masked_prompt: float) -> Iterator[View]:
-        """The views, `num_views` of them.
-
-        masked_prompt: probability to mask a visible token of the context, which is the prompt, and for estimators by
-        blocks the earlier blocks too.
-        """
-
-    def upper(self, log_prob_NSW: Tensor, weight_NSW: Tensor, is_selected_NSW: Tensor) -> Tensor | None:
-        """(S, W) scores for completions of negative advantage; None: the same as for the others."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -81,8 +40,8 @@ class MeanField(Estimator):
         return 1
 
     def views(self, completions: Completions, noise: MaskNoise, masked_prompt: float) -> Iterator[View]:
-        is_masked = completions.is_canvas | _masked_prompt(completions, noise, 0, masked_prompt)
-        yield View(is_masked, completions.is_scored, _one(completions))
+        is_masked = completions.is_canvas | masked_context(completions, noise, 0, masked_prompt)
+        yield View(is_masked, completions.is_scored, ones(completions))
 
 
 @dataclass(frozen=True)
@@ -131,7 +90,7 @@ class Coupled(Estimator):
         for draw in range(self.num_pairs):
             k_S = (_uniform(noise, draw, self.num_pairs) * (length_S + 1)).long().clamp(max=length_S)
             first_SW = noise.exactly(k_S, completions.is_scored, draw)
-            prompt_SW = _masked_prompt(completions, noise, draw, masked_prompt)
+            prompt_SW = masked_context(completions, noise, draw, masked_prompt)
             for part_SW, part_k_S in ((first_SW, k_S), (completions.is_scored & ~first_SW, length_S - k_S)):
                 weight_S = (length_S + 1) / (2 * part_k_S.clamp(min=1).double())
                 yield View(part_SW | _tail(completions) | prompt_SW, part_SW, weight_S[:, None], draw)
@@ -159,8 +118,8 @@ class CoupledFull(Estimator):
         return 3
 
     def views(self, completions: Completions, noise: MaskNoise, masked_prompt: float) -> Iterator[View]:
-        prompt_SW = _masked_prompt(completions, noise, 0, masked_prompt)
-        yield View(completions.is_canvas | prompt_SW, completions.is_scored, _one(completions) / 2)
+        prompt_SW = masked_context(completions, noise, 0, masked_prompt)
+        yield View(completions.is_canvas | prompt_SW, completions.is_scored, ones(completions) / 2)
         masks = noise.complementary(self.low, self.high, completions.is_scored, 0)
         halves = zip(masks.is_masked.chunk(2), masks.mask_ratio.chunk(2), strict=True)
         for part_SW, ratio_S in halves:
@@ -272,83 +231,6 @@ class EuboMix(Estimator):
         return self.mix * upper_SW + (1 - self.mix) * lower_SW
 
 
-@dataclass(frozen=True)
-class Trajectory(Estimator):
-    """Each token in the state in which the rollout committed it. CJ-GRPO, arXiv 2509.23924; TraceRL, 2509.06949.
-
-    Exact for the token part of the sampler's policy with shrink = 1, no cache and no guidance: the probability of the
-    tokens given the order of positions. The probability of the order is left out.
-    """
-
-    shrink: int = 1
-    """Steps merged into one state, that before the first of them; above 1 an approximation with fewer passes."""
-    needs_steps: ClassVar[bool] = True
-    is_random: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        require(self.shrink >= 1, "alignment.estimator.shrink", self.shrink, "1 or more")
-
-    def num_views(self, completions: Completions) -> int:
-        return int(self.segments(completions)[completions.is_scored].max()) + 1 if completions.is_scored.any() else 1
-
-    def views(self, completions: Completions, noise: MaskNoise, masked_prompt: float) -> Iterator[View]:
-        segment_SW = self.segments(completions)
-        prompt_SW = _masked_prompt(completions, noise, 0, masked_prompt)
-        for segment in range(self.num_views(completions)):
-            selected_SW = completions.is_scored & (segment_SW == segment)
-            is_masked = (completions.is_canvas & (segment_SW >= segment)) | prompt_SW
-            last_block_S = None if completions.blocks is None else (completions.blocks * selected_SW).amax(1)
-            yield View(is_masked, selected_SW, _one(completions), last_block=last_block_S)
-
-    def segments(self, completions: Completions) -> Tensor:
-        """(S, W) int64: state of each token, from 0; −1 before the first scored one."""
-        return self.merge(*_ranks(completions))
-
-    def merge(self, rank_SW: Tensor, num_steps_S: Tensor) -> Tensor:
-        """(S, W) int64: the segments of ranked steps."""
-        return rank_SW.div(self.shrink, rounding_mode="floor")
-
-
-@dataclass(frozen=True)
-class StepMerge(Trajectory):
-    """As `trajectory`, with the steps divided into num_segments parts of equal length. d2, arXiv 2509.21474.
-
-    Bias: tokens are scored in the state before the first step of their part. One part is `mean_field`, as many as steps
-    are exact. Steps that commit only unscored tokens are not counted; such tokens are visible once committed.
-    """
-
-    num_segments: int = 16
-    """Parts, one pass each."""
-
-    def __post_init__(self) -> None:
-        require(self.num_segments >= 1, "alignment.estimator.num_segments", self.num_segments, "1 or more")
-        require(self.shrink == 1, "alignment.estimator.shrink", self.shrink, "1 with step_merge")
-
-    def merge(self, rank_SW: Tensor, num_steps_S: Tensor) -> Tensor:
-        steps_S1 = num_steps_S[:, None].clamp(min=1)
-        return (rank_SW * steps_S1.clamp(max=self.num_segments)).div(steps_S1, rounding_mode="floor")
-
-
-@dataclass(frozen=True)
-class LeftToRight(Estimator):
-    """log p(y_i | earlier tokens, later ones masked): an exact chain rule, L passes. JustGRPO, arXiv 2601.15165.
-
-    Exact for a rollout with block length 1 on a fixed canvas; otherwise the likelihood of another policy.
-    """
-
-    is_random: ClassVar[bool] = False
-
-    def num_views(self, completions: Completions) -> int:
-        return max(int(completions.num_scored.max()), 1)
-
-    def views(self, completions: Completions, noise: MaskNoise, masked_prompt: float) -> Iterator[View]:
-        rank_SW = completions.is_scored.cumsum(1) - 1
-        prompt_SW = _masked_prompt(completions, noise, 0, masked_prompt)
-        for index in range(self.num_views(completions)):
-            is_masked = completions.is_canvas & ((rank_SW >= index) | ~completions.is_scored)
-            yield View(is_masked | prompt_SW, completions.is_scored & (rank_SW == index), _one(completions))
-
-
 ESTIMATORS: dict[str, type[Estimator]] = {
     "mean_field": MeanField,
     "elbo": Elbo,
@@ -377,7 +259,7 @@ def _exactly_k(
     shared_draw: draw to which the view belongs; None: that of its noise.
     """
     part_SW = noise.exactly(k_S, completions.is_scored, draw)
-    is_masked = part_SW | _tail(completions) | _masked_prompt(completions, noise, draw, masked_prompt)
+    is_masked = part_SW | _tail(completions) | masked_context(completions, noise, draw, masked_prompt)
     weight_S = factor * completions.num_scored / k_S.clamp(min=1).double()
     return View(is_masked, part_SW, weight_S[:, None], draw if shared_draw is None else shared_draw)
 
@@ -391,31 +273,3 @@ def _uniform(noise: MaskNoise, draw: int, num_strata: int) -> Tensor:
 def _tail(completions: Completions) -> Tensor:
     """(S, W) bool: tokens of the canvas that are not scored."""
     return completions.is_canvas & ~completions.is_scored
-
-
-def _masked_prompt(completions: Completions, noise: MaskNoise, draw: int, probability: float) -> Tensor:
-    if probability == 0:
-        return torch.zeros_like(completions.is_prompt)
-    return completions.is_prompt & (noise.context(draw) < probability)
-
-
-def _one(completions: Completions) -> Tensor:
-    """(S, 1) float64 ones."""
-    return torch.ones(len(completions), 1, dtype=torch.float64, device=completions.ids.device)
-
-
-def _ranks(completions: Completions) -> tuple[Tensor, Tensor]:
-    """((S, W) int64 number of scored steps up to each token's step, minus 1; (S,) int64 number of scored steps).
-
-    A scored step is one that commits a scored token.
-    """
-    if completions.steps is None:
-        raise UserError(
-            "alignment.estimator scores the states of the rollout, which are unknown: the completions have no trace, "
-            "or the rollout masks tokens again; set generation/remask=none, or choose another estimator"
-        )
-    steps_SW = completions.steps
-    num_steps = int(steps_SW.max()) + 1
-    is_scored_ST = torch.zeros(len(steps_SW), num_steps, dtype=torch.int64, device=steps_SW.device)
-    is_scored_ST.scatter_reduce_(1, steps_SW, completions.is_scored.long(), "amax")
-    return is_scored_ST.cumsum(1).gather(1, steps_SW) - 1, is_scored_ST.sum(1)

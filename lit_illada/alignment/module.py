@@ -21,24 +21,20 @@ from lit_illada.alignment.advantages import is_mixed
 from lit_illada.alignment.completions import Completions
 from lit_illada.alignment.config import AlignmentConfig
 from lit_illada.alignment.datamodule import CompletionBatch, HeldOutBatch
-from lit_illada.alignment.estimators import Estimator, Trajectory
-from lit_illada.alignment.figures import (
-    UpdateCurves,
-    held_out_figures,
-    rollout_figures,
-    rollout_table,
-    sample_table,
-)
+from lit_illada.alignment.figures import UpdateCurves, rollout_figures, rollout_table
+from lit_illada.alignment.flat import FlatRollouts
 from lit_illada.alignment.forms import Anchor
 from lit_illada.alignment.gather import gather_rows
+from lit_illada.alignment.held_out import HeldOut
 from lit_illada.alignment.loss import Frozen, mismatch, policy_loss
 from lit_illada.alignment.passes import UPDATE, Passes
 from lit_illada.alignment.prompts import Prompt
 from lit_illada.alignment.reference import Reference
 from lit_illada.alignment.reward_worker import Rewards, RewardWorker
-from lit_illada.alignment.rollout import Rollout, Sample, Writer
+from lit_illada.alignment.rollout import Rollout, Sample, Writer, map_tensors
 from lit_illada.alignment.scores import Scores, completions_noise, rollout_policy, score
-from lit_illada.errors import UserError
+from lit_illada.alignment.trajectories import Trajectory
+from lit_illada.alignment.views import Estimator
 from lit_illada.model.transformer import Transformer
 from lit_illada.scoring.likelihood import ScoreFn
 from lit_illada.training.config.optim import OptimConfig
@@ -50,7 +46,6 @@ from lit_illada.training.user_trainer import check_batch
 log = logging.getLogger(__name__)
 
 _NUM_MISMATCH = 4  # held-out completions whose trajectory is scored again
-_FLAT_ROLLOUTS = 10  # consecutive rollouts without a gradient that end the run
 
 
 class AlignModule(RunModule):
@@ -69,11 +64,9 @@ class AlignModule(RunModule):
         optim: OptimConfig,
         *,
         prompt_at: Callable[[int], Prompt],
-        held_out: Sequence[Prompt],
         writer: Writer,
-        held_out_writer: Writer,
         rewards: RewardWorker | None,
-        verdicts: RewardWorker | None,
+        held_out: HeldOut,
         mask_token_id: int,
         eos_token_id: int,
         seed: int,
@@ -88,10 +81,9 @@ class AlignModule(RunModule):
         """
         Args:
             prompt_at: the training prompt at a position of the stream.
-            held_out: prompts of the validation.
-            writer, held_out_writer: sample the completions of training and of the validation.
+            writer: samples the completions of training.
             rewards: computes the rewards; None: preference pairs.
-            verdicts: computes the term `correct` of held-out completions; None: preference pairs.
+            held_out: prompts of the validation.
             seed: of the masks.
             micro_batch_rows: completions per forward pass where a frozen policy is scored.
             num_adapters: parameters of the adapters where only those are trained; None: all weights are.
@@ -102,11 +94,9 @@ class AlignModule(RunModule):
         )
         self.config = config
         self.prompt_at = prompt_at
-        self.held_out = held_out
         self.writer = writer
-        self.held_out_writer = held_out_writer
         self.rewards = rewards
-        self.verdicts = verdicts
+        self.held_out = held_out
         self.mask_token_id = mask_token_id
         self.eos_token_id = eos_token_id
         self.seed = seed
@@ -117,22 +107,13 @@ class AlignModule(RunModule):
         if shard is None:
             self._make_reference()
         self.rollout: Rollout | None = None
-        self.rollout_step = 0
-        """Optimizer steps before the last rollout."""
-        self.samples: list[Sample] = []
-        """Completions of the last rollout on this rank."""
-        self.sampled: Rewards | None = None
-        """Rewards of `samples`; None: preference pairs."""
-        self.held_out_samples: list[tuple[int, Sample, bool]] = []
-        """Index, completion and correctness of this rank's held-out prompts, of the last validation."""
-        self.first_correct: list[bool] | None = None
-        """Whether each held-out problem was solved at the start of the run."""
-        self.on_phase: Callable[[str], None] = lambda phase: None
-        """Called when a phase begins, for the progress bar."""
+        self.rollout_step = 0  # optimizer steps before the last rollout
+        self.samples: list[Sample] = []  # completions of the last rollout on this rank
+        self.sampled: Rewards | None = None  # rewards of `samples`; None: preference pairs
+        self.on_phase: Callable[[str], None] = lambda phase: None  # called when a phase begins, for the progress bar
         self._num_completions = 0  # sampled on this rank
-        self._num_flat = 0  # consecutive rollouts in which no group has unequal rewards
+        self._flat = FlatRollouts()
         self._flops_before = 0.0
-        self._tables: list[dict[str, Tensor]] = []
         self._mismatch: Tensor | None = None
 
     def configure_model(self) -> None:
@@ -215,6 +196,7 @@ class AlignModule(RunModule):
             self.mask_token_id,
             masked_prompt=self.config.masked_prompt,
             num_views=num_views,
+            recompute=self.config.recompute_views and torch.is_grad_enabled(),
         )
 
     @property
@@ -256,7 +238,9 @@ class AlignModule(RunModule):
         table = {name: self._gathered(values) for name, values in rollout_table(self.samples, self.sampled).items()}
         figures = rollout_figures(table, group_size)
         publish(self, figures)
-        self._observe_flat(figures, table)
+        self._flat.observe(
+            figures["rollout/flat_groups"], table["reward"], self.global_step, self.trainer.is_global_zero
+        )
         reward_PG = torch.tensor(self.sampled.total, dtype=torch.float64).view(-1, group_size)
         is_counted_P = is_mixed(reward_PG) | (not self.config.only_mixed_groups)
         return Rollout(
@@ -266,7 +250,7 @@ class AlignModule(RunModule):
         )
 
     def _of_pairs(self, prompts: Sequence[Prompt], numbers: Sequence[int]) -> Rollout:
-        answers = [answer for prompt in prompts for answer in _given(prompt)]
+        answers = [answer for prompt in prompts for answer in prompt.pair]
         repeated = [prompt.ids for prompt in prompts for _ in range(2)]
         advantage = torch.tensor([1.0, -1.0] * len(prompts), dtype=torch.float64)
         completions = Completions.of_texts(repeated, answers, numbers, self.eos_token_id)
@@ -292,26 +276,6 @@ class AlignModule(RunModule):
         indices = torch.arange(len(rollout.completions), device=self.device).split(self.micro_batch_rows)
         return Scores.join([self._score(rollout.completions.select(index), self._masks(number)) for index in indices])
 
-    def _observe_flat(self, figures: dict[str, float], table: dict[str, Tensor]) -> None:
-        """Report rollouts whose groups all have equal rewards: at the start at once, and end a run of only those."""
-        if figures["rollout/flat_groups"] < 1:
-            self._num_flat = 0
-            return
-        self._num_flat += 1
-        reward = table["reward"]
-        same = f"reward {reward[0]:g}" if bool((reward == reward[0]).all()) else "equal rewards within every group"
-        message = (
-            f"step {self.global_step}: all {len(reward)} completions have {same}, so the rewards give no gradient: "
-            "choose easier or harder problems (task, problems.difficulties), a reward with partial credit "
-            "(alignment.reward.terms), or raise alignment.group_size, prompts_per_step or generation.temperature"
-        )
-        if self._num_flat >= _FLAT_ROLLOUTS:
-            raise UserError(
-                f"{_FLAT_ROLLOUTS} rollouts in a row were without effect. {message[0].upper()}{message[1:]}"
-            )
-        if self.trainer.is_global_zero and self._num_flat == 1:
-            log.warning("%s", message)
-
     def _publish_passes(self) -> None:
         """Log passes per completion by phase and FLOPs, over the finished rollouts."""
         if not self._num_completions:
@@ -327,34 +291,24 @@ class AlignModule(RunModule):
     # ---- validation
 
     def on_validation_epoch_start(self) -> None:
-        self.held_out_samples, self._tables, self._mismatch = [], [], None
+        self.held_out.begin()
+        self._mismatch = None
 
     @torch.no_grad()
     def validation_step(self, batch: HeldOutBatch, batch_idx: int) -> None:
         """Answer held-out problems, or compare the likelihoods of held-out pairs."""
-        if self.verdicts is None:
-            self._tables.append(self._compare_pairs(batch.index))
+        if self.held_out.verdicts is None:
+            self.held_out.add_table(self._compare_pairs(batch.index))
             return
-        prompts = [self.held_out[index] for index in batch.index]
         with self._whole_weights(), self.passes.phase("held_out"):
-            samples = self.held_out_writer.write(self._transformer, prompts, batch.index)
+            samples = self.held_out.write(self._transformer, batch.index)
             if batch_idx == 0:
                 self._mismatch = self._mismatch_of(samples[:_NUM_MISMATCH])
-        verdicts = self.verdicts([sample.answered for sample in samples]).by_term["correct"]
-        correct = [value == 1.0 for value in verdicts]
-        self.held_out_samples += zip(batch.index, samples, correct, strict=True)
-        columns = {"index": batch.index, "correct": correct}
-        table = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
-        self._tables.append(table | sample_table(samples))
+        self.held_out.add(batch.index, samples)
 
     def on_validation_epoch_end(self) -> None:
         self.validated_at = self.global_step
-        table = {name: self._gathered(torch.cat([each[name] for each in self._tables])) for name in self._tables[0]}
-        order = {int(index): place for place, index in enumerate(table["index"].tolist())}  # without repetitions
-        table = {name: values[[order[index] for index in sorted(order)]] for name, values in table.items()}
-        figures = held_out_figures(table, self.first_correct)
-        if self.first_correct is None:
-            self.first_correct = table["correct"].bool().tolist()
+        figures = self.held_out.figures(self._gathered)
         if self._mismatch is not None:
             total, count = self._sum_over_ranks(self._mismatch).tolist()
             figures |= {"val/mismatch": total / count} if count else {}
@@ -364,7 +318,7 @@ class AlignModule(RunModule):
 
     def _compare_pairs(self, index: list[int]) -> dict[str, Tensor]:
         """Whether the chosen answer of each held-out pair gained more likelihood over the reference than the other."""
-        prompts = [self.held_out[each] for each in index]
+        prompts = [self.held_out.prompts[each] for each in index]
         numbers = [-1 - 2 * each - member for each in index for member in (0, 1)]  # no training completion has these
         completions = self._of_pairs(prompts, numbers).completions.to(self.device)
         assert self.reference is not None
@@ -381,7 +335,7 @@ class AlignModule(RunModule):
         0 unless caches, guidance or controls make the sampler another policy than the model. Nothing is counted where
         the sampler masks tokens again.
         """
-        completions = self.held_out_writer.completions(samples, range(len(samples)), False).to(self.device)
+        completions = self.held_out.writer.completions(samples, range(len(samples)), False).to(self.device)
         if completions.steps is None:
             return torch.zeros(2, dtype=torch.float64, device=self.device)
         policy, noise = rollout_policy(self.model, 1.0, self.mask_token_id), completions_noise(completions, 0, 0)
@@ -389,7 +343,7 @@ class AlignModule(RunModule):
         return mismatch(score(estimator, completions, policy, noise, self.mask_token_id), completions)
 
     def teardown(self, stage: str) -> None:
-        for worker in (self.rewards, self.verdicts):
+        for worker in (self.rewards, self.held_out.verdicts):
             if worker is not None:
                 worker.close()
 
@@ -399,24 +353,24 @@ class AlignModule(RunModule):
         super().on_save_checkpoint(checkpoint)
         is_within = self.rollout is not None and self.global_step % self.config.updates != 0
         checkpoint["alignment"] = {
-            "rollout": _mapped(self.rollout.state_dict(), self._gathered) if is_within and self.rollout else None,
-            "first_correct": self.first_correct,
+            "rollout": map_tensors(self.rollout.state_dict(), self._gathered) if is_within and self.rollout else None,
+            "first_correct": self.held_out.first_correct,
             "passes": self.passes.state_dict(),
             "num_completions": self._num_completions,
-            "num_flat": self._num_flat,
+            "num_flat": self._flat.num,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["alignment"]
-        self.first_correct = state["first_correct"]
+        self.held_out.first_correct = state["first_correct"]
         self.passes.load_state_dict(state["passes"])
         self._flops_before = self.passes.total_flops
-        self._num_completions, self._num_flat = state["num_completions"], state["num_flat"]
+        self._num_completions, self._flat.num = state["num_completions"], state["num_flat"]
         if state["rollout"] is not None:
             own = self.batch_rows // num_data_ranks(self.trainer)
             rank = self._data_rank
-            rollout = _mapped(state["rollout"], lambda rows: rows[rank * own : (rank + 1) * own])
+            rollout = map_tensors(state["rollout"], lambda rows: rows[rank * own : (rank + 1) * own])
             self.rollout = Rollout.of_state(rollout)
 
     # ---- ranks
@@ -445,19 +399,3 @@ class AlignModule(RunModule):
 
     def _largest(self, value: int) -> int:
         return int(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), self._data_group, "max"))
-
-
-def _given(prompt: Prompt) -> tuple[list[int], list[int]]:
-    assert prompt.answers is not None, "a preference pair"
-    return prompt.answers
-
-
-def _mapped(state: dict[Any, Any], change: Callable[[Tensor], Tensor]) -> dict[Any, Any]:
-    """The nested dicts with every tensor changed."""
-    changed: dict[Any, Any] = {}
-    for name, value in state.items():
-        if isinstance(value, dict):
-            changed[name] = _mapped(value, change)
-        else:
-            changed[name] = change(value) if isinstance(value, Tensor) else value
-    return changed

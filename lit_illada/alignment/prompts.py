@@ -27,6 +27,12 @@ class Prompt:
     answers: tuple[list[int], list[int]] | None = None
     """(chosen, rejected) tokens, EOS included; None: a problem."""
 
+    @property
+    def pair(self) -> tuple[list[int], list[int]]:
+        """The two answers of a preference pair."""
+        assert self.answers is not None, "a preference pair"
+        return self.answers
+
 
 @dataclass(frozen=True)
 class Prompts:

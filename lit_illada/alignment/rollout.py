@@ -5,7 +5,7 @@ the whole run; so neither the micro-batch nor the number of ranks nor a resume c
 G of each prompt, W tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -160,6 +160,17 @@ class Rollout:
         """The inverse of `state_dict`."""
         old, ref = ({number: _scores(each) for number, each in state[name].items()} for name in ("old", "ref"))
         return cls(Completions(**state["completions"]), state["advantage"], state["is_counted"], old, ref)
+
+
+def map_tensors(state: dict[Any, Any], change: Callable[[Tensor], Tensor]) -> dict[Any, Any]:
+    """The nested dicts with every tensor changed."""
+    changed: dict[Any, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            changed[name] = map_tensors(value, change)
+        else:
+            changed[name] = change(value) if isinstance(value, Tensor) else value
+    return changed
 
 
 def _state(scores: Scores) -> dict[str, Any]:

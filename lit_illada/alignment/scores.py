@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lit_illada.alignment.completions import Completions, model_rows
-from lit_illada.alignment.estimators import Estimator, View
 from lit_illada.alignment.noise import MaskNoise
+from lit_illada.alignment.views import Estimator, View
 from lit_illada.batch import Layout, Movable, TokenScores
 from lit_illada.scoring.likelihood import ScoreFn
 from lit_illada.scoring.model import LayoutLogitsFn

@@ -61,12 +61,12 @@ class ShowCompletions(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, AlignModule)
         step = trainer.global_step
-        if not trainer.is_global_zero or not pl_module.held_out_samples:
+        if not trainer.is_global_zero or not pl_module.held_out.samples:
             return
         with open_to_append(self._answers) as file:
-            for index, sample, is_right in pl_module.held_out_samples:
+            for index, sample, is_right in pl_module.held_out.samples:
                 file.write(json.dumps(_record(step, index, sample, is_right), ensure_ascii=False) + "\n")
-        for index, sample, is_right in pl_module.held_out_samples[:_NUM_SHOWN]:
+        for index, sample, is_right in pl_module.held_out.samples[:_NUM_SHOWN]:
             text = f"{sample.answered.text}\n({'right' if is_right else 'wrong'})"
             add_completion(trainer.loggers, f"answers/problem_{index}", sample.prompt.text, text, step)
 

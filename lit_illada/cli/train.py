@@ -74,13 +74,7 @@ def sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]
     Without files it trains on generated chained arithmetic. Every validation checks the answers to held-out problems,
     both as easy as the training problems and harder.
     """
-    if resume is not None and checkpoint is not None:
-        # with --resume there is no checkpoint: click took the first override for it
-        checkpoint, overrides = None, (str(checkpoint), *overrides)
-    if resume is not None:
-        refuse_resume_early("sft", resume, overrides)
-    elif checkpoint is not None:
-        refuse_early("sft", overrides, checkpoint)
+    checkpoint, overrides = _checked("sft", checkpoint, resume, overrides)
     from lit_illada.commands.sft import run
 
     run(checkpoint, overrides, resume)
@@ -115,13 +109,21 @@ def align(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ..
     accuracy on held-out problems, paired with the start. The problems should be solved sometimes: completions that are
     all right or all wrong teach nothing.
     """
-    if resume is not None and checkpoint is not None:
-        # with --resume there is no checkpoint: click took the first override for it
-        checkpoint, overrides = None, (str(checkpoint), *overrides)
-    if resume is not None:
-        refuse_resume_early("align", resume, overrides)
-    elif checkpoint is not None:
-        refuse_early("align", overrides, checkpoint)
+    checkpoint, overrides = _checked("align", checkpoint, resume, overrides)
     from lit_illada.commands.align import run
 
     run(checkpoint, overrides, resume)
+
+
+def _checked(
+    command: str, checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Return checkpoint and overrides of a run that starts from a checkpoint. Raises UserError early for mistakes."""
+    if resume is not None:
+        # with --resume there is no checkpoint: click took the first override for it
+        overrides = overrides if checkpoint is None else (str(checkpoint), *overrides)
+        refuse_resume_early(command, resume, overrides)
+        return None, overrides
+    if checkpoint is not None:
+        refuse_early(command, overrides, checkpoint)
+    return checkpoint, overrides

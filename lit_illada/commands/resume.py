@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_illada.alignment.datamodule import AlignDataModule
-from lit_illada.checkpoints.open import open_checkpoint
+from lit_illada.checkpoints.open import Checkpoint, open_checkpoint
 from lit_illada.config import AlignConfig, PretrainConfig, RunConfig, SFTConfig, load_file
 from lit_illada.data.row_datamodule import RowDataModule
+from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime import ranks
@@ -48,6 +49,29 @@ def open_run(command: str, path: Path, overrides: Sequence[str]) -> tuple[Any, R
     if checkpoint is not None:
         _check_same_run(config, folder, checkpoint)
     return config, folder, checkpoint
+
+
+def open_tuning(
+    command: str,
+    base: Path | None,
+    overrides: Sequence[str],
+    resume: Path | None,
+    load: Callable[[Path, Sequence[str]], tuple[Any, Checkpoint]],
+) -> tuple[Any, RunFolder | None, Path | Checkpoint, Tokenizer]:
+    """Start a run from the checkpoint `base`, by `load`, or resume one.
+
+    Returns its config, its folder (None: a new run), the checkpoint to continue from, and its tokenizer. Raises
+    UserError as `load` and `open_run` do, and where neither checkpoint nor run is given.
+    """
+    if resume is not None:
+        config, folder, start = open_run(command, resume, overrides)
+        tokenizer = Tokenizer.load(folder.tokenizer)
+        return config, folder, start or open_checkpoint(Path(config.init_from)), tokenizer
+    if base is None:
+        verb = {"sft": "fine-tune"}.get(command, command)
+        raise UserError(f"nothing to {verb}: give a checkpoint, or --resume RUN")
+    config, opened = load(base, overrides)
+    return config, None, opened, opened.tokenizer
 
 
 def _check_same_run(config: RunConfig, folder: RunFolder, checkpoint: Path) -> None:

@@ -1,7 +1,7 @@
 """Imports torch at its first use.
 
 Config dataclasses contain mathematics (a mask-ratio density, a loss weight, a commit rule), but importing torch takes
-seconds, and a command that only reads or rejects a config should answer at once. Modules that `config.py` imports
+seconds, and a command that only reads or rejects a config should answer at once. Modules that `config` imports
 write `from lit_illada.runtime.lazy import Tensor, torch` with `from __future__ import annotations` and use both as
 usual; at run time `Tensor` serves annotations only.
 """

@@ -43,7 +43,7 @@ class ForkedRun:
         self._server = server
 
     def poll(self) -> int | None:
-        """Return the exit status, negative for a signal, or None while the run goes on."""
+        """Return the exit status, negative for a signal, or None while the run is active."""
         if self.returncode is None:
             self.returncode = self._server.status_of(self.pid)
         return self.returncode

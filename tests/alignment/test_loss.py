@@ -11,12 +11,13 @@ import torch
 from lit_illada.alignment.advantages import ADVANTAGES, Centred, LeaveOneOut
 from lit_illada.alignment.completions import Completions
 from lit_illada.alignment.config import AlignmentConfig, Normaliser
-from lit_illada.alignment.estimators import ESTIMATORS, Elbo, LeftToRight, MeanField, Trajectory
+from lit_illada.alignment.estimators import ESTIMATORS, Elbo, MeanField
 from lit_illada.alignment.forms import Clip, ClipAlways, Dpo, LinearBound, Reinforce
 from lit_illada.alignment.levels import Level, Units
 from lit_illada.alignment.loss import Frozen, mismatch, policy_loss
 from lit_illada.alignment.regularisers import KlEstimate, KlOld, KlRef
 from lit_illada.alignment.scores import rollout_policy
+from lit_illada.alignment.trajectories import LeftToRight, Trajectory
 from lit_illada.errors import UserError
 from lit_illada.generation.trace import Trace
 

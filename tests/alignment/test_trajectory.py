@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lit_illada.alignment.completions import Completions
-from lit_illada.alignment.estimators import LeftToRight, MeanField, StepMerge, Trajectory
+from lit_illada.alignment.estimators import MeanField
 from lit_illada.alignment.scores import completions_noise, rollout_policy
+from lit_illada.alignment.trajectories import LeftToRight, StepMerge, Trajectory
 from lit_illada.errors import UserError
 from lit_illada.generation.commit_rules import Margin, Random, Threshold
 from lit_illada.generation.remasking import REMASK_RULES

@@ -1,0 +1,101 @@
+"""Config of alignment runs."""
+
+from dataclasses import dataclass, field, replace
+
+from lit_illada.alignment.config import AlignmentConfig, ProblemsConfig
+from lit_illada.config.runs import RunConfig
+from lit_illada.data.sft.config import TEMPLATES, RoleTexts, RoleTokens
+from lit_illada.errors import UserError, require
+from lit_illada.generation.config import GenerationConfig
+from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
+from lit_illada.schema import choice
+from lit_illada.tasks.base import Task
+from lit_illada.tasks.registry import TASKS
+from lit_illada.training.config.divergence import Rollback
+from lit_illada.training.config.trainer import TrainerConfig
+
+
+@dataclass(frozen=True)
+class AlignConfig(RunConfig):
+    """An alignment run. `model` is that of `init_from`.
+
+    `trainer.batch_rows` is computed as prompts_per_step × alignment.group_size, and `trainer.micro_batch_rows` lowered
+    to a divisor of what a device has of them; `trainer.val_rows` counts held-out problems.
+    """
+
+    name: str = "align"  # name of the run, and of its folder
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)  # how rewards change the policy
+    task: Task = choice(TASKS, "arithmetic")  # problems and their checker
+    problems: ProblemsConfig = field(default_factory=ProblemsConfig)  # which problems of the task are used
+    preferences: str | None = None  # file of pairs {"prompt", "chosen", "rejected"} for alignment=vrpo; null: the task
+    template: RoleTokens | RoleTexts = choice(TEMPLATES, "role_tokens")  # chat template of the fine-tuned model
+    adapter: FullWeights | LoraConfig = choice(ADAPTERS, "none")  # which weights are trained
+    prompts_per_step: int = 8  # prompts per rollout and optimizer step, over all devices
+    generation: GenerationConfig = field(default_factory=lambda: GenerationConfig(temperature=1.0))
+    """Sampler of the rollouts; its seed is added to the run's."""
+    rollout_rows: int = 64  # completions that a device generates at once; the completions do not depend on it
+    held_out_temperature: float = 0.0  # temperature on held-out problems; 0: the most probable tokens
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        return self.adapter if isinstance(self.adapter, LoraConfig) else None
+
+    @property
+    def held_out_generation(self) -> GenerationConfig:
+        """The sampler of the held-out problems."""
+        temperature = self.held_out_temperature
+        top_p = self.generation.top_p if temperature else 1.0
+        return replace(self.generation, temperature=temperature, top_p=top_p)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.is_causal:
+            raise UserError(
+                "the checkpoint is causal (model.is_causal=true), and the estimators score masked states: align a "
+                "masked-diffusion model"
+            )
+        require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "1 or more")
+        require(self.rollout_rows >= 1, "rollout_rows", self.rollout_rows, "1 or more")
+        require(self.held_out_temperature >= 0, "held_out_temperature", self.held_out_temperature, "0 or more")
+        batch_rows = self.prompts_per_step * self.alignment.group_size
+        if self.trainer.batch_rows not in (TrainerConfig.batch_rows, batch_rows):
+            raise UserError(
+                f"trainer.batch_rows is {self.trainer.batch_rows}, but an optimizer step trains on prompts_per_step × "
+                f"alignment.group_size = {self.prompts_per_step} × {self.alignment.group_size} = {batch_rows} "
+                "completions: leave it out, and set those"
+            )
+        self._check_source()
+        self.check_generation_length("generation", self.generation)
+        self.check_warmup()
+        response, ranks = self.trainer.on_divergence, self.trainer.num_data_ranks
+        if isinstance(response, Rollback) and response.skip_rows:
+            raise UserError("trainer.on_divergence.skip_rows is true, but alignment skips no prompts: set it to false")
+        require(self.prompts_per_step % ranks == 0, "prompts_per_step", self.prompts_per_step, f"a multiple of {ranks}")
+
+    def _check_source(self) -> None:
+        is_pair = self.alignment.form.is_pair
+        if is_pair != (self.preferences is not None):
+            raise UserError(
+                "alignment.form.name=dpo learns from pairs: give preferences=FILE"
+                if is_pair
+                else f"preferences={self.preferences} needs alignment.form.name=dpo: set alignment=vrpo"
+            )
+        if not is_pair and self.generation.temperature == 0:
+            raise UserError(
+                "generation.temperature is 0, so the completions of a prompt would be equal: set it above 0, such as 1"
+            )
+        if self.alignment.estimator.needs_steps and self.generation.remask.is_on:
+            raise UserError(
+                "alignment.estimator scores the states of the rollout, but generation.remask masks tokens again: set "
+                "generation/remask=none, or choose another estimator"
+            )
+
+    def resolve(self) -> "AlignConfig":
+        """Return the config with the rows per optimizer step and per forward pass."""
+        group_size, trainer = self.alignment.group_size, self.trainer
+        batch_rows = self.prompts_per_step * group_size
+        own = batch_rows // trainer.num_data_ranks
+        unit = 2 if self.alignment.form.is_pair else 1
+        sizes = [size for size in range(unit, own + 1, unit) if own % size == 0]
+        micro = max((size for size in sizes if size <= trainer.micro_batch_rows), default=sizes[0])
+        return replace(self, trainer=replace(trainer, batch_rows=batch_rows, micro_batch_rows=micro))
