@@ -131,7 +131,9 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(step, aligned, tmp_p
         assert (run / name).read_text() == (aligned / name).read_text()
 
 
-@pytest.mark.parametrize("changed", [["trainer.micro_batch_rows=8"], ["rollout_rows=3"]], ids=str)
+@pytest.mark.parametrize(
+    "changed", [["trainer.micro_batch_rows=8"], ["rollout_rows=3"], ["alignment.recompute_views=true"]], ids=str
+)
 def test_micro_batches_change_only_the_rounding(changed, tuned, aligned, tmp_path):
     run = tmp_path / "run"
     result = lit_illada("align", tuned, *SMALL, *changed, f"run_dir={run}")
@@ -321,6 +323,10 @@ REFUSED = {
     "needs alignment.form.name=dpo: set alignment=vrpo": ["preferences=pairs.jsonl"],
     "generation.remask masks tokens again": ["alignment=cj_grpo", "generation/remask=remdm_cap"],
     "together more than model.max_position_embeddings=512": ["generation.max_new_tokens=500"],
+    "trainer.batch_rows is 20, but an optimizer step trains on": [
+        "trainer.batch_rows=20",
+        "trainer.micro_batch_rows=4",
+    ],
     "prompts_per_step is 3: it must be a multiple of 2": ["prompts_per_step=3", "trainer.devices=2"],
 }
 

@@ -243,13 +243,9 @@ def test_response_curves_equal_a_loop_over_the_tokens():
 
 def test_the_answers_of_a_run_are_timed_and_checked_by_the_bench(tuned):
     figures = answers.measure(tuned, num_prompts=3, repeats=1)
-    for name in ("plain", "threshold_dual_cache", "plain_together", "threshold_dual_cache_together"):
-        assert 0 <= figures[name]["accuracy"] <= 1
-    for name in ("fast_over_plain", "together_over_one_by_one", "fast_together_over_one_by_one"):
-        assert figures[name]["min"] > 0
-    result = lit_illada("bench", "answers")
-    assert (result.exit_code, result.output) == (
-        1, "Error: the benchmark 'answers' needs a fine-tuned run: --checkpoint RUN\n",
-    )  # fmt: skip
+    for way in ("plain", "fast"):
+        assert 0 <= figures[way]["exact_match"] <= 1
+        assert figures[way]["batch_8"]["tokens_per_s"]["min"] > 0
+    assert figures["ratios"]["fast_over_plain_batch_1"]["min"] > 0
     result = lit_illada("bench", "answers", "--checkpoint", "nowhere")
     assert (result.exit_code, result.output) == (1, "Error: nowhere: no run there (no config.yaml)\n")
