@@ -75,6 +75,7 @@ Examples:
   lit-illada score runs/demo-20260101-120000 --text book.txt score.num_draws=256 score.context_length=64
   lit-illada score runs/sft-20260101-130000 --held-out 64 generation=fast
   lit-illada score runs/sft-20260101-130000 --task gsm8k/test.jsonl --out scores-gsm8k --resume
+  lit-illada score runs/align-20260101-140000 --task arithmetic score/wording=chat --against scores-before
   lit-illada score runs/demo-20260101-120000 --harness arc_easy --harness tasks/mine.yaml score.rule=bound
 """
 )
@@ -124,6 +125,12 @@ Examples:
 @click.option(
     "--resume", "is_resumed", is_flag=True, help="Resume a killed command in --out; stored answers are reused."
 )
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Compare with the scores in another folder, problem by problem: paired difference with its interval.",
+)
 @overrides_argument
 @guarded
 def score(
@@ -138,6 +145,7 @@ def score(
     held_out: int | None,
     out: Path | None,
     is_resumed: bool,
+    against: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Score tasks or texts with the model of CHECKPOINT: a run folder (its newest checkpoint) or a .ckpt file.
@@ -155,7 +163,7 @@ def score(
     request = EvaluationRequest(
         files, texts, harness, include_path, is_reasoning, held_out, num_fewshot, named, samples
     )
-    run(checkpoint, request, out, overrides, is_resumed)
+    run(checkpoint, request, out, overrides, is_resumed, against)
 
 
 @click.command(

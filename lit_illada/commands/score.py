@@ -15,6 +15,7 @@ from rich.progress import Progress as ProgressBar
 from lit_illada.checkpoints.open import checkpoint_file, load_checkpoint, run_of
 from lit_illada.config import ScoreConfig, load
 from lit_illada.errors import UserError
+from lit_illada.evaluation.against import compare, read_baseline
 from lit_illada.evaluation.base import Progress
 from lit_illada.evaluation.chained_arithmetic import scalars
 from lit_illada.evaluation.jobs import EvaluationRequest, jobs, read_evaluations
@@ -31,7 +32,12 @@ _ANSWERS = ".answers"  # cache of generated answers, removed when everything is 
 
 
 def run(
-    checkpoint: Path, request: EvaluationRequest, out: Path | None, overrides: Sequence[str], is_resumed: bool = False
+    checkpoint: Path,
+    request: EvaluationRequest,
+    out: Path | None,
+    overrides: Sequence[str],
+    is_resumed: bool = False,
+    against: Path | None = None,
 ) -> None:
     """Runs all requested evaluations, prints a table of each, and writes items and summary to a folder.
 
@@ -41,9 +47,12 @@ def run(
         out: output folder; None: a new one in scores/ of the run's folder.
         overrides: of the `score` config.
         is_resumed: reuse the results and answers of a killed attempt in `out`.
+        against: folder of other scores to compare with, problem by problem.
     """
     now = datetime.now()
     config: ScoreConfig = load("score", overrides)
+    if against is not None:
+        read_baseline(against)
     folder = _folder(out, checkpoint, now, is_resumed)
     evaluations = read_evaluations(request, config, checkpoint)
     file = checkpoint_file(checkpoint)  # the newest now; a run still in training may write newer ones
@@ -51,6 +60,8 @@ def run(
     previous = _previous(folder, config, recorded) if is_resumed else {}
     if "end" in previous:
         print_lines(f"{folder.path} is already scored")
+        if against is not None:
+            compare(folder.path, previous["results"], against)
         return
     accelerator = config.accelerator.resolve()
     model, tokenizer = load_checkpoint(file, accelerator.device)
@@ -76,6 +87,9 @@ def run(
             summary["results"].append(job(progress))
             folder.write_summary(summary)
     folder.write_summary({**summary, "end": _figures(summary["results"])})
+    if against is not None:
+        comparison = {"folder": str(against), "tasks": compare(folder.path, summary["results"], against)}
+        folder.write_summary({**summary, "against": comparison, "end": _figures(summary["results"])})
     shutil.rmtree(folder.path / _ANSWERS, ignore_errors=True)
     print_lines(f"written to {folder.path}")
 

@@ -174,6 +174,39 @@ def test_a_model_solves_the_problems_of_a_task(run, tmp_path):
     assert record["end"]["accuracy"] == sum(row["is_correct"] for row in rows) / 6
 
 
+def test_scores_are_compared_with_others_problem_by_problem(run, items, tmp_path):
+    task = ["--task", "{name: arithmetic, range: {max_depth: 1}}", "score.limit=6", *SHORT]
+    before, now = tmp_path / "before", tmp_path / "now"
+    assert score(run, *task, "--out", before).exit_code == 0
+    file = before / "generations-task-0.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    written(file, [{**row, "is_correct": number < 4} for number, row in enumerate(rows)][::-1])  # in another order
+    result = score(run, *task, "--out", now, "--against", before)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"arithmetic.*6.*66\.7%.*0\.0%.*-66\.7", result.output)
+    (compared,) = json.loads((now / "summary.json").read_text())["against"]["tasks"]
+    low, high = compared.pop("difference_95")
+    assert compared == {
+        "task": "arithmetic",
+        "num_problems": 6,
+        "accuracy_before": pytest.approx(4 / 6),
+        "accuracy": 0.0,
+        "num_lost": 4,
+        "num_gained": 0,
+        "mcnemar_p": 0.125,
+    }
+    assert low < -4 / 8 < high < 0.1  # Bonett and Price's centre: 4 lost of 6 + 2
+    assert "is already scored" in score(run, *task, "--out", now, "--resume", "--against", before).output
+
+    other = score(run, "--task", items, "--out", tmp_path / "other", "score.num_draws=2", "--against", before)
+    assert other.exit_code != 0
+    assert "no problem in common" in other.output
+    assert "no scores there" in score(run, *task, "--out", tmp_path / "x", "--against", tmp_path / "none").output
+    (before / "summary.json").write_text(json.dumps({"results": []}))
+    assert "finish them with --resume" in score(run, *task, "--out", tmp_path / "x", "--against", before).output
+    assert not (tmp_path / "x").exists()
+
+
 def test_several_samples_of_a_problem_differ_and_give_pass_at_k(run, tmp_path):
     task = ["--task", "{name: arithmetic, range: {max_depth: 1}}", "--samples", 3, "score.limit=4", *SHORT]
     assert "set generation.temperature above 0" in score(run, *task, "generation.temperature=0").output
