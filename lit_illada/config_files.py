@@ -18,6 +18,7 @@ from lit_illada.errors import UserError, unknown
 from lit_illada.overrides import parse_assignment, require_assignment
 from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.terminal import one_line
+from lit_illada.runtime.yaml_files import read_yaml
 
 
 def compose_files(command: str, choices: Sequence[str] = ()) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def compose_files(command: str, choices: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises UserError, in one line, for a group or file that does not exist.
     """
-    return copy.deepcopy(_composed(_state_of_files(), command, tuple(choices)))
+    return _composed(_state_of_files(), command, tuple(choices))
 
 
 def _state_of_files() -> frozenset[tuple[str, int]]:
@@ -33,8 +34,57 @@ def _state_of_files() -> frozenset[tuple[str, int]]:
     return frozenset((str(path), path.stat().st_mtime_ns) for path in conf_dir().rglob("*.yaml"))
 
 
-@cache  # a composition takes 0.2 s; a command needs its own twice, a sweep those of all arms
 def _composed(files: frozenset[tuple[str, int]], command: str, choices: tuple[str, ...]) -> dict[str, Any]:
+    """The composition of Hydra; choices of plain files, in which the arms of a sweep often differ, are exchanged."""
+    others = tuple(each for each in choices if not _is_plain(files, each))
+    tree = copy.deepcopy(_composed_by_hydra(files, command, others))
+    exchanged = [each for each in choices if each not in others and _exchange(files, tree, each)]
+    if len(exchanged) + len(others) < len(choices):
+        others = tuple(each for each in choices if each not in exchanged)
+        tree = copy.deepcopy(_composed_by_hydra(files, command, others))
+        if not all(_exchange(files, tree, each) for each in exchanged):
+            return copy.deepcopy(_composed_by_hydra(files, command, choices))
+    return tree
+
+
+def _is_plain(files: frozenset[tuple[str, int]], choice: str) -> bool:
+    group, _, name = choice.partition("=")
+    return _plain_file(files, group, name) is not None
+
+
+def _exchange(files: frozenset[tuple[str, int]], tree: dict[str, Any], choice: str) -> bool:
+    """Put the content of a plain file in place of that of another of its group.
+
+    Returns False, without a change, unless the tree holds exactly the content of a plain file there: otherwise other
+    files have set values of the group, or do not choose from it at all.
+    """
+    group, _, name = choice.partition("=")
+    *parents, last = group.split("/")
+    node: Any = tree
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or last not in node:
+        return False
+    if all(_plain_file(files, group, other) != node[last] for other in _files(group)):
+        return False
+    node[last] = copy.deepcopy(_plain_file(files, group, name))
+    return True
+
+
+@cache
+def _plain_file(files: frozenset[tuple[str, int]], group: str, name: str) -> dict[str, Any] | None:
+    """Content of a file that composes no other, contains no interpolation and lies in the package of its group."""
+    path = conf_dir() / group / f"{name}.yaml"
+    if str(path) not in {known for known, _ in files}:
+        return None
+    text = path.read_text(encoding="utf-8")
+    if "defaults:" in text or "@package" in text or "${" in text:
+        return None
+    return read_yaml(path, may_be_empty=True)
+
+
+@cache  # a composition takes 0.2 s; a command needs its own twice, a sweep those of all arms
+def _composed_by_hydra(files: frozenset[tuple[str, int]], command: str, choices: tuple[str, ...]) -> dict[str, Any]:
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="lit-illada"):

@@ -50,7 +50,7 @@ def speed_of(statuses: Sequence[RunStatus], accelerator: Accelerator, threads: i
     dtype = Precision.auto.resolve(accelerator).dtype
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    peak = matmul_flops_per_s(accelerator.device, dtype)
+    peak = matmul_flops_per_s(accelerator.device, dtype, timings=2)
     torch.set_num_threads(before)
     mfu = TYPICAL_MFU[accelerator]
     origin = f"rough guess: matrix products reach {peak:.2g} FLOP/s here, and a run is assumed to reach {mfu:.0%} of it"

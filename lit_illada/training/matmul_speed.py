@@ -6,13 +6,13 @@ import time
 import torch
 
 
-def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the peak of square matrix products on the device, in FLOP/s: the best of six timings."""
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, timings: int = 6) -> float:
+    """Measure the peak of square matrix products on the device, in FLOP/s: the best of several timings."""
     # large enough that kernel launches on a GPU do not matter
     size, products = (8192, 8) if device.type == "cuda" else (1024, 2)
     a = torch.randn(size, size, device=device, dtype=dtype)
     best_s = math.inf
-    for _ in range(6):
+    for _ in range(timings):
         _wait(device)
         started_at = time.perf_counter()
         for _ in range(products):
