@@ -3,8 +3,10 @@
 For files that Hydra does not compose, such as saved configs, sweeps and loops.yaml, and for values on the command line.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -47,6 +49,11 @@ def require_assignment(override: str) -> str:
 def parse_assignment(override: str) -> Assignment:
     """Parse KEY=VALUE or +KEY=VALUE. Raises UserError where Hydra's grammar does not allow it."""
     require_assignment(override)
+    return copy.deepcopy(_parsed(override))
+
+
+@cache  # the arms of a sweep repeat most overrides, and ANTLR takes 2 ms for each
+def _parsed(override: str) -> Assignment:
     try:
         parsed = parser.OverridesParser.create().parse_override(override)
         if parsed.is_sweep_override():
