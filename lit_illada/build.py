@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lit_illada.alignment.datamodule import AlignDataModule
 from lit_illada.alignment.held_out import HeldOut
+from lit_illada.alignment.limit import ForwardLimit
 from lit_illada.alignment.module import AlignModule
 from lit_illada.alignment.prompts import check_lengths, preference_prompts, task_prompts
 from lit_illada.alignment.reward_worker import RewardWorker
@@ -256,8 +257,8 @@ def build_trainer(
     datamodule: RowDataModule | AlignDataModule,
     console: Console,
     stop: GracefulStop,
-) -> tuple[Trainer, TimeLimit | None, Throughput]:
-    """Build the Trainer with its callbacks; also return those that `training_run` reads (time limit and throughput)."""
+) -> tuple[Trainer, list[TimeLimit | ForwardLimit], Throughput]:
+    """Build the Trainer with its callbacks; also return those that `training_run` reads (limits and throughput)."""
     options = config.trainer
     # retention for a rollback counts scheduled checkpoints only: those saved at a stop must not push them out
     counted_every_steps = options.checkpoint_every_steps if isinstance(options.on_divergence, Rollback) else 1
@@ -277,7 +278,11 @@ def build_trainer(
         peak_flops_per_s,
         options.log_every_steps,
     )
-    time_limit = None if options.max_time_s is None else TimeLimit(options.max_time_s)
+    limits: list[TimeLimit | ForwardLimit] = []
+    if options.max_time_s is not None:
+        limits.append(TimeLimit(options.max_time_s))
+    if isinstance(config, AlignConfig) and config.max_forwards is not None:
+        limits.append(ForwardLimit(config.max_forwards))
     bar = ProgressBar(throughput, console)
     callbacks = [
         throughput,
@@ -291,7 +296,7 @@ def build_trainer(
             len(folder.read_rollbacks()),
         ),
         stop,
-        *([] if time_limit is None else [time_limit]),
+        *limits,
         checkpoints,
         ProgressFile(folder.progress, throughput),
     ]
@@ -301,7 +306,7 @@ def build_trainer(
         # last, so that callbacks after a validation see the averaged weights
         callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
     trainer = build_lightning_trainer(options, folder.path, callbacks, build_loggers(config.logger, folder))
-    return trainer, time_limit, throughput
+    return trainer, limits, throughput
 
 
 def _build_shows(

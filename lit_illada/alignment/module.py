@@ -27,7 +27,7 @@ from lit_illada.alignment.forms import Anchor
 from lit_illada.alignment.gather import gather_rows
 from lit_illada.alignment.held_out import HeldOut
 from lit_illada.alignment.loss import Frozen, mismatch, policy_loss
-from lit_illada.alignment.passes import UPDATE, Passes
+from lit_illada.alignment.passes import HELD_OUT, UPDATE, Passes
 from lit_illada.alignment.prompts import Prompt
 from lit_illada.alignment.reference import Reference
 from lit_illada.alignment.reward_worker import Rewards, RewardWorker
@@ -210,7 +210,6 @@ class AlignModule(RunModule):
     @torch.no_grad()
     def _begin_rollout(self, groups: range) -> Rollout:
         """Sample, judge and score the completions of this rank's prompts, given by their positions in the stream."""
-        self._publish_passes()
         self.rollout_step = self.global_step
         prompts = [self.prompt_at(position) for position in groups]
         group_size = self.config.group_size
@@ -276,17 +275,24 @@ class AlignModule(RunModule):
         indices = torch.arange(len(rollout.completions), device=self.device).split(self.micro_batch_rows)
         return Scores.join([self._score(rollout.completions.select(index), self._masks(number)) for index in indices])
 
-    def _publish_passes(self) -> None:
-        """Log passes per completion by phase and FLOPs, over the finished rollouts."""
-        if not self._num_completions:
-            return
-        flops = float(self._sum_over_ranks(torch.tensor(self.passes.total_flops, dtype=torch.float64)))
-        publish(self, {**self.passes_per_completion(), "perf/flops": flops})
+    def end_step(self) -> None:
+        """Log the curves of a step that has ended, and the passes of a rollout whose last update it was."""
+        is_rollout_over = self.global_step != self._step_before and self.global_step % self.config.updates == 0
+        super().end_step()
+        if is_rollout_over:
+            self._publish_passes()
 
-    def passes_per_completion(self) -> dict[str, float]:
-        """Forward passes per completion by phase, by tag; of whole rollouts only after their last update."""
-        rows = {phase: rows for phase, rows in self.passes.rows.items() if phase != "held_out"}
-        return {f"perf/passes_{phase}": number / max(1, self._num_completions) for phase, number in rows.items()}
+    def _publish_passes(self) -> None:
+        """Log forward passes in total, and per completion by phase, and FLOPs, over the finished rollouts."""
+        rows = self.passes.training_rows(self._summed)
+        totals = torch.tensor([self.passes.total_flops, self._num_completions], dtype=torch.float64)
+        flops, completions = self._summed(totals).tolist()
+        each = {f"perf/passes_{phase}": number / completions for phase, number in rows.items()}
+        publish(self, {**each, "perf/forwards": sum(rows.values()), "perf/flops": flops})
+
+    def num_forwards(self) -> int:
+        """Forward passes of completions so far in rollouts, scoring and updates, over all ranks. Collective."""
+        return sum(self.passes.training_rows(self._summed).values())
 
     # ---- validation
 
@@ -300,7 +306,7 @@ class AlignModule(RunModule):
         if self.held_out.verdicts is None:
             self.held_out.add_table(self._compare_pairs(batch.index))
             return
-        with self._whole_weights(), self.passes.phase("held_out"):
+        with self._whole_weights(), self.passes.phase(HELD_OUT):
             samples = self.held_out.write(self._transformer, batch.index)
             if batch_idx == 0:
                 self._mismatch = self._mismatch_of(samples[:_NUM_MISMATCH])
@@ -322,7 +328,7 @@ class AlignModule(RunModule):
         numbers = [-1 - 2 * each - member for each in index for member in (0, 1)]  # no training completion has these
         completions = self._of_pairs(prompts, numbers).completions.to(self.device)
         assert self.reference is not None
-        with self.passes.phase("held_out"):
+        with self.passes.phase(HELD_OUT):
             own = self._score(completions, 0).sequence
             with self.reference.in_place_of(self.model):
                 gain = (own - self._score(completions, 0).sequence).double().cpu()
@@ -355,8 +361,8 @@ class AlignModule(RunModule):
         checkpoint["alignment"] = {
             "rollout": map_tensors(self.rollout.state_dict(), self._gathered) if is_within and self.rollout else None,
             "first_correct": self.held_out.first_correct,
-            "passes": self.passes.state_dict(),
-            "num_completions": self._num_completions,
+            "passes": self.passes.state_dict(self._summed),
+            "num_completions": int(self._summed(torch.tensor(self._num_completions, dtype=torch.float64))),
             "num_flat": self._flat.num,
         }
 
@@ -364,12 +370,14 @@ class AlignModule(RunModule):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["alignment"]
         self.held_out.first_correct = state["first_correct"]
-        self.passes.load_state_dict(state["passes"])
+        rank = self._data_rank
+        if rank == 0:  # the counts are those of all ranks
+            self.passes.load_state_dict(state["passes"])
+            self._num_completions = state["num_completions"]
         self._flops_before = self.passes.total_flops
-        self._num_completions, self._flat.num = state["num_completions"], state["num_flat"]
+        self._flat.num = state["num_flat"]
         if state["rollout"] is not None:
             own = self.batch_rows // num_data_ranks(self.trainer)
-            rank = self._data_rank
             rollout = map_tensors(state["rollout"], lambda rows: rows[rank * own : (rank + 1) * own])
             self.rollout = Rollout.of_state(rollout)
 
@@ -396,6 +404,10 @@ class AlignModule(RunModule):
     def _gathered(self, rows: Tensor) -> Tensor:
         """The rows of all data ranks, in their order. Collective."""
         return rows if num_data_ranks(self.trainer) == 1 else gather_rows(rows.to(self.device), self._data_group)
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """Values added up over all ranks. Collective."""
+        return self._sum_over_ranks(values.to(self.device)).cpu()
 
     def _largest(self, value: int) -> int:
         return int(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), self._data_group, "max"))

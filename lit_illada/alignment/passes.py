@@ -1,16 +1,19 @@
 """Counts the forward passes and FLOPs of a model by phase of alignment: rollout, scoring, update, held_out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lit_illada.batch import Layout
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import forward_flops, training_flops
 
 UPDATE = "update"
+TRAINING = ("rollout", "scoring", UPDATE)
+HELD_OUT = "held_out"
 
 
 class Passes:
@@ -41,12 +44,26 @@ class Passes:
     @property
     def total_flops(self) -> float:
         """FLOPs of training: all phases but the evaluation of held-out prompts."""
-        return sum(flops for phase, flops in self.flops.items() if phase != "held_out")
+        return sum(self.flops.get(phase, 0.0) for phase in TRAINING)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": dict(self.rows), "flops": dict(self.flops), "num_tokens": self.num_tokens}
+    def training_rows(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, int]:
+        """Rows of all ranks in the phases of training. Collective."""
+        rows = torch.tensor([self.rows.get(phase, 0) for phase in TRAINING], dtype=torch.float64)
+        return dict(zip(TRAINING, map(int, sum_over_ranks(rows).tolist()), strict=True))
+
+    def state_dict(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Counts of all ranks. Collective."""
+        phases = (*TRAINING, HELD_OUT)
+        counts = [[self.rows.get(phase, 0), self.flops.get(phase, 0.0)] for phase in phases]
+        sums = sum_over_ranks(torch.tensor([*counts, [self.num_tokens, 0.0]], dtype=torch.float64)).tolist()
+        return {
+            "rows": {phase: int(rows) for phase, (rows, _) in zip(phases, sums, strict=False)},
+            "flops": {phase: flops for phase, (_, flops) in zip(phases, sums, strict=False)},
+            "num_tokens": int(sums[-1][0]),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the counts of all ranks; only one rank does, and the others start at 0."""
         self.rows, self.flops, self.num_tokens = dict(state["rows"]), dict(state["flops"]), state["num_tokens"]
 
     def _observe(self, _: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:

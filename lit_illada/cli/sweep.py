@@ -180,13 +180,14 @@ def sweep_one(context: click.Context, folder: Path, run_id: str) -> None:
 @guarded
 def sweep_serve(context: click.Context) -> None:
     """Import what runs need, then fork for each run that the pool requests on standard input."""
+    import lit_illada.commands.align
     import lit_illada.commands.pretrain
     import lit_illada.commands.score
     import lit_illada.commands.sft  # noqa: F401
     from lit_illada.config_files import compose_files
     from lit_illada.sweep.fork_server import serve
 
-    for command in ("pretrain", "sft", "score"):
+    for command in ("pretrain", "sft", "align", "score"):
         compose_files(command)  # loads Hydra's parser and the files of conf/
     if (request := serve()) is not None:
         # as in a process of its own: the launcher of further ranks reads sys.argv

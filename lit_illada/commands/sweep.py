@@ -10,7 +10,8 @@ import torch
 
 from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.commands.data import prepare_dataset
-from lit_illada.config import SCHEMAS, compose_tree
+from lit_illada.config import SCHEMAS, AlignConfig, compose_tree
+from lit_illada.cost.alignment import step_forwards
 from lit_illada.cost.run_cost import expected_vocab_size, memory_bytes, step_flops
 from lit_illada.data.config import DataConfig
 from lit_illada.errors import UserError
@@ -18,7 +19,7 @@ from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import begin_path, read_spec
-from lit_illada.sweep.plan import Tree, expand, set_in
+from lit_illada.sweep.plan import Costs, Tree, expand, set_in
 from lit_illada.sweep.pool import SERVER, Pool, Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.progress import RunStatus
 from lit_illada.sweep.progress_table import SweepTable, summary
@@ -140,9 +141,9 @@ def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:
 
 
 def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle: Callable[[Tree], Tree]) -> Tree:
-    """Validated config of a command; fine-tuning takes the model of the preceding stage."""
+    """Validated config of a command; fine-tuning and alignment take the model of the preceding stage."""
     tree = compose_tree(command, overrides)
-    if command == Command.SFT:
+    if command in (Command.SFT, Command.ALIGN):
         assert parent is not None
         model = dict(parent["model"])
         if model["vocab_size"] is None and "data" in parent:
@@ -150,7 +151,8 @@ def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle:
         tree = {**tree, "model": model}
     for key, value in settle(tree).items():
         set_in(tree, key, value)
-    return to_tree(from_tree(SCHEMAS[command], tree))
+    config = from_tree(SCHEMAS[command], tree)
+    return to_tree(config.resolve() if isinstance(config, AlignConfig) else config)
 
 
 def open_begin(begin_from: str) -> tuple[Tree, str]:
@@ -173,7 +175,7 @@ def plan_sweep(
         begun_folder if begun_folder.plan.is_file() else SweepFolder(folder or Path("runs") / "sweeps" / spec.name)
     )
     begun = dict(sweep_folder.begun())
-    runs = expand(spec, resolve, step_flops, begun, open_begin)
+    runs = expand(spec, resolve, Costs(step_flops, step_forwards), begun, open_begin)
     return spec, sweep_folder, runs
 
 

@@ -162,7 +162,7 @@ def _fit(
         module = build.build_align_module(config, datamodule, weights)
     else:
         module = build.build_module(config, datamodule.tokenizer, datamodule.unigram_cross_entropy(), weights)
-    trainer, time_limit, throughput = build.build_trainer(config, folder, module, datamodule, console, stop)
+    trainer, limits, throughput = build.build_trainer(config, folder, module, datamodule, console, stop)
     trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     continuation = RecordContinuation(config, folder, datamodule, record)
     if checkpoint is None:
@@ -179,7 +179,7 @@ def _fit(
         raise
     if checkpoint is not None:
         continuation.begin(trainer)  # Lightning calls no hook where no step is left
-    is_finished = trainer.global_step >= trainer.max_steps or (time_limit is not None and time_limit.is_reached)
+    is_finished = trainer.global_step >= trainer.max_steps or any(limit.is_reached for limit in limits)
     if is_finished and module.validated_at != trainer.global_step:
         trainer.limit_val_batches = 1.0  # a signal in the last step may have switched validation off
         trainer.validate(module, datamodule=datamodule, verbose=False)

@@ -35,6 +35,9 @@ class AlignConfig(RunConfig):
     """Sampler of the rollouts; its seed is added to the run's."""
     rollout_rows: int = 64  # completions that a device generates at once; the completions do not depend on it
     held_out_temperature: float = 0.0  # temperature on held-out problems; 0: the most probable tokens
+    max_forwards: float | None = None
+    """Forward passes, of one completion each, in rollouts, scoring and updates; the run ends after the rollout that
+    comes nearest. null: no limit."""
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -57,6 +60,8 @@ class AlignConfig(RunConfig):
         require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "1 or more")
         require(self.rollout_rows >= 1, "rollout_rows", self.rollout_rows, "1 or more")
         require(self.held_out_temperature >= 0, "held_out_temperature", self.held_out_temperature, "0 or more")
+        limit = self.max_forwards
+        require(limit is None or 0 < limit < float("inf"), "max_forwards", limit, "above 0, or null for no limit")
         batch_rows = self.prompts_per_step * self.alignment.group_size
         if self.trainer.batch_rows not in (TrainerConfig.batch_rows, batch_rows):
             raise UserError(

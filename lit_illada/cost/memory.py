@@ -75,6 +75,8 @@ class StepMemory:
     """Optimizer state."""
     moving_average: int
     """Exponential moving average of the weights."""
+    reference: int
+    """Frozen copy of the trained weights, in alignment."""
     casts: int
     """Copies of weights for matrix products: of autocast, or gathered by FSDP."""
     activations: int
@@ -93,7 +95,7 @@ class StepMemory:
     @property
     def state(self) -> int:
         """Bytes held between steps."""
-        return self.weights + self.optimizer + self.moving_average
+        return self.weights + self.optimizer + self.moving_average + self.reference
 
     @property
     def peak(self) -> int:
@@ -117,8 +119,12 @@ def step_memory(
     is_accumulating: bool = False,
     parallel: ParallelConfig = _UNSHARDED,
     world_size: int = 1,
+    has_reference: bool = False,
 ) -> StepMemory:
-    """Estimates the memory of a training step on each of `world_size` devices."""
+    """Estimates the memory of a training step on each of `world_size` devices.
+
+    has_reference: whether a frozen copy of the trained weights is held.
+    """
     trained = trained_shapes(model, batch.lora)
     adapters = num_adapter_parameters(model, batch.lora) or 0
     parameters, matrices = num_parameters(model) + adapters, num_linear_parameters(model)
@@ -130,6 +136,7 @@ def step_memory(
     moments = optimizer_bytes(trained, optimizer)
     has_whole_gradients = is_sharded and is_accumulating and not parallel.reduce_every_micro_batch
     moving_average = 4 * parameters if has_moving_average else 0
+    reference = 4 * whole_trained if has_reference else 0
     is_recomputed = batch.recomputation is not ActivationCheckpointing.none
     table = model.known_vocab_size * model.hidden_size
     return StepMemory(
@@ -137,13 +144,14 @@ def step_memory(
         gradients=4 * (whole_trained if has_whole_gradients else whole_trained // num_parts),
         optimizer=moments * per_device // parameters,
         moving_average=moving_average,
+        reference=reference // num_parts,
         casts=gathered_bytes(model, batch) if is_sharded else 2 * (matrices + table) if batch.compute_bytes == 2 else 0,
         activations=activation_bytes(model, batch),
         recomputed=recomputed_bytes(model, batch) if is_recomputed else 0,
         head=head_bytes(model, batch),
         # for a moment a tied embedding has two gradients, as input and as LM head
         embedding_gradient=4 * table if model.tie_word_embeddings and batch.lora is None else 0,
-        checkpoint=4 * parameters + moments + moving_average,
+        checkpoint=4 * parameters + moments + moving_average + reference,
         is_accumulating=is_accumulating,
     )
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from lit_illada.alignment.forms import Anchor
 from lit_illada.batch import Layout
-from lit_illada.config import ObjectiveRunConfig, PretrainConfig, SFTConfig
+from lit_illada.config import AlignConfig, ObjectiveRunConfig, PretrainConfig, RunConfig, SFTConfig
+from lit_illada.cost.alignment import TYPICAL_PROMPT, align_config, align_step_flops, completion_passes
 from lit_illada.cost.memory import MicroBatch, StepMemory, kernel_on, step_memory
 from lit_illada.data.config import DataConfig, LoadTokenizer, PreparedSource, TrainTokenizer
 from lit_illada.data.dataset.manifest import MANIFEST_FILE, Manifest, is_url
@@ -33,8 +35,12 @@ _WITHOUT_COST = ("seed", "name", "run_dir")  # settings that no estimate depends
 def step_flops(tree: dict[str, Any]) -> float | None:
     """FLOPs of an optimizer step as `perf/mfu` counts them, for documents as long as rows.
 
-    None if the size of the vocabulary is not known. For fine-tuning every token counts as maskable.
+    None if the size of the vocabulary is not known. For fine-tuning every token counts as maskable. A step of an
+    alignment includes its part of the rollout.
     """
+    if "alignment" in tree:
+        aligned = align_config(_costing(tree))
+        return None if aligned.model.vocab_size is None else align_step_flops(aligned, aligned.model)
     config = _config(tree)
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
@@ -55,14 +61,17 @@ def selected_fraction(config: ObjectiveRunConfig, rows: int) -> tuple[int, float
 
 
 def row_length(tree: dict[str, Any]) -> int:
-    """Tokens per row."""
+    """Tokens per row; in an alignment of a prompt of typical length with its longest completion."""
+    if "alignment" in tree:
+        longest: int = tree["model"]["max_position_embeddings"]
+        return min(TYPICAL_PROMPT + int(tree["generation"]["max_new_tokens"]), longest)
     return (tree.get("data") or tree["sft_data"])["row_length"]
 
 
 def memory_bytes(tree: dict[str, Any]) -> float:
     """Estimated peak memory of a process of the run; while saving it holds a copy of the state."""
     memory = _step_memory(tree)
-    caches = _CPU_CACHE_BYTES if _accelerator(_config(tree)) is Accelerator.cpu else 0.0
+    caches = _CPU_CACHE_BYTES if _accelerator(tree) is Accelerator.cpu else 0.0
     return _BASE_BYTES + caches + max(memory.peak, memory.state + memory.checkpoint)
 
 
@@ -108,7 +117,22 @@ def micro_batch(
     return batch.shared(trainer.parallel, trainer.world_size)
 
 
-def memory_of_step(config: ObjectiveRunConfig, model: ModelConfig, batch: MicroBatch) -> StepMemory:
+def align_micro_batch(config: AlignConfig, model: ModelConfig, accelerator: Accelerator, length: int) -> MicroBatch:
+    """The micro-batch of one device in an update, for rows of `length` tokens; each view of an estimator is a row.
+
+    With `recompute_views` the backward pass holds one view at a time.
+    """
+    trainer = config.trainer
+    views = 1 if config.alignment.recompute_views else completion_passes(config).views
+    rows = views * trainer.micro_batch_rows
+    device, compute_bytes = accelerator.device.type, trainer.precision.resolve(accelerator).dtype.itemsize
+    kernel = kernel_on(model, device, compute_bytes, length)
+    num_selected = trainer.micro_batch_rows * config.generation.max_new_tokens
+    batch = MicroBatch(rows, length, num_selected, compute_bytes, kernel, device, lora=config.lora)
+    return batch.shared(trainer.parallel, trainer.world_size)
+
+
+def memory_of_step(config: RunConfig, model: ModelConfig, batch: MicroBatch) -> StepMemory:
     """Memory of one device in a step with the config's optimizer, moving average and parallelism."""
     trainer = config.trainer
     return step_memory(
@@ -119,26 +143,36 @@ def memory_of_step(config: ObjectiveRunConfig, model: ModelConfig, batch: MicroB
         is_accumulating=trainer.accumulation > 1,
         parallel=trainer.parallel,
         world_size=trainer.world_size,
+        has_reference=isinstance(config, AlignConfig) and config.alignment.needs(Anchor.REF),
     )
 
 
 def _step_memory(tree: dict[str, Any]) -> StepMemory:
     """Memory of a step, assuming that every token has loss and that an unknown vocabulary is small."""
+    accelerator, length = _accelerator(tree), row_length(tree)
+    if "alignment" in tree:
+        aligned = align_config(_costing(tree))
+        return memory_of_step(aligned, aligned.model, align_micro_batch(aligned, aligned.model, accelerator, length))
     config = _config(tree)
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
         model = model.with_vocab_size(_UNKNOWN_VOCABULARY)
-    return memory_of_step(config, model, micro_batch(config, model, _accelerator(config), row_length(tree), 1.0))
+    return memory_of_step(config, model, micro_batch(config, model, accelerator, length, 1.0))
 
 
-def _accelerator(config: ObjectiveRunConfig) -> Accelerator:
+def _accelerator(tree: dict[str, Any]) -> Accelerator:
     """The configured accelerator; a GPU need not be present on the planning machine."""
-    accelerator = config.trainer.accelerator
+    accelerator = Accelerator(tree["trainer"]["accelerator"])
     return accelerator if accelerator is Accelerator.gpu else accelerator.resolve()
 
 
+def _costing(tree: dict[str, Any]) -> dict[str, Any]:
+    """The settings that estimates depend on."""
+    return {key: value for key, value in tree.items() if key not in _WITHOUT_COST}
+
+
 def _config(tree: dict[str, Any]) -> ObjectiveRunConfig:
-    return _read_config(json.dumps({key: value for key, value in tree.items() if key not in _WITHOUT_COST}))
+    return _read_config(json.dumps(_costing(tree)))
 
 
 @cache  # the runs of a sweep differ in little but their seeds, and each is asked for memory, disk space and FLOPs

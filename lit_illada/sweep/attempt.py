@@ -142,8 +142,11 @@ def _words(folder: SweepFolder, run: PlannedRun, run_folder: SweepRunFolder) -> 
 
 
 def run_length(run_folder: SweepRunFolder, run: PlannedRun) -> int | None:
-    """Optimizer steps of the run; None while they depend on data that are not prepared yet."""
-    if run.num_steps is not None:
+    """Optimizer steps of the run; None while they depend on data that are not prepared yet.
+
+    An alignment run with a limit of forward passes reports them while it runs.
+    """
+    if run.num_steps is not None and run.config.get("max_forwards") is None:
         return run.num_steps
     return (read_record(run_folder.progress) or {}).get("max_steps")
 

@@ -28,11 +28,14 @@ _ROWS = {
         "sft_data.validation_fraction",
     ],
 }
+# settings that determine the held-out problems of an alignment
+_PROBLEMS = {Command.ALIGN: ["trainer.val_rows", "task", "problems", "preferences"]}
 # metrics per token also need the same tokenizer; bits per byte do not
 _TOKENS = {Command.PRETRAIN: ["data.tokenizer"], Command.SFT: []}
 _KEYS = {
     "val/nll_bound": {command: [*keys, *_TOKENS[command]] for command, keys in _ROWS.items()},
     "val/bits_per_byte": _ROWS,
+    **dict.fromkeys(("val/accuracy", "val/loop_rate", "val/endless_rate", "val/length"), _PROBLEMS),
 }
 
 
@@ -49,9 +52,10 @@ def check_comparable(spec: SweepSpec, configs: Mapping[str, Mapping[str, Tree]])
             different = [key for key in keys if seen[arm][key] != seen[first][key]]
             if different:
                 listed = "; ".join(f"{key}: {_shown(seen[first][key])}, {_shown(seen[arm][key])}" for key in different)
+                what = "problems" if "task" in keys else "tokens"
                 raise UserError(
                     f"metrics: {metric.name} of stage {metric.stage!r} cannot rank arms {first!r} and {arm!r}, which "
-                    f"validate on different tokens ({listed}): give them the same values, or rank by a metric of a "
+                    f"validate on different {what} ({listed}): give them the same values, or rank by a metric of a "
                     "score stage"
                 )
 
@@ -59,7 +63,7 @@ def check_comparable(spec: SweepSpec, configs: Mapping[str, Mapping[str, Tree]])
 def _value(tree: Tree, key: str) -> Any:
     """Value of a dotted key; a prepared source also needs its folder, which identifies the data."""
     node, _, name = key.rpartition(".")
-    value = tree[node][name]
+    value = tree[node][name] if node else tree[name]
     if key == "data.source" and value["name"] == "prepared":
         return {**value, "dir": tree["data"]["dir"]}
     return value

@@ -41,8 +41,9 @@ class PlannedRun:
     # equal for runs that compute the same; a resumed sweep recognises its runs by it
     fingerprint: str
     config: dict[str, Any]  # resolved
-    num_steps: int | None  # of the training; None: not a training, or dependent on the data
-    tokens: int | None  # of the training; None: as num_steps
+    # of the training, at least where max_forwards ends it; None: not a training, or dependent on the data
+    num_steps: int | None
+    tokens: int | None  # of the training; None: as num_steps, or an alignment
     flops: float | None  # of the training; None: as num_steps
 
 

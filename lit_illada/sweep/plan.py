@@ -33,13 +33,29 @@ class Resolve(Protocol):
 
 
 # settings that hold the seed of a repetition
-_SEEDS = {Command.PRETRAIN: ["seed"], Command.SFT: ["seed"], Command.SCORE: ["score.seed", "generation.seed"]}
+_SEEDS = {
+    Command.PRETRAIN: ["seed"],
+    Command.SFT: ["seed"],
+    Command.ALIGN: ["seed"],
+    Command.SCORE: ["score.seed", "generation.seed"],
+}
 
 # from the name in `begin_from` to a tree with the checkpoint's `model`, and a hash of its content
 OpenBegin = Callable[[str], tuple[Tree, str]]
 
 # FLOPs of an optimizer step of a composed config; None while the vocabulary is unknown
 CountFlops = Callable[[Tree], float | None]
+
+# fewest and most forward passes of an optimizer step of a composed alignment config; they depend on what is sampled
+CountForwards = Callable[[Tree], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Cost of an optimizer step."""
+
+    flops: CountFlops
+    forwards: CountForwards
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class _Step:
 def expand(
     spec: SweepSpec,
     resolve: Resolve,
-    step_flops: CountFlops,
+    costs: Costs,
     begun: Mapping[str, str] | None = None,
     open_begin: OpenBegin | None = None,
 ) -> list[PlannedRun]:
@@ -65,7 +81,7 @@ def expand(
     Args:
         spec: the sweep, at its scale.
         resolve: composes and validates the config of a run.
-        step_flops: FLOPs of one optimizer step.
+        costs: FLOPs and forward passes of one optimizer step.
         begun: ids of existing runs by fingerprint, which are reused.
         open_begin: reads the checkpoint of `begin_from`; required if an arm has one.
 
@@ -75,7 +91,7 @@ def expand(
     """
     # composing a config takes long, so stages that arms share are resolved once
     resolved: dict[tuple[str, ...], _Step] = {}
-    paths = {arm.name: _steps(spec, arm, resolve, step_flops, open_begin, resolved) for arm in spec.all_arms()}
+    paths = {arm.name: _steps(spec, arm, resolve, costs, open_begin, resolved) for arm in spec.all_arms()}
     check_comparable(spec, {arm: {step.stage.name: step.config for step in steps} for arm, steps in paths.items()})
     runs: dict[str, PlannedRun] = {}
     for seed in spec.seeds:
@@ -83,7 +99,7 @@ def expand(
         for arm, steps in paths.items():
             parent: PlannedRun | None = None
             for step in steps:
-                run = _run(step, arm, seed, parent, step_flops)
+                run = _run(step, arm, seed, parent, costs)
                 known = runs.get(run.fingerprint)
                 run = run if known is None else replace(known, arms=list(dict.fromkeys([*known.arms, arm])))
                 runs[run.fingerprint] = parent = run
@@ -115,7 +131,7 @@ def _steps(
     spec: SweepSpec,
     arm: Arm,
     resolve: Resolve,
-    step_flops: CountFlops,
+    costs: Costs,
     open_begin: OpenBegin | None,
     resolved: dict[tuple[str, ...], _Step],
 ) -> list[_Step]:
@@ -123,7 +139,7 @@ def _steps(
     steps: list[_Step] = []
     begin_from = arm.begin_from or spec.begin_from
     key: tuple[str, ...] = (begin_from or "",)
-    for stage in spec.stages:
+    for stage in spec.stages_of(arm):
         overrides = [*stage.overrides, *spec.overrides.get(stage.name, []), *arm.overrides.get(stage.name, [])]
         key = (*key, stage.name, *overrides)
         if key not in resolved:
@@ -131,7 +147,7 @@ def _steps(
             if not steps and begin_from is not None:
                 assert open_begin is not None
                 before, content = open_begin(begin_from)
-            step = _resolved(spec, stage, overrides, before, resolve, step_flops, arm)
+            step = _resolved(spec, stage, overrides, before, resolve, costs, arm)
             resolved[key] = step if content is None else replace(step, begin_from=begin_from, begin_content=content)
         steps.append(resolved[key])
     return steps
@@ -143,7 +159,7 @@ def _resolved(
     overrides: list[str],
     before: Tree | None,
     resolve: Resolve,
-    step_flops: CountFlops,
+    costs: Costs,
     arm: Arm,
 ) -> _Step:
     """Resolve one stage, with the length, validations and warm-up that follow from the budget."""
@@ -151,7 +167,7 @@ def _resolved(
 
     def settle(tree: Tree) -> Tree:
         if stage.command is not Command.SCORE:
-            settings.update(_settings(spec, stage, tree, step_flops))
+            settings.update(_settings(spec, stage, tree, costs))
         return settings
 
     try:
@@ -161,15 +177,20 @@ def _resolved(
     return _Step(stage, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in settings.items())], config)
 
 
-def _settings(spec: SweepSpec, stage: Stage, tree: Tree, step_flops: CountFlops) -> Tree:
+def _settings(spec: SweepSpec, stage: Stage, tree: Tree, costs: Costs) -> Tree:
     """Training length from the budget, and the validation interval and warm-up that depend on it."""
     settings: Tree = {}
     steps = tree["trainer"]["max_steps"] if tree.get("epochs") is None else None
     if spec.budget is not None and stage.name == spec.budget_stage:
         if spec.budget.measure is Measure.SECONDS:
             settings["trainer.max_time_s"] = spec.budget.amount
+        elif spec.budget.measure is Measure.FORWARDS:
+            settings["max_forwards"] = spec.budget.amount
+            fewest, most = costs.forwards(tree)
+            steps = math.ceil(spec.budget.amount / most)
+            settings["trainer.max_steps"] = math.ceil(2 * spec.budget.amount / fewest)  # no limit
         else:
-            cost = _step_tokens(tree) if spec.budget.measure is Measure.TOKENS else step_flops(tree)
+            cost = _step_tokens(tree) if spec.budget.measure is Measure.TOKENS else costs.flops(tree)
             if cost is None:
                 raise UserError("a budget in FLOPs needs the vocabulary size: prepare the data first")
             steps = settings["trainer.max_steps"] = math.ceil(spec.budget.amount / cost)
@@ -187,7 +208,7 @@ def _step_tokens(tree: Tree) -> int:
     return tree["trainer"]["batch_rows"] * (tree.get("data") or tree["sft_data"])["row_length"]
 
 
-def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops: CountFlops) -> PlannedRun:
+def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, costs: Costs) -> PlannedRun:
     """Planned run of a step at a seed, without its id; `parent` is a fingerprint until `_named`."""
     stage, config, overrides = step.stage, step.config, step.overrides
     num_steps = tokens = flops = None
@@ -198,7 +219,10 @@ def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, step_flops
         overrides = [*overrides, f"{key}={own_seed}"]
     if stage.command is not Command.SCORE and config.get("epochs") is None:
         num_steps = config["trainer"]["max_steps"]
-        tokens, cost = num_steps * _step_tokens(config), step_flops(config)
+        if config.get("max_forwards") is not None:
+            num_steps = min(num_steps, math.ceil(config["max_forwards"] / costs.forwards(config)[1]))
+        cost = costs.flops(config)
+        tokens = None if stage.command is Command.ALIGN else num_steps * _step_tokens(config)
         flops = None if cost is None else num_steps * cost
     begins_with = parent.fingerprint if parent else step.begin_content
     fingerprint = fingerprint_of(stage.command, stage.arguments, config, begins_with)

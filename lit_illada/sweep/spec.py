@@ -16,6 +16,7 @@ class Command(StrEnum):
 
     PRETRAIN = "pretrain"
     SFT = "sft"
+    ALIGN = "align"
     SCORE = "score"
 
 
@@ -25,6 +26,7 @@ class Measure(StrEnum):
     TOKENS = "tokens"  # training tokens
     FLOPS = "flops"  # floating-point operations of training
     SECONDS = "seconds"  # wall time of training
+    FORWARDS = "forwards"  # passes of completions through the model in rollouts, scoring and updates of align
 
 
 class Goal(StrEnum):
@@ -39,12 +41,13 @@ class Budget:
     """Training budget, equal for all arms.
 
     Tokens and FLOPs determine the number of steps. Seconds stop a run at whatever step it has reached, at
-    the latest at trainer.max_steps; a learning-rate schedule in steps may then not have finished.
+    the latest at trainer.max_steps; a learning-rate schedule in steps may then not have finished. Forwards stop an
+    alignment run after the rollout at whose end they are nearest to the amount.
     """
 
     measure: Measure = Measure.TOKENS
     amount: float = 5.0e9  # in units of `measure`
-    stage: str | None = None  # stage that the budget limits; None: the first
+    stage: str | None = None  # stage that the budget limits; None: the first, or the first that aligns for forwards
 
     def __post_init__(self) -> None:
         if not self.amount > 0:
@@ -86,6 +89,7 @@ class Arm:
     source: str = ""  # paper or code that the setting is taken from
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, KEY=VALUE
     begin_from: str | None = None  # replaces the sweep's begin_from
+    skip: list[str] = field(default_factory=list)  # stages that the arm leaves out, such as align in a control
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,14 @@ class SweepSpec:
     @property
     def budget_stage(self) -> str | None:
         """Stage that the budget limits; None: no budget."""
-        return None if self.budget is None else self.budget.stage or self.stages[0].name
+        if self.budget is None or self.budget.stage is not None:
+            return self.budget and self.budget.stage
+        aligned = [stage.name for stage in self.stages if stage.command is Command.ALIGN]
+        return aligned[0] if aligned and self.budget.measure is Measure.FORWARDS else self.stages[0].name
+
+    def stages_of(self, arm: Arm) -> list[Stage]:
+        """Stages that an arm runs."""
+        return [stage for stage in self.stages if stage.name not in arm.skip]
 
 
 def check(spec: SweepSpec) -> None:
@@ -202,21 +213,8 @@ def check(spec: SweepSpec) -> None:
     if spec.baseline not in arms:
         raise unknown("baseline", spec.baseline, arms)
     _check_arms_named(spec, arms)
-    first = spec.stages[0].command
     for each in spec.all_arms():
-        begin_from = each.begin_from or spec.begin_from
-        if first is not Command.PRETRAIN and begin_from is None:
-            raise UserError(
-                f"the first stage runs {first}, which needs a checkpoint: name one in begin_from, or pretrain first"
-            )
-        if first is Command.PRETRAIN and begin_from is not None:
-            raise UserError(
-                f"begin_from is {begin_from}, but the first stage pretrains: start with sft or score, or give that "
-                "stage the override init_from=…"
-            )
-    for stage, previous in zip(spec.stages[1:], spec.stages, strict=False):
-        if previous.command is Command.SCORE:
-            raise UserError(f"stage {stage.name!r} follows {previous.name!r}, which writes no checkpoint")
+        _check_stages(spec, each)
     _check_stage_names(spec)
     if not spec.metrics:
         raise UserError("metrics is empty: name at least one; the first carries the verdicts")
@@ -229,6 +227,25 @@ def check(spec: SweepSpec) -> None:
         raise UserError(f"validations is {spec.validations}; it must be 1 or more")
     if spec.warmup_fraction is not None and not 0 <= spec.warmup_fraction < 1:
         raise UserError(f"warmup_fraction is {spec.warmup_fraction}; it must lie in [0, 1), or be null")
+
+
+def _check_stages(spec: SweepSpec, arm: Arm) -> None:
+    stages, begin_from = spec.stages_of(arm), arm.begin_from or spec.begin_from
+    if not stages:
+        raise UserError(f"arm {arm.name!r} skips all stages ({', '.join(arm.skip)})")
+    first = stages[0].command
+    if first is not Command.PRETRAIN and begin_from is None:
+        raise UserError(
+            f"the first stage runs {first}, which needs a checkpoint: name one in begin_from, or pretrain first"
+        )
+    if first is Command.PRETRAIN and begin_from is not None:
+        raise UserError(
+            f"begin_from is {begin_from}, but the first stage pretrains: start with sft, align or score, or give that "
+            "stage the override init_from=…"
+        )
+    for stage, previous in zip(stages[1:], stages, strict=False):
+        if previous.command is Command.SCORE:
+            raise UserError(f"stage {stage.name!r} follows {previous.name!r}, which writes no checkpoint")
 
 
 def _check_arms_named(spec: SweepSpec, arms: Sequence[str]) -> None:
@@ -253,14 +270,29 @@ def _check_stage_names(spec: SweepSpec) -> None:
     stages = [stage.name for stage in spec.stages]
     used = [(f"metrics {metric.name}: stage", metric.stage) for metric in spec.metrics]
     used += [("overrides: stage", name) for name in spec.overrides]
-    used += [(f"arm {arm.name!r}: stage", name) for arm in spec.all_arms() for name in arm.overrides]
+    used += [(f"arm {arm.name!r}: stage", name) for arm in spec.all_arms() for name in (*arm.overrides, *arm.skip)]
     if spec.budget_stage is not None:
         used.append(("budget.stage", spec.budget_stage))
     for what, name in used:
         if name not in stages:
             raise unknown(what, name, stages)
-    if spec.budget_stage is not None and spec.stage(spec.budget_stage).command is Command.SCORE:
-        raise UserError(f"budget.stage is {spec.budget_stage!r}, which trains nothing")
+    for arm in spec.all_arms():
+        if missing := [metric for metric in spec.metrics if metric.stage in arm.skip]:
+            raise UserError(f"arm {arm.name!r} skips {missing[0].stage!r}, whose {missing[0].name} is a metric")
+    if spec.budget is not None and spec.budget_stage is not None:
+        _check_measure(spec.budget, spec.stage(spec.budget_stage))
+
+
+def _check_measure(budget: Budget, stage: Stage) -> None:
+    if stage.command is Command.SCORE:
+        raise UserError(f"budget.stage is {stage.name!r}, which trains nothing")
+    is_aligned = stage.command is Command.ALIGN
+    allowed = [Measure.FORWARDS, Measure.SECONDS] if is_aligned else [m for m in Measure if m is not Measure.FORWARDS]
+    if budget.measure not in allowed:
+        raise UserError(
+            f"budget.measure is {budget.measure}, but stage {stage.name!r} runs {stage.command}, which is measured in "
+            f"{' or '.join(allowed)}"
+        )
 
 
 def _joined(values: Sequence[Arm]) -> Arm:
@@ -274,4 +306,5 @@ def _joined(values: Sequence[Arm]) -> Arm:
     name = "+".join(value.name for value in values)
     if len(begins) > 1:
         raise UserError(f"arm {name!r} has several begin_from ({', '.join(sorted(begins))}): only one axis may set it")
-    return Arm(name, "; ".join(sources), overrides, next(iter(begins), None))
+    skipped = list(dict.fromkeys(stage for value in values for stage in value.skip))
+    return Arm(name, "; ".join(sources), overrides, next(iter(begins), None), skipped)

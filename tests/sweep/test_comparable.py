@@ -3,10 +3,11 @@
 import pytest
 
 from lit_illada.commands.sweep import resolve
+from lit_illada.cost.alignment import step_forwards
 from lit_illada.cost.run_cost import step_flops
 from lit_illada.errors import UserError
 from lit_illada.sweep.library import read_spec
-from lit_illada.sweep.plan import expand
+from lit_illada.sweep.plan import Costs, expand
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def plan(tiny_sweep):
             {"name": "b", "overrides": {"pretrain": list(overrides)}},
         ]
         file = tiny_sweep(baseline="a", metrics=[{"name": metric, "stage": "pretrain"}], arms=arms)
-        return expand(read_spec(str(file)), resolve, step_flops)
+        return expand(read_spec(str(file)), resolve, Costs(step_flops, step_forwards))
 
     return plan
 

@@ -6,10 +6,11 @@ import math
 import pytest
 
 from lit_illada.commands import sweep
+from lit_illada.cost.alignment import step_forwards
 from lit_illada.cost.run_cost import step_flops
 from lit_illada.errors import UserError
 from lit_illada.sweep.library import library, read_spec
-from lit_illada.sweep.plan import expand, set_in
+from lit_illada.sweep.plan import Costs, expand, set_in
 from lit_illada.sweep.spec import Arm, Budget, Command, Measure, Stage, SweepSpec
 
 TREES = {
@@ -23,6 +24,10 @@ TREES = {
         "optim": {"schedule": {"warmup_steps": 1}},
         "trainer": {"max_steps": 50, "batch_rows": 2, "val_every_steps": 1, "max_time_s": None},
     },
+    "align": {
+        "name": "z", "seed": 0, "q": 1, "max_forwards": None, "optim": {"schedule": {"warmup_steps": 0}},
+        "trainer": {"max_steps": 50, "batch_rows": 2, "val_every_steps": 1, "max_time_s": None},
+    },
     "score": {"score": {"seed": 0}, "generation": {"seed": 0}, "r": 0},
 }  # fmt: skip
 
@@ -30,7 +35,7 @@ TREES = {
 def resolve(command, overrides, parent, settle):
     """A small config system: flat keys, numbers only."""
     tree = copy.deepcopy(TREES[command])
-    if command == "sft":
+    if command in ("sft", "align"):
         tree["model"] = parent["model"]
     for key, _, value in (override.partition("=") for override in overrides):
         set_in(tree, key, float(value))
@@ -41,6 +46,9 @@ def resolve(command, overrides, parent, settle):
 
 def flops(tree):
     return 10.0 * tree["model"]["width"]
+
+
+COSTS = Costs(flops, lambda tree: (50.0 * tree["q"], 100.0 * tree["q"]))
 
 
 def stages(*commands, **changes):
@@ -58,7 +66,7 @@ def arm(name, **overrides):
 
 def plan(*arguments, **changes):
     begun = changes.pop("begun", None)
-    return {run.id: run for run in expand(spec(*arguments, **changes), resolve, flops, begun)}
+    return {run.id: run for run in expand(spec(*arguments, **changes), resolve, COSTS, begun, open_begin)}
 
 
 def test_arms_share_their_common_stages():
@@ -80,7 +88,7 @@ def open_begin(name):
 def test_sweep_can_start_from_an_existing_checkpoint():
     arms = [arm("a"), arm("b", score=["r=1"]), Arm("c", begin_from="this one")]
     made = spec(arms, stages("sft", "score"), begin_from="that")
-    runs = {run.id: run for run in expand(made, resolve, flops, open_begin=open_begin)}
+    runs = {run.id: run for run in expand(made, resolve, COSTS, open_begin=open_begin)}
     assert list(runs) == ["sft-a-s0", "score-a-s0", "score-b-s0", "sft-c-s0", "score-c-s0"]
     assert [(run.parent, run.begin_from) for run in runs.values()] == [
         (None, "that"), ("sft-a-s0", None), ("sft-a-s0", None), (None, "this one"), ("sft-c-s0", None)
@@ -91,7 +99,7 @@ def test_sweep_can_start_from_an_existing_checkpoint():
 def test_fingerprint_depends_on_the_content_of_the_checkpoint():
     def fingerprint(name):
         run, _ = expand(
-            spec([arm("a")], stages("sft", "score"), begin_from=name), resolve, flops, open_begin=open_begin
+            spec([arm("a")], stages("sft", "score"), begin_from=name), resolve, COSTS, open_begin=open_begin
         )
         return run.fingerprint
 
@@ -171,6 +179,26 @@ def test_budget_applies_to_its_stage():
     assert runs["sft-a-s0"].tokens == 3200
 
 
+def test_budget_of_forwards_limits_the_alignment_and_gives_the_cheaper_arm_more_steps():
+    arms = [arm("a"), arm("b", align=["q=4"])]
+    runs = plan(arms, stages("sft", "align"), budget=Budget(Measure.FORWARDS, 10_000), begin_from="that")
+    assert list(runs) == ["sft-s0", "align-a-s0", "align-b-s0"]
+    for run, fewest_steps in zip(list(runs.values())[1:], (100, 25), strict=True):
+        assert "max_forwards=10000" in run.overrides
+        assert run.config["max_forwards"] == 10_000
+        assert run.num_steps == fewest_steps
+        assert run.config["trainer"]["val_every_steps"] == math.ceil(fewest_steps / 10)
+        # completions may be so short that a step costs half as much: max_steps must not end the run first
+        assert run.config["trainer"]["max_steps"] == 4 * fewest_steps
+
+
+def test_an_arm_can_leave_out_a_stage():
+    arms = [arm("a"), Arm("control", skip=["align"])]
+    runs = plan(arms, stages("sft", "align", "score"), begin_from="that")
+    assert list(runs) == ["sft-s0", "align-a-s0", "score-a-s0", "score-control-s0"]
+    assert [run.parent for run in runs.values()] == [None, "sft-s0", "align-a-s0", "sft-s0"]
+
+
 def test_warmup_fraction_sets_warmup_steps():
     (run,) = plan([arm("a")], stages("pretrain"), budget=Budget(Measure.TOKENS, 128_000), warmup_fraction=0.1).values()
     assert run.config["optim"]["schedule"]["warmup_steps"] == 100
@@ -184,18 +212,18 @@ def test_length_of_epochs_is_unknown_without_data():
 def test_error_names_the_invalid_arm():
     broken = Stage("pretrain", Command.PRETRAIN, ["objective/mask_ratio=uniformm"])
     with pytest.raises(UserError, match=r"arm 'a', stage 'pretrain': .*uniformm"):
-        expand(spec([arm("a")], [broken]), sweep.resolve, step_flops)
+        expand(spec([arm("a")], [broken]), sweep.resolve, Costs(step_flops, step_forwards))
 
 
 def check_library(name, scale, keep):
-    is_of_one_scale = read_spec(name).scale == "loops"
+    is_of_one_scale = read_spec(name).scale in ("loops", "rl")
     spec = read_spec(name, [] if is_of_one_scale else [f"scale={scale}"])
     if keep is not None and not spec.axes:
         selected = [spec.arms[index] for index in keep]
         object.__setattr__(spec, "arms", selected)
     elif keep is not None:
         object.__setattr__(spec, "axes", {axis: [values[-1]] for axis, values in spec.axes.items()})
-    runs = expand(spec, sweep.resolve, step_flops, open_begin=sweep.open_begin)
+    runs = expand(spec, sweep.resolve, Costs(step_flops, step_forwards), open_begin=sweep.open_begin)
     assert {arm for run in runs for arm in run.arms} == {arm.name for arm in spec.all_arms()}
     ids = [run.id for run in runs]
     assert len(set(ids)) == len(ids)
@@ -203,6 +231,9 @@ def check_library(name, scale, keep):
         assert run.parent is None or run.parent in ids[: ids.index(run.id)]
     if spec.budget is not None:
         spent = [run for run in runs if run.stage == spec.budget_stage]
+        if spec.budget.measure is Measure.FORWARDS:
+            assert {run.config["max_forwards"] for run in spent} == {spec.budget.amount}
+            return
         amounts = [run.tokens if spec.budget.measure is Measure.TOKENS else run.flops for run in spent]
         assert all(0.97 < amount / spec.budget.amount < 1.03 for amount in amounts)
 

@@ -18,10 +18,20 @@ SPEC = {
     "stages": [{"name": "pretrain", "command": "pretrain", "overrides": ["model=nano"]}],
     "arms": [{"name": "a"}, {"name": "b", "source": "a paper", "overrides": {"pretrain": ["model=100m"]}}],
 }
+TUNED = {
+    "stages": [*SPEC["stages"], {"name": "sft", "command": "sft"}],
+    "metrics": [{"name": "val/nll_bound", "stage": "sft"}],
+}
+ALIGNED = {
+    "stages": [{"name": "align", "command": "align"}],
+    "metrics": [{"name": "val/accuracy", "stage": "align", "goal": "higher"}],
+    "arms": [{"name": "a"}],
+    "begin_from": "base",
+}
 IN_ISSUE = {
     "mask_ratio", "loss_weighting", "mask_ratio_x_weighting", "mask_draw", "normaliser", "epsilon", "random_split",
     "lr_schedule", "kv_heads", "tied_embeddings", "ffn_width", "model_scale", "ar_vs_diffusion", "sft_masking",
-    "sft_epochs", "generation", "scoring_rule",
+    "sft_epochs", "generation", "scoring_rule", "rl_methods", "rl_estimator", "rl_form", "rl_loops",
 }  # fmt: skip
 
 
@@ -57,8 +67,25 @@ def test_name_of_a_spec_is_that_of_its_file(read):
         ({"arms": [{"name": "a", "overrides": {"sft": []}}]}, [], "arm 'a': stage 'sft'"),
         ({"stages": [{"name": "sft", "command": "sft"}]}, [], "first stage runs sft, which needs a checkpoint"),
         ({"begin_from": "base"}, [], "begin_from is base, but the first stage pretrains"),
+        ({"arms": [{"name": "a", "skip": ["pretrian"]}]}, [], "'pretrian'.*did you mean 'pretrain'"),
+        ({"arms": [{"name": "a", "skip": ["pretrain"]}]}, [], "arm 'a' skips all stages"),
+        (
+            {**TUNED, "arms": [{"name": "a", "skip": ["sft"]}]},
+            [],
+            "arm 'a' skips 'sft', whose val/nll_bound is a metric",
+        ),
+        (
+            {**ALIGNED, "budget": {"measure": "tokens"}},
+            [],
+            "stage 'align' runs align, which is measured in forwards or",
+        ),
+        (
+            {"budget": {"measure": "forwards"}},
+            [],
+            "stage 'pretrain' runs pretrain, which is measured in tokens or flops",
+        ),
         ({"stages": [{"name": "p"}]}, [], r"stages\[0\] lacks stages\[0\].command"),
-        ({"stages": [{"name": "p", "command": "tune"}]}, [], "unknown stages.*'tune'.*pretrain, score, sft"),
+        ({"stages": [{"name": "p", "command": "tune"}]}, [], "unknown stages.*'tune'.*align, pretrain, score, sft"),
         ({"budget": {"measure": "tokens", "amount": 0}}, [], "budget.amount is 0.0; it must be above 0"),
         ({"budget": {"measure": "token"}}, [], "did you mean 'tokens'"),
         ({"validations": 0}, [], "validations is 0"),

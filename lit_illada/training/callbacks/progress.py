@@ -14,6 +14,12 @@ from lit_illada.runtime.files import write_atomically
 from lit_illada.training.callbacks.throughput import Throughput
 
 
+def num_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the run, or those that a callback expects where a limit will end it earlier."""
+    expected = [steps for each in trainer.callbacks if (steps := getattr(each, "expected_steps", None)) is not None]  # type: ignore[attr-defined]
+    return min([trainer.max_steps, *expected])
+
+
 class ProgressBar(Callback):
     """One line on screen: steps, loss, validation bound, tokens/s, time left. Only rank 0 prints.
 
@@ -39,7 +45,7 @@ class ProgressBar(Callback):
         if not trainer.is_global_zero:
             return
         self._bar.start()
-        self._task = self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, status="")
+        self._task = self._bar.add_task("train", total=num_steps(trainer), completed=trainer.global_step, status="")
         self._started_at, self._first_step = time.perf_counter(), trainer.global_step
 
     def describe(self, phase: str) -> None:
@@ -49,15 +55,17 @@ class ProgressBar(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.is_global_zero:
-            self._bar.update(self._task, completed=trainer.global_step, status=self._status(trainer))
+            done, total = trainer.global_step, num_steps(trainer)
+            self._bar.update(self._task, completed=done, total=total, status=self._status(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self._console.is_terminal or trainer.state.fn != "fit":
             return
         done = trainer.global_step - self._first_step
-        left_s = (time.perf_counter() - self._started_at) / max(1, done) * (trainer.max_steps - trainer.global_step)
+        total = num_steps(trainer)
+        left_s = (time.perf_counter() - self._started_at) / max(1, done) * (total - trainer.global_step)
         self._console.print(
-            f"step {trainer.global_step}/{trainer.max_steps}  {self._status(trainer)}  {left_s:.0f} s left",
+            f"step {trainer.global_step}/{total}  {self._status(trainer)}  {left_s:.0f} s left",
             highlight=False,
         )
 
@@ -116,7 +124,7 @@ class ProgressFile(Callback):
         self._written_at = time.monotonic()
         record = {
             "step": trainer.global_step,
-            "max_steps": trainer.max_steps,
+            "max_steps": num_steps(trainer),
             "begun_at_step": self._first_step,
             "updated_at": datetime.now().isoformat(timespec="seconds"),
             "elapsed_s": round(self._written_at - self._started_at, 3),
