@@ -35,7 +35,7 @@ class ForwardLimit(Callback):
         step, updates = trainer.global_step, module.config.updates
         if step in (0, self._step_before) or step % updates:
             return
-        num_forwards = module.num_forwards()
+        num_forwards = module.cost()["forwards"]
         per_rollout = num_forwards / (step // updates)
         if num_forwards + per_rollout / 2 >= self._max_forwards:
             self.is_reached = trainer.should_stop = True

@@ -290,9 +290,10 @@ class AlignModule(RunModule):
         each = {f"perf/passes_{phase}": number / completions for phase, number in rows.items()}
         publish(self, {**each, "perf/forwards": sum(rows.values()), "perf/flops": flops})
 
-    def num_forwards(self) -> int:
-        """Forward passes of completions so far in rollouts, scoring and updates, over all ranks. Collective."""
-        return sum(self.passes.training_rows(self._summed).values())
+    def cost(self) -> dict[str, float]:
+        """Forward passes of completions so far, in total and by phase, over all ranks. Collective."""
+        rows = self.passes.training_rows(self._summed)
+        return {"forwards": sum(rows.values()), **{f"forwards_{phase}": number for phase, number in rows.items()}}
 
     # ---- validation
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -151,7 +152,7 @@ def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle:
         tree = {**tree, "model": model}
     for key, value in settle(tree).items():
         set_in(tree, key, value)
-    config = from_tree(SCHEMAS[command], tree)
+    config: Any = from_tree(SCHEMAS[command], tree)
     return to_tree(config.resolve() if isinstance(config, AlignConfig) else config)
 
 

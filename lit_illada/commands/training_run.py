@@ -183,7 +183,7 @@ def _fit(
     if is_finished and module.validated_at != trainer.global_step:
         trainer.limit_val_batches = 1.0  # a signal in the last step may have switched validation off
         trainer.validate(module, datamodule=datamodule, verbose=False)
-    append_summary(folder, "end", trainer, module, throughput.cost())
+    append_summary(folder, "end", trainer, module, {**throughput.cost(), **module.cost()})
     if trainer.is_global_zero:
         print_summary(folder, trainer, config, time.perf_counter() - started_at, is_finished, console)
     end_records(trainer.loggers)

@@ -186,10 +186,11 @@ class SweepSpec:
     @property
     def budget_stage(self) -> str | None:
         """Stage that the budget limits; None: no budget."""
-        if self.budget is None or self.budget.stage is not None:
-            return self.budget and self.budget.stage
+        if self.budget is None:
+            return None
         aligned = [stage.name for stage in self.stages if stage.command is Command.ALIGN]
-        return aligned[0] if aligned and self.budget.measure is Measure.FORWARDS else self.stages[0].name
+        first = aligned[0] if aligned and self.budget.measure is Measure.FORWARDS else self.stages[0].name
+        return self.budget.stage or first
 
     def stages_of(self, arm: Arm) -> list[Stage]:
         """Stages that an arm runs."""

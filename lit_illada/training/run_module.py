@@ -100,6 +100,10 @@ class RunModule(pl.LightningModule):
         """The count of the step, over all micro-batches and ranks; starts the next step. Collective."""
         raise NotImplementedError
 
+    def cost(self) -> dict[str, float]:
+        """Costs of the run so far that the module counts itself, by name, over all ranks. Collective."""
+        return {}
+
     def setup(self, stage: str) -> None:
         if stage == "fit":
             reconcile(self.trainer, self.max_steps)

@@ -108,8 +108,25 @@ def curves(run):
     """(step, value) by tag, without measured times."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("perf/") or "passes" in tag]
+    tags = [
+        tag for tag in events.Tags()["scalars"] if not tag.startswith("perf/") or "passes" in tag or "forwards" in tag
+    ]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def test_a_limit_of_forward_passes_ends_the_run_at_the_nearest_rollout(tuned, aligned, tmp_path):
+    (first, after_first), _ = curves(aligned)["perf/forwards"]
+    assert first == 2
+    run = tmp_path / "run"
+    for _ in range(2):  # the second time resumes a run that is over
+        limited = [*SMALL, "trainer.max_steps=100", f"max_forwards={1.4 * after_first}", f"run_dir={run}"]
+        result = lit_illada("align", "--resume", run) if run.exists() else lit_illada("align", tuned, *limited)
+        assert result.exit_code == 0, result.output
+        end = json.loads((run / "summary.json").read_text())["end"]
+        assert (end["step"], end["perf/forwards"]) == (2, after_first)
+        assert json.loads((run / "progress.json").read_text())["max_steps"] == 2
+        ends = [read_checkpoint(folder / "checkpoints" / "step=00000002.ckpt") for folder in (run, aligned)]
+        assert all(torch.equal(value, ends[1]["state_dict"][name]) for name, value in ends[0]["state_dict"].items())
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -233,8 +250,8 @@ def test_updates_on_stored_scores_resume_within_a_rollout(tuned, tmp_path):
     assert first == 0
     assert second != 0
     assert curves(whole)["train/kl"][0] == (1, 0.0)  # the policy is still the reference
-    passes = {tag.removeprefix("perf/passes_"): curves(whole)[tag] for tag in curves(whole) if "passes" in tag}
-    assert passes == {}  # logged when the next rollout begins
+    assert curves(whole)["perf/passes_scoring"] == [(2, 3.0)]  # the reference twice, the rollout policy once
+    assert curves(whole)["perf/passes_update"] == [(2, 2.0)]
 
 
 def test_lora_trains_adapters_and_refers_to_the_base_without_them(tuned, tmp_path):

@@ -17,7 +17,12 @@ from lit_illada.sweep.folder import RunState, SweepFolder
 LIBRARY = ["rl_methods", "rl_estimator", "rl_form", "rl_loops"]
 # the smallest runs of the library's sweeps: one seed, two arms, few passes
 TINY = {
-    "tune": ["trainer.max_steps=2", "trainer.val_rows=2", "sft_data.source.num_train=64"],
+    "tune": [
+        "trainer.max_steps=2",
+        "optim.schedule.warmup_steps=1",
+        "trainer.val_rows=2",
+        "sft_data.source.num_train=64",
+    ],
     "align": [
         "trainer.val_rows=4",
         "prompts_per_step=2",
