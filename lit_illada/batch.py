@@ -38,7 +38,12 @@ class Layout(Movable):
     max_seqlen: int
     """Tokens of the longest segment."""
     num_pairs: int
-    """Pairs of tokens that attend to each other: the sum of the squared segment lengths."""
+    """Pairs of tokens in the same segment: the sum of the squared segment lengths."""
+    blocks: Tensor | None = None
+    """(B, T) int64, number of each token's block, rising along the row; attention is then block-causal. None: none."""
+    num_noisy: int = 0
+    """Columns of noisy tokens, followed by a clean copy of the rows; cu_seqlens, max_seqlen and num_pairs are then
+    those of one copy. 0: no copy."""
 
     @classmethod
     def whole_rows(cls, num_rows: int, row_length: int, device: torch.device | str | None = None) -> Self:
@@ -66,20 +71,31 @@ class Layout(Movable):
 
     @property
     def is_whole_rows(self) -> bool:
-        """Whether every row is one segment, so that no attention mask is needed. Reads only shapes: no device sync."""
-        return len(self.cu_seqlens) == len(self.position_ids) + 1
+        """Whether every row is one segment without blocks, so that no attention mask is needed. Reads only shapes: no
+        device sync."""
+        return self.blocks is None and len(self.cu_seqlens) == len(self.position_ids) + 1
 
     def segment_ids(self) -> Tensor:
-        """(B, T) int64: the index of each token's segment, from 1."""
-        starts = self.position_ids.reshape(-1) == 0
-        return starts.cumsum(0).view_as(self.position_ids)
+        """(B, T) int64: the index of each token's segment, from 1; a clean copy is in the segment of its original."""
+        starts = self.position_ids[:, self.num_noisy :] == 0
+        ids = starts.reshape(-1).cumsum(0).view_as(starts)
+        return torch.cat([ids, ids], 1) if self.num_noisy else ids
+
+    def with_clean_copy(self) -> Self:
+        """Layout of rows [noisy | clean], 2·T columns with equal positions and blocks in both halves."""
+        assert self.blocks is not None
+        assert not self.num_noisy
+        position_ids, blocks = (torch.cat([part, part], 1) for part in (self.position_ids, self.blocks))
+        return replace(self, position_ids=position_ids, blocks=blocks, num_noisy=self.blocks.shape[1])
 
     def repeat(self, times: int) -> Self:
         """Layout of the batch repeated `times` along the rows."""
         lengths = self.cu_seqlens.diff().repeat(times)
         borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
         position_ids = self.position_ids.repeat(times, 1)
-        return replace(self, position_ids=position_ids, cu_seqlens=borders, num_pairs=times * self.num_pairs)
+        blocks = None if self.blocks is None else self.blocks.repeat(times, 1)
+        num_pairs = times * self.num_pairs
+        return replace(self, position_ids=position_ids, cu_seqlens=borders, num_pairs=num_pairs, blocks=blocks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,11 +36,11 @@ from lit_illada.model.transformer import Transformer
 from lit_illada.objective.autoregressive import AutoregressiveObjective
 from lit_illada.objective.config import AutoregressiveObjectiveConfig, DiffusionObjectiveConfig
 from lit_illada.objective.diffusion import DiffusionObjective
-from lit_illada.objective.loss import Objective
+from lit_illada.objective.loss import Objective, ScoreFn
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.console import Console
 from lit_illada.schema import to_tree
-from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, ScoreFn, nll, nll_bound
+from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, nll, nll_bound
 from lit_illada.training.callbacks.divergence import DivergenceGuard
 from lit_illada.training.callbacks.generations import ExactMatch, TextSamples
 from lit_illada.training.callbacks.progress import ProgressBar, ProgressFile
@@ -247,7 +247,10 @@ def build_validation_score(
     """Return the score of validation rows: the bound on fixed masks, or the exact likelihood of a causal model."""
     if config.model.is_causal:
         return partial(nll, eos_token_id=tokenizer.eos_token_id)
-    return partial(nll_bound, grid=MaskGrid(config.trainer.val_draws), mask_token_id=tokenizer.mask_token_id)
+    # a block of one token has only one mask
+    num_draws = 1 if config.block_length == 1 else config.trainer.val_draws
+    grid = MaskGrid(num_draws, block_length=config.block_length)
+    return partial(nll_bound, grid=grid, mask_token_id=tokenizer.mask_token_id)
 
 
 def build_trainer(

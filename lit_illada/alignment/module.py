@@ -36,7 +36,7 @@ from lit_illada.alignment.scores import Scores, completions_noise, rollout_polic
 from lit_illada.alignment.trajectories import Trajectory
 from lit_illada.alignment.views import Estimator
 from lit_illada.model.transformer import Transformer
-from lit_illada.scoring.likelihood import ScoreFn
+from lit_illada.objective.loss import ScoreFn
 from lit_illada.training.config.optim import OptimConfig
 from lit_illada.training.distributed.parallel import num_data_ranks, whole_weights
 from lit_illada.training.metrics import publish

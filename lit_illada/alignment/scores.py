@@ -20,7 +20,7 @@ from lit_illada.alignment.completions import Completions, model_rows
 from lit_illada.alignment.noise import MaskNoise
 from lit_illada.alignment.views import Estimator, View
 from lit_illada.batch import Layout, Movable, TokenScores
-from lit_illada.scoring.likelihood import ScoreFn
+from lit_illada.objective.loss import ScoreFn
 from lit_illada.scoring.model import LayoutLogitsFn
 
 

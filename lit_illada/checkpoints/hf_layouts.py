@@ -76,6 +76,8 @@ class HfLayout:
         """The reason why the published code cannot compute our model, or None."""
         if config.is_causal != self.is_causal:
             return f"its attention is {'causal' if self.is_causal else 'bidirectional'}"
+        if config.block_length is not None:
+            return f"it has no attention in blocks of {config.block_length} tokens"
         if config.predicts_next != self.predicts_next:
             return f"it predicts {'the next token' if self.predicts_next else 'each token at its own position'}"
         if config.attention_bias and self.qkv_bias is QkvBias.NEVER:
@@ -129,12 +131,17 @@ def write_config(layout: HfLayout, config: ModelConfig, mask_token_id: int, eos_
 
 def layout_for(config: ModelConfig, name: str | None = None) -> HfLayout:
     """The named layout, or the first one whose published code computes the model. Raises UserError if the named one
-    cannot."""
+    cannot, or none."""
     if name is not None:
         if reason := LAYOUTS[name].why_not(config):
             others = ", ".join(other for other, layout in LAYOUTS.items() if layout.why_not(config) is None)
             raise UserError(f"the {name} layout cannot hold this model: {reason}; those that can: {others or 'none'}")
         return LAYOUTS[name]
+    if config.block_length is not None:
+        raise UserError(
+            f"no published layout has attention in blocks of {config.block_length} tokens, in which this model was "
+            "trained: convert it with --to lit"
+        )
     able = [layout for layout in LAYOUTS.values() if layout.why_not(config) is None]
     assert able, "every model fits a layout: dream those that predict the next token, llada those with biases"
     return able[0]

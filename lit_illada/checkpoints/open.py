@@ -30,6 +30,7 @@ from lit_illada.generation.text import LanguageModel
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.lora import MergedTensors
 from lit_illada.model.weight_check import CheckedTensors
+from lit_illada.overrides import parse_assignment
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.checksums import CHECKSUMS_FILE, DamagedFileError, check_folder, write_folder_checksums
 from lit_illada.runtime.files import parse_json
@@ -40,7 +41,7 @@ from lit_illada.training.checkpointing.reading import Weights, read_checkpoint
 WEIGHTS_FILE = "weights.safetensors"
 _METADATA = "lit_illada"
 # fields that may differ in a run that starts from the weights; all others determine what the weights mean
-_FREE = {"is_causal", "predicts_next", "attention", "max_position_embeddings", "initializer_range"}
+_FREE = {"is_causal", "predicts_next", "block_length", "attention", "max_position_embeddings", "initializer_range"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,18 +123,46 @@ def load_pretrain(overrides: Sequence[str]) -> tuple[PretrainConfig, Checkpoint 
             raise UserError(f"{chosen} and init_from={path}: the checkpoint determines the model: leave out {chosen}")
         opened = open_checkpoint(Path(path.strip("'\"")))
         # null, booleans and numbers are the same in JSON and in Hydra's grammar
-        fields_of_model = to_tree(opened.model).items()
+        fields_of_model = _without_blocks(opened.model).items()
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields_of_model}
-        overrides = [*(f"model.{name}={value}" for name, value in values.items()), *overrides]
+        overrides = [*(f"model.{name}={value}" for name, value in values.items()), *_in_blocks(opened, overrides)]
     config: PretrainConfig = load("pretrain", overrides)
     return config, opened
 
 
 def load_sft(base: str | Path, overrides: Sequence[str] = ()) -> tuple[SFTConfig, Checkpoint]:
-    """Open the checkpoint `base` and load the config of a fine-tuning run that starts from it."""
+    """Open the checkpoint `base` and load the config of a fine-tuning run that starts from it.
+
+    The model is that of the checkpoint, with the overrides of fields that its weights do not determine, such as
+    model.is_causal=false. Blocks of block diffusion stay, unless overrides change objective.block_length.
+    """
     opened = open_checkpoint(Path(base))
-    config: SFTConfig = load("sft", overrides, {"init_from": str(base), "model": to_tree(opened.model)})
+    model = {**_without_blocks(opened.model), **_model_overrides(overrides)}
+    config: SFTConfig = load("sft", _in_blocks(opened, overrides), {"init_from": str(base), "model": model})
     return config, opened
+
+
+def _without_blocks(model: ModelConfig) -> dict[str, Any]:
+    """The model as a tree; objective.block_length sets its block_length."""
+    return {**to_tree(model), "block_length": None}
+
+
+def _in_blocks(checkpoint: Checkpoint, overrides: Sequence[str]) -> list[str]:
+    """The overrides, after one with the blocks that the checkpoint was trained in, if any."""
+    length = checkpoint.model.block_length
+    if length is None or "objective=autoregressive" in overrides:
+        return list(overrides)
+    return [f"objective.block_length={length}", *overrides]
+
+
+def _model_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Values of the overrides model.FIELD=VALUE. Raises UserError for a field that the weights determine."""
+    parsed = [parse_assignment(override) for override in overrides if override.lstrip("+").startswith("model.")]
+    values = {each.key.removeprefix("model."): each.value for each in parsed}
+    if fixed := next((name for name in values if name not in _FREE - {"block_length"}), None):
+        free = ", ".join(sorted(_FREE - {"block_length"}))
+        raise UserError(f"model.{fixed} is that of the checkpoint: leave it out; only {free} can be set")
+    return values
 
 
 def load_align(base: str | Path, overrides: Sequence[str] = ()) -> tuple[AlignConfig, Checkpoint]:

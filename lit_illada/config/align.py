@@ -57,6 +57,11 @@ class AlignConfig(RunConfig):
                 "the checkpoint is causal (model.is_causal=true), and the estimators score masked states: align a "
                 "masked-diffusion model"
             )
+        if self.model.block_length is not None:
+            raise UserError(
+                f"the checkpoint was trained in blocks (model.block_length={self.model.block_length}), and the "
+                "estimators score states of whole rows: align a model trained with objective.block_length=null"
+            )
         require(self.prompts_per_step >= 1, "prompts_per_step", self.prompts_per_step, "1 or more")
         require(self.rollout_rows >= 1, "rollout_rows", self.rollout_rows, "1 or more")
         require(self.held_out_temperature >= 0, "held_out_temperature", self.held_out_temperature, "0 or more")

@@ -97,7 +97,31 @@ class ObjectiveRunConfig(RunConfig):
                 f"objective.name={choice_name(OBJECTIVES, self.objective)} needs "
                 f"model.is_causal={str(is_autoregressive).lower()}; got {str(self.model.is_causal).lower()}"
             )
+        self._set_block_length()
         super().__post_init__()
+
+    @property
+    def block_length(self) -> int | None:
+        """Tokens per block of block diffusion; None for other objectives."""
+        return None if isinstance(self.objective, AutoregressiveObjectiveConfig) else self.objective.block_length
+
+    def _set_block_length(self) -> None:
+        """Record the objective's blocks in the model, which generation and scoring read."""
+        length, recorded = self.block_length, self.model.block_length
+        if recorded not in (None, length):
+            raise UserError(
+                f"model.block_length is {recorded}, but objective.block_length is "
+                f"{'null' if length is None else length}: set objective.block_length={recorded}; the model's follows it"
+            )
+        object.__setattr__(self, "model", replace(self.model, block_length=length))
+
+    def _check_block_length(self, key: str, row_length: int) -> None:
+        length = self.block_length
+        if length is not None and length > row_length:
+            raise UserError(
+                f"objective.block_length is {length}, longer than {key}={row_length}: set it to at most {row_length}, "
+                "or to null for the whole row"
+            )
 
 
 @dataclass(frozen=True)
@@ -112,8 +136,21 @@ class PretrainConfig(ObjectiveRunConfig):
         super().__post_init__()
         self.check_warmup()
         self._check_row_length("data.row_length", self.data.row_length)
+        self._check_block_length("data.row_length", self.data.row_length)
+        self._check_whole_blocks()
         if self.samples.prompts:
             self.check_generation_length("samples.generation", self.samples.generation)
+
+    def _check_whole_blocks(self) -> None:
+        length, row_length = self.block_length, self.data.row_length
+        if length is not None and row_length % length:
+            divisors = [n for n in range(1, row_length + 1) if row_length % n == 0]
+            below, above = max(n for n in divisors if n < length), min(n for n in divisors if n > length)
+            raise UserError(
+                f"objective.block_length is {length}, which does not divide data.row_length={row_length}, so the rows "
+                f"of long documents would end within a block: set it to {below} or {above}, or data.row_length to "
+                f"{row_length // length * length}"
+            )
 
     def resolve(self, vocab_size: int) -> "PretrainConfig":
         """Return the config with the vocabulary size of the data set's tokenizer."""
@@ -148,6 +185,7 @@ class SFTConfig(ObjectiveRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_row_length("sft_data.row_length", self.sft_data.row_length)
+        self._check_block_length("sft_data.row_length", self.sft_data.row_length)
         if self.evaluation.num_examples:
             self.check_generation_length("evaluation.generation", self.evaluation.generation)
         if self.epochs is None:

@@ -84,7 +84,7 @@ def generate_autoregressive(
             rows = [rows[number] for number in active]
             if not rows:
                 break
-            cache.select_rows(active)
+            cache = cache.of_rows(active)
     return Generation.of(token_ids_BT[:, num_inputs:], stops, step + 1, mitigations.events_of)
 
 

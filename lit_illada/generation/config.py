@@ -1,6 +1,6 @@
 """Generation config: block and step sizes, sampling parameters, decoding rules and loop control."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from lit_illada.errors import UserError
@@ -32,7 +32,8 @@ class GenerationConfig:
     max_new_tokens: int = 128
     """Tokens to generate per prompt at most; the last block, and its steps, are shortened to fit."""
     block_length: int = 32
-    """Tokens denoised together; blocks follow each other from left to right."""
+    """Tokens denoised together; blocks follow each other from left to right. A model trained with
+    objective.block_length uses that instead, with as many tokens per step."""
     num_steps: int | None = 32
     """Denoising steps (forward passes) per block at most; None: computed from tokens_per_step."""
     tokens_per_step: int | None = None
@@ -117,6 +118,14 @@ class GenerationConfig:
                 f"generation.tokens_per_step is {self.tokens_per_step}: it must be at most generation.block_length, "
                 f"which is {self.block_length}"
             )
+
+    def with_block_length(self, block_length: int) -> "GenerationConfig":
+        """The config with blocks of this length, and as many tokens per step as before."""
+        if block_length == self.block_length:
+            return self
+        num_steps = self.num_steps and max(1, round(self.num_steps * block_length / self.block_length))
+        tokens_per_step = self.tokens_per_step and min(self.tokens_per_step, block_length)
+        return replace(self, block_length=block_length, num_steps=num_steps, tokens_per_step=tokens_per_step)
 
     def steps_for(self, block_length: int) -> int:
         """Denoising steps of a block of this length; without remasking at most one per token."""

@@ -31,6 +31,7 @@ def generate(
     stop_token_ids: Sequence[int],
     max_position_embeddings: int,
     lookback: int = 0,
+    block_length: int | None = None,
     kinds: TokenKinds = NO_KINDS,
     controls: Sequence[LogitControl] = (),
     row_numbers: Sequence[int] | None = None,
@@ -45,12 +46,16 @@ def generate(
     Args:
         prompts: (length,) int64 each.
         lookback: 1 for a model that predicts the next token from the position before it, else 0.
+        block_length: tokens per block of a model with block-causal attention, which replaces that of the config; None:
+            attention sees the whole row.
         kinds: properties of tokens that loop control needs.
         controls: applied to the logits after the built-in controls, in order.
         row_numbers: number of each prompt, which selects its random stream; None: 0, 1, ….
         on_commit: called after every denoising step.
     """
     check_lengths(prompts, config.max_new_tokens, max_position_embeddings)
+    if block_length is not None:
+        config = config.with_block_length(block_length)
     token_ids_BT, num_padding = left_padded(prompts, mask_token_id)
     prompt_length, device = token_ids_BT.shape[1], token_ids_BT.device
     stops = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=device)
@@ -64,6 +69,7 @@ def generate(
         guidance_scale=config.guidance_scale,
         mask_token_id=mask_token_id,
         lookback=lookback,
+        blocks=None if block_length is None else _column_blocks(config, prompt_length, device),
     )
     # trials of an early answer must not disturb the cache of the block
     reader, trial_reader = reader_with(config.cache), reader_with(NoCache())
@@ -116,3 +122,11 @@ def blocks_of(config: GenerationConfig, prompt_length: int) -> list[slice]:
             blocks.append(slice(prompt_length + start, prompt_length + stop))
             start = stop
     return blocks
+
+
+def _column_blocks(config: GenerationConfig, prompt_length: int, device: torch.device) -> Tensor:
+    """(T,) int64: block of each column. The prompt is divided backwards from its end, as in training."""
+    columns = torch.arange(prompt_length + config.max_new_tokens)
+    starts = torch.tensor([block.start for block in blocks_of(config, prompt_length)])
+    context = (columns - prompt_length).div(config.block_length, rounding_mode="floor")
+    return torch.where(columns < prompt_length, context, torch.bucketize(columns, starts, right=True) - 1).to(device)

@@ -4,6 +4,7 @@ Shapes: A active rows, T tokens, L tokens of the block, M masked positions in ro
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ class Reader:
         guidance_scale: float,
         mask_token_id: int,
         lookback: int,
+        blocks: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -46,12 +48,15 @@ class Reader:
                 masked) (LLaDA, arXiv 2502.09992); 0: off.
             lookback: columns before a position that its logits need besides attention: 1 for a model that predicts
                 the next token, else 0.
+            blocks: (T,) int64, block of each column under block-causal attention, which makes the cache exact: a block
+                computes the columns from the block before it on, whose tokens are final only now, and its later steps
+                those of its own. None: attention sees all columns.
         """
         self._prompt_length = prompt_length
         self._guidance_scale = guidance_scale
         self._mask_token_id = mask_token_id
-        self._conditional = _Pass(logits_fn, plan, num_padding, lookback)
-        self._unconditional = _Pass(logits_fn, plan, num_padding, lookback)
+        self._conditional = _Pass(logits_fn, plan, num_padding, lookback, blocks)
+        self._unconditional = _Pass(logits_fn, plan, num_padding, lookback, blocks)
 
     @property
     def num_forwards(self) -> int:
@@ -76,26 +81,60 @@ class Reader:
 class _Pass:
     """The conditional or the unconditional forward pass, with its cache."""
 
-    def __init__(self, logits_fn: LogitsFn, plan: CachePlan, num_padding: Sequence[int], lookback: int) -> None:
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        plan: CachePlan,
+        num_padding: Sequence[int],
+        lookback: int,
+        blocks: Tensor | None,
+    ) -> None:
         self._logits_fn = logits_fn
         self._plan = plan
         self._num_padding = num_padding
         self._lookback = lookback
+        self._blocks = blocks
         self._cache: KeyValueCache | None = None
         self._rows: list[int] = []
+        self._prefix: _Prefix | None = None
         self.num_forwards = 0
 
     def read(self, token_ids_AT: Tensor, is_masked_AL: Tensor, rows: list[int], block: slice, step: int) -> Tensor:
         num_columns = token_ids_AT.shape[1]
         window = self._plan.window(step, block, num_columns)
-        if window == slice(0, num_columns):
+        if self._blocks is not None and self._plan.is_on and step == 0:
+            window = slice(self._begin(rows, block), num_columns)
+        elif window == slice(0, num_columns):
             self._cache = KeyValueCache() if self._plan.is_on else None
         elif rows != self._rows:
             assert self._cache is not None
-            self._cache.select_rows([self._rows.index(row) for row in rows])
+            self._cache = self._cache.of_rows([self._rows.index(row) for row in rows])
         window = slice(max(0, window.start - self._lookback), window.stop)
         self._rows = rows
         layout = Layout.left_padded([self._num_padding[row] for row in rows], num_columns, token_ids_AT.device)
+        if self._blocks is not None:
+            layout = replace(layout, blocks=self._blocks[:num_columns].expand(len(rows), -1))
         is_selected = F.pad(is_masked_AL, (block.start - window.start, window.stop - block.stop))
         self.num_forwards += 1
         return self._logits_fn(token_ids_AT[:, window], layout, is_selected, cache=self._cache, start=window.start)
+
+    def _begin(self, rows: list[int], block: slice) -> int:
+        """Take over what the cache knows at the first step of a block; returns the first column to compute."""
+        prefix = self._prefix
+        if prefix is None or not set(rows) <= set(prefix.rows):
+            start, cache = 0, KeyValueCache()
+        else:
+            start = min(prefix.num_columns, block.start)
+            cache = prefix.cache if rows == prefix.rows else prefix.cache.of_rows([prefix.rows.index(r) for r in rows])
+        self._cache, self._prefix = cache, _Prefix(cache, rows, block.start)
+        return start
+
+
+@dataclass(frozen=True, eq=False)
+class _Prefix:
+    """The cache of all rows at the first step of a block; later steps may reduce a copy of it to fewer rows."""
+
+    cache: KeyValueCache
+    rows: list[int]
+    num_columns: int
+    """Columns before the block, whose keys and values are final."""

@@ -34,7 +34,8 @@ def complete_batch(
     row_numbers: Sequence[int] | None = None,
     on_commit: Callable[[Commit], None] | None = None,
 ) -> Generation:
-    """Generate a continuation of each prompt: token by token with a causal model, else block by block.
+    """Generate a continuation of each prompt: token by token with a causal model, else block by block. A model trained
+    in blocks determines their length.
 
     A row's continuation depends on its prompt, the config and its row number only, not on the other rows.
 
@@ -49,9 +50,9 @@ def complete_batch(
     if model.config.is_causal:
         # the tokenizer has one special token for both ends of a document
         write = partial(generate_autoregressive, bos_token_id=tokenizer.eos_token_id)
-    elif model.config.predicts_next:
-        # position i predicts token i + 1, so the first generated token needs one position before it
-        write = partial(generate, lookback=1)
+    else:
+        # where position i predicts token i + 1, the first generated token needs one position before it
+        write = partial(generate, lookback=int(model.config.predicts_next), block_length=model.config.block_length)
     was_training = model.training
     model.eval()
     generation = write(

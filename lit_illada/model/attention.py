@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,8 @@ class Attention:
     """Tokens of the longest segment."""
     segment_kernel: SegmentKernel | None = None
     """Function of a kernel of SEGMENT_KERNELS; None for others."""
+    flex_tiles: Any = None
+    """BlockMask of flex_attention, which skips the tiles without a visible key; None for other kernels."""
 
     @classmethod
     def plan(
@@ -68,11 +71,18 @@ class Attention:
         window: columns of the layout with queries; None: all. Raises UserError if the wanted kernel cannot run.
         """
         num_columns = layout.position_ids.shape[1]
-        kernel = choose_kernel(wanted, device.type, dtype, num_columns <= LONGEST_MATMUL_ROW, head_dim)
+        is_short = num_columns <= LONGEST_MATMUL_ROW
+        if layout.blocks is not None:
+            kernel = choose_block_kernel(wanted, device.type, dtype, is_short, bool(layout.num_noisy))
+        else:
+            kernel = choose_kernel(wanted, device.type, dtype, is_short, head_dim)
         if window is not None:
             return cls._plan_window(kernel, layout, is_causal, device, dtype, window)
         if kernel in SEGMENT_KERNELS:
             return cls(kernel, is_causal, None, layout.cu_seqlens, layout.max_seqlen, _segment_kernel(kernel))
+        if kernel is AttentionKernel.FLEX:
+            tiles = _flex_tiles(layout, is_causal)
+            return cls(kernel, is_causal, None, layout.cu_seqlens, layout.max_seqlen, flex_tiles=tiles)
         mask = None
         if kernel is AttentionKernel.MATMUL and (is_causal or not layout.is_whole_rows):
             mask = torch.zeros((), dtype=dtype, device=device).where(visible_tokens(layout, is_causal), float("-inf"))
@@ -90,8 +100,9 @@ class Attention:
         dtype: torch.dtype,
         window: slice,
     ) -> "Attention":
-        """For fewer queries than keys. Segment kernels need equally many of both, so SDPA replaces them."""
-        if kernel in SEGMENT_KERNELS:
+        """For fewer queries than keys. Segment kernels need equally many of both, and flex_attention would compile for
+        every length, so SDPA replaces them."""
+        if kernel in (*SEGMENT_KERNELS, AttentionKernel.FLEX):
             kernel = AttentionKernel.SDPA
             _log_once(f"attention over a cache runs on {kernel}: the segment kernels need as many queries as keys")
         is_last_column = window.stop - window.start == 1 and window.stop == layout.position_ids.shape[1]
@@ -109,6 +120,8 @@ class Attention:
                 return _matmul(q_BTHD, k_BCKD, v_BCKD, self.mask)
             case AttentionKernel.SDPA:
                 return _sdpa(q_BTHD, k_BCKD, v_BCKD, self.mask, self.is_causal)
+            case AttentionKernel.FLEX:
+                return _flex(q_BTHD, k_BCKD, v_BCKD, self.flex_tiles)
         assert self.segment_kernel is not None
         q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BCKD, v_BCKD))
         return self.segment_kernel(q, k, v, self.cu_seqlens, self.max_seqlen, self.is_causal).view_as(q_BTHD)
@@ -118,7 +131,22 @@ def visible_tokens(layout: Layout, is_causal: bool, window: slice = slice(0, Non
     """(B, 1, T, C) bool: whether the query (dim 2) of a column in the window attends to the key (dim 3)."""
     segments = layout.segment_ids()
     visible = segments[:, None, window, None] == segments[:, None, None, :]
+    if layout.blocks is not None:
+        blocks = layout.blocks
+        is_noisy = torch.arange(blocks.shape[1], device=blocks.device) < layout.num_noisy
+        query = blocks[:, None, window, None], is_noisy[window, None]
+        visible &= sees_block(*query, blocks[:, None, None, :], is_noisy)
     return visible.tril(window.start) if is_causal else visible
+
+
+def sees_block(query_block: Tensor, is_query_noisy: Tensor, key_block: Tensor, is_key_noisy: Tensor) -> Tensor:
+    """Bool, broadcast: whether queries see keys of the same segment, by their blocks (BD3-LM, arXiv 2503.09573).
+
+    A noisy token sees the noisy tokens of its block and the clean tokens of earlier blocks; a clean token sees the
+    clean tokens of its block and of earlier ones.
+    """
+    is_same, is_earlier = key_block == query_block, key_block < query_block
+    return (is_same & (is_key_noisy == is_query_noisy)) | (is_earlier & ~is_key_noisy)
 
 
 @cache
@@ -151,6 +179,28 @@ def choose_kernel(
     return kernel
 
 
+@cache
+def choose_block_kernel(
+    wanted: AttentionKernel, device: str, dtype: torch.dtype, is_short: bool, is_training: bool
+) -> AttentionKernel:
+    """The kernel of block diffusion, logged once per combination of arguments.
+
+    is_training: whether the rows have a clean copy; others vary in length, for which flex_attention would compile anew.
+    Raises UserError for a segment kernel, which has no such mask, and for one that cannot run.
+    """
+    if wanted in SEGMENT_KERNELS:
+        raise UserError(
+            f"model.attention is {wanted}, which has no block-causal mask for objective.block_length: choose auto, "
+            "flex, sdpa or matmul"
+        )
+    is_default = wanted is AttentionKernel.AUTO and device == "cuda"
+    kernel = AttentionKernel.FLEX if is_default else choose_kernel(wanted, device, dtype, is_short)
+    if kernel is AttentionKernel.FLEX and not is_training:
+        kernel = AttentionKernel.SDPA
+    log.info("block-causal attention runs on %s (%s, %s)", kernel, device, dtype)
+    return kernel
+
+
 def takes_heads(kernel: AttentionKernel, head_dim: int) -> bool:
     """Whether one of SEGMENT_KERNELS supports heads of this width."""
     return head_dim in _HEAD_DIMS[kernel][0]
@@ -158,6 +208,8 @@ def takes_heads(kernel: AttentionKernel, head_dim: int) -> bool:
 
 def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype, head_dim: int | None = None) -> str | None:
     """The reason why the kernel cannot run here, or None."""
+    if kernel is AttentionKernel.FLEX and device != "cuda":
+        return f"needs a CUDA device, but the model is on {device!r}"
     if kernel not in SEGMENT_KERNELS:
         return None
     if kernel in _PACKAGES:
@@ -221,6 +273,39 @@ def _sdpa(q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor, mask: Tensor | None, i
     is_grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None, enable_gqa=is_grouped)
     return out.transpose(1, 2)
+
+
+def flex_mask(layout: Layout, is_causal: bool) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """`visible_tokens` as the mask function of flex_attention: (row, head, query, key) indices to bool."""
+    segments, blocks, num_noisy = layout.segment_ids(), layout.blocks, layout.num_noisy
+
+    def is_visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        visible = segments[row, query] == segments[row, key]
+        if blocks is not None:
+            is_noisy = query < num_noisy, key < num_noisy
+            visible = visible & sees_block(blocks[row, query], is_noisy[0], blocks[row, key], is_noisy[1])
+        return visible & (key <= query) if is_causal else visible
+
+    return is_visible
+
+
+def _flex_tiles(layout: Layout, is_causal: bool) -> Any:
+    """The BlockMask of a layout, computed once per forward pass by a compiled function."""
+    flex = importlib.import_module("torch.nn.attention.flex_attention")
+    (B, T), device = layout.position_ids.shape, layout.position_ids.device.type
+    return flex.create_block_mask(flex_mask(layout, is_causal), B, None, T, T, device=device, _compile=device == "cuda")
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    # imported here because it imports torch's compiler, which takes a second that other kernels do not need
+    flex = importlib.import_module("torch.nn.attention.flex_attention")
+    return torch.compile(flex.flex_attention)
+
+
+def _flex(q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor, tiles: Any) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BCKD, v_BCKD))
+    return _compiled_flex()(q, k, v, block_mask=tiles, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
 
 
 @cache

@@ -15,6 +15,7 @@ class AttentionKernel(StrEnum):
     VARLEN = "varlen"  # torch.nn.attention.varlen: CUDA, half precision
     FLASH = "flash"  # the flash-attn package, FlashAttention 2: CUDA, half precision
     FLASH4 = "flash4"  # the flash-attn-4 package: CUDA from Hopper on, half precision
+    FLEX = "flex"  # torch's flex_attention, compiled: CUDA; for block diffusion, whose mask it skips by tiles
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class ModelConfig:
     """Whether queries, keys and values have biases, as in Qwen2; no other layer has."""
     predicts_next: bool = False
     """Whether the logits of a position come from the position before it, as in Dream (arXiv 2508.15487)."""
+    block_length: int | None = None
+    """Tokens per block of block-causal attention, set by objective.block_length; None: attention sees all tokens."""
     attention: AttentionKernel = AttentionKernel.AUTO
     """Kernel that computes attention."""
 
@@ -63,6 +66,13 @@ class ModelConfig:
             raise UserError(
                 "model.predicts_next and model.is_causal are both true: a causal model's objective "
                 "shifts its inputs already, so set one of them to false"
+            )
+        if self.block_length is not None and self.block_length < 1:
+            raise UserError(f"model.block_length is {self.block_length}: it must be 1 or more, or null")
+        if self.is_causal and self.block_length is not None:
+            raise UserError(
+                f"model.is_causal is true and objective.block_length is {self.block_length}: block-causal attention "
+                "replaces the causal one: set model.is_causal=false, or objective.block_length=null"
             )
         self._must_divide("num_attention_heads", "hidden_size")
         self._must_divide("num_key_value_heads", "num_attention_heads")

@@ -13,8 +13,8 @@ class KeyValueCache:
     """Keys and values of every layer and column, as last computed.
 
     The model writes the columns it computes; the caller decides which columns those are. Under bidirectional attention
-    cached columns are outdated and the result is an approximation. Under causal attention the columns left of a window
-    do not depend on it, and the result is exact.
+    cached columns are outdated and the result is an approximation. Under causal attention, and between the blocks of
+    block-causal attention, the columns left of a window do not depend on it, and the result is exact.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,11 @@ class KeyValueCache:
             self._layers.append(_Layer())
         return LayerWindow(self._layers[layer], start, num_columns)
 
-    def select_rows(self, rows: list[int]) -> None:
-        """Reduces the cache to these rows, in this order."""
-        for layer in self._layers:
-            layer.select_rows(rows)
+    def of_rows(self, rows: list[int]) -> "KeyValueCache":
+        """A copy of these rows, in this order."""
+        cache = KeyValueCache()
+        cache._layers = [layer.of_rows(rows) for layer in self._layers]
+        return cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +66,11 @@ class _Layer:
         self._values[:, columns] = values
         return self._keys[:, :num_columns], self._values[:, :num_columns]
 
-    def select_rows(self, rows: list[int]) -> None:
+    def of_rows(self, rows: list[int]) -> "_Layer":
         index = torch.tensor(rows, dtype=torch.int64, device=self._keys.device)
-        self._keys, self._values = self._keys[index], self._values[index]
+        layer = _Layer()
+        layer.replace(self._keys[index], self._values[index])
+        return layer
 
 
 def _grow(heads_BCKD: Tensor, num_columns: int) -> Tensor:

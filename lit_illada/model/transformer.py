@@ -111,13 +111,15 @@ class Backbone(nn.Module):
         columns = slice(start, start + input_ids.shape[1])
         window = None if input_ids.shape[1] == num_columns else columns
         assert window is None or cache is not None, "a window needs a cache for what lies outside it"
+        is_in_blocks = self.config.block_length is not None
+        assert is_in_blocks == (layout.blocks is not None), "a model with block_length needs a layout with blocks"
         config, dtype = self.config, _compute_dtype(x)
         attention = Attention.plan(config.attention, layout, config.is_causal, x.device, dtype, config.head_dim, window)
         rope = rotation(layout.position_ids[:, columns], config.head_dim, config.rope_theta)
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, attention, None if cache is None else cache.window(index, start, num_columns))
         if self.config.predicts_next:
-            x = _shifted_right(x, layout.position_ids[:, columns])
+            x = _shifted_right(x, layout, columns)
         return self.norm(x if select is None else _selected(x, select, num_selected))
 
 
@@ -181,12 +183,19 @@ def _selected(x_BTD: Tensor, select_BT: Tensor, num_selected: int | None) -> Ten
     return x_BTD.flatten(0, 1).index_select(0, indices_M)
 
 
-def _shifted_right(x_BTD: Tensor, position_ids_BT: Tensor) -> Tensor:
+def _shifted_right(x_BTD: Tensor, layout: Layout, columns: slice) -> Tensor:
     """Gives each position the hidden state of the one before it; the first of a segment is not shifted.
 
-    The first column of a window gets the last one's state. It is never selected: a window begins one column early.
+    The first column of a window gets the last one's state. It is never selected: a window begins one column early. The
+    state before a noisy block is that of the clean copy, which generation sees there.
     """
-    return torch.where((position_ids_BT == 0)[..., None], x_BTD, x_BTD.roll(1, dims=1))
+    before_BTD = x_BTD.roll(1, dims=1)
+    if layout.num_noisy:
+        assert layout.blocks is not None
+        noisy_BTD, clean_BTD = before_BTD.chunk(2, dim=1)
+        is_start_BT = (layout.blocks != layout.blocks.roll(1, dims=1))[:, : layout.num_noisy]
+        before_BTD = torch.cat([torch.where(is_start_BT[..., None], clean_BTD, noisy_BTD), clean_BTD], 1)
+    return torch.where((layout.position_ids[:, columns] == 0)[..., None], x_BTD, before_BTD)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

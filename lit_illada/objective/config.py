@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lit_illada.errors import UserError
+from lit_illada.errors import UserError, require
 from lit_illada.objective.mask_ratio import (
     MASK_RATIOS,
     MaskRatio,
@@ -66,8 +66,13 @@ class DiffusionObjectiveConfig:
     """Count that the summed loss is divided by."""
     importance_corrected: bool = False
     """Divide w by p: mask_ratio then changes only the variance, otherwise the expected objective."""
+    block_length: int | None = None
+    """Tokens per block of block diffusion, each block with its own mask ratio and given the clean blocks before it
+    (arXiv 2503.09573); 1 is autoregressive; None: the whole row is one block."""
 
     def __post_init__(self) -> None:
+        is_valid = self.block_length is None or self.block_length >= 1
+        require(is_valid, "objective.block_length", self.block_length, "1 or more, or null for the whole row")
         name = choice_name(MASK_RATIOS, self.mask_ratio)
         if self.importance_corrected and not self.mask_ratio.has_density:
             raise UserError(

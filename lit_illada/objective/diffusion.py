@@ -7,6 +7,10 @@ ratios of a batch are drawn together (joint_draw), and Z (normaliser). The expec
 through p·w. With `importance_corrected`, w is divided by p, so that p changes the variance only; otherwise another p
 is another objective. LLaDA's training loss (arXiv 2502.09992) is p = U[ε, 1], w = 1/t, a = 1.
 
+With block_length each block has a mask ratio of its own, and its masked tokens are predicted given the clean blocks
+before it (BD3-LM, arXiv 2503.09573; see `blocks.py`). The loss is the sum over the blocks, so with p = U[0, 1] and
+w = 1/t it bounds −log p(x) as a product of blocks: exactly for blocks of one token.
+
 Shapes: B rows, T tokens, M masked tokens.
 """
 
@@ -16,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_illada.batch import TokenBatch, TokenScores
+from lit_illada.objective.blocks import in_blocks, is_block_start
 from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw
-from lit_illada.objective.joint import draw_uniforms
+from lit_illada.objective.joint import draw_block_uniforms, draw_uniforms
 from lit_illada.objective.loss import LossSum, NoisyBatch, RatioBins, normalise
 from lit_illada.objective.mask_ratio import MaskRatio, VarianceOptimal
 from lit_illada.objective.masking import draw_masks
@@ -48,11 +53,13 @@ class DiffusionObjective(nn.Module):
         Returns B rows; with complementary pairs 2·B, the batch and then its complement.
         """
         config = self.config
-        mask_ratio = self.mask_ratio(progress)
-        u_B = draw_uniforms(config.joint_draw, self.seed, batch.row_ids, self.batch_rows)
+        mask_ratio, batch = self.mask_ratio(progress), in_blocks(batch, config.block_length)
+        blocks_BT = batch.layout.blocks
+        draw = config.joint_draw, self.seed, batch.row_ids, self.batch_rows
+        u = draw_uniforms(*draw) if blocks_BT is None else draw_block_uniforms(*draw, blocks_BT)
         positions_T = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
         noise_BT = uniform(self.seed, Purpose.MASK, batch.row_ids, positions_T)
-        masks = draw_masks(config.mask_draw, mask_ratio, config.weighting, u_B, noise_BT, batch.is_maskable)
+        masks = draw_masks(config.mask_draw, mask_ratio, config.weighting, u, noise_BT, batch.is_maskable, blocks_BT)
         if config.joint_draw is JointDraw.COMPLEMENTARY:
             masks, batch = masks.with_complement(batch.is_maskable), batch.repeat(2)
         return NoisyBatch(
@@ -67,16 +74,17 @@ class DiffusionObjective(nn.Module):
         )
 
     def loss(self, scores: TokenScores, noisy: NoisyBatch) -> LossSum:
-        """Σ_rows w(t)[/p(t)] Σ_i a_i·CE_i, and its count. Where nothing is masked the sum is 0, with a gradient."""
+        """Σ w(t)[/p(t)] Σ_i a_i·CE_i over rows or blocks, and its count. If nothing is masked the sum is 0, with a
+        gradient."""
         nll_BT = noisy.spread(scores.nll)
         factor, count = normalise(self.config.normaliser, noisy)
-        weight_B = self.config.weighting(noisy.mask_ratio) if noisy.weight is None else noisy.weight
+        weight = self.config.weighting(noisy.mask_ratio) if noisy.weight is None else noisy.weight
         token_weight_BT = self.config.token_weight(nll_BT, noisy.is_masked, noisy.layout)
-        integrand_B = (token_weight_BT * nll_BT * (weight_B[:, None] * factor).float()).sum(1)
-        self._observe(integrand_B.detach(), noisy)
+        integrand = noisy.per_ratio(token_weight_BT * nll_BT * (noisy.per_token(weight) * factor).float())
+        self._observe(integrand.detach(), noisy)
         if self.config.importance_corrected:
-            integrand_B = integrand_B * torch.where(noisy.density > 0, 1 / noisy.density, 0.0).float()
-        return LossSum(integrand_B.sum(), count, RatioBins.of(scores, noisy))
+            integrand = integrand * torch.where(noisy.density > 0, 1 / noisy.density, 0.0).float()
+        return LossSum(integrand.sum(), count, RatioBins.of(scores, noisy))
 
     def end_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Update the learnt density; call after each optimizer step.
@@ -104,9 +112,15 @@ class DiffusionObjective(nn.Module):
             self.moments = before.to(self.moments.device)
         return self
 
-    def _observe(self, integrand_B: Tensor, noisy: NoisyBatch) -> None:
-        """Add the squared row losses, before the division by p, to the moments of this step."""
+    def _observe(self, integrand: Tensor, noisy: NoisyBatch) -> None:
+        """Add the squared losses of the rows or blocks, before the division by p, to the moments of this step."""
         if self.training and isinstance(self.config.mask_ratio, VarianceOptimal):
-            bins = torch.arange(self.config.mask_ratio.num_bins, device=integrand_B.device)
-            is_in_bin = (self.config.mask_ratio.bins_of(noisy.mask_ratio) == bins[:, None]).double()  # (bins, B)
-            self._pending.append(torch.stack([is_in_bin @ integrand_B.double().square(), is_in_bin.sum(1)]))
+            losses, ratios = integrand.double(), noisy.mask_ratio
+            if noisy.layout.blocks is not None:
+                blocks_BT = noisy.layout.blocks
+                has_loss_BT = noisy.is_maskable & is_block_start(blocks_BT)  # a block is maskable as a whole, or not
+                losses = torch.zeros_like(losses).scatter_add(1, blocks_BT, losses).gather(1, blocks_BT)
+                losses, ratios = losses[has_loss_BT], ratios[has_loss_BT]
+            bins = torch.arange(self.config.mask_ratio.num_bins, device=losses.device)
+            is_in_bin = (self.config.mask_ratio.bins_of(ratios) == bins[:, None]).double()  # (bins, rows or blocks)
+            self._pending.append(torch.stack([is_in_bin @ losses.square(), is_in_bin.sum(1)]))

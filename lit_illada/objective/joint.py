@@ -10,8 +10,10 @@ or when w is divided by p' and the support is symmetric; then p'(t') is p(t), th
 neither: use ε = 0, or a band [ε, 1 − ε]. Exact-k never does: the complement of k in 1…L lies in 0…L − 1. The config
 refuses such combinations.
 
-Shapes: B rows, N rows of the global batch.
+Shapes: B rows, T tokens, N rows of the global batch.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -38,6 +40,29 @@ def draw_uniforms(joint_draw: JointDraw, seed: int, row_ids: Tensor, batch_rows:
             # one random offset for the run: a Cranley–Patterson rotation keeps each row marginally uniform
             offset = random_bits(seed, Purpose.MASK_RATIO, torch.zeros_like(row_ids))
             return golden_steps(offset, row_ids)
+
+
+def draw_block_uniforms(
+    joint_draw: JointDraw, seed: int, row_ids: Tensor, batch_rows: int, blocks_BT: Tensor
+) -> Tensor:
+    """(B, T) float64, marginally uniform on (0, 1), equal for the tokens of a block.
+
+    iid and complementary: independent numbers of the blocks. Other draws: the row's number, rotated by multiples of an
+    irrational number, which spreads the blocks of a row evenly and draws the n-th blocks of the rows as the rows are.
+    """
+    if joint_draw in (JointDraw.IID, JointDraw.COMPLEMENTARY):
+        numbers_T = torch.arange(blocks_BT.shape[1], device=blocks_BT.device)
+        return uniform(seed, Purpose.MASK_RATIO, row_ids, numbers_T).gather(1, blocks_BT)
+    u_B = draw_uniforms(joint_draw, seed, row_ids, batch_rows)
+    # 1 − u rotates the other way, so that antithetic rows stay antithetic in every block
+    is_mirrored_B = (row_ids % 2 == 1) if joint_draw is JointDraw.ANTITHETIC else torch.zeros_like(row_ids).bool()
+    return rotate(u_B, torch.where(is_mirrored_B[:, None], -blocks_BT, blocks_BT))
+
+
+def rotate(u_B: Tensor, steps_BT: Tensor) -> Tensor:
+    """(B, T) float64: frac(u + step·(√2 − 1)), uniform in (0, 1) if u is."""
+    u_BT = (u_B[:, None] + steps_BT * (math.sqrt(2) - 1)) % 1.0
+    return u_BT.clamp(2.0**-53, 1 - 2.0**-53)
 
 
 def _stratified(seed: int, row_ids: Tensor, batch_rows: int) -> Tensor:

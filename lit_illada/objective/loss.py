@@ -18,15 +18,18 @@ from lit_illada.objective.config import Normaliser
 
 NUM_RATIO_BINS = 10
 
+ScoreFn = Callable[[Tensor, Layout, Tensor, Tensor], TokenScores]
+"""(noisy_ids (B, T), layout, select (B, T) bool, targets (M,)) -> scores of the M targets. The model itself is one."""
+
 
 @dataclass(frozen=True, eq=False)
 class NoisyBatch:
-    """A corrupted batch."""
+    """A corrupted batch. Ratios, densities and weights are those of rows, (B,), or of each token's block, (B, T)."""
 
     noisy_ids: Tensor
-    """(B, T) int64, input of the model."""
+    """(B, T) int64, input of the model; block diffusion appends the clean rows."""
     layout: Layout
-    """Segments of the rows."""
+    """Segments of the rows, and their blocks for block diffusion."""
     is_masked: Tensor
     """(B, T) bool, tokens to predict."""
     targets: Tensor
@@ -34,11 +37,27 @@ class NoisyBatch:
     is_maskable: Tensor
     """(B, T) bool, tokens that the objective may mask."""
     mask_ratio: Tensor
-    """(B,) float64, t."""
+    """float64, t."""
     density: Tensor
-    """(B,) float64, p(t), divisor of the weight under importance correction."""
+    """float64, p(t), divisor of the weight under importance correction."""
     weight: Tensor | None = None
-    """(B,) float64, weight of the summed loss of a row; None: the weighting at mask_ratio."""
+    """float64, weight of the summed loss of a row or block; None: the weighting at mask_ratio."""
+
+    def scored_by(self, score: ScoreFn) -> TokenScores:
+        """Scores of the targets. With blocks the model reads rows [noisy | clean], and the noisy half is scored."""
+        if self.layout.blocks is None:
+            return score(self.noisy_ids, self.layout, self.is_masked, self.targets)
+        clean_ids = self.noisy_ids.masked_scatter(self.is_masked, self.targets)
+        select = torch.nn.functional.pad(self.is_masked, (0, clean_ids.shape[1]))
+        return score(torch.cat([self.noisy_ids, clean_ids], 1), self.layout.with_clean_copy(), select, self.targets)
+
+    def per_ratio(self, values_BT: Tensor) -> Tensor:
+        """Values in the shape of mask_ratio: summed over the rows, (B,), or with blocks unchanged, (B, T)."""
+        return values_BT.sum(1) if self.mask_ratio.dim() == 1 else values_BT
+
+    def per_token(self, values: Tensor) -> Tensor:
+        """Values in the shape of mask_ratio that broadcast to (B, T)."""
+        return values[:, None] if values.dim() == 1 else values
 
     def spread(self, values_M: Tensor) -> Tensor:
         """(B, T) float32: values of masked tokens at their positions, 0 elsewhere. Differentiable, also for M = 0."""
@@ -58,12 +77,12 @@ class RatioBins:
 
     @classmethod
     def of(cls, scores: TokenScores, noisy: NoisyBatch) -> "RatioBins":
-        bin_B = (noisy.mask_ratio * NUM_RATIO_BINS).ceil().long().clamp(1, NUM_RATIO_BINS) - 1
-        bins = torch.arange(NUM_RATIO_BINS, device=bin_B.device)
-        # (10, B); a matrix product is deterministic, unlike the atomic adds of a scatter on CUDA
-        is_in_bin = (bin_B == bins[:, None]).double()
-        per_row = [noisy.spread(scores.nll.detach()), noisy.spread(scores.is_correct), noisy.is_masked]
-        return cls(*(is_in_bin @ values_BT.double().sum(1) for values_BT in per_row))
+        bin_N = (noisy.mask_ratio.flatten() * NUM_RATIO_BINS).ceil().long().clamp(1, NUM_RATIO_BINS) - 1
+        bins = torch.arange(NUM_RATIO_BINS, device=bin_N.device)
+        # (10, N), N = B or B·T; a matrix product is deterministic, unlike the atomic adds of a scatter on CUDA
+        is_in_bin = (bin_N == bins[:, None]).double()
+        values = [noisy.spread(scores.nll.detach()), noisy.spread(scores.is_correct), noisy.is_masked]
+        return cls(*(is_in_bin @ noisy.per_ratio(values_BT.double()).flatten() for values_BT in values))
 
     def __add__(self, other: "RatioBins") -> "RatioBins":
         return RatioBins(self.nll + other.nll, self.num_correct + other.num_correct, self.num_masked + other.num_masked)
@@ -98,9 +117,9 @@ def normalise(normaliser: Normaliser, noisy: NoisyBatch) -> tuple[Tensor, Tensor
     """(factor on each token's loss, broadcastable to (B, T); count to divide by, () float64)."""
     match normaliser:
         case Normaliser.TOKENS:
-            return torch.ones_like(noisy.mask_ratio[:1, None]), noisy.is_maskable.sum().double()
+            return noisy.mask_ratio.new_ones(1, 1), noisy.is_maskable.sum().double()
         case Normaliser.MASKED:
-            return torch.ones_like(noisy.mask_ratio[:1, None]), noisy.is_masked.sum().double()
+            return noisy.mask_ratio.new_ones(1, 1), noisy.is_masked.sum().double()
         case Normaliser.SEQUENCES:
             length_B = noisy.is_maskable.sum(1)
             return 1 / length_B.clamp(min=1)[:, None], (length_B > 0).sum().double()

@@ -1,4 +1,4 @@
-"""Draws masks: each token independently with probability t (Bernoulli), or exactly k tokens of a row.
+"""Draws masks: each token independently with probability t (Bernoulli), or exactly k tokens of a row or block.
 
 Exact-k has the expected loss of Bernoulli masking for every density and weight, and no more variance (see
 `exact_k.py`). The exception is a fixed ratio r: exact-k then masks ⌈r·L⌉ of L tokens, as BERT does, with the weight at
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_illada.objective.blocks import count_in_block, is_block_start, offsets
 from lit_illada.objective.config import MaskDraw
 from lit_illada.objective.distribution import MaskRatio
 from lit_illada.objective.exact_k import draw_counts
@@ -20,16 +21,16 @@ from lit_illada.objective.weighting import Weighting
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """Masks of a batch."""
+    """Masks of a batch. Ratios, densities and weights are those of rows, (B,), or of each token's block, (B, T)."""
 
     is_masked: Tensor
     """(B, T) bool."""
     mask_ratio: Tensor
-    """(B,) float64, the ratio drawn, or k/L."""
+    """float64, the ratio drawn, or k/L."""
     density: Tensor
-    """(B,) float64, divisor of the weight under importance correction."""
+    """float64, divisor of the weight under importance correction."""
     weight: Tensor | None = None
-    """(B,) float64, weight of the summed loss of a row; None: w(mask_ratio)."""
+    """float64, weight of the summed loss of a row or block; None: w(mask_ratio)."""
 
     def with_complement(self, is_maskable_BT: Tensor) -> "Masks":
         """2·B rows: the masks, then their complements within the maskable tokens. joint.py derives the density."""
@@ -37,7 +38,7 @@ class Masks:
         return Masks(
             torch.cat([self.is_masked, complement_BT]),
             torch.cat([self.mask_ratio, 1 - self.mask_ratio]),
-            self.density.repeat(2),
+            torch.cat([self.density, self.density]),
         )
 
 
@@ -45,38 +46,47 @@ def draw_masks(
     mask_draw: MaskDraw,
     mask_ratio: MaskRatio,
     weighting: Weighting,
-    u_B: Tensor,
+    u: Tensor,
     noise_BT: Tensor,
     is_maskable_BT: Tensor,
+    blocks_BT: Tensor | None = None,
 ) -> Masks:
-    """Draws a mask ratio per row from `mask_ratio`, and masks among the maskable tokens.
+    """Draws a mask ratio per row, or per block, from `mask_ratio`, and masks among the maskable tokens.
 
-    u_B, noise_BT: uniform numbers in (0, 1), for the ratios and for the tokens.
+    u, noise_BT: uniform numbers in (0, 1), for the ratios, (B,) or with blocks (B, T), and for the tokens.
     """
     if mask_draw is MaskDraw.BERNOULLI:
-        t_B = mask_ratio.quantile(u_B)
-        is_masked_BT = (noise_BT < t_B[:, None]) & is_maskable_BT
-        return Masks(is_masked_BT, t_B, mask_ratio.density(t_B))
-    length_B = is_maskable_BT.sum(1)
+        t = mask_ratio.quantile(u)
+        is_masked_BT = (noise_BT < (t[:, None] if blocks_BT is None else t)) & is_maskable_BT
+        return Masks(is_masked_BT, t, mask_ratio.density(t))
+    length = is_maskable_BT.sum(1) if blocks_BT is None else count_in_block(is_maskable_BT, blocks_BT)
     # a row without maskable tokens is treated as of length 1: its values stay finite, and no token uses them
     if mask_ratio.has_density:
-        k_B, weight_B, density_B = draw_counts(mask_ratio, weighting, u_B, length_B)
+        k, weight, density = draw_counts(mask_ratio, weighting, u, length)
     else:
-        k_B, weight_B, density_B = num_masked(mask_ratio.quantile(u_B), length_B), None, torch.ones_like(u_B)
-    ratio_B = k_B.clamp(min=1) / length_B.clamp(min=1).double()
-    return Masks(exactly_k(k_B, noise_BT, is_maskable_BT), ratio_B, density_B, weight_B)
+        k, weight, density = num_masked(mask_ratio.quantile(u), length), None, torch.ones_like(u)
+    ratio = k.clamp(min=1) / length.clamp(min=1).double()
+    return Masks(exactly_k(k, noise_BT, is_maskable_BT, blocks_BT), ratio, density, weight)
 
 
 def num_masked(t_B: Tensor, length_B: Tensor) -> Tensor:
-    """(B,) int64: ⌈t·L⌉, in 1…L; 0 where L is 0. With t uniform, k is uniform on 1…L."""
+    """⌈t·L⌉, int64 of the arguments' shape, in 1…L; 0 where L is 0. With t uniform, k is uniform on 1…L."""
     product_B = t_B * length_B
     # in floating point 0.07 · 100 is slightly above 7, and ceil would give 8
     k_B = (product_B * (1 - 4e-16)).ceil().long()
     return torch.minimum(k_B.clamp(min=1), length_B)
 
 
-def exactly_k(k_B: Tensor, noise_BT: Tensor, is_maskable_BT: Tensor) -> Tensor:
-    """(B, T) bool: the k maskable tokens of each row with the smallest noise, a uniform subset of size k."""
+def exactly_k(k: Tensor, noise_BT: Tensor, is_maskable_BT: Tensor, blocks_BT: Tensor | None = None) -> Tensor:
+    """(B, T) bool: the k maskable tokens of each row or block with the smallest noise, a uniform subset of size k.
+
+    k: (B,) of the rows, or (B, T) of each token's block.
+    """
     order_BT = noise_BT.masked_fill(~is_maskable_BT, 2.0).argsort(dim=1)
-    is_chosen_BT = torch.arange(noise_BT.shape[1], device=noise_BT.device) < k_B[:, None]
+    if blocks_BT is None:
+        is_chosen_BT = torch.arange(noise_BT.shape[1], device=noise_BT.device) < k[:, None]
+    else:
+        # a stable sort by block puts the tokens of a block, by noise, into the columns of the block
+        order_BT = order_BT.gather(1, blocks_BT.gather(1, order_BT).argsort(dim=1, stable=True))
+        is_chosen_BT = offsets(is_block_start(blocks_BT)) < k
     return torch.zeros_like(is_maskable_BT).scatter(1, order_BT, is_chosen_BT)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lit_illada.errors import UserError
+from lit_illada.objective.blocks import is_block_start, offsets
 from lit_illada.runtime.lazy import Tensor, torch
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Cart(TokenWeight):
     """a_n = ½ Σ_i p(1 − p)^{|n − i| − 1} over the visible tokens i of the segment of n. Dream, arXiv 2508.15487.
 
     Tokens near visible ones get more weight. The sum ends at the borders of the segment, as attention does. Visible
-    prompt tokens are included.
+    prompt tokens are included. With blocks, the visible tokens are those of earlier blocks and of the token's own.
     """
 
     p: float = 0.3
@@ -55,8 +56,21 @@ class Cart(TokenWeight):
 
     def __call__(self, nll_BT: Tensor, is_masked_BT: Tensor, layout: Layout) -> Tensor:
         is_visible_BT = (~is_masked_BT).to(nll_BT.dtype)
+        if layout.blocks is not None:
+            return self._in_blocks(is_visible_BT, layout, layout.blocks)
         before_BT = self._decayed_sum_before(is_visible_BT, layout.position_ids, layout.max_seqlen)
         after_BT = self._decayed_sum_before(is_visible_BT.flip(1), _tokens_after(layout).flip(1), layout.max_seqlen)
+        return 0.5 * self.p * (before_BT + after_BT.flip(1))
+
+    def _in_blocks(self, is_visible_BT: Tensor, layout: Layout, blocks_BT: Tensor) -> Tensor:
+        is_first_BT = is_block_start(blocks_BT)
+        is_last_BT = torch.nn.functional.pad(is_first_BT[:, 1:], (0, 1), value=True)
+        longest = layout.max_seqlen
+        # of the tokens before the block all are visible: those of the segment without the block's own masked ones
+        is_hidden_BT = 1 - is_visible_BT
+        before_BT = self._decayed_sum_before(torch.ones_like(is_hidden_BT), layout.position_ids, longest)
+        before_BT = before_BT - self._decayed_sum_before(is_hidden_BT, offsets(is_first_BT), longest)
+        after_BT = self._decayed_sum_before(is_visible_BT.flip(1), offsets(is_last_BT.flip(1)), longest)
         return 0.5 * self.p * (before_BT + after_BT.flip(1))
 
     def _decayed_sum_before(self, values_BT: Tensor, position_BT: Tensor, max_seqlen: int) -> Tensor:

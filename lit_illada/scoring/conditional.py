@@ -3,6 +3,7 @@
 The bound on −log p is E_k[(L/k)·S], k uniform on 1…L, S the cross-entropy summed over k masked tokens of the answer
 with the prompt visible (LLaDA, arXiv 2502.09992, algorithm 3). As in LLaDA, k is systematic over 1…L and the positions
 are random. An answer with no more possible masks than draws is scored under every mask, which makes the bound exact.
+A model trained in blocks is scored by its own bound, the sum over the answer's blocks.
 
 Shapes: B rows, T tokens per row, D draws, L tokens of the answer.
 """
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_illada.objective.autoregressive import shift_right
+from lit_illada.objective.blocks import in_blocks
 from lit_illada.scoring.candidates import Candidate, Score, batched_groups, padded_batch
 from lit_illada.scoring.likelihood import MaskGrid, mask_batch, score_rows
 from lit_illada.scoring.model import OnForward, ScoringModel
@@ -25,10 +27,10 @@ def bound_scores(
     model: ScoringModel, candidates: Sequence[Candidate], grid: MaskGrid, batch_tokens: int, on_forward: OnForward
 ) -> list[Score]:
     """A lower bound of each candidate's log-likelihood, in nats."""
-    nats_D = [torch.zeros(num_masks(len(c.answer_ids), grid.num_draws), dtype=torch.float64) for c in candidates]
+    nats_D = [torch.zeros(num_masks(len(c.answer_ids), grid), dtype=torch.float64) for c in candidates]
     for pieces in _row_batches(candidates, grid, batch_tokens):
         rows = [candidates[piece.number] for piece in pieces for _ in piece.is_masked]
-        batch = padded_batch(rows, model.mask_token_id)
+        batch = in_blocks(padded_batch(rows, model.mask_token_id), grid.block_length)
         is_masked_BT = torch.zeros_like(batch.is_maskable)
         is_masked_BT[batch.is_maskable] = torch.cat([piece.is_masked.flatten() for piece in pieces])
         noisy = mask_batch(batch.to(model.device), is_masked_BT.to(model.device), model.mask_token_id)
@@ -39,9 +41,9 @@ def bound_scores(
     return [_summed(candidate, nats, grid) for candidate, nats in zip(candidates, nats_D, strict=True)]
 
 
-def num_masks(length: int, num_draws: int) -> int:
+def num_masks(length: int, grid: MaskGrid) -> int:
     """Number of masks under which an answer of `length` tokens is scored."""
-    return 2**length - 1 if _is_enumerated(length, num_draws) else num_draws
+    return 2**length - 1 if _is_enumerated(length, grid) else grid.num_draws
 
 
 @torch.no_grad()
@@ -98,14 +100,15 @@ def _row_batches(candidates: Sequence[Candidate], grid: MaskGrid, batch_tokens: 
         yield batch
 
 
-def _is_enumerated(length: int, num_draws: int) -> bool:
-    return 2**length - 1 <= num_draws
+def _is_enumerated(length: int, grid: MaskGrid) -> bool:
+    is_one_block = grid.block_length is None or length <= grid.block_length
+    return is_one_block and 2**length - 1 <= grid.num_draws
 
 
 def _masks(candidate: Candidate, grid: MaskGrid) -> Tensor:
     """(D, L) bool: every non-empty mask of a short answer, or the grid's draws."""
     length = len(candidate.answer_ids)
-    if _is_enumerated(length, grid.num_draws):
+    if _is_enumerated(length, grid):
         numbers_D = torch.arange(1, 2**length)
         return (numbers_D[:, None] >> torch.arange(length)) & 1 == 1
     return grid.masks_of_row(candidate.row_id, length)
@@ -118,7 +121,9 @@ def _summed(candidate: Candidate, nats_D: Tensor, grid: MaskGrid) -> Score:
     equal or adjacent; the variance of all draws would include the variance that stratification removes.
     """
     length = len(candidate.answer_ids)
-    if not _is_enumerated(length, grid.num_draws):
+    if len(nats_D) == 1:  # blocks of one token have one mask
+        return Score(-nats_D.item(), 0.0, length)
+    if not _is_enumerated(length, grid):
         variance = nats_D.diff().square().mean() / 2
         return Score(-nats_D.mean().item(), (variance / len(nats_D)).sqrt().item(), length)
     # each k has weight 1/L, divided among all masks of k tokens

@@ -4,6 +4,8 @@ left_to_right and confidence_order choose the next position without using the tr
 distribution: exp(score) sums to 1 over all answers of one length. confidence, iLLaDA's rule (arXiv 2606.25331), reveals
 the position whose *true* token is most probable; its sum ranks answers but is not a likelihood.
 
+A model trained in blocks reveals one block after the other.
+
 The answers of a batch advance together, so a batch costs as many passes as its longest answer has tokens.
 
 Shapes: B rows, T tokens per row, M selected tokens, V vocabulary.
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lit_illada.batch import TokenBatch
+from lit_illada.objective.blocks import in_blocks
 from lit_illada.scoring.candidates import Candidate, Score, batched_groups, padded_batch, padded_layout
 from lit_illada.scoring.config import ScoreRule
 from lit_illada.scoring.model import OnForward, ScoringModel
@@ -78,6 +81,7 @@ def _reveal(
         rows = torch.tensor(active, device=model.device)
         layout = padded_layout([len(answers[row]) for row in active], row_length).to(model.device)
         part = TokenBatch(batch.input_ids[rows], batch.is_maskable[rows], batch.row_ids[rows], layout)
+        part = in_blocks(part, model.block_length)
         position_B1, nll_B, is_correct_B = _next_token(model, part, is_masked_BT[rows], rule)
         log_prob_B[rows] -= nll_B
         is_right_B[rows] &= is_correct_B
@@ -92,6 +96,9 @@ def _next_token(
     """The next position of each row, (B, 1); its true token's −log p, (B,); and whether that token is the argmax."""
     noisy_BT = part.input_ids.masked_fill(is_masked_BT, model.mask_token_id)
     select_BT = is_masked_BT
+    if (blocks_BT := part.layout.blocks) is not None:
+        open_BT = blocks_BT.masked_fill(~is_masked_BT, blocks_BT.shape[1])
+        select_BT = is_masked_BT & (blocks_BT == open_BT.amin(1, keepdim=True))
     if rule is ScoreRule.LEFT_TO_RIGHT:
         select_BT = is_masked_BT & (is_masked_BT.cumsum(1) == 1)
     targets_M = part.input_ids[select_BT]

@@ -6,6 +6,10 @@ grid, so that two models are compared on the same inputs: draw d of D takes k fr
 rows step through a stratum by the golden ratio, so the grid is even over k for every number of rows. For a causal model
 the likelihood is exact, on the same tokens.
 
+For block diffusion the bound is the sum over the blocks of each block's bound given the clean blocks before it (BD3-LM,
+arXiv 2503.09573), with L and k those of the block. The blocks of a row rotate the row's position within the strata, so
+that a draw is even over k within a row too. With blocks of one token the bound is the exact likelihood.
+
 Values of two runs are comparable only on the same rows and masks: the same validation documents, row length, number of
 rows and draws, and document isolation.
 
@@ -13,25 +17,23 @@ This module depends on no objective's config. Shapes: B rows, T tokens, M masked
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_illada.batch import Layout, TokenBatch, TokenScores
+from lit_illada.batch import TokenBatch
 from lit_illada.objective.autoregressive import shift_right
-from lit_illada.objective.loss import NUM_RATIO_BINS, NoisyBatch, RatioBins
+from lit_illada.objective.blocks import count_in_block, in_blocks
+from lit_illada.objective.joint import rotate
+from lit_illada.objective.loss import NUM_RATIO_BINS, NoisyBatch, RatioBins, ScoreFn
 from lit_illada.objective.masking import exactly_k, num_masked
 from lit_illada.objective.noise import Purpose, golden_steps, random_bits, uniform
 
 # Documents are summed in cells of a fixed number, so that ranks add up whatever documents they saw; beyond it several
 # documents share a cell, which keeps the standard error right on average.
 _NUM_CELLS = 2**16
-
-ScoreFn = Callable[[Tensor, Layout, Tensor, Tensor], TokenScores]
-"""(noisy_ids (B, T), layout, select (B, T) bool, targets (M,)) -> scores of the M targets. The model itself is one."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,17 @@ class MaskGrid:
 
     num_draws: int = 8  # masks per row
     seed: int = 0
+    block_length: int | None = None  # tokens per block of block diffusion; None: the whole row
 
     def masks(self, batch: TokenBatch, draw: int) -> Tensor:
-        """(B, T) bool: k of the L maskable tokens of each row, k from stratum `draw`; row_ids number the rows."""
+        """(B, T) bool: k of the L maskable tokens of each row or block, k from stratum `draw`; row_ids number rows."""
         assert 0 <= draw < self.num_draws
         ids = batch.row_ids
         offset_B = random_bits(self.seed, Purpose.VALIDATION_RATIO, torch.zeros_like(ids))
         u_B = (draw + golden_steps(offset_B, ids)) / self.num_draws
         positions_T = torch.arange(batch.input_ids.shape[1], device=ids.device)
         noise_BT = uniform(self.seed, Purpose.VALIDATION_MASK, ids * self.num_draws + draw, positions_T)
-        return exactly_k(num_masked(u_B, batch.is_maskable.sum(1)), noise_BT, batch.is_maskable)
+        return self._masks(u_B, noise_BT, batch.is_maskable, in_blocks(batch, self.block_length).layout.blocks)
 
     def masks_of_row(self, row_id: int, length: int) -> Tensor:
         """(num_draws, length) bool: all draws of one row whose tokens are all maskable."""
@@ -59,7 +62,16 @@ class MaskGrid:
         u_D = (draws_D + golden_steps(offset_D, ids_D)) / self.num_draws
         noise_DT = uniform(self.seed, Purpose.VALIDATION_MASK, ids_D * self.num_draws + draws_D, torch.arange(length))
         is_maskable_DT = torch.ones(self.num_draws, length, dtype=torch.bool)
-        return exactly_k(num_masked(u_D, is_maskable_DT.sum(1)), noise_DT, is_maskable_DT)
+        blocks_DT = (
+            None if self.block_length is None else (torch.arange(length) // self.block_length).expand_as(noise_DT)
+        )
+        return self._masks(u_D, noise_DT, is_maskable_DT, blocks_DT)
+
+    def _masks(self, u_B: Tensor, noise_BT: Tensor, is_maskable_BT: Tensor, blocks_BT: Tensor | None) -> Tensor:
+        if blocks_BT is None:
+            return exactly_k(num_masked(u_B, is_maskable_BT.sum(1)), noise_BT, is_maskable_BT)
+        k_BT = num_masked(rotate(u_B, blocks_BT), count_in_block(is_maskable_BT, blocks_BT))
+        return exactly_k(k_BT, noise_BT, is_maskable_BT, blocks_BT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +83,8 @@ class RowScores:
     num_tokens: Tensor
     """(B,) int64, maskable tokens; rows of 0 do not count."""
     weight: Tensor
-    """(B, T) float64, weight of each token in the row's bound (L/k where masked), averaged over the draws; adds up to
-    num_tokens."""
+    """(B, T) float64, weight of each token in the row's bound (L/k of its row or block where masked), averaged over
+    the draws; adds up to num_tokens."""
     weighted_nll: Tensor
     """(B, T) float64, weight times cross-entropy, averaged over the draws; adds up to num_tokens·nll."""
     bins: RatioBins
@@ -82,6 +94,7 @@ class RowScores:
 @torch.no_grad()
 def nll_bound(score: ScoreFn, batch: TokenBatch, grid: MaskGrid, mask_token_id: int) -> RowScores:
     """The bound of each row, averaged over the grid's draws."""
+    batch = in_blocks(batch, grid.block_length)
     noisy = [mask_batch(batch, grid.masks(batch, draw), mask_token_id) for draw in range(grid.num_draws)]
     scored = [score_rows(score, one) for one in noisy]
     bins = scored[0].bins
@@ -100,26 +113,34 @@ def nll(score: ScoreFn, batch: TokenBatch, eos_token_id: int) -> RowScores:
 
 
 def mask_batch(batch: TokenBatch, is_masked_BT: Tensor, mask_token_id: int) -> NoisyBatch:
-    """The batch with exactly these tokens masked; the mask ratio of a row is k/L."""
-    mask_ratio_B = is_masked_BT.sum(1) / batch.is_maskable.sum(1).clamp(min=1).double()
+    """The batch with exactly these tokens masked; the mask ratio of a row, or of a block of the layout, is k/L."""
+    num_masked, length = (_count(part, batch.layout.blocks) for part in (is_masked_BT, batch.is_maskable))
+    mask_ratio = num_masked / length.clamp(min=1).double()
     return NoisyBatch(
         noisy_ids=batch.input_ids.masked_fill(is_masked_BT, mask_token_id),
         layout=batch.layout,
         is_masked=is_masked_BT,
         targets=batch.input_ids[is_masked_BT],
         is_maskable=batch.is_maskable,
-        mask_ratio=mask_ratio_B,
-        density=torch.ones_like(mask_ratio_B),
+        mask_ratio=mask_ratio,
+        density=torch.ones_like(mask_ratio),
     )
 
 
 def score_rows(score: ScoreFn, noisy: NoisyBatch) -> RowScores:
-    """The mean cross-entropy over each row's masked tokens: S/k = (L/k)·S/L."""
-    scores = score(noisy.noisy_ids, noisy.layout, noisy.is_masked, noisy.targets)
-    nll_BT, k_B = noisy.spread(scores.nll).double(), noisy.is_masked.sum(1).clamp(min=1)
+    """Σ (L/k)·S over the blocks of each row, per token; without blocks the mean over its masked tokens, S/k."""
+    scores, blocks_BT = noisy.scored_by(score), noisy.layout.blocks
+    nll_BT, k = noisy.spread(scores.nll).double(), _count(noisy.is_masked, blocks_BT).clamp(min=1)
     length_B = noisy.is_maskable.sum(1)
-    weight_BT = noisy.is_masked * (length_B / k_B.double())[:, None]
-    return RowScores(nll_BT.sum(1) / k_B, length_B, weight_BT, weight_BT * nll_BT, RatioBins.of(scores, noisy))
+    weight_BT = noisy.is_masked * noisy.per_token(_count(noisy.is_maskable, blocks_BT) / k.double())
+    weighted_nll_BT = weight_BT * nll_BT
+    nll_B = nll_BT.sum(1) / k if blocks_BT is None else weighted_nll_BT.sum(1) / length_B.clamp(min=1)
+    return RowScores(nll_B, length_B, weight_BT, weighted_nll_BT, RatioBins.of(scores, noisy))
+
+
+def _count(is_true_BT: Tensor, blocks_BT: Tensor | None) -> Tensor:
+    """True tokens of each row, (B,), or of each token's block, (B, T)."""
+    return is_true_BT.sum(1) if blocks_BT is None else count_in_block(is_true_BT, blocks_BT)
 
 
 class Likelihood(Metric):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_illada.batch import Layout
-from lit_illada.scoring.likelihood import ScoreFn
+from lit_illada.objective.loss import ScoreFn
 
 LayoutLogitsFn = Callable[[Tensor, Layout, Tensor], Tensor]
 """(noisy_ids (B, T), layout, select (B, T) bool) -> logits (M, V) of the selected tokens. The model itself is one."""
@@ -29,3 +29,5 @@ class ScoringModel:
     is_causal: bool
     """Whether the input is shifted right by one, EOS first, so that likelihoods are exact."""
     device: torch.device
+    block_length: int | None = None
+    """Tokens per block of a model trained by block diffusion; None: it sees whole rows."""

@@ -29,7 +29,9 @@ class Scorer:
         self._chat = chat
         self.num_forwards = 0
         self.rules = config.rules(model.is_causal)
-        self._grid = MaskGrid(config.num_draws, config.seed)
+        # a block of one token has only one mask
+        num_draws = 1 if model.block_length == 1 else config.num_draws
+        self._grid = MaskGrid(num_draws, config.seed, model.block_length)
 
     def answer(self, prompt: str, answer: str) -> Candidate:
         """The candidate of two texts. Raises UserError for an empty answer and for texts that exceed the model."""
@@ -98,7 +100,7 @@ class Scorer:
             case ScoreRule.EXACT:
                 return sum(map(len, flat))
             case ScoreRule.BOUND:
-                return sum(len(one) * num_masks(len(one.answer_ids), self.config.num_draws) for one in flat)
+                return sum(len(one) * num_masks(len(one.answer_ids), self._grid) for one in flat)
         return sum(len(one) * len(one.answer_ids) for one in flat)
 
     def _counting(self, on_work: OnWork) -> OnWork:
@@ -126,5 +128,6 @@ def build_scorer(
         max_length=model.config.max_position_embeddings,
         is_causal=model.config.is_causal,
         device=model.lm_head_weight.device,
+        block_length=model.config.block_length,
     )
     return Scorer(scored, tokenizer.encode, config, encode_message if isinstance(config.wording, Chat) else None)

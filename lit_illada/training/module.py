@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import Metric
 
 from lit_illada.batch import TokenBatch, TokenScores
-from lit_illada.objective.loss import NoisyBatch, Objective
-from lit_illada.scoring.likelihood import Likelihood, RowScores, ScoreFn
+from lit_illada.objective.loss import NoisyBatch, Objective, ScoreFn
+from lit_illada.scoring.likelihood import Likelihood, RowScores
 from lit_illada.training.config.optim import OptimConfig
 from lit_illada.training.distributed.parallel import num_data_ranks
 from lit_illada.training.metrics import TrainingCurves, by_ratio, publish
@@ -85,7 +85,7 @@ class PretrainModule(RunModule):
             self._is_batch_checked = True
         self.tokens_seen += batch.input_ids.numel() * num_data_ranks(self.trainer)
         noisy = self.objective.corrupt(batch, progress=self.global_step / self.max_steps)
-        scores = self.model(noisy.noisy_ids, noisy.layout, select=noisy.is_masked, targets=noisy.targets)
+        scores = noisy.scored_by(self.model)
         loss = self.objective.loss(scores, noisy)
         # (3,): loss count, masked tokens' cross-entropy, number of masked tokens
         self._step_sums = self._step_sums + torch.stack([loss.count, loss.bins.nll.sum(), loss.bins.num_masked.sum()])

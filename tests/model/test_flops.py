@@ -4,8 +4,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_illada.batch import Layout
+from lit_illada.model.attention import visible_tokens
 from lit_illada.model.config import AttentionKernel, ModelConfig
 from lit_illada.model.flops import forward_flops, training_flops
+from lit_illada.objective.blocks import divide
 
 
 def test_forward_flops_equal_torchs_count(make_model):
@@ -50,3 +52,17 @@ def test_copied_rows_count_twice_and_their_head_once():
     # adapters: the forward pass and the gradients of activations, attention's three passes, 6 for each of 5 parameters
     assert training_flops(SMALL, SEGMENTS, 10, 5, copies=2) == training_flops(SMALL, twice, 10, 5)
     assert training_flops(SMALL, twice, 10, 5) == 2 * 2 * (2400 + 400) + 3 * 2 * 608 + 6 * 5 * 20
+
+
+def test_training_in_blocks_counts_the_visible_pairs_of_doubled_rows():
+    """Exactly, where the documents are whole blocks; otherwise at most 1/8 of a squared block too many per document."""
+    layout = Layout.from_lengths(torch.tensor([4, 8, 12]), 12)
+    blocks = divide(layout, torch.ones(2, 12, dtype=torch.bool), 4)
+    doubled = replace(layout, blocks=blocks).with_clean_copy()
+    pairs = int(visible_tokens(doubled, False).sum())
+    config = replace(SMALL, block_length=4)
+    assert training_flops(config, layout, 7) == 3 * 2 * (120 * 48 + 2 * 4 * pairs + 4 * 10 * 7)
+    assert training_flops(replace(SMALL, block_length=64), layout, 0) == 2 * training_flops(SMALL, layout, 0)
+    assert forward_flops(replace(SMALL, block_length=1), layout, 3) == forward_flops(
+        replace(SMALL, is_causal=True), layout, 3
+    )

@@ -109,10 +109,11 @@ def answers():
 def real():
     """A tiny transformer with random weights, of 23 tokens, 0 for [M] and 1 for EOS."""
 
-    def real(is_causal=False, seed=0):
+    def real(is_causal=False, seed=0, block_length=None):
         config = ModelConfig(23, 16, 32, 2, 2, 1, max_position_embeddings=64, initializer_range=0.5)
-        model = Transformer(replace(config, is_causal=is_causal)).eval()
+        model = Transformer(replace(config, is_causal=is_causal, block_length=block_length)).eval()
         model.init_weights(seed)
-        return ScoringModel(model, model, 0, 1, max_length=64, is_causal=is_causal, device=torch.device("cpu"))
+        kind = {"is_causal": is_causal, "block_length": block_length}
+        return ScoringModel(model, model, 0, 1, max_length=64, device=torch.device("cpu"), **kind)
 
     return real

@@ -45,7 +45,7 @@ def test_the_enumerated_bound_of_exact_conditionals_equals_the_likelihood(ask, c
 def test_a_short_answer_is_scored_under_every_mask_once(ask, made_up):
     model = ask(made_up)
     (score,) = bound_scores(model, [Candidate.answering(PROMPT, [1, 0, 2])], FEW, 5, ignore)
-    assert model.score.num_forwards == 7 == num_masks(3, FEW.num_draws)
+    assert model.score.num_forwards == 7 == num_masks(3, FEW)
     want = 0.0
     for k in (1, 2, 3):
         masks = [[n in chosen for n in range(3)] for chosen in itertools.combinations(range(3), k)]
@@ -128,3 +128,24 @@ def test_masks_of_a_row_equal_the_grids_masks(length, num_draws, row_id):
     )
     for draw in (0, num_draws - 1):
         assert masks[draw].equal(grid.masks(batch, draw)[0])
+
+
+def by_blocks(prompt_ids, answer_ids, block_length):
+    """A candidate per block of the answer, given the blocks before it."""
+    starts = range(0, len(answer_ids), block_length)
+    return [
+        Candidate.answering(prompt_ids + answer_ids[:start], answer_ids[start : start + block_length])
+        for start in starts
+    ]
+
+
+@pytest.mark.parametrize("block_length", [1, 2])
+def test_the_bound_in_blocks_is_the_sum_of_the_blocks_bounds(real, block_length):
+    model, answer = real(block_length=block_length), [3, 9, 4, 11, 2]
+    grid = MaskGrid(1 if block_length == 1 else 400, block_length=block_length)
+    (score,) = bound_scores(model, [Candidate.answering([5, 6, 7], answer)], grid, 512, ignore)
+    parts = bound_scores(model, by_blocks([5, 6, 7], answer, block_length), grid, 512, ignore)
+    assert all(part.stderr == 0 for part in parts)  # every mask of a block
+    want = sum(part.value for part in parts)
+    assert abs(score.value - want) <= max(3 * score.stderr, 1e-4)
+    assert (score.stderr == 0) == (block_length == 1)

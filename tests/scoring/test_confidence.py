@@ -129,3 +129,13 @@ def test_a_wrong_first_token_costs_one_pass(ask, conditionals):
     )
     assert greedy_answers(model, [Candidate.answering([0], list(worst))], 64, ignore) == [False]
     assert model.score.num_forwards - before < 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_model_in_blocks_reveals_one_block_after_the_other(real, rule):
+    model, prompt, answer = real(block_length=2), [5, 6, 7], [3, 9, 4, 11, 2]
+    parts = [Candidate.answering(prompt + answer[:start], answer[start : start + 2]) for start in (0, 2, 4)]
+    groups = [[Candidate.answering(prompt, answer), Candidate.answering(prompt, [4])], parts]
+    (whole, _), blocks = chain_rule_scores(model, groups, rule, 10_000, ignore)
+    assert whole.value == pytest.approx(sum(block.value for block in blocks), rel=1e-5)
+    assert greedy_answers(model, groups[0][:1], 100, ignore) == [all(greedy_answers(model, parts, 100, ignore))]

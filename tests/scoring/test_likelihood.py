@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
+from lit_illada.model.attention import visible_tokens
+from lit_illada.objective.blocks import in_blocks
 from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, mask_batch, nll, nll_bound, score_rows
 
 MASK, EOS, V, T = 3, 4, 3, 4
@@ -50,6 +52,18 @@ class Joint:
             -probability[torch.arange(len(targets)), targets].log().float(), probability.argmax(1) == targets
         )
 
+    def score_in_blocks(self, ids, layout, select, targets):
+        """Sees in rows [noisy | clean] what the layout shows to each noisy token."""
+        rows, columns = select.nonzero(as_tuple=True)
+        visible = visible_tokens(layout, False)[:, 0]
+        probability = []
+        for row, column in zip(rows, columns, strict=True):
+            known = torch.where(visible[row, column], ids[row], MASK).view(2, T)
+            probability.append(self.marginals(torch.where(known[0] == MASK, known[1], known[0]))[column])
+        probability = torch.stack(probability)
+        chosen = probability[torch.arange(len(targets)), targets]
+        return TokenScores(-chosen.log().float(), probability.argmax(1) == targets)
+
     def score_causally(self, shifted_ids, layout, select, targets):
         """Sees x[:n] at place n, after the shift."""
         prefixes = [torch.cat([row[1 : n + 1], torch.full((T - n,), MASK)]) for row in shifted_ids for n in range(T)]
@@ -70,6 +84,72 @@ def exact_bound(score, row):
             masks[i, list(places)] = True
         total += score_rows(score, mask_batch(make_batch(row.expand(len(masks), -1)), masks, MASK)).nll.mean()
     return total / T
+
+
+def exact_block_bound(score, row, block_length):
+    """The mean over all masks of a block, each k equally likely, summed over the blocks; other blocks are unmasked."""
+    batch, total = in_blocks(make_batch(row[None]), block_length), 0.0
+    for start in range(0, T, block_length):
+        places = range(start, min(T, start + block_length))
+        for k in range(1, len(places) + 1):
+            masks = [torch.isin(torch.arange(T), torch.tensor(chosen)) for chosen in itertools.combinations(places, k)]
+            nlls = [float(score_rows(score, mask_batch(batch, mask[None], MASK)).nll) for mask in masks]
+            total += sum(nlls) / len(nlls) / len(places)
+    return total
+
+
+@pytest.mark.parametrize("block_length", [1, 2, 3, 4])
+def test_the_bound_in_blocks_of_exact_conditionals_equals_the_likelihood(block_length):
+    for row in JOINT.sample(3):
+        want = -JOINT.log_prob(row[None])[0].item() / T
+        assert exact_block_bound(JOINT.score_in_blocks, row, block_length) == pytest.approx(want, rel=1e-5)
+
+
+def test_the_grid_estimates_the_bound_in_blocks_within_its_error():
+    batch = make_batch(JOINT.sample(300))
+    for block_length in (2, 3):
+        metric = Likelihood()
+        metric.update(nll_bound(JOINT.score_in_blocks, batch, MaskGrid(4, block_length=block_length), MASK), batch)
+        values = metric.compute()
+        assert abs(values["nll_bound"] + JOINT.log_prob(batch.input_ids).mean() / T) < 3 * values["nll_bound_stderr"]
+        assert metric.row_sums[1] == metric.document_sums[1].sum()
+
+
+def test_the_bound_in_blocks_of_one_token_is_exact_in_one_draw():
+    batch = make_batch(JOINT.sample(20))
+    got = nll_bound(JOINT.score_in_blocks, batch, MaskGrid(1, block_length=1), MASK)
+    assert torch.allclose(got.nll * T, -JOINT.log_prob(batch.input_ids), rtol=1e-5)
+    causal = nll(JOINT.score_causally, batch, EOS)
+    assert torch.allclose(got.nll, causal.nll, rtol=1e-5)
+    assert torch.equal(got.weight, causal.weight)
+
+
+def test_the_bound_in_one_block_per_row_is_that_without_blocks():
+    batch = make_batch(JOINT.sample(20))
+    whole = nll_bound(JOINT.score, batch, MaskGrid(3), MASK)
+    for block_length in (T, 2 * T):
+        got = nll_bound(JOINT.score_in_blocks, batch, MaskGrid(3, block_length=block_length), MASK)
+        assert torch.allclose(got.nll, whole.nll, rtol=1e-6)
+        assert torch.allclose(got.weight, whole.weight)
+        assert torch.allclose(got.bins.nll, whole.bins.nll)
+
+
+def test_a_grid_in_blocks_is_even_over_k_in_every_block():
+    batch = make_batch(torch.zeros(40, 10, dtype=torch.long))
+    grid = MaskGrid(num_draws=5, seed=3, block_length=5)
+    counts = torch.stack([grid.masks(batch, draw).view(40, 2, 5).sum(2) for draw in range(5)])
+    for block in range(2):
+        histogram = torch.bincount(counts[:, :, block].flatten(), minlength=6)
+        assert histogram[0] == 0
+        assert (histogram[1:] - 40).abs().max() <= 2
+    assert MaskGrid(3, block_length=4).masks_of_row(5, 10).shape == (3, 10)
+    one_row = replace_row_ids(batch, 5)
+    for draw in range(5):
+        assert grid.masks_of_row(5, 10)[draw].equal(grid.masks(one_row, draw)[0])
+
+
+def replace_row_ids(batch, row_id):
+    return dataclasses.replace(batch, row_ids=torch.full_like(batch.row_ids, row_id))
 
 
 def test_the_bound_of_exact_conditionals_equals_the_likelihood():
