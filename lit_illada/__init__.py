@@ -18,7 +18,7 @@ _PUBLIC = frozenset(
     AutoregressiveObjective DiffusionObjective DiffusionObjectiveConfig GenerateConfig Generation GenerationConfig
     LanguageModel Layout Likelihood MaskGrid ModelConfig PackedDataModule PretrainConfig PretrainModule SFTConfig
     SFTDataModule SFTModule TextBound TokenBatch TokenScores Tokenizer Transformer UserError build_datamodule
-    build_model build_module build_objective build_sft_datamodule dump generate load load_checkpoint load_file
+    build_model build_module build_objective build_sft_datamodule dump generate infill load load_checkpoint load_file
     load_module load_sft nll_bound prepare
     """.split()
 )

@@ -1,6 +1,6 @@
 """Public names of the package, importable as `lit_illada.NAME`."""
 
-from lit_illada.api.checkpoints import TextBound, build_module, generate, load_module, nll_bound
+from lit_illada.api.checkpoints import TextBound, build_module, generate, infill, load_module, nll_bound
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.build import build_datamodule, build_model, build_objective, build_sft_datamodule
 from lit_illada.checkpoints.open import load_checkpoint, load_sft
@@ -54,6 +54,7 @@ __all__ = [
     "build_sft_datamodule",
     "dump",
     "generate",
+    "infill",
     "load",
     "load_checkpoint",
     "load_file",

@@ -1,4 +1,4 @@
-"""Python interface to checkpoints: generate text, bound its likelihood, rebuild the LightningModule."""
+"""Python interface to checkpoints: generate text, fill gaps, bound a likelihood, rebuild the LightningModule."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.generation.config import GenerationConfig
-from lit_illada.generation.text import LanguageModel, complete_batch
+from lit_illada.generation.text import LanguageModel, complete_batch, infill_text
 from lit_illada.model.transformer import Transformer
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.scoring.candidates import Score
@@ -57,6 +57,24 @@ def generate(
     generation = complete_batch(model, tokenizer, [tokenizer.encode(text) for text in prompts], options)
     texts = [tokenizer.decode(token_ids) for token_ids in generation.texts()]
     return texts[0] if isinstance(prompt, str) else texts
+
+
+def infill(checkpoint: Source, text: str, config: GenerationConfig | None = None, **settings: Any) -> str:
+    """Fill the gaps of a text, marked by `<fill:12>` (12 tokens) or `<fill:2-12>` (2 to 12), given both sides.
+
+    Returns the whole text. Deterministic: the config holds the seed.
+
+    Args:
+        config: None is the default GenerationConfig; its canvas and numbers of new tokens are not used.
+        settings: fields of the config to change, such as temperature=0.7.
+
+    Raises:
+        UserError: for a causal model, a text without a gap, a wrong mark, unknown or contradictory settings, and a text
+            longer than the model's positions.
+    """
+    model, tokenizer = _loaded(checkpoint)
+    options = from_tree(GenerationConfig, {**to_tree(config or GenerationConfig()), **settings}, "generation.")
+    return "".join(infill_text(model, tokenizer, text, options))
 
 
 @dataclass(frozen=True)

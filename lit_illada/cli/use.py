@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from lit_illada.cli.frame import guarded, overrides_argument, refuse_early
+from lit_illada.errors import UserError
 
 
 @click.command(
@@ -15,11 +16,17 @@ Examples:
   echo 'import os' | lit-illada generate runs/demo-20260101-120000 generation.temperature=0.7 generation.seed=3
   lit-illada generate runs/demo-20260101-120000 --prompt 'def f(' generation=fast --trace f.jsonl --trace-picture f.png
   lit-illada generate runs/sft-20260101-130000 --chat --prompt 'a=1+1; a mod 2?'
+  lit-illada generate runs/demo-20260101-120000 --infill 'for name in <fill:6>: print(name)'
 """
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--prompt", help="Text to continue (default: --prompt-file or standard input).")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="File with the text to continue.")
+@click.option(
+    "--infill",
+    metavar="TEXT",
+    help="Text with gaps to fill, given both sides: <fill:12> stands for 12 tokens, <fill:2-12> for 2 to 12.",
+)
 @click.option("--live/--no-live", default=None, help="Show the text being unmasked (default: on a terminal).")
 @click.option(
     "--trace",
@@ -40,6 +47,7 @@ def generate(
     checkpoint: Path,
     prompt: str | None,
     prompt_file: Path | None,
+    infill: str | None,
     live: bool | None,
     trace: Path | None,
     trace_picture: Path | None,
@@ -50,9 +58,16 @@ def generate(
 
     Blocks of [MASK] are appended and denoised until the model ends the text or max_new_tokens is reached; a causal
     model generates token by token. generation=llada denoises a fixed canvas; generation=fast commits several confident
-    tokens per step.
+    tokens per step. --infill fills gaps inside a text instead.
     """
     refuse_early("generate", overrides, checkpoint)
+    if infill is not None:
+        others = {"prompt": prompt, "prompt-file": prompt_file, "trace": trace, "trace-picture": trace_picture}
+        for name in [*(name for name, value in others.items() if value is not None), *(["chat"] if is_chat else [])]:
+            raise UserError(f"--infill fills gaps of a plain text and cannot be combined with --{name}: leave one out")
+        from lit_illada.commands.infill import run as run_infill
+
+        return run_infill(checkpoint, infill, live, overrides)
     from lit_illada.commands.generate import run
 
     draw = None
@@ -121,6 +136,12 @@ Examples:
     metavar="NUMBER",
     help="Number of questions from the run's held-out data: its problems, or continuations of its text.",
 )
+@click.option(
+    "--infill-lines",
+    type=click.IntRange(min=1),
+    metavar="NUMBER",
+    help="Number of lines of the run's held-out text to fill in, given the text on both sides and before only.",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: scores/ in the run's folder.")
 @click.option(
     "--resume", "is_resumed", is_flag=True, help="Resume a killed command in --out; stored answers are reused."
@@ -143,6 +164,7 @@ def score(
     num_fewshot: int | None,
     is_reasoning: bool,
     held_out: int | None,
+    infill_lines: int | None,
     out: Path | None,
     is_resumed: bool,
     against: Path | None,
@@ -161,7 +183,7 @@ def score(
 
     files, named = EvaluationRequest.split_tasks(tasks)
     request = EvaluationRequest(
-        files, texts, harness, include_path, is_reasoning, held_out, num_fewshot, named, samples
+        files, texts, harness, include_path, is_reasoning, held_out, num_fewshot, named, samples, infill_lines
     )
     run(checkpoint, request, out, overrides, is_resumed, against)
 

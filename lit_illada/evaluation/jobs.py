@@ -14,6 +14,7 @@ from lit_illada.evaluation.base import Evaluation, LoadedModel, Progress, Result
 from lit_illada.evaluation.chained_arithmetic import ChainedArithmetic
 from lit_illada.evaluation.harness import Harness
 from lit_illada.evaluation.held_out import read_held_out
+from lit_illada.evaluation.infill_lines import InfillLines
 from lit_illada.evaluation.multiple_choice import MultipleChoice
 from lit_illada.evaluation.numeric_problems import NumericProblems
 from lit_illada.evaluation.task_problems import TaskProblems, names_task
@@ -49,6 +50,8 @@ class EvaluationRequest:
     """Verifiable tasks: names, `file.py:Class`, or mappings of a name and settings."""
     num_samples: int = 1
     """Completions per problem of a named task."""
+    num_infill_lines: int | None = None
+    """Lines of the run's held-out text to fill in; None: none."""
 
     @classmethod
     def split_tasks(cls, tasks: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -64,9 +67,11 @@ class EvaluationRequest:
             raise UserError(f"--num-fewshot {self.num_fewshot} is only for lm-eval's tasks: name one by --harness TASK")
         if self.num_samples > 1 and not self.named_tasks:
             raise UserError(f"--samples {self.num_samples} is only for tasks: name one by --task, such as countdown")
-        if not (self.files or self.named_tasks or self.harness or self.is_reasoning or self.num_held_out):
+        own = self.num_held_out or self.num_infill_lines
+        if not (self.files or self.named_tasks or self.harness or self.is_reasoning or own):
             raise UserError(
-                "nothing to score: give --task FILE|NAME, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"
+                "nothing to score: give --task FILE|NAME, --text FILE, --reasoning, --held-out NUMBER, "
+                "--infill-lines NUMBER or --harness TASK"
             )
 
     @property
@@ -87,6 +92,7 @@ class EvaluationRequest:
             "is_reasoning": self.is_reasoning,
             "num_held_out": self.num_held_out,
             "num_fewshot": self.num_fewshot,
+            **({"num_infill_lines": self.num_infill_lines} if self.num_infill_lines else {}),
             **({"named_tasks": list(self.named_tasks), "num_samples": self.num_samples} if self.named_tasks else {}),
         }
 
@@ -107,6 +113,8 @@ def read_evaluations(request: EvaluationRequest, config: ScoreConfig, checkpoint
     evaluations += [TextLikelihood(path, read_text(path)) for path in dict.fromkeys(request.texts)]
     if request.num_held_out:
         evaluations.append(read_held_out(run_of(checkpoint), request.num_held_out))
+    if request.num_infill_lines:
+        evaluations.append(InfillLines.read(run_of(checkpoint), request.num_infill_lines))
     if request.harness:
         evaluations.append(Harness.read(request.harness, request.include_path, request.num_fewshot))
     return evaluations

@@ -1,6 +1,7 @@
 """Text generation with a model and its tokenizer.
 
-The Python interface, the `generate` command, validation samples and evaluation all generate through `complete_batch`.
+The Python interface, the `generate` command, validation samples and evaluation all generate through `complete_batch`,
+and fill gaps through `infill_text`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from lit_illada.generation.autoregressive import generate_autoregressive
 from lit_illada.generation.canvas import Commit, Generation
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.generation.generate import generate
+from lit_illada.generation.infill import infill, parse_gaps
 from lit_illada.generation.logit_controls import TokenKinds
 from lit_illada.model.transformer import Transformer
 
@@ -68,6 +70,31 @@ def complete_batch(
     )
     model.train(was_training)
     return generation
+
+
+def infill_text(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    text: str,
+    config: GenerationConfig,
+    *,
+    on_commit: Callable[[Commit], None] | None = None,
+) -> list[str]:
+    """Fill the gaps of a text such as `prefix <fill:12> suffix`.
+
+    Returns the pieces of the filled text, given and new ones, whose concatenation is the whole. Raises UserError for a
+    text without a gap or with a wrong mark, and for a causal model.
+    """
+    parts = parse_gaps(text, tokenizer.encode)
+    infilling = infill(
+        model,
+        parts,
+        config,
+        mask_token_id=tokenizer.mask_token_id,
+        stop_token_ids=[tokenizer.eos_token_id],
+        on_commit=on_commit,
+    )
+    return [tokenizer.decode(ids) for ids in infilling.parts]
 
 
 def _token_kinds(tokenizer: Tokenizer, config: GenerationConfig) -> TokenKinds:

@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+import lit_illada as lit_illada_module
 from lit_illada.cli import main
 from lit_illada.generation.trace import read_traces
 
@@ -182,3 +183,29 @@ def test_a_tokenizer_without_reasoning_tokens_is_rejected_in_one_line(renamed):
     result = lit_illada("generate", renamed(), "--prompt", "a", *LONGER, "generation/thinking_stop=hard", *ROOM)
     assert result.exit_code == 1
     assert "the tokenizer names no think_close_token" in result.output.splitlines()[-1]
+
+
+def test_gaps_are_filled_and_the_whole_text_is_printed(trained, causal):
+    text = "alpha <fill:3> gamma <fill:0-2> delta"
+    result = lit_illada("generate", trained, "--infill", text, "generation.block_length=4", "generation.num_steps=2")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("alpha ")
+    assert " gamma " in result.stdout
+    assert result.stdout.endswith(" delta\n")
+    assert "fill" not in result.stdout
+    again = lit_illada_module.infill(str(trained), text, block_length=4, num_steps=2)
+    assert again + "\n" == result.stdout
+    refused = {
+        (trained, "no gap"): "no gap in 'no gap'",
+        (trained, "a <fill:90000> b"): "together more than the",
+        (trained, "a <fill:0> b"): "<fill:0> has room for no token",
+        (causal, text): "the model is causal",
+    }
+    for (run, wrong), message in refused.items():
+        result = lit_illada("generate", run, "--infill", wrong)
+        assert result.exit_code == 1
+        assert message in result.output.splitlines()[-1]
+    for other in (["--prompt", "a"], ["--chat"], ["--trace", "t.jsonl"]):
+        result = lit_illada("generate", trained, "--infill", text, *other)
+        assert result.exit_code == 1
+        assert f"cannot be combined with {other[0]}" in result.output

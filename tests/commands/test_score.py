@@ -398,7 +398,10 @@ def test_scores_default_to_the_runs_folder(run, items):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to score: give --task FILE|NAME, --text FILE, --reasoning, --held-out NUMBER or --harness TASK"),
+        (
+            [],
+            "nothing to score: give --task FILE|NAME, --text FILE, --reasoning, --held-out NUMBER",
+        ),
         (["--task", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--text", "missing.txt"], "missing.txt: no such file"),
         (["--task", "ITEMS", "score.rule=exact"], "score.rule is exact, but the model is bidirectional"),
@@ -438,3 +441,28 @@ def test_a_rule_of_diffusion_models_is_refused_for_a_causal_one_and_scores_are_n
     result = score(causal_run, "--task", items, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "already contains" in result.output
+
+
+LINES = "".join(f"alpha {n} beta\ngamma {n * 7} delta\nmu nu xi\n---\n" for n in range(80))
+
+
+def test_held_out_lines_are_filled_with_both_sides_and_with_the_text_before(tiny_overrides, tmp_path):
+    (tmp_path / "lines.txt").write_text(LINES)
+    own = ["data=text", f"data.source.paths=[{tmp_path}/lines.txt]", f"data.dir={tmp_path}/data", "data.row_length=64"]
+    own.append("data.source.document_separator=---")
+    short = ["generation.block_length=4", "generation.num_steps=4"]
+    for name, kind in {"masked": [], "causal": ["objective=autoregressive", "model.is_causal=true"]}.items():
+        trained = CliRunner().invoke(main, ["pretrain", *tiny_overrides, *own, *kind, f"run_dir={tmp_path / name}"])
+        assert trained.exit_code == 0, trained.output
+        result = score(tmp_path / name, "--infill-lines", 5, "--out", tmp_path / f"out-{name}", *short)
+        assert result.exit_code == 0, result.output
+        (figures,) = summary(tmp_path / f"out-{name}")["results"]
+        rows = rows_of(tmp_path / f"out-{name}", figures)
+        assert ("both" in figures) == ("both sides" in result.output) == (name == "masked")
+        for row in rows:
+            assert f"{row['prompt']}{row['truth']}{row['after']}".strip() in LINES
+            assert row["after"].startswith("\n")
+            assert row["is_right_before"] == (row["text_before"] == row["truth"])
+        assert figures["exact_match_before"] == sum(row["is_right_before"] for row in rows) / len(rows)
+    assert "only these have held-out text" not in result.output
+    assert "not a run folder" in score(tmp_path, "--infill-lines", 5).output
