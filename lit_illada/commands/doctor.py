@@ -122,7 +122,7 @@ def _devices() -> Iterator[Finding]:
 def _precision() -> Iterator[Finding]:
     for accelerator in _accelerators():
         resolved = Precision.auto.resolve(accelerator)
-        slow = "" if resolved is Precision.bf16_mixed else ": this processor has no bfloat16 matrix multiplication"
+        slow = "" if resolved is Precision.bf16_mixed else ": faster than bfloat16 on this processor"
         yield Finding("precision", f"auto on {accelerator}", f"{resolved}{slow}")
 
 

@@ -5,12 +5,14 @@ line (memory). `resume` holds what continues a run, `run_summary` what it report
 """
 
 import gc
+import logging
 import os
 import shlex
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -36,11 +38,14 @@ from lit_illada.training.callbacks.divergence import Diverged
 from lit_illada.training.callbacks.stopping import GracefulStop
 from lit_illada.training.callbacks.tensorboard import begin_board
 from lit_illada.training.checkpointing.files import remove_partials
+from lit_illada.training.config.trainer import Precision
 from lit_illada.training.distributed.rank_watch import RankWatch
 from lit_illada.training.loggers import begin_records, end_records, is_rank_zero, require_loggers
 from lit_illada.training.optim import check_optimizer
 from lit_illada.training.record import record_files, truncate_records
 from lit_illada.training.run_module import RunModule
+
+log = logging.getLogger(__name__)
 
 _RUN_DIR = "LIT_ILLADA_RUN_DIR"
 
@@ -102,6 +107,7 @@ def train(
     weights. After a divergence with rollback, training resumes from an earlier checkpoint. Raises SystemExit with
     128 + the signal's number where a signal stopped the run early, and UserError where memory does not suffice.
     """
+    config = _with_precision(config)
     stop = GracefulStop()
     with _exclusive(folder), RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
         is_finished = None
@@ -122,6 +128,16 @@ def train(
             if stop.signal is signal.SIGUSR1:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise SystemExit(128 + stop.signal)
+
+
+def _with_precision(config: RunConfigs) -> RunConfigs:
+    """Replace trainer.precision=auto by this machine's choice, so that the run's record, and so a resume, has it."""
+    trainer = config.trainer
+    if trainer.precision is not Precision.auto:
+        return config
+    accelerator, precision = trainer.hardware()
+    log.info("trainer.precision=auto is %s here, the faster one on this %s", precision, accelerator)
+    return replace(config, trainer=replace(trainer, precision=precision))
 
 
 @contextmanager
