@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_illada.loops.config import LoopConfig
 from lit_illada.loops.detect.runs import Run, bounds, exact_runs, near_runs, union_length, without_templates
+from lit_illada.loops.detect.secondary import longest_repeat
+from lit_illada.loops.detect.spans import loop_spans
+from lit_illada.loops.detect.words import units_of_text
 
 EXACT = {"min_period": 3, "max_period": 256, "min_cycles": 3, "min_length": 24}
 NEAR = {"min_period": 3, "max_period": 256, "min_cycles": 3, "min_length": 32, "mismatch": 0.1, "max_gap": 2}
@@ -44,6 +48,16 @@ def test_exact_runs_equal_a_slow_search(x, min_period, min_cycles, min_length):
         spans = [(s, s + n) for s, p, n in found if p <= period]
         inside = [(max(start, low), min(start + length, high)) for low, high in spans]
         assert union_length([span for span in inside if span[0] < span[1]]) >= 0.9 * length
+
+
+@given(
+    st.lists(st.sampled_from("abcdefghijkl"), max_size=30),
+    st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=12),
+    st.integers(1, 30),
+)
+def test_the_longest_repeat_spares_a_search_only_where_nothing_is_found(before, unit, cycles):
+    units = units_of_text(" ".join(before + unit * cycles))
+    assert loop_spans(units, LoopConfig(), longest_repeat(units.ids)) == loop_spans(units, LoopConfig())
 
 
 loops = st.tuples(

@@ -98,7 +98,8 @@ def detect_tokens(
 def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Findings:
     finished = known.is_finished if known.is_finished is not None else (True if end.num_stops else None)
     answered = end.has_answer if known.has_answer is None else known.has_answer
-    spans = loop_spans(units, config)
+    measures = secondary(units.ids[:MAX_LENGTH], _first_part(units))
+    spans = loop_spans(units, config, measures.longest_repeat if len(units) <= MAX_LENGTH else None)
     closure = _is_forced_closure(units, end, spans, config)
     rest = len(units) - max((span.end for span in spans), default=len(units))
     is_escaped = bool(spans) and not closure and rest >= config.ending.escaped_fraction * len(units)
@@ -134,7 +135,7 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
         temporal_lead=None,
         wasted_forwards=None,
         presets={name: preset(units.ids) for name, preset in PRESETS.items()},
-        secondary=secondary(units.ids[:MAX_LENGTH], _first_part(units)),
+        secondary=measures,
         units=units,
     )
 

@@ -91,7 +91,8 @@ def repeated_tail(ids: NDArray[np.int32], max_unit: int = 90, min_repeats: int =
     """Whether the text ends in min_repeats or more copies of a unit of at most max_unit tokens, or in more than 50 of a
     unit of one or two tokens (Holtzman et al., arXiv 1904.09751, as in their code)."""
     # a copy precedes the last unit only if it ends in the text's last token
-    units = [unit for unit in range(1, min(max_unit, len(ids) - 1) + 1) if ids[-1 - unit] == ids[-1]]
+    before = ids[-1 - max_unit : -1]
+    units = (len(before) - np.flatnonzero(before == ids[-1:])[::-1]).tolist()
     repeats = [_tail_repeats(ids, unit) for unit in units]
     if not repeats:
         return False

@@ -7,6 +7,7 @@ are searched everywhere, other kinds in its first MAX_LENGTH units.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -54,14 +55,21 @@ class Span:
     copies: list[tuple[int, int]]  # (start, end) of later copies
 
 
-def loop_spans(units: Units, config: LoopConfig) -> list[Span]:
-    """Floods, exact and near-exact runs, by start; then statement streaks."""
+def loop_spans(units: Units, config: LoopConfig, longest_repeat: int | None = None) -> list[Span]:
+    """Floods, exact and near-exact runs, by start; then statement streaks.
+
+    longest_repeat: units of the longest stretch that occurs twice, which spares the search for longer ones; None:
+    unknown.
+    """
+    repeat = len(units) if longest_repeat is None else longest_repeat
     is_covered = np.zeros(len(units), bool)
     parts = structure(units.written) if units.written is not None else Structure(None, None)
-    exact = [run for run in _exact(units, config) if _has_words(run, units) or run.cycles >= config.flood.min_cycles]
+    exact = [
+        run for run in _exact(units, config, repeat) if _has_words(run, units) or run.cycles >= config.flood.min_cycles
+    ]
     floods = [  # a table of empty cells is not a flood
         run
-        for run in _floods(units, config)
+        for run in _floods(units, config, repeat)
         if _has_words(run, units) or parts.share(parts.is_rigid, run.start, run.end) < 0.5
     ]
     runs = {
@@ -95,20 +103,27 @@ def is_template(units: Units, spans: list[Span], config: LoopConfig) -> bool:
     return any(np.count_nonzero(is_covered[run.start : run.end]) < 0.5 * run.length for run in runs)
 
 
-def _floods(units: Units, config: LoopConfig) -> list[Run]:
+def _floods(units: Units, config: LoopConfig, repeat: int) -> list[Run]:
     rule = config.flood
+    if repeat < _shortest_repeat(rule.max_period, rule.min_cycles, 1):
+        return []
     return exact_runs(units.ids, min_period=1, max_period=rule.max_period, min_cycles=rule.min_cycles, min_length=1)
 
 
-def _exact(units: Units, config: LoopConfig) -> list[Run]:
+def _exact(units: Units, config: LoopConfig, repeat: int) -> list[Run]:
+    rule = config.exact
+    if repeat < _shortest_repeat(config.max_period, rule.min_cycles, rule.min_length):
+        return []
     runs = exact_runs(
-        units.ids,
-        min_period=1,
-        max_period=config.max_period,
-        min_cycles=config.exact.min_cycles,
-        min_length=config.exact.min_length,
+        units.ids, min_period=1, max_period=config.max_period, min_cycles=rule.min_cycles, min_length=rule.min_length
     )
     return _above(runs, config.flood.max_period)
+
+
+@cache
+def _shortest_repeat(max_period: int, min_cycles: float, min_length: int) -> float:
+    """Units that the shortest exact run repeats: its length without the first copy."""
+    return min(max((min_cycles - 1) * period, min_length - period) for period in range(1, max_period + 1))
 
 
 def _near(units: Units, config: LoopConfig) -> list[Run]:

@@ -74,10 +74,11 @@ def revisits(sentences: Sequence[Sentence], rule: StatementRule) -> list[int | N
 
 def streaks(sentences: Sequence[Sentence], rule: StatementRule) -> list[Streak]:
     """Stretches in which min_revisits of every `window` sentences revisit another, with enough cycles."""
+    num_repeated = len(sentences) - len({sentence.key for sentence in sentences})
+    if len(sentences) < rule.window or num_repeated < rule.min_revisits:
+        return []
     matches = revisits(sentences, rule)
     is_revisit = np.array([item is not None for item in matches], np.int64)
-    if len(sentences) < rule.window or is_revisit.sum() < rule.min_revisits:
-        return []
     counts = np.convolve(is_revisit, np.ones(rule.window, np.int64), mode="valid")
     is_inside = np.zeros(len(sentences) + 1, bool)
     for begin in np.flatnonzero(counts >= rule.min_revisits).tolist():
