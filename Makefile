@@ -42,11 +42,11 @@ test-slurm: $(READY)  ## The tests that need a Slurm; .ci/install-slurm starts o
 test-gpu: $(READY)  ## The tests that need a CUDA device
 	$(BIN)/pytest -q -m gpu
 
-test-extras:  ## The tests against transformers, lm-eval, wandb, math-verify and reasoning-gym, in an environment of their own
+test-extras:  ## The tests against transformers, lm-eval, wandb, math-verify, reasoning-gym and gguf, in an environment of their own
 	$(PYTHON) -m venv $(VENV)-extras
-	$(VENV)-extras/bin/pip install --quiet --disable-pip-version-check -e '.[dev,eval,wandb,math,gym]' 'transformers>=5' -c constraints.txt
+	$(VENV)-extras/bin/pip install --quiet --disable-pip-version-check -e '.[dev,eval,wandb,math,gym,gguf]' 'transformers>=5' -c constraints.txt
 	$(VENV)-extras/bin/pytest -q -n0 -m '' tests/evaluation/test_harness.py tests/data/test_tokenizer.py \
-	  tests/commands/test_convert.py tests/training/test_loggers.py tests/tasks
+	  tests/commands/test_convert.py tests/checkpoints/test_gguf.py tests/training/test_loggers.py tests/tasks
 
 test-attack: $(READY)  ## Damage every file, fuzz overrides and inputs; the table goes to attack.md
 	$(BIN)/pytest -q -n0 -m slow tests/attack

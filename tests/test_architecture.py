@@ -25,6 +25,7 @@ OPTIONAL = {
     "lm_eval",
     "wandb",
     "math_verify",
+    "gguf",
     "reasoning_gym",
     "litdata",
     "streaming",

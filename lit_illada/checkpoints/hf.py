@@ -63,6 +63,11 @@ class HfCheckpoint:
     """Published tensors that are redundant, with the reason."""
 
     @property
+    def origin(self) -> Path:
+        """The folder."""
+        return self.folder
+
+    @property
     def tensors(self) -> Mapping[str, Tensor]:
         """Tensors under our names, memory-mapped and checked on access."""
         return Renamed(CheckedTensors(self.files, str(self.folder)), self.names)

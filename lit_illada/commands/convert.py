@@ -1,4 +1,4 @@
-"""Runs the `convert` command: Hugging Face checkpoints to lit-illada folders, and back."""
+"""Runs the `convert` command: Hugging Face checkpoints and GGUF files to lit-illada folders, and back."""
 
 import re
 import shutil
@@ -20,9 +20,11 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor
 
+from lit_illada.checkpoints import pypi
+from lit_illada.checkpoints.gguf_file import is_gguf, open_gguf
 from lit_illada.checkpoints.hf import CONFIG_FILE, UnaccountedError, open_hf, write_hf, zero_biases
 from lit_illada.checkpoints.hf_layouts import HfLayout, layout_for
-from lit_illada.checkpoints.hf_tokenizer import bos_and_pad_ids, tokenizer_files, use_plain_tokenizer
+from lit_illada.checkpoints.hf_tokenizer import bos_and_pad_ids, tokenizer_files, use_plain_tokenizer, with_named_tokens
 from lit_illada.checkpoints.open import folder_files, open_checkpoint, write_weights
 from lit_illada.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from lit_illada.data.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -44,7 +46,7 @@ class Source:
     """The checkpoint to convert."""
 
     kind: str
-    """`lit`, or the model_type of its config.json."""
+    """`lit`, or the model_type of its config.json, and whether it is GGUF."""
     model: ModelConfig
     tokenizer: Tokenizer
     tensors: Mapping[str, Tensor]
@@ -70,7 +72,7 @@ def run(
     """Convert a checkpoint and print a summary of all tensors.
 
     Args:
-        source: local folder or file, or hub id.
+        source: local folder or file, hub id, or pypi:PACKAGE for the GGUF file of an installed package.
         destination: new folder.
         to: layout to write; None: ours from a Hugging Face checkpoint, else the first Hugging Face layout that fits.
         mask_token, eos_token: special tokens that the source does not name.
@@ -82,10 +84,13 @@ def run(
     require_new(destination)
     if destination.resolve() == Path.cwd():  # renaming replaces an empty destination
         raise UserError(f"{destination} is the current folder, which cannot be replaced: name a new one")
-    path = _local(source, revision)
+    if (package := pypi.package_of(source)) is not None:
+        path, mask_token = pypi.packaged_gguf(package), mask_token or pypi.MASK_TOKENS.get(package)
+    else:
+        path = _local(source, revision)
     check_folder(path)  # before the layout is recognised by its files, which may be missing
     try:
-        converted = _from_hf(path, mask_token, eos_token) if (path / CONFIG_FILE).is_file() else _from_ours(path)
+        converted = _read(path, mask_token, eos_token)
     except UnaccountedError as error:
         for problem in error.problems:
             console.print(f"  {problem}", highlight=False, soft_wrap=True)
@@ -133,23 +138,31 @@ def _local(source: str, revision: str | None) -> Path:
         ) from error
 
 
+def _read(path: Path, mask_token: str | None, eos_token: str | None) -> Source:
+    if is_gguf(path):
+        return _from_gguf(path, mask_token, eos_token)
+    return _from_hf(path, mask_token, eos_token) if (path / CONFIG_FILE).is_file() else _from_ours(path)
+
+
+def _from_gguf(path: Path, mask_token: str | None, eos_token: str | None) -> Source:
+    found = open_gguf(path)
+    files = with_named_tokens(found, found.tokenizer_json, found.tokenizer_config, mask_token, eos_token)
+    tokenizer = _tokenizer(files, found.config, path)
+    kind = f"{found.layout.model_type} (GGUF)"
+    return Source(kind, found.config, tokenizer, found.tensors, found.names, {}, lambda target: _write(files, target))
+
+
 def _from_hf(folder: Path, mask_token: str | None, eos_token: str | None) -> Source:
     checkpoint = open_hf(folder)
     files = tokenizer_files(checkpoint, mask_token, eos_token)
-    tokenizer = Tokenizer.from_files(files[TOKENIZER_FILE], files[TOKENIZER_CONFIG_FILE], str(folder))
-    rows = checkpoint.config.known_vocab_size
-    if tokenizer.vocab_size > rows:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the embedding only {rows} rows"
-        )
+    tokenizer = _tokenizer(files, checkpoint.config, folder)
 
     def write(target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for name in _TOKENIZER_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
-        for name, content in files.items():
-            (target / name).write_text(content, encoding="utf-8")
+        _write(files, target)
 
     return Source(
         checkpoint.layout.model_type,
@@ -160,6 +173,23 @@ def _from_hf(folder: Path, mask_token: str | None, eos_token: str | None) -> Sou
         checkpoint.unused,
         write,
     )
+
+
+def _tokenizer(files: Mapping[str, str], model: ModelConfig, origin: Path) -> Tokenizer:
+    """Raises UserError for a tokenizer with more tokens than the embedding has rows."""
+    tokenizer = Tokenizer.from_files(files[TOKENIZER_FILE], files[TOKENIZER_CONFIG_FILE], str(origin))
+    rows = model.known_vocab_size
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"{origin}: the tokenizer has {tokenizer.vocab_size} tokens, but the embedding only {rows} rows"
+        )
+    return tokenizer
+
+
+def _write(files: Mapping[str, str], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def _from_ours(path: Path) -> Source:
