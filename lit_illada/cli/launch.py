@@ -1,4 +1,4 @@
-"""The `launch` commands, which submit Slurm jobs: `pretrain`, `sft` and `data`."""
+"""The `launch` commands, which submit Slurm jobs: `pretrain`, `sft`, `align` and `data`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +61,7 @@ _TRAINING_OPTIONS = [
 
 @click.group()
 def launch() -> None:
-    """Run pretrain, sft or data prepare as Slurm jobs that survive preemption and time limits.
+    """Run pretrain, sft, align or data prepare as Slurm jobs that survive preemption and time limits.
 
     The script in the run's folder is plain bash that can be read and submitted again. Without Slurm, the error shows
     the same command for torchrun. For sweeps use lit-illada sweep run --slurm.
@@ -120,6 +120,27 @@ def launch_sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[st
         # click assigns the first word to the checkpoint, although it is an override
         checkpoint, overrides = None, (str(checkpoint), *overrides)
     submit_training("sft", checkpoint, overrides, resume, _request(**options))
+
+
+@launch.command(
+    "align",
+    epilog="""\b
+Examples:
+  lit-illada launch align runs/sft-20260101-130000 alignment=espo task=countdown --gpus-per-node 1 --time 4:00:00
+  lit-illada launch align --resume runs/align-20260101-140000 --gpus-per-node 1
+""",
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@_with(_TRAINING_OPTIONS, _OPTIONS)
+@overrides_argument
+@guarded
+def launch_align(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...], **options: Any) -> None:
+    """Align the model of CHECKPOINT as a job, with the same requeueing as launch pretrain."""
+    from lit_illada.commands.launch import submit_training
+
+    if resume is not None and checkpoint is not None:
+        checkpoint, overrides = None, (str(checkpoint), *overrides)
+    submit_training("align", checkpoint, overrides, resume, _request(**options))
 
 
 @launch.command(

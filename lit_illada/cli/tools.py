@@ -73,9 +73,10 @@ Examples:
   lit-illada estimate pretrain model=1b model.vocab_size=32000 --gpu h100 --gpus 8 --tokens 1e11 --mfu 0.4
   lit-illada estimate sft runs/demo-20260101-120000 experiment=sft/demo
   lit-illada estimate sft +model=illada_8b adapter=lora --gpu h200 --gpus 1
+  lit-illada estimate align +model=illada_8b alignment=espo adapter=lora --gpu h200 --gpus 8
 """
 )
-@click.argument("command", type=click.Choice(["pretrain", "sft"]))
+@click.argument("command", type=click.Choice(["pretrain", "sft", "align"]))
 @click.argument(
     "overrides", nargs=-1, metavar="[CHECKPOINT] [KEY=VALUE]...", shell_complete=completion.complete_override
 )
@@ -89,7 +90,8 @@ def estimate(
 ) -> None:
     """Estimate what a training run needs: parameters, memory per device by part, FLOPs, days, disk.
 
-    sft fine-tunes the model of CHECKPOINT, or a model without weights such as +model=illada_8b.
+    sft and align start from the model of CHECKPOINT, or from one without weights such as +model=illada_8b. For align,
+    passes and time of rollout, scoring and update are printed for completions that fill their canvas.
     No GPU is needed. Memory counts tensors only; the CUDA context takes one or two GB more.
     """
     from lit_illada.commands.estimate import run

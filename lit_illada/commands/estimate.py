@@ -10,11 +10,19 @@ import torch
 from rich.table import Table
 
 from lit_illada import build
-from lit_illada.checkpoints.open import load_pretrain, load_sft
-from lit_illada.config import ObjectiveRunConfig, SFTConfig, compose_tree, load
+from lit_illada.checkpoints.open import load_align, load_pretrain, load_sft
+from lit_illada.config import AlignConfig, ObjectiveRunConfig, RunConfig, SFTConfig, compose_tree, load
+from lit_illada.cost.alignment import TYPICAL_PROMPT, align_step_flops, completion_passes, rollout_bytes
 from lit_illada.cost.devices import GPUS
-from lit_illada.cost.memory import StepMemory, recomputed_activation_bytes
-from lit_illada.cost.run_cost import memory_of_step, micro_batch, row_length, step_flops, with_vocabulary
+from lit_illada.cost.memory import MicroBatch, StepMemory, recomputed_activation_bytes
+from lit_illada.cost.run_cost import (
+    align_micro_batch,
+    memory_of_step,
+    micro_batch,
+    row_length,
+    step_flops,
+    with_vocabulary,
+)
 from lit_illada.cost.run_time import TYPICAL_MFU
 from lit_illada.errors import UserError, unknown
 from lit_illada.model.config import ModelConfig, parameters_by_part
@@ -59,6 +67,11 @@ class Estimate:
     """Size of all retained checkpoints."""
     problems: list[str]
     """Reasons why the run would fail, with the fix, and settings that the estimate ignores."""
+    phases: dict[str, tuple[int, float]]
+    """Of an alignment: passes per completion and FLOPs per optimizer step by phase, for completions that fill their
+    canvas; empty for other runs."""
+    rollout: int
+    """Memory of generation in an alignment beside the weights, bytes."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -98,13 +111,13 @@ def estimate(
     Attention is counted as though each row were one document, an upper limit for packed rows.
 
     Args:
-        command: `pretrain` or `sft`.
+        command: `pretrain`, `sft` or `align`.
         overrides: KEY=VALUE of its config.
         gpu: a name in GPUS, or `cpu`.
         gpus: number of devices; None: as in the config.
-        tokens: training tokens; None: as in the config.
+        tokens: training tokens, in an alignment those of the completions, once per update; None: as in the config.
         mfu: fraction of the peak throughput, 0 to 1; None: typical of this code.
-        base: checkpoint to fine-tune; None: the config names the model.
+        base: checkpoint to fine-tune or align; None: the config names the model.
 
     Raises:
         UserError: an argument is out of range, the config is invalid, or the vocabulary size is unknown.
@@ -113,16 +126,23 @@ def estimate(
     problems: list[str] = []
     if gpus is not None:
         overrides, problems = _on(gpus, command, overrides)
-    config = _config(command, base, overrides)
+    config, prompt_length = _config(command, base, overrides)
     if base is None and tokens is None:
         problems += _ignored_epochs(config)
     tree, trainer = to_tree(config), config.trainer
     model = _model(config, tree)
     accelerator = Accelerator.cpu if gpu == CPU else Accelerator.gpu
-    batch = micro_batch(config, model, accelerator, row_length(tree))
+    length = row_length(tree) if prompt_length is None else prompt_length + config.generation.max_new_tokens
+    batch = _micro_batch(config, model, accelerator, length)
     memory = memory_of_step(config, model, batch)
-    batch_tokens = trainer.batch_rows * row_length(tree)
-    flops = step_flops(tree)
+    phases: dict[str, tuple[int, float]] = {}
+    rollout, flops, batch_tokens = 0, step_flops(tree), trainer.batch_rows * length
+    if isinstance(config, AlignConfig):
+        by_phase = align_step_flops(config, model, prompt_length or TYPICAL_PROMPT)
+        passes = completion_passes(config).by_phase()
+        phases = {phase: (passes[phase], by_phase[phase]) for phase in passes}
+        rollout = rollout_bytes(config, model, length, batch.compute_bytes)
+        flops, batch_tokens = sum(by_phase.values()), trainer.batch_rows * config.generation.max_new_tokens
     assert flops is not None, "the vocabulary is known"
     device_bytes = None if gpu == CPU else GPUS[gpu].memory_bytes
     peak_flops_per_s, origin = _peak(gpu, trainer.precision.resolve(accelerator))
@@ -140,8 +160,17 @@ def estimate(
         tokens=trainer.max_steps * batch_tokens if tokens is None else tokens,
         batch_tokens=batch_tokens,
         disk_bytes=_num_checkpoints(trainer) * memory.checkpoint,
-        problems=[*problems, *_problems(config, memory, device_bytes)],
+        problems=[*problems, *_problems(config, memory, device_bytes, rollout)],
+        phases=phases,
+        rollout=rollout,
     )
+
+
+def _micro_batch(config: RunConfig, model: ModelConfig, accelerator: Accelerator, length: int) -> MicroBatch:
+    if isinstance(config, AlignConfig):
+        return align_micro_batch(config, model, accelerator, length)
+    assert isinstance(config, ObjectiveRunConfig)
+    return micro_batch(config, model, accelerator, length)
 
 
 def _check(gpu: str, gpus: int | None, tokens: float | None, mfu: float | None) -> None:
@@ -157,7 +186,7 @@ def _check(gpu: str, gpus: int | None, tokens: float | None, mfu: float | None) 
         raise UserError(f"--mfu is {mfu:g}: a fraction of the peak throughput, it must be above 0 and at most 1")
 
 
-def _model(config: ObjectiveRunConfig, tree: dict[str, Any]) -> ModelConfig:
+def _model(config: RunConfig, tree: dict[str, Any]) -> ModelConfig:
     """The model with its vocabulary size. Raises UserError if that is unknown or the devices cannot share the model."""
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:
@@ -169,7 +198,7 @@ def _model(config: ObjectiveRunConfig, tree: dict[str, Any]) -> ModelConfig:
     return model
 
 
-def _ignored_epochs(config: ObjectiveRunConfig) -> list[str]:
+def _ignored_epochs(config: RunConfig) -> list[str]:
     """A note that `epochs` cannot be converted to steps without a checkpoint's tokenizer; empty if it is not set."""
     if not isinstance(config, SFTConfig) or config.epochs is None:
         return []
@@ -179,18 +208,27 @@ def _ignored_epochs(config: ObjectiveRunConfig) -> list[str]:
     ]
 
 
-def _config(command: str, base: Path | None, overrides: Sequence[str]) -> ObjectiveRunConfig:
-    """The config that the command would train. Fine-tuning needs no checkpoint if the overrides choose a model."""
+def _config(command: str, base: Path | None, overrides: Sequence[str]) -> tuple[Any, int | None]:
+    """The config that the command would train, and the tokens of the longest prompt of an alignment if it is known.
+
+    Fine-tuning and alignment need no checkpoint if the overrides choose a model.
+    """
     if command == "pretrain":
         if base is not None:
             raise UserError(f"estimate pretrain {base}: to start from a checkpoint's weights, set init_from={base}")
-        return load_pretrain(overrides)[0]
+        return load_pretrain(overrides)[0], None
+    if base is not None and command == "align":
+        aligned, checkpoint = load_align(base, overrides)
+        prompts = build.build_align_datamodule(aligned, checkpoint.tokenizer).prompts
+        return aligned, max(len(prompt.ids) for prompt in (*prompts.train, *prompts.held_out))
     if base is not None:
         config, checkpoint = load_sft(base, overrides)
-        return config.resolve(build.build_sft_datamodule(config, checkpoint.tokenizer).steps)
+        return config.resolve(build.build_sft_datamodule(config, checkpoint.tokenizer).steps), None
     if not any(override.lstrip("+").startswith(("model=", "model.")) for override in overrides):
-        raise UserError("nothing to fine-tune: give a checkpoint, or choose a model with +model=illada_8b")
-    return load("sft", overrides)
+        verb = {"sft": "fine-tune"}.get(command, command)
+        raise UserError(f"nothing to {verb}: give a checkpoint, or choose a model with +model=illada_8b")
+    loaded = load(command, overrides)
+    return loaded.resolve() if command == "align" else loaded, None
 
 
 def _on(gpus: int, command: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -203,6 +241,8 @@ def _on(gpus: int, command: str, overrides: Sequence[str]) -> tuple[list[str], l
     trainer = from_tree(TrainerConfig, {**tree, **one_device}, "trainer.")
     num_data_ranks = max(1, gpus // from_tree(ParallelConfig, tree["parallel"], "trainer.parallel.").tensor_parallel)
     devices = [*overrides, f"trainer.devices={gpus}", "trainer.num_nodes=1"]
+    if command == "align":  # its batch follows from the prompts
+        return devices, []
     rows_per_pass = trainer.micro_batch_rows * num_data_ranks
     batch_rows = rows_per_pass * math.ceil(trainer.batch_rows / rows_per_pass)
     if batch_rows == trainer.batch_rows:
@@ -236,15 +276,22 @@ def show(estimate: Estimate, console: Console) -> None:
         "gradients": memory.gradients,
         "optimizer state": memory.optimizer,
         "moving average": memory.moving_average,
+        "reference": memory.reference,
         "copies of weights for matrix products": memory.casts,
         "activations": memory.activations,
         "recomputed layer": memory.recomputed,
         "LM head and loss": memory.head,
-        "peak": memory.peak,
+        "rollout": estimate.rollout,
+        "peak": max(memory.peak, memory.state + memory.casts + estimate.rollout),
     }.items():
         if num_bytes:
             table.add_row("memory per device", part, _gigabytes(num_bytes))
     table.add_row("", "activations with full recomputation", _gigabytes(estimate.recomputed))
+    step_s = estimate.batch_tokens / estimate.tokens_per_s
+    total_flops = sum(flops for _, flops in estimate.phases.values())
+    for phase, (passes, flops) in estimate.phases.items():
+        seconds = f"{step_s * flops / total_flops:.2g} s per optimizer step"
+        table.add_row(f"{phase}", f"{passes} passes per completion and rollout", seconds)
     table.add_row("compute", "FLOPs per token", f"{estimate.flops_per_token:.3g}")
     table.add_row("", "FLOPs of the run", f"{estimate.flops_per_token * estimate.tokens:.3g}")
     peak = f"{estimate.peak_flops_per_s:.3g} FLOP/s per device, {estimate.origin}; {estimate.mfu:.0%} of it assumed"
@@ -258,10 +305,15 @@ def show(estimate: Estimate, console: Console) -> None:
         console.print(f"! {problem}", highlight=False, soft_wrap=True)
 
 
-def _problems(config: ObjectiveRunConfig, memory: StepMemory, device_bytes: float | None) -> Iterator[str]:
+def _problems(config: RunConfig, memory: StepMemory, device_bytes: float | None, rollout: int) -> Iterator[str]:
     """Why the run does not fit in the memory of a device, with the fix."""
     trainer = config.trainer
     parallel = trainer.parallel
+    if device_bytes is not None and memory.state + memory.casts + rollout > 0.95 * device_bytes > memory.peak:
+        yield (
+            f"a rollout takes {_gigabytes(memory.state + memory.casts + rollout)}, more than a device's "
+            f"{_gigabytes(device_bytes)}: lower rollout_rows"
+        )
     if device_bytes is None or memory.peak <= 0.95 * device_bytes:
         return
     state = memory.state + memory.gradients + memory.casts
@@ -278,6 +330,8 @@ def _problems(config: ObjectiveRunConfig, memory: StepMemory, device_bytes: floa
         )
     else:
         lower = f"lower trainer.micro_batch_rows={trainer.micro_batch_rows}"
+        if isinstance(config, AlignConfig) and not config.alignment.recompute_views:
+            lower += ", or set alignment.recompute_views=true"
         if parallel.activation_checkpointing is not ActivationCheckpointing.full:
             lower += ", or set trainer.parallel.activation_checkpointing=selective or full"
         yield f"a step takes {_gigabytes(memory.peak)}, more than a device's {_gigabytes(device_bytes)}: {lower}"

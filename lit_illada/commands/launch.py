@@ -5,13 +5,16 @@ whenever it starts, the first time included.
 """
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from lit_illada.checkpoints.open import load_pretrain, load_sft
+from lit_illada.checkpoints.open import load_align, load_pretrain, load_sft
 from lit_illada.commands.resume import open_run
 from lit_illada.config import RunConfig, load
 from lit_illada.data.corpora.sources import files_of
@@ -19,10 +22,11 @@ from lit_illada.data.prepare.steps import begin
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
+from lit_illada.runtime import plugins
 from lit_illada.runtime.console import Console
 from lit_illada.runtime.files import write_atomically
 from lit_illada.runtime.terminal import print_content
-from lit_illada.schema import dump
+from lit_illada.schema import dump, to_tree
 from lit_illada.slurm import client
 from lit_illada.slurm.client import Allocation
 from lit_illada.slurm.script import Job, preparation_script, training_script
@@ -68,24 +72,26 @@ class Request:
 def submit_training(
     command: str, base: Path | None, overrides: Sequence[str], resume: Path | None, request: Request
 ) -> None:
-    """Submit a pretraining or fine-tuning run, new or resumed.
+    """Submit a pretraining, fine-tuning or alignment run, new or resumed.
 
     Raises UserError for an invalid config, for a script that Slurm rejects, and where Slurm is not installed.
     """
     words = [*overrides, *request.overrides(overrides)]
+    config: RunConfig
     if resume is not None:
         config, folder, _ = open_run(command, resume, words)
         _require_slurm(request, [command, "--resume", str(resume), *words], config)
         _submit_run(command, config, folder, words, request)
         return
     tokenizer = None
-    if command == "sft":
-        if base is None:
-            raise UserError("nothing to fine-tune: give a checkpoint, or --resume RUN")
-        config, checkpoint = load_sft(base, words)
-        tokenizer = checkpoint.tokenizer
-    else:
+    if command == "pretrain":
         config, _ = load_pretrain(words)
+    else:
+        if base is None:
+            verb = {"sft": "fine-tune"}.get(command, command)
+            raise UserError(f"nothing to {verb}: give a checkpoint, or --resume RUN")
+        config, checkpoint = load_align(base, words) if command == "align" else load_sft(base, words)
+        tokenizer = checkpoint.tokenizer
     _require_slurm(request, [command, *([] if base is None else [str(base)]), *words], config)
     _submit_new(command, config, tokenizer, request)
 
@@ -95,7 +101,7 @@ def _submit_new(command: str, config: RunConfig, tokenizer: Tokenizer | None, re
     now = datetime.now()
     if request.is_dry:
         folder = RunFolder(Path(config.run_dir or f"runs/{config.name}-{now:%Y%m%d-%H%M%S}"))
-        _submit_run(command, config, folder, [], request)
+        _submit_run(command, config, folder, _named_again(config), request)
         return
     # sbatch --test-only, before the run folder is created: a rejected job leaves nothing behind
     client.check(_script(command, config, RunFolder(Path(config.run_dir or "runs/new")), [], request))
@@ -103,7 +109,7 @@ def _submit_new(command: str, config: RunConfig, tokenizer: Tokenizer | None, re
     if tokenizer is not None:
         tokenizer.save(folder.tokenizer)
     folder.write_config(dump(dataclasses.replace(config, run_dir=str(folder.path))))
-    _submit_run(command, config, folder, [], request)
+    _submit_run(command, config, folder, _named_again(config), request)
 
 
 def _submit_run(command: str, config: RunConfig, folder: RunFolder, words: Sequence[str], request: Request) -> None:
@@ -150,6 +156,32 @@ def _script(command: str, config: RunConfig, folder: RunFolder, words: Sequence[
         after=request.after,
     )
     return training_script(job, path / folder.checkpoints.name, [command, "--resume", str(path), *words])
+
+
+def _named_again(config: RunConfig) -> list[str]:
+    """KEY=VALUE of the users' classes and permissions in a config, which a saved config alone does not grant."""
+    tree = to_tree(config)
+    words: dict[str, str] = {}
+    for key, part, is_listed in plugins.parts_of(config):
+        permissions = [item.name for item in dataclasses.fields(part) if item.metadata.get("needs_permission")]
+        words |= {f"{key}.{name}": "true" for name in permissions if getattr(part, name)}
+        if (name := plugins.name_of(type(part))) is not None:
+            words[key if is_listed else f"{key}.name"] = (
+                _quoted(reduce(getitem, key.split("."), tree)) if is_listed else _quoted(name)
+            )
+    return [f"{key}={value}" for key, value in words.items()]
+
+
+def _quoted(value: Any) -> str:
+    """A value in the grammar of overrides."""
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{key}: {_quoted(item)}" for key, item in value.items()) + "}"
+        case list():
+            return f"[{', '.join(map(_quoted, value))}]"
+        case str():
+            return "'" + value.replace("'", "\\'") + "'"
+    return json.dumps(value)
 
 
 def _is_on_gpus(trainer: TrainerConfig) -> bool:

@@ -82,6 +82,9 @@ class AlignConfig(RunConfig):
             raise UserError("trainer.on_divergence.skip_rows is true, but alignment skips no prompts: set it to false")
         require(self.prompts_per_step % ranks == 0, "prompts_per_step", self.prompts_per_step, f"a multiple of {ranks}")
 
+    def _check_batch(self) -> None:
+        """Check nothing: `resolve` computes a batch that the devices divide."""
+
     def _check_source(self) -> None:
         is_pair = self.alignment.form.is_pair
         if is_pair != (self.preferences is not None):

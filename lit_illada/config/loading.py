@@ -19,6 +19,7 @@ from lit_illada.runtime.key_hints import UnknownKeyError, nearest_key
 from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import check_fields, from_tree, with_defaults
+from lit_illada.training.config.trainer import TrainerConfig
 
 _SECTIONS = {"model", "optim", "trainer"}  # sections of every config saved by any version
 
@@ -93,6 +94,8 @@ def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bo
             from_tree(SCHEMAS[command], tree)
         else:
             check_fields(SCHEMAS[command], tree)
+            if command == "sft":
+                from_tree(TrainerConfig, tree["trainer"], "trainer.").check_batch()
     except UnknownKeyError as error:  # a key added with +: the nearest may be in another group
         raise _nearest_key(command, tree, error.key) from error
     return tree

@@ -39,6 +39,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_parallel()
+        self._check_batch()
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1")
 
@@ -46,6 +47,9 @@ class RunConfig:
     def lora(self) -> LoraConfig | None:
         """The adapters to train; None if every weight is trained."""
         return None
+
+    def _check_batch(self) -> None:
+        self.trainer.check_batch()
 
     def _check_parallel(self) -> None:
         parallel = self.trainer.parallel

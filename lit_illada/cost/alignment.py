@@ -55,21 +55,32 @@ def step_forwards(tree: dict[str, Any]) -> tuple[float, float]:
     return fewest.total * per_step, most.total * per_step
 
 
-def align_step_flops(config: AlignConfig, model: ModelConfig, prompt_length: int = TYPICAL_PROMPT) -> float:
-    """FLOPs of an optimizer step with its part of the rollout, for completions that fill their canvas."""
-    passes, updates = completion_passes(config), config.alignment.updates
-    rows = config.prompts_per_step * config.alignment.group_size
-    new = config.generation.max_new_tokens
+def align_step_flops(config: AlignConfig, model: ModelConfig, prompt_length: int = TYPICAL_PROMPT) -> dict[str, float]:
+    """FLOPs of an optimizer step by phase, with its part of the rollout, for completions that fill their canvas."""
+    passes, new = completion_passes(config), config.generation.max_new_tokens
+    completions = config.prompts_per_step * config.alignment.group_size / config.alignment.updates
     layout = Layout.whole_rows(1, min(prompt_length + new, model.max_position_embeddings))
     block = min(config.generation.block_length, new)
     selected = max(1, new // passes.views)
     adapters = num_adapter_parameters(model, config.lora)
-    flops = (
-        passes.rollout * forward_flops(model, layout, block)
-        + passes.scoring * forward_flops(model, layout, selected)
-        + passes.update * training_flops(model, layout, selected, adapters)
-    )
-    return rows * flops / updates
+    of_pass = {
+        "rollout": forward_flops(model, layout, block),
+        "scoring": forward_flops(model, layout, selected),
+        UPDATE: training_flops(model, layout, selected, adapters),
+    }
+    return {phase: completions * number * of_pass[phase] for phase, number in passes.by_phase().items()}
+
+
+def rollout_bytes(config: AlignConfig, model: ModelConfig, length: int, compute_bytes: int) -> int:
+    """Memory of generation beside the weights: one layer's activations of all columns, float32 logits of a block with
+    the noise and the probabilities of the proposals.
+
+    length: tokens of a prompt with its longest completion.
+    """
+    rows = 0 if config.preferences is not None else config.rollout_rows
+    layer = compute_bytes * (4 * model.hidden_size + 3 * model.intermediate_size) + 4 * model.hidden_size
+    block = min(config.generation.block_length, config.generation.max_new_tokens)
+    return rows * (length * layer + 3 * 4 * block * model.known_vocab_size)
 
 
 def completion_passes(config: AlignConfig, *, is_short: bool = False) -> CompletionPasses:

@@ -40,7 +40,7 @@ def step_flops(tree: dict[str, Any]) -> float | None:
     """
     if "alignment" in tree:
         aligned = align_config(_costing(tree))
-        return None if aligned.model.vocab_size is None else align_step_flops(aligned, aligned.model)
+        return None if aligned.model.vocab_size is None else sum(align_step_flops(aligned, aligned.model).values())
     config = _config(tree)
     model = with_vocabulary(config.model, tree)
     if model.vocab_size is None:

@@ -4,11 +4,12 @@ Loading runs the file. A name is therefore loaded only after `allow`, which is c
 command line, and the YAML files of conf/. A name in a checkpoint, a data set or a downloaded config is refused.
 """
 
+import dataclasses
 import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -90,6 +91,18 @@ def load_class(name: str, base: type[T], where: str) -> type[T]:
 def name_of(cls: type) -> str | None:
     """The name by which a class was loaded; None for a class of the package."""
     return _names.get(cls)
+
+
+def parts_of(config: Any, key: str = "", is_listed: bool = False) -> Iterator[tuple[str, Any, bool]]:
+    """(dotted key, dataclass, whether in a list) of every section of a config; those in a list have the list's key."""
+    if dataclasses.is_dataclass(config):
+        yield key, config, is_listed
+        for item in dataclasses.fields(config):
+            own = key if is_listed else f"{key}.{item.name}".lstrip(".")
+            yield from parts_of(getattr(config, item.name), own, is_listed)
+    elif isinstance(config, list | tuple):
+        for each in config:
+            yield from parts_of(each, key, is_listed=True)
 
 
 def _of_file(path: Path, name: str) -> Any:

@@ -234,3 +234,50 @@ def test_package_that_conflicts_with_an_installed_one_is_not_recommended(monkeyp
 def test_full_disk_is_reported(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     assert {f.verdict for f in doctor.examine() if f.section == "disk"} == {Verdict.absent}
+
+
+ALIGN = ["+model=illada_8b", "generation.max_new_tokens=256"]
+
+
+def test_phases_of_an_alignment_add_up_and_follow_the_config():
+    whole = estimate("align", [*ALIGN, "alignment=espo"], "h200")
+    assert {phase: passes for phase, (passes, _) in whole.phases.items()} == {
+        "rollout": 256,
+        "scoring": 4,
+        "update": 32,
+    }
+    flops = sum(of_phase for _, of_phase in whole.phases.values())
+    assert whole.flops_per_token * whole.batch_tokens == pytest.approx(flops)
+    # an update also runs backward: three times the FLOPs of a pass
+    (rollout, rollout_flops), (update, update_flops) = whole.phases["rollout"], whole.phases["update"]
+    assert update_flops / update == pytest.approx(3 * rollout_flops / rollout, rel=0.05)
+    fewer = estimate("align", [*ALIGN, "alignment=espo", "alignment.updates=4"], "h200")
+    assert fewer.phases["rollout"][1] == pytest.approx(2 * rollout_flops), "the rollout serves half as many steps"
+
+
+def test_memory_of_an_alignment_has_a_reference_only_where_the_loss_needs_one():
+    def memory(*overrides):
+        return estimate("align", [*ALIGN, *overrides], "h200").memory
+
+    whole, none, adapted = memory("alignment=espo"), memory("alignment=gdpo"), memory("alignment=espo", "adapter=lora")
+    assert whole.reference == whole.weights
+    assert none.reference == 0
+    assert adapted.reference == adapted.gradients < whole.reference / 100
+    one_view = memory("alignment=espo", "alignment.recompute_views=true")
+    assert whole.activations == 4 * one_view.activations, "the views of two pairs of masks"
+
+
+def test_too_large_a_rollout_is_named_with_its_setting():
+    (problem,) = estimate(
+        "align", [*ALIGN, "adapter=lora", "trainer.micro_batch_rows=2", "rollout_rows=8192"], "h200"
+    ).problems
+    assert "a rollout takes" in problem
+    assert problem.endswith("lower rollout_rows")
+
+
+def test_an_alignment_of_a_checkpoint_is_estimated_from_its_prompts():
+    base = str(ROOT / "sweeps" / "loop_base" / "diffusion")
+    result = lit_illada("estimate", "align", base, "experiment=align/demo")
+    assert result.exit_code == 0, result.output
+    assert "48 passes per completion and rollout" in result.output
+    assert "nothing to align" in lit_illada("estimate", "align").output

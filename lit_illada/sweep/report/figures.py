@@ -25,10 +25,10 @@ def metric_figures(sweep: Sweep, finding: MetricFinding, looks: Looks) -> list[P
 
 
 def course_figure(sweep: Sweep, tag: str, stage: str, unit: str, looks: Looks) -> PlotFigure | None:
-    """Learning curves over tokens, FLOPs or steps; None without curves."""
+    """Learning curves over forward passes, tokens, FLOPs or steps; None without curves."""
     of_arm = courses(sweep, tag, stage)
     # an axis is offered only if it is known for every arm
-    axes = ["tokens", "FLOPs"] if of_arm else []
+    axes = ["forward passes", "tokens", "FLOPs"] if of_arm else []
     axes = [*(axis for axis in axes if all(axis in course.per_step for course in of_arm.values())), "steps"]
     variants = []
     data: list[Trace] = []

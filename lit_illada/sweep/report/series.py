@@ -32,7 +32,7 @@ class Course:
     """Learning curve of an arm."""
 
     band: Band | None  # over steps; None: no run has finished
-    per_step: dict[str, float]  # tokens and FLOPs per step, to convert the x axis
+    per_step: dict[str, float]  # forward passes of an alignment, tokens and FLOPs per step, to convert the x axis
     unfinished: list[tuple[list[float], list[float]]]  # (steps, values) of unfinished runs
 
 
@@ -123,8 +123,9 @@ def _band_of(x: Sequence[float], table: np.ndarray) -> Band:
 
 
 def _per_step(records: Sequence[RunRecord]) -> dict[str, float]:
-    """Tokens and FLOPs per step, averaged over the runs of an arm."""
+    """Forward passes, tokens and FLOPs per step, averaged over the runs of an arm."""
     amounts: dict[str, Callable[[RunRecord], float | None]] = {
+        "forward passes": lambda record: record.figures.get("perf/forwards"),
         "tokens": lambda record: record.tokens,
         "FLOPs": lambda record: record.flops,
     }

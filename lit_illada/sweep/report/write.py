@@ -37,7 +37,7 @@ from lit_illada.sweep.report.findings import MetricFinding, find
 from lit_illada.sweep.report.strip import strips
 from lit_illada.sweep.report.tables import costs, write_tables
 from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of
-from lit_illada.sweep.spec import SweepSpec
+from lit_illada.sweep.spec import Measure, SweepSpec
 
 _PAGE = Path(__file__).parent / "page"
 _BOUND = "val/nll_bound"
@@ -200,7 +200,7 @@ def _state_text(sweep: Sweep) -> str:
 def _budget_text(spec: SweepSpec) -> str:
     if spec.budget is None:
         return f"The arms have no common budget: {spec.no_budget}" if spec.no_budget else ""
-    unit = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}[spec.budget.measure]
+    unit = {Measure.FLOPS: "FLOPs", Measure.FORWARDS: "forward passes"}.get(spec.budget.measure, spec.budget.measure)
     return f"Training budget of each run: {amount(spec.budget.amount)} {unit} (stage {spec.budget_stage})."
 
 

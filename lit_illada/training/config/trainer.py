@@ -140,7 +140,6 @@ class TrainerConfig:
         self.parallel.check_devices(self.world_size)
         require(0 < self.timeout_s < math.inf, "trainer.timeout_s", self.timeout_s, "above 0 and finite")
         self._check_divergence()
-        self._check_batch()
         if self.ema_decay is not None and self.is_sharded:
             raise UserError(
                 f"trainer.ema_decay={self.ema_decay} averages whole weights, and trainer.parallel shards them: set "
@@ -162,7 +161,8 @@ class TrainerConfig:
         is_limit = self.max_time_s is None or self.max_time_s > 0
         require(is_limit, "trainer.max_time_s", self.max_time_s, "above 0, or null for no limit")
 
-    def _check_batch(self) -> None:
+    def check_batch(self) -> None:
+        """Raise UserError unless the devices' micro-batches divide an optimizer step."""
         at_once = self.micro_batch_rows * self.num_data_ranks
         if self.batch_rows % at_once:
             tensor = self.parallel.tensor_parallel
