@@ -13,6 +13,8 @@ def describe(spec: SweepSpec) -> dict[str, str]:
     secondary = [metric.name for metric in spec.metrics[1:]]
     shown = f"; {', '.join(secondary)}: intervals only, no verdicts" if secondary else ""
     lines = {"primary": f"{primary.name} after {primary.stage}, {primary.goal} is better, carries the verdicts{shown}"}
+    if spec.primary_contrast is not None:
+        lines["contrast"] = f"{spec.primary_contrast} against {spec.baseline} is the primary contrast"
     number = len(spec.tested_pairs())
     if number:
         correction = f"corrected for {number} comparisons (Holm)" if number > 1 else "one comparison"

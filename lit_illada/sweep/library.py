@@ -118,6 +118,12 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
         spec = replace(spec, budget=budget, **filled)
     named = ("seeds", "budget", "validations", "baseline", "arms", "axes", "metrics", "equivalence_margin")
     given = {key: value for key in named if (value := getattr(own, key)) is not None}
+    if own.keep_arms is not None:
+        named_arms = {arm.name: arm for arm in spec.arms}
+        for name in own.keep_arms:
+            if name not in named_arms:
+                raise unknown(f"scales.{spec.scale}.keep_arms: arm", name, named_arms)
+        given["arms"] = [named_arms[name] for name in own.keep_arms]
     scaled = [
         replace(
             stage,

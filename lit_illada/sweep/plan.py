@@ -171,7 +171,8 @@ def _resolved(
         return settings
 
     try:
-        config = resolve(stage.command, overrides, before, settle)
+        # keys in `seeded` are checked here, and set by `_run`
+        config = resolve(stage.command, [*overrides, *(f"{key}=0" for key in stage.seeded)], before, settle)
     except UserError as error:
         raise UserError(f"arm {arm.name!r}, stage {stage.name!r}: {error}") from error
     return _Step(stage, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in settings.items())], config)
@@ -214,7 +215,7 @@ def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, costs: Cos
     num_steps = tokens = flops = None
     own_seed = seed if stage.seed is None else stage.seed
     config = copy.deepcopy(config)
-    for key in _SEEDS[stage.command]:
+    for key in (*_SEEDS[stage.command], *stage.seeded):
         set_in(config, key, own_seed)
         overrides = [*overrides, f"{key}={own_seed}"]
     if stage.command is not Command.SCORE and config.get("epochs") is None:

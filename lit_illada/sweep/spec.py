@@ -79,6 +79,7 @@ class Stage:
     overrides: list[str] = field(default_factory=list)  # KEY=VALUE
     arguments: list[str] = field(default_factory=list)  # words of the command line before the overrides
     seed: int | None = None  # one seed for all repetitions, which then share the run; None: each has its own
+    seeded: list[str] = field(default_factory=list)  # settings that also take the seed, such as sft_data.source.seed
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Scale:
     validations: int | None = None
     baseline: str | None = None
     arms: list[Arm] | None = None
+    keep_arms: list[str] | None = None  # names of the sweep's arms that this scale has; None: all
     axes: dict[str, list[Arm]] | None = None
     metrics: list[Metric] | None = None
     equivalence_margin: float | None = None
@@ -140,6 +142,7 @@ class SweepSpec:
     arms: list[Arm] = field(default_factory=list)  # named arms, in addition to the grid of `axes`
     axes: dict[str, list[Arm]] = field(default_factory=dict)  # grid: every combination of the values is an arm
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, for all arms, before an arm's own
+    primary_contrast: str | None = None  # arm whose difference from the baseline answers the question
     also_compare: list[list[str]] = field(default_factory=list)  # further pairs to compare: [reference, arm]
     # pairs whose objectives are equal in expectation
     equal_in_expectation: list[list[str]] = field(default_factory=list)
@@ -213,6 +216,8 @@ def check(spec: SweepSpec) -> None:
             raise UserError(f"{what} contains {', '.join(twice)} twice")
     if spec.baseline not in arms:
         raise unknown("baseline", spec.baseline, arms)
+    if spec.primary_contrast is not None and spec.primary_contrast not in set(arms) - {spec.baseline}:
+        raise unknown("primary_contrast", spec.primary_contrast, [arm for arm in arms if arm != spec.baseline])
     _check_arms_named(spec, arms)
     for each in spec.all_arms():
         _check_stages(spec, each)

@@ -215,6 +215,15 @@ def test_error_names_the_invalid_arm():
         expand(spec([arm("a")], [broken]), sweep.resolve, Costs(step_flops, step_forwards))
 
 
+def test_settings_in_seeded_take_the_seed_of_a_repetition():
+    runs = expand(spec([arm("a")], [Stage("pretrain", Command.PRETRAIN, seeded=["p"])]), resolve, COSTS)
+    assert [run.config["p"] for run in runs] == [run.seed for run in runs]
+    assert all(f"p={run.seed}" in run.overrides for run in runs)
+    broken = Stage("pretrain", Command.PRETRAIN, seeded=["trainer.sede"])
+    with pytest.raises(UserError, match=r"trainer.sede"):
+        expand(spec([arm("a")], [broken]), sweep.resolve, Costs(step_flops, step_forwards))
+
+
 def check_library(name, scale, keep):
     is_of_one_scale = read_spec(name).scale in ("loops", "rl")
     spec = read_spec(name, [] if is_of_one_scale else [f"scale={scale}"])

@@ -57,6 +57,8 @@ def test_name_of_a_spec_is_that_of_its_file(read):
         ({"sedes": [1]}, [], "unknown config key 'sedes'.*did you mean 'seeds'"),
         ({"arms": [{"name": "a", "overides": {}}]}, [], r"arms\[0\].overides.*did you mean 'arms\[0\].overrides'"),
         ({"arms": []}, [], "no arms"),
+        ({"primary_contrast": "bb"}, [], "unknown primary_contrast 'bb'.*did you mean 'b'"),
+        ({"primary_contrast": "a"}, [], "unknown primary_contrast 'a'"),
         ({"axes": {"empty": []}}, [], "axes.empty is empty"),
         ({"seeds": []}, [], "seeds is empty"),
         ({"seeds": [1, 1]}, [], "seeds contains 1 twice"),
@@ -139,6 +141,12 @@ def test_file_overrides_common_scale_and_own_scale_overrides_file(read):
     common = yaml.safe_load((sweeps_dir() / "scale" / "nano.yaml").read_text())
     assert spec.stages[0].overrides == [*common["overrides"]["pretrain"], "model=nano", "own=1"]
     assert spec.budget.amount == common["budget"]["amount"]
+
+
+def test_scale_keeps_arms_by_name(read):
+    assert [arm.name for arm in read("+scale=nano", scales={"nano": {"keep_arms": ["a"]}}).arms] == ["a"]
+    with pytest.raises(UserError, match=r"scales.nano.keep_arms: arm 'c'"):
+        read("+scale=nano", scales={"nano": {"keep_arms": ["a", "c"]}})
 
 
 def test_resolved_spec_is_read_back_unchanged(read, tmp_path):

@@ -1,0 +1,74 @@
+"""The questions of sweeps/PLAN.md are those of the sweeps, and can be planned at their scales."""
+
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from lit_illada.cli.root import main
+from lit_illada.commands import sweep
+from lit_illada.cost.alignment import step_forwards
+from lit_illada.cost.run_cost import step_flops
+from lit_illada.runtime.paths import sweeps_dir
+from lit_illada.sweep.library import read_spec
+from lit_illada.sweep.plan import Costs, expand
+
+PLAN = (sweeps_dir() / "PLAN.md").read_text(encoding="utf-8")
+PRETRAINED = ["mask_ratio", "loss_weighting", "mask_draw"]
+
+
+def cells(pattern):
+    """Code spans of each cell of the table row that matches a pattern."""
+    row = next(line for line in PLAN.splitlines() if re.match(pattern, line))
+    return [re.findall("`([^`]*)`", cell) for cell in row.split("|")[1:-1]]
+
+
+@pytest.mark.parametrize("name", [*PRETRAINED, "loop_rho"])
+def test_plan_names_the_arms_contrast_and_margin_of_the_sweep(name):
+    _, (written,), contrast, (metric, *_), _ = cells(rf"\|[^|]*\| `{name}[` ]")
+    spec = read_spec(*written.split()[:1], written.split()[1:])
+    assert contrast == [spec.primary_contrast, spec.baseline]
+    assert metric == spec.metrics[0].name
+    _, arms = cells(rf"\| `{name}` \|")
+    assert sorted(arms) == sorted(arm.name for arm in spec.all_arms())
+    assert arms[0] == spec.baseline
+    assert 5 <= len(arms) <= 6
+    assert len(spec.seeds) >= 8
+    assert not set(spec.seeds) & {100, 101, 200, 201, 202, 203}
+    if name in PRETRAINED:
+        assert spec.equivalence_margin == 0.03
+        assert "0.03 nats/token" in next(line for line in PLAN.splitlines() if f"`{written}`" in line)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("mask_ratio", "gpu"), ("loss_weighting", "micro"), ("mask_draw", "gpu")])
+def test_questions_can_be_planned_at_their_scales(name, scale):
+    spec = read_spec(name, [f"+scale={scale}", "seeds=[0]"])
+    runs = expand(spec, sweep.resolve, Costs(step_flops, step_forwards))
+    assert len(runs) == len(spec.all_arms())
+    assert {round(run.tokens / spec.budget.amount, 2) for run in runs} == {1.0}
+    assert {run.config["data"]["source"]["name"] for run in runs} == {"stdlib" if scale == "micro" else "huggingface"}
+
+
+def test_baselines_of_the_three_pretraining_questions_are_equal():
+    configs = []
+    for name in PRETRAINED:
+        spec = read_spec(name, ["+scale=micro", "seeds=[0]"])
+        (run,) = (r for r in expand(spec, sweep.resolve, Costs(step_flops, step_forwards)) if spec.baseline in r.arms)
+        configs.append(run.fingerprint)
+    assert len(set(configs)) == 1
+
+
+@pytest.mark.slow
+def test_gpu_scale_costs_what_its_file_says():
+    text = (sweeps_dir() / "scale" / "gpu.yaml").read_text(encoding="utf-8")
+    comment = " ".join(line.strip("#\\ ") for line in text.split("seeds:")[0].splitlines())
+    words = re.search("lit-illada (estimate .*2e9)", comment)[1].split()
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.split())
+    for number in ("1.28e+18", "61.8 minutes"):
+        assert number in output
+    for number in ("100.7 M", "1.28e18", "62 minutes", "19 GB"):
+        assert number in " ".join(comment.split())
+    assert re.search(r"memory per device peak 18\.\d GB", output)
+    assert "100,682,496" in output
