@@ -44,6 +44,8 @@ class Layout(Movable):
     num_noisy: int = 0
     """Columns of noisy tokens, followed by a clean copy of the rows; cu_seqlens, max_seqlen and num_pairs are then
     those of one copy. 0: no copy."""
+    visible_later: Tensor | None = None
+    """(B, T, T) bool, whether a query (dim 1) attends to a later key (dim 2) of its segment; None: to every one."""
 
     @classmethod
     def whole_rows(cls, num_rows: int, row_length: int, device: torch.device | str | None = None) -> Self:
@@ -71,9 +73,10 @@ class Layout(Movable):
 
     @property
     def is_whole_rows(self) -> bool:
-        """Whether every row is one segment without blocks, so that no attention mask is needed. Reads only shapes: no
-        device sync."""
-        return self.blocks is None and len(self.cu_seqlens) == len(self.position_ids) + 1
+        """Whether every row is one segment, all of which is visible, so that no attention mask is needed. Reads only
+        shapes: no device sync."""
+        has_mask = self.blocks is not None or self.visible_later is not None
+        return not has_mask and len(self.cu_seqlens) == len(self.position_ids) + 1
 
     def segment_ids(self) -> Tensor:
         """(B, T) int64: the index of each token's segment, from 1; a clean copy is in the segment of its original."""
@@ -93,9 +96,14 @@ class Layout(Movable):
         lengths = self.cu_seqlens.diff().repeat(times)
         borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
         position_ids = self.position_ids.repeat(times, 1)
-        blocks = None if self.blocks is None else self.blocks.repeat(times, 1)
-        num_pairs = times * self.num_pairs
-        return replace(self, position_ids=position_ids, cu_seqlens=borders, num_pairs=num_pairs, blocks=blocks)
+        return replace(
+            self,
+            position_ids=position_ids,
+            cu_seqlens=borders,
+            num_pairs=times * self.num_pairs,
+            blocks=None if self.blocks is None else self.blocks.repeat(times, 1),
+            visible_later=None if self.visible_later is None else self.visible_later.repeat(times, 1, 1),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,8 +72,8 @@ class Attention:
         """
         num_columns = layout.position_ids.shape[1]
         is_short = num_columns <= LONGEST_MATMUL_ROW
-        if layout.blocks is not None:
-            kernel = choose_block_kernel(wanted, device.type, dtype, is_short, bool(layout.num_noisy))
+        if layout.blocks is not None or layout.visible_later is not None:
+            kernel = choose_masked_kernel(wanted, device.type, dtype, is_short, bool(layout.num_noisy))
         else:
             kernel = choose_kernel(wanted, device.type, dtype, is_short, head_dim)
         if window is not None:
@@ -136,6 +136,8 @@ def visible_tokens(layout: Layout, is_causal: bool, window: slice = slice(0, Non
         is_noisy = torch.arange(blocks.shape[1], device=blocks.device) < layout.num_noisy
         query = blocks[:, None, window, None], is_noisy[window, None]
         visible &= sees_block(*query, blocks[:, None, None, :], is_noisy)
+    if layout.visible_later is not None:
+        visible &= (layout.visible_later | torch.ones_like(layout.visible_later).tril())[:, None, window]
     return visible.tril(window.start) if is_causal else visible
 
 
@@ -180,24 +182,25 @@ def choose_kernel(
 
 
 @cache
-def choose_block_kernel(
-    wanted: AttentionKernel, device: str, dtype: torch.dtype, is_short: bool, is_training: bool
+def choose_masked_kernel(
+    wanted: AttentionKernel, device: str, dtype: torch.dtype, is_short: bool, fits_flex: bool
 ) -> AttentionKernel:
-    """The kernel of block diffusion, logged once per combination of arguments.
+    """The kernel of attention with a mask within segments, logged once per combination of arguments.
 
-    is_training: whether the rows have a clean copy; others vary in length, for which flex_attention would compile anew.
+    fits_flex: whether flex_attention can skip tiles: for rows with a clean copy. Other rows in blocks vary in length,
+    for which it would compile anew, and an annealed mask leaves no tile empty.
     Raises UserError for a segment kernel, which has no such mask, and for one that cannot run.
     """
     if wanted in SEGMENT_KERNELS:
         raise UserError(
-            f"model.attention is {wanted}, which has no block-causal mask for objective.block_length: choose auto, "
-            "flex, sdpa or matmul"
+            f"model.attention is {wanted}, which has no mask for objective.block_length or attention_annealing: choose "
+            "auto, flex, sdpa or matmul"
         )
     is_default = wanted is AttentionKernel.AUTO and device == "cuda"
     kernel = AttentionKernel.FLEX if is_default else choose_kernel(wanted, device, dtype, is_short)
-    if kernel is AttentionKernel.FLEX and not is_training:
+    if kernel is AttentionKernel.FLEX and not fits_flex:
         kernel = AttentionKernel.SDPA
-    log.info("block-causal attention runs on %s (%s, %s)", kernel, device, dtype)
+    log.info("attention with a mask within segments runs on %s (%s, %s)", kernel, device, dtype)
     return kernel
 
 

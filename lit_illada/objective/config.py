@@ -69,10 +69,21 @@ class DiffusionObjectiveConfig:
     block_length: int | None = None
     """Tokens per block of block diffusion, each block with its own mask ratio and given the clean blocks before it
     (arXiv 2503.09573); 1 is autoregressive; None: the whole row is one block."""
+    attention_annealing: float | None = None
+    """Fraction of training in which attention grows linearly from causal to bidirectional, so that an autoregressive
+    model adapts gradually (DiffuLLaMA, arXiv 2410.17891); None: bidirectional from the start."""
 
     def __post_init__(self) -> None:
         is_valid = self.block_length is None or self.block_length >= 1
         require(is_valid, "objective.block_length", self.block_length, "1 or more, or null for the whole row")
+        annealing = self.attention_annealing
+        is_valid = annealing is None or 0 < annealing <= 1
+        require(is_valid, "objective.attention_annealing", annealing, "above 0 and at most 1, or null")
+        if annealing is not None and self.block_length is not None:
+            raise UserError(
+                f"objective.attention_annealing is {annealing}, but objective.block_length={self.block_length} fixes "
+                "the attention of blocks: set one of them to null"
+            )
         name = choice_name(MASK_RATIOS, self.mask_ratio)
         if self.importance_corrected and not self.mask_ratio.has_density:
             raise UserError(

@@ -15,11 +15,13 @@ Shapes: B rows, T tokens, M masked tokens.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from lit_illada.batch import TokenBatch, TokenScores
+from lit_illada.objective.annealing import draw_visible_later
 from lit_illada.objective.blocks import in_blocks, is_block_start
 from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw
 from lit_illada.objective.joint import draw_block_uniforms, draw_uniforms
@@ -48,12 +50,15 @@ class DiffusionObjective(nn.Module):
         self._pending: list[Tensor] = []
 
     def corrupt(self, batch: TokenBatch, progress: float = 0.0) -> NoisyBatch:
-        """Draw mask ratios, then masks. progress: fraction of training done, for a curriculum.
+        """Draw mask ratios, then masks. progress: fraction of training done, for a curriculum and annealing.
 
         Returns B rows; with complementary pairs 2·B, the batch and then its complement.
         """
         config = self.config
         mask_ratio, batch = self.mask_ratio(progress), in_blocks(batch, config.block_length)
+        if config.attention_annealing is not None and progress < config.attention_annealing:
+            visible_BTT = draw_visible_later(batch, self.seed, progress / config.attention_annealing)
+            batch = replace(batch, layout=replace(batch.layout, visible_later=visible_BTT))
         blocks_BT = batch.layout.blocks
         draw = config.joint_draw, self.seed, batch.row_ids, self.batch_rows
         u = draw_uniforms(*draw) if blocks_BT is None else draw_block_uniforms(*draw, blocks_BT)

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     ALIGNMENT_BLOCK = 7
     ALIGNMENT_MASK = 8
     ALIGNMENT_CONTEXT = 9
+    ATTENTION = 10
 
 
 def uniform(seed: int, purpose: Purpose, row_ids: Tensor, positions: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from lit_illada.batch import Layout
 from lit_illada.errors import UserError
-from lit_illada.model.attention import SEGMENT_KERNELS, Attention, choose_block_kernel, flex_mask, visible_tokens
+from lit_illada.model.attention import SEGMENT_KERNELS, Attention, choose_masked_kernel, flex_mask, visible_tokens
 from lit_illada.model.config import AttentionKernel, ModelConfig
 from lit_illada.objective.blocks import divide
 from lit_illada.objective.loss import NoisyBatch
@@ -117,14 +117,16 @@ def test_gradients_flow_through_both_copies(make_model, packed):
 
 def test_segment_kernels_are_rejected_and_cuda_runs_flex_attention_in_training():
     for kernel in SEGMENT_KERNELS:
-        with pytest.raises(UserError, match=f"model.attention is {kernel}, which has no block-causal mask"):
-            choose_block_kernel(kernel, "cuda", torch.bfloat16, True, True)
+        with pytest.raises(
+            UserError, match=f"model.attention is {kernel}, which has no mask for objective.block_length"
+        ):
+            choose_masked_kernel(kernel, "cuda", torch.bfloat16, True, True)
     choose = (AttentionKernel.AUTO, "cuda", torch.bfloat16, True)
-    assert choose_block_kernel(*choose, True) is AttentionKernel.FLEX
-    assert choose_block_kernel(*choose, False) is AttentionKernel.SDPA
-    assert choose_block_kernel(AttentionKernel.AUTO, "cpu", torch.float32, True, True) is AttentionKernel.SDPA
+    assert choose_masked_kernel(*choose, True) is AttentionKernel.FLEX
+    assert choose_masked_kernel(*choose, False) is AttentionKernel.SDPA
+    assert choose_masked_kernel(AttentionKernel.AUTO, "cpu", torch.float32, True, True) is AttentionKernel.SDPA
     with pytest.raises(UserError, match="needs a CUDA device"):
-        choose_block_kernel(AttentionKernel.FLEX, "cpu", torch.float32, True, True)
+        choose_masked_kernel(AttentionKernel.FLEX, "cpu", torch.float32, True, True)
 
 
 def test_causal_attention_and_blocks_exclude_each_other():
