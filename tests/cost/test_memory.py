@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
@@ -105,6 +106,52 @@ def test_peak_with_recomputed_layers_matches_estimate(which, compute_bytes):
     estimated = step_memory(config, AdamWConfig(), replace(batch, recomputation=which))
     assert peak == pytest.approx(estimated.peak, rel=0.1)
     assert estimated.peak < 0.7 * step_memory(config, AdamWConfig(), batch).peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "num_rows", "which"),
+    [
+        ("1b", 4, ActivationCheckpointing.none),
+        ("illada_8b", 1, ActivationCheckpointing.selective),
+        ("illada_8b", 2, ActivationCheckpointing.full),
+    ],
+)
+def test_a_whole_step_of_a_large_model_on_fake_tensors_matches_estimate(preset, num_rows, which):
+    """Forward, backward and AdamW on rows of 8192 tokens: shapes, dtypes and live bytes, without computing anything.
+
+    On the device `cpu`, since torch refuses fake CUDA tensors without CUDA.
+    """
+    length = 8192
+    config = load("pretrain", [f"model={preset}", "data.row_length=8"]).model
+    config = replace(config.with_vocab_size(config.vocab_size or 32_768), attention=AttentionKernel.SDPA)
+    num_selected = num_rows * length // 2
+    with FakeTensorMode():
+        model = Transformer(config)
+        for layer in model.model.layers:
+            checkpoint_activations(layer, which)
+        optimizer = build_optimizer(model, AdamWConfig())
+
+        def train():
+            ids, targets = (
+                torch.zeros(num_rows, length, dtype=torch.int64),
+                torch.zeros(num_selected, dtype=torch.int64),
+            )
+            with torch.autocast("cpu", torch.bfloat16):
+                scores = model(ids, Layout.whole_rows(num_rows, length), ids == 0, targets)
+            assert scores.nll.shape == (num_selected,)
+            assert scores.nll.dtype == torch.float32
+            scores.nll.sum().backward()
+            optimizer.step()
+
+        train()
+        optimizer.zero_grad(set_to_none=True)
+        moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+        with Live([*model.parameters(), *moments]) as live:
+            train()
+        assert all(p.grad.shape == p.shape and p.grad.dtype == p.dtype == torch.float32 for p in model.parameters())
+    batch = MicroBatch(num_rows, length, num_selected, 2, AttentionKernel.SDPA, "cpu", recomputation=which)
+    assert live.peak == pytest.approx(step_memory(config, AdamWConfig(), batch).peak, rel=0.1)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], list(TARGETS)])
