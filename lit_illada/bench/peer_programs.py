@@ -2,12 +2,14 @@
 
     python peer_programs.py NAME FOLDER
 
+NAME is a program of this file, or the path of a file with a function `prepare(folder)` like these. The process
 prepares, prints "ready", and for each line of its input runs once and prints the seconds. FOLDER contains tokens.npy
-(the training tokens, uint16) and step.npz (noisy_ids, labels and the sizes of the model).
+(the training tokens, uint16) or step.npz (noisy_ids, labels, and the sizes of the model as JSON).
 """
 
 import importlib.machinery
 import json
+import runpy
 import sys
 import time
 import types
@@ -145,7 +147,8 @@ PROGRAMS = {
 def main(name: str, folder: str) -> None:
     """Prepares the program, and runs it once per line of the input."""
     torch.set_num_threads(1)
-    run = PROGRAMS[name](Path(folder))
+    prepare = PROGRAMS[name] if name in PROGRAMS else runpy.run_path(name)["prepare"]
+    run = prepare(Path(folder))
     _answer("ready")
     for _ in sys.stdin:
         started_at = time.perf_counter()

@@ -1,15 +1,15 @@
 """Speed beside other libraries, in one run: reading of packed rows, and the training step.
 
 The libraries are installed from PyPI in an environment of their own, .venv-peers, with this environment's version of
-torch; `peer_programs.py` runs there. Ours and the peers alternate, each on one core. Peers that are not on PyPI (dllm,
-mdlm, Fast-dLLM) are not measured here.
+torch; `peer_programs.py` runs there. Ours and the peers alternate, each on one core. For the training step of a library
+that is not on PyPI (dllm, mdlm), the user gives a program: see README.md.
 """
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -33,19 +33,21 @@ _PACKAGES = ("litdata", "mosaicml-streaming", "transformers>=4.48,<5", "numpy")
 _STEPS = 2
 
 
-def measure(repeats: int = 5) -> dict[str, Any]:
+def measure(repeats: int = 5, own: Mapping[str, Path] | None = None) -> dict[str, Any]:
     """Tokens/s of ours and of each peer, and ours divided by the peer's within a repeat.
 
     reading: batches of int64 tokens, packed with documents and checked in ours. nano, pico: the training step with
-    AdamW. Raises UserError where the packages cannot be installed.
+    AdamW. own: the user's programs of a training step, by name. Raises UserError where the packages cannot be
+    installed.
     """
+    own = own or {}
     python = _environment()
     with TemporaryDirectory() as scratch, one_core():
         folder = Path(scratch)
         return {
             "reading": attempted(lambda: _reading(python, folder, repeats)),
-            "step_nano": attempted(lambda: _step(python, folder, Case("nano", 16, 256), repeats)),
-            "step_pico": attempted(lambda: _step(python, folder, Case("pico", 32, 128), repeats)),
+            "step_nano": attempted(lambda: _step(python, folder, Case("nano", 16, 256), repeats, own)),
+            "step_pico": attempted(lambda: _step(python, folder, Case("pico", 32, 128), repeats, own)),
         }
 
 
@@ -75,7 +77,7 @@ def _reading(python: Path, folder: Path, repeats: int) -> dict[str, Any]:
     return _compared(python, folder, read, peers, programs.READ_TOKENS, repeats)
 
 
-def _step(python: Path, folder: Path, case: Case, repeats: int) -> dict[str, Any]:
+def _step(python: Path, folder: Path, case: Case, repeats: int, own: Mapping[str, Path]) -> dict[str, Any]:
     step = TrainingStep.of(case, torch.device("cpu"))
     config = step.config
     drawn = list(islice(batches(case, config.known_vocab_size), _STEPS))
@@ -101,19 +103,25 @@ def _step(python: Path, folder: Path, case: Case, repeats: int) -> dict[str, Any
             step(batch)
 
     steps()  # warm-up
-    return _compared(python, folder, steps, ["modernbert"], _STEPS * case.num_rows * case.row_length, repeats)
+    return _compared(python, folder, steps, ["modernbert"], _STEPS * case.num_rows * case.row_length, repeats, own)
 
 
 def _compared(
-    python: Path, folder: Path, ours: Callable[[], None], peers: Sequence[str], num_tokens: int, repeats: int
+    python: Path,
+    folder: Path,
+    ours: Callable[[], None],
+    peers: Sequence[str],
+    num_tokens: int,
+    repeats: int,
+    own: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Tokens/s of `ours` and of the programs `peers`, which alternate."""
+    """Tokens/s of `ours`, of the programs `peers` and of the user's programs `own`, which alternate."""
     with ExitStack() as stack:
         ways: dict[str, Callable[[], float]] = {"ours": lambda: seconds(ours)}
         failed: dict[str, Any] = {}
-        for name in peers:
+        for name, file in [*((name, None) for name in peers), *(own or {}).items()]:
             try:
-                ways[name] = stack.enter_context(_program(python, name, folder))
+                ways[name] = stack.enter_context(_program(python, name, folder, file))
             except subprocess.SubprocessError as error:
                 failed[name] = did_not_run(error)
         rounds = [{name: run() for name, run in ways.items()} for _ in range(repeats)]
@@ -123,20 +131,25 @@ def _compared(
 
 
 @contextmanager
-def _program(python: Path, name: str, folder: Path) -> Iterator[Callable[[], float]]:
+def _program(python: Path, name: str, folder: Path, file: Path | None = None) -> Iterator[Callable[[], float]]:
     """A function that runs a peer's program once and returns its seconds.
 
-    Raises CalledProcessError, with the last lines of its errors, where it ends.
+    file: the user's program, which may import what lies beside it, and runs in the environment .venv beside it if there
+    is one; None: that of this name in `peer_programs.py`. Raises CalledProcessError, with the last lines of its errors,
+    where it ends.
     """
+    beside = "" if file is None else str(file.absolute().parent)
+    if file is not None and (theirs := Path(beside) / ".venv" / "bin" / "python").exists():
+        python = theirs
     errors = folder / f"{name}.txt"
     process = subprocess.Popen(
         # -P: otherwise profile.py beside the program hides Python's own
-        [str(python), "-P", programs.__file__, name, str(folder)],
+        [str(python), "-P", programs.__file__, name if file is None else str(file.absolute()), str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors.open("w"),
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": beside},
         cwd=folder,
     )
     questions, answers = process.stdin, process.stdout

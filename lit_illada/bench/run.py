@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, peers, plain, startup, step
 from lit_illada.bench.figure import attempted
+from lit_illada.bench.peer_programs import PROGRAMS
 from lit_illada.errors import UserError, unknown
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.console import Console
@@ -37,6 +38,7 @@ def run(
     profile: Path | None = None,
     is_dry_run: bool = False,
     twin: Path | None = None,
+    own_peers: Sequence[str] = (),
 ) -> None:
     """Runs the named benchmarks, or all, and prints the figures, or why a benchmark could not run.
 
@@ -45,9 +47,10 @@ def run(
     profile: folder for the trace and tables of a training step; None: no profile.
     is_dry_run: whether `gpu` runs at tiny sizes on the CPU.
     twin: an autoregressive run fine-tuned like `checkpoint`; None: no twin.
+    own_peers: the user's programs for `peers`, each NAME=FILE.
     Raises UserError, after the last benchmark, if one of `names` did not run.
     """
-    benches = _chosen(names, checkpoint, profile, is_dry_run, twin)
+    benches = _chosen(names, checkpoint, profile, is_dry_run, twin, own_peers)
     machine, results = _machine(), {}
     console = Console()
     try:
@@ -64,7 +67,12 @@ def run(
 
 
 def _chosen(
-    names: Sequence[str], checkpoint: Path | None, profile: Path | None, is_dry_run: bool, twin: Path | None = None
+    names: Sequence[str],
+    checkpoint: Path | None,
+    profile: Path | None,
+    is_dry_run: bool,
+    twin: Path | None = None,
+    own_peers: Sequence[str] = (),
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     benches = dict(BENCHES)
     if checkpoint is not None:
@@ -73,7 +81,9 @@ def _chosen(
     elif twin is not None:
         raise UserError(f"--twin {twin} is the twin of a run: give that run by --checkpoint RUN")
     if "peers" in names:  # installs packages, so only by name
-        benches["peers"] = peers.measure
+        benches["peers"] = partial(peers.measure, own=_own_peers(own_peers))
+    elif own_peers:
+        raise UserError("--peer applies to the benchmark peers: lit-illada bench peers --peer NAME=FILE")
     if torch.cuda.is_available() or "gpu" in names:
         benches["gpu"] = partial(gpu.measure, is_dry_run=is_dry_run, profile=profile)
         if not names:
@@ -89,6 +99,19 @@ def _chosen(
         if name not in benches:
             raise unknown("benchmark", name, [*benches, "gpu", "peers"])
     return benches
+
+
+def _own_peers(words: Sequence[str]) -> dict[str, Path]:
+    """The user's programs by name. Raises UserError for a word that is not NAME=FILE or names no file."""
+    own = {}
+    for word in words:
+        name, _, file = word.partition("=")
+        if not name or not file or name == "ours" or name in PROGRAMS:
+            raise UserError(f"--peer {word!r}: write NAME=FILE, with another name than ours, {', '.join(PROGRAMS)}")
+        if not Path(file).is_file():
+            raise UserError(f"--peer {word}: {file} is no file")
+        own[name] = Path(file)
+    return own
 
 
 def _table(machine: dict[str, Any], results: dict[str, Any]) -> Table:

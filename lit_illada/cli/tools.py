@@ -151,6 +151,13 @@ Examples:
     help="Write the trace of a step for chrome://tracing, and its time by part and by operator.",
 )
 @click.option("--dry-run", is_flag=True, help="Run `gpu` at tiny sizes on the CPU.")
+@click.option(
+    "--peer",
+    "own_peers",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Program with the training step of another library, for `peers`; see lit_illada/bench/README.md. Repeatable.",
+)
 @guarded
 def bench(
     names: tuple[str, ...],
@@ -159,6 +166,7 @@ def bench(
     twin: Path | None,
     profile: Path | None,
     dry_run: bool,
+    own_peers: tuple[str, ...],
 ) -> None:
     """Benchmark data loading, the training step, a plain reference step, the loss's memory, the training loop's
     overhead, generation, answers, loop detectors and start-up; `gpu` benchmarks everything that runs on a GPU, `peers`
@@ -168,7 +176,7 @@ def bench(
     """
     from lit_illada.bench.run import run
 
-    run(names, json_file, checkpoint, profile, dry_run, twin)
+    run(names, json_file, checkpoint, profile, dry_run, twin, own_peers)
 
 
 @click.command("completion", epilog="\b\nExample:\n  lit-illada completion bash >> ~/.bashrc\n")
