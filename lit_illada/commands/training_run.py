@@ -29,7 +29,7 @@ from lit_illada.commands.run_summary import append_summary, print_summary
 from lit_illada.config import AlignConfig, PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
+from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_block_kernel, choose_kernel
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime import ranks
 from lit_illada.runtime.console import Console
@@ -62,8 +62,11 @@ def check_hardware(config: RunConfig, row_length: int) -> None:
     check_optimizer(config.optim.optimizer)
     require_loggers(config.logger)
     accelerator, precision = config.trainer.hardware()
-    is_short = row_length <= LONGEST_MATMUL_ROW
-    choose_kernel(config.model.attention, accelerator.device.type, precision.dtype, is_short, config.model.head_dim)
+    wanted, device, dtype = config.model.attention, accelerator.device.type, precision.dtype
+    if config.model.block_length is not None:
+        choose_block_kernel(wanted, device, dtype, 2 * row_length <= LONGEST_MATMUL_ROW, True)
+    else:
+        choose_kernel(wanted, device, dtype, row_length <= LONGEST_MATMUL_ROW, config.model.head_dim)
 
 
 def new_folder(config: RunConfig, tokenizer: Tokenizer) -> RunFolder:

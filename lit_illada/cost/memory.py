@@ -29,7 +29,7 @@ class MicroBatch:
 
     num_rows: int
     row_length: int
-    """T, tokens."""
+    """T, columns: tokens, or twice as many for block diffusion, which appends the clean row."""
     num_selected: int
     """M, tokens with loss."""
     compute_bytes: int
@@ -266,6 +266,8 @@ def kernel_on(model: ModelConfig, device: str, compute_bytes: int, row_length: i
     """The kernel that `auto` selects on a device that need not be present; `choose_kernel` inspects this machine."""
     if model.attention is not AttentionKernel.AUTO:
         return model.attention
+    if device == "cuda" and model.block_length is not None:
+        return AttentionKernel.FLEX
     if device == "cuda":
         is_taken = compute_bytes == 2 and takes_heads(AttentionKernel.VARLEN, model.head_dim)
         return AttentionKernel.VARLEN if is_taken else AttentionKernel.SDPA

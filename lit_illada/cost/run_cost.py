@@ -19,7 +19,8 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.lora import num_adapter_parameters
-from lit_illada.objective.config import AutoregressiveObjectiveConfig, JointDraw
+from lit_illada.objective.config import AutoregressiveObjectiveConfig, JointDraw, MaskDraw
+from lit_illada.objective.masking import draw_masks
 from lit_illada.runtime.files import read_bytes
 from lit_illada.schema import from_tree
 from lit_illada.training.config.trainer import Accelerator
@@ -112,8 +113,9 @@ def micro_batch(
     rows, mean_fraction = selected_fraction(config, trainer.micro_batch_rows)
     num_selected = math.ceil((mean_fraction if fraction is None else fraction) * rows * length)
     device, compute_bytes = accelerator.device.type, trainer.precision.resolve(accelerator).dtype.itemsize
-    kernel = kernel_on(model, device, compute_bytes, length)
-    batch = MicroBatch(rows, length, num_selected, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
+    columns = length if config.block_length is None else 2 * length  # [noisy | clean]
+    kernel = kernel_on(model, device, compute_bytes, columns)
+    batch = MicroBatch(rows, columns, num_selected, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
     return batch.shared(trainer.parallel, trainer.world_size)
 
 
@@ -183,6 +185,14 @@ def _read_config(text: str) -> ObjectiveRunConfig:
 
 def _mean_ratio(config: ObjectiveRunConfig) -> float:
     """Mean mask ratio over the training, 0 to 1."""
+    objective = config.objective
+    assert not isinstance(objective, AutoregressiveObjectiveConfig)
     u = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
-    ratio = config.objective.mask_ratio  # type: ignore[union-attr]
-    return sum(float(ratio.at(progress).quantile(u).mean()) for progress in (0.0, 0.5, 1.0)) / 3
+    ratios = [objective.mask_ratio.at(progress) for progress in (0.0, 0.5, 1.0)]
+    if objective.block_length is None or objective.mask_draw is not MaskDraw.EXACT_K:
+        return sum(float(ratio.quantile(u).mean()) for ratio in ratios) / 3
+    # exact-k masks at least one token of a block, so much more than the mean ratio of short blocks
+    is_maskable = torch.ones(256, objective.block_length, dtype=torch.bool)
+    parts = u, torch.zeros_like(is_maskable, dtype=u.dtype), is_maskable
+    masks = [draw_masks(objective.mask_draw, ratio, objective.weighting, *parts) for ratio in ratios]
+    return sum(float(each.mask_ratio.mean()) for each in masks) / 3

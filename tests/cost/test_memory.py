@@ -19,6 +19,7 @@ from lit_illada.model.flops import training_flops
 from lit_illada.model.lora import add_lora, num_adapter_parameters
 from lit_illada.model.lora_config import TARGETS, LoraConfig
 from lit_illada.model.transformer import Transformer
+from lit_illada.objective.blocks import divide
 from lit_illada.training.config.optim import AdamW8bitConfig, AdamWConfig, MuonConfig
 from lit_illada.training.config.parallel import ActivationCheckpointing, ParallelConfig, Strategy
 from lit_illada.training.distributed.activation_checkpointing import checkpoint_activations
@@ -90,6 +91,17 @@ def test_peak_of_a_step_matches_estimate(num_rows, compute_bytes, vocab_size, is
     batch = micro_batch(num_selected, compute_bytes, config.attention, num_rows)
     estimated = step_memory(config, AdamWConfig(), batch, is_accumulating=is_accumulating)
     assert peak == pytest.approx(estimated.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("compute_bytes", [4, 2])
+@pytest.mark.parametrize("kernel", [AttentionKernel.SDPA, AttentionKernel.MATMUL])
+def test_peak_of_a_step_in_blocks_matches_estimate(kernel, compute_bytes):
+    config = replace(SMALL, attention=kernel, block_length=8)
+    model, optimizer = trained_one_step(config, AdamWConfig())
+    optimizer.zero_grad(set_to_none=True)
+    peak, num_selected = measured(model, optimizer, 32, compute_bytes)
+    batch = replace(micro_batch(num_selected, compute_bytes, kernel, 32), is_packed=True)
+    assert peak == pytest.approx(step_memory(config, AdamWConfig(), batch).peak, rel=0.1)
 
 
 @pytest.mark.parametrize("compute_bytes", [4, 2])
@@ -249,6 +261,8 @@ def measured(model, optimizer, num_rows, compute_bytes, every=2):
     """Peak bytes of live tensors in a step, and its number of tokens with loss (one in `every`)."""
     ids, is_selected = torch.randint(300, (num_rows, LENGTH)), torch.zeros(num_rows, LENGTH, dtype=torch.bool)
     is_selected[:, ::every] = True
+    if model.config.block_length is not None:  # only noisy tokens have loss
+        is_selected[:, LENGTH // 2 :] = False
     held = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
     held += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     with Live(held) as live:
@@ -262,7 +276,16 @@ def step(model, ids, is_selected, compute_bytes):
 
 def forward(model, ids, is_selected, compute_bytes):
     with torch.autocast("cpu", torch.bfloat16, enabled=compute_bytes == 2):
-        return model(ids, Layout.whole_rows(*ids.shape), is_selected, ids[is_selected]).nll.sum()
+        return model(ids, layout_of(model, *ids.shape), is_selected, ids[is_selected]).nll.sum()
+
+
+def layout_of(model, num_rows, num_columns):
+    """Whole rows, or for a model in blocks rows [noisy | clean]."""
+    if model.config.block_length is None:
+        return Layout.whole_rows(num_rows, num_columns)
+    layout = Layout.whole_rows(num_rows, num_columns // 2)
+    is_maskable = torch.ones(num_rows, num_columns // 2, dtype=torch.bool)
+    return replace(layout, blocks=divide(layout, is_maskable, model.config.block_length)).with_clean_copy()
 
 
 def saved_bytes(config, compute_bytes):

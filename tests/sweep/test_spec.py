@@ -31,6 +31,7 @@ ALIGNED = {
 IN_ISSUE = {
     "mask_ratio", "loss_weighting", "mask_ratio_x_weighting", "mask_draw", "normaliser", "epsilon", "random_split",
     "lr_schedule", "kv_heads", "tied_embeddings", "ffn_width", "model_scale", "ar_vs_diffusion", "sft_masking",
+    "block_length",
     "sft_epochs", "generation", "scoring_rule", "rl_methods", "rl_estimator", "rl_form", "rl_loops",
 }  # fmt: skip
 
