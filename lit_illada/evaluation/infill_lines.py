@@ -107,12 +107,12 @@ class InfillResult(Result):
 
 
 def _row(model: LoadedModel, line: Line) -> Row:
-    """One line, filled in by the model; a causal model continues the text before."""
+    """One line, filled in by the model; a causal model and one in blocks continue the text before."""
     tokenizer = model.writer.tokenizer
     before, truth, after = (tokenizer.encode(text) for text in (line.before, line.line, line.after))
     device_type = model.writer.model.lm_head_weight.device.type
     with torch.autocast(device_type, torch.bfloat16, enabled=model.writer.is_bf16):
-        if model.writer.model.config.is_causal:
+        if model.writer.model.config.is_causal or model.writer.model.config.block_length is not None:
             written = {"before": _continued(model, before, len(truth))}
         else:
             gap: list[Part] = [before, Gap(len(truth), len(truth))]

@@ -144,6 +144,11 @@ def _fill(sampler: Sampler, canvas_1T: torch.Tensor, gap: Gap, on_commit: Callab
 def _check(model: Transformer, parts: Sequence[Part], config: GenerationConfig) -> None:
     if model.config.is_causal:
         raise UserError("the model is causal and reads only what stands before a gap: fill gaps with a diffusion model")
+    if model.config.block_length is not None:
+        raise UserError(
+            f"the model was trained in blocks of {model.config.block_length} tokens and does not read the text after "
+            "a gap: fill gaps with a model trained with objective.block_length=null"
+        )
     sizes = [part.most if isinstance(part, Gap) else len(part) for part in parts]
     allowed = model.config.max_position_embeddings
     if sum(sizes) > allowed:

@@ -236,7 +236,6 @@ def test_full_disk_is_reported(monkeypatch):
     assert {f.verdict for f in doctor.examine() if f.section == "disk"} == {Verdict.absent}
 
 
-<<<<<<< HEAD
 ALIGN = ["+model=illada_8b", "generation.max_new_tokens=256"]
 
 
@@ -282,7 +281,8 @@ def test_an_alignment_of_a_checkpoint_is_estimated_from_its_prompts():
     assert result.exit_code == 0, result.output
     assert "48 passes per completion and rollout" in result.output
     assert "nothing to align" in lit_illada("estimate", "align").output
-=======
+
+
 def test_training_in_blocks_takes_a_doubled_row():
     rows = ["model=100m", "data.row_length=512", "trainer.batch_rows=8", "trainer.micro_batch_rows=8"]
     full, blocks = (estimate("pretrain", [*rows, *part], "h100") for part in ([], ["objective.block_length=16"]))
@@ -293,4 +293,3 @@ def test_training_in_blocks_takes_a_doubled_row():
     assert blocks.flops_per_token - estimate(
         "pretrain", [*rows, "objective.block_length=16", "objective.mask_draw=bernoulli"], "h100"
     ).flops_per_token == pytest.approx(head * (17 / 32 - 0.5), rel=0.02)
->>>>>>> 56be796 (Count the costs of block diffusion; add its sweep and guide)

@@ -154,6 +154,8 @@ def test_wrong_marks_are_named(text, message):
 def test_unsuitable_models_and_settings_are_refused(model, tiny_model):
     with pytest.raises(UserError, match="the model is causal"):
         fill(tiny_model(is_causal=True), [BEFORE, Gap(2, 2)])
+    with pytest.raises(UserError, match="trained in blocks of 4 tokens"):
+        fill(tiny_model(block_length=4), [BEFORE, Gap(2, 2)])
     with pytest.raises(UserError, match="4 tokens and its gaps 61, together more than the 64 positions"):
         fill(model, [BEFORE, Gap(30, 30), Gap(31, 0)])
     with pytest.raises(UserError, match="guidance_scale is 1"):
