@@ -44,8 +44,11 @@ def measure(repeats: int = 5) -> dict[str, Any]:
             "sweep_plan": [*_CLI, "sweep", "plan", "mask_ratio", "--folder", f"{scratch}/plan"],
             "generate_one_token": [*_CLI, "generate", str(run), "--prompt", "a", "generation.max_new_tokens=1"],
         }
+        # an installed package has its bytecode; without it, every start would compile the sources
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         works: dict[str, Callable[[], object]] = {
-            name: partial(subprocess.run, command, capture_output=True) for name, command in programs.items()
+            name: partial(subprocess.run, command, capture_output=True, env=environment)
+            for name, command in programs.items()
         }
         works["six_runs_forked"] = partial(_run_all, sweep, SERVER)
         works["six_runs_started_separately"] = partial(_run_all, sweep, None)
