@@ -29,7 +29,7 @@ from lit_illada.commands.run_summary import append_summary, print_summary
 from lit_illada.config import AlignConfig, PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_block_kernel, choose_kernel
+from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel, choose_masked_kernel
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime import ranks
 from lit_illada.runtime.console import Console
@@ -63,8 +63,8 @@ def check_hardware(config: RunConfig, row_length: int) -> None:
     require_loggers(config.logger)
     accelerator, precision = config.trainer.hardware()
     wanted, device, dtype = config.model.attention, accelerator.device.type, precision.dtype
-    if config.model.block_length is not None:
-        choose_block_kernel(wanted, device, dtype, 2 * row_length <= LONGEST_MATMUL_ROW, True)
+    if config.model.block_length is not None:  # rows [noisy | clean]
+        choose_masked_kernel(wanted, device, dtype, 2 * row_length <= LONGEST_MATMUL_ROW, True)
     else:
         choose_kernel(wanted, device, dtype, row_length <= LONGEST_MATMUL_ROW, config.model.head_dim)
 
