@@ -1,4 +1,4 @@
-"""The `sweep` commands: `list`, `plan`, `run` and `report`."""
+"""The `sweep` commands: `list`, `plan`, `run`, `report` and `calibrate`."""
 
 import sys
 from pathlib import Path
@@ -146,6 +146,30 @@ def sweep_report(sweep: str, out: Path | None, is_opened: bool) -> None:
     page = run(sweep, out)
     if is_opened:
         click.launch(str(page))
+
+
+@sweep.command(
+    "calibrate",
+    epilog="""\b
+Example:
+  lit-illada sweep calibrate runs/sweeps/pilot --plan sweeps/PLAN.md
+""",
+)
+@click.argument("sweep")
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Plan whose entry of this sweep is replaced, such as sweeps/PLAN.md.",
+)
+@guarded
+def sweep_calibrate(sweep: str, plan: Path | None) -> None:
+    """Print noise floor, spread over seeds and the seeds needed, from the pilot SWEEP (a folder or a name).
+
+    The sweep names its primary_contrast, equivalence_margin (the smallest effect that matters) and noise_floor.
+    """
+    from lit_illada.commands.sweep_report import calibrate
+
+    calibrate(sweep, plan)
 
 
 @sweep.command("one", hidden=True)

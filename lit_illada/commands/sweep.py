@@ -18,6 +18,7 @@ from lit_illada.data.config import DataConfig
 from lit_illada.errors import UserError
 from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
+from lit_illada.sweep.design import tuning_text
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import begin_path, read_spec
 from lit_illada.sweep.plan import Costs, Tree, expand, set_in
@@ -26,6 +27,7 @@ from lit_illada.sweep.progress import RunStatus
 from lit_illada.sweep.progress_table import SweepTable, summary
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
 from lit_illada.sweep.spec import PAPER, Command, Measure, SweepSpec
+from lit_illada.sweep.variants import read_choice, tuning_means, tuning_runs, write_choice
 from lit_illada.training.config.trainer import Accelerator
 
 
@@ -88,11 +90,11 @@ def execute(
 
     Raises UserError for an invalid sweep, and for failed or interrupted runs in its folder unless `is_resumed`.
     """
-    console, slurm = Console(), workers.slurm
+    console = Console()
     spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
     if hint := scale_hint(spec, sweep_folder):
         console.print(f"scale        {hint}", highlight=False, soft_wrap=True)
-    if slurm is not None:
+    if workers.slurm is not None:
         require_slurm()
     require_resume(sweep_folder, runs, is_resumed)
     for config in data_configs(runs):
@@ -100,6 +102,20 @@ def execute(
     if spec.budget is not None and spec.budget.measure is Measure.FLOPS:
         # the vocabulary size, and so the FLOPs, are known only now
         spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
+    if spec.tune is not None and read_choice(sweep_folder) is None:
+        tuning = tuning_runs(spec, runs)
+        outcome = _run_all(spec, sweep_folder, tuning, workers)
+        if not outcome.is_finished:
+            return outcome
+        chosen = write_choice(spec, sweep_folder, tuning_means(spec, sweep_folder, tuning))
+        console.print(f"{'tuned':<12} {tuning_text(spec, chosen)}", highlight=False, soft_wrap=True)
+        runs = _expand(spec, sweep_folder)
+    return _run_all(spec, sweep_folder, runs, workers)
+
+
+def _run_all(spec: SweepSpec, sweep_folder: SweepFolder, runs: Sequence[PlannedRun], workers: Workers) -> SweepOutcome:
+    """Write the plan and execute its unfinished runs."""
+    console, slurm = Console(), workers.slurm
     sweep_folder.write(spec, runs)
     metric = spec.metrics[0].name
     slots = [] if slurm is not None else slots_of(runs, workers)
@@ -170,14 +186,21 @@ def plan_sweep(
     begun_folder = SweepFolder(Path(name))
     if begun_folder.plan.is_file() and not overrides and folder in (None, begun_folder.path):
         # a started sweep keeps its plan, even if config files have changed since
-        return begun_folder.read_spec(), begun_folder, begun_folder.read_plan()
+        spec, runs = begun_folder.read_spec(), begun_folder.read_plan()
+        # while it tunes, the plan holds the tuning runs only
+        is_tuning = spec.tune is not None and len(tuning_runs(spec, runs)) == len(runs)
+        return spec, begun_folder, _expand(spec, begun_folder) if is_tuning else runs
     spec = read_spec(name, overrides)
     sweep_folder = (
         begun_folder if begun_folder.plan.is_file() else SweepFolder(folder or Path("runs") / "sweeps" / spec.name)
     )
-    begun = dict(sweep_folder.begun())
-    runs = expand(spec, resolve, Costs(step_flops, step_forwards), begun, open_begin)
-    return spec, sweep_folder, runs
+    return spec, sweep_folder, _expand(spec, sweep_folder)
+
+
+def _expand(spec: SweepSpec, sweep_folder: SweepFolder) -> list[PlannedRun]:
+    """Runs of a sweep, with the ids of those that its folder holds and the values chosen by its tuning runs."""
+    begun, chosen = dict(sweep_folder.begun()), read_choice(sweep_folder) if spec.tune else None
+    return expand(spec, resolve, Costs(step_flops, step_forwards), begun, open_begin, chosen)
 
 
 def accelerator_of(runs: Sequence[PlannedRun], *, is_required: bool = True) -> Accelerator:

@@ -14,6 +14,7 @@ from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.progress import Overview, RunStatus
 from lit_illada.sweep.progress_table import duration
 from lit_illada.sweep.spec import SweepSpec
+from lit_illada.sweep.variants import read_choice, replicates, tuning_runs
 
 
 def print_plan(name: str, overrides: Sequence[str], folder: Path | None, workers: Workers) -> None:
@@ -40,7 +41,7 @@ def _print_head(spec: SweepSpec, sweep_folder: SweepFolder, console: Console) ->
         "seeds": ", ".join(map(str, spec.seeds)),
         "budget": budget,
         "scale": scale_hint(spec, sweep_folder) or spec.scale or "none",
-        **describe(spec),
+        **describe(spec, read_choice(sweep_folder)),
         "folder": str(sweep_folder.path),
     }
     for heading, text in lines.items():
@@ -54,14 +55,17 @@ def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Ta
     for heading in ("seeds", "used by", "steps", "tokens", "FLOPs", "time each"):
         table.add_column(heading, justify="left" if heading == "used by" else "right", no_wrap=True)
     groups: dict[tuple[str, tuple[str, ...]], list[PlannedRun]] = {}
+    copies, tuning = {each.name for each in replicates(spec)}, {run.id for run in tuning_runs(spec, runs)}
     for run in runs:
-        groups.setdefault((run.stage, tuple(run.arms)), []).append(run)
+        arms = (f"{spec.baseline} again",) if set(run.arms) <= copies else tuple(run.arms)
+        groups.setdefault((run.stage, arms), []).append(run)
     num_arms = len(spec.all_arms())
     for (_, arms), members in groups.items():
         first = members[0]
         used_by = (
             "" if num_arms == 1 or len(arms) == 1 else "all arms" if len(arms) == num_arms else f"{len(arms)} arms"
         )
+        used_by = "tuning" if first.id in tuning else "noise floor" if set(first.arms) <= copies else used_by
         expected_s = speed.seconds(first)
         table.add_row(
             first.id.removesuffix(f"-s{first.seed}"),

@@ -1,11 +1,11 @@
-"""The `sweep report` command: writes the report of a sweep's folder. Does not import torch."""
+"""The commands `sweep report` and `sweep calibrate`, which read a sweep's folder. They do not import torch."""
 
 from pathlib import Path
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.runtime.console import Console
 from lit_illada.sweep.folder import SweepFolder
-from lit_illada.sweep.report import write_report
+from lit_illada.sweep.report import calibration, write_report
 
 _SWEEPS = Path("runs") / "sweeps"
 
@@ -20,6 +20,27 @@ def run(sweep: str, out: Path | None) -> Path:
     Raises:
         UserError: there is no such sweep.
     """
+    page, findings = write_report(_find(sweep), out)
+    console = Console()
+    for line in findings:
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"page         {page}", highlight=False, soft_wrap=True)
+    return page
+
+
+def calibrate(sweep: str, plan: Path | None) -> None:
+    """Print the calibration of a pilot sweep, and write it to the plan. Raises UserError as `run` does."""
+    name, lines = calibration.calibrate(_find(sweep))
+    console = Console()
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    if plan is not None:
+        calibration.write_calibration(plan, name, lines)
+        console.print(f"written      {plan}", highlight=False, soft_wrap=True)
+
+
+def _find(sweep: str) -> Path:
+    """Folder of a sweep, given as such or by its name in runs/sweeps."""
     folder = next((path for path in (Path(sweep), _SWEEPS / sweep) if SweepFolder(path).plan.is_file()), None)
     if folder is None:
         begun = [plan.parent.name for plan in _SWEEPS.glob("*/plan.json")]
@@ -29,9 +50,4 @@ def run(sweep: str, out: Path | None) -> Path:
                 "lit-illada sweep run NAME"
             )
         raise unknown("sweep", sweep, begun)
-    page, findings = write_report(folder, out)
-    console = Console()
-    for line in findings:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"page         {page}", highlight=False, soft_wrap=True)
-    return page
+    return folder

@@ -28,6 +28,7 @@ class Finding(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     NOT_SEPARABLE = "not separable"
+    BELOW_NOISE = "below the noise floor"  # separable, but smaller than the differences that rounding causes
     DESCRIPTIVE = "descriptive"  # of a metric that carries no verdict
     CONSTANT = "constant"  # the same at every seed: there is no variance to test against
     UNPAIRED = "unpaired"  # fewer than two seeds in common
@@ -82,12 +83,14 @@ def compare(
     is_lower_better: bool,
     is_primary: bool = True,
     controls: Collection[str] = (),
+    noise_floor: float | None = None,
 ) -> dict[Names, Comparison]:
     """Each planned (reference, arm). values: arm -> seed -> metric; values that are not finite are left out.
 
     planned: all comparisons there will be, so that no verdict becomes easier while arms are missing. is_primary: False
     gives intervals and no p values or verdicts. controls: arms known to behave unlike the others, such as one that
-    cannot learn; their comparisons neither borrow nor lend variance.
+    cannot learn; their comparisons neither borrow nor lend variance. noise_floor: no smaller effect is called better or
+    worse; None: there is no floor.
     """
     pairs = {names: paired(values.get(names[1], {}), values.get(names[0], {})) for names in planned}
     estimates = {names: difference(of_seeds) for names, of_seeds in pairs.items()}
@@ -106,6 +109,8 @@ def compare(
         error, dof = moderated.get(names, (None, None))
         shown = _with_interval(estimates[names], error, dof)
         finding = _finding(shown, names in tested, corrected.get(names), is_lower_better, is_primary)
+        if finding in (Finding.BETTER, Finding.WORSE) and shown and abs(shown.mean) < (noise_floor or 0.0):
+            finding = Finding.BELOW_NOISE
         both = p.get(names), corrected.get(names)
         comparisons[names] = Comparison(tuple(pairs[names]), shown, error, dof, *both, finding, len(planned))
     return comparisons

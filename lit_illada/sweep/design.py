@@ -1,14 +1,20 @@
 """Describes the statistical design of a sweep: tests, primary metric, correction and power."""
 
+from collections.abc import Mapping
+
 from lit_illada.stats.power import power, visible_effect
 from lit_illada.sweep.spec import SweepSpec
+from lit_illada.sweep.variants import at_end
 
 TEST = "two-sided paired t test over seeds with moderated variance"
 _EFFECTS = (1, 2, 3)  # standard deviations of the paired differences
 
 
-def describe(spec: SweepSpec) -> dict[str, str]:
-    """Texts by heading, for `sweep plan`, the terminal output of the report and its page."""
+def describe(spec: SweepSpec, chosen: Mapping[str, float] | None = None) -> dict[str, str]:
+    """Texts by heading, for `sweep plan`, the terminal output of the report and its page.
+
+    chosen: value of the tuned key by arm; None: not chosen yet.
+    """
     primary = spec.metrics[0]
     secondary = [metric.name for metric in spec.metrics[1:]]
     shown = f"; {', '.join(secondary)}: intervals only, no verdicts" if secondary else ""
@@ -27,7 +33,29 @@ def describe(spec: SweepSpec) -> dict[str, str]:
             if margin is None
             else f"two one-sided t tests (TOST) at 5 %, margin ±{margin:g} in units of {primary.name}"
         )
+    if spec.noise_floor is not None:
+        lines["noise floor"] = (
+            f"{spec.noise_floor.replicates} rounding replicates of {spec.baseline}, which differ in the size of "
+            "micro-batches only; no smaller effect gets a verdict"
+        )
+    if spec.tune is not None:
+        lines["tuned"] = tuning_text(spec, chosen)
     return lines
+
+
+def tuning_text(spec: SweepSpec, chosen: Mapping[str, float] | None) -> str:
+    """The tuned key, its values and seeds, and the choice."""
+    assert spec.tune is not None
+    tune = spec.tune
+    tried = f"{tune.key} of each arm, from {_listed([f'{value:g}' for value in tune.values])} at seeds "
+    tried += ", ".join(map(str, tune.seeds))
+    if chosen is None:
+        return f"{tried}, which no other run uses; not chosen yet"
+    words = f"{tried}: {'; '.join(f'{arm} {value:g}' for arm, value in chosen.items())}"
+    ends = at_end(spec, chosen)
+    return words + (
+        f". At an end of the values, so that a better one may lie beyond: {', '.join(ends)}" if ends else ""
+    )
 
 
 def power_text(num_seeds: int, num_comparisons: int) -> str:

@@ -165,6 +165,11 @@ class SweepFolder:
         return self.path / "plan.json"
 
     @property
+    def tuned(self) -> Path:
+        """Values chosen by the tuning runs; absent before they have ended, and in a sweep without tuning."""
+        return self.path / "tuning.json"
+
+    @property
     def runs(self) -> Path:
         """Parent folder of the runs."""
         return self.path / "runs"
@@ -254,6 +259,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "failed.json": {"last_lines": list[str]},
     "words.json": {"job": str, "words": list[str]},
     "job.json": {"job_id": str},
+    "tuning.json": {"key": str, "arms": dict[str, Any]},
 }
 
 

@@ -14,7 +14,8 @@ from lit_illada.runtime.console import Console
 from lit_illada.runtime.paths import sweeps_dir
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import from_tree, to_tree
-from lit_illada.sweep.spec import CommonScale, Scale, SweepSpec, check
+from lit_illada.sweep.spec import Command, CommonScale, Scale, SweepSpec
+from lit_illada.sweep.spec_check import check
 
 RESOLVED_FILE = "sweep.yaml"
 
@@ -115,8 +116,15 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
         shared = common.overrides
         filled = {name: getattr(common, name) for name in ("seeds", "validations") if name not in tree}
         budget = common.budget if spec.budget is None and not spec.no_budget else spec.budget
+        if "noise_floor" not in tree:
+            filled["noise_floor"] = common.noise_floor
+        if "tune" not in tree and spec.stages[0].command is Command.PRETRAIN:
+            filled["tune"] = common.tune
         spec = replace(spec, budget=budget, **filled)
-    named = ("seeds", "budget", "validations", "baseline", "arms", "axes", "metrics", "equivalence_margin")
+    named = (
+        *("seeds", "budget", "validations", "baseline", "arms", "axes", "metrics", "equivalence_margin"),
+        *("primary_contrast", "noise_floor", "tune"),
+    )
     given = {key: value for key in named if (value := getattr(own, key)) is not None}
     if own.keep_arms is not None:
         named_arms = {arm.name: arm for arm in spec.arms}

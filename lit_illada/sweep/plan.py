@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from lit_illada.errors import UserError
 from lit_illada.sweep.comparable import check_comparable
 from lit_illada.sweep.folder import PlannedRun
 from lit_illada.sweep.spec import Arm, Command, Measure, Stage, SweepSpec
+from lit_illada.sweep.variants import first_training, replicate_arm, replicates, tuning_arms, with_value
 
 Tree = dict[str, Any]
 # settings that name a run or its files and do not affect its computation
@@ -75,6 +77,7 @@ def expand(
     costs: Costs,
     begun: Mapping[str, str] | None = None,
     open_begin: OpenBegin | None = None,
+    chosen: Mapping[str, float] | None = None,
 ) -> list[PlannedRun]:
     """Plans the runs of a sweep, each once, parents before children.
 
@@ -84,30 +87,60 @@ def expand(
         costs: FLOPs and forward passes of one optimizer step.
         begun: ids of existing runs by fingerprint, which are reused.
         open_begin: reads the checkpoint of `begin_from`; required if an arm has one.
+        chosen: value of the tuned key by arm; None: not chosen yet, so arms are planned with the middle value.
 
     Raises:
         UserError: two arms resolve to the same runs, a metric cannot compare arms, or a run would need the id of an
             existing run with other settings.
     """
     # composing a config takes long, so stages that arms share are resolved once
-    resolved: dict[tuple[str, ...], _Step] = {}
-    paths = {arm.name: _steps(spec, arm, resolve, costs, open_begin, resolved) for arm in spec.all_arms()}
+    steps_of = partial(_steps, spec, resolve=resolve, costs=costs, open_begin=open_begin, resolved={})
+    arms = {arm.name: arm if spec.tune is None else _at_choice(spec, arm, chosen) for arm in spec.all_arms()}
+    paths = {name: steps_of(arm) for name, arm in arms.items()}
     check_comparable(spec, {arm: {step.stage.name: step.config for step in steps} for arm, steps in paths.items()})
+    lanes = [(arm.name, seed, arm) for seed, arm in _tuned_lanes(spec)]
+    lanes += [(name, seed, arm) for seed in spec.seeds for name, arm in arms.items()]
+    lanes += _replicate_lanes(spec, arms, paths)
     runs: dict[str, PlannedRun] = {}
-    for seed in spec.seeds:
-        ends: dict[str, str] = {}
-        for arm, steps in paths.items():
-            parent: PlannedRun | None = None
-            for step in steps:
-                run = _run(step, arm, seed, parent, costs)
-                known = runs.get(run.fingerprint)
-                run = run if known is None else replace(known, arms=list(dict.fromkeys([*known.arms, arm])))
-                runs[run.fingerprint] = parent = run
-            assert parent is not None
-            # two arms with one final run would be compared with themselves
-            if (other := ends.setdefault(parent.fingerprint, arm)) != arm:
-                raise UserError(f"arms {other!r} and {arm!r} are identical: their resolved configs are equal")
+    ends: dict[tuple[int, str], str] = {}
+    for name, seed, arm in lanes:
+        parent: PlannedRun | None = None
+        for step in steps_of(arm):
+            run = _run(step, name, seed, parent, costs)
+            known = runs.get(run.fingerprint)
+            run = run if known is None else replace(known, arms=list(dict.fromkeys([*known.arms, name])))
+            runs[run.fingerprint] = parent = run
+        assert parent is not None
+        # two arms with one final run would be compared with themselves
+        if (other := ends.setdefault((seed, parent.fingerprint), name)) != name:
+            raise UserError(f"arms {other!r} and {name!r} are identical: their resolved configs are equal")
     return _named(list(runs.values()), spec, begun or {})
+
+
+_Lane = tuple[str, int, Arm]
+
+
+def _tuned_lanes(spec: SweepSpec) -> list[tuple[int, Arm]]:
+    """(seed, arm at a value of the tuned key) of every tuning run."""
+    seeds = spec.tune.seeds if spec.tune else []
+    return [(seed, tried) for seed in seeds for arm in spec.all_arms() for tried in tuning_arms(spec, arm).values()]
+
+
+def _at_choice(spec: SweepSpec, arm: Arm, chosen: Mapping[str, float] | None) -> Arm:
+    """Arm with the chosen value of the tuned key; before the choice, with the middle one."""
+    assert spec.tune is not None
+    middle = spec.tune.values[len(spec.tune.values) // 2]
+    return with_value(spec, arm, middle if chosen is None else chosen[arm.name])
+
+
+def _replicate_lanes(spec: SweepSpec, arms: Mapping[str, Arm], paths: Mapping[str, Sequence[_Step]]) -> list[_Lane]:
+    """Rounding replicates of the baseline."""
+    if spec.noise_floor is None:
+        return []
+    baseline = arms[spec.baseline]
+    stage = first_training(spec, baseline)
+    rows = next(s.config for s in paths[spec.baseline] if s.stage.name == stage)["trainer"]["micro_batch_rows"]
+    return [(each.name, each.seed, replicate_arm(spec, each, baseline, stage, rows)) for each in replicates(spec)]
 
 
 def set_in(tree: Tree, key: str, value: Any) -> None:

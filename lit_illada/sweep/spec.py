@@ -6,7 +6,7 @@ from enum import StrEnum
 from itertools import product
 from typing import Any
 
-from lit_illada.errors import UserError, unknown
+from lit_illada.errors import UserError
 
 PAPER = "paper"
 
@@ -94,6 +94,36 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class NoiseFloor:
+    """Rounding replicates: the baseline again at the same seeds, with smaller micro-batches.
+
+    Sums over a batch are then taken in another order, so a replicate and its original differ in rounding only.
+    """
+
+    replicates: int = 4  # at the first seeds, each halving the micro-batch; beyond the number of seeds, again
+
+    def __post_init__(self) -> None:
+        if self.replicates < 1:
+            raise UserError(f"noise_floor.replicates is {self.replicates}; it must be 1 or more, or noise_floor null")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Runs that choose the value of one key for each arm, by the mean of the primary metric, before the arms run."""
+
+    key: str  # such as optim.optimizer.learning_rate
+    values: list[float]  # ascending; the choice is reported where it lies at an end
+    seeds: list[int] = field(default_factory=lambda: [100, 101])  # of these runs only
+    stage: str | None = None  # stage of the key; None: the first
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2 or sorted(set(self.values)) != self.values:
+            raise UserError(f"tune.values is {self.values}; it must hold two or more ascending values")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"tune.seeds is {self.seeds}; it must hold distinct seeds")
+
+
+@dataclass(frozen=True)
 class Scale:
     """Settings of a sweep that differ at one scale. None: as in the sweep itself."""
 
@@ -106,6 +136,9 @@ class Scale:
     axes: dict[str, list[Arm]] | None = None
     metrics: list[Metric] | None = None
     equivalence_margin: float | None = None
+    primary_contrast: str | None = None
+    noise_floor: NoiseFloor | None = None
+    tune: Tuning | None = None
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, appended
     arguments: dict[str, list[str]] = field(default_factory=dict)  # by stage, appended
 
@@ -118,13 +151,15 @@ class CommonScale:
     budget: Budget
     validations: int  # per training run
     overrides: dict[str, list[str]]  # by command, before those of a stage
+    noise_floor: NoiseFloor | None = None  # None: no replicates
+    tune: Tuning | None = None  # for sweeps that begin with pretraining; None: nothing is tuned
 
 
 @dataclass(frozen=True)
 class SweepSpec:
     """A sweep. Once its scale is applied, `scales` is empty and all other fields are final.
 
-    The defaults of seeds, budget and validations are those of sweeps/scale/NAME.yaml.
+    The defaults of seeds, budget, validations, noise_floor and tune are those of sweeps/scale/NAME.yaml.
     """
 
     question: str
@@ -142,11 +177,15 @@ class SweepSpec:
     arms: list[Arm] = field(default_factory=list)  # named arms, in addition to the grid of `axes`
     axes: dict[str, list[Arm]] = field(default_factory=dict)  # grid: every combination of the values is an arm
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, for all arms, before an arm's own
-    primary_contrast: str | None = None  # arm whose difference from the baseline answers the question
+    # arm whose difference from the baseline answers the question; None: all comparisons are alike
+    primary_contrast: str | None = None
     also_compare: list[list[str]] = field(default_factory=list)  # further pairs to compare: [reference, arm]
     # pairs whose objectives are equal in expectation
     equal_in_expectation: list[list[str]] = field(default_factory=list)
-    equivalence_margin: float | None = None  # units of the primary metric; None: no equivalence test
+    # smallest difference of the primary metric that matters, in its units; None: no equivalence test, no power for it
+    equivalence_margin: float | None = None
+    noise_floor: NoiseFloor | None = None  # None: no rounding replicates, and no floor beside the effects
+    tune: Tuning | None = None  # None: every arm has the values of its overrides
     cannot_learn: list[str] = field(default_factory=list)  # arms that cannot learn context, which the report checks
     scale: str | None = PAPER
     scales: dict[str, Scale] = field(default_factory=dict)
@@ -195,110 +234,14 @@ class SweepSpec:
         first = aligned[0] if aligned and self.budget.measure is Measure.FORWARDS else self.stages[0].name
         return self.budget.stage or first
 
+    @property
+    def tuned_stage(self) -> str | None:
+        """Stage of the tuned key; None: nothing is tuned."""
+        return None if self.tune is None else self.tune.stage or self.stages[0].name
+
     def stages_of(self, arm: Arm) -> list[Stage]:
         """Stages that an arm runs."""
         return [stage for stage in self.stages if stage.name not in arm.skip]
-
-
-def check(spec: SweepSpec) -> None:
-    """Raise UserError for a spec that cannot be planned."""
-    for axis, values in spec.axes.items():
-        if not values:
-            raise UserError(f"axes.{axis} is empty: name at least one value, or leave the axis out")
-    arms = [arm.name for arm in spec.all_arms()]
-    if not arms:
-        raise UserError("no arms: name some under arms, or a grid under axes")
-    named = {"arms": arms, "stages": [stage.name for stage in spec.stages], "seeds": list(map(str, spec.seeds))}
-    for what, names in named.items():
-        if not names:
-            raise UserError(f"{what} is empty")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UserError(f"{what} contains {', '.join(twice)} twice")
-    if spec.baseline not in arms:
-        raise unknown("baseline", spec.baseline, arms)
-    if spec.primary_contrast is not None and spec.primary_contrast not in set(arms) - {spec.baseline}:
-        raise unknown("primary_contrast", spec.primary_contrast, [arm for arm in arms if arm != spec.baseline])
-    _check_arms_named(spec, arms)
-    for each in spec.all_arms():
-        _check_stages(spec, each)
-    _check_stage_names(spec)
-    if not spec.metrics:
-        raise UserError("metrics is empty: name at least one; the first carries the verdicts")
-    if spec.equivalence_margin is not None and not spec.equivalence_margin > 0:
-        raise UserError(
-            f"equivalence_margin is {spec.equivalence_margin}; it must be above 0, in units of {spec.metrics[0].name}, "
-            "or null"
-        )
-    if spec.validations < 1:
-        raise UserError(f"validations is {spec.validations}; it must be 1 or more")
-    if spec.warmup_fraction is not None and not 0 <= spec.warmup_fraction < 1:
-        raise UserError(f"warmup_fraction is {spec.warmup_fraction}; it must lie in [0, 1), or be null")
-
-
-def _check_stages(spec: SweepSpec, arm: Arm) -> None:
-    stages, begin_from = spec.stages_of(arm), arm.begin_from or spec.begin_from
-    if not stages:
-        raise UserError(f"arm {arm.name!r} skips all stages ({', '.join(arm.skip)})")
-    first = stages[0].command
-    if first is not Command.PRETRAIN and begin_from is None:
-        raise UserError(
-            f"the first stage runs {first}, which needs a checkpoint: name one in begin_from, or pretrain first"
-        )
-    if first is Command.PRETRAIN and begin_from is not None:
-        raise UserError(
-            f"begin_from is {begin_from}, but the first stage pretrains: start with sft, align or score, or give that "
-            "stage the override init_from=…"
-        )
-    for stage, previous in zip(stages[1:], stages, strict=False):
-        if previous.command is Command.SCORE:
-            raise UserError(f"stage {stage.name!r} follows {previous.name!r}, which writes no checkpoint")
-
-
-def _check_arms_named(spec: SweepSpec, arms: Sequence[str]) -> None:
-    pairs = {"also_compare": spec.also_compare, "equal_in_expectation": spec.equal_in_expectation}
-    for what, named in pairs.items():
-        for pair in named:
-            if len(pair) != 2:
-                raise UserError(f"{what} holds pairs of arms; got {pair}")
-    for arm in (*spec.cannot_learn, *(arm for named in pairs.values() for pair in named for arm in pair)):
-        if arm not in arms:
-            raise unknown("arm", arm, arms)
-    planned = [frozenset(pair) for pair in spec.comparisons()]
-    for pair in spec.also_compare:
-        if planned.count(frozenset(pair)) > 1 or len(set(pair)) == 1:
-            raise UserError(
-                f"also_compare names {pair}: each pair must name two arms and occur once; every arm is compared "
-                f"with {spec.baseline} already"
-            )
-
-
-def _check_stage_names(spec: SweepSpec) -> None:
-    stages = [stage.name for stage in spec.stages]
-    used = [(f"metrics {metric.name}: stage", metric.stage) for metric in spec.metrics]
-    used += [("overrides: stage", name) for name in spec.overrides]
-    used += [(f"arm {arm.name!r}: stage", name) for arm in spec.all_arms() for name in (*arm.overrides, *arm.skip)]
-    if spec.budget_stage is not None:
-        used.append(("budget.stage", spec.budget_stage))
-    for what, name in used:
-        if name not in stages:
-            raise unknown(what, name, stages)
-    for arm in spec.all_arms():
-        if missing := [metric for metric in spec.metrics if metric.stage in arm.skip]:
-            raise UserError(f"arm {arm.name!r} skips {missing[0].stage!r}, whose {missing[0].name} is a metric")
-    if spec.budget is not None and spec.budget_stage is not None:
-        _check_measure(spec.budget, spec.stage(spec.budget_stage))
-
-
-def _check_measure(budget: Budget, stage: Stage) -> None:
-    if stage.command is Command.SCORE:
-        raise UserError(f"budget.stage is {stage.name!r}, which trains nothing")
-    is_aligned = stage.command is Command.ALIGN
-    allowed = [Measure.FORWARDS, Measure.SECONDS] if is_aligned else [m for m in Measure if m is not Measure.FORWARDS]
-    if budget.measure not in allowed:
-        raise UserError(
-            f"budget.measure is {budget.measure}, but stage {stage.name!r} runs {stage.command}, which is measured in "
-            f"{' or '.join(allowed)}"
-        )
 
 
 def _joined(values: Sequence[Arm]) -> Arm:

@@ -42,7 +42,8 @@ def test_plan_names_the_arms_contrast_and_margin_of_the_sweep(name):
 
 @pytest.mark.parametrize(("name", "scale"), [("mask_ratio", "gpu"), ("loss_weighting", "micro"), ("mask_draw", "gpu")])
 def test_questions_can_be_planned_at_their_scales(name, scale):
-    spec = read_spec(name, [f"+scale={scale}", "seeds=[0]"])
+    spec = read_spec(name, [f"+scale={scale}", "seeds=[0]", "noise_floor=null", "tune=null"])
+    assert read_spec(name, [f"+scale={scale}"]).noise_floor
     runs = expand(spec, sweep.resolve, Costs(step_flops, step_forwards))
     assert len(runs) == len(spec.all_arms())
     assert {round(run.tokens / spec.budget.amount, 2) for run in runs} == {1.0}
@@ -52,7 +53,7 @@ def test_questions_can_be_planned_at_their_scales(name, scale):
 def test_baselines_of_the_three_pretraining_questions_are_equal():
     configs = []
     for name in PRETRAINED:
-        spec = read_spec(name, ["+scale=micro", "seeds=[0]"])
+        spec = read_spec(name, ["+scale=micro", "seeds=[0]", "noise_floor=null", "tune=null"])
         (run,) = (r for r in expand(spec, sweep.resolve, Costs(step_flops, step_forwards)) if spec.baseline in r.arms)
         configs.append(run.fingerprint)
     assert len(set(configs)) == 1

@@ -1,7 +1,7 @@
 """Evaluates a sweep by metric: means, comparisons with the baseline, and the checks of the spec."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from math import isfinite
 
@@ -10,6 +10,7 @@ from lit_illada.stats.intervals import LEVEL, Estimate, estimate
 from lit_illada.stats.tests import holm
 from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep
+from lit_illada.sweep.report.effects import Effect, NoiseFloor, effects, noise_floor
 from lit_illada.sweep.report.wording import Unit, p_value, unit_of, verdict
 from lit_illada.sweep.spec import Goal, Metric, SweepSpec
 
@@ -58,6 +59,8 @@ class MetricFinding:
     checks: list[Check]  # of the primary metric; else empty
     num_runs: int  # of the metric's stage
     num_finished: int
+    noise: NoiseFloor | None = None  # None: no finished replicate
+    effects: list[Effect] = field(default_factory=list)  # every planned contrast
 
     @property
     def is_preliminary(self) -> bool:
@@ -76,12 +79,14 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
     values = {arm: _values(of_seed, metric.name) for arm, of_seed in records.items()}
     is_primary = metric == spec.metrics[0]
     is_lower_better = metric.goal is Goal.LOWER
+    noise = noise_floor(sweep, metric)
     comparisons = compare(
         values,
         spec.tested_pairs(),
         is_lower_better=is_lower_better,
         is_primary=is_primary,
         controls=spec.cannot_learn,
+        noise_floor=noise.size if noise else None,
     )
     unit = unit_of(metric.name, [comparison.difference for comparison in comparisons.values() if comparison.difference])
     arms: list[ArmFinding] = []
@@ -113,7 +118,8 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
     runs = {record.run.id: record for of_seed in records.values() for record in of_seed.values()}
     finished = sum(record.state is RunState.FINISHED for record in runs.values())
     checks = _checks(spec, metric, records, values, comparisons, unit) if is_primary else []
-    return MetricFinding(metric, is_primary, unit, arms, pairs, checks, len(runs), finished)
+    found = effects(sweep, metric, comparisons)
+    return MetricFinding(metric, is_primary, unit, arms, pairs, checks, len(runs), finished, noise, found)
 
 
 def grid(spec: SweepSpec, finding: MetricFinding) -> tuple[list[str], list[str], list[list[float | None]]] | None:
@@ -173,7 +179,7 @@ def _equivalence(
     )
     if margin is not None and p is not None and p <= LEVEL:
         return Check(f"{what}: equivalent within ±{unit.size(margin)} (TOST {p_value(p)}): {seen}", True)
-    if comparison.finding is not Finding.NOT_SEPARABLE:
+    if comparison.finding in (Finding.BETTER, Finding.WORSE):
         return Check(
             f"{what}, yet they differ (Holm {p_value(comparison.p_holm)}): {seen}. Either the implementation is wrong, "
             "or one of them learns better because of its smaller variance: resolve this before relying on verdicts",

@@ -12,6 +12,7 @@ import pyarrow.parquet
 from lit_illada.stats.comparisons import Comparison
 from lit_illada.sweep.report.collect import RunRecord, Sweep
 from lit_illada.sweep.report.findings import MetricFinding
+from lit_illada.sweep.variants import read_choice, tuning_means
 
 Row = dict[str, Any]
 
@@ -42,11 +43,18 @@ def costs(sweep: Sweep) -> list[Cost]:
 
 
 def write_tables(folder: Path, sweep: Sweep, finding: Sequence[MetricFinding]) -> None:
-    """Write arms.csv, runs.csv, runs.parquet and curves.parquet, and pairs.csv for a sweep with also_compare."""
+    """Write arms.csv, effects.csv, runs.csv, runs.parquet and curves.parquet.
+
+    Also pairs.csv for a sweep with also_compare, and tuning.csv for one with tuning runs.
+    """
     runs = _table([_run_row(record) for record in sweep.records])
     pa.csv.write_csv(_table([row for finding in finding for row in _arm_rows(finding)]), folder / "arms.csv")
+    if effects := [row for each in finding for row in _effect_rows(each, sweep)]:
+        pa.csv.write_csv(_table(effects), folder / "effects.csv")
     if sweep.spec.also_compare:
         pa.csv.write_csv(_table([row for finding in finding for row in _pair_rows(finding)]), folder / "pairs.csv")
+    if tuned := tuning_rows(sweep):
+        pa.csv.write_csv(_table(tuned), folder / "tuning.csv")
     pa.csv.write_csv(runs, folder / "runs.csv")
     pa.parquet.write_table(runs, folder / "runs.parquet")
     pa.parquet.write_table(_curves(sweep), folder / "curves.parquet")
@@ -77,6 +85,65 @@ def _arm_rows(finding: MetricFinding) -> list[Row]:
             }
         )
     return rows
+
+
+def tuning_rows(sweep: Sweep) -> list[Row]:
+    """One row per arm and value of the tuned key with a finished run; empty without tuning."""
+    spec = sweep.spec
+    if spec.tune is None:
+        return []
+    chosen = read_choice(sweep.folder) or {}
+    means = tuning_means(spec, sweep.folder, [record.run for record in sweep.records])
+    return [
+        {
+            "arm": arm,
+            "key": spec.tune.key,
+            "value": value,
+            "metric": spec.metrics[0].name,
+            "mean": mean,
+            "num_seeds": len(spec.tune.seeds),
+            "is_chosen": chosen.get(arm) == value,
+        }
+        for arm, of_value in means.items()
+        for value, mean in of_value.items()
+    ]
+
+
+def _effect_rows(finding: MetricFinding, sweep: Sweep) -> list[Row]:
+    """One row per planned contrast; none for a sweep of one arm."""
+    return [
+        {
+            "metric": finding.metric.name,
+            "stage": finding.metric.stage,
+            "goal": finding.metric.goal.value,
+            "is_primary": finding.is_primary,
+            "reference": effect.reference,
+            "arm": effect.arm,
+            "is_primary_contrast": effect.is_primary_contrast,
+            "num_pairs": len(effect.comparison.seeds),
+            "effect": full.mean if (full := effect.comparison.difference) else None,
+            "low_95": full.low if full else None,
+            "high_95": full.high if full else None,
+            "p": effect.comparison.p,
+            "p_holm": effect.comparison.p_holm,
+            "noise_floor": effect.noise.size if effect.noise else None,
+            "num_replicates": effect.noise.num_replicates if effect.noise else 0,
+            "smallest_effect": sweep.spec.equivalence_margin if finding.is_primary else None,
+            "power": effect.power,
+            "p_equivalent": effect.p_equivalent,
+            "verdict": effect.verdict,
+            "half_effect": effect.half.mean if effect.half else None,
+            "half_low_95": effect.half.low if effect.half else None,
+            "half_high_95": effect.half.high if effect.half else None,
+            "direction_stable": _yes_no(effect.is_direction_stable),
+            "is_preliminary": finding.is_preliminary,
+        }
+        for effect in finding.effects
+    ]
+
+
+def _yes_no(value: bool | None) -> str | None:
+    return None if value is None else "yes" if value else "no"
 
 
 def _pair_rows(finding: MetricFinding) -> list[Row]:

@@ -35,9 +35,10 @@ from lit_illada.sweep.report.figures import (
 )
 from lit_illada.sweep.report.findings import MetricFinding, find
 from lit_illada.sweep.report.strip import strips
-from lit_illada.sweep.report.tables import costs, write_tables
+from lit_illada.sweep.report.tables import costs, tuning_rows, write_tables
 from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of
 from lit_illada.sweep.spec import Measure, SweepSpec
+from lit_illada.sweep.variants import read_choice
 
 _PAGE = Path(__file__).parent / "page"
 _BOUND = "val/nll_bound"
@@ -75,7 +76,7 @@ def write_report(path: Path, out: Path | None = None, now: datetime | None = Non
         draw(figure, out / f"{figure.id}.png")
     file = out / "index.html"
     write_atomically(file, render_page(_PAGE, _content(sweep, looks, sections, curves, others, now), _filters(out)))
-    design = [f"{heading}: {text}" for heading, text in describe(sweep.spec).items()]
+    design = [f"{heading}: {text}" for heading, text in describe(sweep.spec, read_choice(sweep.folder)).items()]
     return file, [_state_text(sweep), *design, *(line for section in sections for line in _plain(section.finding))]
 
 
@@ -105,7 +106,8 @@ def _content(
         "warnings": _warnings(sweep),
         "leading": _leading(sections[0].finding, sweep.spec),
         "checks": sections[0].finding.checks,
-        "design": describe(sweep.spec),
+        "design": describe(sweep.spec, read_choice(sweep.folder)),
+        "tuning": tuning_rows(sweep),
         "test": TEST,
         "pictures": [f"{figure.id}.png" for figure in figures],
         "figures_json": script_json([figure.to_tree() for figure in figures]),
@@ -124,6 +126,9 @@ def _plain(finding: MetricFinding) -> list[str]:
         mean = finding.unit.value(arm.estimate.mean if arm.estimate else None)
         lines.append(f"  {arm.arm:<{width}}  {mean:>8}  {arm.verdict}")
     pairs = [f"  {pair.first} → {pair.second}: {pair.verdict}" for pair in finding.pairs]
+    if finding.noise is not None:
+        number = finding.noise.num_replicates
+        pairs.append(f"  noise floor {finding.unit.size(finding.noise.size)} ({number} rounding replicates)")
     return [*lines, *pairs, *(f"  check: {check.text}" for check in finding.checks)]
 
 
@@ -226,6 +231,7 @@ def _leading(finding: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
         Finding.BETTER: f"better than {spec.baseline}",
         Finding.WORSE: f"worse than {spec.baseline}",
         Finding.NOT_SEPARABLE: f"not separable from {spec.baseline}",
+        Finding.BELOW_NOISE: f"from {spec.baseline} by less than the noise floor",
     }
     by_verdict = {}
     for kind, words in relations.items():

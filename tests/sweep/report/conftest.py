@@ -14,7 +14,8 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from lit_illada.schema import from_tree
 from lit_illada.sweep.folder import PlannedRun, SweepFolder
 from lit_illada.sweep.report import write_report
-from lit_illada.sweep.spec import SweepSpec, check
+from lit_illada.sweep.spec import SweepSpec
+from lit_illada.sweep.spec_check import check
 
 STEPS = (0, 10, 20, 30, 40, 50, 60)
 TOKENS, FLOPS = 60 * 4096, 3.0e12
@@ -110,17 +111,21 @@ def write_failed(folder: Path) -> None:
     folder.joinpath("attempts.jsonl").write_text('{"started_at": "x", "fingerprint": "x", "before_s": 0}\n')
 
 
-def write_sweep(path: Path, spec: SweepSpec, values: dict[str, dict[int, float]]) -> SweepFolder:
-    """One run per arm and seed; those without a value have not started."""
+def write_sweep(path: Path, spec: SweepSpec, values: dict[str, dict[int, float]], copies=None) -> SweepFolder:
+    """One run per arm and seed; those without a value have not started. copies: bounds of rounding replicates."""
+    copies = copies or {}
     folder = SweepFolder(path)
     runs = [
         planned(f"pretrain-{arm.name.replace(' ', '-')}-s{seed}", "pretrain", seed, [arm.name])
         for arm in spec.all_arms()
         for seed in spec.seeds
     ]
+    runs += [
+        planned(f"pretrain-copy-{n}", "pretrain", s, [name]) for n, name in enumerate(copies) for s in copies[name]
+    ]
     folder.write(spec, runs)
     for run in runs:
-        value = values.get(run.arms[0], {}).get(run.seed)
+        value = {**values, **copies}.get(run.arms[0], {}).get(run.seed)
         if value is not None:
             write_finished(folder.run_folder(run).path, {"val/nll_bound": value}, run.seed)
     return folder
@@ -164,9 +169,9 @@ def make_spec():
 def make_sweep(tmp_path):
     """values: bound by arm and seed; the first arm is the baseline. shared: all arms use the runs of the first."""
 
-    def make(values, *, seeds=(0, 1), shared=False, **more):
+    def make(values, *, seeds=(0, 1), shared=False, copies=None, **more):
         spec = spec_of(list(values), seeds, **more)
-        folder = write_sweep(tmp_path / "sweep", spec, values)
+        folder = write_sweep(tmp_path / f"sweep{len(list(tmp_path.iterdir())) or ''}", spec, values, copies)
         if shared:
             runs = [replace(run, arms=list(values)) for run in folder.read_plan() if run.arms == [spec.baseline]]
             folder.write(spec, runs)

@@ -18,7 +18,8 @@ from lit_illada.stats.comparisons import Finding
 from lit_illada.sweep.report import write_report
 from lit_illada.sweep.report.collect import collect
 from lit_illada.sweep.report.findings import find, grid
-from lit_illada.sweep.spec import Metric, check
+from lit_illada.sweep.spec import Metric
+from lit_illada.sweep.spec_check import check
 
 
 class Page(HTMLParser):

@@ -1,0 +1,132 @@
+"""Runs beside those of the arms: tuning runs, which choose a value for each arm, and rounding replicates."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from statistics import mean
+
+from lit_illada.errors import UserError
+from lit_illada.runtime.files import write_atomically
+from lit_illada.sweep.folder import PlannedRun, SweepFolder, read_record
+from lit_illada.sweep.spec import Arm, Command, Goal, SweepSpec
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """The baseline again at a seed, with a smaller micro-batch."""
+
+    name: str  # in the place of an arm's
+    seed: int
+    divisor: int  # of the baseline's rows per micro-batch
+
+
+def replicates(spec: SweepSpec) -> list[Replicate]:
+    """Rounding replicates of a sweep, one seed after the other."""
+    number = spec.noise_floor.replicates if spec.noise_floor else 0
+    n = len(spec.seeds)
+    return [
+        Replicate(f"{spec.baseline}, rounding {index + 1}", spec.seeds[index % n], 2 ** (1 + index // n))
+        for index in range(number)
+    ]
+
+
+def replicate_arm(spec: SweepSpec, replicate: Replicate, baseline: Arm, stage: str, micro_batch_rows: int) -> Arm:
+    """Arm of a replicate. stage: the first that trains. Raises UserError for a micro-batch that cannot be divided."""
+    rows, rest = divmod(micro_batch_rows, replicate.divisor)
+    if rest or not rows:
+        raise UserError(
+            f"noise_floor.replicates: {spec.baseline!r} has trainer.micro_batch_rows={micro_batch_rows}, which "
+            f"{replicate.name!r} cannot divide by {replicate.divisor}: name fewer replicates, or more seeds"
+        )
+    return with_override(replace(baseline, name=replicate.name), stage, f"trainer.micro_batch_rows={rows}")
+
+
+def first_training(spec: SweepSpec, arm: Arm) -> str:
+    """Name of the first stage of an arm that trains. Raises UserError if none does."""
+    stages = [stage.name for stage in spec.stages_of(arm) if stage.command is not Command.SCORE]
+    if not stages:
+        raise UserError("noise_floor: the sweep trains nothing, so no rounding can be replicated; set it to null")
+    return stages[0]
+
+
+def tuning_arms(spec: SweepSpec, arm: Arm) -> dict[float, Arm]:
+    """One arm per value of the tuned key; empty without tuning."""
+    values = spec.tune.values if spec.tune else []
+    return {value: replace(with_value(spec, arm, value), name=tuning_name(spec, arm.name, value)) for value in values}
+
+
+def tuning_name(spec: SweepSpec, arm: str, value: float) -> str:
+    """Name of an arm at a value of the tuned key, such as `cosine, learning_rate=0.003`."""
+    assert spec.tune is not None
+    return f"{arm}, {spec.tune.key.rpartition('.')[2]}={value:g}"
+
+
+def with_value(spec: SweepSpec, arm: Arm, value: float) -> Arm:
+    """Arm with a value of the tuned key."""
+    assert spec.tune is not None
+    assert spec.tuned_stage is not None
+    return with_override(arm, spec.tuned_stage, f"{spec.tune.key}={value!r}")
+
+
+def with_override(arm: Arm, stage: str, override: str) -> Arm:
+    """Arm with one more override of a stage."""
+    return replace(arm, overrides={**arm.overrides, stage: [*arm.overrides.get(stage, []), override]})
+
+
+def tuning_runs(spec: SweepSpec, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Runs that the tuning needs, in their order."""
+    names = {arm.name for each in spec.all_arms() for arm in tuning_arms(spec, each).values()}
+    return [run for run in runs if names & set(run.arms)]
+
+
+def tuning_means(spec: SweepSpec, folder: SweepFolder, runs: Iterable[PlannedRun]) -> dict[str, dict[float, float]]:
+    """Mean of the primary metric over the finished tuning runs, by arm and value of the tuned key."""
+    metric, found = spec.metrics[0], dict[str, list[float]]()
+    for run in tuning_runs(spec, runs):
+        if run.stage == metric.stage and folder.run_folder(run).done.exists():
+            end = (read_record(folder.run_folder(run).summary) or {}).get("end", {})
+            for arm in run.arms if metric.name in end else []:
+                found.setdefault(arm, []).append(float(end[metric.name]))
+    return {
+        arm.name: {
+            value: mean(found[tried.name]) for value, tried in tuning_arms(spec, arm).items() if tried.name in found
+        }
+        for arm in spec.all_arms()
+    }
+
+
+def choose(spec: SweepSpec, means: Mapping[str, Mapping[float, float]]) -> dict[str, float]:
+    """Best value of the tuned key by arm. Raises UserError for an arm without a finite metric at any value."""
+    sign = 1 if spec.metrics[0].goal is Goal.LOWER else -1
+    chosen = {}
+    for arm, of_value in means.items():
+        finite = {value: sign * figure for value, figure in of_value.items() if isfinite(figure)}
+        if not finite:
+            raise UserError(f"arm {arm!r}: no tuning run has a finite {spec.metrics[0].name}; tune.values must differ")
+        chosen[arm] = min(finite, key=lambda value: finite[value])
+    return chosen
+
+
+def write_choice(spec: SweepSpec, folder: SweepFolder, means: Mapping[str, Mapping[float, float]]) -> dict[str, float]:
+    """Write tuning.json: the chosen value of each arm and the means behind it. Returns the choice."""
+    assert spec.tune is not None
+    chosen = choose(spec, means)
+    arms = {
+        arm: {"chosen": value, "means": {f"{v:g}": m for v, m in means[arm].items()}} for arm, value in chosen.items()
+    }
+    record = {"key": spec.tune.key, "metric": spec.metrics[0].name, "seeds": spec.tune.seeds, "arms": arms}
+    write_atomically(folder.tuned, json.dumps(record, indent=1) + "\n")
+    return chosen
+
+
+def read_choice(folder: SweepFolder) -> dict[str, float] | None:
+    """Chosen value of each arm from tuning.json; None before the tuning has ended."""
+    record = read_record(folder.tuned)
+    return None if record is None else {arm: float(of_arm["chosen"]) for arm, of_arm in record["arms"].items()}
+
+
+def at_end(spec: SweepSpec, chosen: Mapping[str, float]) -> list[str]:
+    """Arms whose chosen value is the smallest or largest tried, so that a better one may lie beyond."""
+    ends = (spec.tune.values[0], spec.tune.values[-1]) if spec.tune else ()
+    return [arm for arm, value in chosen.items() if value in ends]

@@ -1,0 +1,69 @@
+"""Calibration of a planned contrast from a pilot, and its entry in the plan."""
+
+import pytest
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+from lit_illada.errors import UserError
+from lit_illada.runtime.paths import sweeps_dir
+from lit_illada.stats.power import seeds_needed
+from lit_illada.sweep.report.calibration import calibrate, write_calibration
+
+# paired differences of b: 0.1, 0.2, 0.3 and 0.4, whose standard deviation is 0.129
+VALUES = {"a": {0: 4.0, 1: 4.0, 2: 4.0, 3: 4.0}, "b": {0: 4.1, 1: 4.2, 2: 4.3, 3: 4.4}}
+SETTINGS = {"equivalence_margin": 0.3, "primary_contrast": "b", "noise_floor": {"replicates": 1}}
+
+
+@pytest.fixture
+def pilot(make_sweep):
+    def pilot(**changes):
+        copies = {"a, rounding 1": {0: 4.02}}
+        return make_sweep(VALUES, seeds=(0, 1, 2, 3), copies=copies, **{**SETTINGS, **changes}).path
+
+    return pilot
+
+
+def test_calibration_gives_floor_spread_and_seeds(pilot):
+    name, lines = calibrate(pilot())
+    text = "\n".join(lines)
+    assert name == "made_up"
+    assert "commit c0ffeec0, seeds 0, 1, 2, 3" in text
+    assert (
+        "noise floor: 0.02 nats/token (1 replicates), at most a third of the smallest effect that matters (0.3)" in text
+    )
+    assert "differences: s = 0.13 nats/token" in text
+    assert seeds_needed(0.3 / 0.1291, 1) < 8
+    assert "n = 8 (80 % power, 1 comparison, at least 8)" in text
+    assert "2.30 nats/token below the frequency table" in text
+    text = "\n".join(calibrate(pilot(equivalence_margin=0.05))[1])
+    assert "MORE THAN a third" in text
+    assert f"n = {seeds_needed(0.05 / 0.1291, 1)} (80 % power" in text
+
+
+def test_entry_of_the_plan_is_replaced(pilot, tmp_path):
+    plan = tmp_path / "PLAN.md"
+    other = "<!-- calibration of other: a command -->\nNOT MEASURED YET\n<!-- end -->\n"
+    plan.write_text(f"before\n<!-- calibration of made_up: a command -->\nNOT MEASURED YET\n<!-- end -->\n{other}")
+    for _ in range(2):  # a second calibration replaces the first
+        result = CliRunner().invoke(main, ["sweep", "calibrate", str(pilot()), "--plan", str(plan)])
+        assert result.exit_code == 0, result.output
+    text = plan.read_text()
+    assert text.startswith("before\n<!-- calibration of made_up: a command -->\n- runs: commit c0ffeec0")
+    assert text.count("noise floor") == 1
+    assert text.endswith(other)
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_sweep_without_a_plan_is_rejected(pilot, key):
+    with pytest.raises(UserError, match=f"the sweep has no {key}"):
+        calibrate(pilot(**{key: None}))
+
+
+def test_every_question_has_an_entry_in_the_plan(tmp_path):
+    copy = tmp_path / "PLAN.md"
+    copy.write_text((sweeps_dir() / "PLAN.md").read_text(encoding="utf-8"), encoding="utf-8")
+    for name in ("mask_ratio", "loss_weighting", "mask_draw", "loop_rho"):
+        write_calibration(copy, name, [f"- measured for {name}"])
+        assert f"- measured for {name}\n<!-- end -->" in copy.read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="no entry"):
+        write_calibration(copy, "epsilon", [])

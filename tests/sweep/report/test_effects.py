@@ -1,0 +1,80 @@
+"""Effects beside the noise floor, and at half of the budget."""
+
+import csv
+import math
+
+import pytest
+
+from lit_illada.stats.comparisons import Finding
+from lit_illada.sweep.report import write_report
+from lit_illada.sweep.report.collect import collect
+from lit_illada.sweep.report.effects import noise_floor
+from lit_illada.sweep.report.findings import find
+
+VALUES = {
+    "a": {0: 4.30, 1: 4.52, 2: 4.41, 3: 4.37},
+    "b": {0: 4.291, 1: 4.510, 2: 4.401, 3: 4.359},
+    "c": {0: 4.102, 1: 4.324, 2: 4.208, 3: 4.171},
+}
+COPIES = {"a, rounding 1": {0: 4.32}, "a, rounding 2": {1: 4.48}}
+
+
+def swept(make_sweep, copies, **more):
+    number = {"noise_floor": {"replicates": 2}} if copies else {}
+    settings = {"equivalence_margin": 0.1, "primary_contrast": "b", **number, **more}
+    return make_sweep(VALUES, seeds=tuple(range(4)), copies=copies, **settings)
+
+
+def test_noise_floor_pools_the_spread_within_seeds(make_sweep):
+    sweep = collect(swept(make_sweep, COPIES).path)
+    floor = noise_floor(sweep, sweep.spec.metrics[0])
+    assert floor.by_seed == {0: [4.30, 4.32], 1: [4.52, 4.48]}
+    # with one copy per seed, the root mean square of the differences
+    assert floor.size == pytest.approx(math.sqrt((0.02**2 + 0.04**2) / 2))
+
+
+def test_no_effect_below_the_noise_floor_gets_a_verdict(make_sweep):
+    """b is 0.01 below a at every seed: without the floor, better."""
+    without = collect(swept(make_sweep, {}).path)
+    finding = find(without, without.spec.metrics[0])
+    assert finding.noise is None
+    assert finding.of("b").comparison.finding is Finding.BETTER
+
+    sweep = collect(swept(make_sweep, COPIES).path)
+    finding = find(sweep, sweep.spec.metrics[0])
+    assert finding.of("b").comparison.finding is Finding.BELOW_NOISE
+    assert "less than rounding alone changes a run" in finding.of("b").verdict
+    assert finding.of("c").comparison.finding is Finding.BETTER
+    first, second = finding.effects
+    assert (first.arm, first.verdict) == ("b", "equivalent")
+    assert (second.arm, second.verdict) == ("c", "better")
+
+
+def test_effects_are_tabulated_at_half_and_full_budget(make_sweep):
+    folder = swept(make_sweep, COPIES)
+    write_report(folder.path)
+    with (folder.report / "effects.csv").open(encoding="utf-8") as lines:
+        rows = {row["arm"]: row for row in csv.DictReader(lines)}
+    row = rows["c"]
+    assert float(row["effect"]) == pytest.approx(-0.19875)
+    # the curves of the fixture approach their end as 1 − exp(−step/12), and half is step 30 of 60
+    assert float(row["half_effect"]) == pytest.approx(-0.19875 * (1 - math.exp(-30 / 12)), rel=1e-4)
+    assert float(row["half_low_95"]) < float(row["half_effect"]) < float(row["half_high_95"])
+    assert row["direction_stable"] == "yes"
+    assert row["num_replicates"] == "2"
+    assert float(row["smallest_effect"]) == 0.1
+    assert float(row["power"]) > 0.8
+    page = (folder.report / "index.html").read_text(encoding="utf-8")
+    assert "from 2 replicates" in page
+    assert "primary contrast" in page
+
+
+def test_direction_that_changes_is_shown(make_sweep):
+    folder = swept(make_sweep, {})
+    sweep = collect(folder.path)
+    for record in sweep.records:
+        if record.run.arms == ["c"]:
+            curve = record.curves["val/nll_bound"]
+            curve.values[curve.steps.index(30)] += 1.0
+    finding = find(sweep, sweep.spec.metrics[0])
+    assert {effect.arm: effect.is_direction_stable for effect in finding.effects} == {"b": True, "c": False}

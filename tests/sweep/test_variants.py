@@ -1,0 +1,200 @@
+"""Tuning runs and rounding replicates: their plan, the choice, and a sweep that has both."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from lit_illada.cli import main
+from lit_illada.commands.sweep import plan_sweep
+from lit_illada.errors import UserError
+from lit_illada.sweep.folder import RunState, SweepFolder
+from lit_illada.sweep.library import read_spec
+from lit_illada.sweep.plan import Costs, expand
+from lit_illada.sweep.spec import Arm, Command, Metric, NoiseFloor, Stage, SweepSpec, Tuning
+from lit_illada.sweep.spec_check import check
+from lit_illada.sweep.variants import at_end, choose, read_choice, tuning_runs, write_choice
+
+TUNE = Tuning("p", [1.0, 2.0, 4.0], seeds=[100, 101])
+TRAINER = {"max_steps": 100, "batch_rows": 4, "micro_batch_rows": 4, "val_every_steps": 1}
+COSTS = Costs(lambda tree: 1.0, lambda tree: (1.0, 1.0))
+
+
+def resolve(command, overrides, parent, settle):
+    """A small config system: numbers only."""
+    tree = {"seed": 0, "p": 0, "q": 0, "model": {}, "data": {"row_length": 32}, "trainer": dict(TRAINER)}
+    for key, value in [*(each.split("=") for each in overrides), *settle(tree).items()]:
+        node = tree
+        for name in key.split(".")[:-1]:
+            node = node[name]
+        node[key.split(".")[-1]] = float(value)
+    return tree
+
+
+def two_arms(**changes):
+    values = {
+        "question": "?",
+        "baseline": "a",
+        "metrics": [Metric("score", "pretrain")],
+        "stages": [Stage("pretrain", Command.PRETRAIN)],
+        "arms": [Arm("a"), Arm("b", overrides={"pretrain": ["q=1"]})],
+        "seeds": [0],
+    }
+    return SweepSpec(**{**values, **changes})
+
+
+def sweep(*arguments):
+    result = CliRunner().invoke(main, ["sweep", *map(str, arguments)], catch_exceptions=False)
+    return result.exit_code, " ".join(result.output.split())
+
+
+def ends(folder):
+    """Final metrics of each run, all of which must have finished."""
+    runs = folder.read_plan()
+    assert [folder.state_of(run) for run in runs] == [RunState.FINISHED] * len(runs)
+    return {run.id: json.loads(folder.run_folder(run).summary.read_text())["end"] for run in runs}
+
+
+def test_every_arm_is_tuned_at_seeds_of_its_own():
+    made = two_arms(tune=TUNE, seeds=[0, 1])
+    runs = expand(made, resolve, COSTS)
+    tuning = tuning_runs(made, runs)
+    assert {(run.arms[0], run.seed, run.config["p"]) for run in tuning} == {
+        (f"{name}, p={value:g}", seed, value) for name in "ab" for seed in (100, 101) for value in (1, 2, 4)
+    }
+    assert runs[: len(tuning)] == tuning
+    assert [(run.id, run.config["p"]) for run in runs[len(tuning) :]] == [
+        ("pretrain-a-s0", 2), ("pretrain-b-s0", 2), ("pretrain-a-s1", 2), ("pretrain-b-s1", 2)
+    ]  # fmt: skip
+
+
+def test_arms_run_with_the_chosen_value():
+    made = two_arms(tune=TUNE)
+    runs = expand(made, resolve, COSTS, chosen={"a": 4.0, "b": 1.0})
+    assert [(run.id, run.config["p"]) for run in runs[-2:]] == [("pretrain-a-s0", 4), ("pretrain-b-s0", 1)]
+
+
+def test_choice_is_the_best_finite_mean_and_ends_are_reported(tmp_path):
+    made = two_arms(tune=TUNE)
+    means = {"a": {1.0: 5.0, 2.0: 4.0, 4.0: float("nan")}, "b": {1.0: 3.0, 2.0: 3.5, 4.0: 3.2}}
+    assert choose(made, means) == {"a": 2.0, "b": 1.0}
+    assert at_end(made, choose(made, means)) == ["b"]
+    folder = SweepFolder(tmp_path)
+    assert read_choice(folder) is None
+    assert write_choice(made, folder, means) == read_choice(folder)
+    with pytest.raises(UserError, match="arm 'a': no tuning run has a finite score"):
+        choose(made, {"a": {1.0: float("inf")}})
+
+
+def test_replicates_differ_from_the_baseline_in_the_micro_batch_only():
+    made = two_arms(noise_floor=NoiseFloor(3), seeds=[0, 1])
+    runs = {run.id: run for run in expand(made, resolve, COSTS)}
+    copies = {f"pretrain-a-rounding-{n}-s{seed}": rows for n, seed, rows in ((1, 0, 2), (2, 1, 2), (3, 0, 1))}
+    assert list(runs)[-3:] == list(copies)
+    for id, rows in copies.items():
+        original = runs[f"pretrain-a-s{runs[id].seed}"].config
+        assert runs[id].config == {**original, "trainer": {**original["trainer"], "micro_batch_rows": rows}}
+
+
+def test_micro_batch_that_cannot_be_divided_is_rejected():
+    made = two_arms(noise_floor=NoiseFloor(3))
+    with pytest.raises(UserError, match=r"cannot divide by 8: name fewer replicates"):
+        expand(made, resolve, COSTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tune": replace(TUNE, seeds=[0])}, "tune.seeds and seeds share 0"),
+        ({"tune": replace(TUNE, stage="sft")}, r"tune.stage.*sft"),
+    ],
+)
+def test_invalid_settings_are_rejected(changes, message):
+    with pytest.raises(UserError, match=message):
+        check(two_arms(**changes))
+
+
+@pytest.mark.parametrize("values", [[1.0], [2.0, 1.0], [1.0, 1.0]])
+def test_values_must_be_ascending(values):
+    with pytest.raises(UserError, match=r"tune.values is .*two or more ascending"):
+        Tuning("p", values)
+
+
+@pytest.fixture
+def tuned_sweep(tiny_sweep):
+    return tiny_sweep(
+        arms=[{"name": "a"}, {"name": "b", "overrides": {"pretrain": ["objective/weighting=flat"]}}],
+        baseline="a",
+        tune={"key": "optim.optimizer.learning_rate", "values": [1e-3, 3e-3], "seeds": [100]},
+        noise_floor={"replicates": 1},
+        equivalence_margin=0.1,
+        primary_contrast="b",
+    )
+
+
+@pytest.mark.slow
+def test_sweep_tunes_then_runs_and_resumes_in_between(tuned_sweep, tmp_path):
+    folder = SweepFolder(tmp_path / "sweep")
+    status, output = sweep("run", tuned_sweep, "--folder", folder.path, "--workers", 2)
+    assert status == 0, output
+    first, chosen = ends(folder), read_choice(folder)
+    assert len(first) == 7
+    for run in folder.read_plan()[4:]:
+        rate = run.config["optim"]["optimizer"]["learning_rate"]
+        assert rate == chosen["a" if run.arms[0].startswith("a") else "b"]
+
+    # as if killed after the last tuning run
+    spec = folder.read_spec()
+    tuning = tuning_runs(spec, folder.read_plan())
+    folder.write(spec, tuning)
+    folder.tuned.unlink()
+    assert plan_sweep(str(folder.path), [], None)[2][-1].id == "pretrain-a-rounding-1-s0"
+    status, output = sweep("run", folder.path, "--resume")
+    assert status == 0, output
+    assert ends(folder) == first
+    assert read_choice(folder) == chosen
+    assert all(len(folder.run_folder(run).read_attempts()) == 1 for run in folder.read_plan())
+
+    status, output = sweep("report", folder.path)
+    assert status == 0, output
+    assert "noise floor" in output
+    with (folder.report / "effects.csv").open(encoding="utf-8") as lines:
+        (row,) = csv.DictReader(lines)
+    end = {id: figures["val/nll_bound"] for id, figures in first.items()}
+    assert float(row["noise_floor"]) == pytest.approx(abs(end["pretrain-a-rounding-1-s0"] - end["pretrain-a-s0"]))
+    assert float(row["noise_floor"]) < 1e-3
+    assert row["is_primary_contrast"] == "true"
+    with (folder.report / "tuning.csv").open(encoding="utf-8") as lines:
+        assert [row["arm"] for row in csv.DictReader(lines) if row["is_chosen"] == "true"] == ["a", "b"]
+    assert json.loads(folder.tuned.read_text())["key"] == "optim.optimizer.learning_rate"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["micro", "gpu"])
+def test_scale_runs_with_a_tiny_model(scale, tiny_sweep, tmp_path):
+    """Every setting of the scale but those that make it large."""
+    small = {"budget": {"measure": "tokens", "amount": 2560.0}, "noise_floor": {"replicates": 1}, "tune": None}
+    file = tiny_sweep(scale=scale, **small)
+    tree = read_spec(str(file))
+    assert any(override.startswith("optim=adamw") for override in tree.stages[0].overrides)
+    status, output = sweep("run", file, "--folder", tmp_path / "sweep", "overrides.pretrain=[trainer.accelerator=cpu]")
+    assert status == 0, output
+    assert len(ends(SweepFolder(tmp_path / "sweep"))) == 3
+
+
+def test_plan_shows_tuning_and_replicates(tuned_sweep, tmp_path):
+    status, output = sweep("plan", tuned_sweep, "--folder", tmp_path / "sweep")
+    assert status == 0, output
+    assert "from 0.001 and 0.003 at seeds 100, which no other run uses; not chosen yet" in output
+    assert "b against a is the primary contrast" in output
+    assert "runs 7, 0 shared" in output
+    assert "noise floor" in output
+
+
+def test_gpu_scale_is_planned_with_its_tokens(tmp_path):
+    status, output = sweep("plan", "loss_weighting", "+scale=gpu", "seeds=[0]", "--folder", tmp_path / "sweep")
+    assert status == 0, output
+    assert "2e+09 tokens in stage pretrain" in output
+    assert "3 rounding replicates of elbo" in output
