@@ -8,7 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -187,19 +187,39 @@ class RunFolder:
         lines = [json.dumps(each) + "\n" for each in (*self.read_rollbacks()[: number - 1], record)]
         write_atomically(self.rollbacks, "".join(lines))
 
-    def write_provenance(self, now: datetime, data_sha256: str | None = None) -> None:
-        """Append command, commit and package versions of this start. data_sha256: hash of the data set."""
+    def write_provenance(
+        self, now: datetime, data_sha256: str | None = None, own_files: Mapping[str, str] | None = None
+    ) -> None:
+        """Append command, commit and package versions of this start.
+
+        data_sha256: hash of the data set. own_files: hashes of the files of the user's classes, by class; those that
+        differ from the previous start are reported.
+        """
+        own_files = own_files or {}
+        before = self._last_own_files() if own_files else {}
+        for name in [name for name in own_files if before.get(name, own_files[name]) != own_files[name]]:
+            log.warning(
+                "%s has changed since this run was last started (sha256 %.8s, now %.8s): its results mix both versions",
+                name,
+                before[name],
+                own_files[name],
+            )
         packages = ("torch", "lightning", "torchmetrics", "webdataset", "tokenizers", "numpy")
         record = {
             "started_at": now.isoformat(timespec="seconds"),
             "command": sys.argv,
             "commit": _commit(),
             "data_sha256": data_sha256,
+            "own_files": dict(own_files),
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
             "versions": {"lit-illada": __version__, **{package: version(package) for package in packages}},
         }
         append_line(self.path / "provenance.jsonl", json.dumps(record))
+
+    def _last_own_files(self) -> dict[str, str]:
+        records = read_json_lines(self.provenance, is_log=True) if self.provenance.is_file() else []
+        return checked(dict[str, str], records[-1].get("own_files", {}), str(self.provenance)) if records else {}
 
 
 def require_name(name: str) -> None:

@@ -18,7 +18,7 @@ from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.run_folder import RunFolder
-from lit_illada.runtime import ranks
+from lit_illada.runtime import plugins, ranks
 from lit_illada.schema import dump, to_tree
 from lit_illada.training.callbacks.divergence import Diverged
 from lit_illada.training.checkpointing import rollback
@@ -118,7 +118,7 @@ def write_run_files(config: RunConfig, folder: RunFolder, datamodule: RunDataMod
         folder.write_config(dump(config))
         if not folder.tokenizer.is_dir():  # a run created by `launch` has none yet
             datamodule.tokenizer.save(folder.tokenizer)
-        folder.write_provenance(datetime.now(), datamodule.fingerprint)
+        folder.write_provenance(datetime.now(), datamodule.fingerprint, plugins.files_of(config))
 
 
 class RecordContinuation(Callback):

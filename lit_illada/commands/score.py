@@ -21,6 +21,7 @@ from lit_illada.evaluation.chained_arithmetic import scalars
 from lit_illada.evaluation.jobs import EvaluationRequest, jobs, read_evaluations
 from lit_illada.evaluation.writer import Writer
 from lit_illada.run_folder import RunFolder, flatten
+from lit_illada.runtime import plugins
 from lit_illada.runtime.console import Console
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.runtime.yaml_files import read_yaml
@@ -70,7 +71,7 @@ def run(
     planned = jobs(evaluations, writer, config, folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config(dump(config))
-    folder.write_provenance(now, request.sha256())
+    folder.write_provenance(now, request.sha256(), plugins.files_of((config, evaluations)))
     summary = {
         "checkpoint": str(checkpoint),
         "checkpoint_file": str(file),

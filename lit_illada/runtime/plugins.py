@@ -93,6 +93,15 @@ def name_of(cls: type) -> str | None:
     return _names.get(cls)
 
 
+def files_of(config: Any) -> dict[str, str]:
+    """SHA-256 of the source file of every user's class in a config, by the class's name."""
+    names: dict[str, str] = {}
+    for _, part, _ in parts_of(config):
+        if (name := name_of(type(part))) is not None and (file := sys.modules[type(part).__module__].__file__):
+            names[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return names
+
+
 def parts_of(config: Any, key: str = "", is_listed: bool = False) -> Iterator[tuple[str, Any, bool]]:
     """(dotted key, dataclass, whether in a list) of every section of a config; those in a list have the list's key."""
     if dataclasses.is_dataclass(config):

@@ -12,9 +12,9 @@ from functools import cache
 from typing import Any, ClassVar
 
 from lit_illada.errors import UserError, require
+from lit_illada.runtime.guard import CallError, call
 from lit_illada.tasks.answers import marked_answer
 from lit_illada.tasks.base import Problem, Split, Task, Verdict, draw_split, require_num
-from lit_illada.tasks.worker import CallError, call
 
 _MODULE = "lit_illada.tasks.gym"
 _SIZE = 10**9  # problems of a generator; each is a function of the seed and its index

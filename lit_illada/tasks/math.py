@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lit_illada.errors import UserError, require
+from lit_illada.runtime.guard import CallError, call
 from lit_illada.tasks.answers import announced_clauses, boxed_answer
 from lit_illada.tasks.base import Problem, Verdict
 from lit_illada.tasks.files import FileTask
 from lit_illada.tasks.items import text_field
 from lit_illada.tasks.latex import are_equal
-from lit_illada.tasks.worker import CallError, call
 
 
 @dataclass(frozen=True)

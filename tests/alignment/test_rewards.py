@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import pytest
@@ -105,7 +106,7 @@ def test_rewards_import_without_torch():
 def test_correct_is_the_verdict_of_a_task(name):
     task = TASKS[name]()
     (problem,) = task.problems(Split.TRAIN, 1)
-    with RewardWorker(RewardConfig(), task.check) as worker:
+    with closing(RewardWorker(RewardConfig(), task.check)) as worker:
         rewards = worker(
             [answered(problem=problem, answer=text) for text in (problem.answer, "", "9**9**9", "no idea")]
         )
@@ -141,7 +142,7 @@ def broken(monkeypatch):
 
 def test_failures_are_named_counted_and_do_not_touch_other_rewards(broken, caplog):
     texts = ["fine", "raise", "hang", "nan", "exit", "sleep", "fine"]
-    with RewardWorker(broken, says) as worker:
+    with closing(RewardWorker(broken, says)) as worker:
         rewards = worker([answered(text, problem="fi", is_finished=text != "nan") for text in texts])
     assert rewards.by_term["broken"] == [0.25, None, None, None, None, None, 0.25]
     assert rewards.by_term["correct"] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
@@ -150,8 +151,8 @@ def test_failures_are_named_counted_and_do_not_touch_other_rewards(broken, caplo
     assert rewards.messages == [
         "reward broken, completion 1: raises ValueError: no such word",
         "reward broken, completion 2: exceeds the time limit of 0.3 s",
-        "reward broken, completion 3: gives nan, not a finite number",
-        "reward broken, completion 4: ended the process that computes rewards",
+        "reward broken, completion 3: raises ValueError: nan is no finite number",
+        "reward broken, completion 4: ended its process",
         "reward broken, completion 5: exceeds the time limit of 0.3 s",
     ]
     assert "reward broken failed for 5 of 7 completions" in caplog.text
@@ -159,12 +160,15 @@ def test_failures_are_named_counted_and_do_not_touch_other_rewards(broken, caplo
 
 def test_a_failure_stops_the_run_if_configured(broken):
     config = replace(broken, on_failure=OnFailure.STOP)
-    with RewardWorker(config, says) as worker, pytest.raises(UserError, match="reward broken, completion 1: raises"):
+    with (
+        closing(RewardWorker(config, says)) as worker,
+        pytest.raises(UserError, match="reward broken, completion 1: raises"),
+    ):
         worker([answered("fine", problem="f"), answered("raise", problem="f")])
 
 
 def test_a_check_of_a_local_function_needs_no_import():
-    with RewardWorker(RewardConfig(), lambda problem, text: Verdict.right(text)) as worker:
+    with closing(RewardWorker(RewardConfig(), lambda problem, text: Verdict.right(text))) as worker:
         assert worker([answered("x")]).total == [1.0]
 
 

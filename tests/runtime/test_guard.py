@@ -1,11 +1,14 @@
-"""The subprocess of checkers that may hang: its results, its limits and its restarts."""
+"""The process of functions that may hang: its results, its limits, its restarts and its end."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
-from lit_illada.tasks.worker import CallError
-from lit_illada.tasks.worker import call as call_with
+from lit_illada.runtime.guard import CallError, Guard
+from lit_illada.runtime.guard import call as call_with
 
 
 def call(function, arguments, limit_s, package="json"):
@@ -30,7 +33,7 @@ def test_an_exception_is_reported_and_the_process_lives_on():
 def test_a_call_that_hangs_is_stopped_and_the_next_one_succeeds():
     call("time:sleep", [0], 60)
     started = time.monotonic()
-    with pytest.raises(CallError, match=r"took longer than 0\.2 s"):
+    with pytest.raises(CallError, match=r"exceeds the time limit of 0\.2 s"):
         call("time:sleep", [1000], 0.2)
     assert time.monotonic() - started < 60
     assert call("time:sleep", [0], 60) is None
@@ -52,3 +55,33 @@ def test_a_missing_module_is_named():
         call("no_such_module:f", [], 1)
     with pytest.raises(CallError, match="No module named 'no_such_package'"):
         call("operator:add", [2, 3], 1, "no_such_package")
+
+
+def test_a_function_that_cannot_be_imported_is_called_inside_a_guard_of_a_guard():
+    inner = Guard(lambda value: value + 1)
+
+    def outer(value):
+        return 10 * Guard(lambda value: value + 1)(value, limit_s=60)
+
+    assert inner(1, limit_s=60) == 2
+    assert Guard(outer)(1, limit_s=60) == 20
+
+
+def test_the_process_ends_with_its_owner_or_its_parent():
+    guard = Guard(os.getpid)
+    process = guard(limit_s=60)
+    del guard
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    script = "import os; from lit_illada.runtime.guard import Guard as G; print(G(os.getpid)(limit_s=60), flush=True)"
+    script += "; os._exit(1)"
+    script += "; os._exit(1)"
+    ended = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stdout)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            os.kill(ended, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the process outlives its parent")
