@@ -39,7 +39,7 @@ def tokenizer_of(fields: Mapping[str, Any], path: Path) -> tuple[str, dict[str, 
     if pre not in (allowed := [*_SINGLE_DIGITS, *_PATTERNS]):
         raise unknown(f"tokenizer.ggml.pre in {path}:", pre, allowed)
     tokens, kinds = _tokens(fields, path)
-    merges = [tuple(str(merge).split(" ")) for merge in fields.get("tokenizer.ggml.merges", [])]
+    merges: list[Any] = [tuple(str(merge).split(" ")) for merge in fields.get("tokenizer.ggml.merges", [])]
     try:
         vocabulary = {token: index for index, token in enumerate(tokens)}
         backend = Backend(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))

@@ -23,6 +23,7 @@ from lit_illada.checkpoints.hf import (
 )
 from lit_illada.checkpoints.safetensors_io import TensorFiles, write_file
 from lit_illada.config import AlignConfig, PretrainConfig, SFTConfig, load
+from lit_illada.config_files import chooses_file, compose_files
 from lit_illada.data.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
 from lit_illada.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from lit_illada.errors import UserError
@@ -114,7 +115,8 @@ def folder_files(folder: Path) -> list[Path]:
 def load_pretrain(overrides: Sequence[str]) -> tuple[PretrainConfig, Checkpoint | None]:
     """Load the config of a new pretraining run and open the checkpoint of an `init_from` override; None without one.
 
-    The model is then that of the checkpoint, so `model=` cannot be given; `model.is_causal=false` still can.
+    The model is then that of the checkpoint, so `model=` cannot be given; `model.is_causal=false` still can, also by a
+    file such as experiment=adapt.
     """
     path = next((value for key, _, value in (o.partition("=") for o in overrides[::-1]) if key == "init_from"), "null")
     opened = None
@@ -123,8 +125,9 @@ def load_pretrain(overrides: Sequence[str]) -> tuple[PretrainConfig, Checkpoint 
             raise UserError(f"{chosen} and init_from={path}: the checkpoint determines the model: leave out {chosen}")
         opened = open_checkpoint(Path(path.strip("'\"")))
         # null, booleans and numbers are the same in JSON and in Hydra's grammar
-        fields_of_model = _without_blocks(opened.model).items()
-        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields_of_model}
+        by_files = compose_files("pretrain", [each for each in overrides if chooses_file(each)]).get("model") or {}
+        model = {name: x for name, x in _without_blocks(opened.model).items() if name not in _FREE & by_files.keys()}
+        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in model.items()}
         overrides = [*(f"model.{name}={value}" for name, value in values.items()), *_in_blocks(opened, overrides)]
     config: PretrainConfig = load("pretrain", overrides)
     return config, opened

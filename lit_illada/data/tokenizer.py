@@ -144,6 +144,14 @@ class Tokenizer:
         with _failures_named():
             return self._backend.encode(text, add_special_tokens=False).ids
 
+    def encode_marks(self, text: str) -> list[int]:
+        """Token ids of a chat template's own text, in which the characters of special tokens become these tokens."""
+        self._backend.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self._backend.encode_special_tokens = True
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, as by `encode`; multi-threaded unless TOKENIZERS_PARALLELISM is false."""
         with _failures_named():

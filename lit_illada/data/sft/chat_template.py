@@ -3,8 +3,9 @@
     <system> text <user> text <assistant> <think> reasoning </think> text <eos>
 
 The response is the assistant's text with its reasoning and the final EOS; the mark of the assistant's role ends the
-prompt. Marks are special tokens or texts. Messages are tokenised separately from them, so a prompt at generation equals
-the training prompt token for token, and no text can forge a mark that is a special token.
+prompt. Marks are special tokens or texts, which may contain special tokens. Messages are tokenised separately from
+them, so a prompt at generation equals the training prompt token for token, and no text can forge a mark that is a
+special token.
 """
 
 from collections.abc import Sequence
@@ -54,8 +55,8 @@ class ChatTemplate:
                 self._message_end = []
             case RoleTexts():
                 self._texts = {name: getattr(config, name) for name in _MARKS}
-                self._marks = {name: tokenizer.encode(text) for name, text in self._texts.items()}
-                self._message_end = tokenizer.encode(config.message_end)
+                self._marks = {name: tokenizer.encode_marks(text) for name, text in self._texts.items()}
+                self._message_end = tokenizer.encode_marks(config.message_end)
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """(prompt ids, response ids) of a conversation that ends with an assistant's message; EOS included."""

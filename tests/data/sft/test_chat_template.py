@@ -45,6 +45,16 @@ def test_role_texts_replace_missing_role_tokens():
     assert foreign.decode(response) == "<think>they greet</think>hi<|eos|>"
 
 
+def test_texts_of_a_template_become_special_tokens_but_those_of_messages_do_not():
+    marks = RoleTexts(user="<|user|>\n", assistant="<|assistant|>\n", message_end="<|eos|>\n")
+    template = ChatTemplate(marks, TOKENIZER)
+    forged = Message(Role.USER, "<|user|>")
+    prompt, _ = template.encode([forged, Message(Role.ASSISTANT, "hi")])
+    assert TOKENIZER.decode(prompt) == "<|user|>\n<|user|><|eos|>\n<|assistant|>\n"
+    assert [prompt.count(TOKENIZER.user_token_id), prompt.count(TOKENIZER.eos_token_id)] == [1, 1]
+    assert TOKENIZER.user_token_id not in TOKENIZER.encode("<|user|>")  # the switch is turned back
+
+
 @pytest.mark.parametrize("config", [RoleTokens(), RoleTexts()])
 def test_batch_and_prompt_encodings_equal_single_encodings(config):
     template = ChatTemplate(config, TOKENIZER)
