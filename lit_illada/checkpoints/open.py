@@ -126,7 +126,9 @@ def load_pretrain(overrides: Sequence[str]) -> tuple[PretrainConfig, Checkpoint 
         opened = open_checkpoint(Path(path.strip("'\"")))
         # null, booleans and numbers are the same in JSON and in Hydra's grammar
         by_files = compose_files("pretrain", [each for each in overrides if chooses_file(each)]).get("model") or {}
-        model = {name: x for name, x in _without_blocks(opened.model).items() if name not in _FREE & by_files.keys()}
+        # predicts_next also decides is_causal, since no file repeats the default
+        set_by_files = _FREE & {*by_files, *(["is_causal"] if "predicts_next" in by_files else [])}
+        model = {name: value for name, value in _without_blocks(opened.model).items() if name not in set_by_files}
         values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in model.items()}
         overrides = [*(f"model.{name}={value}" for name, value in values.items()), *_in_blocks(opened, overrides)]
     config: PretrainConfig = load("pretrain", overrides)
