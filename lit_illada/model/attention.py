@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 # 256 tokens, and as much from 1024 tokens on, where their memory also matters.
 LONGEST_MATMUL_ROW = 512
 
+# flex_attention multiplies tiles of at least 16 numbers
+NARROWEST_FLEX_HEAD = 16
+
 # Kernels that take packed documents as segment boundaries and need no mask. `auto` tries them in this order on CUDA:
 # FlashAttention 4 uses instructions of Hopper and Blackwell. flash-attn and varlen are both FlashAttention 2, but an
 # installed package was chosen by the user, and it supports grouped heads natively; torch 2.11 repeats keys and values.
@@ -73,7 +76,8 @@ class Attention:
         num_columns = layout.position_ids.shape[1]
         is_short = num_columns <= LONGEST_MATMUL_ROW
         if layout.blocks is not None or layout.visible_later is not None:
-            kernel = choose_masked_kernel(wanted, device.type, dtype, is_short, bool(layout.num_noisy))
+            fits_flex = bool(layout.num_noisy) and head_dim >= NARROWEST_FLEX_HEAD
+            kernel = choose_masked_kernel(wanted, device.type, dtype, is_short, fits_flex)
         else:
             kernel = choose_kernel(wanted, device.type, dtype, is_short, head_dim)
         if window is not None:
@@ -187,8 +191,8 @@ def choose_masked_kernel(
 ) -> AttentionKernel:
     """The kernel of attention with a mask within segments, logged once per combination of arguments.
 
-    fits_flex: whether flex_attention can skip tiles: for rows with a clean copy. Other rows in blocks vary in length,
-    for which it would compile anew, and an annealed mask leaves no tile empty.
+    fits_flex: whether flex_attention can run and skip tiles: for rows with a clean copy and heads of 16 or more. Other
+    rows in blocks vary in length, for which it would compile anew, and an annealed mask leaves no tile empty.
     Raises UserError for a segment kernel, which has no such mask, and for one that cannot run.
     """
     if wanted in SEGMENT_KERNELS:

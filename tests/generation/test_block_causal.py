@@ -10,6 +10,7 @@ from lit_illada.generation.cache import DualCache, PrefixCache
 from lit_illada.generation.commit_rules import Threshold
 from lit_illada.generation.config import Canvas, GenerationConfig
 from lit_illada.generation.generate import generate
+from lit_illada.generation.loop_control.loop_response import RemaskSpan
 from lit_illada.model.config import AttentionKernel
 from lit_illada.model.kv_cache import KeyValueCache
 from lit_illada.objective.blocks import divide
@@ -95,10 +96,24 @@ def test_a_block_computes_the_columns_from_the_block_before_it_on(tiny_model, pr
     assert windows == [(0, 9), (5, 9), (5, 9), (5, 13), (9, 13), (9, 13), (9, 17), (13, 17), (13, 17)]
 
 
+@pytest.mark.parametrize("canvas", Canvas)
+def test_rewritten_loops_are_the_same_with_a_cache(tiny_model, ragged, canvas):
+    """Earlier blocks are reopened in some rows, each of which must read its own text anew."""
+    model = tiny_model(block_length=4)
+    on_loop = RemaskSpan(min_period=1, min_cycles=2, min_length=5, max_remasks=2)
+    config = replace(CONFIG, canvas=canvas, max_new_tokens=32, on_loop=on_loop, commit_rule=Threshold(0.3))
+    plain, logits = generated(model, ragged, config)
+    cached, cached_logits = generated(model, ragged, replace(config, cache=PrefixCache()))
+    num_remasked = [sum(alarm.num_remasked for alarm in row.alarms) for row in plain.events]
+    assert len(set(num_remasked)) > 2
+    assert cached.token_ids.equal(plain.token_ids)
+    torch.testing.assert_close(cached_logits, logits, atol=2e-5, rtol=1e-5)
+
+
 def test_a_row_does_not_depend_on_the_others(tiny_model, ragged):
     model = tiny_model(block_length=4)
-    together, _ = generated(model, without_empty(ragged), replace(CONFIG, cache=PrefixCache()))
-    for row, prompt in enumerate(without_empty(ragged)):
+    together, _ = generated(model, ragged, replace(CONFIG, cache=PrefixCache()))
+    for row, prompt in enumerate(ragged):
         alone, _ = generated(model, [prompt], CONFIG)
         assert alone.token_ids[0].equal(together.token_ids[row])
 
