@@ -10,6 +10,7 @@ Shapes: S completions of this rank, B of a micro-batch, G of each prompt.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -115,6 +116,15 @@ class AlignModule(RunModule):
         self._flat = FlatRollouts()
         self._flops_before = 0.0
         self._mismatch: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AlignModule":
+        """A copy of the weights, for their moving average; it shares the parts that sample and judge."""
+        shared = (self.prompt_at, self.writer, self.rewards, self.held_out, self.on_phase, self.samples, self.rollout)
+        memo.update((id(part), part) for part in shared)
+        copy = type(self).__new__(type(self))
+        memo[id(self)] = copy
+        copy.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copy
 
     def configure_model(self) -> None:
         super().configure_model()

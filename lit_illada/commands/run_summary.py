@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 from rich.table import Table
 
+from lit_illada.alignment.passes import TRAINING
 from lit_illada.config import AlignConfig, RunConfig, SFTConfig
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.console import Console
@@ -57,6 +58,9 @@ def print_summary(
         table.add_row("  change, paired", "", _interval(end, "val/accuracy_change"))
     for label, name in (_ALIGN_ROWS if is_align else _ROWS).items():
         table.add_row(label, *(f"{values[name]:.4f}" if name in values else "–" for values in (start, end)))
+    if is_align and (forwards := end.get("perf/forwards")):
+        parts = [f"{phase} {end[f'perf/forwards_{phase}'] / forwards:.0%}" for phase in TRAINING]
+        table.add_row("forward passes", "", f"{forwards:,.0f} ({', '.join(parts)})")
     levels = [name.removeprefix(_EXACT_MATCH) for name in end if name.startswith(_EXACT_MATCH) and f"{name}_low" in end]
     for level in levels:
         intervals = (_interval(values, f"{_EXACT_MATCH}{level}") for values in (start, end))
