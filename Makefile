@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-extras test-real test-attack lint types check-claims reference bench bench-gpu board clean
+.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-extras test-real test-attack lint types check-claims check-results reference bench bench-gpu board clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -66,6 +66,9 @@ types: $(READY)  ## Types
 
 check-claims: $(READY)  ## Hold the numbers of LOG.md and README.md against the tables in sweeps/results
 	$(BIN)/python tests/claims.py sweeps/LOG.md README.md
+
+check-results: $(READY)  ## Train one cheap run of every committed sweep again, and compare its figure
+	$(BIN)/lit-illada sweep check
 
 reference: $(READY)  ## Write conf/README.md from the field docs
 	$(BIN)/python -m lit_illada.commands.config_reference

@@ -1,4 +1,4 @@
-"""The `sweep` commands: `list`, `plan`, `run`, `report` and `calibrate`."""
+"""The `sweep` commands: `list`, `plan`, `run`, `report`, `calibrate`, `publish` and `check`."""
 
 import sys
 from pathlib import Path
@@ -170,6 +170,44 @@ def sweep_calibrate(sweep: str, plan: Path | None) -> None:
     from lit_illada.commands.sweep_report import calibrate
 
     calibrate(sweep, plan)
+
+
+@sweep.command(
+    "publish",
+    epilog="""\b
+Example:
+  lit-illada sweep publish runs/sweeps/mask_ratio
+""",
+)
+@click.argument("sweep")
+@click.option("--results", type=click.Path(path_type=Path), help="Folder of all results (default: sweeps/results).")
+@guarded
+def sweep_publish(sweep: str, results: Path | None) -> None:
+    """Write the tables and figures of the finished SWEEP to results/NAME, with its commit.
+
+    All runs must be of one commit without uncommitted changes.
+    """
+    from lit_illada.commands.sweep_report import publish
+
+    publish(sweep, results)
+
+
+@sweep.command("check", epilog="\b\nExample:\n  lit-illada sweep check\n")
+@click.argument("results", type=click.Path(path_type=Path), required=False)
+@_workers
+@_threads
+@guarded
+def sweep_check(results: Path | None, workers: int | None, threads: int) -> None:
+    """Train one cheap run of every committed result in RESULTS (default: sweeps/results) and compare its figure.
+
+    Superseded results are listed and not claimed. The exit status is 1 if a figure differs by more than twice the
+    noise floor of its sweep.
+    """
+    from lit_illada.commands.sweep import Workers
+    from lit_illada.commands.sweep_check import check_results
+    from lit_illada.runtime.paths import sweeps_dir
+
+    check_results(results or sweeps_dir() / "results", Workers(workers, threads))
 
 
 @sweep.command("one", hidden=True)

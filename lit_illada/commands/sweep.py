@@ -104,16 +104,16 @@ def execute(
         spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
     if spec.tune is not None and read_choice(sweep_folder) is None:
         tuning = tuning_runs(spec, runs)
-        outcome = _run_all(spec, sweep_folder, tuning, workers)
+        outcome = run_all(spec, sweep_folder, tuning, workers)
         if not outcome.is_finished:
             return outcome
         chosen = write_choice(spec, sweep_folder, tuning_means(spec, sweep_folder, tuning))
         console.print(f"{'tuned':<12} {tuning_text(spec, chosen)}", highlight=False, soft_wrap=True)
-        runs = _expand(spec, sweep_folder)
-    return _run_all(spec, sweep_folder, runs, workers)
+        runs = expanded(spec, sweep_folder)
+    return run_all(spec, sweep_folder, runs, workers)
 
 
-def _run_all(spec: SweepSpec, sweep_folder: SweepFolder, runs: Sequence[PlannedRun], workers: Workers) -> SweepOutcome:
+def run_all(spec: SweepSpec, sweep_folder: SweepFolder, runs: Sequence[PlannedRun], workers: Workers) -> SweepOutcome:
     """Write the plan and execute its unfinished runs."""
     console, slurm = Console(), workers.slurm
     sweep_folder.write(spec, runs)
@@ -189,15 +189,15 @@ def plan_sweep(
         spec, runs = begun_folder.read_spec(), begun_folder.read_plan()
         # while it tunes, the plan holds the tuning runs only
         is_tuning = spec.tune is not None and len(tuning_runs(spec, runs)) == len(runs)
-        return spec, begun_folder, _expand(spec, begun_folder) if is_tuning else runs
+        return spec, begun_folder, expanded(spec, begun_folder) if is_tuning else runs
     spec = read_spec(name, overrides)
     sweep_folder = (
         begun_folder if begun_folder.plan.is_file() else SweepFolder(folder or Path("runs") / "sweeps" / spec.name)
     )
-    return spec, sweep_folder, _expand(spec, sweep_folder)
+    return spec, sweep_folder, expanded(spec, sweep_folder)
 
 
-def _expand(spec: SweepSpec, sweep_folder: SweepFolder) -> list[PlannedRun]:
+def expanded(spec: SweepSpec, sweep_folder: SweepFolder) -> list[PlannedRun]:
     """Runs of a sweep, with the ids of those that its folder holds and the values chosen by its tuning runs."""
     begun, chosen = dict(sweep_folder.begun()), read_choice(sweep_folder) if spec.tune else None
     return expand(spec, resolve, Costs(step_flops, step_forwards), begun, open_begin, chosen)

@@ -1,9 +1,11 @@
-"""The commands `sweep report` and `sweep calibrate`, which read a sweep's folder. They do not import torch."""
+"""The commands `sweep report`, `calibrate` and `publish`, which read a sweep's folder. They do not import torch."""
 
 from pathlib import Path
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.runtime.console import Console
+from lit_illada.runtime.paths import sweeps_dir
+from lit_illada.sweep import published
 from lit_illada.sweep.folder import SweepFolder
 from lit_illada.sweep.report import calibration, write_report
 
@@ -37,6 +39,12 @@ def calibrate(sweep: str, plan: Path | None) -> None:
     if plan is not None:
         calibration.write_calibration(plan, name, lines)
         console.print(f"written      {plan}", highlight=False, soft_wrap=True)
+
+
+def publish(sweep: str, results: Path | None) -> None:
+    """Write the results of a finished sweep to be committed. results: None: sweeps/results. Raises UserError."""
+    out = published.publish(_find(sweep), results or sweeps_dir() / "results")
+    Console().print(f"results      {out}", highlight=False, soft_wrap=True)
 
 
 def _find(sweep: str) -> Path:

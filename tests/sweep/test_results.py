@@ -9,6 +9,7 @@ import pytest
 from lit_illada.runtime.paths import sweeps_dir
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import read_spec
+from lit_illada.sweep.published import published
 from lit_illada.sweep.report.collect import Provenance, RunRecord, Sweep
 from lit_illada.sweep.report.findings import find
 
@@ -22,9 +23,27 @@ def rows(file):
         return list(csv.DictReader(lines))
 
 
+def spec_of(name):
+    """The committed spec; older results have none, and were taken at the small scales."""
+    if (RESULTS / name / "sweep.yaml").is_file():
+        return read_spec(str(RESULTS / name))
+    return read_spec(name, ["+scale=loops"] if name in LOOPS else ["+scale=nano"])
+
+
+@pytest.mark.parametrize("each", published(RESULTS), ids=lambda each: each.path.name)
+def test_results_state_their_commit(each):
+    commits = {commit for row in rows(each.path / "runs.csv") for commit in row["commit"].split()}
+    assert set(each.status.commits) == commits
+    assert each.status.is_clean != any(commit.endswith("-dirty") for commit in commits)
+    if each.status.superseded is None:
+        assert len(commits) == 1
+        assert each.status.is_clean
+        assert each.sweep.read_spec().name == each.path.name
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in RESULTS.iterdir()))
 def test_results_have_the_arms_and_metrics_of_the_sweep(name):
-    spec, found = read_spec(name), rows(RESULTS / name / "arms.csv")
+    spec, found = spec_of(name), rows(RESULTS / name / "arms.csv")
     assert {row["arm"] for row in found} == {arm.name for arm in spec.all_arms()}
     assert {row["metric"] for row in found} == {metric.name for metric in spec.metrics}
     assert {row["is_preliminary"] for row in found} == {"false"}
@@ -33,7 +52,7 @@ def test_results_have_the_arms_and_metrics_of_the_sweep(name):
 
 def sweep_of(name):
     """The sweep as recorded in its committed runs.csv, without curves."""
-    spec = read_spec(name, ["+scale=loops"] if name in LOOPS else ["+scale=nano"])
+    spec = spec_of(name)
     records = []
     for row in rows(RESULTS / name / "runs.csv"):
         planned = {field.name: None for field in fields(PlannedRun)}
