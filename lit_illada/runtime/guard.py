@@ -138,6 +138,7 @@ def _serve(
 
 
 def _reply(connection: Connection, run: Callable[[], Any], is_started: bool = True) -> None:
+    reply: tuple[Any, str | None]
     try:
         value = run()
         reply = (value if is_started else None, None)
