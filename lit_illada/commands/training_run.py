@@ -26,7 +26,7 @@ from lit_illada.alignment.datamodule import AlignDataModule
 from lit_illada.checkpoints.open import Checkpoint
 from lit_illada.commands.resume import RecordContinuation, RunConfigs, RunDataModule, roll_back, write_run_files
 from lit_illada.commands.run_summary import append_summary, print_summary
-from lit_illada.config import AlignConfig, PretrainConfig, RunConfig, SFTConfig
+from lit_illada.config import AlignConfig, ObjectiveRunConfig, PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel, choose_masked_kernel
@@ -67,6 +67,8 @@ def check_hardware(config: RunConfig, row_length: int) -> None:
         choose_masked_kernel(wanted, device, dtype, 2 * row_length <= LONGEST_MATMUL_ROW, True)
     else:
         choose_kernel(wanted, device, dtype, row_length <= LONGEST_MATMUL_ROW, config.model.head_dim)
+    if isinstance(config, ObjectiveRunConfig) and config.has_annealing:
+        choose_masked_kernel(wanted, device, dtype, row_length <= LONGEST_MATMUL_ROW, False)
 
 
 def new_folder(config: RunConfig, tokenizer: Tokenizer) -> RunFolder:

@@ -93,6 +93,12 @@ class ObjectiveRunConfig(RunConfig):
 
     objective: DiffusionObjectiveConfig | AutoregressiveObjectiveConfig = choice(OBJECTIVES, "diffusion")
     """Training loss."""
+    adapter: FullWeights | LoraConfig = choice(ADAPTERS, "none")
+    """Which weights are trained."""
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        return self.adapter if isinstance(self.adapter, LoraConfig) else None
 
     def __post_init__(self) -> None:
         is_autoregressive = isinstance(self.objective, AutoregressiveObjectiveConfig)
@@ -108,6 +114,12 @@ class ObjectiveRunConfig(RunConfig):
     def block_length(self) -> int | None:
         """Tokens per block of block diffusion; None for other objectives."""
         return None if isinstance(self.objective, AutoregressiveObjectiveConfig) else self.objective.block_length
+
+    @property
+    def has_annealing(self) -> bool:
+        """Whether attention grows from causal to bidirectional."""
+        objective = self.objective
+        return isinstance(objective, DiffusionObjectiveConfig) and objective.attention_annealing is not None
 
     def _set_block_length(self) -> None:
         """Record the objective's blocks in the model, which generation and scoring read."""
@@ -142,6 +154,11 @@ class PretrainConfig(ObjectiveRunConfig):
         self._check_row_length("data.row_length", self.data.row_length)
         self._check_block_length("data.row_length", self.data.row_length)
         self._check_whole_blocks()
+        if self.lora is not None and self.init_from is None:
+            raise UserError(
+                "adapter.name=lora freezes every other weight, which are random without init_from: give a checkpoint "
+                "with --init-from, or set adapter=none"
+            )
         if self.samples.prompts:
             self.check_generation_length("samples.generation", self.samples.generation)
 
@@ -179,12 +196,7 @@ class SFTConfig(ObjectiveRunConfig):
     name: str = "sft"  # name of the run, and of its folder
     epochs: float | None = None  # passes over the examples; null: train for trainer.max_steps
     sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)  # fine-tuning examples and their rows
-    adapter: FullWeights | LoraConfig = choice(ADAPTERS, "none")  # which weights are trained
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # exact match at validations
-
-    @property
-    def lora(self) -> LoraConfig | None:
-        return self.adapter if isinstance(self.adapter, LoraConfig) else None
 
     def __post_init__(self) -> None:
         super().__post_init__()

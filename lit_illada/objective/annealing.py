@@ -20,5 +20,6 @@ def draw_visible_later(batch: TokenBatch, seed: int, visible_fraction: float) ->
     """
     num_tokens = batch.input_ids.shape[1]
     pairs = torch.arange(num_tokens**2, device=batch.input_ids.device)
-    noise = uniform(seed, Purpose.ATTENTION, batch.row_ids, pairs).view(-1, num_tokens, num_tokens)
-    return noise < visible_fraction
+    # row by row, since the noise takes many times the memory of the mask
+    rows = [uniform(seed, Purpose.ATTENTION, row_id, pairs) < visible_fraction for row_id in batch.row_ids.split(1)]
+    return torch.cat(rows).view(-1, num_tokens, num_tokens)
