@@ -186,12 +186,12 @@ def _config_content(fields: Mapping[str, Any], stored: Mapping[str, Any], path: 
 _TOKEN_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding", "mask_token_id": "mask"}
 
 
-def _number(fields: Mapping[str, Any], key: str, path: Path, kind: type, absent: Any = None) -> Any:
+def _number(fields: Mapping[str, Any], key: str, path: Path, kind: Any, absent: Any = None) -> Any:
     """The value of a key. float: the shortest decimal of the stored float32. absent: None where the key is required."""
     value = fields.get(key, absent)
     if value is None:
         raise UserError(f"{path}: no field {key}")
-    if type(value) is not kind:
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{path}: {key} is {str(value)[:80]}, not {'a whole number' if kind is int else 'a number'}")
     return float(str(np.float32(value))) if kind is float else value
 
@@ -204,7 +204,7 @@ def _check_quantisation(stored: Mapping[str, Any], path: Path) -> None:
     """Raises UserError for a type that the package cannot dequantise."""
     import gguf
 
-    first_of = {tensor.tensor_type: name for name, tensor in reversed(stored.items())}
+    first_of = {tensor.tensor_type: name for name, tensor in reversed(list(stored.items()))}
     for kind, name in first_of.items():
         try:
             gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)

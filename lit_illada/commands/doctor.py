@@ -29,6 +29,7 @@ _OPTIONAL = {
     "submitit": ("sweeps on Slurm", "slurm"),
     "datasets": ("corpora from the Hugging Face hub", "hf"),
     "wandb": ("curves in Weights & Biases: logger=wandb", "wandb"),
+    "gguf": ("conversion of GGUF files", "gguf"),
     "lm-eval": ("the tasks of lm-evaluation-harness", "eval"),
 }
 _CUDA_ONLY = ("flash-attn-4", "flash-attn", "liger-kernel")
