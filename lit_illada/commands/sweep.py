@@ -102,7 +102,7 @@ def execute(
     if spec.budget is not None and spec.budget.measure is Measure.FLOPS:
         # the vocabulary size, and so the FLOPs, are known only now
         spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
-    if spec.tune is not None and read_choice(sweep_folder) is None:
+    if spec.tune is not None and read_choice(sweep_folder, spec) is None:
         tuning = tuning_runs(spec, runs)
         outcome = run_all(spec, sweep_folder, tuning, workers)
         if not outcome.is_finished:
@@ -199,7 +199,7 @@ def plan_sweep(
 
 def expanded(spec: SweepSpec, sweep_folder: SweepFolder) -> list[PlannedRun]:
     """Runs of a sweep, with the ids of those that its folder holds and the values chosen by its tuning runs."""
-    begun, chosen = dict(sweep_folder.begun()), read_choice(sweep_folder) if spec.tune else None
+    begun, chosen = dict(sweep_folder.begun()), read_choice(sweep_folder, spec)
     return expand(spec, resolve, Costs(step_flops, step_forwards), begun, open_begin, chosen)
 
 

@@ -41,7 +41,7 @@ def _print_head(spec: SweepSpec, sweep_folder: SweepFolder, console: Console) ->
         "seeds": ", ".join(map(str, spec.seeds)),
         "budget": budget,
         "scale": scale_hint(spec, sweep_folder) or spec.scale or "none",
-        **describe(spec, read_choice(sweep_folder)),
+        **describe(spec, read_choice(sweep_folder, spec)),
         "folder": str(sweep_folder.path),
     }
     for heading, text in lines.items():

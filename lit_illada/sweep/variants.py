@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from statistics import mean
+from typing import Any
 
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import write_atomically
@@ -115,15 +116,24 @@ def write_choice(spec: SweepSpec, folder: SweepFolder, means: Mapping[str, Mappi
     arms = {
         arm: {"chosen": value, "means": {f"{v:g}": m for v, m in means[arm].items()}} for arm, value in chosen.items()
     }
-    record = {"key": spec.tune.key, "metric": spec.metrics[0].name, "seeds": spec.tune.seeds, "arms": arms}
+    record = {**_settings(spec), "arms": arms}
     write_atomically(folder.tuned, json.dumps(record, indent=1) + "\n")
     return chosen
 
 
-def read_choice(folder: SweepFolder) -> dict[str, float] | None:
-    """Chosen value of each arm from tuning.json; None before the tuning has ended."""
+def read_choice(folder: SweepFolder, spec: SweepSpec) -> dict[str, float] | None:
+    """Chosen value of each arm from tuning.json; None before the tuning has ended, or if it had other settings."""
     record = read_record(folder.tuned)
-    return None if record is None else {arm: float(of_arm["chosen"]) for arm, of_arm in record["arms"].items()}
+    if record is None or spec.tune is None or any(record.get(key) != value for key, value in _settings(spec).items()):
+        return None
+    chosen = {arm: float(of_arm["chosen"]) for arm, of_arm in record["arms"].items()}
+    return chosen if chosen.keys() >= {arm.name for arm in spec.all_arms()} else None
+
+
+def _settings(spec: SweepSpec) -> dict[str, Any]:
+    """Settings that a choice depends on."""
+    assert spec.tune is not None
+    return {**asdict(spec.tune), "metric": spec.metrics[0].name}
 
 
 def at_end(spec: SweepSpec, chosen: Mapping[str, float]) -> list[str]:

@@ -82,8 +82,11 @@ def test_choice_is_the_best_finite_mean_and_ends_are_reported(tmp_path):
     assert choose(made, means) == {"a": 2.0, "b": 1.0}
     assert at_end(made, choose(made, means)) == ["b"]
     folder = SweepFolder(tmp_path)
-    assert read_choice(folder) is None
-    assert write_choice(made, folder, means) == read_choice(folder)
+    assert read_choice(folder, made) is None
+    assert write_choice(made, folder, means) == read_choice(folder, made)
+    # a choice among other values, or for other arms, is not used
+    assert read_choice(folder, replace(made, tune=replace(TUNE, values=[1.0, 2.0]))) is None
+    assert read_choice(folder, replace(made, arms=[*made.arms, Arm("c")])) is None
     with pytest.raises(UserError, match="arm 'a': no tuning run has a finite score"):
         choose(made, {"a": {1.0: float("inf")}})
 
@@ -139,7 +142,7 @@ def test_sweep_tunes_then_runs_and_resumes_in_between(tuned_sweep, tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
     status, output = sweep("run", tuned_sweep, "--folder", folder.path, "--workers", 2)
     assert status == 0, output
-    first, chosen = ends(folder), read_choice(folder)
+    first, chosen = ends(folder), read_choice(folder, folder.read_spec())
     assert len(first) == 7
     for run in folder.read_plan()[4:]:
         rate = run.config["optim"]["optimizer"]["learning_rate"]
@@ -154,7 +157,7 @@ def test_sweep_tunes_then_runs_and_resumes_in_between(tuned_sweep, tmp_path):
     status, output = sweep("run", folder.path, "--resume")
     assert status == 0, output
     assert ends(folder) == first
-    assert read_choice(folder) == chosen
+    assert read_choice(folder, folder.read_spec()) == chosen
     assert all(len(folder.run_folder(run).read_attempts()) == 1 for run in folder.read_plan())
 
     status, output = sweep("report", folder.path)

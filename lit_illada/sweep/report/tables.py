@@ -92,7 +92,7 @@ def tuning_rows(sweep: Sweep) -> list[Row]:
     spec = sweep.spec
     if spec.tune is None:
         return []
-    chosen = read_choice(sweep.folder) or {}
+    chosen = read_choice(sweep.folder, sweep.spec) or {}
     means = tuning_means(spec, sweep.folder, [record.run for record in sweep.records])
     return [
         {

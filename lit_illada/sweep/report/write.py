@@ -76,7 +76,9 @@ def write_report(path: Path, out: Path | None = None, now: datetime | None = Non
         draw(figure, out / f"{figure.id}.png")
     file = out / "index.html"
     write_atomically(file, render_page(_PAGE, _content(sweep, looks, sections, curves, others, now), _filters(out)))
-    design = [f"{heading}: {text}" for heading, text in describe(sweep.spec, read_choice(sweep.folder)).items()]
+    design = [
+        f"{heading}: {text}" for heading, text in describe(sweep.spec, read_choice(sweep.folder, sweep.spec)).items()
+    ]
     return file, [_state_text(sweep), *design, *(line for section in sections for line in _plain(section.finding))]
 
 
@@ -106,7 +108,7 @@ def _content(
         "warnings": _warnings(sweep),
         "leading": _leading(sections[0].finding, sweep.spec),
         "checks": sections[0].finding.checks,
-        "design": describe(sweep.spec, read_choice(sweep.folder)),
+        "design": describe(sweep.spec, read_choice(sweep.folder, sweep.spec)),
         "tuning": tuning_rows(sweep),
         "test": TEST,
         "pictures": [f"{figure.id}.png" for figure in figures],
