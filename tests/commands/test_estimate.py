@@ -288,7 +288,7 @@ def test_training_in_blocks_takes_a_doubled_row():
     full, blocks = (estimate("pretrain", [*rows, *part], "h100") for part in ([], ["objective.block_length=16"]))
     assert 1.9 < blocks.memory.activations / full.memory.activations < 2.1
     assert 1.5 < blocks.flops_per_token / full.flops_per_token < 2
-    # exact-k masks every token of a block of one, and on average 10 of 19 in one of 19
+    # exact-k masks 1 to 16 tokens of a block, on average 17/32, bernoulli one half
     head = 3 * 2 * full.parameters["embedding"]
     assert blocks.flops_per_token - estimate(
         "pretrain", [*rows, "objective.block_length=16", "objective.mask_draw=bernoulli"], "h100"

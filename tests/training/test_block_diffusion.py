@@ -120,7 +120,7 @@ def test_training_in_blocks_starts_from_full_diffusion_and_autoregressive_weight
     assert "val/exact_match_easy" in end_of(tuned)
 
 
-def test_tuning_stays_in_the_blocks_of_the_checkpoint_unless_told_otherwise(trained, tmp_path):
+def test_tuning_stays_in_the_blocks_of_the_checkpoint_unless_overrides_change_them(trained, tmp_path):
     for overrides, length in (([], 4), (["objective.block_length=2"], 2), (["objective.block_length=null"], None)):
         run = tmp_path / f"run{length}"
         short = ["trainer.max_steps=1", "trainer.val_every_steps=1", "optim.schedule.warmup_steps=0"]
