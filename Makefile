@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-demo test test-slow test-slurm test-gpu test-extras test-real test-attack lint types check-claims check-results reference bench bench-gpu board clean
+.PHONY: help setup demo align-demo sweep-demo test test-slow test-slurm test-gpu test-extras test-real test-attack lint types check-claims check-results reference bench bench-gpu board clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -25,6 +25,19 @@ demo: $(READY)  ## Train a small iLLaDA, fine-tune it, let it write: curves, a b
 	  generation.max_new_tokens=64 generation.block_length=16 generation.num_steps=16 \
 	  --trace $(RUN)-sft/trace.jsonl --trace-picture $(RUN)-sft/trace.png
 	@echo "trace        $(RUN)-sft/trace.jsonl, drawn in $(RUN)-sft/trace.png"
+
+align-demo: BASE := $(lastword $(sort $(wildcard runs/demo-*-sft)))
+align-demo: RUN := runs/align-demo-$(shell date +%Y%m%d-%H%M%S)
+align-demo: DEEPER := '{name: arithmetic, range: {moduli: [10], max_numbers: [3], min_depth: 4, max_depth: 5}}'
+align-demo: SCORE := score/wording=chat score.limit=256 generation.max_new_tokens=48 generation.block_length=16 generation.num_steps=8
+align-demo: $(READY)  ## After `make demo`: align its model by RL on deeper problems, beside further fine-tuning of equal FLOPs
+	@test -n "$(BASE)" || { echo "no fine-tuned model in runs/demo-*-sft: run make demo first"; exit 1; }
+	$(BIN)/lit-illada align $(BASE) experiment=align/demo run_dir=$(RUN)
+	$(BIN)/lit-illada sft $(BASE) experiment=sft/demo trainer.max_steps=$(CONTROL_STEPS) run_dir=$(RUN)-control
+	$(BIN)/lit-illada score $(BASE) --task $(DEEPER) $(SCORE) --out $(RUN)/scores-before
+	$(BIN)/lit-illada score $(RUN)-control --task $(DEEPER) $(SCORE) --out $(RUN)/scores-control --against $(RUN)/scores-before
+	$(BIN)/lit-illada score $(RUN) --task $(DEEPER) $(SCORE) --out $(RUN)/scores --against $(RUN)/scores-before
+	$(BIN)/lit-illada score $(RUN) --task $(DEEPER) $(SCORE) --out $(RUN)/scores --resume --against $(RUN)/scores-control
 
 sweep-demo: $(READY)  ## Compare five objectives at five seeds in minutes on two CPU cores, and report
 	$(BIN)/lit-illada sweep run demo --resume
