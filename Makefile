@@ -30,6 +30,7 @@ align-demo: BASE := $(lastword $(sort $(wildcard runs/demo-*-sft)))
 align-demo: RUN := runs/align-demo-$(shell date +%Y%m%d-%H%M%S)
 align-demo: DEEPER := '{name: arithmetic, range: {moduli: [10], max_numbers: [3], min_depth: 4, max_depth: 5}}'
 align-demo: SCORE := score/wording=chat score.limit=256 generation.max_new_tokens=48 generation.block_length=16 generation.num_steps=8
+align-demo: CONTROL_STEPS := 130  # of fine-tuning: as many FLOPs as the alignment, 3.4e13 by perf/flops and `estimate sft`
 align-demo: $(READY)  ## After `make demo`: align its model by RL on deeper problems, beside further fine-tuning of equal FLOPs
 	@test -n "$(BASE)" || { echo "no fine-tuned model in runs/demo-*-sft: run make demo first"; exit 1; }
 	$(BIN)/lit-illada align $(BASE) experiment=align/demo run_dir=$(RUN)

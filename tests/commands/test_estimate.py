@@ -279,7 +279,7 @@ def test_an_alignment_of_a_checkpoint_is_estimated_from_its_prompts():
     base = str(ROOT / "sweeps" / "loop_base" / "diffusion")
     result = lit_illada("estimate", "align", base, "experiment=align/demo")
     assert result.exit_code == 0, result.output
-    assert "48 passes per completion and rollout" in result.output
+    assert "24 passes per completion and rollout" in result.output
     assert "nothing to align" in lit_illada("estimate", "align").output
 
 
