@@ -230,6 +230,7 @@ def check_library(name, scale, keep):
     if keep is not None and not spec.axes:
         selected = [spec.arms[index] for index in keep]
         object.__setattr__(spec, "arms", selected)
+        object.__setattr__(spec, "noise_floor", None)  # its replicates repeat the baseline
     elif keep is not None:
         object.__setattr__(spec, "axes", {axis: [values[-1]] for axis, values in spec.axes.items()})
     runs = expand(spec, sweep.resolve, Costs(step_flops, step_forwards), open_begin=sweep.open_begin)
