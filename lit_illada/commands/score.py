@@ -61,9 +61,7 @@ def run(
     previous = _previous(folder, config, recorded) if is_resumed else {}
     if "end" in previous:
         print_lines(f"{folder.path} is already scored")
-        if against is not None:
-            compare(folder.path, previous["results"], against)
-        return
+        return _compare(folder, previous, against)
     accelerator = config.accelerator.resolve()
     model, tokenizer = load_checkpoint(file, accelerator.device)
     is_bf16 = config.precision.resolve(accelerator) is Precision.bf16_mixed
@@ -87,12 +85,18 @@ def run(
             # saved after every evaluation, so that a later failure loses nothing
             summary["results"].append(job(progress))
             folder.write_summary(summary)
-    folder.write_summary({**summary, "end": _figures(summary["results"])})
-    if against is not None:
-        comparison = {"folder": str(against), "tasks": compare(folder.path, summary["results"], against)}
-        folder.write_summary({**summary, "against": comparison, "end": _figures(summary["results"])})
+    summary["end"] = _figures(summary["results"])
+    folder.write_summary(summary)
     shutil.rmtree(folder.path / _ANSWERS, ignore_errors=True)
     print_lines(f"written to {folder.path}")
+    _compare(folder, summary, against)
+
+
+def _compare(folder: RunFolder, summary: dict[str, Any], against: Path | None) -> None:
+    """Compares finished scores with those in another folder, and adds the result to the summary."""
+    if against is not None:
+        comparison = {"folder": str(against), "tasks": compare(folder.path, summary["results"], against)}
+        folder.write_summary({**summary, "against": comparison})
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def _gap(mark: str) -> Gap:
     most = int(sizes["most"])
     least = most if sizes["least"] is None else int(sizes["least"])
     if most < 1 or least > most:
-        raise UserError(f"{mark} has room for no token: the size must be 1 or more, and limits must rise, as in 2-12")
+        raise UserError(f"{mark}: the size must be 1 or more, and the smaller limit comes first, as in <fill:2-12>")
     return Gap(most, least)
 
 

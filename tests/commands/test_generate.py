@@ -198,7 +198,7 @@ def test_gaps_are_filled_and_the_whole_text_is_printed(trained, causal):
     refused = {
         (trained, "no gap"): "no gap in 'no gap'",
         (trained, "a <fill:90000> b"): "together more than the",
-        (trained, "a <fill:0> b"): "<fill:0> has room for no token",
+        (trained, "a <fill:0> b"): "<fill:0>: the size must be 1 or more",
         (causal, text): "the model is causal",
     }
     for (run, wrong), message in refused.items():

@@ -141,8 +141,8 @@ def test_marks_are_parsed():
         ("a <fill:x> b", "<fill:x> is not a gap"),
         ("a <fill:-3> b", "<fill:-3> is not a gap"),
         ("a <fill:3.5> b", "<fill:3.5> is not a gap"),
-        ("a <fill:0> b", "<fill:0> has room for no token"),
-        ("a <fill:4-2> b", "<fill:4-2> has room for no token"),
+        ("a <fill:0> b", "<fill:0>: the size must be 1 or more"),
+        ("a <fill:4-2> b", "<fill:4-2>: the size must be 1 or more"),
     ],
 )
 def test_wrong_marks_are_named(text, message):
