@@ -135,14 +135,13 @@ def estimate(
     length = row_length(tree) if prompt_length is None else prompt_length + config.generation.max_new_tokens
     batch = _micro_batch(config, model, accelerator, length)
     memory = memory_of_step(config, model, batch)
-    phases: dict[str, tuple[int, float]] = {}
     rollout, flops, batch_tokens = 0, step_flops(tree), trainer.batch_rows * length
+    phases: dict[str, tuple[int, float]] = {}
     if isinstance(config, AlignConfig):
-        by_phase = align_step_flops(config, model, prompt_length or TYPICAL_PROMPT)
-        passes = completion_passes(config).by_phase()
-        phases = {phase: (passes[phase], by_phase[phase]) for phase in passes}
+        phases = _phases(config, model, prompt_length)
         rollout = rollout_bytes(config, model, length, batch.compute_bytes)
-        flops, batch_tokens = sum(by_phase.values()), trainer.batch_rows * config.generation.max_new_tokens
+        flops = sum(flops for _, flops in phases.values())
+        batch_tokens = trainer.batch_rows * config.generation.max_new_tokens
     assert flops is not None, "the vocabulary is known"
     device_bytes = None if gpu == CPU else GPUS[gpu].memory_bytes
     peak_flops_per_s, origin = _peak(gpu, trainer.precision.resolve(accelerator))
@@ -164,6 +163,12 @@ def estimate(
         phases=phases,
         rollout=rollout,
     )
+
+
+def _phases(config: AlignConfig, model: ModelConfig, prompt_length: int | None) -> dict[str, tuple[int, float]]:
+    """Passes per completion and rollout, and FLOPs per optimizer step, of each phase of an alignment."""
+    flops = align_step_flops(config, model, prompt_length or TYPICAL_PROMPT)
+    return {phase: (passes, flops[phase]) for phase, passes in completion_passes(config).by_phase().items()}
 
 
 def _micro_batch(config: RunConfig, model: ModelConfig, accelerator: Accelerator, length: int) -> MicroBatch:
