@@ -165,7 +165,7 @@ Example:
 def sweep_calibrate(sweep: str, plan: Path | None) -> None:
     """Print noise floor, spread over seeds and the seeds needed, from the pilot SWEEP (a folder or a name).
 
-    The sweep names its primary_contrast, equivalence_margin (the smallest effect that matters) and noise_floor.
+    The sweep names its primary_contrasts, equivalence_margin (the smallest effect that matters) and noise_floor.
     """
     from lit_illada.commands.sweep_report import calibrate
 

@@ -19,8 +19,8 @@ def describe(spec: SweepSpec, chosen: Mapping[str, float] | None = None) -> dict
     secondary = [metric.name for metric in spec.metrics[1:]]
     shown = f"; {', '.join(secondary)}: intervals only, no verdicts" if secondary else ""
     lines = {"primary": f"{primary.name} after {primary.stage}, {primary.goal} is better, carries the verdicts{shown}"}
-    if spec.primary_contrast is not None:
-        lines["contrast"] = f"{spec.primary_contrast} against {spec.baseline} is the primary contrast"
+    if spec.primary_contrasts:
+        lines["contrast"] = f"{_listed(spec.primary_contrasts)} against {spec.baseline}: primary"
     number = len(spec.tested_pairs())
     if number:
         correction = f"corrected for {number} comparisons (Holm)" if number > 1 else "one comparison"
@@ -71,4 +71,4 @@ def power_text(num_seeds: int, num_comparisons: int) -> str:
 
 
 def _listed(words: list[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}"
+    return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])

@@ -123,7 +123,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
         spec = replace(spec, budget=budget, **filled)
     named = (
         *("seeds", "budget", "validations", "baseline", "arms", "axes", "metrics", "equivalence_margin"),
-        *("primary_contrast", "noise_floor", "tune"),
+        *("primary_contrasts", "noise_floor", "tune"),
     )
     given = {key: value for key in named if (value := getattr(own, key)) is not None}
     if own.keep_arms is not None:

@@ -136,7 +136,7 @@ class Scale:
     axes: dict[str, list[Arm]] | None = None
     metrics: list[Metric] | None = None
     equivalence_margin: float | None = None
-    primary_contrast: str | None = None
+    primary_contrasts: list[str] | None = None
     noise_floor: NoiseFloor | None = None
     tune: Tuning | None = None
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, appended
@@ -177,8 +177,8 @@ class SweepSpec:
     arms: list[Arm] = field(default_factory=list)  # named arms, in addition to the grid of `axes`
     axes: dict[str, list[Arm]] = field(default_factory=dict)  # grid: every combination of the values is an arm
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, for all arms, before an arm's own
-    # arm whose difference from the baseline answers the question; None: all comparisons are alike
-    primary_contrast: str | None = None
+    # arms whose differences from the baseline answer the question; empty: all comparisons are alike
+    primary_contrasts: list[str] = field(default_factory=list)
     also_compare: list[list[str]] = field(default_factory=list)  # further pairs to compare: [reference, arm]
     # pairs whose objectives are equal in expectation
     equal_in_expectation: list[list[str]] = field(default_factory=list)

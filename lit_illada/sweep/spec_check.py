@@ -108,8 +108,10 @@ def _check_measure(budget: Budget, stage: Stage) -> None:
 
 def _check_evidence(spec: SweepSpec, arms: Sequence[str]) -> None:
     """Check the primary contrast, the tuning and the replicates."""
-    if spec.primary_contrast is not None and spec.primary_contrast not in set(arms) - {spec.baseline}:
-        raise unknown("primary_contrast", spec.primary_contrast, [arm for arm in arms if arm != spec.baseline])
+    others = [arm for arm in arms if arm != spec.baseline]
+    for contrast in spec.primary_contrasts:
+        if contrast not in others:
+            raise unknown("arm in primary_contrasts", contrast, others)
     if spec.tune is not None:
         if common := sorted(set(spec.tune.seeds) & set(spec.seeds)):
             raise UserError(

@@ -133,7 +133,7 @@ def tuned_sweep(tiny_sweep):
         tune={"key": "optim.optimizer.learning_rate", "values": [1e-3, 3e-3], "seeds": [100]},
         noise_floor={"replicates": 1},
         equivalence_margin=0.1,
-        primary_contrast="b",
+        primary_contrasts=["b"],
     )
 
 

@@ -1,46 +1,50 @@
 """Calibrates a planned contrast on a pilot sweep: noise floor, spread over seeds, and the seeds that follow."""
 
 import re
+from math import sqrt
 from pathlib import Path
+from statistics import mean, variance
 
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import write_atomically
 from lit_illada.stats.power import MOST_SEEDS, seeds_needed
 from lit_illada.sweep.report.collect import Sweep, collect
+from lit_illada.sweep.report.effects import NoiseFloor
 from lit_illada.sweep.report.findings import MetricFinding, find
+from lit_illada.sweep.spec import Arm
+from lit_illada.sweep.variants import tuning_arms
 
 _FEWEST = 8  # seeds
 _UNIGRAM = "val/unigram_cross_entropy"
 
 
 def calibrate(path: Path) -> tuple[str, list[str]]:
-    """Name of the sweep in a folder, and the calibration of its primary contrast as lines of Markdown.
+    """Name of the sweep in a folder, and the calibration of its contrasts as lines of Markdown.
 
     Seeds are those with 80 % power for a true difference of equivalence_margin, if paired differences have the largest
-    standard deviation of the pilot's comparisons, and at least eight.
+    standard deviation of the comparisons, and at least eight. The comparisons are those of the arms, or as long as
+    these have not run, those of the tuning runs at equal values of the tuned key.
 
-    Raises UserError for a sweep without primary_contrast, equivalence_margin or finished replicates.
+    Raises UserError for a sweep without primary_contrasts or equivalence_margin, or with fewer than two finished seeds.
     """
     sweep = collect(path)
     spec = sweep.spec
-    for key in ("primary_contrast", "equivalence_margin", "noise_floor"):
-        if getattr(spec, key) is None:
+    for key in ("primary_contrasts", "equivalence_margin"):
+        if not getattr(spec, key):
             raise UserError(f"{path}: the sweep has no {key}, so there is nothing to calibrate: set it in its YAML")
     finding = find(sweep, spec.metrics[0])
-    effect = finding.effects[0]
-    if effect.noise is None or effect.comparison.difference is None or effect.comparison.difference.sd is None:
-        raise UserError(f"{path}: {effect.reference} and {effect.arm} need two finished seeds, and a replicate")
-    margin, noise = spec.equivalence_margin or 0.0, effect.noise
-    differences = [e.comparison.difference for e in finding.effects]
-    sd = max(d.sd for d in differences if d is not None and d.sd is not None)
-    number = len(finding.effects)
+    margin, unit, number = spec.equivalence_margin or 0.0, finding.unit.of_difference, len(finding.effects)
+    differences = [effect.comparison.difference for effect in finding.effects]
+    of_arms = [each.sd for each in differences if each is not None and each.sd is not None]
+    of_tuning = [] if of_arms else _tuning_spread(sweep)
+    if not of_arms and not of_tuning:
+        raise UserError(f"{path}: the paired differences need two finished seeds of {spec.baseline} and another arm")
+    sd = max(of_arms or of_tuning)
     needed = seeds_needed(margin / sd, number) if sd > 0 else _FEWEST
-    unit = finding.unit.of_difference
-    is_low = noise.size <= margin / 3
+    seeds = spec.seeds if of_arms or spec.tune is None else spec.tune.seeds
     lines = [
-        f"- runs: {_origin(sweep)}, seeds {', '.join(map(str, spec.seeds))}",
-        f"- noise floor: {noise.size:.2g} {unit} ({noise.num_replicates} replicates), "
-        f"{'at most' if is_low else 'MORE THAN'} a third of the smallest effect that matters ({margin:g})",
+        f"- runs: {_origin(sweep)}, {'seeds' if of_arms else 'tuning seeds'} {', '.join(map(str, seeds))}",
+        _noise_line(finding.noise, margin, unit),
         f"- largest standard deviation of the paired differences: s = {sd:.2g} {unit}",
         f"- seeds: n = {f'more than {MOST_SEEDS}' if needed is None else max(_FEWEST, needed)} (80 % power, "
         f"{number} comparison{'s' * (number > 1)}, at least {_FEWEST})",
@@ -56,6 +60,41 @@ def write_calibration(plan: Path, name: str, lines: list[str]) -> None:
         raise UserError(f"{plan}: no entry <!-- calibration of {name} --> … <!-- end -->")
     body = "\n".join(lines)
     write_atomically(plan, entry.sub(lambda match: f"{match[1]}{body}\n{match[2]}", text))
+
+
+def _tuning_spread(sweep: Sweep) -> list[float]:
+    """Standard deviation of each arm's paired differences at equal values of the tuned key, pooled over the values."""
+    spec = sweep.spec
+    metric = spec.metrics[0]
+
+    def ends(arm: Arm) -> dict[float, dict[int | None, float]]:
+        return {
+            value: {seed: r.figures[metric.name] for seed, r in records.items() if metric.name in r.figures}
+            for value, tried in tuning_arms(spec, arm).items()
+            if (records := sweep.of_arm(tried.name, metric.stage))
+        }
+
+    baseline, *others = sorted(spec.all_arms(), key=lambda arm: arm.name != spec.baseline)
+    reference, spreads = ends(baseline), list[float]()
+    for arm in others:
+        variances = list[float]()
+        for value, of_seed in ends(arm).items():
+            shared = of_seed.keys() & reference.get(value, {}).keys()
+            if len(shared) > 1:
+                variances.append(variance(of_seed[seed] - reference[value][seed] for seed in shared))
+        if variances:
+            spreads.append(sqrt(mean(variances)))
+    return spreads
+
+
+def _noise_line(noise: NoiseFloor | None, margin: float, unit: str) -> str:
+    if noise is None:
+        return "- noise floor: no rounding replicate has finished"
+    is_low = noise.size <= margin / 3
+    return (
+        f"- noise floor: {noise.size:.2g} {unit} ({noise.num_replicates} replicates), "
+        f"{'at most' if is_low else 'MORE THAN'} a third of the smallest effect that matters ({margin:g})"
+    )
 
 
 def _origin(sweep: Sweep) -> str:

@@ -40,7 +40,7 @@ class Effect:
 
     reference: str
     arm: str
-    is_primary_contrast: bool
+    num_primary_contrasts: int  # contrasts that answer the question, with this one; 0: this one does not
     comparison: Comparison
     noise: NoiseFloor | None
     power: float | None  # for a true difference of equivalence_margin
@@ -54,10 +54,15 @@ class Effect:
         return None if full is None or self.half is None else (full.mean < 0) == (self.half.mean < 0)
 
     @property
+    def is_primary_contrast(self) -> bool:
+        """Whether the effect answers the question of the sweep."""
+        return self.num_primary_contrasts > 0
+
+    @property
     def verdict(self) -> str:
-        """Finding; for the primary contrast also `equivalent`, which is one planned test without correction."""
+        """Finding; for a primary contrast also `equivalent`, Bonferroni-corrected over the primary contrasts."""
         finding = self.comparison.finding
-        is_equivalent = self.p_equivalent is not None and self.p_equivalent <= LEVEL
+        is_equivalent = self.p_equivalent is not None and self.p_equivalent * self.num_primary_contrasts <= LEVEL
         if self.is_primary_contrast and is_equivalent and finding in (Finding.NOT_SEPARABLE, Finding.BELOW_NOISE):
             return "equivalent"
         return str(finding)
@@ -75,10 +80,11 @@ def noise_floor(sweep: Sweep, metric: Metric) -> NoiseFloor | None:
 
 
 def effects(sweep: Sweep, metric: Metric, comparisons: Mapping[tuple[str, str], Comparison]) -> list[Effect]:
-    """Every planned contrast of a metric, in the order of the spec, the primary contrast first."""
+    """Every planned contrast of a metric, in the order of the spec, primary contrasts first."""
     spec, noise = sweep.spec, noise_floor(sweep, metric)
     is_primary_metric = metric == spec.metrics[0]
     arms = [arm.name for arm in spec.all_arms()]
+    primary = [(spec.baseline, arm) for arm in spec.primary_contrasts] if is_primary_metric else []
     halves = {arm: _at_half(sweep.of_arm(arm, metric.stage), metric.name) for arm in arms}
     at_half = compare(
         halves,
@@ -92,7 +98,7 @@ def effects(sweep: Sweep, metric: Metric, comparisons: Mapping[tuple[str, str], 
         Effect(
             reference=pair[0],
             arm=pair[1],
-            is_primary_contrast=is_primary_metric and pair == (spec.baseline, spec.primary_contrast),
+            num_primary_contrasts=len(primary) if pair in primary else 0,
             comparison=comparison,
             noise=noise,
             power=_power(comparison, margin),

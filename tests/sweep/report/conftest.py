@@ -121,7 +121,7 @@ def write_sweep(path: Path, spec: SweepSpec, values: dict[str, dict[int, float]]
         for seed in spec.seeds
     ]
     runs += [
-        planned(f"pretrain-copy-{n}", "pretrain", s, [name]) for n, name in enumerate(copies) for s in copies[name]
+        planned(f"pretrain-copy-{n}-s{s}", "pretrain", s, [name]) for n, name in enumerate(copies) for s in copies[name]
     ]
     folder.write(spec, runs)
     for run in runs:

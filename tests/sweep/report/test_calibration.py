@@ -11,7 +11,7 @@ from lit_illada.sweep.report.calibration import calibrate, write_calibration
 
 # paired differences of b: 0.1, 0.2, 0.3 and 0.4, whose standard deviation is 0.129
 VALUES = {"a": {0: 4.0, 1: 4.0, 2: 4.0, 3: 4.0}, "b": {0: 4.1, 1: 4.2, 2: 4.3, 3: 4.4}}
-SETTINGS = {"equivalence_margin": 0.3, "primary_contrast": "b", "noise_floor": {"replicates": 1}}
+SETTINGS = {"equivalence_margin": 0.3, "primary_contrasts": ["b"], "noise_floor": {"replicates": 1}}
 
 
 @pytest.fixture
@@ -53,10 +53,26 @@ def test_entry_of_the_plan_is_replaced(pilot, tmp_path):
     assert text.endswith(other)
 
 
-@pytest.mark.parametrize("key", SETTINGS)
+def test_tuning_runs_give_the_spread_before_the_arms_have_run(make_sweep):
+    """Paired differences at 0.1: 0.1 and 0.3; at 0.2: 0.2 and 0.2. The mean of their variances, 0.02 and 0, is 0.01."""
+    ends = {
+        "a, learning_rate=0.1": {100: 4.0, 101: 4.5},
+        "a, learning_rate=0.2": {100: 5.0, 101: 5.5},
+        "b, learning_rate=0.1": {100: 4.1, 101: 4.8},
+        "b, learning_rate=0.2": {100: 5.2, 101: 5.7},
+    }
+    tune = {"key": "optim.optimizer.learning_rate", "values": [0.1, 0.2], "seeds": [100, 101]}
+    folder = make_sweep({"a": {}, "b": {}}, seeds=(0, 1), copies=ends, **SETTINGS, tune=tune)
+    text = "\n".join(calibrate(folder.path)[1])
+    assert "tuning seeds 100, 101" in text
+    assert "s = 0.1 nats/token" in text
+    assert "no rounding replicate has finished" in text
+
+
+@pytest.mark.parametrize("key", ["equivalence_margin", "primary_contrasts"])
 def test_sweep_without_a_plan_is_rejected(pilot, key):
     with pytest.raises(UserError, match=f"the sweep has no {key}"):
-        calibrate(pilot(**{key: None}))
+        calibrate(pilot(**{key: [] if key == "primary_contrasts" else None}))
 
 
 def test_every_question_has_an_entry_in_the_plan(tmp_path):

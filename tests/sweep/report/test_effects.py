@@ -21,7 +21,7 @@ COPIES = {"a, rounding 1": {0: 4.32}, "a, rounding 2": {1: 4.48}}
 
 def swept(make_sweep, copies, **more):
     number = {"noise_floor": {"replicates": 2}} if copies else {}
-    settings = {"equivalence_margin": 0.1, "primary_contrast": "b", **number, **more}
+    settings = {"equivalence_margin": 0.1, "primary_contrasts": ["b"], **number, **more}
     return make_sweep(VALUES, seeds=tuple(range(4)), copies=copies, **settings)
 
 
