@@ -113,26 +113,31 @@ def folder_files(folder: Path) -> list[Path]:
 
 
 def load_pretrain(overrides: Sequence[str]) -> tuple[PretrainConfig, Checkpoint | None]:
-    """Load the config of a new pretraining run and open the checkpoint of an `init_from` override; None without one.
-
-    The model is then that of the checkpoint, so `model=` cannot be given; `model.is_causal=false` still can, also by a
-    file such as experiment=adapt.
-    """
-    path = next((value for key, _, value in (o.partition("=") for o in overrides[::-1]) if key == "init_from"), "null")
-    opened = None
-    if path.strip("'\"") not in ("", "null"):
-        if chosen := next((override for override in overrides if override.startswith("model=")), None):
-            raise UserError(f"{chosen} and init_from={path}: the checkpoint determines the model: leave out {chosen}")
-        opened = open_checkpoint(Path(path.strip("'\"")))
-        # null, booleans and numbers are the same in JSON and in Hydra's grammar
-        by_files = compose_files("pretrain", [each for each in overrides if chooses_file(each)]).get("model") or {}
-        # predicts_next also decides is_causal, since no file repeats the default
-        set_by_files = _FREE & {*by_files, *(["is_causal"] if "predicts_next" in by_files else [])}
-        model = {name: value for name, value in _without_blocks(opened.model).items() if name not in set_by_files}
-        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in model.items()}
-        overrides = [*(f"model.{name}={value}" for name, value in values.items()), *_in_blocks(opened, overrides)]
+    """Load the config of a new pretraining run and open the checkpoint of an `init_from` override; None without one."""
+    overrides, opened = with_model_of_start(overrides)
     config: PretrainConfig = load("pretrain", overrides)
     return config, opened
+
+
+def with_model_of_start(overrides: Sequence[str]) -> tuple[list[str], Checkpoint | None]:
+    """Overrides of a pretraining run with the model of its `init_from` before them, and that checkpoint, opened.
+
+    Without `init_from` the overrides are unchanged. The checkpoint determines the model, so `model=` cannot be given;
+    `model.is_causal=false` still can, also by a file such as experiment=adapt.
+    """
+    path = next((value for key, _, value in (o.partition("=") for o in overrides[::-1]) if key == "init_from"), "null")
+    if path.strip("'\"") in ("", "null"):
+        return list(overrides), None
+    if chosen := next((override for override in overrides if override.startswith("model=")), None):
+        raise UserError(f"{chosen} and init_from={path}: the checkpoint determines the model: leave out {chosen}")
+    opened = open_checkpoint(Path(path.strip("'\"")))
+    # null, booleans and numbers are the same in JSON and in Hydra's grammar
+    by_files = compose_files("pretrain", [each for each in overrides if chooses_file(each)]).get("model") or {}
+    # predicts_next also decides is_causal, since no file repeats the default
+    set_by_files = _FREE & {*by_files, *(["is_causal"] if "predicts_next" in by_files else [])}
+    model = {name: value for name, value in _without_blocks(opened.model).items() if name not in set_by_files}
+    values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in model.items()}
+    return [*(f"model.{name}={value}" for name, value in values.items()), *_in_blocks(opened, overrides)], opened
 
 
 def load_sft(base: str | Path, overrides: Sequence[str] = ()) -> tuple[SFTConfig, Checkpoint]:

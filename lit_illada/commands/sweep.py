@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lit_illada.checkpoints.open import open_checkpoint
+from lit_illada.checkpoints.open import open_checkpoint, with_model_of_start
 from lit_illada.commands.data import prepare_dataset
 from lit_illada.config import SCHEMAS, AlignConfig, compose_tree
 from lit_illada.cost.alignment import step_forwards
@@ -158,7 +158,10 @@ def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:
 
 
 def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle: Callable[[Tree], Tree]) -> Tree:
-    """Validated config of a command; fine-tuning and alignment take the model of the preceding stage."""
+    """Validated config of a command; fine-tuning and alignment take the model of the preceding stage, pretraining that
+    of `init_from`."""
+    if command == Command.PRETRAIN:
+        overrides, _ = with_model_of_start(overrides)
     tree = compose_tree(command, overrides)
     if command in (Command.SFT, Command.ALIGN):
         assert parent is not None

@@ -36,6 +36,11 @@ def test_published_models_have_their_published_sizes(name, total, non_embedding)
     assert f"{num_non_embedding_parameters(config) / 1e9:.2f}" == non_embedding
 
 
+def test_smollm2_has_its_published_size():
+    config = preset("smollm2_135m")
+    assert (num_parameters(config), num_non_embedding_parameters(config)) == (134_515_008, 106_203_456)
+
+
 @pytest.mark.parametrize(
     ("name", "least", "most"), [("nano", 3e6, 8e6), ("100m", 0.09e9, 0.11e9), ("1b", 0.9e9, 1.1e9)]
 )

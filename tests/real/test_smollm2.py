@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from lit_illada.checkpoints.open import load_checkpoint
 from lit_illada.checkpoints.pypi import packaged_gguf
 from lit_illada.cli import main
+from lit_illada.config import load
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
@@ -70,6 +71,11 @@ def test_the_likelihood_of_english_text(smollm2, tmp_path):
     (result,) = json.loads((tmp_path / "scores" / "summary.json").read_text())["results"]
     assert result["rule"] == "exact"
     assert result["nats_per_token"] == pytest.approx(2.086, abs=0.005)
+
+
+def test_the_preset_of_a_run_from_scratch_has_its_sizes(smollm2):
+    config = load("pretrain", ["model=smollm2_135m", "model.is_causal=true", "objective=autoregressive"])
+    assert config.model == load_checkpoint(smollm2).model.config
 
 
 def test_it_adapts_to_diffusion_for_a_few_steps(smollm2, tmp_path):

@@ -5,10 +5,13 @@ import math
 
 import pytest
 
+from lit_illada.checkpoints.open import open_checkpoint
 from lit_illada.commands import sweep
 from lit_illada.cost.alignment import step_forwards
 from lit_illada.cost.run_cost import step_flops
 from lit_illada.errors import UserError
+from lit_illada.runtime.paths import sweeps_dir
+from lit_illada.schema import to_tree
 from lit_illada.sweep.library import library, read_spec
 from lit_illada.sweep.plan import Costs, expand, set_in
 from lit_illada.sweep.spec import Arm, Budget, Command, Measure, Stage, SweepSpec
@@ -258,3 +261,15 @@ def test_the_last_arm_of_every_sweep_of_the_library_can_be_planned(name):
 @pytest.mark.parametrize("name", library())
 def test_every_sweep_of_the_library_can_be_planned(name, scale):
     check_library(name, scale, keep=None)
+
+
+def test_an_arm_that_starts_from_weights_is_planned_with_their_model():
+    start = sweeps_dir() / "loop_base" / "autoregressive"
+    adapted = {"pretrain": ["experiment=adapt", "data=stdlib", f"init_from={start}"]}
+    arms = [Arm("a", overrides=adapted)]
+    planned = SweepSpec("?", "a", [], stages("pretrain"), seeds=[0], arms=arms, budget=Budget(Measure.TOKENS, 1e6))
+    (run,) = expand(planned, sweep.resolve, Costs(step_flops, step_forwards))
+    model, of_start = run.config["model"], to_tree(open_checkpoint(start).model)
+    assert model == {**of_start, "is_causal": False, "predicts_next": True}
+    with pytest.raises(UserError, match="determines the model: leave out model=nano"):
+        sweep.resolve("pretrain", ["model=nano", *adapted["pretrain"]], None, lambda tree: {})
