@@ -191,3 +191,10 @@ def test_library_sweep_has_a_question_and_sources(name, scale):
     assert len(spec.seeds) >= 2 or name == "loop_base"  # which makes a model, and compares nothing
     text = (sweeps_dir() / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# "), "the file starts with a comment that explains it"
+
+
+@pytest.mark.parametrize("path", sorted((sweeps_dir() / "real").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_sweep_of_a_converted_checkpoint_is_read(path):
+    spec = read_spec(str(path))
+    assert spec.question.endswith("?")
+    assert all(arm.source for arm in spec.all_arms())
