@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_illada.batch import Layout
-from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.figure import attempted, figure, seconds
+from lit_illada.bench.precision import require_bfloat16
 from lit_illada.generation.cache import DualCache
 from lit_illada.generation.commit_rules import Threshold
 from lit_illada.generation.config import GenerationConfig
@@ -74,7 +75,7 @@ def measure(repeats: int = 5, num_prompts: int = 32, training_steps: int = 200) 
             ),
         },
         "batch_float32": _batch(model, prompts, repeats),
-        "batch_bfloat16": _in_bfloat16(lambda: _batch(model, prompts, repeats)),
+        "batch_bfloat16": attempted(lambda: _in_bfloat16(lambda: _batch(model, prompts, repeats))),
     }
 
 
@@ -98,6 +99,7 @@ def _batch(model: Transformer, prompts: Sequence[Tensor], repeats: int) -> dict[
 
 
 def _in_bfloat16(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    require_bfloat16(torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16):
         return run()
 

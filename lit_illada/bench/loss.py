@@ -1,7 +1,8 @@
 """Memory and time of LM head and cross-entropy, forward and backward: ours against plain.
 
-Sizes of iLLaDA: 8192 tokens, vocabulary 155 136, hidden size 4096, bfloat16. Each way runs in a separate process, and
-its peak memory is reported minus the memory after importing torch. Sizes of the small models: both ways alternate.
+Sizes of iLLaDA: 8192 tokens, vocabulary 155 136, hidden size 4096, in the precision of training on this CPU. Each way
+runs in a separate process, and its peak memory is reported minus the memory after importing torch. Sizes of the small
+models: both ways alternate.
 """
 
 import json
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_illada.bench.figure import Figure, attempted, figure
+from lit_illada.bench.precision import default_precision
 from lit_illada.model.lm_head import token_scores
 from lit_illada.runtime.terminal import print_content
 
@@ -27,7 +29,8 @@ SMALL_SIZES = [(700, 4096, 256), (2048, 4096, 256), (2048, 4096, 128)]
 
 
 def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int = 4096) -> dict[str, dict[str, Any]]:
-    """Peak GB, seconds and mean negative log-likelihood (nats/token) of each way. Goal of the chunked way: 6 GB.
+    """Peak GB, seconds and mean negative log-likelihood (nats/token) of each way. Goal of the chunked way: 6 GB in
+    bfloat16.
 
     If the plain way does not fit in memory, its peak and time are extrapolated linearly from a quarter and a half of
     the tokens, and `is_extrapolated` is true.
@@ -65,7 +68,7 @@ def measure_way(way: str, num_tokens: int, vocab_size: int, hidden_size: int) ->
 
 def _measure_plain(num_tokens: int, vocab_size: int, hidden_size: int) -> dict[str, Any]:
     # measured at iLLaDA's size: 11 bytes per logit, besides the weight and its gradient
-    needed = 12 * num_tokens * vocab_size + 4 * vocab_size * hidden_size
+    needed = 12 * num_tokens * vocab_size + 2 * _dtype().itemsize * vocab_size * hidden_size
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed < 0.9 * available:
         return {**measure_way("plain", num_tokens, vocab_size, hidden_size), "is_extrapolated": False}
@@ -90,11 +93,15 @@ def _inputs(num_tokens: int, vocab_size: int, hidden_size: int) -> tuple[Tensor,
     """Hidden states, weight and targets."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (
-        torch.empty(rows, hidden_size, dtype=torch.bfloat16).normal_(0, hidden_size**-0.25, generator=generator)
+        torch.empty(rows, hidden_size, dtype=_dtype()).normal_(0, hidden_size**-0.25, generator=generator)
         for rows in (num_tokens, vocab_size)
     )
     targets = torch.randint(vocab_size, (num_tokens,), generator=generator)
     return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+def _dtype() -> torch.dtype:
+    return default_precision(torch.device("cpu")).dtype
 
 
 def _chunked(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:

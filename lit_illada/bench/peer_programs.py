@@ -4,7 +4,8 @@
 
 NAME is a program of this file, or the path of a file with a function `prepare(folder)` like these. The process
 prepares, prints "ready", and for each line of its input runs once and prints the seconds. FOLDER contains tokens.npy
-(the training tokens, uint16) or step.npz (noisy_ids, labels, and the sizes of the model as JSON).
+(the training tokens, uint16) or step.npz (noisy_ids, labels, the sizes of the model as JSON, and
+the precision of our step: 32-true or bf16-mixed).
 """
 
 import importlib.machinery
@@ -107,13 +108,15 @@ def _read(loader: Iterable[Any], key: str | None = None) -> None:
 def modernbert(folder: Path) -> Callable[[], None]:
     """A training step of Hugging Face's ModernBERT with the sizes, tokens and masks of our model's step.
 
-    AdamW, clipping at 1 and bfloat16 autocast; all layers attend globally, and logits are those of masked tokens only.
+    AdamW, clipping at 1 and the precision of our step; all layers attend globally, and logits are those of masked
+    tokens only.
     """
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
     arrays = np.load(folder / "step.npz")
     sizes = json.loads(str(arrays["sizes"]))
     noisy_ids, labels = (torch.from_numpy(arrays[name]) for name in ("noisy_ids", "labels"))
+    is_mixed = str(arrays["precision"]) == "bf16-mixed"
     special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
     config = ModernBertConfig(
         **sizes, **special, global_attn_every_n_layers=1, sparse_prediction=True, attn_implementation="sdpa",
@@ -125,7 +128,7 @@ def modernbert(folder: Path) -> Callable[[], None]:
 
     def steps() -> None:
         for ids, label in zip(noisy_ids, labels, strict=True):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
                 loss = model(input_ids=ids, attention_mask=is_attended, labels=label).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -78,6 +78,7 @@ def _reading(python: Path, folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def _step(python: Path, folder: Path, case: Case, repeats: int, own: Mapping[str, Path]) -> dict[str, Any]:
+    case = case.on(torch.device("cpu"))
     step = TrainingStep.of(case, torch.device("cpu"))
     config = step.config
     drawn = list(islice(batches(case, config.known_vocab_size), _STEPS))
@@ -95,6 +96,7 @@ def _step(python: Path, folder: Path, case: Case, repeats: int, own: Mapping[str
         "noisy_ids": torch.stack([one.noisy_ids for one in noisy]).numpy(),
         "labels": torch.stack(labels).numpy(),
         "sizes": np.array(json.dumps(sizes)),
+        "precision": np.array(case.precision.value),
     }
     np.savez(folder / "step.npz", **arrays)
 

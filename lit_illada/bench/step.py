@@ -21,7 +21,8 @@ from lit_illada.training.config.parallel import ActivationCheckpointing
 from lit_illada.training.config.trainer import Precision
 from lit_illada.training.matmul_speed import matmul_flops_per_s
 
-# Cases of a group alternate and are reported relative to the first, so they must fit on the device together.
+# Cases of a group alternate and are reported relative to the first, so they must fit on the device together. Without a
+# precision a case has that of training; a case that is then equal to an earlier one is dropped.
 CPU_GROUPS = [
     [
         Case("nano", 16, 256),
@@ -29,12 +30,14 @@ CPU_GROUPS = [
         Case("nano", 16, 256, optimizer="torch-muon"),
         Case("nano", 16, 256, AttentionKernel.SDPA),
         Case("nano", 16, 256, precision=Precision.float32),
+        Case("nano", 16, 256, precision=Precision.bf16_mixed),
         Case("nano", 16, 256, is_compiled=True),
     ],
     [Case("nano", 4, 1024), Case("nano", 4, 1024, AttentionKernel.MATMUL)],
     [
         Case("pico", 32, 128),
         Case("pico", 32, 128, precision=Precision.float32),
+        Case("pico", 32, 128, precision=Precision.bf16_mixed),
         Case("pico", 32, 128, is_compiled=True),
         Case("pico", 32, 128, optimizer="muon"),
         Case("pico", 32, 128, optimizer="torch-muon"),
@@ -85,7 +88,8 @@ def measure_groups(
     divided by those of CASE, the first of its group, within a repeat.
     """
     figures: dict[str, Any] = {}
-    for index, group in enumerate(groups):
+    for index, cases in enumerate(groups):
+        group = list(dict.fromkeys(case.on(device) for case in cases))
         try:
             figures |= _measure_group(group, device, repeats, steps, profile if index == 0 else None)
         except Exception as error:  # each case ran by itself, but not while the others are in memory

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from lit_illada.batch import Layout, TokenBatch
+from lit_illada.bench.precision import default_precision, require_bfloat16
 from lit_illada.config import load
 from lit_illada.model.config import AttentionKernel, ModelConfig
 from lit_illada.model.flops import training_flops
@@ -41,7 +42,7 @@ class Case:
     row_length: int
     """Tokens per row."""
     attention: AttentionKernel = AttentionKernel.AUTO
-    precision: Precision = Precision.bf16_mixed
+    precision: Precision = Precision.auto
     is_compiled: bool = False
     recomputation: ActivationCheckpointing = ActivationCheckpointing.none
     optimizer: str = "adamw"
@@ -54,6 +55,10 @@ class Case:
         parts += ["compiled"] if self.is_compiled else []
         parts += [f"recompute-{self.recomputation}"] if self.recomputation is not ActivationCheckpointing.none else []
         return " ".join([self.model, *parts, self.optimizer])
+
+    def on(self, device: torch.device) -> "Case":
+        """The case with the precision that `auto` chooses on a device."""
+        return self if self.precision is not Precision.auto else replace(self, precision=default_precision(device))
 
     def config(self) -> ModelConfig:
         """The model config with known vocabulary size and enough positions for the row length."""
@@ -89,6 +94,9 @@ class TrainingStep:
     @classmethod
     def of(cls, case: Case, device: torch.device) -> "TrainingStep":
         """Builds model, objective and optimizer. Raises UserError if the case cannot run on this machine."""
+        case = case.on(device)
+        if case.precision is Precision.bf16_mixed:
+            require_bfloat16(device)
         config = case.config()
         with torch.device(device):
             model = Transformer(config)

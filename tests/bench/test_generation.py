@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from lit_illada.bench.generation import measure
 
@@ -10,4 +11,5 @@ def test_every_figure_is_present():
         "plain_accuracy", "fast_accuracy", "agreement", "fast_tokens_per_s", "plain_tokens_per_s", "ratio",
     }  # fmt: skip
     assert figures["batch_float32"]["agreement"] == 1
-    assert figures["batch_bfloat16"]["ratio"]["median"] > 0
+    has_bfloat16 = any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
+    assert figures["batch_bfloat16"].keys() >= ({"ratio"} if has_bfloat16 else {"did_not_run"})

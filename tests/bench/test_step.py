@@ -13,7 +13,7 @@ from lit_illada.bench.step import measure_groups
 from lit_illada.bench.training_step import Case, TrainingStep, batches
 from lit_illada.model.config import AttentionKernel
 from lit_illada.training.config.parallel import ActivationCheckpointing
-from lit_illada.training.config.trainer import Precision
+from lit_illada.training.config.trainer import Accelerator, Precision
 
 CPU = torch.device("cpu")
 TINY = Case("pico", 2, 64, precision=Precision.float32)
@@ -21,7 +21,7 @@ TINY = Case("pico", 2, 64, precision=Precision.float32)
 
 def test_every_figure_is_present_and_unavailable_cases_are_reported(tmp_path):
     recomputed = Case("pico", 2, 64, precision=Precision.float32, recomputation=ActivationCheckpointing.full)
-    impossible = Case("pico", 2, 64, AttentionKernel.VARLEN)
+    impossible = Case("pico", 2, 64, AttentionKernel.VARLEN, Precision.float32)
     figures = measure_groups([[TINY, recomputed, impossible]], CPU, repeats=2, steps=2, profile=tmp_path)
     assert "needs a CUDA device" in figures[impossible.name]["did_not_run"]
     for case in (TINY, recomputed):
@@ -35,6 +35,19 @@ def test_every_figure_is_present_and_unavailable_cases_are_reported(tmp_path):
     table = (tmp_path / f"{TINY.name.replace(' ', '_')}.txt").read_text()
     assert "head and cross-entropy" in table
     assert "aten::mm" in table
+
+
+def test_a_case_without_a_precision_has_that_of_training_and_is_measured_once():
+    chosen = Precision.auto.resolve(Accelerator.cpu)
+    figures = measure_groups([[Case("pico", 1, 32), Case("pico", 1, 32, precision=chosen)]], CPU, repeats=1, steps=1)
+    assert list(figures) == [f"pico 1x32 auto {chosen} adamw"]
+
+
+def test_bfloat16_is_not_measured_on_a_processor_without_it(monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    case = Case("pico", 1, 32, precision=Precision.bf16_mixed)
+    figures = measure_groups([[case]], CPU, repeats=1, steps=1)
+    assert "no bfloat16 instructions" in figures[case.name]["did_not_run"]
 
 
 def test_muon_and_the_muon_of_torch_step_in_the_same_direction():
