@@ -112,6 +112,6 @@ def data_examples(folder: Path, num_rows: int, overrides: tuple[str, ...]) -> No
     if not (RunFolder(folder).tokenizer.is_dir() or (folder / "tokenizer.json").is_file()):
         raise UserError(f"no tokenizer at {folder}: {folder / 'tokenizer.json'} does not exist")
 
-    from lit_illada.commands.data_examples import run
+    from lit_illada.commands.data_examples import run_examples
 
-    run(folder, overrides, num_rows)
+    run_examples(folder, overrides, num_rows)

@@ -61,11 +61,11 @@ def analyze(
 
     Needs neither a model nor torch. KEY=VALUE sets a threshold; `lit-illada config loops` lists them.
     """
-    from lit_illada.commands.loops_analyze import run
+    from lit_illada.commands.loops_analyze import run_analyze
     from lit_illada.loops.records import Fields
 
     fields = Fields(text_field, prompt_field, correct_field, truth_field, group_fields)
-    run(words, out, fields, encoding, pairs, arms)
+    run_analyze(words, out, fields, encoding, pairs, arms)
 
 
 @loops.command(

@@ -141,9 +141,9 @@ def sweep_report(sweep: str, out: Path | None, is_opened: bool) -> None:
 
     Works at any time during or after the runs, and on a copy of the folder on another machine.
     """
-    from lit_illada.commands.sweep_report import run
+    from lit_illada.commands.sweep_report import run_report
 
-    page = run(sweep, out)
+    page = run_report(sweep, out)
     if is_opened:
         click.launch(str(page))
 

@@ -60,9 +60,9 @@ def doctor(json_file: Path | None) -> None:
     if missing := packages.missing():
         packages.print_missing(missing, json_file)
         raise SystemExit(1)
-    from lit_illada.commands.doctor import run
+    from lit_illada.commands.doctor import run_doctor
 
-    if not run(json_file):
+    if not run_doctor(json_file):
         raise SystemExit(1)
 
 
@@ -94,12 +94,12 @@ def estimate(
     passes and time of rollout, scoring and update are printed for completions that fill their canvas.
     No GPU is needed. Memory counts tensors only; the CUDA context takes one or two GB more.
     """
-    from lit_illada.commands.estimate import run
+    from lit_illada.commands.estimate import run_estimate
 
     base = None
     if overrides and ("=" not in overrides[0] or Path(overrides[0]).exists()):  # step=00000100.ckpt also contains one
         base, overrides = Path(overrides[0]), overrides[1:]
-    run(command, overrides, gpu, gpus, tokens, mfu, base)
+    run_estimate(command, overrides, gpu, gpus, tokens, mfu, base)
 
 
 @click.command(epilog="\b\nExample:\n  lit-illada board runs --port 6006\n")

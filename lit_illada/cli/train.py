@@ -45,9 +45,9 @@ def pretrain(resume: Path | None, init_from: Path | None, overrides: tuple[str, 
         refuse_early("pretrain", overrides, init_from)
     else:
         refuse_resume_early("pretrain", resume, overrides)
-    from lit_illada.commands.pretrain import run
+    from lit_illada.commands.pretrain import run_pretrain
 
-    run(overrides, resume)
+    run_pretrain(overrides, resume)
 
 
 @click.command(
@@ -75,9 +75,9 @@ def sft(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ...]
     both as easy as the training problems and harder.
     """
     checkpoint, overrides = _checked("sft", checkpoint, resume, overrides)
-    from lit_illada.commands.sft import run
+    from lit_illada.commands.sft import run_sft
 
-    run(checkpoint, overrides, resume)
+    run_sft(checkpoint, overrides, resume)
 
 
 @click.command(
@@ -110,9 +110,9 @@ def align(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ..
     all right or all wrong teach nothing.
     """
     checkpoint, overrides = _checked("align", checkpoint, resume, overrides)
-    from lit_illada.commands.align import run
+    from lit_illada.commands.align import run_align
 
-    run(checkpoint, overrides, resume)
+    run_align(checkpoint, overrides, resume)
 
 
 def _checked(

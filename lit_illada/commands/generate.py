@@ -27,7 +27,7 @@ from lit_illada.schema import to_tree
 from lit_illada.training.config.trainer import Precision
 
 
-def run(
+def run_generate(
     checkpoint: Path,
     prompt: str | None,
     prompt_file: Path | None,

@@ -15,7 +15,7 @@ from lit_illada.runtime.terminal import print_content
 from lit_illada.training.config.trainer import Precision
 
 
-def run(checkpoint: Path, text: str, live: bool | None, overrides: Sequence[str]) -> None:
+def run_infill(checkpoint: Path, text: str, live: bool | None, overrides: Sequence[str]) -> None:
     """Print the whole text on standard output; the live view goes to standard error.
 
     text: with marks such as `<fill:12>`.

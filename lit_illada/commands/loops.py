@@ -7,8 +7,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lit_illada.commands import convert, loops_analyze, score, sweep_report
+from lit_illada.commands.convert import run_convert
+from lit_illada.commands.loops_analyze import run_analyze
+from lit_illada.commands.score import run_score
 from lit_illada.commands.sweep import Workers, execute, plan_sweep
+from lit_illada.commands.sweep_report import run_report
 from lit_illada.config import SFTConfig
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.data.sft.examples import make_examples
@@ -52,8 +55,8 @@ def reproduce_loops(
     if has_texts and not done.was_stopped:
         written = str(gather(sweep_folder))
         by = Fields(groups=("arm", "level"))
-        loops_analyze.run([written], sweep_folder.path / "loops", by, None, planned=spec.comparisons())
-        sweep_report.run(str(sweep_folder.path), None)
+        run_analyze([written], sweep_folder.path / "loops", by, None, planned=spec.comparisons())
+        run_report(str(sweep_folder.path), None)
         print_lines("This reproduces the mechanism that iLLaDA's authors describe; they have not published loop rates.")
     done.end("lit-illada loops reproduce --sweep {} --resume")
 
@@ -80,10 +83,10 @@ def run_and_analyze(
         raise UserError(f"{missing[0]}: no such file; give problems as JSON lines, the word reasoning, or a task")
     model = _converted(checkpoint, folder)
     request = EvaluationRequest(files, is_reasoning="reasoning" in tasks, named_tasks=named)
-    score.run(model, request, scores.path, ["score/wording=chat", *overrides], is_resumed)
+    run_score(model, request, scores.path, ["score/wording=chat", *overrides], is_resumed)
     results = from_record(_Summary, scores.read_summary(), str(scores.summary)).results
     written = [str(scores.path / result.items) for result in results]
-    loops_analyze.run(written, folder / "loops", Fields(), None)
+    run_analyze(written, folder / "loops", Fields(), None)
 
 
 @dataclass(frozen=True)
@@ -155,5 +158,5 @@ def _converted(checkpoint: str, folder: Path) -> Path:
         return path
     converted = folder / "checkpoint"
     if not (converted / "checkpoints").is_dir():
-        convert.run(checkpoint, converted, None, None, None, None, 5.0, None)
+        run_convert(checkpoint, converted, None, None, None, None, 5.0, None)
     return converted

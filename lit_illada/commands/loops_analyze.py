@@ -24,7 +24,7 @@ from lit_illada.schema import read_file
 REPORT, RECORDS, EFFECTS = "report.html", "records.jsonl", "effects.csv"
 
 
-def run(
+def run_analyze(
     words: Sequence[str],
     out: Path,
     fields: Fields,

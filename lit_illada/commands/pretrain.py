@@ -13,7 +13,7 @@ from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.console import Console
 
 
-def run(overrides: Sequence[str], resume: Path | None = None) -> None:
+def run_pretrain(overrides: Sequence[str], resume: Path | None = None) -> None:
     """Start a pretraining run, or resume one."""
     folder: RunFolder | None = None
     start: Path | Checkpoint | None

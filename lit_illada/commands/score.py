@@ -32,7 +32,7 @@ from lit_illada.training.config.trainer import Precision
 _ANSWERS = ".answers"  # cache of generated answers, removed when everything is scored
 
 
-def run(
+def run_score(
     checkpoint: Path,
     request: EvaluationRequest,
     out: Path | None,

@@ -12,7 +12,7 @@ from lit_illada.config import SFTConfig
 from lit_illada.runtime.console import Console
 
 
-def run(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:
+def run_sft(base: Path | None, overrides: Sequence[str], resume: Path | None = None) -> None:
     """Fine-tune the model of the checkpoint `base`, or resume a fine-tuning run."""
     config: SFTConfig
     config, folder, start, tokenizer = open_tuning("sft", base, overrides, resume, load_sft)

@@ -12,7 +12,7 @@ from lit_illada.sweep.report import calibration, write_report
 _SWEEPS = Path("runs") / "sweeps"
 
 
-def run(sweep: str, out: Path | None) -> Path:
+def run_report(sweep: str, out: Path | None) -> Path:
     """Write the report and print its findings. Returns the file of the page.
 
     Args:

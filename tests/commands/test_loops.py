@@ -111,7 +111,7 @@ def test_resume_works_after_a_kill_in_generation_and_in_analysis(trained, tmp_pa
         refused = lit_illada(*command, "--out", out)
         assert refused.exit_code == 1
         assert "already contains an analysis, or a part of one: continue it with --resume" in refused.output
-    monkeypatch.setattr("lit_illada.commands.loops_analyze.run", killed)
+    monkeypatch.setattr("lit_illada.commands.loops.run_analyze", killed)
     assert lit_illada(*command, "--out", out, "--resume").exit_code == 1
     monkeypatch.undo()
 
