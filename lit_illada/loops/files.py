@@ -4,17 +4,16 @@ Formats: JSON Lines; JSON with a list, or in d1's layout; CSV and TSV with a hea
 text. All but Parquet may be compressed (.gz, .zst).
 """
 
-import codecs
 import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_illada.data.corpora.text_files import first_bytes, raw_lines, read_content
+from lit_illada.data.corpora.text_files import lines_in, text_in
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import MAX_LINE_BYTES, parse_json
 from lit_illada.runtime.lazy import LazyModule
@@ -54,15 +53,18 @@ def read_entries(path: Path, encoding: str | None) -> Iterator[Entry]:
         raise UserError(
             f"{path}: {name.suffix} files are not read; save the generations as JSON Lines, CSV, TSV or Parquet"
         )
-    if name.suffix == ".jsonl":
-        yield from _of_lines(path, name.stem, encoding)
-    elif name.suffix == ".json":
-        yield from _of_json(path, name.stem, encoding)
-    elif name.suffix.lower() in _SEPARATORS:
-        yield from _of_table(path, _SEPARATORS[name.suffix.lower()], encoding)
-    elif path.suffix.lower() == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from _of_parquet(path)
-    elif text := _decoded(path, encoding):
+        return
+    if name.suffix == ".jsonl":
+        yield from _of_lines(lines_in(path, encoding, _MAX_FILE_BYTES), path, name.stem)
+        return
+    text = text_in(path, encoding, _MAX_FILE_BYTES)
+    if name.suffix == ".json":
+        yield from _of_json(text, path, name.stem)
+    elif name.suffix.lower() in _SEPARATORS:
+        yield from _of_table(text, path, _SEPARATORS[name.suffix.lower()])
+    elif text:
         yield Entry({"text": text}, 1, str(path), {"kind": name.suffix.lstrip(".") or "text"})
 
 
@@ -72,11 +74,11 @@ def brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _of_lines(path: Path, stem: str, encoding: str | None) -> Iterator[Entry]:
+def _of_lines(lines: Iterable[str], path: Path, stem: str) -> Iterator[Entry]:
     from_name = _LM_EVAL.fullmatch(stem)
     groups = {"task": from_name["task"]} if from_name else {}
     first_filter = None
-    for number, line in enumerate(_lines(path, encoding), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         entry = _entry(_json(line, f"{path}, line {number}"), number, f"{path}, line {number}", groups)
@@ -87,8 +89,7 @@ def _of_lines(path: Path, stem: str, encoding: str | None) -> Iterator[Entry]:
         yield entry
 
 
-def _of_json(path: Path, stem: str, encoding: str | None) -> Iterator[Entry]:
-    text = _decoded(path, encoding)
+def _of_json(text: str, path: Path, stem: str) -> Iterator[Entry]:
     if not text.strip():
         return
     tree = _json(text, str(path))
@@ -103,10 +104,10 @@ def _of_json(path: Path, stem: str, encoding: str | None) -> Iterator[Entry]:
         yield _entry(value, number, f"{path}, generation {number}", groups, *sizes)
 
 
-def _of_table(path: Path, separator: str, encoding: str | None) -> Iterator[Entry]:
+def _of_table(text: str, path: Path, separator: str) -> Iterator[Entry]:
     """One entry per row under the header; all values are texts, and empty cells are left out."""
     csv.field_size_limit(_MAX_LINE)
-    rows = csv.reader(_table_lines(path, encoding), delimiter=separator, strict=True)
+    rows = csv.reader(_table_lines(text, path), delimiter=separator, strict=True)
     try:
         header = next(rows, [])
         if len(set(header)) < len(header):
@@ -124,9 +125,9 @@ def _of_table(path: Path, separator: str, encoding: str | None) -> Iterator[Entr
         ) from error
 
 
-def _table_lines(path: Path, encoding: str | None) -> Iterator[str]:
+def _table_lines(text: str, path: Path) -> Iterator[str]:
     """The lines of a table with their ends, each of at most _MAX_LINE characters."""
-    stream = io.StringIO(_decoded(path, encoding), newline="")
+    stream = io.StringIO(text, newline="")
     number = 0
     while line := stream.readline(_MAX_LINE + 1):
         number += 1
@@ -176,47 +177,3 @@ class Digits(str):
 
 def _int(digits: str) -> int | Digits:
     return int(digits) if len(digits) <= _MOST_DIGITS else Digits(digits)
-
-
-def _lines(path: Path, encoding: str | None) -> Iterator[str]:
-    if _sniffed(path, encoding).startswith(("utf-16", "utf-32")):  # a byte of theirs may look like a line end
-        yield from _decoded(path, encoding).split("\n")
-        return
-    for offset, line in raw_lines(path):
-        yield _decode(line, path, encoding, offset)
-
-
-def _decoded(path: Path, encoding: str | None) -> str:
-    return _decode(read_content(path, _MAX_FILE_BYTES), path, _sniffed(path, encoding), 0)
-
-
-def _sniffed(path: Path, encoding: str | None) -> str:
-    first = first_bytes(path, 4)
-    if encoding is not None:
-        return _known(encoding)
-    return "utf-16" if first.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-
-
-def _known(encoding: str) -> str:
-    """Python's name of an encoding. Raises UserError for an unknown one."""
-    try:
-        return codecs.lookup(encoding).name
-    except LookupError as error:
-        raise _unknown(encoding) from error
-
-
-def _unknown(encoding: str) -> UserError:
-    return UserError(f"unknown encoding {encoding!r}; try utf-8, utf-16, latin-1 or cp1252")
-
-
-def _decode(raw: bytes, path: Path, encoding: str | None, offset: int) -> str:
-    try:
-        text = raw.decode(encoding or "utf-8-sig")
-        return text if offset else text.removeprefix("\ufeff")
-    except LookupError as error:
-        raise _unknown(encoding or "") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not {encoding or 'UTF-8'} at byte {offset + error.start} ({error.reason}); --encoding names "
-            "another, such as latin-1"
-        ) from error

@@ -126,6 +126,11 @@ def _generations(entry: Entry, file: str, label: str, fields: Fields) -> Iterato
     record, where = entry.value, entry.where
     name, texts = _texts(record, fields.text, where)
     others = {key: value for key, value in record.items() if key != name}
+    groups = [name for name in fields.groups if name != FILE and name not in entry.groups]
+    named = [(name, others) for name in (fields.prompt, fields.truth, fields.correct) if name is not None]
+    named += [(name, record) for name in groups]
+    if missing := next(((name, allowed) for name, allowed in named if name not in allowed), None):
+        raise unknown(f"field in {where}:", *missing)
     settings = record["settings"] if isinstance(record.get("settings"), dict) else {}
     is_traced = len(texts) == 1 and isinstance(record.get("token_ids"), list)
     trace = {key: record[key] for key in _TRACE_FIELDS if isinstance(record.get(key), list)} if is_traced else {}
@@ -135,17 +140,13 @@ def _generations(entry: Entry, file: str, label: str, fields: Fields) -> Iterato
             file=file,
             number=entry.number,
             text=text,
-            prompt=_prompt(others, fields.prompt, where),
-            truth=_value(others, fields.truth, _TRUTH_FIELDS, where),
+            prompt=_prompt(others, fields.prompt),
+            truth=_value(others, fields.truth, _TRUTH_FIELDS),
             is_right=_verdict(others, fields.correct, where),
             is_finished=_finished(record),
             num_canvas=_count(entry.num_canvas, record.get("max_new_tokens"), settings.get("max_new_tokens")),
             num_steps=_count(entry.num_steps, record.get("num_forwards")),
-            groups={
-                FILE: label,
-                **_groups(record, [g for g in fields.groups if g not in entry.groups], where),
-                **entry.groups,
-            },
+            groups={FILE: label, **_groups(record, groups), **entry.groups},
             **trace,
         )
 
@@ -167,8 +168,8 @@ def _texts(record: Mapping[str, Any], named: str | None, where: str) -> tuple[st
     return name, values
 
 
-def _prompt(record: Mapping[str, Any], named: str | None, where: str) -> str | None:
-    value = _value(record, named, _PROMPT_FIELDS, where)
+def _prompt(record: Mapping[str, Any], named: str | None) -> str | None:
+    value = _value(record, named, _PROMPT_FIELDS)
     if value is None and "arguments" in record:  # lm-eval's
         value = record["arguments"]
         while isinstance(value, list | dict) and value:
@@ -176,10 +177,8 @@ def _prompt(record: Mapping[str, Any], named: str | None, where: str) -> str | N
     return value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _value(record: Mapping[str, Any], named: str | None, usual: Sequence[str], where: str) -> Any:
+def _value(record: Mapping[str, Any], named: str | None, usual: Sequence[str]) -> Any:
     if named is not None:
-        if named not in record:
-            raise unknown(f"field in {where}:", named, record)
         return record[named]
     return next((record[name] for name in usual if record.get(name) is not None), None)
 
@@ -189,7 +188,7 @@ def _verdict(record: Mapping[str, Any], named: str | None, where: str) -> bool |
     if named is None:
         values = (_truth_value(record.get(name), ("true", "false")) for name in _CORRECT_FIELDS)
         return next((value for value in values if value is not None), None)
-    value = record.get(named) if named in record else _value(record, named, (), where)
+    value = record[named]
     if value is None:
         return None
     if (verdict := _truth_value(value, ("true", "false", "1", "0"))) is not None:
@@ -212,11 +211,7 @@ def _finished(record: Mapping[str, Any]) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _groups(record: Mapping[str, Any], named: Sequence[str], where: str) -> dict[str, str]:
-    named = [name for name in named if name != FILE]
-    for name in named:
-        if name not in record:
-            raise unknown(f"field in {where}:", name, record)
+def _groups(record: Mapping[str, Any], named: Sequence[str]) -> dict[str, str]:
     usual = [name for name in _GROUP_FIELDS if isinstance(record.get(name), str | int | float)]
     return {name: str(record[name]) for name in [*usual, *named]}
 

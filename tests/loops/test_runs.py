@@ -8,23 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.loops.config import LoopConfig
-from lit_illada.loops.detect.runs import Run, bounds, exact_runs, near_runs, union_length, without_templates
+from lit_illada.loops.detect.runs import Run, exact_runs, near_runs, without_templates
 from lit_illada.loops.detect.secondary import longest_repeat
 from lit_illada.loops.detect.spans import loop_spans
 from lit_illada.loops.detect.words import units_of_text
 
-EXACT = {"min_period": 3, "max_period": 256, "min_cycles": 3, "min_length": 24}
-NEAR = {"min_period": 3, "max_period": 256, "min_cycles": 3, "min_length": 32, "mismatch": 0.1, "max_gap": 2}
+EXACT = {"above": 2, "max_period": 256, "min_cycles": 3, "min_length": 24}
+NEAR = LoopConfig()
 
 
 def ids(values):
     return np.asarray(values, np.int32)
 
 
-def every_exact_run(x, min_period, max_period, min_cycles, min_length):
+def every_exact_run(x, max_period, min_cycles, min_length):
     """Slow and obvious: each maximal stretch of each period."""
     found = set()
-    for period in range(min_period, max_period + 1):
+    for period in range(1, max_period + 1):
         start = period
         while start < len(x):
             first = start
@@ -37,17 +37,19 @@ def every_exact_run(x, min_period, max_period, min_cycles, min_length):
     return found
 
 
-@given(st.lists(st.integers(0, 2), max_size=60), st.integers(1, 3), st.integers(2, 4), st.integers(1, 12))
-def test_exact_runs_equal_a_slow_search(x, min_period, min_cycles, min_length):
-    limits = {"min_period": min_period, "max_period": 20, "min_cycles": min_cycles, "min_length": min_length}
+@given(st.lists(st.integers(0, 2), max_size=60), st.integers(0, 3), st.integers(2, 4), st.integers(1, 12))
+def test_exact_runs_equal_a_slow_search(x, above, min_cycles, min_length):
+    limits = {"max_period": 20, "min_cycles": min_cycles, "min_length": min_length}
     slow = every_exact_run(x, **limits)
-    found = {(run.start, run.period, run.length) for run in exact_runs(ids(x), **limits)}
+    runs = exact_runs(ids(x), **limits)
+    assert exact_runs(ids(x), **limits, above=above) == [run for run in runs if run.period > above]
+    found = {(run.start, run.period, run.length) for run in runs}
     assert found <= slow
     # what remains is covered by reported runs of shorter periods
     for start, period, length in slow - found:
         spans = [(s, s + n) for s, p, n in found if p <= period]
         inside = [(max(start, low), min(start + length, high)) for low, high in spans]
-        assert union_length([span for span in inside if span[0] < span[1]]) >= 0.9 * length
+        assert len({unit for low, high in inside for unit in range(low, high)}) >= 0.9 * length
 
 
 @given(
@@ -76,7 +78,7 @@ def test_an_injected_loop_is_found(drawn):
     assert run == Run(before, period, period * cycles)
     assert run.onset == before + period
     assert run.cycles == cycles
-    assert [looped[low:high].tolist() for low, high in bounds(run)] == [unit] * cycles
+    assert [looped[low:high].tolist() for low, high in run.copies] == [unit] * cycles
 
 
 @given(loops, st.floats(0, 0.03))
@@ -91,7 +93,7 @@ def test_an_injected_loop_is_found_despite_noise(drawn, noise):
     places = [before + start + period * rng.randrange(cycles) for start in within]
     for start in places:
         looped[start] = -1 - start
-    longest = max(near_runs(ids(looped), **NEAR), key=lambda run: run.length)
+    longest = max(near_runs(ids(looped), NEAR), key=lambda run: run.length)
     assert longest.period == period
     # at the edges a disturbed unit ends the run early: at most a copy of the loop
     assert before <= longest.start <= before + period
@@ -104,22 +106,22 @@ def test_text_without_loops_has_no_runs():
     rng = random.Random(1)
     for _ in range(50):
         x = ids([rng.randrange(200) for _ in range(500)])
-        assert exact_runs(x, **EXACT) == near_runs(x, **NEAR) == []
+        assert exact_runs(x, **EXACT) == near_runs(x, NEAR) == []
 
 
 def test_too_many_changes_in_a_row_end_a_near_run():
     unit = list(range(20))
     x = ids([*unit * 4, 100, 101, 102, *unit[3:], *unit * 4])
-    assert all(run.end <= 80 or run.start >= 80 for run in near_runs(x, **NEAR))
+    assert all(run.end <= 80 or run.start >= 80 for run in near_runs(x, NEAR))
 
 
 def test_runs_do_not_depend_on_the_periods_compared_at_once(monkeypatch):
     rng = random.Random(2)
     x = [rng.randrange(50) for _ in range(400)]
     x = ids(x[:100] + x[100:137] * 4 + x[137:] + x[50:130] * 3)
-    whole = exact_runs(x, **EXACT), near_runs(x, **NEAR)
+    whole = exact_runs(x, **EXACT), near_runs(x, NEAR)
     monkeypatch.setattr("lit_illada.loops.detect.runs._CELLS", 700)
-    assert (exact_runs(x, **EXACT), near_runs(x, **NEAR)) == whole
+    assert (exact_runs(x, **EXACT), near_runs(x, NEAR)) == whole
     assert {run.period for run in whole[0]} == {37, 80}
 
 
@@ -127,18 +129,12 @@ def test_a_running_sum_is_a_template_and_a_repeated_sum_a_loop():
     words, number = list(range(100, 120)), 7
     sums = ids([unit for copy in range(5) for unit in [*words, 1000 + copy]])
     template = ids([unit if unit < 1000 else number for unit in sums])
-    (run,) = near_runs(sums, **NEAR)
+    (run,) = near_runs(sums, NEAR)
     assert without_templates([run], sums, template, 3) == []
     standing = ids([unit for copy in range(5) for unit in [*words, 1000 + copy // 4]])
-    assert len(without_templates(near_runs(standing, **NEAR), standing, template, 3)) == 1
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=8))
-def test_the_length_of_a_union_counts_each_unit_once(spans):
-    spans = [(min(span), max(span)) for span in spans]
-    assert union_length(spans) == len({unit for low, high in spans for unit in range(low, high)})
+    assert len(without_templates(near_runs(standing, NEAR), standing, template, 3)) == 1
 
 
 @pytest.mark.parametrize("x", [[], [1], [1, 1], [1, 2, 3]])
 def test_short_texts_have_no_runs(x):
-    assert exact_runs(ids(x), **EXACT) == near_runs(ids(x), **NEAR) == []
+    assert exact_runs(ids(x), **EXACT) == near_runs(ids(x), NEAR) == []

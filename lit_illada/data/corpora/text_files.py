@@ -4,6 +4,7 @@ The sizes of lines, of files read at once and of decompressed content are limite
 memory and time.
 """
 
+import codecs
 import difflib
 import glob
 import gzip
@@ -56,12 +57,6 @@ def read_content(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     return content
 
 
-def first_bytes(path: Path, size: int) -> bytes:
-    """The first `size` bytes of the decompressed content of a file."""
-    with _opened(path) as stream:
-        return stream.read(size)
-
-
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yields (byte offset in the text, bytes) of each line, line end included.
 
@@ -104,6 +99,53 @@ def decode(raw: bytes, origin: str, offset: int = 0) -> str:
             f"{origin}: broken UTF-8 at byte offset {offset + error.start} ({error.reason}); convert the file "
             "to UTF-8, or set data.on_bad_document=skip"
         ) from error
+
+
+def text_in(path: Path, encoding: str | None, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """The text of a file in any encoding. encoding: None: UTF-8, or UTF-16 with a byte-order mark.
+
+    Raises UserError as `read_content` does, for an unknown encoding, and for bytes that are not in it.
+    """
+    return _decode_as(read_content(path, max_bytes), path, _encoding_of(path, encoding), 0)
+
+
+def lines_in(path: Path, encoding: str | None, max_bytes: int = MAX_TEXT_BYTES) -> Iterator[str]:
+    """The lines of a file in any encoding, as `text_in`. max_bytes: of a file in UTF-16 or UTF-32."""
+    if _encoding_of(path, encoding).startswith(("utf-16", "utf-32")):  # a byte of theirs may look like a line end
+        yield from text_in(path, encoding, max_bytes).split("\n")
+        return
+    for offset, line in raw_lines(path):
+        yield _decode_as(line, path, encoding, offset)
+
+
+def _encoding_of(path: Path, encoding: str | None) -> str:
+    """Python's name of the encoding of a file."""
+    with _opened(path) as stream:
+        first = stream.read(2)
+    if encoding is None:
+        return "utf-16" if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        return codecs.lookup(encoding).name
+    except LookupError as error:
+        raise _unknown_encoding(encoding) from error
+
+
+def _decode_as(raw: bytes, path: Path, encoding: str | None, offset: int) -> str:
+    """Decode bytes that begin at an offset of a file. encoding: None: UTF-8."""
+    try:
+        text = raw.decode(encoding or "utf-8-sig")
+        return text if offset else text.removeprefix("\ufeff")
+    except LookupError as error:
+        raise _unknown_encoding(encoding or "") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not {encoding or 'UTF-8'} at byte {offset + error.start} ({error.reason}); --encoding names "
+            "another, such as latin-1"
+        ) from error
+
+
+def _unknown_encoding(encoding: str) -> UserError:
+    return UserError(f"unknown encoding {encoding!r}; try utf-8, utf-16, latin-1 or cp1252")
 
 
 def plain_size(files: Sequence[Path]) -> int | None:

@@ -10,7 +10,6 @@ from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.outcome import Outcome
 from lit_illada.loops.records import FILE
 from lit_illada.stats.intervals import Rate, mean_over_seeds, share_variance
-from lit_illada.stats.survival import Survival, kaplan_meier
 
 
 @dataclass(frozen=True)
@@ -151,16 +150,6 @@ def same_prompts(outcomes: Sequence[Outcome]) -> SamePrompts | None:
             looped.append(statistics.mean(right_looped))
             others.append(statistics.mean(right_others))
     return SamePrompts(len(looped), statistics.mean(looped), statistics.mean(others)) if looped else None
-
-
-def onset_survival(outcomes: Sequence[Outcome]) -> Survival:
-    """Kaplan–Meier curve of the onset in units; texts without loops are censored at their end."""
-    times, is_event = [], []
-    for item in outcomes:
-        main = item.findings.main if item.is_loop else None
-        times.append(main.onset if main else item.findings.length)
-        is_event.append(main is not None)
-    return kaplan_meier(times, is_event)
 
 
 def rate_of(outcomes: Sequence[Outcome], is_hit: Callable[[Outcome], bool | None]) -> Rate:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lit_illada.loops.detect.words import Written
+from lit_illada.loops.config import EndingRule
+from lit_illada.loops.detect.words import Units, Written
 
 _THINK_OPEN = re.compile(r"\s*<\|?think\|?>")
 THINK_END = re.compile(r"</think>|<\|/think\|>|</reasoning>")
@@ -21,7 +22,7 @@ _ANSWER = re.compile(
     rf"<answer>|\\boxed\s*\{{|{_BEGUN}|\banswers?\b[^.\n]{{0,40}}(?:\bis\b|\bare\b|[:=])|(?:</think>|<\|/think\|>)\s*\S",
     re.IGNORECASE,
 )
-ANSWER_SECTION = re.compile(
+_ANSWER_SECTION = re.compile(
     rf"<+answer>|\\boxed\s*\{{|{_BEGUN}|</think>|<\|/think\|>|</reasoning>|\b(?:final )?answer\b", re.IGNORECASE
 )
 
@@ -63,6 +64,19 @@ def num_units_after(written: Written, position: int) -> int:
     """Number of units after a position of the text, tags not counted."""
     tags = [(written.unit_at(tag.start()), written.unit_at(tag.end())) for tag in _TAG.finditer(written.text, position)]
     return len(written.starts) - written.unit_at(position) - sum(last - first for first, last in tags)
+
+
+def is_forced_closure(units: Units, end: Ending, loops_end: int, longest_period: int, rule: EndingRule) -> bool:
+    """Whether only an answer section follows the loops, at the end of the canvas.
+
+    loops_end: the unit at which the last loop ends; the length of the text without loops.
+    """
+    num_closure = rule.closure_blocks * rule.block_length
+    if units.written is None or not 0 < len(units) - loops_end <= num_closure or end.num_stops > num_closure:
+        return False
+    answer = _ANSWER_SECTION.search(units.written.text, int(units.written.ends[loops_end - 1]))
+    # an incomplete copy may precede the answer
+    return answer is not None and units.written.unit_at(answer.start()) - loops_end < max(8, longest_period)
 
 
 def _answer_end(content: str) -> int | None:

@@ -13,10 +13,10 @@ from functools import cached_property
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lit_illada.loops.config import LoopConfig
-from lit_illada.loops.detect.ending import ANSWER_SECTION, Ending, ending, num_units_after
-from lit_illada.loops.detect.runs import union_length
+from lit_illada.loops.detect.ending import Ending, ending, is_forced_closure, num_units_after
 from lit_illada.loops.detect.secondary import PRESETS, Secondary, secondary
 from lit_illada.loops.detect.spans import LOOPS, MAX_LENGTH, Kind, Span, is_template, loop_spans
 from lit_illada.loops.detect.statements import holds_phrase
@@ -98,10 +98,14 @@ def detect_tokens(
 def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Findings:
     finished = known.is_finished if known.is_finished is not None else (True if end.num_stops else None)
     answered = end.has_answer if known.has_answer is None else known.has_answer
-    measures = secondary(units.ids[:MAX_LENGTH], _first_part(units))
+    text = _first_part(units)
+    measures = secondary(units.ids[:MAX_LENGTH], text)
     spans = loop_spans(units, config, measures.longest_repeat if len(units) <= MAX_LENGTH else None)
-    closure = _is_forced_closure(units, end, spans, config)
-    rest = len(units) - max((span.end for span in spans), default=len(units))
+    has_template = is_template(units, spans, config)
+    loops_end = max((span.end for span in spans), default=len(units))
+    longest_period = max((span.period for span in spans), default=0)
+    closure = is_forced_closure(units, end, loops_end, longest_period, config.ending)
+    rest = len(units) - loops_end
     is_escaped = bool(spans) and not closure and rest >= config.ending.escaped_fraction * len(units)
     # the text ended by itself, so repeated sentences are circling, not a loop
     if is_escaped or (finished is True and not closure):
@@ -115,8 +119,8 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
         kinds.add(Kind.runaway)
     if finished is False and not kinds:
         kinds.add(Kind.budget)
-    loops = [span for span in spans if span.kind in LOOPS]
-    wasted = union_length([copy for span in loops for copy in span.copies])
+    has_loops = any(span.kind in LOOPS for span in spans)
+    wasted = int(np.count_nonzero(_is_copy(spans, len(units))))
     return Findings(
         kinds=tuple(kind for kind in Kind if kind in kinds),
         length=len(units),
@@ -124,10 +128,10 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
         spans=tuple(spans),
         coverage=wasted / max(1, len(units)),
         wasted=wasted,
-        is_escaped=bool(loops) and is_escaped,
-        is_terminal=bool(loops) and rest <= config.ending.terminal_slack,
-        is_forced_closure=bool(loops) and closure,
-        is_template=is_template(units, spans, config),
+        is_escaped=has_loops and is_escaped,
+        is_terminal=has_loops and rest <= config.ending.terminal_slack,
+        is_forced_closure=has_loops and closure,
+        is_template=has_template,
         is_self_correction=_is_self_correction(units, spans),
         is_finished=finished,
         has_answer=answered,
@@ -149,24 +153,9 @@ def _is_self_correction(units: Units, spans: list[Span]) -> bool:
     return sum(holds_phrase(sentence.text) for sentence in items) >= 0.5 * max(1, len(items))
 
 
-def _is_forced_closure(units: Units, end: Ending, spans: list[Span], config: LoopConfig) -> bool:
-    """Whether only an answer section follows the loops, at the end of the canvas."""
-    reached = max((span.end for span in spans), default=len(units))
-    num_closure = config.ending.closure_blocks * config.ending.block_length
-    if units.written is None or not 0 < len(units) - reached <= num_closure or end.num_stops > num_closure:
-        return False
-    answer = ANSWER_SECTION.search(units.written.text, int(units.written.ends[reached - 1]))
-    # an incomplete copy may precede the answer
-    least = max(8, *(span.period for span in spans))
-    return answer is not None and units.written.unit_at(answer.start()) - reached < least
-
-
 def _in_time(findings: Findings, steps: Sequence[int]) -> Findings:
     when = np.asarray(steps[: findings.length])
-    is_wasted = np.zeros(findings.length, bool)
-    for span in findings.spans:
-        for start, end in span.copies if span.kind in LOOPS else ():
-            is_wasted[start:end] = True
+    is_wasted = _is_copy(findings.spans, findings.length)
     wasted_forwards = len(set(when[is_wasted].tolist()) - set(when[~is_wasted].tolist()))
     main = findings.main
     if main is None or not main.copies:
@@ -175,6 +164,15 @@ def _in_time(findings: Findings, steps: Sequence[int]) -> Findings:
     onset = median(when[second[0] : second[1]].tolist())
     lead = onset - median(when[first[0] : first[1]].tolist())
     return replace(findings, wasted_forwards=wasted_forwards, temporal_onset=onset, temporal_lead=lead)
+
+
+def _is_copy(spans: Sequence[Span], length: int) -> NDArray[np.bool_]:
+    """Whether each unit is in a later copy of a loop, shape (length,)."""
+    is_copy = np.zeros(length, bool)
+    for span in spans:
+        for start, end in span.copies if span.kind in LOOPS else ():
+            is_copy[start:end] = True
+    return is_copy
 
 
 def _first_part(units: Units) -> str | None:

@@ -6,11 +6,14 @@ in groups, so that memory stays bounded for texts of many megabytes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lit_illada.loops.config import LoopConfig
 
 _CELLS = 2**22  # comparisons held at once
 _PIECE, _PARTS = 2**14, 8  # matches per piece of a long stretch, and parts searched per piece: bounds the time
@@ -39,18 +42,41 @@ class Run:
     def end(self) -> int:
         return self.start + self.length
 
+    @property
+    def copies(self) -> list[tuple[int, int]]:
+        """(start, end) of each copy; the last one may be incomplete."""
+        return list(pairwise([*range(self.start, self.end, self.period), self.end]))
+
 
 def exact_runs(
-    ids: NDArray[np.int32], *, min_period: int, max_period: int, min_cycles: float, min_length: int
+    ids: NDArray[np.int32],
+    *,
+    max_period: int,
+    min_cycles: float,
+    min_length: int,
+    above: int = 0,
+    longest_repeat: int | None = None,
 ) -> list[Run]:
-    """Maximal runs by start, without runs of a multiple of another's period."""
+    """Maximal runs by start, without runs of a multiple of another's period.
+
+    above: runs of this period or a shorter one, such as 2·2·2·…, only hide those of their multiples. longest_repeat:
+    units of the longest stretch of the ids that occurs twice, which spares the search for longer ones; None: unknown.
+    """
+    if longest_repeat is not None and longest_repeat < _shortest_repeat(max_period, min_cycles, min_length):
+        return []
     runs = [
         Run(first - period, period, last - first + 1 + period)
-        for period, firsts, lasts, _ in _stretches(ids, min_period, max_period, 0, min_cycles, min_length)
+        for period, firsts, lasts, _ in _stretches(ids, 1, max_period, 0, min_cycles, min_length)
         for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
     ]
     found = [run for run in runs if run.cycles >= min_cycles and run.length >= min_length]
-    return new_ones(found, np.zeros(len(ids), bool))
+    return [run for run in new_ones(found, np.zeros(len(ids), bool)) if run.period > above]
+
+
+@cache
+def _shortest_repeat(max_period: int, min_cycles: float, min_length: int) -> float:
+    """Units that the shortest exact run repeats: its length without the first copy."""
+    return min(max((min_cycles - 1) * period, min_length - period) for period in range(1, max_period + 1))
 
 
 def periodic_runs(
@@ -75,31 +101,24 @@ def periodic_runs(
     return sorted(runs)
 
 
-def near_runs(
-    ids: NDArray[np.int32],
-    *,
-    min_period: int,
-    max_period: int,
-    min_cycles: float,
-    min_length: int,
-    mismatch: float,
-    max_gap: int,
-) -> list[Run]:
-    """Runs with at most the fraction `mismatch` of unequal comparisons, and at most max_gap of them in a row.
+def near_runs(ids: NDArray[np.int32], config: LoopConfig) -> list[Run]:
+    """Runs of longer periods than a flood's, with at most the fraction near_exact.mismatch of unequal comparisons, and
+    at most max_gap of them in a row.
 
     Of a stretch with more mismatches, the longest part within the limit counts, and then the longest of the rest.
     """
-    runs = []
-    for period, firsts, lasts, places in _stretches(ids, min_period, max_period, max_gap, min_cycles, min_length):
+    rule, runs = config.near_exact, []
+    stretches = _stretches(ids, 1, config.max_period, rule.max_gap, rule.min_cycles, rule.min_length)
+    for period, firsts, lasts, places in stretches:
         for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
             left, right = np.searchsorted(places, [first, last + 1])
-            least = max((min_cycles - 1) * period, min_length - period)
-            for begin, end in _dense_parts(places[left:right], mismatch, least):
+            least = max((rule.min_cycles - 1) * period, rule.min_length - period)
+            for begin, end in _dense_parts(places[left:right], rule.mismatch, least):
                 matches = int(np.searchsorted(places, end + 1) - np.searchsorted(places, begin))
                 run = Run(begin - period, period, end - begin + 1 + period, end - begin + 1 - matches)
-                if run.cycles >= min_cycles and run.length >= min_length:
+                if run.cycles >= rule.min_cycles and run.length >= rule.min_length:
                     runs.append(run)
-    return new_ones(runs, np.zeros(len(ids), bool))
+    return [run for run in new_ones(runs, np.zeros(len(ids), bool)) if run.period > config.flood.max_period]
 
 
 def without_templates(
@@ -150,15 +169,6 @@ def new_ones(runs: list[Run], is_covered: NDArray[np.bool_]) -> list[Run]:
             new.append(run)
             covered[:] = True
     return sorted(new, key=lambda run: (run.start, run.period))
-
-
-def union_length(spans: list[tuple[int, int]]) -> int:
-    """Number of units in any of the spans (start, end)."""
-    total = reached = 0
-    for start, end in sorted(spans):
-        if end > (start := max(start, reached)):
-            total, reached = total + end - start, end
-    return total
 
 
 def _stretches(
@@ -225,9 +235,3 @@ def _longest_dense(places: NDArray[np.int64], mismatch: float) -> tuple[int, int
     lefts = np.searchsorted(-minimum, -(score + mismatch + 1e-9), side="left")
     right = int(np.argmax(places - places[lefts]))
     return int(lefts[right]), right
-
-
-def bounds(run: Run) -> list[tuple[int, int]]:
-    """(start, end) of each copy; the last one may be incomplete."""
-    cuts = [*range(run.start, run.end, run.period), run.end]
-    return list(pairwise(cuts))

@@ -1,10 +1,12 @@
 """Marks the parts of a text that repeat themselves by design: code in fences, tables, rows of data.
 
-Loop detectors require more copies there or skip the part; see `lit_illada.loops.detect.spans`.
+Loop detectors require more copies there or skip the part.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,20 @@ _ROW = re.compile(
 _MIN_ROWS = 3  # consecutive lines that make a table; blank lines between them do not count
 
 
+class Loop(Protocol):
+    """A stretch of units, of a run or a streak."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def cycles(self) -> float: ...
+
+
+AnyLoop = TypeVar("AnyLoop", bound=Loop)
+
+
 @dataclass(frozen=True)
 class Structure:
     """Masks over the units of a text; None where the text has no such part."""
@@ -36,10 +52,29 @@ class Structure:
     is_code: NDArray[np.bool_] | None  # inside a code fence, closed or not
     is_rigid: NDArray[np.bool_] | None  # inside a closed code fence, a table or rows of data
 
-    @staticmethod
-    def share(mask: NDArray[np.bool_] | None, start: int, end: int) -> float:
-        """Fraction of the units start to end that a mask covers."""
-        return float(mask[start:end].mean()) if mask is not None and end > start else 0.0
+    def code_share(self, loop: Loop) -> float:
+        """Fraction of a loop's units that are code."""
+        return _share(self.is_code, loop)
+
+    def rigid_share(self, loop: Loop) -> float:
+        """Fraction of a loop's units that are rigid."""
+        return _share(self.is_rigid, loop)
+
+    def outside_code(self, loops: Sequence[AnyLoop], min_cycles: float) -> list[AnyLoop]:
+        """Loops outside code and tables, and those inside (which repeat by design) of min_cycles or more."""
+        return [
+            loop
+            for loop in loops
+            if loop.cycles >= min_cycles or (self.code_share(loop) <= 0.5 and self.rigid_share(loop) <= 0.5)
+        ]
+
+    def outside_closed_code(self, loops: Sequence[AnyLoop], min_cycles: float) -> list[AnyLoop]:
+        """Loops outside closed code blocks and tables, which repeat with small changes at any length.
+
+        In a block that is not closed, loops of at least min_cycles copies count.
+        """
+        free = [loop for loop in loops if self.rigid_share(loop) <= 0.5]
+        return [loop for loop in free if loop.cycles >= min_cycles or self.code_share(loop) <= 0.5]
 
 
 def structure(written: Written) -> Structure:
@@ -69,6 +104,10 @@ def _tables(text: str) -> list[tuple[int, int]]:
                 rows = 0
         position += len(line) + 1
     return [*found, (start, end)] if rows >= _MIN_ROWS else found
+
+
+def _share(mask: NDArray[np.bool_] | None, loop: Loop) -> float:
+    return float(mask[loop.start : loop.end].mean()) if mask is not None and loop.end > loop.start else 0.0
 
 
 def _mask(parts: list[tuple[int, int]], starts: NDArray[np.int64]) -> NDArray[np.bool_] | None:

@@ -6,33 +6,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lit_illada.loops.compare.effects import by_level, natural, number_in, without_number
-from lit_illada.loops.compare.summaries import by_group, cell_name, onset_survival, rate_of
+from lit_illada.loops.compare.summaries import by_group, cell_name, rate_of
 from lit_illada.loops.detect.spans import Span
 from lit_illada.loops.outcome import Outcome
 from lit_illada.report.charts import NUM_COLOURS, Curve, curves, histogram
+from lit_illada.stats.survival import kaplan_meier
 
 REACH = 64  # tokens before and after the onset
 
 
-def coloured_cells(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[str, list[Outcome]]:
-    """Groups of texts with one colour each.
-
-    The cells of all keys if the colours suffice; else the values of the key with the most values that fit; else the
-    first cells and the rest together.
-    """
-    every = {cell_name(keys, cell): items for cell, items in by_group(outcomes, keys).items()}
-    if len(every) <= NUM_COLOURS:
-        return every
-    single = [{cell_name([key], cell): items for cell, items in by_group(outcomes, [key]).items()} for key in keys]
-    if fitting := [cells for cells in single if len(cells) <= NUM_COLOURS]:
-        return max(fitting, key=len)
-    names = list(every)
-    first = {name: every[name] for name in names[: NUM_COLOURS - 1]}
-    return {**first, "others": [item for name in names[NUM_COLOURS - 1 :] for item in every[name]]}
-
-
-def loop_charts(cells: dict[str, list[Outcome]]) -> list[tuple[str, str]]:
-    """(title, SVG) of onset, period, cycles and coverage of the loops."""
+def loop_charts(outcomes: Sequence[Outcome], keys: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The groups with one colour each, and (title, SVG) of onset, period, cycles and coverage of their loops."""
+    cells = _coloured_cells(outcomes, keys)
 
     def of_loops(value: Callable[[Outcome, Span], float]) -> dict[str, list[float]]:
         return {
@@ -40,8 +25,7 @@ def loop_charts(cells: dict[str, list[Outcome]]) -> list[tuple[str, str]]:
             for name, items in cells.items()
         }
 
-    survival = {name: onset_survival(items) for name, items in cells.items()}
-    not_yet = {name: Curve(s.times, s.survival, s.low, s.high) for name, s in survival.items()}
+    not_yet = {name: _onset_survival(items) for name, items in cells.items()}
     stops = {
         name: [item.findings.length / max(1, item.findings.length + item.findings.num_stops) for item in items]
         for name, items in cells.items()
@@ -62,7 +46,35 @@ def loop_charts(cells: dict[str, list[Outcome]]) -> list[tuple[str, str]]:
     ]
     if any(item.findings.num_stops for items in cells.values() for item in items):
         charts.append(("End of the content", histogram(stops, "fraction of the canvas", limits=(0, 1))))
-    return charts
+    return list(cells), charts
+
+
+def _coloured_cells(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[str, list[Outcome]]:
+    """Groups of texts with one colour each.
+
+    The cells of all keys if the colours suffice; else the values of the key with the most values that fit; else the
+    first cells and the rest together.
+    """
+    every = {cell_name(keys, cell): items for cell, items in by_group(outcomes, keys).items()}
+    if len(every) <= NUM_COLOURS:
+        return every
+    single = [{cell_name([key], cell): items for cell, items in by_group(outcomes, [key]).items()} for key in keys]
+    if fitting := [cells for cells in single if len(cells) <= NUM_COLOURS]:
+        return max(fitting, key=len)
+    names = list(every)
+    first = {name: every[name] for name in names[: NUM_COLOURS - 1]}
+    return {**first, "others": [item for name in names[NUM_COLOURS - 1 :] for item in every[name]]}
+
+
+def _onset_survival(outcomes: Sequence[Outcome]) -> Curve:
+    """Kaplan–Meier curve of the onset in units; texts without loops are censored at their end."""
+    times, is_event = [], []
+    for item in outcomes:
+        main = item.findings.main if item.is_loop else None
+        times.append(main.onset if main else item.findings.length)
+        is_event.append(main is not None)
+    found = kaplan_meier(times, is_event)
+    return Curve(found.times, found.survival, found.low, found.high)
 
 
 def trace_charts(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:

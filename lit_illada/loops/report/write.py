@@ -13,7 +13,7 @@ from lit_illada.loops.config import LoopConfig, LoopsConfig
 from lit_illada.loops.detect.spans import Kind
 from lit_illada.loops.detect.warning import Warning, warnings
 from lit_illada.loops.outcome import Outcome, watched
-from lit_illada.loops.report.drawings import coloured_cells, difficulty_charts, loop_charts, trace_charts
+from lit_illada.loops.report.drawings import difficulty_charts, loop_charts, trace_charts
 from lit_illada.loops.report.marking import shown
 from lit_illada.report.charts import NUM_COLOURS
 from lit_illada.report.page import render_page, script_json
@@ -55,9 +55,11 @@ def write_report(
 def _content(
     outcomes: Sequence[Outcome], keys: Sequence[str], config: LoopConfig, groups: Sequence[Summary], compared: Effects
 ) -> dict[str, Any]:
-    cells = coloured_cells(outcomes, keys)
-    texts = _texts(outcomes, keys)
+    cells, charts = loop_charts(outcomes, keys)
+    by_difficulty = difficulty_charts(outcomes, keys)
+    timed = trace_charts(outcomes)
     traced = [item for item in (watched(one, config) for one in outcomes) if item is not None]
+    texts = _texts(outcomes, keys)
     return {
         "made_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
@@ -68,16 +70,16 @@ def _content(
         "margins": {key: summaries(outcomes, [key]) for key in keys} if len(keys) > 1 else {},
         "kinds": KIND_NAMES,
         "kind_rows": [kind for kind in KIND_NAMES if any(group.kinds[kind].hits for group in groups)],
-        "by_difficulty": difficulty_charts(outcomes, keys),
+        "same": same_prompts(outcomes),
+        "by_difficulty": by_difficulty,
         "rises": compared.harder,
         "differences": compared.same,
         "has_keys": len({item.where for item in compared.same}) > 1,
         "is_judged": any(item.side_effects.right is not None for item in compared.same),
         "remarks": compared.remarks,
-        "same": same_prompts(outcomes),
-        "charts": loop_charts(cells),
-        "cells": list(cells),
-        "timed": trace_charts(outcomes),
+        "charts": charts,
+        "cells": cells,
+        "timed": timed,
         "warnings": warnings(traced, config.warning),
         "min_texts": config.warning.min_texts,
         "leads": _leads,
