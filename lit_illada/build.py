@@ -154,6 +154,7 @@ def build_align_module(
             datamodule.prompts.held_out,
             write(config.held_out_generation),
             RewardWorker(verdict, config.task.check) if has_task else None,
+            config.task.difficulty_name,
         ),
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "lit_illada"
 
 # A package or module imports only those before it.
 ORDER = (
-    "errors batch runtime stats tasks overrides config_files schema model data objective slurm run_folder report "
+    "errors batch runtime stats overrides config_files schema tasks model data objective slurm run_folder report "
     "sweep loops scoring generation training alignment config checkpoints cost build api evaluation bench commands cli"
 ).split()
 WITHOUT_TORCH = set("errors tasks stats runtime config_files schema slurm run_folder report sweep loops config".split())

@@ -16,6 +16,7 @@ from lit_illada.alignment.rollout import Sample
 from lit_illada.stats.intervals import estimate, wilson
 from lit_illada.stats.tests import mcnemar, paired_interval
 
+_MAX_LEVELS = 8  # difficulties of which the accuracy is logged each
 _OF_SAMPLE = ("length", "loop_rate", "endless_rate", "entropy")
 
 
@@ -55,8 +56,12 @@ def rollout_figures(table: Mapping[str, Tensor], group_size: int) -> dict[str, f
     return {f"rollout/{name}": value for name, value in figures.items()}
 
 
-def held_out_figures(table: Mapping[str, Tensor], first: Sequence[bool] | None) -> dict[str, float]:
+def held_out_figures(
+    table: Mapping[str, Tensor], first: Sequence[bool] | None, difficulty_name: str = "difficulty"
+) -> dict[str, float]:
     """Accuracy with Wilson's interval, its change since `first` on the same problems, and means of the completions.
+
+    Where `table` has two to eight values of `difficulty`, also the accuracy of each, such as `accuracy_depth_4`.
 
     first: whether each problem was solved at the start of the run; None: this is the start.
     """
@@ -68,7 +73,13 @@ def held_out_figures(table: Mapping[str, Tensor], first: Sequence[bool] | None) 
         low, high = paired_interval(mcnemar(list(zip(first, correct, strict=True))))
         change = (sum(correct) - sum(first)) / len(correct)
         figures |= {"accuracy_change": change, "accuracy_change_low": low, "accuracy_change_high": high}
-    figures |= {name: float(values.mean()) for name, values in table.items() if name not in ("index", "correct")}
+    of_problem = ("index", "correct", "difficulty")
+    figures |= {name: float(values.mean()) for name, values in table.items() if name not in of_problem}
+    levels = table["difficulty"].unique().tolist() if "difficulty" in table else []
+    if 1 < len(levels) <= _MAX_LEVELS:
+        name = difficulty_name.replace(" ", "_")
+        of_level = {level: table["correct"][table["difficulty"] == level].mean() for level in levels}
+        figures |= {f"accuracy_{name}_{level:g}": float(value) for level, value in of_level.items()}
     return {f"val/{name}": value for name, value in figures.items()}
 
 

@@ -19,11 +19,15 @@ class HeldOut:
     first_correct: whether each prompt was solved at the start of the run; None before the first validation.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], writer: Writer, verdicts: RewardWorker | None) -> None:
-        """verdicts: computes the term `correct` of completions; None: the prompts are preference pairs."""
+    def __init__(
+        self, prompts: Sequence[Prompt], writer: Writer, verdicts: RewardWorker | None, difficulty_name: str
+    ) -> None:
+        """verdicts: computes the term `correct` of completions; None: the prompts are preference pairs.
+        difficulty_name: that of the task, for the accuracy by difficulty."""
         self.prompts = prompts
         self.writer = writer
         self.verdicts = verdicts
+        self.difficulty_name = difficulty_name
         self.samples: list[tuple[int, Sample, bool]] = []
         self.first_correct: list[bool] | None = None
         self._tables: list[dict[str, Tensor]] = []
@@ -42,7 +46,9 @@ class HeldOut:
         verdicts = self.verdicts([sample.answered for sample in samples]).by_term["correct"]
         correct = [value == 1.0 for value in verdicts]
         self.samples += zip(index, samples, correct, strict=True)
-        columns = {"index": index, "correct": correct}
+        problems = [sample.prompt.problem for sample in samples]
+        difficulty = [problem.difficulty if problem is not None else 0.0 for problem in problems]
+        columns = {"index": index, "correct": correct, "difficulty": difficulty}
         table = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
         self.add_table(table | sample_table(samples))
 
@@ -59,7 +65,7 @@ class HeldOut:
         # a rank without a prompt for a batch has answered the first one again
         row_of = {int(index): row for row, index in enumerate(table["index"].tolist())}
         table = {name: values[[row_of[index] for index in sorted(row_of)]] for name, values in table.items()}
-        figures = held_out_figures(table, self.first_correct)
+        figures = held_out_figures(table, self.first_correct, self.difficulty_name)
         if self.first_correct is None:
             self.first_correct = table["correct"].bool().tolist()
         return figures

@@ -1,5 +1,7 @@
 """Writes summary.json of a training run and prints its summary table."""
 
+import re
+
 import lightning.pytorch as pl
 from rich.table import Table
 
@@ -10,6 +12,7 @@ from lit_illada.runtime.console import Console
 from lit_illada.training.run_module import RunModule
 
 _EXACT_MATCH = "val/exact_match_"
+_BY_DIFFICULTY = re.compile(r"val/accuracy_(?!low$|high$|change)")
 _ROWS = {
     "NLL bound, nats/token": "val/nll_bound",
     "  standard error": "val/nll_bound_stderr",
@@ -56,6 +59,9 @@ def print_summary(
     if is_align:
         table.add_row("accuracy, held-out", *(_interval(values, "val/accuracy") for values in (start, end)))
         table.add_row("  change, paired", "", _interval(end, "val/accuracy_change"))
+        for name in filter(_BY_DIFFICULTY.match, end):
+            level = name.removeprefix("val/accuracy_").replace("_", " ")
+            table.add_row(f"  {level}", *(f"{values[name]:.1%}" if name in values else "–" for values in (start, end)))
     for label, name in (_ALIGN_ROWS if is_align else _ROWS).items():
         table.add_row(label, *(f"{values[name]:.4f}" if name in values else "–" for values in (start, end)))
     if is_align and (forwards := end.get("perf/forwards")):

@@ -104,6 +104,20 @@ def test_a_run_aligns_its_base_and_writes_curves_answers_and_samples(tuned, alig
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_mixture_of_tasks_is_aligned_and_its_accuracy_reported_by_task(tuned, tmp_path):
+    sums = "{task: {name: arithmetic, range: {max_depth: 1}}}"
+    games = "{task: {name: countdown, wording: '{question}', num_numbers: [2], max_number: 20}}"
+    settings = [setting for setting in SMALL if not setting.startswith(("task.", "trainer.max_steps"))]
+    run = tmp_path / "run"
+    mixture = f"task={{name: mixture, parts: [{sums}, {games}]}}"
+    result = lit_illada("align", tuned, *settings, mixture, "trainer.max_steps=2", f"run_dir={run}")
+    assert result.exit_code == 0, result.output
+    end = json.loads((run / "summary.json").read_text())["end"]
+    by_part = [end["val/accuracy_part_1"], end["val/accuracy_part_2"]]
+    assert end["val/accuracy"] == pytest.approx(sum(by_part) / 2)
+    assert "part 2" in result.output
+
+
 def curves(run):
     """(step, value) by tag, without measured times."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})

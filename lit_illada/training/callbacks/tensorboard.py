@@ -53,6 +53,7 @@ _ALIGN_LAYOUT = {
             "Margin",
             ["val/accuracy_change", "val/accuracy_change_low", "val/accuracy_change_high"],
         ],
+        "accuracy by difficulty": ["Multiline", ["^val/accuracy_(?!low$|high$|change)"]],
         "loops, and loops or no end": ["Multiline", ["^val/(loop|endless)_rate$"]],
         "tokens": ["Multiline", ["^val/length$"]],
     },
