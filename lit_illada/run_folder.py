@@ -208,7 +208,7 @@ class RunFolder:
         record = {
             "started_at": now.isoformat(timespec="seconds"),
             "command": sys.argv,
-            "commit": _commit(),
+            "commit": current_commit(),
             "data_sha256": data_sha256,
             "own_files": dict(own_files),
             "python": platform.python_version(),
@@ -229,6 +229,22 @@ def require_name(name: str) -> None:
             f"name={name[:100]!r} is not a folder name (no '/', no leading '.', 1 to 100 printable characters); "
             "to choose the folder itself, set run_dir"
         )
+
+
+def current_commit() -> str | None:
+    """Commit of the git checkout that holds this code; None outside a checkout."""
+    root = Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -253,19 +269,3 @@ def _this_process() -> str:
 def _unused(path: Path) -> Path:
     """Return the path, with a number appended if a run started in the same second already has it."""
     return next(p for p in chain([path], (Path(f"{path}-{n}") for n in count(2))) if not p.exists())
-
-
-def _commit() -> str | None:
-    """Commit of the git checkout that holds this code; None outside a checkout."""
-    root = Path(__file__).parent
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()

@@ -2,7 +2,9 @@
 
 import json
 import platform
+import shlex
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,24 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from lit_illada.bench import answers, data, generation, gpu, loop, loops, loss, peers, plain, startup, step
+from lit_illada.bench import (
+    answers,
+    answers_table,
+    data,
+    generation,
+    gpu,
+    loop,
+    loops,
+    loss,
+    peers,
+    plain,
+    startup,
+    step,
+)
 from lit_illada.bench.figure import attempted
 from lit_illada.bench.peer_programs import PROGRAMS
 from lit_illada.errors import UserError, unknown
+from lit_illada.generation.commit_rules import Threshold
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.console import Console
 
@@ -31,26 +47,78 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+@dataclass(frozen=True)
+class AnswersOptions:
+    """Options of the benchmark `answers`."""
+
+    checkpoint: Path | None = None
+    """Diffusion run; None: the models of sweeps/loop_base."""
+    twin: Path | None = None
+    """Autoregressive checkpoint with the same tokenizer; None: no twin."""
+    new_tokens: int | None = None
+    """Tokens per text; None: as in the run's config."""
+    thresholds: Sequence[float] = ()
+    """Confidence thresholds; empty: the default ones."""
+    repeats: int | None = None
+    """Measurements of every figure; None: the default."""
+    out: Path | None = None
+    """Folder for the table and its commit; None: none is written."""
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise UserError for options without their benchmark, and for files that cannot be used."""
+        if self.checkpoint is not None:
+            RunFolder.open(self.checkpoint)
+        elif self.twin is not None:
+            raise UserError(f"--twin {self.twin} is the twin of a run: give that run by --checkpoint RUN")
+        if names and "answers" not in names and self != AnswersOptions():
+            raise UserError(
+                "--checkpoint, --twin, --new-tokens, --threshold, --repeats and --out apply to the benchmark answers: "
+                "lit-illada bench answers --checkpoint RUN"
+            )
+        for threshold in self.thresholds:
+            Threshold(threshold)
+        if self.out is not None:
+            answers_table.refuse_used(self.out)
+
+    def measure(self) -> dict[str, Any]:
+        """The figures."""
+        given = {"repeats": self.repeats, "thresholds": self.thresholds or None}
+        set_ones: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return answers.measure(self.checkpoint, self.twin, new_tokens=self.new_tokens, **set_ones)
+
+    @property
+    def command(self) -> str:
+        """Command line that measures the same."""
+        given: list[tuple[str, Any]] = [
+            ("--checkpoint", self.checkpoint),
+            ("--twin", self.twin),
+            ("--new-tokens", self.new_tokens),
+            *(("--threshold", threshold) for threshold in self.thresholds),
+            ("--repeats", self.repeats),
+            ("--out", self.out),
+        ]
+        words = [word for option, value in given if value is not None for word in (option, str(value))]
+        return shlex.join(["lit-illada", "bench", "answers", *words])
+
+
 def run(
     names: Sequence[str],
     json_file: Path | None,
-    checkpoint: Path | None = None,
+    options: AnswersOptions = AnswersOptions(),
     profile: Path | None = None,
     is_dry_run: bool = False,
-    twin: Path | None = None,
     own_peers: Sequence[str] = (),
 ) -> None:
     """Runs the named benchmarks, or all, and prints the figures, or why a benchmark could not run.
 
     json_file: file for the figures; None: none is written.
-    checkpoint: a fine-tuned run for the benchmark `answers`; None: the models of sweeps/loop_base.
+    options: options of the benchmark `answers`.
     profile: folder for the trace and tables of a training step; None: no profile.
     is_dry_run: whether `gpu` runs at tiny sizes on the CPU.
-    twin: an autoregressive run fine-tuned like `checkpoint`; None: no twin.
     own_peers: the user's programs for `peers`, each NAME=FILE.
     Raises UserError, after the last benchmark, if one of `names` did not run.
     """
-    benches = _chosen(names, checkpoint, profile, is_dry_run, twin, own_peers)
+    benches = _chosen(names, options, profile, is_dry_run, own_peers)
     machine, results = _machine(), {}
     console = Console()
     try:
@@ -60,26 +128,25 @@ def run(
             # after each benchmark, so that a crash does not lose the earlier figures
             if json_file is not None:
                 json_file.write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n", encoding="utf-8")
+            if name == "answers" and options.out is not None and "setting" in results[name]:
+                answers_table.write(options.out, results[name], machine, options.command)
     finally:  # after Ctrl-C, the figures measured so far
-        console.print(_table(machine, results))
+        _print(console, machine, results)
     if failed := [name for name in names if "did_not_run" in results[name]]:
         raise UserError(f"the benchmark {failed[0]!r} did not run: {results[failed[0]]['did_not_run']}")
 
 
 def _chosen(
     names: Sequence[str],
-    checkpoint: Path | None,
+    options: AnswersOptions,
     profile: Path | None,
     is_dry_run: bool,
-    twin: Path | None = None,
     own_peers: Sequence[str] = (),
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     benches = dict(BENCHES)
-    if checkpoint is not None:
-        RunFolder.open(checkpoint)  # fail early for a wrong folder
-        benches["answers"] = partial(answers.measure, checkpoint, twin)
-    elif twin is not None:
-        raise UserError(f"--twin {twin} is the twin of a run: give that run by --checkpoint RUN")
+    options.check(names)
+    if options != AnswersOptions():
+        benches["answers"] = options.measure
     if "peers" in names:  # installs packages, so only by name
         benches["peers"] = partial(peers.measure, own=_own_peers(own_peers))
     elif own_peers:
@@ -112,6 +179,18 @@ def _own_peers(words: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"--peer {word}: {file} is no file")
         own[name] = Path(file)
     return own
+
+
+def _print(console: Console, machine: dict[str, Any], results: dict[str, Any]) -> None:
+    """Print the figures; those of `answers` as a table of their own."""
+    decoding = results.get("answers", {})
+    has_table = "setting" in decoding
+    others = {name: figures for name, figures in results.items() if name != "answers" or not has_table}
+    if others:
+        console.print(_table(machine, others))
+    if has_table:
+        console.print(answers_table.table(decoding))
+        console.print(answers_table.explanation(decoding), highlight=False)
 
 
 def _table(machine: dict[str, Any], results: dict[str, Any]) -> Table:

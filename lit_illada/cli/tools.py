@@ -120,7 +120,7 @@ Examples:
   lit-illada bench data loop --json bench.json
   lit-illada bench step --profile profile
   lit-illada bench gpu --dry-run
-  lit-illada bench answers --checkpoint runs/sft-20260101-130000
+  lit-illada bench answers --checkpoint runs/sft-20260101-130000 --twin runs/sft-20260101-140000 --out decoding
   lit-illada bench peers
 """
 )
@@ -136,13 +136,27 @@ Examples:
     "--checkpoint",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Fine-tuned run for `answers`, which measures speed and accuracy on its held-out problems.",
+    help="Diffusion run for `answers`: speed, and exact match on its held-out problems or, if pretrained, the bound.",
 )
 @click.option(
     "--twin",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Autoregressive run fine-tuned like the run of --checkpoint, to measure beside it.",
+    help="Autoregressive checkpoint with the tokenizer of --checkpoint, to measure beside it.",
+)
+@click.option("--new-tokens", type=click.IntRange(min=1), help="Tokens per text of `answers` (default: the run's).")
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=float,
+    multiple=True,
+    help="Confidence threshold of `answers` (default: 0.9, 0.7 and 0.5). Repeatable.",
+)
+@click.option("--repeats", type=click.IntRange(min=1), help="Measurements of every figure of `answers` (default: 5).")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the table of `answers` as CSV and JSON, with its commit and command.",
 )
 @click.option(
     "--profile",
@@ -164,6 +178,10 @@ def bench(
     json_file: Path | None,
     checkpoint: Path | None,
     twin: Path | None,
+    new_tokens: int | None,
+    thresholds: tuple[float, ...],
+    repeats: int | None,
+    out: Path | None,
     profile: Path | None,
     dry_run: bool,
     own_peers: tuple[str, ...],
@@ -174,9 +192,10 @@ def bench(
 
     Without NAME, all benchmarks run. Figures are medians with their spread; ratios come from alternating runs.
     """
-    from lit_illada.bench.run import run
+    from lit_illada.bench.run import AnswersOptions, run
 
-    run(names, json_file, checkpoint, profile, dry_run, twin, own_peers)
+    options = AnswersOptions(checkpoint, twin, new_tokens, thresholds, repeats, out)
+    run(names, json_file, options, profile, dry_run, own_peers)
 
 
 @click.command("completion", epilog="\b\nExample:\n  lit-illada completion bash >> ~/.bashrc\n")

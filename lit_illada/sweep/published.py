@@ -12,7 +12,7 @@ from lit_illada.sweep.folder import RunState, SweepFolder
 from lit_illada.sweep.report.collect import collect
 from lit_illada.sweep.report.write import write_report
 
-_DIRTY = "-dirty"
+DIRTY = "-dirty"  # ends the commit of a checkout with uncommitted changes
 _ONLY_IN_REPORT = ("index.html", "runs.parquet", "curves.parquet")  # large, and made again from a sweep's folder
 
 
@@ -23,6 +23,7 @@ class Status:
     commits: list[str]  # of the runs; one for results that count as evidence
     is_clean: bool  # whether no run had uncommitted changes
     superseded: str | None = None  # why the current code need not give these figures; None: it must
+    command: str | None = None  # command of a measurement that is no sweep
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def publish(path: Path, results: Path) -> Path:
     if unfinished := [record.run.id for record in sweep.records if record.state is not RunState.FINISHED]:
         raise UserError(f"{path}: {len(unfinished)} runs have not finished ({', '.join(unfinished[:3])})")
     commits = sorted({commit for record in sweep.records for commit in record.provenance.commits})
-    if len(commits) != 1 or commits[0].endswith(_DIRTY):
+    if len(commits) != 1 or commits[0].endswith(DIRTY):
         raise UserError(
             f"{path}: the runs are of {', '.join(commits) or 'no known commit'}; results that count as evidence are of "
             "one commit without uncommitted changes: run the sweep again in a new folder"

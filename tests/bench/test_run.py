@@ -77,7 +77,7 @@ def test_process_killed_for_memory_is_reported_with_the_other_way(monkeypatch, t
 @pytest.mark.parametrize("names", [[], ["gpu"]])
 def test_only_gpu_steps_are_profiled_on_a_gpu(names, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    chosen = run._chosen(names, None, tmp_path, False)
+    chosen = run._chosen(names, run.AnswersOptions(), tmp_path, False)
     assert "step" not in (names or chosen)
     assert chosen["gpu"].keywords["profile"] == tmp_path
 
@@ -85,11 +85,11 @@ def test_only_gpu_steps_are_profiled_on_a_gpu(names, monkeypatch, tmp_path):
 @pytest.mark.parametrize("has_gpu", [False, True])
 def test_named_step_benchmark_is_profiled(has_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    assert run._chosen(["step"], None, tmp_path, False)["step"].args == (tmp_path,)
+    assert run._chosen(["step"], run.AnswersOptions(), tmp_path, False)["step"].args == (tmp_path,)
 
 
 def test_step_benchmark_is_profiled_by_default_without_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run._chosen([], None, tmp_path, False)["step"].args == (tmp_path,)
+    assert run._chosen([], run.AnswersOptions(), tmp_path, False)["step"].args == (tmp_path,)
     with pytest.raises(UserError, match="--profile applies to training steps"):
-        run._chosen(["data"], None, tmp_path, False)
+        run._chosen(["data"], run.AnswersOptions(), tmp_path, False)

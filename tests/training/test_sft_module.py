@@ -242,10 +242,10 @@ def test_response_curves_equal_a_loop_over_the_tokens():
 
 
 def test_the_answers_of_a_run_are_timed_and_checked_by_the_bench(tuned):
-    figures = answers.measure(tuned, num_prompts=3, repeats=1)
-    for way in ("plain", "fast"):
+    figures = answers.measure(tuned, num_prompts=3, repeats=1, thresholds=[0.9])
+    for way in ("plain", "threshold 0.9"):
         assert 0 <= figures[way]["exact_match"] <= 1
         assert figures[way]["batch_8"]["tokens_per_s"]["min"] > 0
-    assert figures["ratios"]["fast_over_plain_batch_1"]["min"] > 0
+    assert figures["ratios"]["threshold 0.9 / plain, batch 1"]["min"] > 0
     result = lit_illada("bench", "answers", "--checkpoint", "nowhere")
     assert (result.exit_code, result.output) == (1, "Error: nowhere: no run there (no config.yaml)\n")
