@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -32,11 +33,27 @@ energy. In the cells of plants it takes place in the chloroplasts, which contain
 Water is split, oxygen is set free, and carbon dioxide from the air is built into sugars. Nearly all life on Earth \
 depends on it, directly or through the food chain.
 """
+GSM8K = Path(__file__).parents[2] / "data" / "gsm8k" / "test.jsonl"  # of the user, since the project has none
+# 20 problems of one or two steps, written for this test
 PROBLEMS = [
-    ("Tom has 3 apples and buys 4 more. How many apples does he have?", 7),
-    ("A box holds 6 eggs. How many eggs are in 5 boxes?", 30),
-    ("Ann reads 12 pages a day. How many pages does she read in a week?", 84),
-    ("A rope of 20 metres is cut into 4 equal pieces. How long is each piece?", 5),
+    *(
+        (f"{name} has {a} {things} and buys {b} more. How many {things} does {name} have?", a + b)
+        for name, things, a, b in [("Tom", "apples", 3, 4), ("Eva", "books", 12, 5), ("Lea", "pens", 20, 15)]
+    ),
+    *((f"A box holds {a} eggs. How many eggs are in {b} boxes?", a * b) for a, b in [(6, 5), (10, 4), (12, 3)]),
+    *((f"Ann reads {a} pages a day. How many pages does she read in a week?", 7 * a) for a in (12, 8, 30)),
+    *(
+        (f"A rope of {a} metres is cut into {b} equal pieces. How long is each piece?", a // b)
+        for a, b in [(20, 4), (18, 3), (45, 9)]
+    ),
+    *(
+        (f"A shirt costs {a} dollars and a hat {b} dollars less. What do both cost together?", 2 * a - b)
+        for a, b in [(20, 5), (30, 12), (15, 6), (40, 10)]
+    ),
+    *(
+        (f"Ben earns {a} dollars an hour. He works {b} hours and spends {c} dollars. What is left?", a * b - c)
+        for a, b, c in [(10, 3, 5), (12, 4, 8), (15, 2, 10), (20, 5, 30)]
+    ),
 ]
 
 
@@ -97,14 +114,27 @@ def test_it_adapts_to_diffusion_for_a_few_steps(smollm2, tmp_path):
     assert lit_illada("generate", tmp_path / "run", "--prompt", "The Pacific Ocean is", *short).strip()
 
 
-def test_loops_run_with_the_causal_cache(smollm2, tmp_path):
+def analyzed(smollm2, problems, out):
+    """Loop records and summary of the scores of 20 problems, 96 tokens each."""
+    settings = ["sft_data/template@template=chatml", "generation.temperature=0", "generation.max_new_tokens=96"]
+    settings += ["score.limit=20", "score.batch_prompts=20", "precision=32-true"]
+    lit_illada("loops", "run", "--checkpoint", smollm2, "--tasks", problems, "--out", out, *settings)
+    records = [json.loads(line) for line in (out / "loops" / "records.jsonl").open(encoding="utf-8")]
+    (result,) = json.loads((out / "scores" / "summary.json").read_text())["results"]
+    return records, result
+
+
+def test_loops_of_twenty_problems_are_analyzed(smollm2, tmp_path):
     lines = [json.dumps({"question": question, "answer": f"#### {answer}"}) for question, answer in PROBLEMS]
     (tmp_path / "problems.jsonl").write_text("\n".join(lines) + "\n")
-    out, template = tmp_path / "out", "sft_data/template@template=chatml"
-    settings = [template, "generation.temperature=0", "generation.max_new_tokens=128"]
-    lit_illada("loops", "run", "--checkpoint", smollm2, "--tasks", tmp_path / "problems.jsonl", "--out", out, *settings)
-    records = [json.loads(line) for line in (out / "loops" / "records.jsonl").open(encoding="utf-8")]
-    assert len(records) == len(PROBLEMS)
-    (result,) = json.loads((out / "scores" / "summary.json").read_text())["results"]
-    assert result["num_correct"] >= 1
+    records, result = analyzed(smollm2, tmp_path / "problems.jsonl", tmp_path / "out")
+    assert len(records) == len(PROBLEMS) == 20
+    assert result["num_correct"] >= 5
     assert load_checkpoint(smollm2).model.config.is_causal
+
+
+@pytest.mark.skipif(not GSM8K.is_file(), reason="needs GSM8K's test file in data/gsm8k")
+def test_loops_of_twenty_problems_of_gsm8k_are_analyzed(smollm2, tmp_path):
+    records, result = analyzed(smollm2, GSM8K, tmp_path / "out")
+    assert len(records) == 20
+    assert result["num_correct"] >= 0
