@@ -66,7 +66,20 @@ def test_check_finds_a_figure_that_the_code_does_not_give(finished, tmp_path):
     assert "clean; superseded, not claimed: a test" in output
 
 
-def test_committed_results_that_are_superseded_are_listed():
+def test_results_whose_files_are_absent_here_are_named_and_not_repeated(tmp_path, runs_of):
+    status, output = sweep("publish", runs_of(COMMIT).path, "--results", tmp_path / "results")
+    assert status == 0, output
+    file = tmp_path / "results" / "made_up" / "sweep.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["stages"][0]["overrides"] = ["init_from=nowhere"]
+    file.write_text(yaml.safe_dump(tree))
+    status, output = sweep("check", tmp_path / "results")
+    assert status == 0, output
+    assert "made_up commit c0ffeec0, clean; not repeated here: arm 'a', stage 'pretrain': nowhere: no such" in output
+
+
+def test_committed_results_that_are_superseded_are_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without converted checkpoints, whose sweeps take long
     status, output = sweep("check")
     assert status == 0, output
     assert "mask_ratio commit 456ae05c, clean; superseded, not claimed" in output
@@ -105,7 +118,7 @@ def test_results_of_one_clean_commit_are_published_once(runs_of, tmp_path):
         assert seen == status, output
         assert message in output
     written = yaml.safe_load((tmp_path / "results" / "made_up" / "status.yaml").read_text())
-    assert written == {"commits": [COMMIT], "is_clean": True, "superseded": None}
+    assert written == {"commits": [COMMIT], "is_clean": True, "superseded": None, "command": None}
 
 
 @pytest.mark.parametrize("commits", [[f"{COMMIT}-dirty"], [COMMIT, "beef" * 10], []])

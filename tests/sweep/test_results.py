@@ -9,12 +9,14 @@ import pytest
 from lit_illada.runtime.paths import sweeps_dir
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import read_spec
-from lit_illada.sweep.published import published
+from lit_illada.sweep.published import Published, published
 from lit_illada.sweep.report.collect import Provenance, RunRecord, Sweep
 from lit_illada.sweep.report.findings import find
 
 RESULTS = sweeps_dir() / "results"
 NOT_FIGURES = {"run", "stage", "arms", "seed", "state", "parent", "config", "commit", "data_sha256", "checkpoint"}
+SWEEPS = [each.path.name for each in published(RESULTS)]
+MEASURED = sorted(file.parent for file in RESULTS.glob("*/answers.csv"))
 LOOPS = ["loop_causes", "loop_mitigation", "loop_reproduce"]
 
 
@@ -41,7 +43,7 @@ def test_results_state_their_commit(each):
         assert each.sweep.read_spec().name == each.path.name
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RESULTS.iterdir()))
+@pytest.mark.parametrize("name", SWEEPS)
 def test_results_have_the_arms_and_metrics_of_the_sweep(name):
     spec, found = spec_of(name), rows(RESULTS / name / "arms.csv")
     assert {row["arm"] for row in found} == {arm.name for arm in spec.all_arms()}
@@ -64,7 +66,7 @@ def sweep_of(name):
     return Sweep(SweepFolder(Path(name)), spec, records)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RESULTS.iterdir()))
+@pytest.mark.parametrize("name", SWEEPS)
 def test_committed_verdicts_follow_from_committed_runs(name):
     """Today's statistics on the committed metrics of each run give the committed verdicts."""
     sweep = sweep_of(name)
@@ -92,3 +94,17 @@ def test_loop_effects_have_the_comparisons_and_seeds_of_the_sweep(name):
 @pytest.mark.parametrize("file", sorted(RESULTS.rglob("*.csv")), ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_results_contain_no_absolute_path(file):
     assert not any(value.startswith(str(Path("/"))) for row in rows(file) for value in row.values() if value)
+
+
+@pytest.mark.parametrize("folder", MEASURED, ids=lambda folder: folder.name)
+def test_a_measurement_states_its_clean_commit_and_command(folder):
+    status = Published(folder).status
+    assert status.is_clean
+    assert len(status.commits) == 1
+    assert status.command.startswith("lit-illada bench answers ")
+    assert status.command.endswith(f" --out {folder.name}")
+    assert folder.name in (sweeps_dir() / "LOG.md").read_text(encoding="utf-8")
+
+
+def test_every_folder_of_results_is_of_a_sweep_or_a_measurement():
+    assert {path.name for path in RESULTS.iterdir()} == {*SWEEPS, *(folder.name for folder in MEASURED)}
