@@ -70,7 +70,7 @@ def open_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> Che
     folder = RunFolder.of_checkpoint(file)
     is_converted = file.suffix == ".safetensors"
     state = None if is_converted else read_checkpoint(file, process, num_processes)
-    contents = _read_weights(file) if state is None else _parse_state(state, file)
+    contents = _read_weights(file, folder) if state is None else _parse_state(state, file)
     model, sha256, tensors, shapes, saved = contents
     expected = expected_shapes(model, str(file), len(shapes))
     if problems := unaccounted({name: shapes[name] for name in tensors}, expected, {}):
@@ -256,10 +256,9 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> _Contents:
     return model, sha256, tensors, {name: weights.shapes[key] for name, key in names.items()}, saved
 
 
-def _read_weights(path: Path) -> _Contents:
+def _read_weights(path: Path, folder: RunFolder) -> _Contents:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    folder = RunFolder.of_checkpoint(path)
     listed = check_folder(folder.path)
     if listed is not None and f"{folder.checkpoints.name}/{path.name}" not in listed:
         raise DamagedFileError(f"{folder.path / CHECKSUMS_FILE}: does not list {path.name}")

@@ -1,13 +1,12 @@
 """Runs the `align` command."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from lit_illada import build
 from lit_illada.checkpoints.open import load_align
 from lit_illada.commands.resume import open_tuning
-from lit_illada.commands.training_run import check_hardware, new_folder, train
+from lit_illada.commands.training_run import check_hardware, train
 from lit_illada.config import AlignConfig
 from lit_illada.runtime.console import Console
 
@@ -20,6 +19,4 @@ def run_align(base: Path | None, overrides: Sequence[str], resume: Path | None =
     check_hardware(config, config.generation.max_new_tokens)
     # prompts that cannot be used are rejected before a folder is made
     datamodule = build.build_align_datamodule(config, tokenizer)
-    if folder is None:
-        folder = new_folder(config, tokenizer)
-    train(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, start, Console(stderr=True))
+    train(config, folder, datamodule, start, Console(stderr=True))

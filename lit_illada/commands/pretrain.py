@@ -1,6 +1,5 @@
 """Runs the `pretrain` command."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from lit_illada import build
 from lit_illada.checkpoints.open import Checkpoint, check_fits, load_pretrain, open_checkpoint
 from lit_illada.commands.data import prepare_dataset
 from lit_illada.commands.resume import open_run
-from lit_illada.commands.training_run import check_hardware, new_folder, train
+from lit_illada.commands.training_run import check_hardware, train
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.console import Console
 
@@ -33,6 +32,4 @@ def run_pretrain(overrides: Sequence[str], resume: Path | None = None) -> None:
     datamodule.val_dataloader()
     if isinstance(start, Checkpoint):
         check_fits(start, config.model, datamodule.tokenizer)
-    if folder is None:
-        folder = new_folder(config, datamodule.tokenizer)
-    train(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, start, console)
+    train(config, folder, datamodule, start, console)

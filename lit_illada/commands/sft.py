@@ -1,13 +1,12 @@
 """Runs the `sft` command."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from lit_illada import build
 from lit_illada.checkpoints.open import load_sft
 from lit_illada.commands.resume import open_tuning
-from lit_illada.commands.training_run import check_hardware, new_folder, train
+from lit_illada.commands.training_run import check_hardware, train
 from lit_illada.config import SFTConfig
 from lit_illada.runtime.console import Console
 
@@ -23,6 +22,4 @@ def run_sft(base: Path | None, overrides: Sequence[str], resume: Path | None = N
     # data that cannot be trained on is rejected before a folder is made
     datamodule.train_dataloader()
     datamodule.val_dataloader()
-    if folder is None:
-        folder = new_folder(config, tokenizer)
-    train(dataclasses.replace(config, run_dir=str(folder.path)), folder, datamodule, start, Console(stderr=True))
+    train(config, folder, datamodule, start, Console(stderr=True))

@@ -71,7 +71,46 @@ def check_hardware(config: RunConfig, row_length: int) -> None:
         choose_masked_kernel(wanted, device, dtype, row_length <= LONGEST_MATMUL_ROW, False)
 
 
-def new_folder(config: RunConfig, tokenizer: Tokenizer) -> RunFolder:
+def train(
+    config: RunConfigs,
+    folder: RunFolder | None,
+    datamodule: RunDataModule,
+    start: Path | Checkpoint | None,
+    console: Console,
+) -> None:
+    """Train up to the config's last step and print a summary.
+
+    folder: of a run that resumes; None: a new one is created. start: path of the run's checkpoint to resume from, or an
+    opened checkpoint with initial weights; None: random weights. After a divergence with rollback, training resumes
+    from an earlier checkpoint. Raises SystemExit with 128 + the signal's number where a signal stopped the run early,
+    and UserError where memory does not suffice.
+    """
+    if folder is None:
+        folder = _new_folder(config, datamodule.tokenizer)
+    config = _with_precision(replace(config, run_dir=str(folder.path)))
+    stop = GracefulStop()
+    with _exclusive(folder), RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
+        is_finished = None
+        with stop.handle_signals():
+            while is_finished is None:
+                try:
+                    is_finished = _fit(config, folder, datamodule, start, console, watch, stop)
+                except Diverged as divergence:
+                    config = roll_back(config, folder, datamodule, divergence)
+                    start = divergence.checkpoint
+                except (MemoryError, RuntimeError) as error:
+                    if _is_out_of_memory(error):
+                        raise UserError(_out_of_memory(config, error)) from error
+                    raise
+                if is_finished is None:
+                    _collect_garbage()  # not in the handler: the traceback still refers to the ended fit
+        if not is_finished and stop.signal is not None:
+            if stop.signal is signal.SIGUSR1:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise SystemExit(128 + stop.signal)
+
+
+def _new_folder(config: RunConfig, tokenizer: Tokenizer) -> RunFolder:
     """Create the folder of a new run on rank 0; the other ranks get its name.
 
     Processes that rank 0 starts read the name from the environment, those of torchrun from torchrun's store.
@@ -97,42 +136,6 @@ def _torchrun_store() -> torch.distributed.Store:
     """The key-value store that the processes of torchrun share before training."""
     store, _, _ = next(iter(torch.distributed.rendezvous("env://")))
     return store
-
-
-def train(
-    config: RunConfigs,
-    folder: RunFolder,
-    datamodule: RunDataModule,
-    start: Path | Checkpoint | None,
-    console: Console,
-) -> None:
-    """Train up to the config's last step and print a summary.
-
-    start: path of the run's checkpoint to resume from, or an opened checkpoint with initial weights; None: random
-    weights. After a divergence with rollback, training resumes from an earlier checkpoint. Raises SystemExit with
-    128 + the signal's number where a signal stopped the run early, and UserError where memory does not suffice.
-    """
-    config = _with_precision(config)
-    stop = GracefulStop()
-    with _exclusive(folder), RankWatch(folder.ranks, config.trainer.timeout_s) as watch:
-        is_finished = None
-        with stop.handle_signals():
-            while is_finished is None:
-                try:
-                    is_finished = _fit(config, folder, datamodule, start, console, watch, stop)
-                except Diverged as divergence:
-                    config = roll_back(config, folder, datamodule, divergence)
-                    start = divergence.checkpoint
-                except (MemoryError, RuntimeError) as error:
-                    if _is_out_of_memory(error):
-                        raise UserError(_out_of_memory(config, error)) from error
-                    raise
-                if is_finished is None:
-                    _collect_garbage()  # not in the handler: the traceback still refers to the ended fit
-        if not is_finished and stop.signal is not None:
-            if stop.signal is signal.SIGUSR1:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            raise SystemExit(128 + stop.signal)
 
 
 def _with_precision(config: RunConfigs) -> RunConfigs:

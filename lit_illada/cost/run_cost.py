@@ -14,14 +14,13 @@ from lit_illada.config import AlignConfig, ObjectiveRunConfig, PretrainConfig, R
 from lit_illada.cost.alignment import TYPICAL_PROMPT, align_config, align_step_flops, completion_passes
 from lit_illada.cost.memory import MicroBatch, StepMemory, kernel_on, step_memory
 from lit_illada.data.config import DataConfig, LoadTokenizer, PreparedSource, TrainTokenizer
-from lit_illada.data.dataset.manifest import MANIFEST_FILE, Manifest, is_url
+from lit_illada.data.dataset.manifest import Manifest, is_url
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.objective.config import AutoregressiveObjectiveConfig, JointDraw, MaskDraw
 from lit_illada.objective.masking import draw_masks
-from lit_illada.runtime.files import read_bytes
 from lit_illada.schema import from_tree
 from lit_illada.training.config.trainer import Accelerator
 
@@ -84,9 +83,8 @@ def disk_bytes(tree: dict[str, Any]) -> float:
 def expected_vocab_size(tree: dict[str, Any]) -> int | None:
     """Vocabulary size of the tokenizer that a data set has or will have; None if it is not known yet."""
     config = from_tree(DataConfig, tree, "data.")
-    manifest = Path(config.dir) / MANIFEST_FILE
-    if not is_url(config.dir) and manifest.is_file():
-        return Manifest.from_json(read_bytes(manifest), str(manifest)).vocab_size
+    if not is_url(config.dir) and (manifest := Manifest.of_folder(Path(config.dir))) is not None:
+        return manifest.vocab_size
     match config.source, config.tokenizer:
         case PreparedSource(), _:
             return None

@@ -15,7 +15,7 @@ from typing import Any, Self
 from lit_illada.data.config import SOURCES, TOKENIZERS, DataConfig, StdlibSource
 from lit_illada.data.sections import SECTION_SETTINGS
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import ContentError, parse_json
+from lit_illada.runtime.files import ContentError, parse_json, read_bytes
 from lit_illada.runtime.records import from_record
 from lit_illada.schema import choice_name
 
@@ -143,6 +143,12 @@ class Manifest:
         if len(set(files)) < len(files):
             twice = next(file for index, file in enumerate(files) if file in files[:index])
             raise UserError(f"the shard {twice} is listed twice")
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self | None:
+        """The manifest of a prepared data set; None where there is none. Raises UserError for invalid content."""
+        file = folder / MANIFEST_FILE
+        return cls.from_json(read_bytes(file), str(file)) if file.is_file() else None
 
     @classmethod
     def from_json(cls, content: str | bytes, origin: str) -> Self:

@@ -7,23 +7,16 @@ complete until the manifest of its successor replaces its own.
 """
 
 import shutil
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 from lit_illada.data.config import DataConfig
-from lit_illada.data.corpora.assignment import ShardKey, group_documents
+from lit_illada.data.corpora.assignment import group_documents
 from lit_illada.data.corpora.sources import total_bytes
 from lit_illada.data.corpora.tally import Tally
 from lit_illada.data.dataset.manifest import (
-    TRAIN,
-    VALIDATION,
     Manifest,
-    ShardRecord,
-    Split,
-    preparation_settings,
 )
-from lit_illada.data.dataset.shards import token_dtype
 from lit_illada.data.prepare.shard_writing import write_shards
 from lit_illada.data.prepare.tokenizer_training import OnProgress, build_tokenizer
 from lit_illada.data.prepare.work_folder import (
@@ -34,7 +27,6 @@ from lit_illada.data.prepare.work_folder import (
     lock,
     make_work_folder,
 )
-from lit_illada.data.tokenizer import Tokenizer
 
 
 def prepare(
@@ -58,7 +50,7 @@ def prepare(
 
 def _prepare(config: DataConfig, folder: Path, on_progress: OnProgress) -> Manifest:
     total = total_bytes(config.source)
-    work = make_work_folder(folder, preparation_settings(config))
+    work = make_work_folder(folder, config)
     tokenizer = build_tokenizer(config, work, total, on_progress)
     tally = Tally(config.on_bad_document)
     with closing(group_documents(config, work / "seen.sqlite", tally)) as groups:
@@ -66,25 +58,4 @@ def _prepare(config: DataConfig, folder: Path, on_progress: OnProgress) -> Manif
     if error := tally.empty_split(config):
         shutil.rmtree(work)  # more files would give another tokenizer
         raise error
-    return finish(folder, tokenizer, build_manifest(config, tokenizer, records, tally))
-
-
-def build_manifest(
-    config: DataConfig, tokenizer: Tokenizer, records: Mapping[ShardKey, ShardRecord], tally: Tally
-) -> Manifest:
-    """The manifest of the shards with these records."""
-    splits = {
-        split: Split([records[key] for key in sorted(records) if key[0] == split]) for split in (TRAIN, VALIDATION)
-    }
-    return Manifest(
-        dtype=token_dtype(tokenizer.vocab_size).name,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer_sha256=tokenizer.sha256,
-        train=splits[TRAIN],
-        validation=splits[VALIDATION],
-        duplicates=tally.duplicates,
-        empty=tally.empty,
-        bad_documents=tally.bad,
-        bad_examples=tally.examples,
-        settings=preparation_settings(config),
-    )
+    return finish(folder, config, tokenizer, records, tally)

@@ -28,11 +28,9 @@ from lit_illada.data.dataset.manifest import (
     TRAIN,
     VALIDATION,
     Manifest,
-    preparation_settings,
 )
 from lit_illada.data.dataset.shards import write_whole
 from lit_illada.data.prepare.division import DUPLICATE, Division, Part, identities
-from lit_illada.data.prepare.prepare import build_manifest
 from lit_illada.data.prepare.shard_writing import finished_shard, shard_files, write_shards
 from lit_illada.data.prepare.tokenizer_training import OnProgress, build_tokenizer
 from lit_illada.data.prepare.work_folder import (
@@ -70,7 +68,7 @@ def begin(config: DataConfig, *, overwrite: bool = False) -> Manifest | None:
         return manifest
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
-        make_work_folder(folder, preparation_settings(config))
+        make_work_folder(folder, config)
     return None
 
 
@@ -207,7 +205,7 @@ def _merge(division: Division) -> Manifest:
         for leftover in folder.rglob("*.tmp"):
             if leftover.is_file():
                 leftover.unlink()
-        return finish(folder, tokenizer, build_manifest(config, tokenizer, records, tally))
+        return finish(folder, config, tokenizer, records, tally)
 
 
 def _digests(division: Division) -> Iterator[tuple[ShardKey, bytes]]:

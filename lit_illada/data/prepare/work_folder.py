@@ -6,15 +6,15 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lit_illada.data.config import DataConfig
+from lit_illada.data.corpora.assignment import ShardKey
+from lit_illada.data.corpora.tally import Tally
 from lit_illada.data.dataset.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -22,10 +22,13 @@ from lit_illada.data.dataset.manifest import (
     TRAIN,
     VALIDATION,
     Manifest,
+    ShardRecord,
+    Split,
     is_url,
     preparation_settings,
     require_same_settings,
 )
+from lit_illada.data.dataset.shards import token_dtype
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.runtime.files import read_bytes, write_atomically
@@ -45,11 +48,9 @@ def local_folder(config: DataConfig) -> Path:
 def finished_manifest(config: DataConfig) -> Manifest | None:
     """The manifest of the prepared data set; None where there is none. Raises UserError if its settings differ."""
     folder = Path(config.dir)
-    file = folder / MANIFEST_FILE
-    if not file.is_file():
-        return None
-    manifest = Manifest.from_json(read_bytes(file), str(file))
-    require_same_settings(folder, manifest.settings, preparation_settings(config))
+    manifest = Manifest.of_folder(folder)
+    if manifest is not None:
+        require_same_settings(folder, manifest.settings, preparation_settings(config))
     return manifest
 
 
@@ -64,11 +65,11 @@ def lock(folder: Path) -> FileLock:
     return file_lock
 
 
-def make_work_folder(folder: Path, settings: dict[str, Any]) -> Path:
+def make_work_folder(folder: Path, config: DataConfig) -> Path:
     """The folder for the state of unfinished work; emptied if that had other settings."""
     work = folder / WORK_FOLDER
     settings_file = work / SETTINGS_FILE
-    content = json.dumps([FORMAT, settings])
+    content = json.dumps([FORMAT, preparation_settings(config)])
     if work.is_dir() and not (settings_file.is_file() and read_bytes(settings_file) == content.encode()):
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
@@ -79,9 +80,26 @@ def make_work_folder(folder: Path, settings: dict[str, Any]) -> Path:
     return work
 
 
-def finish(folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> Manifest:
+def finish(
+    folder: Path, config: DataConfig, tokenizer: Tokenizer, records: Mapping[ShardKey, ShardRecord], tally: Tally
+) -> Manifest:
     """Writes tokenizer and manifest, then removes everything that is not part of the data set."""
-    manifest = replace(manifest, tokenizer_folder=_free_tokenizer_folder(folder, tokenizer))
+    train, validation = (
+        Split([records[key] for key in sorted(records) if key[0] == split]) for split in (TRAIN, VALIDATION)
+    )
+    manifest = Manifest(
+        dtype=token_dtype(tokenizer.vocab_size).name,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer_sha256=tokenizer.sha256,
+        train=train,
+        validation=validation,
+        duplicates=tally.duplicates,
+        empty=tally.empty,
+        bad_documents=tally.bad,
+        bad_examples=tally.examples,
+        settings=preparation_settings(config),
+        tokenizer_folder=_free_tokenizer_folder(folder, tokenizer),
+    )
     tokenizer.save(folder / manifest.tokenizer_folder)
     # from the next line on, the folder is the new data set; the rest only removes files
     write_atomically(folder / MANIFEST_FILE, manifest.to_json())
@@ -111,11 +129,9 @@ def disk_errors_explained(folder: Path) -> Iterator[None]:
 def _free_tokenizer_folder(folder: Path, tokenizer: Tokenizer) -> str:
     """The usual name, unless a data set that is being replaced has another tokenizer there: it must stay complete
     until the manifest is replaced."""
-    file = folder / MANIFEST_FILE
-    if file.is_file():
-        old = Manifest.from_json(read_bytes(file), str(file))
-        if old.tokenizer_folder == TOKENIZER_FOLDER and old.tokenizer_sha256 != tokenizer.sha256:
-            return f"{TOKENIZER_FOLDER}-{tokenizer.sha256[:12]}"
+    old = Manifest.of_folder(folder)
+    if old is not None and old.tokenizer_folder == TOKENIZER_FOLDER and old.tokenizer_sha256 != tokenizer.sha256:
+        return f"{TOKENIZER_FOLDER}-{tokenizer.sha256[:12]}"
     return TOKENIZER_FOLDER
 
 
