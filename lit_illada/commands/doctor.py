@@ -13,8 +13,8 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.model.config import AttentionKernel
+from lit_illada.model.kernel_choice import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.runtime import packages
 from lit_illada.runtime.console import Console
 from lit_illada.runtime.packages import Finding, Verdict

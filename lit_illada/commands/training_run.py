@@ -29,7 +29,7 @@ from lit_illada.commands.run_summary import append_summary, print_summary
 from lit_illada.config import AlignConfig, ObjectiveRunConfig, PretrainConfig, RunConfig, SFTConfig
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.model.attention import LONGEST_MATMUL_ROW, choose_kernel, choose_masked_kernel
+from lit_illada.model.kernel_choice import LONGEST_MATMUL_ROW, choose_kernel, choose_masked_kernel
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime import ranks
 from lit_illada.runtime.console import Console

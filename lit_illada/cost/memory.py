@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from lit_illada.checkpoints.hf import tensor_shapes
-from lit_illada.model.attention import LONGEST_MATMUL_ROW, takes_heads
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_linear_parameters, num_parameters
+from lit_illada.model.kernel_choice import LONGEST_MATMUL_ROW, takes_heads
 from lit_illada.model.lm_head import default_chunk_size, stores_logits
 from lit_illada.model.lora import adapter_shapes, num_adapter_parameters
 from lit_illada.model.lora_config import LoraConfig

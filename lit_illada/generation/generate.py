@@ -61,18 +61,8 @@ def generate(
     stops = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=device)
     draws = Draws(config.seed, range(len(prompts)) if row_numbers is None else row_numbers, device)
 
-    reader_with = partial(
-        Reader,
-        logits_fn,
-        num_padding=num_padding,
-        prompt_length=prompt_length,
-        guidance_scale=config.guidance_scale,
-        mask_token_id=mask_token_id,
-        lookback=lookback,
-        blocks=None if block_length is None else _column_blocks(config, prompt_length, device),
-    )
-    # trials of an early answer must not disturb the cache of the block
-    reader, trial_reader = reader_with(config.cache), reader_with(NoCache())
+    blocks = None if block_length is None else _column_blocks(config, prompt_length, device)
+    reader, trial_reader = _readers(logits_fn, config, num_padding, prompt_length, mask_token_id, lookback, blocks)
     mitigations = Mitigations(
         config,
         kinds,
@@ -88,6 +78,32 @@ def generate(
     token_ids_BT = _fill_blocks(sampler, token_ids_BT, on_commit)
     num_forwards = reader.num_forwards + trial_reader.num_forwards
     return Generation.of(token_ids_BT[:, prompt_length:], stops, num_forwards, mitigations.events_of)
+
+
+def _readers(
+    logits_fn: LogitsFn,
+    config: GenerationConfig,
+    num_padding: Sequence[int],
+    prompt_length: int,
+    mask_token_id: int,
+    lookback: int,
+    blocks: Tensor | None,
+) -> tuple[Reader, Reader]:
+    """The reader of the denoising steps, and one for trials of an early answer.
+
+    Trials must not disturb the cache of the block.
+    """
+    reader_with = partial(
+        Reader,
+        logits_fn,
+        num_padding=num_padding,
+        prompt_length=prompt_length,
+        guidance_scale=config.guidance_scale,
+        mask_token_id=mask_token_id,
+        lookback=lookback,
+        blocks=blocks,
+    )
+    return reader_with(config.cache), reader_with(NoCache())
 
 
 def _fill_blocks(sampler: Sampler, token_ids_BT: Tensor, on_commit: Callable[[Commit], None] | None) -> Tensor:

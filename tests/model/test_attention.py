@@ -9,17 +9,10 @@ import torch
 
 from lit_illada.batch import Layout
 from lit_illada.errors import UserError
-from lit_illada.model.attention import (
-    LONGEST_MATMUL_ROW,
-    SEGMENT_KERNELS,
-    Attention,
-    _flash,
-    _flash_4,
-    _varlen,
-    _why_not,
-    choose_kernel,
-)
+from lit_illada.model.attention import Attention
 from lit_illada.model.config import AttentionKernel
+from lit_illada.model.kernel_choice import LONGEST_MATMUL_ROW, SEGMENT_KERNELS, _why_not, choose_kernel
+from lit_illada.model.kernels import _flash, _flash_4, _varlen
 
 HERE = [AttentionKernel.MATMUL, AttentionKernel.SDPA]
 CPU = torch.device("cpu")

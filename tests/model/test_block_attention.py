@@ -8,8 +8,9 @@ from torch.nn.attention.flex_attention import create_mask
 
 from lit_illada.batch import Layout
 from lit_illada.errors import UserError
-from lit_illada.model.attention import SEGMENT_KERNELS, Attention, choose_masked_kernel, flex_mask, visible_tokens
+from lit_illada.model.attention import Attention, flex_mask, visible_tokens
 from lit_illada.model.config import AttentionKernel, ModelConfig
+from lit_illada.model.kernel_choice import SEGMENT_KERNELS, choose_masked_kernel
 from lit_illada.objective.blocks import divide
 from lit_illada.objective.loss import NoisyBatch
 

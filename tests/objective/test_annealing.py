@@ -8,8 +8,9 @@ import torch
 
 from lit_illada.batch import Layout, TokenBatch
 from lit_illada.errors import UserError
-from lit_illada.model.attention import SEGMENT_KERNELS, Attention, visible_tokens
+from lit_illada.model.attention import Attention, visible_tokens
 from lit_illada.model.config import AttentionKernel
+from lit_illada.model.kernel_choice import SEGMENT_KERNELS
 from lit_illada.objective.annealing import draw_visible_later
 from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw
 from lit_illada.objective.diffusion import DiffusionObjective
