@@ -106,6 +106,11 @@ class AlignmentConfig:
         return anchor in (self.form.anchor, self.regulariser.anchor)
 
     @property
+    def scores_flat(self) -> bool:
+        """Whether the scores of completions of advantage 0 matter to the loss or its count."""
+        return not isinstance(self.regulariser, NoRegulariser) or self.form.weighs_by_score
+
+    @property
     def has_fresh_views(self) -> bool:
         """Whether every update is scored under masks of its own."""
         return self.fresh_noise and (self.estimator.is_random or self.masked_prompt > 0)

@@ -35,6 +35,11 @@ class Form(ABC):
     is_pair: ClassVar[bool] = False
     """Whether sequences 2p and 2p + 1 form one loss, which the unit of the first holds."""
 
+    @property
+    def weighs_by_score(self) -> bool:
+        """Whether `weight` depends on the scores."""
+        return False
+
     @abstractmethod
     def __call__(self, score_DSU: Tensor, anchor_DSU: Tensor | None, advantage_S1: Tensor) -> Tensor:
         """(D, S, U) losses. anchor_DSU: scores under the frozen policy; None if the form needs none."""
@@ -101,6 +106,10 @@ class ClipAlways(Clip):
 
     self_normalised: bool = True
     """Divide by the sum of the clipped ratios instead of the number of units."""
+
+    @property
+    def weighs_by_score(self) -> bool:
+        return self.self_normalised
 
     def __call__(self, score_DSU: Tensor, anchor_DSU: Tensor | None, advantage_S1: Tensor) -> Tensor:
         return -self._clipped(score_DSU, anchor_DSU) * advantage_S1

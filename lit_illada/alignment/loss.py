@@ -60,11 +60,13 @@ def policy_loss(
     advantage_S: Tensor,
     frozen: Frozen,
     is_counted_S: Tensor | None = None,
+    is_scored_S: Tensor | None = None,
 ) -> PolicyLoss:
     """The loss of scored completions.
 
     advantage_S: (S,), over whole groups; 1 and −1 alternating for pairs. is_counted_S: (S,) bool, completions that the
-    normaliser counts; None: all.
+    normaliser counts; None: all. is_scored_S: (S,) bool, completions with scores, which the statistics cover; None:
+    all.
     """
     units = Units.of(config.level, completions)
     score_DSU = units.sum(scores.for_advantage(advantage_S, config.per_draw))
@@ -82,9 +84,10 @@ def policy_loss(
     factor_S, count = normalise(config.normaliser, weight_SU, completions.is_canvas.sum(1))
     penalty_S, kl = _penalty(config, completions, scores, advantage_S, frozen)
     total = (loss_S * factor_S + penalty_S * factor_S * weight_SU.sum(1)).sum()
-    stats = {"score": _sum_and_count(scores.sequence, units.num_tokens > 0), "kl": kl}
+    is_unit_SU = units.is_unit if is_scored_S is None else units.is_unit & is_scored_S[:, None]
+    stats = {"score": _sum_and_count(scores.sequence, is_unit_SU.any(1)), "kl": kl}
     if anchor_DSU is not None:
-        is_unit_DSU = units.is_unit.expand_as(score_DSU)
+        is_unit_DSU = is_unit_SU.expand_as(score_DSU)
         is_clipped_DSU = config.form.is_clipped(score_DSU, anchor_DSU, advantage_S1)
         stats["clipped"] = _sum_and_count(is_clipped_DSU, is_unit_DSU)
         stats["log_ratio"] = _sum_and_count(score_DSU - anchor_DSU, is_unit_DSU)

@@ -154,15 +154,16 @@ class AlignModule(RunModule):
         part = rollout.completions.select(batch.index)
         number = batch.update if self.config.has_fresh_views else 0  # of the masks within the rollout
         tokens_before = self.passes.num_tokens
+        advantage_B, is_counted_B = rollout.advantage[batch.index], rollout.is_counted[batch.index]
+        is_scored_B = (advantage_B != 0) | self.config.scores_flat
         with self.passes.phase(UPDATE):
-            scores = self._score(part, self._masks(number))
+            scores = self._score_some(part, self._masks(number), is_scored_B)
         width = part.token_ids.shape[1]
         frozen = Frozen(*(
             None if number not in stored else stored[number].select(batch.index, width)
             for stored in (rollout.old, rollout.ref)
         ))  # fmt: skip
-        advantage_B, is_counted_B = rollout.advantage[batch.index], rollout.is_counted[batch.index]
-        loss = policy_loss(self.config, part, scores, advantage_B, frozen, is_counted_B)
+        loss = policy_loss(self.config, part, scores, advantage_B, frozen, is_counted_B, is_scored_B)
         if batch.update == 0 and self.config.updates > 1 and self.config.needs(Anchor.OLD):
             rollout.keep(scores.detach())
         self._step_sums = self._step_sums + loss.count
@@ -208,6 +209,15 @@ class AlignModule(RunModule):
             num_views=num_views,
             recompute=self.config.recompute_views and torch.is_grad_enabled(),
         )
+
+    def _score_some(self, completions: Completions, masks: int, is_scored_B: Tensor) -> Scores:
+        """Scores of some completions and 0 of the others; of the first if there is none, so that a gradient exists."""
+        index = is_scored_B.nonzero()[:, 0]
+        if len(index) == len(is_scored_B):
+            return self._score(completions, masks)
+        index = index if len(index) else index.new_zeros(1)
+        scores = self._score(completions.select(index), masks)
+        return scores.spread(index, *completions.token_ids.shape)
 
     @property
     def _score_fn(self) -> ScoreFn:

@@ -60,6 +60,15 @@ class Scores(Movable):
         upper = None if self.upper is None else self.upper[index, :width]
         return replace(self, by_draw=self.by_draw[:, index, :width], upper=upper)
 
+    def spread(self, index: Tensor, num: int, width: int) -> "Scores":
+        """The inverse of `select`: these sequences at `index` of `num` sequences of `width` columns, 0 elsewhere."""
+
+        def spread(values: Tensor) -> Tensor:
+            zeros = values.new_zeros(*values.shape[:-2], num, width)
+            return zeros.index_copy(-2, index, _padded(values, width))
+
+        return replace(self, by_draw=spread(self.by_draw), upper=None if self.upper is None else spread(self.upper))
+
     @classmethod
     def join(cls, parts: Sequence["Scores"]) -> "Scores":
         """The scores of several batches in order; narrower ones are padded."""

@@ -84,7 +84,10 @@ def rollout_bytes(config: AlignConfig, model: ModelConfig, length: int, compute_
 
 
 def completion_passes(config: AlignConfig, *, is_short: bool = False) -> CompletionPasses:
-    """Forward passes of a completion that fills its canvas, or of one that ends in its first token."""
+    """Forward passes of a completion that fills its canvas, or of one that ends in its first token.
+
+    Its advantage is not 0: without a regulariser the updates leave other completions out.
+    """
     generation, alignment = config.generation, config.alignment
     steps = _steps(generation, is_short and generation.canvas is Canvas.append)
     completion = _completion(steps, is_short)

@@ -223,6 +223,8 @@ def test_groups_without_variance_are_reported_at_once_and_change_nothing(tuned, 
     assert result.exit_code == 0, result.output
     assert "all 8 completions have reward 0" in caplog.text
     assert curves(run)["rollout/flat_groups"] == [(0, 1.0)]
+    # 3 nodes, 2 updates, and only one completion of each micro-batch of four
+    assert curves(run)["perf/passes_update"] == [(2, 3 * 2 / 4)]
     before, after = weights(tuned), weights(run)
     assert all(torch.equal(before[name], after[name]) for name in before)
     result = lit_illada("align", tuned, *SMALL, *flat, "trainer.max_steps=40", f"run_dir={tmp_path / 'long'}")

@@ -124,6 +124,28 @@ def test_normalisers_by_hand(completions, model, world):
         torch.testing.assert_close(loss.sum / loss.count, value)
 
 
+@pytest.mark.parametrize("normaliser", list(Normaliser))
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if not config.scores_flat])
+def test_completions_without_advantage_need_no_scores(name, normaliser, completions, world):
+    config = replace(CONFIGS[name], normaliser=normaliser)
+    model, other = world.build_model(), world.build_model(seed=1)
+    advantage = torch.tensor([0.0, 1.0, 0.0, 0.0, 2.0, -2.0] if not config.form.is_pair else [1.0, -1.0] * 3)
+    index = advantage.nonzero()[:, 0]
+    with torch.no_grad():
+        old = world.scored(config.estimator, completions, other)
+    some = world.scored(config.estimator, completions.select(index), model)
+    some = some.spread(index, *completions.token_ids.shape)
+    every = world.scored(config.estimator, completions, model)
+    results = []
+    for scores, is_scored in ((every, None), (some, advantage != 0)):
+        loss = policy_loss(config, completions, scores, advantage, Frozen(old, old), is_scored_S=is_scored)
+        gradient = torch.autograd.grad(loss.sum, list(model.parameters()))
+        results.append([loss.sum, loss.count, *gradient])
+    for whole, part in zip(*results, strict=True):
+        torch.testing.assert_close(part, whole)
+    assert loss.stats["score"][1] == len(index)
+
+
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("pairs", "kl", "kl of sequences")])
 def test_groups_of_equal_rewards_take_part_with_a_gradient_of_zero(name, completions, world):
     model = world.build_model()
