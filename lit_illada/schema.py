@@ -48,7 +48,7 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
     """
     if not isinstance(tree, Mapping):
         raise UserError(f"{where.rstrip('.') or 'a config'} must be a mapping of keys; got {tree!r}")
-    hints = get_type_hints(schema)
+    hints = _hints(schema)  # type: ignore[arg-type]
     items = {item.name: item for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
     values = {}
     for key, child in tree.items():
@@ -75,7 +75,7 @@ def with_defaults(schema: type, tree: Any, defaults: Any = None) -> Any:
     """
     if not isinstance(tree, Mapping):
         return tree
-    hints, full = get_type_hints(schema), {}
+    hints, full = _hints(schema), {}
     for item in dataclasses.fields(schema):
         table = item.metadata.get("choices")
         default = _default(item) if defaults is None else getattr(defaults, item.name)
@@ -109,7 +109,7 @@ def _with_defaults(hint: Any, table: Mapping[str, type] | None, child: Any, defa
 
 def check_fields(schema: type, tree: Mapping[str, Any]) -> None:
     """Check each field of a partial tree separately. Raises UserError as `from_tree` does."""
-    hints = get_type_hints(schema)
+    hints = _hints(schema)
     items = {item.name: item for item in dataclasses.fields(schema)}
     for key, child in tree.items():
         if key not in items:
@@ -230,6 +230,12 @@ def _list_hint(hint: Any, value: Any, path: str) -> str:
     if isinstance(value, str | int | float) and any(get_origin(part) is list for part in parts):
         return f": write {path}=[{value}]"
     return ""
+
+
+@cache
+def _hints(schema: type) -> dict[str, Any]:
+    """Types of a dataclass's fields, by name: evaluating the annotations takes longer than reading the values."""
+    return get_type_hints(schema)
 
 
 @cache
