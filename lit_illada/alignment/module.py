@@ -9,7 +9,6 @@ Shapes: S completions of this rank, B of a micro-batch, G of each prompt.
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -19,29 +18,23 @@ from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import Metric
 
 from lit_illada.alignment.advantages import is_mixed
-from lit_illada.alignment.completions import Completions
 from lit_illada.alignment.config import AlignmentConfig
 from lit_illada.alignment.datamodule import CompletionBatch, HeldOutBatch
 from lit_illada.alignment.figures import UpdateCurves, rollout_figures, rollout_table
 from lit_illada.alignment.flat import FlatRollouts
 from lit_illada.alignment.forms import Anchor
-from lit_illada.alignment.gather import gather_rows
 from lit_illada.alignment.held_out import HeldOut
-from lit_illada.alignment.loss import Frozen, mismatch, policy_loss
-from lit_illada.alignment.passes import HELD_OUT, UPDATE, Passes
+from lit_illada.alignment.loss import Frozen, policy_loss
+from lit_illada.alignment.passes import HELD_OUT, UPDATE
 from lit_illada.alignment.prompts import Prompt
-from lit_illada.alignment.reference import Reference
 from lit_illada.alignment.reward_worker import Rewards, RewardWorker
 from lit_illada.alignment.rollout import Rollout, Sample, Writer, map_tensors
-from lit_illada.alignment.scores import Scores, completions_noise, rollout_policy, score
-from lit_illada.alignment.trajectories import Trajectory
-from lit_illada.alignment.views import Estimator
+from lit_illada.alignment.scoring_module import ScoringModule
 from lit_illada.model.transformer import Transformer
-from lit_illada.objective.loss import ScoreFn
 from lit_illada.training.config.optim import OptimConfig
-from lit_illada.training.distributed.parallel import num_data_ranks, whole_weights
+from lit_illada.training.distributed.parallel import num_data_ranks
 from lit_illada.training.metrics import publish
-from lit_illada.training.run_module import RunModule, TokenizerFiles
+from lit_illada.training.run_module import TokenizerFiles
 from lit_illada.training.user_trainer import check_batch
 
 log = logging.getLogger(__name__)
@@ -49,7 +42,7 @@ log = logging.getLogger(__name__)
 _NUM_MISMATCH = 4  # held-out completions whose trajectory is scored again
 
 
-class AlignModule(RunModule):
+class AlignModule(ScoringModule):
     """Alignment of `model` with rewards or preference pairs.
 
     Logged as `rollout/…` (rewards by term, groups without variance, lengths, loops, entropy), `train/…` (loss, clip
@@ -85,28 +78,29 @@ class AlignModule(RunModule):
             writer: samples the completions of training.
             rewards: computes the rewards; None: preference pairs.
             held_out: prompts of the validation.
-            seed: of the masks.
-            micro_batch_rows: completions per forward pass where a frozen policy is scored.
-            num_adapters: parameters of the adapters where only those are trained; None: all weights are.
-            The others are those of `RunModule`.
+            The others are those of `ScoringModule`.
         """
         super().__init__(
-            model, optim, max_steps=max_steps, batch_rows=batch_rows, tokenizer=tokenizer, hparams=hparams, shard=shard
+            model,
+            config,
+            optim,
+            rollout_temperature=writer.generation.temperature,
+            mask_token_id=mask_token_id,
+            seed=seed,
+            max_steps=max_steps,
+            batch_rows=batch_rows,
+            micro_batch_rows=micro_batch_rows,
+            num_adapters=num_adapters,
+            tokenizer=tokenizer,
+            hparams=hparams,
+            shard=shard,
         )
-        self.config = config
         self.prompt_at = prompt_at
         self.writer = writer
         self.rewards = rewards
         self.held_out = held_out
-        self.mask_token_id = mask_token_id
         self.eos_token_id = eos_token_id
-        self.seed = seed
-        self.micro_batch_rows = micro_batch_rows
-        self.passes = Passes(model, model.config, num_adapters)
         self.curves = UpdateCurves()
-        self.reference: Reference | None = None
-        if shard is None:
-            self._make_reference()
         self.rollout: Rollout | None = None
         self.rollout_step = 0  # optimizer steps before the last rollout
         self.samples: list[Sample] = []  # completions of the last rollout on this rank
@@ -125,16 +119,6 @@ class AlignModule(RunModule):
         memo[id(self)] = copy
         copy.__setstate__(deepcopy(self.__getstate__(), memo))
         return copy
-
-    def configure_model(self) -> None:
-        super().configure_model()
-        self._make_reference()
-
-    def _make_reference(self) -> None:
-        if self.reference is None and self.config.needs(Anchor.REF):
-            self.reference = Reference(self.model)
-
-    # ---- updates
 
     def training_step(self, batch: CompletionBatch, batch_idx: int) -> dict[str, Any]:
         """Compute the loss of one micro-batch; the first one of a rollout samples it.
@@ -190,43 +174,6 @@ class AlignModule(RunModule):
     def interval_metrics(self) -> dict[str, Metric]:
         return {"curves": self.curves}
 
-    def _masks(self, update: int) -> int:
-        """Number of the masks of an update of the present rollout."""
-        return self.config.mask_number(self.global_step // self.config.updates, update)
-
-    def _score(self, completions: Completions, masks: int) -> Scores:
-        """Scores under the model's present parameters and the masks of this number."""
-        estimator = self.config.estimator
-        # sharded, every pass gathers the weights: all ranks run equally many
-        num_views = self._largest(estimator.num_views(completions)) if self._is_sharded else None
-        return score(
-            estimator,
-            completions,
-            self._score_fn,
-            completions_noise(completions, self.seed, masks),
-            self.mask_token_id,
-            masked_prompt=self.config.masked_prompt,
-            num_views=num_views,
-            recompute=self.config.recompute_views and torch.is_grad_enabled(),
-        )
-
-    def _score_some(self, completions: Completions, masks: int, is_scored_B: Tensor) -> Scores:
-        """Scores of some completions and 0 of the others; of the first if there is none, so that a gradient exists."""
-        index = is_scored_B.nonzero()[:, 0]
-        if len(index) == len(is_scored_B):
-            return self._score(completions, masks)
-        index = index if len(index) else index.new_zeros(1)
-        scores = self._score(completions.select(index), masks)
-        return scores.spread(index, *completions.token_ids.shape)
-
-    @property
-    def _score_fn(self) -> ScoreFn:
-        if not self.config.temperature_in_score:
-            return self.model
-        return rollout_policy(self.model, self.writer.generation.temperature, self.mask_token_id)
-
-    # ---- rollouts
-
     @torch.no_grad()
     def _begin_rollout(self, groups: range) -> Rollout:
         """Sample, judge and score the completions of this rank's prompts, given by their positions in the stream."""
@@ -235,7 +182,11 @@ class AlignModule(RunModule):
         group_size = self.config.group_size
         numbers = [position * group_size + member for position in groups for member in range(group_size)]
         self._num_completions += len(numbers)
-        rollout = self._of_pairs(prompts, numbers) if self.rewards is None else self._of_samples(prompts, numbers)
+        rollout = (
+            Rollout.of_pairs(prompts, numbers, self.eos_token_id)
+            if self.rewards is None
+            else self._of_samples(prompts, numbers)
+        )
         if self.config.share_noise:
             rollout.completions = rollout.completions.sharing_noise(group_size)
         rollout = rollout.to(self.device)
@@ -268,33 +219,6 @@ class AlignModule(RunModule):
             is_counted_P.repeat_interleave(group_size),
         )
 
-    def _of_pairs(self, prompts: Sequence[Prompt], numbers: Sequence[int]) -> Rollout:
-        answers = [answer for prompt in prompts for answer in prompt.pair]
-        repeated = [prompt.ids for prompt in prompts for _ in range(2)]
-        advantage = torch.tensor([1.0, -1.0] * len(prompts), dtype=torch.float64)
-        completions = Completions.of_texts(repeated, answers, numbers, self.eos_token_id)
-        return Rollout(completions, advantage, torch.ones(len(advantage), dtype=torch.bool))
-
-    def _score_frozen(self, rollout: Rollout) -> None:
-        """Score the frozen policies under the masks of every update."""
-        every = self.config.reference_every
-        number = self.global_step // self.config.updates  # of the rollout
-        if self.reference is not None and every is not None and number and number % every == 0:
-            self.reference.copy_from(self.model)
-        num_masks = self.config.updates if self.config.has_fresh_views else 1
-        with self.passes.phase("scoring"):
-            if self.config.needs(Anchor.OLD):  # under the masks of the first update its own scores serve
-                rollout.old = {number: self._score_all(rollout, number) for number in range(1, num_masks)}
-            if self.config.needs(Anchor.REF):
-                assert self.reference is not None
-                with self.reference.in_place_of(self.model):
-                    rollout.ref = {number: self._score_all(rollout, number) for number in range(num_masks)}
-
-    def _score_all(self, rollout: Rollout, number: int) -> Scores:
-        """Scores of all completions, in the micro-batches of the updates."""
-        indices = torch.arange(len(rollout.completions), device=self.device).split(self.micro_batch_rows)
-        return Scores.join([self._score(rollout.completions.select(index), self._masks(number)) for index in indices])
-
     def end_step(self) -> None:
         """Log the curves of a step that has ended, and the passes of a rollout whose last update it was."""
         is_rollout_over = self.global_step != self._step_before and self.global_step % self.config.updates == 0
@@ -315,8 +239,6 @@ class AlignModule(RunModule):
         rows = self.passes.training_rows(self._summed)
         return {"forwards": sum(rows.values()), **{f"forwards_{phase}": number for phase, number in rows.items()}}
 
-    # ---- validation
-
     def on_validation_epoch_start(self) -> None:
         self.held_out.begin()
         self._mismatch = None
@@ -330,7 +252,8 @@ class AlignModule(RunModule):
         with self._whole_weights(), self.passes.phase(HELD_OUT):
             samples = self.held_out.write(self._transformer, batch.index)
             if batch_idx == 0:
-                self._mismatch = self._mismatch_of(samples[:_NUM_MISMATCH])
+                first = samples[:_NUM_MISMATCH]
+                self._mismatch = self._mismatch_of(self.held_out.writer.completions(first, range(len(first)), False))
         self.held_out.add(batch.index, samples)
 
     def on_validation_epoch_end(self) -> None:
@@ -347,34 +270,16 @@ class AlignModule(RunModule):
         """Whether the chosen answer of each held-out pair gained more likelihood over the reference than the other."""
         prompts = [self.held_out.prompts[each] for each in index]
         numbers = [-1 - 2 * each - member for each in index for member in (0, 1)]  # no training completion has these
-        completions = self._of_pairs(prompts, numbers).completions.to(self.device)
-        assert self.reference is not None
+        completions = Rollout.of_pairs(prompts, numbers, self.eos_token_id).completions.to(self.device)
         with self.passes.phase(HELD_OUT):
-            own = self._score(completions, 0).sequence
-            with self.reference.in_place_of(self.model):
-                gain = (own - self._score(completions, 0).sequence).double().cpu()
+            gain = self._gain(completions).double().cpu()
         margin = gain[0::2] - gain[1::2]
         return {"index": torch.tensor(index).double(), "correct": (margin > 0).double(), "margin": margin}
-
-    def _mismatch_of(self, samples: Sequence[Sample]) -> Tensor:
-        """(2,) sum and count of log p at which tokens were committed minus that of the exact trajectory, scored again.
-
-        0 unless caches, guidance or controls make the sampler another policy than the model. Nothing is counted where
-        the sampler masks tokens again.
-        """
-        completions = self.held_out.writer.completions(samples, range(len(samples)), False).to(self.device)
-        if completions.steps is None:
-            return torch.zeros(2, dtype=torch.float64, device=self.device)
-        policy, noise = rollout_policy(self.model, 1.0, self.mask_token_id), completions_noise(completions, 0, 0)
-        estimator: Estimator = Trajectory()
-        return mismatch(score(estimator, completions, policy, noise, self.mask_token_id), completions)
 
     def teardown(self, stage: str) -> None:
         for worker in (self.rewards, self.held_out.verdicts):
             if worker is not None:
                 worker.close()
-
-    # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -402,33 +307,7 @@ class AlignModule(RunModule):
             rollout = map_tensors(state["rollout"], lambda rows: rows[rank * own : (rank + 1) * own])
             self.rollout = Rollout.of_state(rollout)
 
-    # ---- ranks
-
     @property
     def _transformer(self) -> Transformer:
         assert isinstance(self.model, Transformer)
         return self.model
-
-    def _whole_weights(self) -> AbstractContextManager[None]:
-        """Within it, ranks may run different numbers of forward passes."""
-        return whole_weights(self.model) if self._is_sharded else nullcontext()
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self._data_group is not None
-
-    @property
-    def _data_rank(self) -> int:
-        group = self._data_group
-        return self.trainer.global_rank if group is None else torch.distributed.get_rank(group)
-
-    def _gathered(self, rows: Tensor) -> Tensor:
-        """The rows of all data ranks, in their order. Collective."""
-        return rows if num_data_ranks(self.trainer) == 1 else gather_rows(rows.to(self.device), self._data_group)
-
-    def _summed(self, values: Tensor) -> Tensor:
-        """Values added up over all ranks. Collective."""
-        return self._sum_over_ranks(values.to(self.device)).cpu()
-
-    def _largest(self, value: int) -> int:
-        return int(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), self._data_group, "max"))

@@ -128,6 +128,15 @@ class Rollout:
     scored: list[Scores] = field(default_factory=list)
     """Scores of the first update's micro-batches so far, which are those of the policy of the rollout."""
 
+    @classmethod
+    def of_pairs(cls, prompts: Sequence[Prompt], numbers: Sequence[int], eos_token_id: int) -> "Rollout":
+        """The two answers of each prompt's pair, the chosen one with advantage 1, the other with −1."""
+        answers = [answer for prompt in prompts for answer in prompt.pair]
+        repeated = [prompt.ids for prompt in prompts for _ in range(2)]
+        advantage = torch.tensor([1.0, -1.0] * len(prompts), dtype=torch.float64)
+        completions = Completions.of_texts(repeated, answers, numbers, eos_token_id)
+        return cls(completions, advantage, torch.ones(len(advantage), dtype=torch.bool))
+
     def keep(self, scores: Scores) -> None:
         """Keep the scores of the first update's next micro-batch as those of the rollout's policy."""
         self.scored.append(scores)

@@ -9,10 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-import lightning.pytorch as pl
-import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import Metric
 
@@ -23,6 +20,7 @@ from lit_illada.training.distributed.gradients import clamp, scale, total_norm
 from lit_illada.training.distributed.parallel import ShardedStrategy, num_data_ranks
 from lit_illada.training.metrics import publish, set_sums, sums_of
 from lit_illada.training.optim import build_optimizer
+from lit_illada.training.ranked_module import RankedModule
 from lit_illada.training.schedule import LearningRate
 from lit_illada.training.user_trainer import reconcile
 
@@ -34,7 +32,7 @@ class TokenizerFiles(Protocol):
         """Contents by file name."""
 
 
-class RunModule(pl.LightningModule):
+class RunModule(RankedModule):
     """A training run of `model`, under the project's Trainer or any other Lightning Trainer.
 
     The Trainer's `accumulate_grad_batches` and `max_steps` default to the config's values. `gradient_clip_val` (0: no
@@ -74,8 +72,7 @@ class RunModule(pl.LightningModule):
             hparams: plain values only, saved in every checkpoint.
             shard: shards the model over a mesh and loads its weights; None if every rank holds the whole model.
         """
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.optim = optim
         self.max_steps = max_steps
         self.batch_rows = batch_rows
@@ -89,7 +86,6 @@ class RunModule(pl.LightningModule):
         self._is_batch_checked = False
         self._shard = shard
         self._step_before = 0  # optimizer steps when the micro-batch in progress began
-        self._data_group: ProcessGroup | None = None
         # Summed over the step's micro-batches. Not a buffer: DDP would overwrite it with rank 0's.
         self._step_sums: Tensor | float = 0.0
         self._reference = 1.0  # divisor of the loss, until the global count is known
@@ -197,8 +193,7 @@ class RunModule(pl.LightningModule):
         self.tokens_seen = checkpoint.get("tokens_seen", 0)
         if "loops" not in checkpoint:  # a checkpoint of weights only
             return
-        group = self._data_group
-        if (self.trainer.global_rank if group is None else torch.distributed.get_rank(group)) == 0:
+        if self._data_rank == 0:
             for name, sums in checkpoint.get("interval_sums", {}).items():
                 set_sums(self.interval_metrics[name], sums)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -247,9 +242,6 @@ class RunModule(pl.LightningModule):
         count = self.global_count()
         parts = num_data_ranks(self.trainer) * self.trainer.accumulate_grad_batches
         return self._reference * parts / count if count > 0 else 0.0
-
-    def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(value, group=self._data_group, reduce_op="sum")  # type: ignore[return-value]
 
     def _schedule(self) -> LearningRate:
         return self.lr_schedulers()  # type: ignore[return-value]
