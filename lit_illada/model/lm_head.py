@@ -70,10 +70,11 @@ class _StoredCrossEntropy(torch.autograd.Function):
         logits_MV = hidden_MD @ weight_VD.T
         target_logit_M, lse_M = (targets_M.new_empty(len(targets_M), dtype=_score_dtype(hidden_MD)) for _ in range(2))
         best_M = torch.empty_like(targets_M)
-        for rows, logits_RV in _row_slices(logits_MV):
+        for rows, logits_RV, buffer_RV in _row_slices(logits_MV):
             target_logit_M[rows] = logits_RV.gather(1, targets_M[rows, None])[:, 0]
             highest_R, best_M[rows] = logits_RV.max(-1)
-            lse_M[rows] = logits_RV.sub_(highest_R[:, None]).exp_().sum(-1).log() + highest_R
+            shifted_RV = torch.sub(logits_RV, highest_R[:, None], out=buffer_RV)
+            lse_M[rows] = shifted_RV.exp_().sum(-1).log() + highest_R
         ctx.save_for_backward(hidden_MD, weight_VD, targets_M, logits_MV, lse_M)
         ctx.mark_non_differentiable(best_M)
         return lse_M - target_logit_M, best_M
@@ -83,21 +84,30 @@ class _StoredCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_nll_M: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden_MD, weight_VD, targets_M, logits_MV, lse_M = ctx.saved_tensors
         grad_MV = torch.empty_like(logits_MV)
-        for rows, logits_RV in _row_slices(logits_MV):
-            grad_RV = logits_RV.sub_(lse_M[rows, None]).exp_()  # d nll / d logit = softmax − 1[target]
+        is_converted = lse_M.dtype is not logits_MV.dtype
+        for rows, logits_RV, buffer_RV in _row_slices(logits_MV):
+            out_RV = buffer_RV if is_converted else grad_MV[rows]
+            # d nll / d logit = softmax − 1[target]
+            grad_RV = torch.sub(logits_RV, lse_M[rows, None], out=out_RV).exp_()
             grad_RV.scatter_add_(1, targets_M[rows, None], grad_RV.new_full((len(grad_RV), 1), -1))
-            grad_MV[rows] = grad_RV.mul_(grad_nll_M[rows, None])
+            grad_RV.mul_(grad_nll_M[rows, None])
+            if is_converted:
+                grad_MV[rows] = grad_RV
         return grad_MV @ weight_VD, grad_MV.T @ hidden_MD if ctx.needs_input_grad[1] else None, None
 
 
-def _row_slices(logits_MV: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yields the logits of each slice of the tokens in one buffer that the next slice overwrites."""
+def _row_slices(logits_MV: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yields the logits of each slice of the tokens in at least float32, and a buffer that the next slice overwrites.
+
+    Converted logits lie in the buffer; others are a view of the stored ones, which must not be changed.
+    """
     M, V = logits_MV.shape
     num_rows = max(1, (GPU_ROWS_BYTES if logits_MV.is_cuda else CPU_ROWS_BYTES) // (4 * V))
     buffer = logits_MV.new_empty(min(M, num_rows), V, dtype=_score_dtype(logits_MV))
     for start in range(0, M, num_rows):
         rows = slice(start, min(start + num_rows, M))
-        yield rows, buffer[: rows.stop - start].copy_(logits_MV[rows])
+        buffer_RV, stored_RV = buffer[: rows.stop - start], logits_MV[rows]
+        yield rows, stored_RV if stored_RV.dtype is buffer.dtype else buffer_RV.copy_(stored_RV), buffer_RV
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
