@@ -169,7 +169,7 @@ def _loaded(checkpoint: Source) -> LanguageModel:
     if isinstance(checkpoint, LanguageModel):
         return checkpoint
     if isinstance(checkpoint, str | Path):
-        return load_checkpoint(checkpoint)
+        return load_checkpoint(checkpoint, dtype=torch.float32)  # on the CPU, where few multiply bfloat16 fast
     if not isinstance(checkpoint, PretrainModule):
         raise UserError(
             f"a checkpoint is a path, the result of load_checkpoint, or a module; got a {type(checkpoint).__name__}"

@@ -83,14 +83,16 @@ def open_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> Che
     return Checkpoint(file, model, tokenizer, tensors, state)
 
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
+def load_checkpoint(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> LanguageModel:
     """Load the model, in evaluation mode on `device`, and its tokenizer.
 
-    path: a run folder (its newest checkpoint), a converted folder or one checkpoint. Raises UserError for a path
-    without a checkpoint, and for a damaged one.
+    path: a run folder (its newest checkpoint), a converted folder or one checkpoint. dtype: of the weights; None: as
+    they are stored. Raises UserError for a path without a checkpoint, and for a damaged one.
     """
     checkpoint = open_checkpoint(Path(path))
-    model = load_model(checkpoint.model, checkpoint.tensors, torch.device(device)).eval()
+    model = load_model(checkpoint.model, checkpoint.tensors, torch.device(device), dtype).eval()
     return LanguageModel(model, checkpoint.tokenizer)
 
 

@@ -48,7 +48,7 @@ def run_generate(
         raise UserError(f"{trace_file}: no folder {trace_file.parent}")
     accelerator = config.accelerator.resolve()
     device, precision = accelerator.device, config.precision.resolve(accelerator)
-    model, tokenizer = load_checkpoint(checkpoint, device)
+    model, tokenizer = load_checkpoint(checkpoint, device, precision.dtype_of_loaded)
     prompt_ids = tokenizer.encode(text)
     if is_chat:
         prompt_ids = ChatTemplate(config.template, tokenizer).encode_prompt([Message(Role.USER, text)])

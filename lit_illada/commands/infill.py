@@ -22,8 +22,9 @@ def run_infill(checkpoint: Path, text: str, live: bool | None, overrides: Sequen
     """
     config = load("generate", overrides)
     accelerator = config.accelerator.resolve()
-    is_bf16 = config.precision.resolve(accelerator) is Precision.bf16_mixed
-    model, tokenizer = load_checkpoint(checkpoint, accelerator.device)
+    precision = config.precision.resolve(accelerator)
+    is_bf16 = precision is Precision.bf16_mixed
+    model, tokenizer = load_checkpoint(checkpoint, accelerator.device, precision.dtype_of_loaded)
     console = Console(stderr=True)
     view = LiveView(tokenizer, console) if (console.is_terminal if live is None else live) else None
     with view or nullcontext(), torch.autocast(accelerator.device.type, torch.bfloat16, enabled=is_bf16):

@@ -63,8 +63,9 @@ def run_score(
         print_lines(f"{folder.path} is already scored")
         return _compare(folder, previous, against)
     accelerator = config.accelerator.resolve()
-    model, tokenizer = load_checkpoint(file, accelerator.device)
-    is_bf16 = config.precision.resolve(accelerator) is Precision.bf16_mixed
+    precision = config.precision.resolve(accelerator)
+    is_bf16 = precision is Precision.bf16_mixed
+    model, tokenizer = load_checkpoint(file, accelerator.device, precision.dtype_of_loaded)
     writer = Writer(model, tokenizer, config.generation, config.score.batch_prompts, is_bf16, folder.path / _ANSWERS)
     planned = jobs(evaluations, writer, config, folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)

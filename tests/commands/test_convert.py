@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from lit_illada import nll_bound
 from lit_illada.batch import Layout
 from lit_illada.checkpoints.hf import load_model, tensor_shapes, write_hf
 from lit_illada.checkpoints.hf_layouts import LAYOUTS
@@ -383,6 +384,11 @@ def test_loading_preserves_the_weights_dtype(published, tmp_path):
     assert lit_illada("convert", tmp_path / "in", tmp_path / "up", "--to", "lit", "--dtype", "float32").exit_code == 0
     up = load_checkpoint(tmp_path / "up", CPU)[0]
     assert torch.equal(up.lm_head_weight, model.lm_head_weight.float())
+    # 32-true computes in float32 whatever the stored type; many CPUs multiply bfloat16 a hundred times slower
+    written = [lit_illada("generate", tmp_path / name, "--prompt", "alpha", *SHORT) for name in ("in", "up")]
+    assert written[0].stdout == written[1].stdout
+    bounds = [nll_bound(tmp_path / name, "alpha beta gamma") for name in ("in", "up")]
+    assert bounds[0] == bounds[1]
 
 
 def test_a_checkpoint_with_a_missing_tensor_is_rejected(published, tmp_path):

@@ -63,6 +63,11 @@ class Precision(StrEnum):
         assert self is not Precision.auto
         return torch.bfloat16 if self is Precision.bf16_mixed else torch.float32
 
+    @property
+    def dtype_of_loaded(self) -> torch.dtype | None:
+        """Data type of weights that are loaded for evaluation; None: as they are stored, such as in bfloat16."""
+        return None if self is Precision.bf16_mixed else self.dtype
+
 
 _POSITIVE = (
     "devices",
