@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lit_illada.checkpoints.open import open_checkpoint, with_model_of_start
+from lit_illada.commands.data import prepare_dataset
 from lit_illada.config import SCHEMAS, AlignConfig, compose_tree
 from lit_illada.cost.alignment import step_forwards
 from lit_illada.cost.run_cost import expected_vocab_size, memory_bytes, step_flops
@@ -89,8 +90,6 @@ def execute(
 
     Raises UserError for an invalid sweep, and for failed or interrupted runs in its folder unless `is_resumed`.
     """
-    from lit_illada.commands.data import prepare_dataset  # not needed by `sweep plan`
-
     console = Console()
     spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
     if hint := scale_hint(spec, sweep_folder):

@@ -191,7 +191,7 @@ def test_plan_shows_tuning_and_replicates(tuned_sweep, tmp_path):
     status, output = sweep("plan", tuned_sweep, "--folder", tmp_path / "sweep")
     assert status == 0, output
     assert "from 0.001 and 0.003 at seeds 100, which no other run uses; not chosen yet" in output
-    assert "b against a is the primary contrast" in output
+    assert "b against a: primary" in output
     assert "runs 7, 0 shared" in output
     assert "noise floor" in output
 
