@@ -47,17 +47,20 @@ def reproduce_loops(
     if not any(map(_solves_problems, runs)):
         raise UserError(
             f"{name} is not an experiment on loops: none of its stages solves problems (command: score, arguments: "
-            "[--reasoning]), as in loop_reproduce, loop_causes and loop_mitigation"
+            "[--reasoning] or [--task, FILE]), as in loop_reproduce, loop_causes and loop_mitigation"
         )
-    gate(corpora(runs), Console())
+    is_arithmetic = any("--reasoning" in run.arguments for run in runs)
+    if sources := corpora(runs):
+        gate(sources, Console())
     done = execute(name, overrides, folder, is_resumed, workers)
     has_texts = any(_solves_problems(s.run) and s.state is RunState.FINISHED for s in done.statuses)
     if has_texts and not done.was_stopped:
         written = str(gather(sweep_folder))
-        by = Fields(groups=("arm", "level"))
+        by = Fields(groups=("arm", "level") if is_arithmetic else ("arm",))
         run_analyze([written], sweep_folder.path / "loops", by, None, planned=spec.comparisons())
         run_report(str(sweep_folder.path), None)
-        print_lines("This reproduces the mechanism that iLLaDA's authors describe; they have not published loop rates.")
+        if is_arithmetic:
+            print_lines("This reproduces the mechanism that iLLaDA's authors describe; they publish no loop rates.")
     done.end("lit-illada loops reproduce --sweep {} --resume")
 
 
@@ -100,7 +103,7 @@ class _Summary:
 
 
 def _solves_problems(run: PlannedRun) -> bool:
-    return run.command == Command.SCORE and "--reasoning" in run.arguments
+    return run.command == Command.SCORE and not {"--reasoning", "--task"}.isdisjoint(run.arguments)
 
 
 def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float], SFTConfig]:
@@ -144,7 +147,8 @@ def gather(sweep: SweepFolder) -> Path:
         for planned in sweep.read_plan():
             if not _solves_problems(planned) or sweep.state_of(planned) is not RunState.FINISHED:
                 continue
-            for source in sorted(sweep.run_folder(planned).path.glob("generations-*.jsonl")):
+            folder = sweep.run_folder(planned).path
+            for source in sorted([*folder.glob("generations-*.jsonl"), *folder.glob("items-*.jsonl")]):
                 for _, row in iterate_json_lines(source):
                     for arm in planned.arms:
                         file.write(json.dumps({"arm": arm, "seed": planned.seed, **row}, ensure_ascii=False) + "\n")

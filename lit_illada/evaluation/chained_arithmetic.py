@@ -12,11 +12,10 @@ from lit_illada.data.sft.chat_template import ChatTemplate
 from lit_illada.data.sft.config import ReasoningTask
 from lit_illada.data.sft.examples import Example, make_examples
 from lit_illada.errors import UserError
-from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval
+from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion
+from lit_illada.evaluation.loop_rates import loop_fields, loop_rates
 from lit_illada.evaluation.writer import Writer, Written
-from lit_illada.loops.detect.findings import Known, detect_tokens
 from lit_illada.runtime.console import Console
-from lit_illada.stats.intervals import wilson
 from lit_illada.tasks.base import Split
 from lit_illada.tasks.references import judge_exact
 
@@ -58,7 +57,7 @@ class ChainedArithmetic:
             answers = model.writer.write([prompt for _, _, prompt, _ in encoded], is_traced=True)
             for (level, example, _, response), written in zip(encoded, answers, strict=True):
                 row = _row(level, example, len(response), written, model.writer, model.template)
-                row |= _loop(row)
+                row |= loop_fields(row, has_answer=bool(row["answer"]))
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
                 stream.flush()
                 rows.append(row)
@@ -124,30 +123,5 @@ def _row(
     }
 
 
-def _loop(row: Row) -> Row:
-    """Loop findings, detected on the model's own tokens."""
-    known = Known(row["is_finished"], has_answer=bool(row["answer"]), num_canvas=len(row["token_ids"]))
-    findings = detect_tokens(row["token_ids"], row["tokens"], known=known, steps=row["steps"])
-    return {
-        "loop_kinds": [kind.value for kind in findings.kinds],
-        "is_loop": findings.is_loop,
-        "onset": findings.main.onset if findings.main is not None else None,
-        "wasted": findings.wasted,
-    }
-
-
 def _figures(rows: Sequence[Row]) -> dict[str, Any]:
-    num_right = sum(row["is_right"] for row in rows)
-    num_unfinished = sum(not row["is_finished"] for row in rows)
-    return {
-        "num_correct": num_right,
-        "accuracy": num_right / len(rows),
-        "wilson_95": list(wilson(num_right, len(rows))),
-        "num_unfinished": num_unfinished,
-        "unfinished": num_unfinished / len(rows),
-        "looped": sum(row["is_loop"] for row in rows) / len(rows),
-        "endless": sum(row["is_loop"] or not row["is_finished"] for row in rows) / len(rows),
-        "wasted": sum(row["wasted"] for row in rows) / max(1, sum(row["num_tokens"] for row in rows)),
-        "mean_tokens": sum(row["num_tokens"] for row in rows) / len(rows),
-        "num_forwards": sum(row["num_forwards"] for row in rows),
-    }
+    return {**proportion([row["is_right"] for row in rows]), **loop_rates(rows)}

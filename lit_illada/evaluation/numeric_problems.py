@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion, write_rows
+from lit_illada.evaluation.loop_rates import loop_fields, loop_rates
 from lit_illada.evaluation.writer import cut_at
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.scorer import Scorer
@@ -41,17 +42,16 @@ class NumericProblems:
         for item, answer in zip(self.items, answers, strict=True):
             text = cut_at(answer.text, model.config.score.wording.stop_texts)
             verdict = judge_number(text, item.answer)
-            rows.append(
-                {
-                    "line": item.line,
-                    "question": item.question,
-                    "text": text,
-                    "number": verdict.answer,
-                    "answer": str(item.answer),
-                    "is_correct": verdict.correct,
-                    **answer.details,
-                }
-            )
+            row = {
+                "line": item.line,
+                "question": item.question,
+                "text": text,
+                "number": verdict.answer,
+                "answer": str(item.answer),
+                "is_correct": verdict.correct,
+                **answer.details,
+            }
+            rows.append(row | loop_fields(row, has_answer=verdict.answer is not None))
             on_work(1)
         write_rows(folder / self.items_file, rows)
         return NumericResult(
@@ -60,17 +60,19 @@ class NumericProblems:
             num_items=len(self.items),
             num_without_number=sum(row["number"] is None for row in rows),
             **proportion([row["is_correct"] for row in rows]),
+            **loop_rates(rows),
             items=self.items_file,
         )
 
 
 class NumericResult(Result):
-    """Accuracy, and the number of solutions without any number."""
+    """Accuracy, the number of solutions without any number, loops and lengths."""
 
     def show(self) -> None:
         print_lines(
             f"{self['file']}: {self['num_correct']} of {self['num_items']} right, {percent_with_interval(self)}; "
-            f"{self['num_without_number']} without a number"
+            f"{self['num_without_number']} without a number, {self['num_unfinished']} unfinished, "
+            f"{100 * self['looped']:.1f} % looped, {self['mean_tokens']:.0f} tokens on average"
         )
 
 

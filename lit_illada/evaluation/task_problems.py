@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion, write_rows
+from lit_illada.evaluation.loop_rates import loop_fields, loop_rates
 from lit_illada.evaluation.writer import Written, cut_at
 from lit_illada.runtime import plugins
 from lit_illada.runtime.console import Console
@@ -98,7 +99,8 @@ class TaskProblems:
         rows: list[Row] = []
         for problem, written in zip(problems, model.writer.write(prompts, is_traced=True), strict=True):
             verdict = self.task.check(problem, _completion(model, written))
-            rows.append(self._row(problem, verdict, model, written))
+            row = self._row(problem, verdict, model, written)
+            rows.append(row | loop_fields(row, has_answer=verdict.answer is not None))
             on_work(1)
         write_rows(folder / self.items_file, rows)
         levels = sorted({row["difficulty"] for row in rows})
@@ -112,6 +114,7 @@ class TaskProblems:
             num_samples=self.num_samples,
             num_without_answer=sum(row["answer"] is None for row in rows),
             **self._figures(rows),
+            **loop_rates(rows),
             levels={f"{level:g}": self._figures(group) for level, group in by_level.items()},
             items=self.items_file,
         )

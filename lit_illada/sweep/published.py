@@ -1,6 +1,7 @@
 """Committed results of sweeps: their files, their commit, and whether they are superseded."""
 
 import csv
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lit_illada.sweep.report.collect import collect
 from lit_illada.sweep.report.write import write_report
 
 DIRTY = "-dirty"  # ends the commit of a checkout with uncommitted changes
+LOOP_EFFECTS = Path("loops") / "effects.csv"  # in the folder of a sweep that `loops reproduce` ran
 _ONLY_IN_REPORT = ("index.html", "runs.parquet", "curves.parquet")  # large, and made again from a sweep's folder
 
 
@@ -73,7 +75,7 @@ def published(results: Path) -> list[Published]:
 
 
 def publish(path: Path, results: Path) -> Path:
-    """Write the tables and figures of a finished sweep to `results`/NAME. Returns that folder.
+    """Write tables, figures and effects on loops of a finished sweep to `results`/NAME. Returns that folder.
 
     Raises UserError for unfinished runs, runs of several commits or of uncommitted changes, and a folder that holds
     other results.
@@ -93,6 +95,8 @@ def publish(path: Path, results: Path) -> Path:
     write_report(path, out)
     for name in _ONLY_IN_REPORT:
         (out / name).unlink(missing_ok=True)
+    if (path / LOOP_EFFECTS).is_file():
+        shutil.copyfile(path / LOOP_EFFECTS, out / "loop_effects.csv")
     write_atomically(out / "sweep.yaml", dump(sweep.spec))
     if sweep.folder.tuned.is_file():
         write_atomically(out / "tuning.json", sweep.folder.tuned.read_text(encoding="utf-8"))

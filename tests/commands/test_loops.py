@@ -56,6 +56,10 @@ def test_one_command_generates_and_analyzes_with_a_published_layout(trained, tmp
     assert "<html" in (out / "loops" / "report.html").read_text(encoding="utf-8")
     summary = json.loads((out / "scores" / "summary.json").read_text(encoding="utf-8"))
     assert [result["kind"] for result in summary["results"]] == ["reasoning", "number", "task"]
+    for result in summary["results"]:
+        texts = [json.loads(line) for line in (out / "scores" / result["items"]).open(encoding="utf-8")]
+        assert result["endless"] == sum(text["is_loop"] or not text["is_finished"] for text in texts) / len(texts)
+        assert result["mean_tokens"] == sum(text["num_tokens"] for text in texts) / len(texts)
     again = lit_illada("loops", "run", "--checkpoint", published, *tasks, "--out", out, *SHORT)
     assert again.exit_code == 1
     assert "already contains an analysis" in again.output
@@ -216,3 +220,39 @@ def test_the_experiment_runs_from_nothing_to_both_reports(tiny_overrides, tmp_pa
     assert (folder / "report" / "index.html").is_file()
     runs = SweepFolder(folder).read_plan()
     assert len([run for run in runs if run.stage == "tune"]) == 4  # each shared by two arms, and the broken one's
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_file_of_problems_compares_its_arms_problem_by_problem(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problems = [{"question": f"What is {n} and {n}?", "answer": f"#### {2 * n}"} for n in range(4)]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(each) + "\n" for each in problems), encoding="utf-8")
+    settings = ["score/wording=chat", *SHORT[:3]]
+    spec = {
+        "question": "Does a penalty end loops?",
+        "baseline": "plain",
+        "scale": None,
+        "seeds": [0],
+        "begin_from": str(trained),
+        "no_budget": "arms differ in generation",
+        "metrics": [
+            {"name": name, "stage": "generate"} for name in ("endless", "looped", "mean_tokens")
+        ] + [{"name": "accuracy", "stage": "generate", "goal": "higher"}],
+        "stages": [
+            {"name": "generate", "command": "score", "arguments": ["--task", "problems.jsonl"], "overrides": settings}
+        ],
+        "arms": [{"name": "plain"}, {"name": "penalty", "overrides": {"generate": ["generation/repetition=penalty"]}}],
+    }  # fmt: skip
+    (tmp_path / "problems.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    result = lit_illada("loops", "reproduce", "--sweep", "problems.yaml", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert "reproduces the mechanism" not in result.output
+    folder = tmp_path / "runs" / "sweeps" / "problems"
+    rows = [json.loads(line) for line in (folder / "generations.jsonl").open(encoding="utf-8")]
+    assert [row["arm"] for row in rows] == ["plain"] * 4 + ["penalty"] * 4
+    with (folder / "loops" / "effects.csv").open(encoding="utf-8", newline="") as file:
+        (effect,) = csv.DictReader(file)
+    assert (effect["first"], effect["second"], effect["texts_first"]) == ("plain", "penalty", "4")
+    summary = json.loads((folder / "runs" / "generate-plain-s0" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["end"]["endless"] == int(effect["endless_first"]) / 4
+    assert summary["end"]["mean_tokens"] == sum(row["num_tokens"] for row in rows[:4]) / 4

@@ -15,6 +15,7 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.evaluation.writer import Writer, Written
 from lit_illada.generation.canvas import RowEvents
 from lit_illada.generation.text import complete_batch
+from lit_illada.generation.trace import Trace
 
 ITEMS = [
     {"question": "alpha beta gamma. alpha", "choices": ["beta", "beta gamma delta", "pi"], "answer": "A"},
@@ -144,7 +145,10 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
 
     def write(writer, prompts, is_traced=False):
         collected.extend((writer.tokenizer.decode(prompt), writer.generation.max_new_tokens) for prompt in prompts)
-        return (Written(writer.tokenizer.encode(" it is 4.\nQuestion: 3"), True, RowEvents(), 1.0) for _ in prompts)
+        ids = writer.tokenizer.encode(" it is 4.\nQuestion: 3")
+        zeros = [0] * len(ids)
+        trace = Trace(ids, zeros, list(range(len(ids))), zeros, zeros, zeros)
+        return (Written(ids, True, RowEvents(), 1.0, trace) for _ in prompts)
 
     monkeypatch.setattr(Writer, "write", write)
     result = score(run, "--task", file, "--out", tmp_path / "out", *SHORT)
@@ -152,7 +156,7 @@ def test_problems_are_answered_by_generation(run, tmp_path, monkeypatch):
     assert "1 of 2 right" in result.output
     assert collected == [("Question: Two and two?\nAnswer:", 8), ("Question: Three?\nAnswer:", 8)]
     (result,) = summary(tmp_path / "out")["results"]
-    assert (result["num_correct"], result["num_without_number"]) == (1, 0)
+    assert (result["num_correct"], result["num_without_number"], result["endless"]) == (1, 0, 0.0)
     rows = rows_of(tmp_path / "out", result)
     assert [(row["text"], row["number"], row["is_correct"]) for row in rows] == [
         (" it is 4.", "4", True),

@@ -87,9 +87,7 @@ class Model:
         self.config = SimpleNamespace(
             score=SimpleNamespace(wording=wording), generation=SimpleNamespace(max_new_tokens=9, temperature=0.0)
         )
-        self.writer = SimpleNamespace(
-            tokenizer=SimpleNamespace(decode="".join), write=self.write, details=lambda written: {"steps": [1]}
-        )
+        self.writer = SimpleNamespace(tokenizer=SimpleNamespace(decode="".join), write=self.write, details=self.details)
         self.scorer = SimpleNamespace(encode_prompt=list, positions_after=lambda prompt: 40 - len(prompt))
         self.scorer.model = SimpleNamespace(max_length=40)
         self.template = SimpleNamespace(read=lambda ids: SimpleNamespace(answer="".join(ids).rpartition(">")[2]))
@@ -98,6 +96,11 @@ class Model:
     def write(self, prompts, is_traced):
         assert len(prompts) == len(self.texts)
         return (SimpleNamespace(token_ids=list(text)) for text in self.texts)
+
+    def details(self, written):
+        ids, steps = list(map(ord, written.token_ids)), list(range(len(written.token_ids)))
+        counts = {"is_finished": True, "num_tokens": len(ids), "num_forwards": 1.0}
+        return {**counts, "token_ids": ids, "tokens": list(written.token_ids), "steps": steps}
 
 
 PROBLEMS = Arithmetic().problems(Split.TEST, 3)
@@ -119,6 +122,7 @@ def test_completions_are_checked_without_reasoning_and_after_cutting_at_stop_tex
     assert [row["difficulty"] for row in rows] == [problem.difficulty for problem in PROBLEMS]
     assert (result["num_correct"], result["num_items"], result["num_without_answer"]) == (1, 3, 1)
     assert sum(figures["num_correct"] for figures in result["levels"].values()) == 1
+    assert (result["endless"], result["mean_tokens"]) == (0.0, sum(map(len, model.texts)) / 3)
     result.show()
 
 

@@ -113,10 +113,13 @@ def runs_of(tmp_path, planned):
 
 def test_results_of_one_clean_commit_are_published_once(runs_of, tmp_path):
     folder = runs_of(COMMIT, COMMIT)
+    (folder.path / "loops").mkdir()
+    (folder.path / "loops" / "effects.csv").write_text("first,second\na,b\n")
     for status, message in ((0, "results"), (1, "holds results already")):
         seen, output = sweep("publish", folder.path, "--results", tmp_path / "results")
         assert seen == status, output
         assert message in output
+    assert (tmp_path / "results" / "made_up" / "loop_effects.csv").read_text() == "first,second\na,b\n"
     written = yaml.safe_load((tmp_path / "results" / "made_up" / "status.yaml").read_text())
     assert written == {"commits": [COMMIT], "is_clean": True, "superseded": None, "command": None}
 
