@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_illada.bench import (
+    adapt,
     answers,
     answers_table,
     data,
@@ -38,6 +39,7 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "data": data.measure,
     "step": step.measure,
     "plain": plain.measure,
+    "adapt": adapt.measure,
     "loss": loss.measure,
     "loop": loop.measure,
     "generation": generation.measure,

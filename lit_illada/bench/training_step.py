@@ -16,6 +16,7 @@ from lit_illada.config import load
 from lit_illada.model.config import AttentionKernel, ModelConfig
 from lit_illada.model.flops import training_flops
 from lit_illada.model.transformer import Transformer
+from lit_illada.objective.autoregressive import AutoregressiveObjective
 from lit_illada.objective.config import DiffusionObjectiveConfig
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.training.config.optim import OPTIMIZERS
@@ -79,7 +80,7 @@ class TrainingStep:
         self,
         model: nn.Module,
         config: ModelConfig,
-        objective: DiffusionObjective,
+        objective: DiffusionObjective | AutoregressiveObjective,
         optimizer: torch.optim.Optimizer,
         precision: Precision,
         device: torch.device,

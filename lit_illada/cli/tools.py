@@ -186,7 +186,7 @@ def bench(
     dry_run: bool,
     own_peers: tuple[str, ...],
 ) -> None:
-    """Benchmark data loading, the training step, a plain reference step, the loss's memory, the training loop's
+    """Benchmark data loading, the training step, a plain reference step, adaptation, the loss's memory, the loop's
     overhead, generation, answers, loop detectors and start-up; `gpu` benchmarks everything that runs on a GPU, `peers`
     compares with other libraries, which it installs in .venv-peers.
 

@@ -1,0 +1,117 @@
+"""Training step of an adaptation to diffusion (`experiment=adapt`) beside the autoregressive step of the same model.
+
+matmul_fraction: self time of matrix products (mm, addmm, bmm) as a fraction of a profiled step; mfu: model FLOP/s as a
+fraction of the GEMM peak, which is measured beside each timing; peak_gb: peak memory of building the model and of the
+first steps; peak_over_estimate: that peak divided by what `estimate` says of the step. The first three of `adapt` are
+also given as a ratio to those of the autoregressive step, within a repeat. Inputs are random tokens.
+"""
+
+import gc
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from lit_illada.batch import TokenBatch
+from lit_illada.bench.figure import figure, peak_bytes, seconds
+from lit_illada.bench.training_step import Case, TrainingStep, batches, fill
+from lit_illada.config import PretrainConfig, load
+from lit_illada.cost.run_cost import memory_of_step, micro_batch
+from lit_illada.model.transformer import Transformer
+from lit_illada.objective.autoregressive import AutoregressiveObjective
+from lit_illada.objective.config import AutoregressiveObjectiveConfig
+from lit_illada.objective.diffusion import DiffusionObjective
+from lit_illada.training.matmul_speed import matmul_flops_per_s
+from lit_illada.training.optim import build_optimizer
+
+_WAYS = {
+    "adapt": ["experiment=adapt"],
+    "autoregressive": ["model.is_causal=true", "objective=autoregressive"],
+}
+_MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+_MEMORY_STEPS = 2  # the optimizer's state exists from the second on
+
+
+def measure(model: str = "smollm2_135m", num_rows: int = 4, row_length: int = 128, repeats: int = 3) -> dict[str, Any]:
+    """Figures of both steps and their ratios. model: a name in conf/model."""
+    case = Case(model, num_rows, row_length)
+    configs = {name: _config(case, overrides) for name, overrides in _WAYS.items()}
+    figures: dict[str, Any] = {name: _memory(config, case) for name, config in configs.items()}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in configs}
+    steps = {name: _step(config, case) for name, config in configs.items()}
+    timed = list(islice(batches(case, configs["adapt"].model.known_vocab_size), 1 + repeats))
+    for step in steps.values():
+        step(timed[0])  # a warm-up
+    for batch in timed[1:]:
+        for name, step in steps.items():
+            rounds[name].append(_rates(step, batch))
+    for name, measured in rounds.items():
+        figures[name] |= {kind: figure([one[kind] for one in measured]) for kind in measured[0]}
+    both = list(zip(rounds["adapt"], rounds["autoregressive"], strict=True))
+    ratios = {kind: figure([one[kind] / other[kind] for one, other in both]) for kind in rounds["adapt"][0]}
+    return {**figures, "adapt / autoregressive": ratios}
+
+
+def _config(case: Case, overrides: Sequence[str]) -> PretrainConfig:
+    rows = [f"trainer.{name}={case.num_rows}" for name in ("batch_rows", "micro_batch_rows")]
+    config = load("pretrain", [*overrides, f"model={case.model}", f"data.row_length={case.row_length}", *rows])
+    return config.resolve(case.config().known_vocab_size)
+
+
+def _step(config: PretrainConfig, case: Case) -> TrainingStep:
+    accelerator, precision = config.trainer.hardware()
+    with torch.device(accelerator.device):
+        model = Transformer(config.model)
+    fill(model)
+    mask_token_id = config.model.known_vocab_size - 1
+    objective = (
+        AutoregressiveObjective(config.objective, eos_token_id=0)
+        if isinstance(config.objective, AutoregressiveObjectiveConfig)
+        else DiffusionObjective(config.objective, mask_token_id, 0, case.num_rows)
+    ).to(accelerator.device)
+    optimizer = build_optimizer(model, config.optim.optimizer)
+    return TrainingStep(model, config.model, objective, optimizer, precision, accelerator.device)
+
+
+def _memory(config: PretrainConfig, case: Case) -> dict[str, Any]:
+    """Measured and estimated peak memory; empty where it cannot be measured."""
+    accelerator, _ = config.trainer.hardware()
+    inputs = list(islice(batches(case, config.model.known_vocab_size), _MEMORY_STEPS))
+
+    def first_steps() -> None:
+        step = _step(config, case)
+        for batch in inputs:
+            step(batch)
+
+    peak = peak_bytes(accelerator.device, first_steps)
+    gc.collect()
+    if peak is None:
+        return {}
+    batch = micro_batch(config, config.model, accelerator, case.row_length)
+    estimated = memory_of_step(config, config.model, batch).peak
+    return {"peak_gb": peak / 1e9, "estimated_peak_gb": estimated / 1e9, "peak_over_estimate": peak / estimated}
+
+
+def _rates(step: TrainingStep, batch: TokenBatch) -> dict[str, float]:
+    """Figures of one timed and one profiled step."""
+    elapsed_s = seconds(lambda: step(batch), step.device)
+    peak = matmul_flops_per_s(step.device, step.precision.dtype)
+    return {
+        "tokens_per_s": batch.input_ids.numel() / elapsed_s,
+        "mfu": step.flops(batch) / elapsed_s / peak,
+        "matmul_fraction": _matmul_fraction(step, batch),
+    }
+
+
+def _matmul_fraction(step: TrainingStep, batch: TokenBatch) -> float:
+    is_on_cuda = step.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_on_cuda else [])]
+    with profile(activities=activities, acc_events=True) as profiler:
+        step(batch)
+        if is_on_cuda:
+            torch.cuda.synchronize()
+    kind = "self_device_time_total" if is_on_cuda else "self_cpu_time_total"
+    spent = {event.key: float(getattr(event, kind)) for event in profiler.key_averages()}
+    return sum(spent.get(name, 0.0) for name in _MATRIX_PRODUCTS) / sum(spent.values())
