@@ -53,7 +53,10 @@ def _runs_table(runs: Sequence[PlannedRun], spec: SweepSpec, speed: Speed) -> Ta
     table = Table()
     table.add_column("runs", overflow="fold")
     for heading in ("seeds", "used by", "steps", "tokens", "FLOPs", "time each"):
-        table.add_column(heading, justify="left" if heading == "used by" else "right", no_wrap=True)
+        if heading == "used by":
+            table.add_column(heading, max_width=8)  # "noise floor" takes two lines, so that 80 columns hold the table
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
     groups: dict[tuple[str, tuple[str, ...]], list[PlannedRun]] = {}
     copies, tuning = {each.name for each in replicates(spec)}, {run.id for run in tuning_runs(spec, runs)}
     for run in runs:

@@ -132,6 +132,9 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
             if name not in named_arms:
                 raise unknown(f"scales.{spec.scale}.keep_arms: arm", name, named_arms)
         given["arms"] = [named_arms[name] for name in own.keep_arms]
+        removed = set(named_arms) - set(own.keep_arms)
+        for key in ("also_compare", "equal_in_expectation"):
+            given[key] = [pair for pair in getattr(spec, key) if removed.isdisjoint(pair)]
     scaled = [
         replace(
             stage,

@@ -132,7 +132,7 @@ class Scale:
     validations: int | None = None
     baseline: str | None = None
     arms: list[Arm] | None = None
-    keep_arms: list[str] | None = None  # names of the sweep's arms that this scale has; None: all
+    keep_arms: list[str] | None = None  # names of the sweep's arms that this scale has, and pairs of them; None: all
     axes: dict[str, list[Arm]] | None = None
     metrics: list[Metric] | None = None
     equivalence_margin: float | None = None

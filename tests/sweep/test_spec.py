@@ -150,6 +150,14 @@ def test_scale_keeps_arms_by_name(read):
         read("+scale=nano", scales={"nano": {"keep_arms": ["a", "c"]}})
 
 
+def test_scale_keeps_the_pairs_of_its_arms_only(read):
+    arms = [{"name": name, "overrides": {"pretrain": [f"seed={number}"]}} for number, name in enumerate("abcd")]
+    pairs = {"also_compare": [["b", "c"], ["b", "d"]], "equal_in_expectation": [["a", "d"], ["a", "b"]]}
+    spec = read("+scale=nano", arms=arms, baseline="a", scales={"nano": {"keep_arms": ["a", "b", "c"]}}, **pairs)
+    assert spec.also_compare == [["b", "c"]]
+    assert spec.equal_in_expectation == [["a", "b"]]
+
+
 def test_resolved_spec_is_read_back_unchanged(read, tmp_path):
     spec = read("+scale=nano", scales={"nano": {"arms": [{"name": "a"}, {"name": "c"}]}})
     folder = SweepFolder(tmp_path / "sweep")

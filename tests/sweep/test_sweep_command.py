@@ -88,6 +88,16 @@ def test_plan_at_full_scale_points_to_the_small_scale(tmp_path):
     assert "+scale=nano" not in output
 
 
+def test_the_table_of_a_plan_fits_a_terminal(monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = CliRunner().invoke(
+        main, ["sweep", "plan", "block_length", "+scale=micro", "--folder", str(tmp_path / "out")]
+    )
+    (heading,) = (line for line in result.output.splitlines() if "time each" in line)
+    assert len(heading) <= 80
+    assert "pretrain-full" in result.output
+
+
 @pytest.mark.parametrize("part", ["arm", "question"])
 def test_names_and_texts_of_a_sweep_are_shown_without_markup_and_escapes(part, tiny_sweep, tmp_path):
     hostile = "[red]x[/red]\x1b]0;title\x07"
