@@ -91,6 +91,12 @@ def test_loop_effects_have_the_comparisons_and_seeds_of_the_sweep(name):
     assert {len(row["each_seed"].split()) for row in found} == {len(spec.seeds)}
 
 
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/loop_effects.csv")), ids=lambda file: file.parent.name)
+def test_loop_effects_on_a_real_model_have_the_comparisons_of_the_sweep(file):
+    pairs = [(row["first"], row["second"]) for row in rows(file) if row["compared"] == "the same problems"]
+    assert pairs == read_spec(str(file.parent)).comparisons()
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.rglob("*.csv")), ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_results_contain_no_absolute_path(file):
     assert not any(value.startswith(str(Path("/"))) for row in rows(file) for value in row.values() if value)
