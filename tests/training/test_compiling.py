@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from lit_illada.build import _is_compiled
+from lit_illada.build.models import _is_compiled
 from lit_illada.config import load
 from lit_illada.training.compiling import is_worth_compiling
 
