@@ -78,7 +78,7 @@ def test_requeued_run_resumes(written, planned, worker):
             job = read_record(folder.run_folder(run).path / "job.json")["job_id"]
             requests.append(subprocess.run(["scontrol", "requeue", job], check=True))
 
-    (status,) = run_here(folder, worker(steps=40, seconds=0.2), show)
+    (status,) = run_here(folder, worker(steps=40, seconds=0.5), show)
     assert (requests != [], status.state) == (True, RunState.FINISHED)
     assert steps_of(folder, run) == list(range(1, 41))
     assert len(folder.run_folder(run).read_attempts()) == 2
@@ -94,7 +94,7 @@ def test_run_saves_and_is_requeued_at_the_time_limit(written, planned, worker):
             job = read_record(folder.run_folder(run).path / "job.json")["job_id"]
             requests.append(subprocess.run(["scancel", "--signal=USR2", job], check=True))
 
-    (status,) = run_here(folder, worker(steps=40, seconds=0.2), show)
+    (status,) = run_here(folder, worker(steps=40, seconds=0.5), show)
     assert (requests != [], status.state) == (True, RunState.FINISHED)
     assert steps_of(folder, run) == list(range(1, 41))
 
