@@ -1,13 +1,21 @@
 """Training step of an adaptation to diffusion (`experiment=adapt`) beside the autoregressive step of the same model.
 
 matmul_fraction: self time of matrix products (mm, addmm, bmm) as a fraction of a profiled step; mfu: model FLOP/s as a
-fraction of the GEMM peak, which is measured beside each timing; peak_gb: peak memory of building the model and of the
-first steps; peak_over_estimate: that peak divided by what `estimate` says of the step. The first three of `adapt` are
-also given as a ratio to those of the autoregressive step, within a repeat. Inputs are random tokens.
+fraction of the GEMM peak, which is measured beside each timing; peak_gb: peak of allocated memory while the model is
+built and takes its first steps; peak_over_estimate: that peak divided by what `estimate` says of the step. The first
+three of `adapt` are also given as a ratio to those of the autoregressive step, within a repeat. Inputs are random
+tokens.
+
+On a CPU, memory is measured in processes of their own. By default glibc retains freed blocks of up to 32 MB for reuse:
+resident_peak_gb includes them. peak_gb is the resident peak of a process that returns them to the system at once.
 """
 
 import gc
-from collections.abc import Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -23,6 +31,7 @@ from lit_illada.model.transformer import Transformer
 from lit_illada.objective.autoregressive import AutoregressiveObjective
 from lit_illada.objective.config import AutoregressiveObjectiveConfig
 from lit_illada.objective.diffusion import DiffusionObjective
+from lit_illada.runtime.terminal import print_content
 from lit_illada.training.matmul_speed import matmul_flops_per_s
 from lit_illada.training.optim import build_optimizer
 
@@ -31,6 +40,7 @@ _WAYS = {
     "autoregressive": ["model.is_causal=true", "objective=autoregressive"],
 }
 _MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+_RETURNED_BLOCK_BYTES = 65_536  # freed blocks of this size and more are returned to the system
 _MEMORY_STEPS = 2  # the optimizer's state exists from the second on
 
 
@@ -38,7 +48,7 @@ def measure(model: str = "smollm2_135m", num_rows: int = 4, row_length: int = 12
     """Figures of both steps and their ratios. model: a name in conf/model."""
     case = Case(model, num_rows, row_length)
     configs = {name: _config(case, overrides) for name, overrides in _WAYS.items()}
-    figures: dict[str, Any] = {name: _memory(config, case) for name, config in configs.items()}
+    figures: dict[str, Any] = dict(_memory(case))
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in configs}
     steps = {name: _step(config, case) for name, config in configs.items()}
     timed = list(islice(batches(case, configs["adapt"].model.known_vocab_size), 1 + repeats))
@@ -75,9 +85,43 @@ def _step(config: PretrainConfig, case: Case) -> TrainingStep:
     return TrainingStep(model, config.model, objective, optimizer, precision, accelerator.device)
 
 
-def _memory(config: PretrainConfig, case: Case) -> dict[str, Any]:
-    """Measured and estimated peak memory; empty where it cannot be measured."""
-    accelerator, _ = config.trainer.hardware()
+def _memory(case: Case) -> dict[str, dict[str, float]]:
+    """Measured and estimated peak memory of each way; empty where it cannot be measured."""
+    configs = {name: _config(case, overrides) for name, overrides in _WAYS.items()}
+    accelerator, _ = configs["adapt"].trainer.hardware()
+    if accelerator.device.type == "cuda":
+        measured = {"peak_gb": _peaks(case)}
+    else:
+        returning = {"MALLOC_MMAP_THRESHOLD_": str(_RETURNED_BLOCK_BYTES)}
+        measured = {"peak_gb": _peaks_in_process(case, returning), "resident_peak_gb": _peaks_in_process(case, {})}
+    figures: dict[str, dict[str, float]] = {}
+    for name, config in configs.items():
+        batch = micro_batch(config, config.model, accelerator, case.row_length)
+        estimated_gb = memory_of_step(config, config.model, batch).peak / 1e9
+        peaks = {kind: peak for kind, by_way in measured.items() if (peak := by_way[name]) is not None}
+        figures[name] = peaks and {
+            **peaks,
+            "estimated_peak_gb": estimated_gb,
+            "peak_over_estimate": peaks["peak_gb"] / estimated_gb,
+        }
+    return figures
+
+
+def _peaks_in_process(case: Case, environment: Mapping[str, str]) -> dict[str, float | None]:
+    """`_peaks` in a new process with these environment variables."""
+    arguments = [case.model, str(case.num_rows), str(case.row_length)]
+    command = [sys.executable, "-m", "lit_illada.bench.adapt", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment)
+    peaks: dict[str, float | None] = json.loads(done.stdout)
+    return peaks
+
+
+def _peaks(case: Case) -> dict[str, float | None]:
+    """GB by way, above the memory in use before; None where it cannot be measured."""
+    return {name: _peak_of_first_steps(_config(case, overrides), case) for name, overrides in _WAYS.items()}
+
+
+def _peak_of_first_steps(config: PretrainConfig, case: Case) -> float | None:
     inputs = list(islice(batches(case, config.model.known_vocab_size), _MEMORY_STEPS))
 
     def first_steps() -> None:
@@ -85,13 +129,9 @@ def _memory(config: PretrainConfig, case: Case) -> dict[str, Any]:
         for batch in inputs:
             step(batch)
 
-    peak = peak_bytes(accelerator.device, first_steps)
-    gc.collect()
-    if peak is None:
-        return {}
-    batch = micro_batch(config, config.model, accelerator, case.row_length)
-    estimated = memory_of_step(config, config.model, batch).peak
-    return {"peak_gb": peak / 1e9, "estimated_peak_gb": estimated / 1e9, "peak_over_estimate": peak / estimated}
+    peak = peak_bytes(config.trainer.hardware()[0].device, first_steps)
+    gc.collect()  # a step holds cycles
+    return None if peak is None else peak / 1e9
 
 
 def _rates(step: TrainingStep, batch: TokenBatch) -> dict[str, float]:
@@ -115,3 +155,8 @@ def _matmul_fraction(step: TrainingStep, batch: TokenBatch) -> float:
     kind = "self_device_time_total" if is_on_cuda else "self_cpu_time_total"
     spent = {event.key: float(getattr(event, kind)) for event in profiler.key_averages()}
     return sum(spent.get(name, 0.0) for name in _MATRIX_PRODUCTS) / sum(spent.values())
+
+
+if __name__ == "__main__":
+    name, num_rows, row_length = sys.argv[1:]
+    print_content(json.dumps(_peaks(Case(name, int(num_rows), int(row_length)))))
