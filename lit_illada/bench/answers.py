@@ -23,8 +23,8 @@ from lit_illada.bench.questions import Questions, read_questions
 from lit_illada.checkpoints.hf import load_model
 from lit_illada.checkpoints.open import Checkpoint, open_checkpoint
 from lit_illada.errors import UserError
-from lit_illada.generation.cache import DualCache
-from lit_illada.generation.commit_rules import Threshold
+from lit_illada.generation.cache import DualCache, NoCache
+from lit_illada.generation.commit_rules import Even, LowConfidence, Threshold
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import num_parameters
 from lit_illada.runtime.paths import sweeps_dir
@@ -106,9 +106,19 @@ def _ways(
         return Way(model, one.tokenizer, generation, precision is Precision.bf16_mixed)
 
     length = new_tokens or questions.generation.max_new_tokens
-    blocks = min(questions.generation.block_length, length)
+    for one in (checkpoint, twin):
+        if one is not None:
+            _check_length(one, max(map(len, questions.prompts)), length)
     settings = replace(
-        questions.generation, max_new_tokens=length, block_length=blocks, num_steps=None, tokens_per_step=1
+        questions.generation,
+        max_new_tokens=length,
+        block_length=min(questions.generation.block_length, length),
+        num_steps=None,
+        tokens_per_step=1,
+        # of the ways, whatever the run uses at its validations
+        commit_rule=LowConfidence(),
+        commit_schedule=Even(),
+        cache=NoCache(),
     )
     plain = way(checkpoint, settings)
     rules = {"plain": settings, **{f"threshold {t:g}": replace(settings, commit_rule=Threshold(t)) for t in thresholds}}
@@ -117,6 +127,16 @@ def _ways(
     if twin is not None:
         ways[TWIN] = way(twin, GenerationConfig(max_new_tokens=length))
     return ways
+
+
+def _check_length(one: Checkpoint, prompt_tokens: int, new_tokens: int) -> None:
+    """Raises UserError for texts that do not fit in a model, before anything is measured."""
+    allowed = one.model.max_position_embeddings
+    if prompt_tokens + new_tokens > allowed:
+        raise UserError(
+            f"{one.path}: prompts of up to {prompt_tokens} tokens and {new_tokens} new ones are more than the "
+            f"{allowed} positions of the model: set --new-tokens to at most {allowed - prompt_tokens}"
+        )
 
 
 def _judged_models(questions: Questions, ways: Mapping[str, Way]) -> dict[str, Any]:

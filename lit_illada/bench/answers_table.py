@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,12 @@ def write(folder: Path, figures: dict[str, Any], machine: dict[str, Any], comman
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise UserError for a folder that holds a table already, before the measurement."""
+    """Raise UserError for a folder that holds a table already or cannot be written, before the measurement."""
     if (folder / "answers.csv").exists():
         raise UserError(f"{folder} holds results already: move or remove them first")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{folder} cannot be written: {existing} is not a writable folder; name another one")
 
 
 def _spread(name: str, values: dict[str, float] | None) -> dict[str, Any]:

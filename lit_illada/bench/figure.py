@@ -76,8 +76,8 @@ def did_not_run(error: Exception) -> dict[str, Any]:
     """The result of a benchmark that raised an error: its reason in one line, under the key `did_not_run`."""
     _log.debug("did not run", exc_info=error)
     match error:
-        case UserError():
-            reason = str(error)
+        case UserError():  # whole, since it ends in the fix
+            return {"did_not_run": " ".join(str(error).split())}
         case subprocess.CalledProcessError(returncode=code, stderr=stderr):
             last = "".join(f": {line}" for line in (stderr or "").splitlines()[-1:])
             reason = f"its process ended with code {code} (-9 is often too little memory){last}"

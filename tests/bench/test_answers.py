@@ -18,6 +18,13 @@ from lit_illada.runtime.paths import sweeps_dir
 WAYS = [f"{rule}{cache}" for cache in ("", ", cached") for rule in ("plain", "threshold 0.9")]
 
 
+TUNED = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=1", "trainer.batch_rows=4",
+         "trainer.micro_batch_rows=4", "trainer.val_rows=4", "trainer.val_draws=1", "optim.schedule.warmup_steps=0",
+         "sft_data.row_length=192", "sft_data.source.num_train=16", "sft_data.source.num_validation=8",
+         "sft_data.source.num_harder=8", "sft_data.source.easy.max_depth=2", "sft_data.source.harder.min_depth=3",
+         "sft_data.source.harder.max_depth=3", "evaluation.num_examples=0"]  # fmt: skip
+
+
 def bench(*arguments):
     return CliRunner().invoke(main, ["bench", *map(str, arguments)])
 
@@ -41,6 +48,13 @@ def run(trained):
 @pytest.fixture(scope="module")
 def twin(trained):
     return trained("causal", "objective=autoregressive", "model.is_causal=true")
+
+
+@pytest.fixture(scope="module")
+def other_twin(trained, tmp_path_factory):
+    """A causal run with another tokenizer."""
+    data = [f"data.dir={tmp_path_factory.mktemp('decoded') / 'data'}", "data.tokenizer.vocab_size=280"]
+    return trained("other", "objective=autoregressive", "model.is_causal=true", "trainer.max_steps=2", *data)
 
 
 def test_a_pretrained_run_is_measured_beside_its_twin(run, twin, tmp_path):
@@ -94,6 +108,21 @@ def test_a_row_of_the_table_is_a_way_in_one_batch(run, twin):
 
 
 @pytest.mark.parametrize(
+    "generation", [["fast", "evaluation.generation.commit_rule.threshold=0.001"], ["dream"]], ids=["fast", "dream"]
+)
+def test_the_plain_way_commits_one_token_per_step_whatever_the_run_uses(generation, run, tmp_path):
+    name, *overrides = generation
+    tuned = tmp_path / "tuned"
+    overrides = [*TUNED, f"generation@evaluation.generation={name}", *overrides, f"run_dir={tuned}"]
+    result = CliRunner().invoke(main, ["sft", str(run), *overrides])
+    assert result.exit_code == 0, result.output
+    figures = measure(tuned, num_prompts=2, repeats=1, new_tokens=4, thresholds=[0.001])
+    forwards = {way: figures[way]["batch_1"]["forwards_per_token"] for way in ("plain", "plain, cached")}
+    assert min(forwards.values()) >= 1
+    assert figures["threshold 0.001"]["batch_1"]["forwards_per_token"] < 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["answers", "--checkpoint", "RUN", "--twin", "RUN"], "a diffusion model; give an autoregressive run"),
@@ -101,14 +130,23 @@ def test_a_row_of_the_table_is_a_way_in_one_batch(run, twin):
         (["answers", "--twin", "TWIN"], "is the twin of a run: give that run by --checkpoint RUN"),
         (["data", "--new-tokens", "8"], "apply to the benchmark answers"),
         (["answers", "--threshold", "1.5"], "above 0 and at most 1"),
+        (
+            ["answers", "--checkpoint", "RUN", "--new-tokens", "2000"],
+            "prompts of up to 16 tokens and 2000 new ones are more than the 1024 positions of the model: set "
+            "--new-tokens to at most 1008",
+        ),
+        (["answers", "--out", "FILE/decoding"], "decoding cannot be written: FILE is not a writable folder"),
+        (["answers", "--checkpoint", "RUN", "--twin", "OTHER"], "its tokenizer is not that of"),
     ],
 )
-def test_unusable_options_are_refused_in_one_line(arguments, message, run, twin):
-    paths = {"RUN": run, "TWIN": twin}
+def test_unusable_options_are_refused_in_one_line(arguments, message, run, twin, other_twin, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    paths = {"RUN": run, "TWIN": twin, "OTHER": other_twin, "FILE/decoding": file / "decoding"}
     result = bench(*(paths.get(word, word) for word in arguments))
     assert result.exit_code == 1
     (line,) = [line for line in result.output.splitlines() if line.startswith("Error")]
-    assert message in line
+    assert message.replace("FILE", str(file)) in line
 
 
 def test_too_few_prompts_are_refused(run):
