@@ -45,7 +45,13 @@ _SIZES = {
     "num_attention_heads": "attention.head_count",
 }
 # settings that change the function; a file without the key has the supported value
-_CONSTANTS = {"expert_count": 0, "rope.scaling.type": "none", "rope.scale_linear": 1.0, "attention.causal": True}
+_CONSTANTS = {
+    "expert_count": 0,
+    "rope.scaling.type": "none",
+    "rope.scaling.factor": 1.0,  # scales linearly in a file without the type
+    "rope.scale_linear": 1.0,
+    "attention.causal": True,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +163,8 @@ def _config_content(fields: Mapping[str, Any], stored: Mapping[str, Any], path: 
     architecture = fields.get("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise unknown(f"architecture in {path}:", architecture, _ARCHITECTURES)
-    if fields.get("split.count", 1) > 1:
-        raise UserError(f"{path}: one of {fields['split.count']} files of a model: merge them with llama-gguf-split")
+    if (num_files := _number(fields, "split.count", path, int, 1)) > 1:
+        raise UserError(f"{path}: one of {num_files} files of a model: merge them with llama-gguf-split")
     for key, allowed in _CONSTANTS.items():
         if (value := fields.get(f"{architecture}.{key}", allowed)) != allowed:
             raise UserError(f"{path}: {architecture}.{key} is {value!r}, but only {allowed!r} is supported")

@@ -39,7 +39,7 @@ def tokenizer_of(fields: Mapping[str, Any], path: Path) -> tuple[str, dict[str, 
     if pre not in (allowed := [*_SINGLE_DIGITS, *_PATTERNS]):
         raise unknown(f"tokenizer.ggml.pre in {path}:", pre, allowed)
     tokens, kinds = _tokens(fields, path)
-    merges: list[Any] = [tuple(str(merge).split(" ")) for merge in fields.get("tokenizer.ggml.merges", [])]
+    merges: list[Any] = [tuple(str(merge).split(" ")) for merge in _list(fields, "tokenizer.ggml.merges", [], path)]
     try:
         vocabulary = {token: index for index, token in enumerate(tokens)}
         backend = Backend(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
@@ -69,7 +69,7 @@ def _tokens(fields: Mapping[str, Any], path: Path) -> tuple[list[str], list[int]
     tokens = fields.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise UserError(f"{path}: no field tokenizer.ggml.tokens")
-    kinds = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    kinds = _list(fields, "tokenizer.ggml.token_type", [1] * len(tokens), path)
     if len(kinds) != len(tokens):
         raise UserError(f"{path}: {len(tokens)} tokens, but tokenizer.ggml.token_type has {len(kinds)} values")
     while tokens and kinds[-1] == _Kind.UNUSED:
@@ -77,3 +77,10 @@ def _tokens(fields: Mapping[str, Any], path: Path) -> tuple[list[str], list[int]
     if len(set(tokens)) != len(tokens):
         raise UserError(f"{path}: {len(tokens) - len(set(tokens))} of its {len(tokens)} tokens occur twice")
     return tokens, kinds
+
+
+def _list(fields: Mapping[str, Any], key: str, absent: list[Any], path: Path) -> list[Any]:
+    value = fields.get(key, absent)
+    if not isinstance(value, list):
+        raise UserError(f"{path}: {key} is {str(value)[:80]}, not a list")
+    return value

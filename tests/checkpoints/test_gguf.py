@@ -247,6 +247,7 @@ def test_a_quantisation_without_dequantisation_is_refused(tmp_path):
     ("says", "reason"),
     [
         ({"rope.scaling.type": "yarn"}, "llama.rope.scaling.type is 'yarn', but only 'none' is supported"),
+        ({"rope.scaling.factor": 4.0}, "llama.rope.scaling.factor is 4.0, but only 1.0 is supported"),
         ({"expert_count": 8}, "llama.expert_count is 8, but only 0 is supported"),
         ({"attention.key_length": 32}, "llama.attention.key_length is 32, but only the width of a head is supported"),
         ({"feed_forward_length": None}, "no field llama.feed_forward_length"),
@@ -257,6 +258,27 @@ def test_a_quantisation_without_dequantisation_is_refused(tmp_path):
 )
 def test_unsupported_metadata_is_refused_by_name(says, reason, tmp_path):
     assert reason in refused(write(tmp_path / "model.gguf", says=says), tmp_path / "in", "--mask-token", "<|mask|>")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("split.count", "2", "split.count is 2, not a whole number"),
+        ("split.count", 2, "one of 2 files of a model: merge them with llama-gguf-split"),
+        ("tokenizer.ggml.token_type", 3, "tokenizer.ggml.token_type is 3, not a list"),
+        ("tokenizer.ggml.merges", 3, "tokenizer.ggml.merges is 3, not a list"),
+    ],
+)
+def test_metadata_of_another_type_is_refused_by_name(key, value, reason, monkeypatch, tmp_path):
+    header = gguf.GGUFWriter.write_header_to_file
+
+    def changed(writer):
+        writer.kv_data[0].pop(key, None)
+        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
+        header(writer)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", changed)
+    assert reason in refused(write(tmp_path / "model.gguf"), tmp_path / "in", "--mask-token", "<|mask|>")
 
 
 def test_a_tensor_that_is_not_the_architectures_is_refused(tmp_path):
