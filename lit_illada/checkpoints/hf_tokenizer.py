@@ -79,6 +79,8 @@ def with_named_tokens(
     eos = _named(checkpoint, backend, config, "eos_token", eos_token)
     if eos is None:
         raise UserError(f"{origin}: no file names the end-of-text token: give --eos-token")
+    if eos_token and backend.token_to_id(eos_token) is None:
+        raise UserError(f"{origin} has no token {eos_token!r}: give one of its tokens by --eos-token")
     config |= {"mask_token": mask, "eos_token": eos}
     for kind in ("bos_token", "pad_token"):  # config.json may be the only file that names them
         if config.get(kind) is None and (token := _named(checkpoint, backend, config, kind, None)) is not None:

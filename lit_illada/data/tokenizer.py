@@ -57,6 +57,10 @@ class Tokenizer:
                     f"{origin} defines no {name}: set data.tokenizer.token_names.{name} to one of its tokens"
                 )
         ids = {name: self._special_id(name, token, origin) for name, token in asdict(names).items()}
+        if ids["mask_token"] == ids["eos_token"]:
+            raise UserError(
+                f"{origin}: {names.mask_token!r} is both mask_token and eos_token: name another as one of them"
+            )
         self.mask_token_id: int = ids["mask_token"]  # type: ignore[assignment]
         self.eos_token_id: int = ids["eos_token"]  # type: ignore[assignment]
         self.system_token_id = ids["system_token"]

@@ -158,6 +158,15 @@ def test_an_autoregressive_model_gets_a_mask_token_in_a_spare_row(published, tmp
     assert Backend.from_file(str(folder / "tokenizer.json")).token_to_id("<mask>") is None
 
 
+def test_mask_and_end_tokens_that_cannot_serve_are_refused(published, tmp_path):
+    folder = published("qwen2", names_mask=False)
+    message = refused("convert", folder, tmp_path / "in", "--mask-token", "<|eos|>")
+    assert "'<|eos|>' is both mask_token and eos_token: name another as one of them" in message
+    message = refused("convert", folder, tmp_path / "in", "--mask-token", "<mask>", "--eos-token", "<|end|>")
+    assert "has no token '<|end|>': give one of its tokens by --eos-token" in message
+    assert not (tmp_path / "in").exists()
+
+
 def test_a_causal_checkpoint_is_imported_and_exported(published, tmp_path):
     folder = published("llama")
     result = lit_illada("convert", folder, tmp_path / "in")
