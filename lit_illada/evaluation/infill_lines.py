@@ -70,7 +70,7 @@ class InfillLines:
         return cls(lines)
 
     def check(self, model: LoadedModel) -> None:
-        """Nothing to compare: a passage is not longer than a row that the model was trained on."""
+        """Nothing to compare: a passage of more tokens than the model has positions is shortened at its ends."""
 
     def run(self, model: LoadedModel, folder: Path, progress: Progress) -> "InfillResult":
         on_work = progress("held-out lines", len(self.lines))
@@ -110,6 +110,10 @@ def _row(model: LoadedModel, line: Line) -> Row:
     """One line, filled in by the model; a causal model and one in blocks continue the text before."""
     tokenizer = model.writer.tokenizer
     before, truth, after = (tokenizer.encode(text) for text in (line.before, line.line, line.after))
+    # encoded in three parts a passage may have more tokens than its row, hence than the model has positions
+    room = model.writer.model.config.max_position_embeddings - len(truth)
+    before = before[-room:]
+    after = after[: room - len(before)]
     device_type = model.writer.model.lm_head_weight.device.type
     with torch.autocast(device_type, torch.bfloat16, enabled=model.writer.is_bf16):
         if model.writer.model.config.is_causal or model.writer.model.config.block_length is not None:

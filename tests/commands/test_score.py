@@ -450,6 +450,21 @@ def test_a_rule_of_diffusion_models_is_refused_for_a_causal_one_and_scores_are_n
 LINES = "".join(f"alpha {n} beta\ngamma {n * 7} delta\nmu nu xi\n---\n" for n in range(80))
 
 
+def test_lines_of_rows_as_long_as_the_models_positions_are_filled(tiny_overrides, tmp_path):
+    # an indentation is one token with the end of the line before it, and two where a line begins a gap
+    lines = [f"    alpha {n} beta\n        gamma {n * 7}\n" + "---\n" * (n % 20 == 0) for n in range(400)]
+    (tmp_path / "lines.txt").write_text("".join(lines))
+    own = ["data=text", f"data.source.paths=[{tmp_path}/lines.txt]", f"data.dir={tmp_path}/data", "data.row_length=64"]
+    short = ["trainer.max_steps=2", "model.max_position_embeddings=64", f"run_dir={tmp_path / 'run'}"]
+    own.append("data.source.document_separator=---")
+    trained = CliRunner().invoke(main, ["pretrain", *tiny_overrides, *own, *short])
+    assert trained.exit_code == 0, trained.output
+    options = ["generation.num_steps=1", "--out", tmp_path / "out"]
+    result = score(tmp_path / "run", "--infill-lines", 3, *options)
+    assert result.exit_code == 0, result.output
+    assert summary(tmp_path / "out")["results"][0]["num_items"] == 3
+
+
 def test_held_out_lines_are_filled_with_both_sides_and_with_the_text_before(tiny_overrides, tmp_path):
     (tmp_path / "lines.txt").write_text(LINES)
     own = ["data=text", f"data.source.paths=[{tmp_path}/lines.txt]", f"data.dir={tmp_path}/data", "data.row_length=64"]
