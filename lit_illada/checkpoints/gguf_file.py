@@ -6,6 +6,7 @@ Every tensor is accounted for by name and shape.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,10 @@ class _Dequantised(Mapping[str, Tensor]):
         return len(self._stored)
 
 
+class _CutOffError(ValueError):
+    """A length or an offset points behind the end of the file."""
+
+
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metadata and stored tensors by name."""
     try:
@@ -146,7 +151,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             # the base class returns fewer values behind the end, and would follow a damaged length for hours
             end = int(offset) + int(count) * np.dtype(dtype).itemsize
             if end > len(self.data):
-                raise ValueError(f"it ends at byte {len(self.data):,}, but needs {end:,}")
+                raise _CutOffError(f"it ends at byte {len(self.data):,}, but needs {end:,}")
             return super()._get(offset, dtype, count, override_order)
 
     try:
@@ -154,7 +159,11 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path}: the GGUF file is cut off or damaged: {reason}") from error
+        raise UserError(
+            f"{path}: the GGUF file is cut off or damaged: {reason}"
+            if isinstance(error, _CutOffError)
+            else f"{path}: the GGUF file is damaged, or newer than the gguf package, {version('gguf')}: {reason}"
+        ) from error
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from lit_illada.checkpoints.open import load_checkpoint
 from lit_illada.cli import main
 
 gguf = pytest.importorskip("gguf")
+gguf_version = version("gguf")
 
 WIDTH, INNER, HEADS, KV_HEADS, LAYERS, ROWS = 64, 96, 4, 2, 2, 320
 EPS, THETA = 1e-5, 100.0
@@ -228,6 +230,17 @@ def test_a_damaged_length_is_refused_at_once(tmp_path):
     content[start : start + 8] = b"\xff" * 7 + b"\x0f"
     (tmp_path / "model.gguf").write_bytes(content)
     assert "cut off or damaged" in refused(tmp_path / "model.gguf", tmp_path / "in")
+
+
+def test_an_unknown_version_and_quantisation_name_the_package(tmp_path):
+    path = write(tmp_path / "model.gguf")
+    content = path.read_bytes()
+    kind = content.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 2 * 8  # rank, two sizes of 8 bytes
+    for start, wrong in ((4, 9), (kind, 200)):  # the version follows the magic number
+        path.write_bytes(content[:start] + wrong.to_bytes(4, "little") + content[start + 4 :])
+        message = refused(path, tmp_path / "in")
+        assert f"the GGUF file is damaged, or newer than the gguf package, {gguf_version}: " in message
+        assert str(wrong) in message.partition(gguf_version)[2]
 
 
 def test_another_architecture_is_refused(tmp_path):
