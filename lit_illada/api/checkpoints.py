@@ -54,6 +54,8 @@ def generate(
     model, tokenizer = _loaded(checkpoint)
     options = from_tree(GenerationConfig, {**to_tree(config or GenerationConfig()), **settings}, "generation.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        return []
     generation = complete_batch(model, tokenizer, [tokenizer.encode(text) for text in prompts], options)
     texts = [tokenizer.decode(token_ids) for token_ids in generation.texts()]
     return texts[0] if isinstance(prompt, str) else texts

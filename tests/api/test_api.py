@@ -189,6 +189,7 @@ def test_generate_maps_text_to_text(run):
     config = lit_illada.GenerationConfig(max_new_tokens=8, block_length=4, num_steps=2)
     module = lit_illada.PretrainModule.load_from_checkpoint(run)
     assert lit_illada.generate(module, ["alpha ", "beta"], config)[0] == text
+    assert lit_illada.generate(loaded, []) == []
     assert module.training
     with pytest.raises(
         lit_illada.UserError, match=r"'generation.max_tokens'.*did you mean 'generation.max_new_tokens'"
