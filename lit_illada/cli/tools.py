@@ -148,7 +148,7 @@ Examples:
 @click.option(
     "--threshold",
     "thresholds",
-    type=float,
+    type=click.FloatRange(min=0, max=1, min_open=True),
     multiple=True,
     help="Confidence threshold of `answers` (default: 0.9, 0.7 and 0.5). Repeatable.",
 )

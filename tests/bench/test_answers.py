@@ -122,6 +122,12 @@ def test_the_plain_way_commits_one_token_per_step_whatever_the_run_uses(generati
     assert figures["threshold 0.001"]["batch_1"]["forwards_per_token"] < 1
 
 
+def test_a_threshold_out_of_range_is_refused_by_the_name_of_the_option():
+    result = bench("answers", "--threshold", "1.5")
+    assert result.exit_code == 2
+    assert "'--threshold': 1.5 is not in the range 0<x<=1" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -129,7 +135,6 @@ def test_the_plain_way_commits_one_token_per_step_whatever_the_run_uses(generati
         (["answers", "--checkpoint", "TWIN"], "an autoregressive model; give it as --twin"),
         (["answers", "--twin", "TWIN"], "is the twin of a run: give that run by --checkpoint RUN"),
         (["data", "--new-tokens", "8"], "apply to the benchmark answers"),
-        (["answers", "--threshold", "1.5"], "above 0 and at most 1"),
         (
             ["answers", "--checkpoint", "RUN", "--new-tokens", "2000"],
             "prompts of up to 16 tokens and 2000 new ones are more than the 1024 positions of the model: set "
