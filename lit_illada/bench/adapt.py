@@ -48,7 +48,8 @@ def measure(model: str = "smollm2_135m", num_rows: int = 4, row_length: int = 12
     """Figures of both steps and their ratios. model: a name in conf/model."""
     case = Case(model, num_rows, row_length)
     configs = {name: _config(case, overrides) for name, overrides in _WAYS.items()}
-    figures: dict[str, Any] = dict(_memory(case))
+    peaks = _measured_peaks(configs["adapt"].trainer.hardware()[0].device, case)
+    figures: dict[str, Any] = {name: _memory(config, case, peaks[name]) for name, config in configs.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in configs}
     steps = {name: _step(config, case) for name, config in configs.items()}
     timed = list(islice(batches(case, configs["adapt"].model.known_vocab_size), 1 + repeats))
@@ -85,26 +86,26 @@ def _step(config: PretrainConfig, case: Case) -> TrainingStep:
     return TrainingStep(model, config.model, objective, optimizer, precision, accelerator.device)
 
 
-def _memory(case: Case) -> dict[str, dict[str, float]]:
-    """Measured and estimated peak memory of each way; empty where it cannot be measured."""
-    configs = {name: _config(case, overrides) for name, overrides in _WAYS.items()}
-    accelerator, _ = configs["adapt"].trainer.hardware()
-    if accelerator.device.type == "cuda":
-        measured = {"peak_gb": _peaks(case)}
+def _measured_peaks(device: torch.device, case: Case) -> dict[str, dict[str, float]]:
+    """Peak memory of each way in GB, by kind; empty where it cannot be measured."""
+    if device.type == "cuda":
+        kinds = {"peak_gb": _peaks(case)}
     else:
         returning = {"MALLOC_MMAP_THRESHOLD_": str(_RETURNED_BLOCK_BYTES)}
-        measured = {"peak_gb": _peaks_in_process(case, returning), "resident_peak_gb": _peaks_in_process(case, {})}
-    figures: dict[str, dict[str, float]] = {}
-    for name, config in configs.items():
-        batch = micro_batch(config, config.model, accelerator, case.row_length)
-        estimated_gb = memory_of_step(config, config.model, batch).peak / 1e9
-        peaks = {kind: peak for kind, by_way in measured.items() if (peak := by_way[name]) is not None}
-        figures[name] = peaks and {
-            **peaks,
-            "estimated_peak_gb": estimated_gb,
-            "peak_over_estimate": peaks["peak_gb"] / estimated_gb,
-        }
-    return figures
+        kinds = {"peak_gb": _peaks_in_process(case, returning), "resident_peak_gb": _peaks_in_process(case, {})}
+    return {
+        name: {kind: peak for kind, by_way in kinds.items() if (peak := by_way[name]) is not None} for name in _WAYS
+    }
+
+
+def _memory(config: PretrainConfig, case: Case, peaks: Mapping[str, float]) -> dict[str, float]:
+    """The measured peaks of a way beside the estimated one; empty without measured ones."""
+    if not peaks:
+        return {}
+    batch = micro_batch(config, config.model, config.trainer.hardware()[0], case.row_length)
+    estimated_gb = memory_of_step(config, config.model, batch).peak / 1e9
+    ratio = peaks["peak_gb"] / estimated_gb
+    return {**peaks, "estimated_peak_gb": estimated_gb, "peak_over_estimate": ratio}
 
 
 def _peaks_in_process(case: Case, environment: Mapping[str, str]) -> dict[str, float | None]:

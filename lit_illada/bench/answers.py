@@ -133,9 +133,11 @@ def _check_length(one: Checkpoint, prompt_tokens: int, new_tokens: int) -> None:
     """Raises UserError for texts that do not fit in a model, before anything is measured."""
     allowed = one.model.max_position_embeddings
     if prompt_tokens + new_tokens > allowed:
+        left = allowed - prompt_tokens
+        remedy = f"set --new-tokens to at most {left}" if left > 0 else "give a model with more positions"
         raise UserError(
             f"{one.path}: prompts of up to {prompt_tokens} tokens and {new_tokens} new ones are more than the "
-            f"{allowed} positions of the model: set --new-tokens to at most {allowed - prompt_tokens}"
+            f"{allowed} positions of the model: {remedy}"
         )
 
 

@@ -89,7 +89,7 @@ def _likelihoods(figures: dict[str, Any]) -> Iterator[str]:
 
 def write(folder: Path, figures: dict[str, Any], machine: dict[str, Any], command: str) -> None:
     """Write answers.csv, answers.json and status.yaml. Raises UserError for a folder that holds results already."""
-    refuse_used(folder)
+    refuse_unusable(folder)
     listed = list(rows(figures))
     columns = list(dict.fromkeys(key for row in listed for key in row))
     text = io.StringIO()
@@ -105,7 +105,7 @@ def write(folder: Path, figures: dict[str, Any], machine: dict[str, Any], comman
     write_atomically(folder / "status.yaml", dump(status))
 
 
-def refuse_used(folder: Path) -> None:
+def refuse_unusable(folder: Path) -> None:
     """Raise UserError for a folder that holds a table already or cannot be written, before the measurement."""
     if (folder / "answers.csv").exists():
         raise UserError(f"{folder} holds results already: move or remove them first")

@@ -80,7 +80,7 @@ class AnswersOptions:
         for threshold in self.thresholds:
             Threshold(threshold)
         if self.out is not None:
-            answers_table.refuse_used(self.out)
+            answers_table.refuse_unusable(self.out)
 
     def measure(self) -> dict[str, Any]:
         """The figures."""
