@@ -191,9 +191,10 @@ class BlockElbo(Estimator):
 class EuboMix(Estimator):
     """`elbo` or `block_elbo`; for negative advantages mixed with an upper bound. SPG, arXiv 2510.09541.
 
-    The upper bound is (1/b)·Σ_i log mean_draws[w·1[i masked]·p(y_i)^b] with w = L/k; tokens never masked are dropped.
-    Scores of negative advantages: mix·upper + (1 − mix)·lower. Bias: the log of a mean over few draws lies below that
-    of its expectation, and dropped tokens count 0.
+    The upper bound is (1/b)·Σ_i log mean_draws[w·1[i masked]·p(y_i)^b] with w = L/k. Tokens that no draw masks are
+    dropped, and the sum is scaled from the others to all tokens, so that the mean over tokens is that over the masked
+    ones. Scores of negative advantages: mix·upper + (1 − mix)·lower. Bias: the log of a mean over few draws lies below
+    that of its expectation.
     """
 
     block_length: int | None = 32
@@ -222,12 +223,14 @@ class EuboMix(Estimator):
     def views(self, completions: Completions, noise: MaskNoise, masked_prompt: float) -> Iterator[View]:
         return self._lower.views(completions, noise, masked_prompt)
 
-    def upper(self, log_prob_NSW: Tensor, weight_NSW: Tensor, is_selected_NSW: Tensor) -> Tensor:
+    def upper(self, log_prob_NSW: Tensor, weight_NSW: Tensor, is_selected_NSW: Tensor, num_scored_S: Tensor) -> Tensor:
         lower_SW = (weight_NSW * log_prob_NSW * is_selected_NSW).mean(0)
         # a finite stand-in for log 0 keeps the gradient of dropped tokens finite
         terms_NSW = torch.where(is_selected_NSW, weight_NSW.log() + self.exponent * log_prob_NSW, -1e30)
         log_mean_SW = terms_NSW.logsumexp(0) - float(np.log(self.num_draws))
-        upper_SW = torch.where(is_selected_NSW.any(0), log_mean_SW / self.exponent, 0.0)
+        is_masked_SW = is_selected_NSW.any(0)
+        scale_S = num_scored_S / is_masked_SW.sum(1).clamp(min=1)
+        upper_SW = torch.where(is_masked_SW, log_mean_SW / self.exponent, 0.0) * scale_S[:, None]
         return self.mix * upper_SW + (1 - self.mix) * lower_SW
 
 

@@ -99,18 +99,19 @@ def normalise(normaliser: Normaliser, weight_SU: Tensor, num_canvas_S: Tensor) -
 
     weight_SU: weights of the units, 0 for those that do not count. num_canvas_S: tokens that the rollout wrote.
     """
-    weight_S = weight_SU.sum(1)
-    is_counted_S = weight_S > 0
-    one_S = torch.ones_like(weight_S)
+    num_units_S = (weight_SU > 0).sum(1).clamp(min=1)
+    # 1 for completions with units, 0 for others; of a form that divides by its ratios: their mean over the units
+    mean_S = (weight_SU.sum(1) / num_units_S).double()
+    one_S = torch.ones_like(weight_SU[:, 0])
     match normaliser:
         case Normaliser.UNITS:
-            return one_S, weight_S.double().sum()
+            return one_S, weight_SU.sum(1).double().sum()
         case Normaliser.SEQUENCES:
-            return torch.where(is_counted_S, 1 / weight_S.clamp(min=1e-30), 0.0), is_counted_S.sum().double()
+            return one_S / num_units_S, mean_S.sum()
         case Normaliser.COMPLETIONS:
-            return one_S, is_counted_S.sum().double()
+            return one_S, mean_S.sum()
         case Normaliser.CANVAS:
-            return one_S, (num_canvas_S * is_counted_S).sum().double()
+            return one_S, (num_canvas_S * mean_S).sum()
 
 
 def _penalty(

@@ -117,7 +117,7 @@ def score(
     is_of_draw_DN = torch.arange(int(draw_N.max()) + 1, device=draw_N.device)[:, None] == draw_N
     weighted_NSW = weight_NSW * log_prob_NSW
     by_draw_DSW = torch.stack([weighted_NSW[is_of_draw_N].sum(0) for is_of_draw_N in is_of_draw_DN])
-    upper = estimator.upper(log_prob_NSW, weight_NSW, is_selected_NSW)
+    upper = estimator.upper(log_prob_NSW, weight_NSW, is_selected_NSW, completions.num_scored)
     return Scores(by_draw_DSW, upper, len(views))
 
 

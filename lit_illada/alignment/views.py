@@ -54,8 +54,13 @@ class Estimator(ABC):
         blocks the earlier blocks too.
         """
 
-    def upper(self, log_prob_NSW: Tensor, weight_NSW: Tensor, is_selected_NSW: Tensor) -> Tensor | None:
-        """(S, W) scores for completions of negative advantage; None: the same as for the others."""
+    def upper(
+        self, log_prob_NSW: Tensor, weight_NSW: Tensor, is_selected_NSW: Tensor, num_scored_S: Tensor
+    ) -> Tensor | None:
+        """(S, W) scores for completions of negative advantage; None: the same as for the others.
+
+        num_scored_S: (S,) int64, scored tokens of each completion.
+        """
         return None
 
 

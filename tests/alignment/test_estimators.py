@@ -132,11 +132,12 @@ def test_upper_bound_of_few_draws_equals_enumeration_over_their_masks(num_draws,
     chance = {mask: 1 / (3 * math.comb(3, len(mask))) for mask in table.of}
     want = torch.zeros(3, dtype=torch.float64)
     for masks in itertools.product(table.of, repeat=num_draws):
+        scale = 3 / len(set().union(*masks))  # from the masked tokens to all
         for i in range(3):
             terms = [3 / len(mask) * table.of[mask][i].exp() ** exponent for mask in masks if i in mask]
             if terms:
                 value = math.log(sum(terms) / num_draws) / exponent
-                want[i] += math.prod(chance[mask] for mask in masks) * value
+                want[i] += math.prod(chance[mask] for mask in masks) * value * scale
     estimator = EuboMix(block_length=None, num_draws=num_draws, exponent=exponent, mix=1.0)
     with torch.no_grad():
         upper = world.scored(estimator, world.texts([answer] * COPIES), model).upper[:, 2:]
@@ -150,8 +151,24 @@ def test_upper_bound_of_every_mask_as_often_as_it_is_drawn_is_the_stated_bound(t
     weight = torch.tensor([4 / len(mask) for mask in masks], dtype=torch.float64)[:, None, None].expand_as(log_prob)
     estimator = EuboMix(block_length=None, num_draws=48, exponent=1.5, mix=1.0)
     terms = weight * log_prob.exp() ** 1.5 * (log_prob != 0)
-    upper = estimator.upper(log_prob, weight, log_prob != 0)
+    upper = estimator.upper(log_prob, weight, log_prob != 0, torch.tensor([4]))
     torch.testing.assert_close(upper, terms.mean(0).log() / 1.5)
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 5])
+@pytest.mark.parametrize("block_length", [None, 1, 2])
+def test_dropped_tokens_do_not_weaken_the_upper_bound(block_length, num_draws, world):
+    """If every log p falls by 0.1, the bound falls by 0.1 per scored token, as the likelihood does."""
+    estimator = EuboMix(block_length, num_draws, mix=1.0)
+    completions = world.texts([ANSWER] * 50)
+    views = list(estimator.views(completions, completions_noise(completions, 7, 0), 0.0))
+    is_selected = torch.stack([view.is_selected for view in views])
+    weight = torch.stack([view.weight.expand(completions.token_ids.shape) for view in views])
+    log_prob = -torch.rand(is_selected.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    high, low = (
+        estimator.upper((log_prob - by) * is_selected, weight, is_selected, completions.num_scored) for by in (0.0, 0.1)
+    )
+    torch.testing.assert_close((high - low).sum(1), 0.1 * completions.num_scored.double())
 
 
 def test_mix_is_between_the_bounds_and_used_for_negative_advantages_only(model, world):

@@ -87,6 +87,34 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("normaliser", list(Normaliser))
+@pytest.mark.parametrize("level", [Level.TOKEN, Level.SEQUENCE_MEAN])
+def test_self_normalised_loss_divides_by_the_clipped_ratios_of_the_batch(level, normaliser, completions, model, world):
+    """StableDRL off policy, in plain Python: a unit's ratio is not divided by itself."""
+    form = ClipAlways(low=0.5, high=0.5)
+    with torch.no_grad():
+        policy = world.scored(MeanField(), completions, model)
+        old = world.scored(MeanField(), completions, world.build_model(seed=1))
+    loss = policy_loss(
+        alignment(MeanField(), level, form, normaliser=normaliser), completions, policy, ADVANTAGE, Frozen(old)
+    )
+    total = count = 0.0
+    for s, advantage in enumerate(ADVANTAGE.tolist()):
+        where = completions.is_scored[s]
+        change = (policy.token - old.token)[s][where]
+        units = change.tolist() if level is Level.TOKEN else [change.mean().item()]
+        ratios = [min(max(math.exp(unit), 0.5), 1.5) for unit in units]
+        share = {
+            Normaliser.UNITS: (1.0, sum(ratios)),
+            Normaliser.SEQUENCES: (1 / len(units), sum(ratios) / len(units)),
+            Normaliser.COMPLETIONS: (1.0, sum(ratios) / len(units)),
+            Normaliser.CANVAS: (1.0, int(completions.is_canvas[s].sum()) * sum(ratios) / len(units)),
+        }[normaliser]
+        total -= share[0] * advantage * sum(ratios)
+        count += share[1]
+    assert (loss.sum / loss.count).item() == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("normaliser", list(Normaliser))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_sums_and_counts_of_micro_batches_add_up_to_those_of_the_batch(name, normaliser, completions, model, world):
     config = replace(CONFIGS[name], normaliser=normaliser)
