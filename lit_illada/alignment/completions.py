@@ -37,7 +37,7 @@ class Completions(Movable):
     """(S,) int64, key of each completion's masks: `ids`, or the number of its group if a group shares masks."""
     steps: Tensor | None = None
     """(S, W) int64, rollout step that committed each token of the canvas, counted per sequence from 0 without gaps;
-    None: unknown, or ambiguous because the rollout masked tokens again."""
+    None: unknown, or ambiguous because the rollout may mask tokens again."""
     blocks: Tensor | None = None
     """(S, W) int64, block of each token of the canvas; the rollout did not see later blocks. None: it saw them all."""
 
@@ -83,20 +83,23 @@ class Completions(Movable):
         stop_token_ids: Sequence[int],
         pad_token_id: int,
         is_appended: bool,
+        is_remasked: bool = False,
         score_after_eos: bool = False,
     ) -> "Completions":
         """Completions of a generation, one trace each.
 
-        is_appended: whether blocks were appended one at a time, so that the model saw no later block. score_after_eos:
-        whether the tokens after the first stop token count; if not they stay in the row, as in the rollout, and masks
-        other than the rollout's always cover them (d1 and SPG score them so).
+        is_appended: whether blocks were appended one at a time, so that the model saw no later block. is_remasked:
+        whether the sampler may mask committed tokens again; `steps` is then None. score_after_eos: whether the tokens
+        after the first stop token count; if not they stay in the row, as in the rollout, and masks other than the
+        rollout's always cover them (d1 and SPG score them so).
         """
         completions = cls.of_texts(prompts, [trace.token_ids for trace in traces], ids, pad_token_id)
         if not score_after_eos:
             is_stop = torch.isin(completions.token_ids, torch.tensor(stop_token_ids)) & completions.is_canvas
             is_after_stop = (is_stop.cumsum(1) - is_stop.long()) > 0
             completions = replace(completions, is_scored=completions.is_canvas & ~is_after_stop)
-        is_remasked = any(count > 1 for trace in traces for count in trace.num_commits)
+        # by the settings, not by what these traces contain: ranks gather `steps`, so all of them have it or none
+        assert is_remasked or all(count == 1 for trace in traces for count in trace.num_commits)
         steps = None if is_remasked else completions._spread([_without_gaps(trace.steps) for trace in traces])
         blocks = completions._spread([trace.blocks for trace in traces]) if is_appended else None
         confidence = torch.tensor([value for trace in traces for value in trace.confidence], dtype=torch.float64)

@@ -99,6 +99,12 @@ class AlignmentConfig:
             raise UserError(f"alignment.level is '{self.level}', but form {form!r} compares sequences: set sequence")
         if not isinstance(self.regulariser, NoRegulariser):
             raise UserError(f"form {form!r} includes its regulariser: set alignment/regulariser=none")
+        if self.estimator.needs_steps:
+            estimator = choice_name(ESTIMATORS, self.estimator)
+            raise UserError(
+                f"alignment.estimator.name is {estimator!r}, which scores the states of a rollout, but form {form!r} "
+                "learns from pairs, which have none: set alignment/estimator=elbo"
+            )
         require(self.group_size == 2, "alignment.group_size", self.group_size, f"2 with form {form!r}")
 
     def needs(self, anchor: Anchor) -> bool:

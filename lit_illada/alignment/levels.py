@@ -48,7 +48,7 @@ class Units:
                 return cls(level, num_tokens_S[:, None] > 0, num_tokens_S, None)
         if completions.steps is None:
             raise UserError(
-                "alignment.level is 'step', but the steps of the completions are unknown: the rollout masks tokens "
+                "alignment.level is 'step', but the steps of the completions are unknown: the rollout may mask tokens "
                 "again, or there was none; set alignment.level=token"
             )
         step_SW = completions.steps.masked_fill(~completions.is_scored, -1)

@@ -84,6 +84,7 @@ class Writer:
             stop_token_ids=[self.tokenizer.eos_token_id],
             pad_token_id=self.tokenizer.eos_token_id,
             is_appended=self.generation.canvas is Canvas.append,
+            is_remasked=bool(self.generation.remasking),
             score_after_eos=score_after_eos,
         )
 

@@ -103,7 +103,7 @@ def _ranks(completions: Completions) -> tuple[Tensor, Tensor]:
     if completions.steps is None:
         raise UserError(
             "alignment.estimator scores the states of the rollout, which are unknown: the completions have no trace, "
-            "or the rollout masks tokens again; set generation/remask=none, or choose another estimator"
+            "or the rollout may mask tokens again; choose an estimator that needs no states, such as elbo"
         )
     steps_SW = completions.steps
     num_steps = int(steps_SW.max()) + 1

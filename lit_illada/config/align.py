@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from lit_illada.alignment.config import AlignmentConfig, ProblemsConfig
+from lit_illada.alignment.levels import Level
 from lit_illada.config.runs import RunConfig
 from lit_illada.data.sft.config import TEMPLATES, RoleTexts, RoleTokens
 from lit_illada.errors import UserError, require
@@ -75,6 +76,7 @@ class AlignConfig(RunConfig):
                 "completions: leave it out, and set those"
             )
         self._check_source()
+        self._check_steps()
         self.check_generation_length("generation", self.generation)
         self.check_warmup()
         response, ranks = self.trainer.on_divergence, self.trainer.num_data_ranks
@@ -97,11 +99,20 @@ class AlignConfig(RunConfig):
             raise UserError(
                 "generation.temperature is 0, so the completions of a prompt would be equal: set it above 0, such as 1"
             )
-        if self.alignment.estimator.needs_steps and self.generation.remask.is_on:
+
+    def _check_steps(self) -> None:
+        """Raise UserError if the loss needs the step of each token, and the rollout may commit tokens twice."""
+        if not (remasking := self.generation.remasking):
+            return
+        name = remasking[0]
+        again = f"but generation.{name} masks tokens again: set generation/{name}=none"
+        if self.alignment.estimator.needs_steps:
             raise UserError(
-                "alignment.estimator scores the states of the rollout, but generation.remask masks tokens again: set "
-                "generation/remask=none, or choose another estimator"
+                f"alignment.estimator scores the states of the rollout, {again}, or choose an estimator that does not, "
+                "such as alignment/estimator=elbo"
             )
+        if self.alignment.level is Level.STEP:
+            raise UserError(f"alignment.level is 'step', {again}, or alignment.level=token")
 
     def resolve(self) -> "AlignConfig":
         """Return the config with the rows per optimizer step and per forward pass."""

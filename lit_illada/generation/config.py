@@ -7,7 +7,7 @@ from lit_illada.errors import UserError
 from lit_illada.generation.cache import CACHES, CachePlan
 from lit_illada.generation.commit_rules import COMMIT_RULES, COMMIT_SCHEDULES, CommitRule, CommitSchedule, Even
 from lit_illada.generation.loop_control.early_exit import EARLY_EXITS, EarlyExit
-from lit_illada.generation.loop_control.loop_response import LOOP_RESPONSES, LoopResponse
+from lit_illada.generation.loop_control.loop_response import LOOP_RESPONSES, LoopResponse, RemaskSpan
 from lit_illada.generation.loop_control.repetition import REPETITIONS, Repetition
 from lit_illada.generation.loop_control.thinking_stop import THINKING_STOPS, ThinkingStop
 from lit_illada.generation.remasking import REMASK_RULES, RemaskRule
@@ -118,6 +118,17 @@ class GenerationConfig:
                 f"generation.tokens_per_step is {self.tokens_per_step}: it must be at most generation.block_length, "
                 f"which is {self.block_length}"
             )
+
+    @property
+    def remasking(self) -> list[str]:
+        """Names of the settings that may mask committed tokens again, so that those are committed twice."""
+        is_remasking = {
+            "remask": self.remask.is_on,
+            "thinking_stop": self.thinking_stop.is_on,  # tokens behind the end of the reasoning segment
+            "early_exit": self.early_exit.is_on,
+            "on_loop": isinstance(self.on_loop, RemaskSpan),
+        }
+        return [name for name, is_on in is_remasking.items() if is_on]
 
     def with_block_length(self, block_length: int) -> "GenerationConfig":
         """The config with blocks of this length, and as many tokens per step as before."""

@@ -60,6 +60,7 @@ def rollout(model, prompts, is_stopping=True, score_after_eos=False, lookback=0,
         stop_token_ids=stops,
         pad_token_id=MASK,
         is_appended=config.canvas == "append",
+        is_remasked=bool(config.remasking),
         score_after_eos=score_after_eos,
     )
     return completions, traces

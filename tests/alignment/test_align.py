@@ -355,6 +355,25 @@ REFUSED = {
     "alignment.form.name=dpo learns from pairs: give preferences=FILE": ["alignment=vrpo", "alignment.group_size=2"],
     "needs alignment.form.name=dpo: set alignment=vrpo": ["preferences=pairs.jsonl"],
     "generation.remask masks tokens again": ["alignment=cj_grpo", "generation/remask=remdm_cap"],
+    "generation.on_loop masks tokens again: set generation/on_loop=none, or choose an estimator that does not": [
+        "alignment=cj_grpo",
+        "generation/on_loop=remask_span",
+    ],
+    "generation.thinking_stop masks tokens again: set generation/thinking_stop=none, or choose": [
+        "alignment=step_merge",
+        "generation/thinking_stop=hard",
+        "generation.thinking_stop.answer_tokens=4",
+    ],
+    "alignment.level is 'step', but generation.early_exit masks tokens again: set generation/early_exit=none, or": [
+        "alignment.level=step",
+        "generation/early_exit=settled",
+    ],
+    "alignment.estimator.name is 'trajectory', which scores the states of a rollout, but form 'dpo' learns from": [
+        "alignment=vrpo",
+        "alignment/estimator=trajectory",
+        "alignment.group_size=2",
+        "preferences=pairs.jsonl",
+    ],
     "together more than model.max_position_embeddings=512": ["generation.max_new_tokens=500"],
     "trainer.batch_rows is 20, but an optimizer step trains on": [
         "trainer.batch_rows=20",

@@ -122,6 +122,22 @@ def test_bad_settings_are_named(message):
         load("align", BAD[message])
 
 
+def test_steps_of_the_rollout_can_be_scored_unless_a_setting_masks_committed_tokens_again():
+    needing = ["alignment=cj_grpo", "alignment.level=step"]
+    config = load("align", [*needing, "generation/on_loop=temperature_kick", "generation/repetition=dry"])
+    assert config.generation.remasking == []
+    remasking = ["generation/remask=remdm_cap", "generation/on_loop=remask_span", "generation/early_exit=settled"]
+    config = load("align", remasking)
+    assert config.generation.remasking == ["remask", "early_exit", "on_loop"]
+
+
+def test_the_rollout_that_left_to_right_is_exact_for_can_be_set():
+    rollout = ["generation.canvas=fixed", "generation.block_length=1", "generation.num_steps=1"]
+    config = load("align", ["alignment=left_to_right", *rollout])
+    assert config.generation.steps_for(1) == 1
+    assert config.alignment.recompute_views
+
+
 def test_rewards_are_a_list_of_weighted_terms():
     terms = "[{term: correct}, {term: {name: loop, coverage: true}, weight: 0.5}]"
     reward = load("align", [f"alignment.reward.terms={terms}"]).alignment.reward

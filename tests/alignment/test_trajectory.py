@@ -139,5 +139,14 @@ def test_steps_that_commit_only_the_tail_cost_no_pass(model, world):
 def test_rollouts_that_mask_tokens_again_are_refused(model, world):
     rule = REMASK_RULES["remdm_cap"]()
     completions, _ = world.rollout(model, PROMPTS, remask=rule, num_steps=12, tokens_per_step=None, block_length=6)
-    with pytest.raises(UserError, match="masks tokens again"):
+    with pytest.raises(UserError, match="may mask tokens again"):
         world.scored(Trajectory(), completions, model)
+
+
+def test_steps_are_unknown_on_every_rank_if_the_sampler_may_mask_tokens_again(model, world):
+    """By the setting: the traces of one rank may happen to hold no token that was masked again."""
+    rule = REMASK_RULES["remdm_cap"](eta=1e-12)
+    settings = {"num_steps": 12, "tokens_per_step": None, "block_length": 6}
+    completions, traces = world.rollout(model, PROMPTS, remask=rule, **settings)
+    assert all(count == 1 for trace in traces for count in trace.num_commits)
+    assert completions.steps is None
