@@ -37,7 +37,7 @@ class RewardWorker:
         self._guard = Guard(partial(_value, config, check))
 
     def __call__(self, answered: Sequence[Answered]) -> Rewards:
-        """Raises UserError at the first failure if `on_failure` is stop."""
+        """Warns of the first failure of each term, or raises UserError at it if `on_failure` is stop."""
         names = self.config.names
         by_term: dict[str, list[float | None]] = {name: [] for name in names}
         failures: Counter[str] = Counter()
@@ -51,6 +51,8 @@ class RewardWorker:
                     message = one_line(f"reward {name}, completion {number}: {error}")
                     if self.config.on_failure is OnFailure.STOP:
                         raise UserError(f"{message}: fix the term, or set alignment.reward.on_failure=zero") from error
+                    if not failures[name]:  # at once: a term that hangs takes the time limit for every completion
+                        log.warning("%s; failures count 0 (alignment.reward.on_failure=zero)", message)
                     by_term[name].append(None)
                     failures[name] += 1
                     messages.append(message)

@@ -33,7 +33,7 @@ def build_align_module(
     model, shard_model = build_run_model(config, weights)
     template, reward = ChatTemplate(config.template, tokenizer), config.alignment.reward
     write = partial(Writer, tokenizer, template, batch_rows=config.rollout_rows, seed=config.seed)
-    verdict = RewardConfig(time_limit_s=reward.time_limit_s)
+    verdict = RewardConfig(time_limit_s=reward.time_limit_s, on_failure=reward.on_failure)
     has_task = config.preferences is None
     return AlignModule(
         model,

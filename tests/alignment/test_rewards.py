@@ -155,7 +155,30 @@ def test_failures_are_named_counted_and_do_not_touch_other_rewards(broken, caplo
         "reward broken, completion 4: ended its process",
         "reward broken, completion 5: exceeds the time limit of 0.3 s",
     ]
-    assert "reward broken failed for 5 of 7 completions" in caplog.text
+    assert caplog.messages == [
+        "reward broken, completion 1: raises ValueError: no such word; failures count 0 "
+        "(alignment.reward.on_failure=zero)",
+        "reward broken failed for 5 of 7 completions",
+    ]
+
+
+def test_a_failure_is_reported_before_the_next_completion_is_judged(broken, caplog):
+    """A term that always hangs takes the time limit for each completion of a rollout."""
+    reported = []
+
+    def notes(problem, completion):
+        return Verdict.right(completion)
+
+    class Watched(RewardWorker):
+        def __init__(self):
+            super().__init__(broken, notes)
+            guard = self._guard
+            self._guard = lambda *call, limit_s: reported.append(len(caplog.messages)) or guard(*call, limit_s=limit_s)
+            self.close = guard.close
+
+    with closing(Watched()) as worker:
+        worker([answered(text) for text in ("hang", "fine")])
+    assert reported == [0, 0, 1, 1, 1, 1]
 
 
 def test_a_failure_stops_the_run_if_configured(broken):
