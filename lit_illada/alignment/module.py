@@ -208,8 +208,12 @@ class AlignModule(ScoringModule):
         table = {name: self._gathered(values) for name, values in rollout_table(self.samples, self.sampled).items()}
         figures = rollout_figures(table, group_size)
         publish(self, figures)
+        correct = self.rewards.config.correct_name
         self._flat.observe(
-            figures["rollout/flat_groups"], table["reward"], self.global_step, self.trainer.is_global_zero
+            table["reward"].view(-1, group_size),
+            None if correct is None else table[f"reward_{correct}"].view(-1, group_size),
+            self.global_step,
+            self.trainer.is_global_zero,
         )
         reward_PG = torch.tensor(self.sampled.total, dtype=torch.float64).view(-1, group_size)
         is_counted_P = is_mixed(reward_PG) | (not self.config.only_mixed_groups)
@@ -289,7 +293,7 @@ class AlignModule(ScoringModule):
             "first_correct": self.held_out.first_correct,
             "passes": self.passes.state_dict(self._summed),
             "num_completions": int(self._summed(torch.tensor(self._num_completions, dtype=torch.float64))),
-            "num_flat": self._flat.num,
+            "flat": self._flat.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -301,7 +305,7 @@ class AlignModule(ScoringModule):
             self.passes.load_state_dict(state["passes"])
             self._num_completions = state["num_completions"]
         self._flops_before = self.passes.total_flops
-        self._flat.num = state["num_flat"]
+        self._flat.load_state_dict(state["flat"])
         if state["rollout"] is not None:
             own = self.batch_rows // num_data_ranks(self.trainer)
             rollout = map_tensors(state["rollout"], lambda rows: rows[rank * own : (rank + 1) * own])

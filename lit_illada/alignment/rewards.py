@@ -208,3 +208,9 @@ class RewardConfig:
             seen[name] += 1
             names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
         return names
+
+    @property
+    def correct_name(self) -> str | None:
+        """Name of the first term `correct` that counts; None: there is none."""
+        named = zip(self.names, self.terms, strict=True)
+        return next((name for name, each in named if isinstance(each.term, Correct) and each.weight), None)
