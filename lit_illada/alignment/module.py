@@ -255,7 +255,8 @@ class AlignModule(ScoringModule):
             return
         with self._whole_weights(), self.passes.phase(HELD_OUT):
             samples = self.held_out.write(self._transformer, batch.index)
-            if batch_idx == 0:
+            # with it, confidences are renormalised without the stop tokens, whose own are 0
+            if batch_idx == 0 and not self.held_out.writer.generation.zero_stop_confidence:
                 first = samples[:_NUM_MISMATCH]
                 self._mismatch = self._mismatch_of(self.held_out.writer.completions(first, range(len(first)), False))
         self.held_out.add(batch.index, samples)
