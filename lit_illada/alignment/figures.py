@@ -10,9 +10,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_illada.alignment.advantages import is_mixed
+from lit_illada.alignment.forms import MAX_LOG_RATIO
 from lit_illada.alignment.loss import PolicyLoss
 from lit_illada.alignment.reward_worker import Rewards
 from lit_illada.alignment.rollout import Sample
+from lit_illada.alignment.scores import Scores
 from lit_illada.stats.intervals import estimate, wilson
 from lit_illada.stats.tests import mcnemar, paired_interval
 
@@ -83,27 +85,40 @@ def held_out_figures(
     return {f"val/{name}": value for name, value in figures.items()}
 
 
+def kl_from_old(scores: Scores, old: Scores, is_scored: Tensor) -> Tensor:
+    """(2,) float64, sum and count over tokens of exp(d) − 1 − d, d = score − old; the mean estimates KL(old ‖ policy).
+
+    k3 of J. Schulman, "Approximating KL divergence", 2020, for completions that the old policy sampled.
+    is_scored: (S, W) bool, tokens that count.
+    """
+    d_SW = (scores.token - old.token).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.stack([(d_SW.expm1() - d_SW)[is_scored].double().sum(), is_scored.double().sum()])
+
+
 class UpdateCurves(Metric):
     """Loss and statistics of the updates since the last reset, over all ranks.
 
     compute() returns `loss`, `score` (nats per completion), `log_ratio` (score minus that of the frozen policy),
-    `clip_fraction` and `kl`; those without a count are left out.
+    `clip_fraction`, `kl` (of the regulariser) and `kl_old` (from the policy of the rollout); those without a count are
+    left out.
     """
 
     full_state_update = False
-    sums: Tensor  # (5, 2): sum and count of each
+    sums: Tensor  # (6, 2): sum and count of each
 
-    _NAMES = ("loss", "score", "log_ratio", "clip_fraction", "kl")
-    _STATS = ("score", "log_ratio", "clipped", "kl")
+    _NAMES = ("loss", "score", "log_ratio", "clip_fraction", "kl", "kl_old")
+    _STATS = ("score", "log_ratio", "clipped", "kl", "kl_old")
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("sums", torch.zeros(len(self._NAMES), 2, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, loss: PolicyLoss) -> None:
+    def update(self, loss: PolicyLoss, kl_old: Tensor | None = None) -> None:
+        """Add a micro-batch. kl_old: (2,) sum and count; None: the scores of the rollout's policy are unknown."""
+        stats = loss.stats if kl_old is None else {**loss.stats, "kl_old": kl_old}
         nothing = torch.zeros(2, dtype=torch.float64, device=self.sums.device)
         own = torch.stack([loss.sum.detach().double(), loss.count.double()])
-        sums = torch.stack([own, *(loss.stats.get(name, nothing) for name in self._STATS)])
+        sums = torch.stack([own, *(stats.get(name, nothing) for name in self._STATS)])
         self.sums += torch.where(sums.isfinite().all(), sums, 0.0)
 
     def compute(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torchmetrics import Metric
 from lit_illada.alignment.advantages import is_mixed
 from lit_illada.alignment.config import AlignmentConfig
 from lit_illada.alignment.datamodule import CompletionBatch, HeldOutBatch
-from lit_illada.alignment.figures import UpdateCurves, rollout_figures, rollout_table
+from lit_illada.alignment.figures import UpdateCurves, kl_from_old, rollout_figures, rollout_table
 from lit_illada.alignment.flat import FlatRollouts
 from lit_illada.alignment.forms import Anchor
 from lit_illada.alignment.held_out import HeldOut
@@ -148,10 +148,13 @@ class AlignModule(ScoringModule):
             for stored in (rollout.old, rollout.ref)
         ))  # fmt: skip
         loss = policy_loss(self.config, part, scores, advantage_B, frozen, is_counted_B, is_scored_B)
-        if batch.update == 0 and self.config.updates > 1 and self.config.needs(Anchor.OLD):
-            rollout.keep(scores.detach())
+        kl_old = None
+        if self.config.updates > 1 and self.config.needs(Anchor.OLD):
+            if batch.update == 0:
+                rollout.keep(scores.detach())
+            kl_old = kl_from_old(scores, frozen.old or scores, part.is_scored & is_scored_B[:, None])
         self._step_sums = self._step_sums + loss.count
-        self.curves.update(loss)
+        self.curves.update(loss, kl_old)
         # a constant until the step's global count is known
         self._reference = float(self.batch_rows)
         num_tokens, flops = self.passes.num_tokens - tokens_before, self.passes.total_flops

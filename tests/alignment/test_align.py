@@ -266,6 +266,7 @@ def test_updates_on_stored_scores_resume_within_a_rollout(tuned, tmp_path):
     assert first == 0
     assert second != 0
     assert curves(whole)["train/kl"][0] == (1, 0.0)  # the policy is still the reference
+    assert [value > 0 for _, value in curves(whole)["train/kl_old"]] == [False, True]
     assert curves(whole)["perf/passes_scoring"] == [(2, 3.0)]  # the reference twice, the rollout policy once
     assert curves(whole)["perf/passes_update"] == [(2, 2.0)]
 

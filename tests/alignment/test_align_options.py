@@ -170,3 +170,74 @@ def test_the_end_shows_accuracy_its_change_and_where_the_texts_are(align, tmp_pa
 def test_a_model_that_solves_everything_is_told_at_once(align, caplog):
     align("run", "trainer.max_steps=1", "alignment.reward.terms=[{term: {name: format, pattern: '.*'}}]")
     assert "all 8 completions have reward 1, so the rewards give no gradient: choose easier or harder" in caplog.text
+
+
+TASKS = """
+from dataclasses import dataclass
+from lit_illada.alignment.rewards import Term
+from lit_illada.tasks.arithmetic import Arithmetic
+from lit_illada.tasks.base import Verdict
+
+@dataclass(frozen=True)
+class Wrong(Arithmetic):
+    def check(self, problem, completion):
+        return Verdict.wrong(None, "never right")
+
+@dataclass(frozen=True)
+class Raises(Arithmetic):
+    def check(self, problem, completion):
+        raise RuntimeError("no verdict today")
+
+@dataclass(frozen=True)
+class Varied(Term):
+    def __call__(self, answered, check):
+        return sum(map(ord, answered.text)) % 5
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The class of this name in a user's file."""
+    file = tmp_path / "tasks.py"
+    file.write_text(TASKS, encoding="utf-8")
+    return lambda name: f"'{file}:{name}'"
+
+
+def test_a_start_without_a_right_answer_is_reported_though_another_reward_varies(align, own, caplog):
+    terms = f"alignment.reward.terms=[{{term: correct}}, {{term: {{name: {own('Varied')}}}}}]"
+    align("run", f"task.name={own('Wrong')}", terms, "trainer.max_steps=1")
+    assert "all 8 completions have reward_correct 0, so only the other rewards give a gradient" in caplog.text
+
+
+def test_a_check_that_raises_is_shown_with_its_reason_or_ends_the_first_validation(align, own, tmp_path, caplog):
+    align("run", f"task.name={own('Raises')}", "trainer.max_steps=1")
+    assert "reward correct, completion 0: raises RuntimeError: no verdict today; failures count 0" in caplog.text
+    output = align("other", f"task.name={own('Raises')}", "alignment.reward.on_failure=stop", exit_code=1)
+    assert "reward correct, completion 0: raises RuntimeError: no verdict today: fix the term" in output
+    assert not (tmp_path / "other" / "samples.txt").exists()
+
+
+def test_sampler_and_learner_agree_without_a_cache(align, tmp_path):
+    align("run", "trainer.max_steps=1")
+    values = curve(tmp_path / "run", "val/mismatch")
+    assert len(values) == 2
+    assert values == pytest.approx([0, 0], abs=1e-4)
+
+
+def test_confidences_without_stop_tokens_are_not_compared_with_the_learner(align, tmp_path):
+    align("run", "generation.zero_stop_confidence=true", "trainer.max_steps=1")
+    end = json.loads((tmp_path / "run" / "summary.json").read_text())["end"]
+    assert "val/accuracy" in end
+    assert "val/mismatch" not in end
+
+
+@pytest.mark.parametrize(("form", "has_kl"), [("clip", True), ("reinforce", False)])
+def test_the_distance_from_the_policy_of_the_rollout_is_logged_where_its_scores_exist(
+    form, has_kl, align, own, tmp_path
+):
+    method = [f"alignment/form={form}", "alignment/regulariser=none", "alignment.updates=2"]
+    align("run", *method, f"alignment.reward.terms=[{{term: {{name: {own('Varied')}}}}}]")
+    end = json.loads((tmp_path / "run" / "summary.json").read_text())["end"]
+    assert "train/kl" not in end
+    assert ("train/kl_old" in end) == has_kl
+    assert end.get("train/kl_old", 1) > 0

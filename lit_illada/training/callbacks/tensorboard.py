@@ -67,7 +67,7 @@ _ALIGN_LAYOUT = {
     },
     "Updates": {
         "fraction clipped": ["Multiline", ["^train/clip_fraction$"]],
-        "KL and log ratio": ["Multiline", ["^train/(kl|log_ratio)$"]],
+        "KL and log ratio": ["Multiline", ["^train/(kl|kl_old|log_ratio)$"]],
         "sampler against learner, nats/token": ["Multiline", ["^val/mismatch$"]],
         "gradient norm": ["Multiline", ["train/gradient_norm$"]],
         "loss (0 on average at the start)": ["Multiline", ["^train/loss$"]],
