@@ -71,8 +71,9 @@ class Mixture(Task):
         return problems
 
     def check(self, problem: Problem, completion: str) -> Verdict:
-        index, reference = problem.reference
-        return self.parts[index].task.check(replace(problem, reference=reference), completion)
+        index, question, reference = problem.reference  # some tasks read the question, without its wording, too
+        own = replace(problem, question=question, reference=reference)
+        return self.parts[index].task.check(own, completion)
 
     def _order(self, num: int) -> list[int]:
         """The part of each problem: the one that lacks most of its share, so that every beginning is balanced."""
@@ -93,7 +94,7 @@ class Mixture(Task):
             replace(
                 problem,
                 question=task.prompt(problem),
-                reference=[index, problem.reference],
+                reference=[index, problem.question, problem.reference],
                 difficulty=float(index + 1),
                 origin=f"part {index + 1}, {problem.origin}",
             )

@@ -13,6 +13,7 @@ from lit_illada.errors import UserError
 from lit_illada.tasks.base import Split, Verdict
 from lit_illada.tasks.code import Code
 from lit_illada.tasks.files import FileTask
+from lit_illada.tasks.mixture import SINGLE_TASKS, Mixture, Part
 from lit_illada.tasks.registry import TASKS
 
 HAS_GYM = importlib.util.find_spec("reasoning_gym") is not None
@@ -95,6 +96,19 @@ def test_the_checker_accepts_reference_answers_and_reads_them(task):
             assert verdict.correct, (problem, verdict)
             assert verdict.score == 1
             assert verdict.reason is None
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in SINGLE_TASKS and name != "code"])
+@pytest.mark.parametrize("wording", [None, "Solve 2 {question}!"])
+def test_a_mixture_judges_every_answer_as_the_task_of_its_part(task, wording):
+    part = task if wording is None else replace(task, wording=wording)
+    mixture = Mixture(parts=[Part(part)])
+    own, mixed = (each.problems(Split.TEST, 12) for each in (part, mixture))
+    for alone, problem, other in zip(own, mixed, own[1:] + own[:1], strict=True):
+        assert mixture.prompt(problem) == part.prompt(alone)
+        assert mixture.check(problem, problem.answer).correct
+        for completion in (alone.answer, other.answer, ""):
+            assert mixture.check(problem, completion) == part.check(alone, completion)
 
 
 @TASK_NAMES
