@@ -63,16 +63,19 @@ def held_out_figures(
 ) -> dict[str, float]:
     """Accuracy with Wilson's interval, its change since `first` on the same problems, and means of the completions.
 
-    Where `table` has two to eight values of `difficulty`, also the accuracy of each, such as `accuracy_depth_4`.
+    table: `correct` may be one half, for a pair without a preference (a tie); Wilson's interval is then conservative. It
+    is left out where all are ties, as before the first update, when the policy is the reference. Where `table` has two to eight values of `difficulty`, also the accuracy of each, such as `accuracy_depth_4`.
 
-    first: whether each problem was solved at the start of the run; None: this is the start.
+    first: whether each problem was solved at the start of the run; None: this is the start, or these are pairs.
     """
-    correct = table["correct"].bool().tolist()
-    low, high = wilson(sum(correct), len(correct))
+    correct = table["correct"].tolist()
     accuracy = sum(correct) / len(correct)
-    figures = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "error": 1 - accuracy}
+    figures = {"accuracy": accuracy, "error": 1 - accuracy}
+    if any(value != 0.5 for value in correct):
+        low, high = wilson(sum(correct), len(correct))
+        figures |= {"accuracy_low": low, "accuracy_high": high}
     if first is not None and len(first) == len(correct):
-        low, high = paired_interval(mcnemar(list(zip(first, correct, strict=True))))
+        low, high = paired_interval(mcnemar(list(zip(first, map(bool, correct), strict=True))))
         change = (sum(correct) - sum(first)) / len(correct)
         figures |= {"accuracy_change": change, "accuracy_change_low": low, "accuracy_change_high": high}
     of_problem = ("index", "correct", "difficulty")

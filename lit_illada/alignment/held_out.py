@@ -16,7 +16,9 @@ class HeldOut:
     """Results of one validation on this rank.
 
     samples: (index of the prompt, completion, whether it is correct); empty for preference pairs.
-    first_correct: whether each prompt was solved at the start of the run; None before the first validation.
+    first_correct: whether each prompt was solved at the start of the run; None before the first validation, and for
+        preference pairs: at the start the policy is the reference, so all their margins are 0, and the accuracy is
+        compared with one half.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class HeldOut:
         self._tables.append(table)
 
     def figures(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Figures over the results of all ranks; the first call records the start.
+        """Figures over the results of all ranks; the first call records which problems were solved at the start.
 
         gather: joins the rows of all ranks.
         """
@@ -65,6 +67,8 @@ class HeldOut:
         # a rank without a prompt for a batch has answered the first one again
         row_of = {int(index): row for row, index in enumerate(table["index"].tolist())}
         table = {name: values[[row_of[index] for index in sorted(row_of)]] for name, values in table.items()}
+        if self.verdicts is None:
+            return held_out_figures(table, None, self.difficulty_name)
         figures = held_out_figures(table, self.first_correct, self.difficulty_name)
         if self.first_correct is None:
             self.first_correct = table["correct"].bool().tolist()

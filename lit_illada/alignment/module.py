@@ -275,14 +275,17 @@ class AlignModule(ScoringModule):
             publish(self, {"train/plateau_at_step": float(self.global_step)})
 
     def _compare_pairs(self, index: list[int]) -> dict[str, Tensor]:
-        """Whether the chosen answer of each held-out pair gained more likelihood over the reference than the other."""
+        """Whether the chosen answer of each held-out pair gained more likelihood over the reference than the other.
+
+        `correct` is 1, 0, or one half where both gained equally.
+        """
         prompts = [self.held_out.prompts[each] for each in index]
         numbers = [-1 - 2 * each - member for each in index for member in (0, 1)]  # no training completion has these
         completions = Rollout.of_pairs(prompts, numbers, self.eos_token_id).completions.to(self.device)
         with self.passes.phase(HELD_OUT):
             gain = self._gain(completions).double().cpu()
         margin = gain[0::2] - gain[1::2]
-        return {"index": torch.tensor(index).double(), "correct": (margin > 0).double(), "margin": margin}
+        return {"index": torch.tensor(index).double(), "correct": (margin.sign() + 1) / 2, "margin": margin}
 
     def teardown(self, stage: str) -> None:
         for worker in (self.rewards, self.held_out.verdicts):

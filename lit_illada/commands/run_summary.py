@@ -26,6 +26,7 @@ _ALIGN_ROWS = {
     "loops or no end": "val/endless_rate",
     "tokens": "val/length",
 }
+_PAIR_ROWS = {"margin of the chosen answer, nats": "val/margin"}
 
 
 def append_summary(folder: RunFolder, key: str, trainer: pl.Trainer, module: RunModule, cost: dict[str, float]) -> None:
@@ -56,13 +57,15 @@ def print_summary(
     for heading in ("at the start", "now"):
         table.add_column(heading, justify="right")
     is_align = isinstance(config, AlignConfig)
+    is_pairs = isinstance(config, AlignConfig) and config.preferences is not None
     if is_align:
         table.add_row("accuracy, held-out", *(_interval(values, "val/accuracy") for values in (start, end)))
-        table.add_row("  change, paired", "", _interval(end, "val/accuracy_change"))
+        if not is_pairs:
+            table.add_row("  change, paired", "", _interval(end, "val/accuracy_change"))
         for name in filter(_BY_DIFFICULTY.match, end):
             level = name.removeprefix("val/accuracy_").replace("_", " ")
             table.add_row(f"  {level}", *(f"{values[name]:.1%}" if name in values else "–" for values in (start, end)))
-    for label, name in (_ALIGN_ROWS if is_align else _ROWS).items():
+    for label, name in (_PAIR_ROWS if is_pairs else _ALIGN_ROWS if is_align else _ROWS).items():
         table.add_row(label, *(f"{values[name]:.4f}" if name in values else "–" for values in (start, end)))
     if is_align and (forwards := end.get("perf/forwards")):
         parts = [f"{phase} {end[f'perf/forwards_{phase}'] / forwards:.0%}" for phase in TRAINING]
@@ -75,7 +78,8 @@ def print_summary(
     lines = {"curves": f"lit-illada board {folder.path.parent}"}
     if is_align:
         command = "align"
-        lines |= {"answers": str(folder.answers), "samples": str(folder.samples)}
+        # a run on pairs generates nothing
+        lines |= {} if is_pairs else {"answers": str(folder.answers), "samples": str(folder.samples)}
     elif isinstance(config, SFTConfig):
         command = "sft"
         lines |= {"answers": str(folder.answers)}

@@ -11,8 +11,8 @@ LEVEL = 0.05
 Z_95 = 1.959963984540054
 
 
-def wilson(num_hits: int, num_tries: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion; (0, 1) for no tries.
+def wilson(num_hits: float, num_tries: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion; (0, 1) for no tries. A tie counts as half a hit.
 
     In closed form, as importing `scipy.stats` takes longer than most commands that need only this.
     """

@@ -306,6 +306,16 @@ def test_pairs_are_aligned_offline_from_a_loss_of_log_two(pairs, tuned, tmp_path
     assert margins[0] == 0
     assert margins[6] > 0
     assert not [tag for tag in curves(run) if tag.startswith("rollout/")]
+    figures = json.loads((run / "summary.json").read_text())
+    start, end = figures["start"], figures["end"]
+    assert start["val/accuracy"] == 0.5, "the policy is the reference, so no pair has a preference"
+    assert "val/accuracy_low" not in start
+    assert end["val/accuracy_low"] < end["val/accuracy"] <= end["val/accuracy_high"] <= 1
+    assert not [name for name in end if "accuracy_change" in name]
+    assert "50.0%" in result.output
+    assert "margin of the chosen answer" in result.output
+    for name in ("answers", "samples", "change, paired"):
+        assert name not in result.output
 
 
 TERMS = """
