@@ -28,7 +28,7 @@ class ProblemsConfig:
     """Which problems of the task are used. `trainer.val_rows` problems are held out."""
 
     num_train: int | None = None
-    """Training problems; null: all of a file, 10 000 of a generated task."""
+    """Training problems; null: all of a file, the first 10 000 of a generated task, less by `difficulties`."""
     difficulties: list[float] | None = None
     """[smallest, largest] difficulty, for training and held-out problems; null: all."""
 

@@ -63,8 +63,10 @@ def held_out_figures(
 ) -> dict[str, float]:
     """Accuracy with Wilson's interval, its change since `first` on the same problems, and means of the completions.
 
-    table: `correct` may be one half, for a pair without a preference (a tie); Wilson's interval is then conservative. It
-    is left out where all are ties, as before the first update, when the policy is the reference. Where `table` has two to eight values of `difficulty`, also the accuracy of each, such as `accuracy_depth_4`.
+    table: `correct` may be one half, for a pair without a preference (a tie); Wilson's interval is then conservative.
+    It is left out where all are ties, as before the first update, when the policy is the reference.
+
+    Where `table` has two to eight values of `difficulty`, also the accuracy of each, such as `accuracy_depth_4`.
 
     first: whether each problem was solved at the start of the run; None: this is the start, or these are pairs.
     """

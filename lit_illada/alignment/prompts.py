@@ -1,5 +1,6 @@
 """Prompts of an alignment run: problems of a task, or preference pairs, as token ids."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 from lit_illada.alignment.config import ProblemsConfig
 from lit_illada.data.sft.chat_template import ChatTemplate, Message, Role
 from lit_illada.errors import UserError
-from lit_illada.tasks.base import Problem, Split, Task, split_of
+from lit_illada.tasks.base import Problem, Split, Task, requested, split_of
 from lit_illada.tasks.files import FileTask
 from lit_illada.tasks.items import rows, text_field
 
+log = logging.getLogger(__name__)
 _NUM_GENERATED = 10_000  # training problems of a task that generates them without end
+_MAX_DRAWN = 64  # problems drawn per requested one: rarer difficulties take too long
+_MIN_DRAWN = 1024  # without a problem of the requested difficulties, before these are refused
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,11 @@ class Prompts:
 def task_prompts(task: Task, config: ProblemsConfig, template: ChatTemplate, num_held_out: int) -> Prompts:
     """The first training problems, and the first validation problems that differ from them.
 
-    Raises UserError where the task has too few, or none of the requested difficulties.
+    Warns where fewer than `num_held_out` validation problems, or than `num_train` training problems, have the requested
+    difficulties. Raises UserError where the task has too few problems, or none of these difficulties.
     """
-    num_train = config.num_train
-    if num_train is None and not isinstance(task, FileTask):
-        num_train = _NUM_GENERATED
-    train = _of_difficulty(task, config, Split.TRAIN, num_train)
-    # more than needed where some are left out by difficulty
-    num_drawn = num_held_out if config.difficulties is None else 4 * num_held_out
-    held_out = _of_difficulty(task, config, Split.VALIDATION, None if isinstance(task, FileTask) else num_drawn)
-    held_out = held_out[:num_held_out]
+    train = _training_problems(task, config)
+    held_out = _problems(task, config, Split.VALIDATION, num_held_out, "trainer.val_rows")
     if len(held_out) < 2:
         raise UserError(f"the task has {len(held_out)} held-out problems; an accuracy needs 2 or more")
     trained = {problem.question for problem in train}
@@ -103,19 +102,76 @@ def check_lengths(prompts: Sequence[Prompt], max_new_tokens: int, max_positions:
             )
 
 
-def _of_difficulty(task: Task, config: ProblemsConfig, split: Split, num: int | None) -> list[Problem]:
-    problems = task.problems(split, num)
+def _training_problems(task: Task, config: ProblemsConfig) -> list[Problem]:
+    key, num = "problems.num_train", config.num_train
+    if num is not None:
+        return _problems(task, config, Split.TRAIN, num, key)
+    default = None if isinstance(task, FileTask) else _NUM_GENERATED
+    return _of_difficulty(task, config, Split.TRAIN, requested(task, Split.TRAIN, key, None, default))
+
+
+def _problems(task: Task, config: ProblemsConfig, split: Split, num: int, key: str) -> list[Problem]:
+    """The first `num` problems of the requested difficulties; fewer, with a warning, where there are no more.
+
+    key: the config key of `num`.
+    """
+    if isinstance(task, FileTask) and (split is not Split.TRAIN or config.difficulties is not None):
+        chosen = _of_difficulty(task, config, split, task.problems(split))[:num]
+    elif config.difficulties is None:
+        chosen = requested(task, split, key, num)
+    else:
+        chosen = _drawn(task, config, split, num, key)[:num]
+    if len(chosen) < num:
+        limits = "" if config.difficulties is None else f" of problems.difficulties={_span(config.difficulties)}"
+        log.warning("%s is %d, but the task gives only %d %s problems%s", key, num, len(chosen), split, limits)
+    return chosen
+
+
+def _drawn(task: Task, config: ProblemsConfig, split: Split, num: int, key: str) -> list[Problem]:
+    """Problems of the requested difficulties, from draws that grow until there are `num` or the task has no more."""
+    drawn = requested(task, split, key, num)
+    size, too_many, is_growing = num, max(_MAX_DRAWN * num, _MIN_DRAWN) + 1, True
+    while len(chosen := _within(config, drawn)) < num and (chosen or size < _MIN_DRAWN):
+        if too_many - size <= max(1, size // 16):  # near enough: a draw that fails is slow
+            break
+        if is_growing:  # to the expected need and a tenth more, at least to the double
+            need = 11 * size * num // (10 * len(chosen)) if chosen else 0
+            next_size = min(max(need, 2 * size), too_many - 1)
+        else:
+            next_size = (size + too_many) // 2
+        try:
+            drawn = task.problems(split, next_size)
+        except UserError:  # the task has fewer: bisect their number
+            too_many, is_growing = next_size, False
+        else:
+            size = next_size
+            if len(drawn) < size:
+                break
+    return _of_difficulty(task, config, split, drawn)
+
+
+def _of_difficulty(task: Task, config: ProblemsConfig, split: Split, problems: list[Problem]) -> list[Problem]:
+    """Those of the requested difficulties. Raises UserError where there are none."""
+    chosen = _within(config, problems)
+    if problems and not chosen and config.difficulties is not None:
+        present = sorted({problem.difficulty for problem in problems})
+        levels = f"{present[0]:g}" + (f" … {present[-1]:g}" if len(present) > 1 else "")
+        raise UserError(
+            f"problems.difficulties is {_span(config.difficulties)}, but the {len(problems)} {split} problems have "
+            f"{task.difficulty_name} {levels}: choose from these, or change the task's range"
+        )
+    return chosen
+
+
+def _within(config: ProblemsConfig, problems: list[Problem]) -> list[Problem]:
     if config.difficulties is None:
         return problems
     low, high = config.difficulties
-    chosen = [problem for problem in problems if low <= problem.difficulty <= high]
-    if not chosen:
-        present = sorted({problem.difficulty for problem in problems})
-        raise UserError(
-            f"problems.difficulties is [{low:g}, {high:g}], but the {len(problems)} {split} problems have "
-            f"{task.difficulty_name} {present[0]:g} … {present[-1]:g}: choose from these, or change the task's range"
-        )
-    return chosen
+    return [problem for problem in problems if low <= problem.difficulty <= high]
+
+
+def _span(limits: Sequence[float]) -> str:
+    return f"[{limits[0]:g}, {limits[1]:g}]"
 
 
 def _prompt(task: Task, problem: Problem, template: ChatTemplate) -> Prompt:

@@ -1,13 +1,19 @@
 """Interface of the verifiable tasks: problems, their wording, and a checker that returns a verdict."""
 
 import hashlib
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import PurePath
 from typing import Any, ClassVar, TypeVar
 
 from lit_illada.errors import UserError, require
+
+
+class TooFewProblemsError(UserError):
+    """A split has fewer problems than requested."""
 
 
 class Split(StrEnum):
@@ -88,8 +94,8 @@ class Task(ABC):
     def problems(self, split: Split, num: int | None = None) -> list[Problem]:
         """The first `num` problems of a split; None: all of them, for tasks that are read from files.
 
-        Training problems of a generated task may repeat, held-out problems are distinct. Raises UserError where the
-        split has fewer.
+        Training problems of a generated task may repeat, held-out problems are distinct. Raises TooFewProblemsError
+        where the split has fewer.
         """
 
     @abstractmethod
@@ -135,7 +141,7 @@ def draw_split(
         where, hint: beginning and end of the error message.
         distinct_by: text in which held-out candidates differ; None: their keys.
 
-    Raises UserError where too few of the split occur in the sequence.
+    Raises TooFewProblemsError where too few of the split occur in the sequence.
     """
     may_repeat = split == Split.TRAIN
     chosen: dict[int, T] = {}
@@ -144,7 +150,9 @@ def draw_split(
         return chosen
     for index, candidate in candidates:
         if index > 1000 + 10 * num / held_out_fraction:
-            raise UserError(f"{where}: only {len(chosen)} of {num} {split} problems were found among {index}: {hint}")
+            raise TooFewProblemsError(
+                f"{where}: only {len(chosen)} of {num} {split} problems were found among {index}: {hint}"
+            )
         if candidate is None or split_of(text := key(candidate), held_out_fraction) != split:
             continue
         if not may_repeat:
@@ -156,6 +164,40 @@ def draw_split(
         if len(chosen) == num:
             break
     return chosen
+
+
+def requested(task: Task, split: Split, key: str, num: int | None, default: int | None = None) -> list[Problem]:
+    """The first `num` problems of a split, `default` for None.
+
+    key: the config key of `num`. Raises TooFewProblemsError that names it.
+    """
+    try:
+        if problems := task.problems(split, default if num is None else num):
+            return problems
+        raise TooFewProblemsError(f"task {type(task).__name__}: no {split} problems")
+    except TooFewProblemsError as error:
+        number = num if num is not None else "null" if default is None else f"null, which requests {default}"
+        raise TooFewProblemsError(f"{error}; {key} is {number}") from error
+
+
+def judged(task: Task, problem: Problem, completion: str) -> Verdict:
+    """The verdict of `Task.check`. Raises UserError where the check of a user's task raises or returns something else.
+
+    The message names the task, the problem, the exception and its line.
+    """
+    where = f"task {type(task).__name__}, {problem.origin}"
+    try:
+        verdict = task.check(problem, completion)
+    except UserError:
+        raise
+    except Exception as error:  # a user's check may raise anything
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        line = f"{PurePath(frame.filename).name}:{frame.lineno}"
+        raise UserError(f"{where}: its check raises {reason} ({line}); a check must return for every text") from error
+    if not isinstance(verdict, Verdict):
+        raise UserError(f"{where}: its check returns a {type(verdict).__name__}; it must return a Verdict")
+    return verdict
 
 
 def require_num(num: int | None, task: Task) -> int:

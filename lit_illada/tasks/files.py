@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_illada.errors import UserError, require
-from lit_illada.tasks.base import Problem, Split, Task, split_of
+from lit_illada.errors import require
+from lit_illada.tasks.base import Problem, Split, Task, TooFewProblemsError, split_of
 from lit_illada.tasks.items import rows
 
 
@@ -46,7 +46,7 @@ class FileTask(Task):
                 unique.setdefault(problem.question, problem)
             chosen = list(unique.values())
         if len(chosen) < (1 if num is None else num):
-            raise UserError(
+            raise TooFewProblemsError(
                 f"{self.path}: only {len(chosen)} of {num or 1} {split} problems; request fewer, or change "
                 f"held_out_fraction={self.held_out_fraction:g}"
             )

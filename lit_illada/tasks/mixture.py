@@ -6,7 +6,7 @@ from typing import ClassVar
 from lit_illada.errors import UserError, require
 from lit_illada.schema import choice
 from lit_illada.tasks.arithmetic import Arithmetic
-from lit_illada.tasks.base import Problem, Split, Task, Verdict, require_num
+from lit_illada.tasks.base import Problem, Split, Task, TooFewProblemsError, Verdict, require_num
 from lit_illada.tasks.choices import Choices
 from lit_illada.tasks.code import Code
 from lit_illada.tasks.countdown import Countdown
@@ -58,7 +58,10 @@ class Mixture(Task):
         require(bool(self.parts), "parts", self.parts, "a list of at least one task")
 
     def problems(self, split: Split, num: int | None = None) -> list[Problem]:
-        """The first problems of the mixture. Raises UserError for held-out problems that two parts share."""
+        """The first problems of the mixture.
+
+        Raises TooFewProblemsError that names the part, and UserError for held-out problems that two parts share.
+        """
         parts = self._order(require_num(num, self))
         own = [iter(self._of_part(index, split, parts.count(index))) for index in range(len(self.parts))]
         problems = [next(own[index]) for index in parts]
@@ -90,6 +93,10 @@ class Mixture(Task):
     def _of_part(self, index: int, split: Split, num: int) -> list[Problem]:
         own = self.parts[index].task
         task = replace(own, seed=own.seed + self.seed, held_out_fraction=self.held_out_fraction)
+        try:
+            problems = task.problems(split, num) if num else []
+        except TooFewProblemsError as error:
+            raise TooFewProblemsError(f"part {index + 1} of the mixture: {error}") from error
         return [
             replace(
                 problem,
@@ -98,5 +105,5 @@ class Mixture(Task):
                 difficulty=float(index + 1),
                 origin=f"part {index + 1}, {problem.origin}",
             )
-            for problem in (task.problems(split, num) if num else [])
+            for problem in problems
         ]

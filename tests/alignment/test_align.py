@@ -361,7 +361,7 @@ def test_a_failing_reward_is_named_and_counted_or_ends_the_run(term, reason, tun
 
 REFUSED = {
     "so the completions of a prompt would be equal": ["generation.temperature=0"],
-    "problems.difficulties is [7, 9], but the 20 train problems have depth 1": ["problems.difficulties=[7,9]"],
+    "problems.difficulties is [7, 9], but the 1280 train problems have depth 1": ["problems.difficulties=[7,9]"],
     "the range is too small": ["trainer.val_rows=600", "task.range.max_numbers=[1]"],
     "alignment.form.name=dpo learns from pairs: give preferences=FILE": ["alignment=vrpo", "alignment.group_size=2"],
     "needs alignment.form.name=dpo: set alignment=vrpo": ["preferences=pairs.jsonl"],
