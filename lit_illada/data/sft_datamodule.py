@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from functools import cached_property
 from itertools import compress
 
@@ -15,13 +16,13 @@ from numpy.typing import NDArray
 from lit_illada.data.corpora.tally import Tally
 from lit_illada.data.row_datamodule import VALIDATION_SEED, RowDataModule
 from lit_illada.data.sft.chat_template import ChatTemplate
-from lit_illada.data.sft.config import Packed, Padded, ReasoningSource, SFTDataConfig, TaskSource
+from lit_illada.data.sft.config import Gsm8kSource, Packed, Padded, ReasoningSource, SFTDataConfig, TaskSource
 from lit_illada.data.sft.examples import Example, make_examples, read_examples, task_examples
 from lit_illada.data.sft.rows import EncodedExamples, ExampleRows, build_stream
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.tasks.base import Problem, Split
-from lit_illada.tasks.references import judge_exact
+from lit_illada.tasks.base import Problem, Split, judged
+from lit_illada.tasks.references import judge_exact, judge_number
 
 _log = logging.getLogger(__name__)
 # Validation scores the response given its prompt, whatever layout is trained on, so that arms are comparable.
@@ -43,7 +44,7 @@ class EvaluationExample:
 
     prompt_ids: list[int]
     response_ids: list[int]  # the response in the data, with its reasoning and EOS
-    truth: str  # reference for exact match
+    truth: str  # reference that an answer is compared with
     origin: str
     problem: Problem | None = None  # of a task, which checks the answer instead; None: another source
 
@@ -166,11 +167,16 @@ class SFTDataModule(RowDataModule):
         return [prompt for prompt, _ in self._splits[1].pairs[:num]]
 
     def is_right(self, example: EvaluationExample, response_ids: Sequence[int]) -> bool:
-        """Verdict of the task, or exact match, of a response up to its EOS; one with unclosed reasoning is wrong."""
+        """Whether a response, up to its EOS, is correct; one with unclosed reasoning is not.
+
+        The task decides; for GSM8K's files the same rule as for the task `gsm8k`; for other sources exact match.
+        """
         answer, source = self.template.read(response_ids).answer, self.config.source
         if isinstance(source, TaskSource):
             assert example.problem is not None
-            return source.task.check(example.problem, answer).correct
+            return judged(source.task, example.problem, answer).correct
+        if isinstance(source, Gsm8kSource):
+            return judge_number(answer, Fraction(example.truth)).correct
         return judge_exact(answer, example.truth).correct
 
     @cached_property

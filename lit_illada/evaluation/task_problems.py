@@ -18,7 +18,7 @@ from lit_illada.runtime import plugins
 from lit_illada.runtime.console import Console
 from lit_illada.schema import choice, choice_name, from_tree
 from lit_illada.scoring.config import Chat
-from lit_illada.tasks.base import Problem, Split, Task, Verdict
+from lit_illada.tasks.base import Problem, Split, Task, Verdict, judged, requested
 from lit_illada.tasks.code import pass_at_k
 from lit_illada.tasks.files import FileTask
 from lit_illada.tasks.registry import TASKS
@@ -71,11 +71,14 @@ class TaskProblems:
     def read(cls, name: str, limit: int | None, items_file: str, num_samples: int = 1) -> "TaskProblems":
         """Reads or generates the test problems.
 
-        limit: their number; None: all of a file, or NUM_GENERATED of a generated task.
+        limit: their number; None: all of a file, or NUM_GENERATED of a generated task. Raises UserError for too few,
+        and for a task whose check raises, before anything is generated.
         """
         task = read_task(name)
-        num = limit if limit is not None or isinstance(task, FileTask) else NUM_GENERATED
-        return cls(name, task, task.problems(Split.TEST, num), items_file, num_samples)
+        default = None if isinstance(task, FileTask) else NUM_GENERATED
+        problems = requested(task, Split.TEST, "score.limit", limit, default)
+        judged(task, problems[0], problems[0].answer)
+        return cls(name, task, problems, items_file, num_samples)
 
     def check(self, model: LoadedModel) -> None:
         """Raises UserError for a prompt that leaves too few positions, and for samples that would all be equal."""
@@ -98,7 +101,7 @@ class TaskProblems:
         prompts = [model.scorer.encode_prompt(self.task.prompt(problem)) for problem in problems]
         rows: list[Row] = []
         for problem, written in zip(problems, model.writer.write(prompts, is_traced=True), strict=True):
-            verdict = self.task.check(problem, _completion(model, written))
+            verdict = judged(self.task, problem, _completion(model, written))
             row = self._row(problem, verdict, model, written)
             rows.append(row | loop_fields(row, has_answer=verdict.answer is not None))
             on_work(1)

@@ -178,6 +178,34 @@ def test_a_model_solves_the_problems_of_a_task(run, tmp_path):
     assert record["end"]["accuracy"] == sum(row["is_correct"] for row in rows) / 6
 
 
+TASK = """
+from dataclasses import dataclass
+from lit_illada.tasks.arithmetic import Arithmetic
+
+@dataclass(frozen=True)
+class Raises(Arithmetic):
+    def check(self, problem, completion):
+        raise KeyError("my checker")
+
+@dataclass(frozen=True)
+class Bool(Arithmetic):
+    def check(self, problem, completion):
+        return True
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("Raises", r"raises KeyError: 'my checker' \(mine.py:8\)"), ("Bool", "returns a bool; it must return a Verdict")],
+)
+def test_a_task_whose_check_fails_is_named_before_anything_is_generated(name, reason, run, tmp_path):
+    (tmp_path / "mine.py").write_text(TASK, encoding="utf-8")
+    result = score(run, "--task", f"{tmp_path / 'mine.py'}:{name}", "--out", tmp_path / "out", *SHORT)
+    assert result.exit_code == 1
+    assert re.fullmatch(rf"Error: task {name}, test problem \d+: its check {reason}.*\n", result.output)
+    assert not (tmp_path / "out").exists()
+
+
 def test_scores_are_compared_with_others_problem_by_problem(run, items, tmp_path):
     task = ["--task", "{name: arithmetic, range: {max_depth: 1}}", "score.limit=6", *SHORT]
     before, now = tmp_path / "before", tmp_path / "now"

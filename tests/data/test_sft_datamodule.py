@@ -29,7 +29,9 @@ from lit_illada.data.shortening import NoShortening
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.tasks.arithmetic import Arithmetic, ProblemRange
+from lit_illada.tasks.base import Problem
 from lit_illada.tasks.countdown import Countdown
+from lit_illada.tasks.gsm8k import Gsm8k
 
 TOKENIZER = Tokenizer.train(["a=3+1\nb=x+2\nx mod 2? Wait, let me check again."], 300)
 SOURCE = ReasoningSource(
@@ -275,6 +277,18 @@ def test_gsm8k_answers_are_compared_as_numbers(tmp_path):
     assert module.difficulties == [Difficulty.EASY]
     for example in module.evaluation_examples(Difficulty.EASY, 5):
         assert module.is_right(example, example.response_ids)
+
+
+def test_gsm8k_answers_are_judged_as_by_the_task_gsm8k(tmp_path):
+    rows = [{"question": f"Add {n} and 1,000.", "answer": f"So.\n#### {n + 1000:,}"} for n in range(30)]
+    path = alpaca(tmp_path / "g.jsonl", rows)
+    (example,) = make(SFTDataConfig(source=Gsm8kSource([path]))).evaluation_examples(Difficulty.EASY, 1)
+    module, n = make(SFTDataConfig(source=Gsm8kSource([path]))), example.truth
+    texts = [f"#### {n} ({n}/1)", f"The answer is ${n}.00 for 3 days", f"\\boxed{{{n}}} in 2 steps", f"{n}0/10", n]
+    wrong = ["#### 18", f"#### -{n}", f"{n} then 17", "many", f"#### {n}.5"]
+    for text in texts + wrong:
+        verdict = Gsm8k(path="-").check(Problem("q", n, 1, "here"), text)
+        assert module.is_right(example, TOKENIZER.encode(text)) is verdict.correct is (text in texts), text
 
 
 def test_dialogue_gives_one_row_per_answer_unless_prompts_are_maskable(tmp_path):

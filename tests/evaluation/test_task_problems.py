@@ -126,6 +126,29 @@ def test_completions_are_checked_without_reasoning_and_after_cutting_at_stop_tex
     result.show()
 
 
+class Picky(Arithmetic):
+    """A task whose check raises for some completions."""
+
+    def check(self, problem, completion):
+        return super().check(problem, str(int(completion)))
+
+
+def test_a_check_that_raises_for_a_completion_is_named_with_its_problem_and_line(tmp_path):
+    model = Model([PROBLEMS[0].answer, "one\ntwo", "3"], Plain())
+    message = rf"task Picky, {PROBLEMS[1].origin}: its check raises ValueError: .*\(test_task_problems.py:\d+\)"
+    with pytest.raises(UserError, match=message) as error:
+        TaskProblems("mine", Picky(), PROBLEMS, "rows.jsonl").run(model, tmp_path, lambda *_: lambda _done: None)
+    assert "\n" not in str(error.value)
+
+
+def test_a_task_without_enough_problems_names_the_key_of_their_number(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}?", "answer": n}) + "\n" for n in range(300)))
+    for limit, seen in ((1000, "1000"), (None, "null, which requests 128")):
+        with pytest.raises(UserError, match=rf"part 1 of the mixture: .*only \d+ of .*; score.limit is {seen}$"):
+            TaskProblems.read(f"{{name: mixture, parts: [{{task: {{name: gsm8k, path: {path}}}}}]}}", limit, "f")
+
+
 def test_a_prompt_that_leaves_too_few_positions_is_named():
     evaluation = TaskProblems("countdown", Countdown(), Countdown().problems("test", 1), "f")
     with pytest.raises(UserError, match=r"countdown, test problem \d+: the prompt leaves -?\d+ of"):

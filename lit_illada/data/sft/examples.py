@@ -21,9 +21,9 @@ from lit_illada.data.sft.config import (
     TaskSource,
 )
 from lit_illada.errors import UserError, unknown
-from lit_illada.tasks.answers import normalized_reference
+from lit_illada.tasks.answers import final_number, normalized_reference
 from lit_illada.tasks.arithmetic import ProblemRange
-from lit_illada.tasks.base import Problem, Split
+from lit_illada.tasks.base import Problem, Split, requested
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Example:
 
     messages: tuple[Message, ...]
     origin: str  # file:line, for messages
-    truth: str | None = None  # reference of the last answer for exact match; None: there is none
+    truth: str | None = None  # reference that the last answer is compared with; None: there is none
     problem: Problem | None = None  # of a task, which checks the last answer instead; None: another source
 
     @property
@@ -86,8 +86,8 @@ def task_examples(source: TaskSource, on_bad: OnBad) -> tuple[list[Example], ...
     on_bad: called with the error of every problem without a reference answer. Raises UserError for too few problems.
     """
 
-    def examples(split: Split, num: int | None) -> Iterator[Example]:
-        for problem in source.task.problems(split, num):
+    def examples(split: Split, num: int | None, key: str) -> Iterator[Example]:
+        for problem in requested(source.task, split, f"sft_data.source.{key}", num):
             messages = (
                 Message(Role.USER, source.task.prompt(problem)),
                 Message(Role.ASSISTANT, problem.answer, problem.solution),
@@ -100,8 +100,8 @@ def task_examples(source: TaskSource, on_bad: OnBad) -> tuple[list[Example], ...
             else:
                 yield example
 
-    train, validation = (Split.TRAIN, source.num_train), (Split.VALIDATION, source.num_validation)
-    return list(examples(*train)), list(examples(*validation))
+    train = list(examples(Split.TRAIN, source.num_train, "num_train"))
+    return train, list(examples(Split.VALIDATION, source.num_validation, "num_validation"))
 
 
 def _read(source: InstructionFiles, paths: list[str], field: str, on_bad: OnBad) -> Iterator[Example]:
@@ -197,8 +197,11 @@ def _gsm8k(record: dict[str, Any], origin: str) -> Example:
     if not mark:
         raise UserError(f"{origin}: the answer has no '####' before its number")
     steps = re.sub(r"<<.*?>>", "", steps).strip()
+    number = final_number(truth)
+    if truth.strip() and number is None:
+        raise UserError(f"{origin}: no number after '####', but {truth.strip()[:60]!r}")
     message = Message(Role.ASSISTANT, truth.strip(), steps)
-    return _dialogue(question, message, origin, normalized_reference(truth))
+    return _dialogue(question, message, origin, str(number))
 
 
 def _dialogue(prompt: str, answer: Message, origin: str, truth: str | None = None) -> Example:

@@ -145,6 +145,7 @@ BAD = [
     ("alpaca", {"instruction": "i", "input": 3, "output": "o"}, "field 'input' is a int, not a text"),
     ("gsm8k", {"question": "q", "answer": "12"}, "has no '####'"),
     ("gsm8k", {"question": "q", "answer": "x #### "}, "the assistant's answer is empty"),
+    ("gsm8k", {"question": "q", "answer": "x #### many"}, "no number after '####', but 'many'"),
 ]
 SOURCES = {"messages": MessagesSource, "sharegpt": ShareGptSource, "alpaca": AlpacaSource, "gsm8k": Gsm8kSource}
 GOOD = {
