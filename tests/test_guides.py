@@ -60,6 +60,8 @@ def workplace(tiny_corpus, tmp_path_factory):
     turns = [{"role": "user", "content": "alpha"}, {"role": "assistant", "content": "beta"}]
     chats = [{"messages": [{**turns[0], "content": f"alpha {n}"}, turns[1]]} for n in range(40)]
     folder.joinpath("chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
+    pairs = [{"prompt": f"alpha {n}", "chosen": "beta", "rejected": "gamma"} for n in range(40)]
+    folder.joinpath("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     return folder
 
 
@@ -96,6 +98,14 @@ def shortened(words, tiny_dataset, tiny_run):
         run = [item for item in tiny_run if item.startswith(("trainer", "optim.schedule"))]
         epochs = ["epochs=null"] if any(word.startswith("epochs=") for word in words) else []
         return [*words, *run, *epochs, "trainer.max_steps=2", "sft_data.row_length=256", "evaluation.num_examples=0"]
+    if words[0] == "align":
+        rows = ["prompts_per_step=2", "alignment.group_size=2", "rollout_rows=4", "problems.num_train=8"]
+        if any(word.startswith("preferences=") for word in words):
+            rows = ["prompts_per_step=2"]
+        tokens = ["generation.max_new_tokens=16", "generation.num_steps=4"]
+        steps = ["trainer.max_steps=2", "trainer.val_every_steps=2", "optim.schedule.warmup_steps=0"]
+        small = ["trainer.val_rows=4", "trainer.micro_batch_rows=4"]
+        return [*words, *rows, *tokens, *steps, *small]
     if words[:2] == ["data", "examples"]:
         return [*words, "sft_data.row_length=256"]
     if words[:2] == ["data", "prepare"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lit_illada.alignment.config import ProblemsConfig
 from lit_illada.data.sft.chat_template import ChatTemplate, Message, Role
 from lit_illada.errors import UserError
-from lit_illada.tasks.base import Problem, Split, Task, requested, split_of
+from lit_illada.tasks.base import Problem, Split, Task, TooFewProblemsError, requested, split_of
 from lit_illada.tasks.files import FileTask
 from lit_illada.tasks.items import rows, text_field
 
@@ -141,7 +141,7 @@ def _drawn(task: Task, config: ProblemsConfig, split: Split, num: int, key: str)
             next_size = (size + too_many) // 2
         try:
             drawn = task.problems(split, next_size)
-        except UserError:  # the task has fewer: bisect their number
+        except TooFewProblemsError:  # the task has fewer: bisect their number
             too_many, is_growing = next_size, False
         else:
             size = next_size

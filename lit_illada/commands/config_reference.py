@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from lit_illada.commands.explain import shown
+from lit_illada.commands.explain import allowed_values, shown
 from lit_illada.config import SCHEMAS
 from lit_illada.runtime.field_docs import member_docs, summary
 from lit_illada.runtime.paths import conf_dir
@@ -21,11 +21,13 @@ Written by `make reference` from the field docs of the dataclasses; do not edit 
 
 Every command composes its config from the YAML files here, in Hydra's way: `GROUP=FILE` chooses a file of a group,
 `KEY=VALUE` sets a value. The dataclasses hold the defaults, and a file lists only what differs from them. `lit-illada
-config` prints the whole config, `lit-illada config --explain KEY` one key.
+config` prints the whole config, `lit-illada config --explain KEY` one key; a key of a choice that is not the default is
+explained with the command and the choice.
 
 ```bash
 lit-illada config pretrain experiment=demo
 lit-illada config --explain trainer.batch_rows
+lit-illada config pretrain --explain optim.schedule.patience optim/schedule=reactive
 ```
 """
 
@@ -63,7 +65,7 @@ def _tables(schema: type, title: str, seen: set[type]) -> Iterator[str]:
             yield f"{text}\n"
         yield "| key | type | default | meaning |\n|---|---|---|---|"
         for field in fields:
-            cells = (f"`{field.name}`", _type(field, hints), _default(field), docs.get(field.name, ""))
+            cells = (f"`{field.name}`", _type(field, hints), _default(field), _meaning(field, hints, docs))
             yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
         yield ""
     for field in fields:
@@ -78,8 +80,23 @@ def _tables(schema: type, title: str, seen: set[type]) -> Iterator[str]:
 def _type(field: dataclasses.Field[Any], hints: dict[str, Any]) -> str:
     if table := field.metadata.get("choices"):
         return "one of " + ", ".join(f"`{name}`" for name in table)
+    if values := _enumerated(hints[field.name]):
+        return "one of " + ", ".join(f"`{name}`" for name in values)
     hint = hints[field.name]
     return "a group of keys" if dataclasses.is_dataclass(hint) else type_name(hint)
+
+
+def _meaning(field: dataclasses.Field[Any], hints: dict[str, Any], docs: dict[str, str]) -> str:
+    """The doc of a field; of an enumeration with the docs of its values."""
+    values, doc = _enumerated(hints[field.name]), docs.get(field.name, "")
+    lines = [f"`{name}`: {text.removesuffix('.')}" for name, text in values.items() if text]
+    return f"{doc.removesuffix('.')}. {'; '.join(lines)}." if lines else doc
+
+
+def _enumerated(hint: Any) -> dict[str, str]:
+    """Meaning by value of an enumeration; empty for other types."""
+    values = allowed_values(hint)
+    return {} if "true" in values else values
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Runs a training to its end: the loop that `pretrain` and `sft` share.
+"""Runs a training to its end: the loop that `pretrain`, `sft` and `align` share.
 
 A run may stop early and save (signals, time limit), roll back to an earlier checkpoint (divergence), or fail with one
 line (memory). `resume` holds what continues a run, `run_summary` what it reports.

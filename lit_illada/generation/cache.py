@@ -1,7 +1,8 @@
 """Cache plans: the columns that a denoising step recomputes; keys and values of the others come from a cache.
 
 Source: Fast-dLLM, arXiv 2505.22618. The first step of a block computes every column and fills the cache. Later steps
-compute a window of columns and attend to cached, hence slightly outdated, keys and values outside it.
+compute a window of columns and attend to cached keys and values outside it. These are slightly outdated, except those
+of earlier blocks under block diffusion. `reader.py` holds the keys and values.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The LightningModule of a training run: training step, gradient normalisation and clipping, validation.
+"""The LightningModule of pretraining and fine-tuning: training step and validation.
 
 Receives a built model and objective and depends on neither's config. Shapes: B rows, T tokens, M masked tokens.
 """
