@@ -129,25 +129,20 @@ def _problems(task: Task, config: ProblemsConfig, split: Split, num: int, key: s
 
 def _drawn(task: Task, config: ProblemsConfig, split: Split, num: int, key: str) -> list[Problem]:
     """Problems of the requested difficulties, from draws that grow until there are `num` or the task has no more."""
-    drawn = requested(task, split, key, num)
-    size, too_many, is_growing = num, max(_MAX_DRAWN * num, _MIN_DRAWN) + 1, True
-    while len(chosen := _within(config, drawn)) < num and (chosen or size < _MIN_DRAWN):
-        if too_many - size <= max(1, size // 16):  # near enough: a draw that fails is slow
-            break
-        if is_growing:  # to the expected need and a tenth more, at least to the double
-            need = 11 * size * num // (10 * len(chosen)) if chosen else 0
-            next_size = min(max(need, 2 * size), too_many - 1)
-        else:
-            next_size = (size + too_many) // 2
-        try:
-            drawn = task.problems(split, next_size)
-        except TooFewProblemsError:  # the task has fewer: bisect their number
-            too_many, is_growing = next_size, False
-        else:
-            size = next_size
-            if len(drawn) < size:
-                break
+    drawn, size, most = requested(task, split, key, num), num, max(_MAX_DRAWN * num, _MIN_DRAWN)
+    while len(chosen := _within(config, drawn)) < num and len(drawn) == size < (most if chosen else _MIN_DRAWN):
+        need = 11 * size * num // (10 * len(chosen)) if chosen else 0  # a tenth more than expected
+        size = min(max(need, 2 * size), most)
+        drawn = max(drawn, _up_to(task, split, size), key=len)
     return _of_difficulty(task, config, split, drawn)
+
+
+def _up_to(task: Task, split: Split, num: int) -> list[Problem]:
+    """The first `num` problems, or as many as the task says it has."""
+    try:
+        return task.problems(split, num)
+    except TooFewProblemsError as error:
+        return _up_to(task, split, error.num_found) if 0 < error.num_found < num else []
 
 
 def _of_difficulty(task: Task, config: ProblemsConfig, split: Split, problems: list[Problem]) -> list[Problem]:

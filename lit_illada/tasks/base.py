@@ -13,7 +13,14 @@ from lit_illada.errors import UserError, require
 
 
 class TooFewProblemsError(UserError):
-    """A split has fewer problems than requested."""
+    """A split has fewer problems than requested.
+
+    num_found: how many it has; 0: unknown.
+    """
+
+    def __init__(self, message: str, num_found: int = 0) -> None:
+        super().__init__(message)
+        self.num_found = num_found
 
 
 class Split(StrEnum):
@@ -151,7 +158,7 @@ def draw_split(
     for index, candidate in candidates:
         if index > 1000 + 10 * num / held_out_fraction:
             raise TooFewProblemsError(
-                f"{where}: only {len(chosen)} of {num} {split} problems were found among {index}: {hint}"
+                f"{where}: only {len(chosen)} of {num} {split} problems were found among {index}: {hint}", len(chosen)
             )
         if candidate is None or split_of(text := key(candidate), held_out_fraction) != split:
             continue

@@ -48,7 +48,8 @@ class FileTask(Task):
         if len(chosen) < (1 if num is None else num):
             raise TooFewProblemsError(
                 f"{self.path}: only {len(chosen)} of {num or 1} {split} problems; request fewer, or change "
-                f"held_out_fraction={self.held_out_fraction:g}"
+                f"held_out_fraction={self.held_out_fraction:g}",
+                len(chosen),
             )
         return chosen[:num]
 
