@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,15 @@ def test_samples_are_written_with_their_rewards(aligned):
     events = EventAccumulator(str(aligned), size_guidance={"tensors": 0})
     events.Reload()
     assert {"rollout/completion_0/text_summary", "answers/problem_0/text_summary"} <= set(events.Tags()["tensors"])
+
+
+def test_every_tag_of_the_guide_is_logged(aligned):
+    guide = Path(build.__file__).parents[1] / "alignment" / "README.md"
+    rows = re.findall(r"(?m)^\| (`[a-z]+/[^|]*) \|", guide.read_text(encoding="utf-8"))
+    tags = {tag for row in rows for tag in re.findall(r"`((?:val|rollout|train|perf)/[^`]+)`", row)}
+    assert len(tags) > 12
+    named = {tag.replace("TERM", "correct").replace("PHASE", "rollout") for tag in tags}
+    assert named <= set(curves(aligned))
 
 
 def test_groups_without_variance_are_reported_at_once_and_change_nothing(tuned, tmp_path, caplog):
