@@ -26,19 +26,31 @@ demo: $(READY)  ## Train a small iLLaDA, fine-tune it, let it write: curves, a b
 	  --trace $(RUN)-sft/trace.jsonl --trace-picture $(RUN)-sft/trace.png
 	@echo "trace        $(RUN)-sft/trace.jsonl, drawn in $(RUN)-sft/trace.png"
 
+# $(call compare,BASE,RUN,TASK,GENERATION): accuracy of BASE, RUN-control and RUN on test problems, with paired differences
+define compare
+	$(BIN)/lit-illada score $(1) --task $(3) $(SCORE) $(4) --out $(2)/scores-before
+	$(BIN)/lit-illada score $(2)-control --task $(3) $(SCORE) $(4) --out $(2)/scores-control --against $(2)/scores-before
+	$(BIN)/lit-illada score $(2) --task $(3) $(SCORE) $(4) --out $(2)/scores --against $(2)/scores-before
+	$(BIN)/lit-illada score $(2) --task $(3) $(SCORE) $(4) --out $(2)/scores --resume --against $(2)/scores-control
+endef
+
 align-demo: BASE := $(lastword $(sort $(wildcard runs/demo-*-sft)))
 align-demo: RUN := runs/align-demo-$(shell date +%Y%m%d-%H%M%S)
+align-demo: SCORE := score/wording=chat score.limit=256 generation.block_length=16
 align-demo: DEEPER := '{name: arithmetic, range: {moduli: [10], max_numbers: [3], min_depth: 4, max_depth: 5}}'
-align-demo: SCORE := score/wording=chat score.limit=256 generation.max_new_tokens=48 generation.block_length=16 generation.num_steps=8
-align-demo: CONTROL_STEPS := 130  # of fine-tuning: as many FLOPs as the alignment, 3.4e13 by perf/flops and `estimate sft`
-align-demo: $(READY)  ## After `make demo`: align its model by RL on deeper problems, beside further fine-tuning of equal FLOPs
+align-demo: RECHECKED := '{name: arithmetic, range: {moduli: [10], max_numbers: [3], min_depth: 2, max_depth: 4}}'
+# Steps of further fine-tuning with as many FLOPs as the alignment (perf/flops), by `lit-illada estimate sft`.
+align-demo: CONTROL_STEPS := 130
+align-demo: RECHECK_CONTROL_STEPS := 33
+align-demo: $(READY)  ## After `make demo`: RL on deeper problems, and on traces with re-checks, beside fine-tuning of equal FLOPs
 	@test -n "$(BASE)" || { echo "no fine-tuned model in runs/demo-*-sft: run make demo first"; exit 1; }
 	$(BIN)/lit-illada align $(BASE) experiment=align/demo run_dir=$(RUN)
 	$(BIN)/lit-illada sft $(BASE) experiment=sft/demo trainer.max_steps=$(CONTROL_STEPS) run_dir=$(RUN)-control
-	$(BIN)/lit-illada score $(BASE) --task $(DEEPER) $(SCORE) --out $(RUN)/scores-before
-	$(BIN)/lit-illada score $(RUN)-control --task $(DEEPER) $(SCORE) --out $(RUN)/scores-control --against $(RUN)/scores-before
-	$(BIN)/lit-illada score $(RUN) --task $(DEEPER) $(SCORE) --out $(RUN)/scores --against $(RUN)/scores-before
-	$(BIN)/lit-illada score $(RUN) --task $(DEEPER) $(SCORE) --out $(RUN)/scores --resume --against $(RUN)/scores-control
+	$(call compare,$(BASE),$(RUN),$(DEEPER),generation.max_new_tokens=48 generation.num_steps=8)
+	$(BIN)/lit-illada sft sweeps/loop_base/diffusion experiment=sft/recheck run_dir=$(RUN)-recheck-sft
+	$(BIN)/lit-illada align $(RUN)-recheck-sft experiment=align/recheck run_dir=$(RUN)-recheck
+	$(BIN)/lit-illada sft $(RUN)-recheck-sft experiment=sft/recheck trainer.max_steps=$(RECHECK_CONTROL_STEPS) optim.schedule.warmup_steps=4 run_dir=$(RUN)-recheck-control
+	$(call compare,$(RUN)-recheck-sft,$(RUN)-recheck,$(RECHECKED),generation.max_new_tokens=96 generation.num_steps=4)
 
 sweep-demo: $(READY)  ## Compare five objectives at five seeds in minutes on two CPU cores, and report
 	$(BIN)/lit-illada sweep run demo --resume

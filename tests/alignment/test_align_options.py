@@ -241,3 +241,34 @@ def test_the_distance_from_the_policy_of_the_rollout_is_logged_where_its_scores_
     assert "train/kl" not in end
     assert ("train/kl_old" in end) == has_kl
     assert end.get("train/kl_old", 1) > 0
+
+
+def test_the_example_with_re_checks_is_fine_tuned_and_aligned(tmp_path):
+    tuned, aligned = tmp_path / "tuned", tmp_path / "aligned"
+    tune = [
+        "experiment=sft/recheck",
+        "trainer.max_steps=1",
+        "optim.schedule.warmup_steps=0",
+        "trainer.batch_rows=4",
+        "trainer.val_rows=2",
+    ]
+    tune += ["sft_data.source.num_train=20", "trainer.micro_batch_rows=4", "evaluation.num_examples=0"]
+    small = ["trainer.max_steps=2", "trainer.batch_rows=8", "trainer.val_rows=2", "prompts_per_step=1"]
+    small += ["problems.num_train=20", "trainer.micro_batch_rows=8", "trainer.log_every_steps=1"]
+    for command in (
+        ["sft", str(BASE), *tune, f"run_dir={tuned}"],
+        [
+            "align",
+            str(tuned),
+            "experiment=align/recheck",
+            "optim.schedule.warmup_steps=0",
+            *small,
+            f"run_dir={aligned}",
+        ],
+    ):
+        result = CliRunner().invoke(main, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    rewards = {name: curve(aligned, f"rollout/reward{name}")[0] for name in ("", "_correct", "_loop", "_finished")}
+    assert rewards[""] == pytest.approx(rewards["_correct"] + 0.5 * rewards["_loop"] + 0.5 * rewards["_finished"]), (
+        "the weighted sum of the terms"
+    )
