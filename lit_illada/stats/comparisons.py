@@ -2,7 +2,9 @@
 
 Two runs of one seed see the same data in the same order from the same initial weights, so their difference varies less
 than either: arms are compared by a two-sided paired t test over seeds with moderated variances (`moderated.py`).
-Holm's correction over all planned comparisons keeps the chance of any false verdict at LEVEL.
+Holm's correction over all planned comparisons keeps the chance of any false verdict at LEVEL. Comparisons that answer
+the question can be tested first, corrected among themselves; the others are then tested only if all of these have a
+verdict, which keeps that chance (serial gatekeeping, Westfall and Krishen 2001).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -49,9 +51,9 @@ class Comparison:
     standard_error: float | None  # of the mean difference, moderated; None where nothing can be tested
     dof: float | None  # degrees of freedom of the moderated variance
     p: float | None  # uncorrected; None where nothing is tested
-    p_holm: float | None  # corrected for num_comparisons
+    p_holm: float | None  # corrected for num_comparisons; of one tested second, at least those of the first
     finding: Finding
-    num_comparisons: int  # planned
+    num_comparisons: int  # planned, and tested together
 
     @property
     def seeds_needed(self) -> tuple[int, int | None] | None:
@@ -82,13 +84,15 @@ def compare(
     *,
     is_lower_better: bool,
     is_primary: bool = True,
+    tested_first: Collection[Names] = (),
     controls: Collection[str] = (),
     noise_floor: float | None = None,
 ) -> dict[Names, Comparison]:
     """Each planned (reference, arm). values: arm -> seed -> metric; values that are not finite are left out.
 
     planned: all comparisons there will be, so that no verdict becomes easier while arms are missing. is_primary: False
-    gives intervals and no p values or verdicts. controls: arms known to behave unlike the others, such as one that
+    gives intervals and no p values or verdicts. tested_first: comparisons that must all have a verdict before others
+    can; empty: all are tested together. controls: arms known to behave unlike the others, such as one that
     cannot learn; their comparisons neither borrow nor lend variance. noise_floor: no smaller effect is called better or
     worse; None: there is no floor.
     """
@@ -103,7 +107,9 @@ def compare(
         if is_primary
         else {}
     )
-    corrected = holm(p, len(planned))
+    first = [names for names in planned if names in tested_first]
+    others = [names for names in planned if names not in tested_first]
+    corrected = _corrected(p, first, others)
     comparisons = {}
     for names in planned:
         error, dof = moderated.get(names, (None, None))
@@ -112,8 +118,20 @@ def compare(
         if finding in (Finding.BETTER, Finding.WORSE) and shown and abs(shown.mean) < (noise_floor or 0.0):
             finding = Finding.BELOW_NOISE
         both = p.get(names), corrected.get(names)
-        comparisons[names] = Comparison(tuple(pairs[names]), shown, error, dof, *both, finding, len(planned))
+        together = len(first if names in tested_first else others)
+        comparisons[names] = Comparison(tuple(pairs[names]), shown, error, dof, *both, finding, together)
     return comparisons
+
+
+def _corrected(p: Mapping[Names, float], first: Sequence[Names], others: Sequence[Names]) -> dict[Names, float]:
+    """Corrected p values: Holm's within each family, and for the second no less than the largest of the first.
+
+    A comparison of the first family without a p value counts as 1.
+    """
+    of_first = holm({names: p[names] for names in first if names in p}, len(first))
+    gate = max((of_first.get(names, 1.0) for names in first), default=0.0)
+    of_others = holm({names: p[names] for names in others if names in p}, len(others))
+    return of_first | {names: max(value, gate) for names, value in of_others.items()}
 
 
 def paired(values: Values, reference: Values) -> Pairs:

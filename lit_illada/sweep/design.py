@@ -21,11 +21,9 @@ def describe(spec: SweepSpec, chosen: Mapping[str, float] | None = None) -> dict
     lines = {"primary": f"{primary.name} after {primary.stage}, {primary.goal} is better, carries the verdicts{shown}"}
     if spec.primary_contrasts:
         lines["contrast"] = f"{_listed(spec.primary_contrasts)} against {spec.baseline}: primary"
-    number = len(spec.tested_pairs())
-    if number:
-        correction = f"corrected for {number} comparisons (Holm)" if number > 1 else "one comparison"
-        lines["test"] = f"{TEST}, {correction}; at most 5 % of sweeps without a difference give a verdict"
-        lines["power"] = power_text(len(spec.seeds), number)
+    if spec.tested_pairs():
+        lines["test"] = f"{TEST}, {correction_text(spec)}; at most 5 % of sweeps without a difference give a verdict"
+        lines["power"] = power_text(len(spec.seeds), len(spec.primary_contrasts or spec.tested_pairs()))
     if spec.equal_in_expectation:
         margin = spec.equivalence_margin
         lines["equivalence"] = (
@@ -41,6 +39,18 @@ def describe(spec: SweepSpec, chosen: Mapping[str, float] | None = None) -> dict
     if spec.tune is not None:
         lines["tuned"] = tuning_text(spec, chosen)
     return lines
+
+
+def correction_text(spec: SweepSpec) -> str:
+    """Which comparisons are corrected together, and in which order they are tested."""
+    first = len(spec.primary_contrasts)
+    others = len(spec.tested_pairs()) - first
+    if not first or not others:
+        number = first + others
+        return f"corrected for {number} comparisons (Holm)" if number > 1 else "one comparison"
+    contrasts = "the primary contrast" if first == 1 else f"the {first} primary contrasts (Holm)"
+    rest = "the other comparison" if others == 1 else f"the {others} others (Holm)"
+    return f"{contrasts} first, {rest} only after {'its verdict' if first == 1 else 'verdicts on all of them'}"
 
 
 def tuning_text(spec: SweepSpec, chosen: Mapping[str, float] | None) -> str:

@@ -177,7 +177,8 @@ class SweepSpec:
     arms: list[Arm] = field(default_factory=list)  # named arms, in addition to the grid of `axes`
     axes: dict[str, list[Arm]] = field(default_factory=dict)  # grid: every combination of the values is an arm
     overrides: dict[str, list[str]] = field(default_factory=dict)  # by stage, for all arms, before an arm's own
-    # arms whose differences from the baseline answer the question; empty: all comparisons are alike
+    # arms whose differences from the baseline answer the question and are tested before all others; empty: all
+    # comparisons are alike
     primary_contrasts: list[str] = field(default_factory=list)
     also_compare: list[list[str]] = field(default_factory=list)  # further pairs to compare: [reference, arm]
     # pairs whose objectives are equal in expectation
@@ -210,10 +211,14 @@ class SweepSpec:
         others = [(self.baseline, arm.name) for arm in self.all_arms() if arm.name != self.baseline]
         return [*others, *((first, second) for first, second in self.also_compare)]
 
+    def primary_pairs(self) -> list[tuple[str, str]]:
+        """Pairs (reference, arm) of the primary contrasts."""
+        return [(self.baseline, arm) for arm in self.primary_contrasts]
+
     def tested_pairs(self) -> list[tuple[str, str]]:
         """All pairs (reference, arm) that can get a verdict: `comparisons`, then further pairs of equal_in_expectation.
 
-        Holm's correction counts all of them.
+        Those of `primary_pairs` are tested first; Holm's correction counts them, then all others.
         """
         pairs = self.comparisons()
         for one, other in self.equal_in_expectation:

@@ -69,6 +69,56 @@ def test_missing_arms_make_no_verdict_easier():
     assert planned.p_holm == pytest.approx(min(1, 8 * alone.p_holm))
 
 
+@given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=4, max_size=6), st.integers(1, 3))
+def test_comparisons_tested_first_are_corrected_alone_and_bound_the_others(columns, num_first):
+    table = by_seed({"base": [0.0, 0.0, 0.0], **{str(index): column for index, column in enumerate(columns)}})
+    planned = [("base", str(index)) for index in range(len(columns))]
+    first, others = planned[:num_first], planned[num_first:]
+    found = compare(table, planned, is_lower_better=True, tested_first=first)
+    p = {names: comparison.p for names, comparison in compare(table, planned, is_lower_better=True).items()}
+
+    def corrected(family, names):
+        """Holm: the largest of the products up to this rank."""
+        ranked = sorted((other for other in family if p[other] is not None), key=lambda other: p[other])
+        products = [(len(family) - rank) * p[other] for rank, other in enumerate(ranked)]
+        return min(1.0, max(products[: ranked.index(names) + 1]))
+
+    gate = max(1.0 if p[names] is None else corrected(first, names) for names in first)
+    for names, comparison in found.items():
+        assert comparison.p == p[names]
+        family = first if names in first else others
+        assert comparison.num_comparisons == len(family)
+        if p[names] is not None:
+            bound = 0.0 if names in first else gate
+            assert comparison.p_holm == pytest.approx(max(corrected(family, names), bound))
+            assert (comparison.finding is Finding.NOT_SEPARABLE) == (comparison.p_holm > 0.05)
+
+
+@pytest.mark.parametrize("shifts", [(0, 0, 0, 0), (0, 3, 3, 3), (3, 0, 0, 0), (3, 3, 0, 0)])
+def test_testing_one_comparison_first_keeps_the_chance_of_any_false_verdict(shifts):
+    rng, num_sweeps, false_verdicts = np.random.default_rng(0), 1500, 0
+    arms = [str(index) for index in range(len(shifts))]
+    for values in rng.normal(size=(num_sweeps, len(shifts) + 1, 4)):
+        table = by_seed({"base": values[0], **{arm: values[i + 1] + shifts[i] for i, arm in enumerate(arms)}})
+        planned = [("base", arm) for arm in arms]
+        found = compare(table, planned, is_lower_better=True, tested_first=planned[:1])
+        false_verdicts += any(
+            found["base", arm].finding in (Finding.BETTER, Finding.WORSE)
+            for arm, shift in zip(arms, shifts, strict=True)
+            if not shift
+        )
+    assert false_verdicts <= stats.binom.isf(1e-4, num_sweeps, 0.05), "more than chance explains at a level of 5 %"
+
+
+def test_a_missing_comparison_of_the_first_leaves_the_others_undecided():
+    table = by_seed({"base": [0.0, 0.0, 0.0], "arm": [1.0, 1.01, 0.99]})
+    planned = [("base", "arm"), ("base", "to come")]
+    others = compare(table, planned, is_lower_better=True, tested_first=planned[1:])
+    assert others["base", "arm"].finding is Finding.NOT_SEPARABLE
+    first = compare(table, planned, is_lower_better=True, tested_first=planned[:1])
+    assert first["base", "arm"].finding is Finding.WORSE
+
+
 def test_better_follows_the_goal():
     table = by_seed({"base": [1.0, 2.0, 3.0], "arm": [0.5, 1.51, 2.49]})
     assert against(table)["arm"].finding is Finding.BETTER

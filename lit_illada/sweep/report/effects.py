@@ -84,7 +84,7 @@ def effects(sweep: Sweep, metric: Metric, comparisons: Mapping[tuple[str, str], 
     spec, noise = sweep.spec, noise_floor(sweep, metric)
     is_primary_metric = metric == spec.metrics[0]
     arms = [arm.name for arm in spec.all_arms()]
-    primary = [(spec.baseline, arm) for arm in spec.primary_contrasts] if is_primary_metric else []
+    primary = spec.primary_pairs() if is_primary_metric else []
     halves = {arm: _at_half(sweep.of_arm(arm, metric.stage), metric.name) for arm in arms}
     at_half = compare(
         halves,

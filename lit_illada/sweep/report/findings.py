@@ -85,6 +85,7 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
         spec.tested_pairs(),
         is_lower_better=is_lower_better,
         is_primary=is_primary,
+        tested_first=spec.primary_pairs(),
         controls=spec.cannot_learn,
         noise_floor=noise.size if noise else None,
     )

@@ -24,7 +24,7 @@ from lit_illada.report.pictures import draw
 from lit_illada.report.plots import PlotFigure
 from lit_illada.runtime.files import write_atomically
 from lit_illada.stats.comparisons import Finding
-from lit_illada.sweep.design import TEST, describe
+from lit_illada.sweep.design import TEST, correction_text, describe
 from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep, collect
 from lit_illada.sweep.report.figures import (
@@ -111,6 +111,7 @@ def _content(
         "design": describe(sweep.spec, read_choice(sweep.folder, sweep.spec)),
         "tuning": tuning_rows(sweep),
         "test": TEST,
+        "correction": correction_text(sweep.spec),
         "pictures": [f"{figure.id}.png" for figure in figures],
         "figures_json": script_json([figure.to_tree() for figure in figures]),
         "library": _plotting_library(),

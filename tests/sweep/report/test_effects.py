@@ -6,6 +6,7 @@ import math
 import pytest
 
 from lit_illada.stats.comparisons import Finding
+from lit_illada.sweep.design import describe
 from lit_illada.sweep.report import write_report
 from lit_illada.sweep.report.collect import collect
 from lit_illada.sweep.report.effects import noise_floor
@@ -78,3 +79,32 @@ def test_direction_that_changes_is_shown(make_sweep):
             curve.values[curve.steps.index(30)] += 1.0
     finding = find(sweep, sweep.spec.metrics[0])
     assert {effect.arm: effect.is_direction_stable for effect in finding.effects} == {"b": True, "c": False}
+
+
+def test_primary_contrasts_are_tested_first(make_sweep):
+    """c differs clearly from a; b, the primary contrast, hides in noise of its own or differs as clearly."""
+    noisy = {**VALUES, "b": {0: 4.35, 1: 4.47, 2: 4.46, 3: 4.32}}
+    for values, finding, other in (
+        (VALUES, Finding.BETTER, Finding.BETTER),
+        (noisy, Finding.NOT_SEPARABLE, Finding.NOT_SEPARABLE),
+    ):
+        folder = make_sweep(values, seeds=tuple(range(4)), primary_contrasts=["b"])
+        sweep = collect(folder.path)
+        found = find(sweep, sweep.spec.metrics[0])
+        assert [found.of(arm).comparison.finding for arm in "bc"] == [finding, other]
+        assert [found.of(arm).comparison.num_comparisons for arm in "bc"] == [1, 1]
+    alike = collect(make_sweep(noisy, seeds=tuple(range(4))).path)
+    assert find(alike, alike.spec.metrics[0]).of("c").comparison.finding is Finding.BETTER
+
+
+@pytest.mark.parametrize(
+    ("primary", "text"),
+    [
+        ([], "corrected for 2 comparisons (Holm)"),
+        (["b"], "the primary contrast first, the other comparison only after its verdict"),
+        (["b", "c"], "corrected for 2 comparisons (Holm)"),
+    ],
+)
+def test_the_design_says_what_is_corrected(make_sweep, primary, text):
+    spec = collect(make_sweep(VALUES, seeds=(0, 1, 2, 3), primary_contrasts=primary).path).spec
+    assert text in describe(spec)["test"]

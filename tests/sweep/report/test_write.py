@@ -149,7 +149,7 @@ def test_also_compare_adds_comparisons(make_sweep):
     assert stop.comparison.num_comparisons == 5
     written = report(folder)
     assert "Further comparisons at the same seeds" in written.text
-    assert "all 5 planned comparisons" in written.text
+    assert "corrected for 5 comparisons (Holm)" in written.text
     with (folder.path / "report" / "pairs.csv").open(encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["first"], first["second"], first["finding"]) == ("stop", "ramp", "worse")
