@@ -40,14 +40,14 @@ align-demo: SCORE := score/wording=chat score.limit=256 generation.block_length=
 align-demo: DEEPER := '{name: arithmetic, range: {moduli: [10], max_numbers: [3], min_depth: 4, max_depth: 5}}'
 align-demo: RECHECKED := '{name: arithmetic, range: {moduli: [10], max_numbers: [3], min_depth: 2, max_depth: 4}}'
 # Further fine-tuning with as many FLOPs as the alignment (1.4e13 and 2.9e12 by perf/flops), by `lit-illada estimate sft`.
-align-demo: CONTROL := trainer.max_steps=53 optim.schedule.warmup_steps=4
-align-demo: RECHECK_CONTROL := trainer.max_steps=33 optim.schedule.warmup_steps=4
+align-demo: CONTROL := trainer.max_steps=53 optim.schedule.warmup_steps=4 evaluation.num_examples=0
+align-demo: RECHECK_CONTROL := trainer.max_steps=33 optim.schedule.warmup_steps=4 evaluation.num_examples=0
 align-demo: $(READY)  ## After `make demo`: RL on deeper problems, and on traces with re-checks, beside fine-tuning of equal FLOPs
 	@test -n "$(BASE)" || { echo "no fine-tuned model in runs/demo-*-sft: run make demo first"; exit 1; }
 	$(BIN)/lit-illada align $(BASE) experiment=align/demo run_dir=$(RUN)
 	$(BIN)/lit-illada sft $(BASE) experiment=sft/demo $(CONTROL) run_dir=$(RUN)-control
 	$(call compare,$(BASE),$(RUN),$(DEEPER),generation.max_new_tokens=48 generation.num_steps=8)
-	$(BIN)/lit-illada sft sweeps/loop_base/diffusion experiment=sft/recheck run_dir=$(RUN)-recheck-sft
+	$(BIN)/lit-illada sft sweeps/loop_base/diffusion experiment=sft/recheck evaluation.num_examples=0 run_dir=$(RUN)-recheck-sft
 	$(BIN)/lit-illada align $(RUN)-recheck-sft experiment=align/recheck run_dir=$(RUN)-recheck
 	$(BIN)/lit-illada sft $(RUN)-recheck-sft experiment=sft/recheck $(RECHECK_CONTROL) run_dir=$(RUN)-recheck-control
 	$(call compare,$(RUN)-recheck-sft,$(RUN)-recheck,$(RECHECKED),generation.max_new_tokens=96 generation.num_steps=4)
