@@ -39,9 +39,9 @@ align-demo: RUN := runs/align-demo-$(shell date +%Y%m%d-%H%M%S)
 align-demo: SCORE := score/wording=chat score.limit=256 generation.block_length=16
 align-demo: DEEPER := '{name: arithmetic, range: {moduli: [10], max_numbers: [3], min_depth: 4, max_depth: 5}}'
 align-demo: RECHECKED := '{name: arithmetic, range: {moduli: [10], max_numbers: [3], min_depth: 2, max_depth: 4}}'
-# Further fine-tuning with as many FLOPs as the alignment (1.4e13 and 2.9e12 by perf/flops), by `lit-illada estimate sft`.
-align-demo: CONTROL := trainer.max_steps=53 optim.schedule.warmup_steps=4 evaluation.num_examples=0
-align-demo: RECHECK_CONTROL := trainer.max_steps=33 optim.schedule.warmup_steps=4 evaluation.num_examples=0
+# Further fine-tuning with as many FLOPs as the alignment: 9.4e12 and 2.9e12 by perf/flops of the runs.
+align-demo: CONTROL := trainer.max_steps=100 optim.schedule.warmup_steps=4 evaluation.num_examples=0
+align-demo: RECHECK_CONTROL := trainer.max_steps=42 optim.schedule.warmup_steps=4 evaluation.num_examples=0
 align-demo: $(READY)  ## After `make demo`: RL on deeper problems, and on traces with re-checks, beside fine-tuning of equal FLOPs
 	@test -n "$(BASE)" || { echo "no fine-tuned model in runs/demo-*-sft: run make demo first"; exit 1; }
 	$(BIN)/lit-illada align $(BASE) experiment=align/demo run_dir=$(RUN)

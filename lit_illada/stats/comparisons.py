@@ -4,7 +4,7 @@ Two runs of one seed see the same data in the same order from the same initial w
 than either: arms are compared by a two-sided paired t test over seeds with moderated variances (`moderated.py`).
 Holm's correction over all planned comparisons keeps the chance of any false verdict at LEVEL. Comparisons that answer
 the question can be tested first, corrected among themselves; the others are then tested only if all of these have a
-verdict, which keeps that chance (serial gatekeeping, Westfall and Krishen 2001).
+corrected p of at most LEVEL, which keeps that chance (serial gatekeeping, Westfall and Krishen 2001).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -30,6 +30,7 @@ class Finding(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     NOT_SEPARABLE = "not separable"
+    NOT_TESTED = "not tested"  # since a comparison that comes first is not separable
     BELOW_NOISE = "below the noise floor"  # separable, but smaller than the differences that rounding causes
     DESCRIPTIVE = "descriptive"  # of a metric that carries no verdict
     CONSTANT = "constant"  # the same at every seed: there is no variance to test against
@@ -51,7 +52,7 @@ class Comparison:
     standard_error: float | None  # of the mean difference, moderated; None where nothing can be tested
     dof: float | None  # degrees of freedom of the moderated variance
     p: float | None  # uncorrected; None where nothing is tested
-    p_holm: float | None  # corrected for num_comparisons; of one tested second, at least those of the first
+    p_holm: float | None  # corrected for num_comparisons; if tested second, at least the largest of those tested first
     finding: Finding
     num_comparisons: int  # planned, and tested together
 
@@ -60,13 +61,15 @@ class Comparison:
         """From (largest plausible effect) to (smallest); None where the 95 % interval holds 0, or nothing is tested."""
         if self.p is None or self.difference is None or not self.standard_error or self.dof is None:
             return None
+        if self.finding is Finding.NOT_TESTED:
+            return None
         t = self.difference.mean / self.standard_error
         return seeds_needed_range(t, self.dof, len(self.seeds), self.num_comparisons)
 
     @property
     def smallest_visible(self) -> float | None:
         """The true difference that these seeds find with 80 % power, if their moderated variance is the true one."""
-        if self.p is None or not self.standard_error:
+        if self.p is None or not self.standard_error or self.finding is Finding.NOT_TESTED:
             return None
         n = len(self.seeds)
         return self.standard_error * sqrt(n) * visible_effect(n, self.num_comparisons)
@@ -91,10 +94,10 @@ def compare(
     """Each planned (reference, arm). values: arm -> seed -> metric; values that are not finite are left out.
 
     planned: all comparisons there will be, so that no verdict becomes easier while arms are missing. is_primary: False
-    gives intervals and no p values or verdicts. tested_first: comparisons that must all have a verdict before others
-    can; empty: all are tested together. controls: arms known to behave unlike the others, such as one that
-    cannot learn; their comparisons neither borrow nor lend variance. noise_floor: no smaller effect is called better or
-    worse; None: there is no floor.
+    gives intervals and no p values or verdicts. tested_first: comparisons of which all must be significant before the
+    others are tested; one without a p value is not. Empty: all are tested together. controls: arms known to behave
+    unlike the others, such as one that cannot learn; their comparisons neither borrow nor lend variance. noise_floor:
+    no smaller effect is called better or worse; None: there is no floor.
     """
     pairs = {names: paired(values.get(names[1], {}), values.get(names[0], {})) for names in planned}
     estimates = {names: difference(of_seeds) for names, of_seeds in pairs.items()}
@@ -109,7 +112,7 @@ def compare(
     )
     first = [names for names in planned if names in tested_first]
     others = [names for names in planned if names not in tested_first]
-    corrected = _corrected(p, first, others)
+    corrected, are_others_tested = _corrected(p, first, others)
     comparisons = {}
     for names in planned:
         error, dof = moderated.get(names, (None, None))
@@ -117,21 +120,26 @@ def compare(
         finding = _finding(shown, names in tested, corrected.get(names), is_lower_better, is_primary)
         if finding in (Finding.BETTER, Finding.WORSE) and shown and abs(shown.mean) < (noise_floor or 0.0):
             finding = Finding.BELOW_NOISE
+        if finding is Finding.NOT_SEPARABLE and names in others and not are_others_tested:
+            finding = Finding.NOT_TESTED
         both = p.get(names), corrected.get(names)
         together = len(first if names in tested_first else others)
         comparisons[names] = Comparison(tuple(pairs[names]), shown, error, dof, *both, finding, together)
     return comparisons
 
 
-def _corrected(p: Mapping[Names, float], first: Sequence[Names], others: Sequence[Names]) -> dict[Names, float]:
-    """Corrected p values: Holm's within each family, and for the second no less than the largest of the first.
+def _corrected(
+    p: Mapping[Names, float], first: Sequence[Names], others: Sequence[Names]
+) -> tuple[dict[Names, float], bool]:
+    """Corrected p values, and whether the second family is tested: the largest of the first is at most LEVEL.
 
-    A comparison of the first family without a p value counts as 1.
+    Holm's within each family, and for the second no less than the largest of the first, where a comparison without a p
+    value counts as 1.
     """
     of_first = holm({names: p[names] for names in first if names in p}, len(first))
     gate = max((of_first.get(names, 1.0) for names in first), default=0.0)
     of_others = holm({names: p[names] for names in others if names in p}, len(others))
-    return of_first | {names: max(value, gate) for names, value in of_others.items()}
+    return of_first | {names: max(value, gate) for names, value in of_others.items()}, gate <= LEVEL
 
 
 def paired(values: Values, reference: Values) -> Pairs:

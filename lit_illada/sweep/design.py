@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from lit_illada.stats.intervals import LEVEL
 from lit_illada.stats.power import power, visible_effect
 from lit_illada.sweep.spec import SweepSpec
 from lit_illada.sweep.variants import at_end
@@ -23,7 +24,8 @@ def describe(spec: SweepSpec, chosen: Mapping[str, float] | None = None) -> dict
         lines["contrast"] = f"{_listed(spec.primary_contrasts)} against {spec.baseline}: primary"
     if spec.tested_pairs():
         lines["test"] = f"{TEST}, {correction_text(spec)}; at most 5 % of sweeps without a difference give a verdict"
-        lines["power"] = power_text(len(spec.seeds), len(spec.primary_contrasts or spec.tested_pairs()))
+        power_of = power_text(len(spec.seeds), len(spec.primary_contrasts or spec.tested_pairs()))
+        lines["power"] = power_of + (", for a primary contrast" if spec.primary_contrasts else "")
     if spec.equal_in_expectation:
         margin = spec.equivalence_margin
         lines["equivalence"] = (
@@ -50,7 +52,7 @@ def correction_text(spec: SweepSpec) -> str:
         return f"corrected for {number} comparisons (Holm)" if number > 1 else "one comparison"
     contrasts = "the primary contrast" if first == 1 else f"the {first} primary contrasts (Holm)"
     rest = "the other comparison" if others == 1 else f"the {others} others (Holm)"
-    return f"{contrasts} first, {rest} only after {'its verdict' if first == 1 else 'verdicts on all of them'}"
+    return f"{contrasts} first, {rest} only if {'its' if first == 1 else 'every'} p is at most {LEVEL}"
 
 
 def tuning_text(spec: SweepSpec, chosen: Mapping[str, float] | None) -> str:

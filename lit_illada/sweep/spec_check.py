@@ -112,6 +112,8 @@ def _check_evidence(spec: SweepSpec, arms: Sequence[str]) -> None:
     for contrast in spec.primary_contrasts:
         if contrast not in others:
             raise unknown("arm in primary_contrasts", contrast, others)
+        if spec.primary_contrasts.count(contrast) > 1:
+            raise UserError(f"primary_contrasts has {contrast!r} more than once")
     if spec.tune is not None:
         if common := sorted(set(spec.tune.seeds) & set(spec.seeds)):
             raise UserError(

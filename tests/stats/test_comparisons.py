@@ -91,7 +91,9 @@ def test_comparisons_tested_first_are_corrected_alone_and_bound_the_others(colum
         if p[names] is not None:
             bound = 0.0 if names in first else gate
             assert comparison.p_holm == pytest.approx(max(corrected(family, names), bound))
-            assert (comparison.finding is Finding.NOT_SEPARABLE) == (comparison.p_holm > 0.05)
+            undecided = Finding.NOT_SEPARABLE if names in first or gate <= 0.05 else Finding.NOT_TESTED
+            assert (comparison.finding is undecided) == (comparison.p_holm > 0.05)
+            assert (comparison.smallest_visible is None) == (comparison.finding is Finding.NOT_TESTED)
 
 
 @pytest.mark.parametrize("shifts", [(0, 0, 0, 0), (0, 3, 3, 3), (3, 0, 0, 0), (3, 3, 0, 0)])
@@ -110,11 +112,11 @@ def test_testing_one_comparison_first_keeps_the_chance_of_any_false_verdict(shif
     assert false_verdicts <= stats.binom.isf(1e-4, num_sweeps, 0.05), "more than chance explains at a level of 5 %"
 
 
-def test_a_missing_comparison_of_the_first_leaves_the_others_undecided():
+def test_a_missing_comparison_of_the_first_leaves_the_others_untested():
     table = by_seed({"base": [0.0, 0.0, 0.0], "arm": [1.0, 1.01, 0.99]})
     planned = [("base", "arm"), ("base", "to come")]
     others = compare(table, planned, is_lower_better=True, tested_first=planned[1:])
-    assert others["base", "arm"].finding is Finding.NOT_SEPARABLE
+    assert others["base", "arm"].finding is Finding.NOT_TESTED
     first = compare(table, planned, is_lower_better=True, tested_first=planned[:1])
     assert first["base", "arm"].finding is Finding.WORSE
 

@@ -60,6 +60,7 @@ def test_name_of_a_spec_is_that_of_its_file(read):
         ({"arms": []}, [], "no arms"),
         ({"primary_contrasts": ["bb"]}, [], "unknown arm in primary_contrasts 'bb'.*did you mean 'b'"),
         ({"primary_contrasts": ["b", "a"]}, [], "unknown arm in primary_contrasts 'a'"),
+        ({"primary_contrasts": ["b", "b"]}, [], "primary_contrasts has 'b' more than once"),
         ({"axes": {"empty": []}}, [], "axes.empty is empty"),
         ({"seeds": []}, [], "seeds is empty"),
         ({"seeds": [1, 1]}, [], "seeds contains 1 twice"),

@@ -23,8 +23,7 @@ def calibrate(path: Path) -> tuple[str, list[str]]:
 
     Seeds are those with 80 % power for a true difference of equivalence_margin, if paired differences have the largest
     standard deviation of the comparisons, and at least eight. The comparisons are those of the arms, or as long as
-    these have not run, those of the tuning runs at equal values of the tuned key. The level is corrected for the
-    primary contrasts.
+    these have not run, those of the tuning runs at equal values of the tuned key.
 
     Raises UserError for a sweep without primary_contrasts or equivalence_margin, or with fewer than two finished seeds.
     """
@@ -34,7 +33,7 @@ def calibrate(path: Path) -> tuple[str, list[str]]:
         if not getattr(spec, key):
             raise UserError(f"{path}: the sweep has no {key}, so there is nothing to calibrate: set it in its YAML")
     finding = find(sweep, spec.metrics[0])
-    margin, unit, number = spec.equivalence_margin or 0.0, finding.unit.of_difference, len(spec.primary_contrasts)
+    margin, unit, number = spec.equivalence_margin or 0.0, finding.unit.of_difference, len(finding.effects)
     differences = [effect.comparison.difference for effect in finding.effects]
     of_arms = [each.sd for each in differences if each is not None and each.sd is not None]
     of_tuning = [] if of_arms else _tuning_spread(sweep)

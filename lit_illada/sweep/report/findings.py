@@ -158,19 +158,32 @@ def _checks(
 
 
 def _equivalences(spec: SweepSpec, comparisons: Comparisons, unit: Unit) -> list[Check]:
-    """One check per pair of `equal_in_expectation`: two one-sided tests with Holm's correction over these pairs."""
+    """One check per pair of `equal_in_expectation`: two one-sided tests and a two-sided one, whatever the verdicts.
+
+    Holm's correction counts these pairs.
+    """
     pairs = [(one, other) for one, other in spec.equal_in_expectation]
     by_pair = {pair: comparisons.get(pair) or comparisons[pair[1], pair[0]] for pair in pairs}
     margin = spec.equivalence_margin
     # pairs without a p value still count in the correction
     p = {pair: value for pair in pairs if margin and (value := by_pair[pair].p_equivalent(margin)) is not None}
-    corrected = holm(p, len(pairs))
-    return [_equivalence(pair, by_pair[pair], margin, corrected.get(pair), unit) for pair in pairs]
+    equivalent = holm(p, len(pairs))
+    p = {pair: value for pair in pairs if (value := by_pair[pair].p) is not None}
+    different = holm(p, len(pairs))
+    return [
+        _equivalence(pair, by_pair[pair], margin, equivalent.get(pair), different.get(pair), unit) for pair in pairs
+    ]
 
 
 def _equivalence(
-    pair: tuple[str, str], comparison: Comparison, margin: float | None, p: float | None, unit: Unit
+    pair: tuple[str, str],
+    comparison: Comparison,
+    margin: float | None,
+    p: float | None,
+    p_different: float | None,
+    unit: Unit,
 ) -> Check:
+    """p, p_different: corrected p values of the test of equivalence and of that of a difference."""
     what = f"{pair[0]} and {pair[1]} have the same expected objective"
     if comparison.difference is None or comparison.p is None:
         return Check(f"{what}: not tested, since there are too few common seeds or no variance", None)
@@ -180,9 +193,10 @@ def _equivalence(
     )
     if margin is not None and p is not None and p <= LEVEL:
         return Check(f"{what}: equivalent within ±{unit.size(margin)} (TOST {p_value(p)}): {seen}", True)
-    if comparison.finding in (Finding.BETTER, Finding.WORSE):
+    is_different = p_different is not None and p_different <= LEVEL
+    if is_different and comparison.finding is not Finding.BELOW_NOISE:
         return Check(
-            f"{what}, yet they differ (Holm {p_value(comparison.p_holm)}): {seen}. Either the implementation is wrong, "
+            f"{what}, yet they differ (Holm {p_value(p_different)}): {seen}. Either the implementation is wrong, "
             "or one of them learns better because of its smaller variance: resolve this before relying on verdicts",
             False,
         )

@@ -101,6 +101,8 @@ def verdict(comparison: Comparison | None, baseline: str, unit: Unit, *, is_same
             f"{unit.difference(difference.mean)} {unit.of_difference}".rstrip()
             + f" (95\u00a0% interval {unit.interval(difference, is_difference=True)}), descriptive"
         )
+    if comparison.finding is Finding.NOT_TESTED:
+        return "not tested: the primary contrasts come first, and not all are separable"
     if comparison.finding is Finding.BELOW_NOISE:
         return f"{comparison.finding}: {unit.size(difference.mean)} is less than rounding alone changes a run"
     if comparison.finding is not Finding.NOT_SEPARABLE:

@@ -234,6 +234,7 @@ def _leading(finding: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:
         Finding.BETTER: f"better than {spec.baseline}",
         Finding.WORSE: f"worse than {spec.baseline}",
         Finding.NOT_SEPARABLE: f"not separable from {spec.baseline}",
+        Finding.NOT_TESTED: f"not tested against {spec.baseline}",
         Finding.BELOW_NOISE: f"from {spec.baseline} by less than the noise floor",
     }
     by_verdict = {}

@@ -86,7 +86,7 @@ def test_primary_contrasts_are_tested_first(make_sweep):
     noisy = {**VALUES, "b": {0: 4.35, 1: 4.47, 2: 4.46, 3: 4.32}}
     for values, finding, other in (
         (VALUES, Finding.BETTER, Finding.BETTER),
-        (noisy, Finding.NOT_SEPARABLE, Finding.NOT_SEPARABLE),
+        (noisy, Finding.NOT_SEPARABLE, Finding.NOT_TESTED),
     ):
         folder = make_sweep(values, seeds=tuple(range(4)), primary_contrasts=["b"])
         sweep = collect(folder.path)
@@ -101,10 +101,24 @@ def test_primary_contrasts_are_tested_first(make_sweep):
     ("primary", "text"),
     [
         ([], "corrected for 2 comparisons (Holm)"),
-        (["b"], "the primary contrast first, the other comparison only after its verdict"),
+        (["b"], "the primary contrast first, the other comparison only if its p is at most 0.05"),
         (["b", "c"], "corrected for 2 comparisons (Holm)"),
     ],
 )
 def test_the_design_says_what_is_corrected(make_sweep, primary, text):
     spec = collect(make_sweep(VALUES, seeds=(0, 1, 2, 3), primary_contrasts=primary).path).spec
     assert text in describe(spec)["test"]
+
+
+def test_a_check_of_equal_objectives_does_not_wait_for_the_primary_contrast(make_sweep):
+    """b, the primary contrast, is noise; c, whose objective equals that of a in expectation, differs clearly."""
+    noisy = {**VALUES, "b": {0: 4.35, 1: 4.47, 2: 4.46, 3: 4.32}}
+    sweep = collect(
+        make_sweep(noisy, seeds=tuple(range(4)), primary_contrasts=["b"], equal_in_expectation=[["a", "c"]]).path
+    )
+    finding = find(sweep, sweep.spec.metrics[0])
+    assert finding.of("c").comparison.finding is Finding.NOT_TESTED
+    assert "primary contrasts come first" in finding.of("c").verdict
+    (check,) = finding.checks
+    assert check.is_passed is False
+    assert "yet they differ" in check.text
