@@ -1,6 +1,6 @@
 """Evaluates a sweep by metric: means, comparisons with the baseline, and the checks of the spec."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import isfinite
@@ -165,11 +165,13 @@ def _equivalences(spec: SweepSpec, comparisons: Comparisons, unit: Unit) -> list
     pairs = [(one, other) for one, other in spec.equal_in_expectation]
     by_pair = {pair: comparisons.get(pair) or comparisons[pair[1], pair[0]] for pair in pairs}
     margin = spec.equivalence_margin
-    # pairs without a p value still count in the correction
-    p = {pair: value for pair in pairs if margin and (value := by_pair[pair].p_equivalent(margin)) is not None}
-    equivalent = holm(p, len(pairs))
-    p = {pair: value for pair in pairs if (value := by_pair[pair].p) is not None}
-    different = holm(p, len(pairs))
+
+    def corrected(p_of: Callable[[Comparison], float | None]) -> dict[tuple[str, str], float]:
+        """Corrected p values; pairs without one still count in the correction."""
+        return holm({pair: p for pair in pairs if (p := p_of(by_pair[pair])) is not None}, len(pairs))
+
+    equivalent = corrected(lambda comparison: comparison.p_equivalent(margin) if margin else None)
+    different = corrected(lambda comparison: comparison.p)
     return [
         _equivalence(pair, by_pair[pair], margin, equivalent.get(pair), different.get(pair), unit) for pair in pairs
     ]
