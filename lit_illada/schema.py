@@ -39,6 +39,7 @@ def choice_name(table: Mapping[str, type], value: object) -> str:
 
 
 T = TypeVar("T")
+REQUIRED = "???"  # OmegaConf's and Hydra's mark of a value that the user must give
 
 
 def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
@@ -55,6 +56,8 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
         path = f"{where}{key}"
         if key not in items:
             raise nearest_key(path, [f"{where}{name}" for name in items])
+        if isinstance(child, str) and child == REQUIRED:
+            raise UserError(f"{path} has no value, and a chosen file requires one: set {path}=…")
         cls = hints[key]
         if table := items[key].metadata.get("choices"):
             cls, child = _chosen(table, child, path, cls)

@@ -36,7 +36,7 @@ from lit_illada.training.matmul_speed import matmul_flops_per_s
 from lit_illada.training.optim import build_optimizer
 
 _WAYS = {
-    "adapt": ["experiment=adapt"],
+    "adapt": ["experiment=adapt", "init_from=null"],
     "autoregressive": ["model.is_causal=true", "objective=autoregressive"],
 }
 _MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")

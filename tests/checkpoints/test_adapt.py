@@ -34,6 +34,13 @@ def test_the_experiment_sets_attention_shift_and_token_weight(causal, tiny_overr
     lit_illada("generate", tmp_path / "run", "--prompt", "alpha", "generation.max_new_tokens=32")
 
 
+def test_the_experiment_requires_a_checkpoint_or_an_explicit_null():
+    result = CliRunner().invoke(main, ["pretrain", "experiment=adapt"])
+    assert result.exit_code == 1
+    assert "init_from has no value, and a chosen file requires one: set init_from=…" in result.output
+    assert load_pretrain(["experiment=adapt", "init_from=null"])[0].init_from is None
+
+
 def test_without_the_experiment_the_model_stays_causal_and_overrides_come_first(causal):
     config, _ = load_pretrain([f"init_from={causal}", "objective=autoregressive"])
     assert config.model.is_causal
