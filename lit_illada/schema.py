@@ -55,7 +55,7 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
     for key, child in tree.items():
         path = f"{where}{key}"
         if key not in items:
-            raise nearest_key(path, [f"{where}{name}" for name in items])
+            raise _of_a_choice(tree, items, path, key) or nearest_key(path, [f"{where}{name}" for name in items])
         if isinstance(child, str) and child == REQUIRED:
             raise UserError(f"{path} has no value, and a chosen file requires one: set {path}=…")
         cls = hints[key]
@@ -68,6 +68,18 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
     if missing := [f"{where}{name}" for name in required if name not in values]:
         raise UserError(f"{where.rstrip('.') or 'a config'} lacks {', '.join(missing)}")
     return schema(**values)
+
+
+def _of_a_choice(
+    tree: Mapping[str, Any], items: Mapping[str, dataclasses.Field[Any]], path: str, key: str
+) -> UserError | None:
+    """The error for a setting of a choice that stands beside it, such as {term: correct, partial: true}."""
+    for name, item in items.items():
+        chosen = tree.get(name)
+        cls = item.metadata.get("choices", {}).get(chosen) if isinstance(chosen, str) else None
+        if cls is not None and key in {setting.name for setting in dataclasses.fields(cls)}:
+            return UserError(f"{path} is a setting of {chosen}: write {name}: {{name: {chosen}, {key}: …}}")
+    return None
 
 
 def with_defaults(schema: type, tree: Any, defaults: Any = None) -> Any:

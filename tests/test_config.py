@@ -24,7 +24,8 @@ def test_default_config_of_every_command_survives_a_round_trip(command):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml")))
 def test_every_experiment_loads(name):
-    assert load("pretrain", [f"experiment={name}"])
+    required = ["init_from=null"] if name == "adapt" else []
+    assert load("pretrain", [f"experiment={name}", *required])
 
 
 @pytest.mark.parametrize("group", ["model", "data", "objective", "optim", "trainer"])
@@ -123,6 +124,22 @@ def test_choice_without_or_with_unknown_name_is_refused():
 def test_field_of_another_choice_is_refused():
     with pytest.raises(UserError, match=r"unknown config key 'objective\.weighting\.gamma'"):
         from_tree(DiffusionObjectiveConfig, {"weighting": {"name": "elbo", "gamma": 3}}, "objective.")
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            "{term: correct, partial: true}",
+            r"terms\[0\]\.partial is a setting of correct: write term: {name: correct, par",
+        ),
+        ("{term: correct, wieght: 2}", r"did you mean 'alignment\.reward\.terms\[0\]\.weight'"),
+        ("{term: {name: correct, partal: true}}", r"did you mean 'alignment\.reward\.terms\[0\]\.term\.partial'"),
+    ],
+)
+def test_error_names_the_keys_of_an_element_of_a_list(term, message):
+    with pytest.raises(UserError, match=message):
+        load("align", [f"alignment.reward.terms=[{term}]"])
 
 
 @given(st.sampled_from(sorted(MASK_RATIOS)), st.integers(0, 2**31), st.booleans())

@@ -47,7 +47,7 @@ def load(command: str, overrides: Sequence[str] = (), given: Mapping[str, Any] |
     try:
         return from_tree(SCHEMAS[command], tree)
     except UnknownKeyError as error:
-        raise _nearest_key(command, tree, error.key) from error
+        raise _nearest_key(command, tree, error) from error
 
 
 def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -97,14 +97,16 @@ def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bo
             if command == "sft":
                 from_tree(TrainerConfig, tree["trainer"], "trainer.").check_batch()
     except UnknownKeyError as error:  # a key added with +: the nearest may be in another group
-        raise _nearest_key(command, tree, error.key) from error
+        raise _nearest_key(command, tree, error) from error
     return tree
 
 
-def _nearest_key(command: str, tree: Mapping[str, Any], key: str) -> UserError:
+def _nearest_key(command: str, tree: Mapping[str, Any], error: UnknownKeyError) -> UserError:
     """Return the error for an unknown key of a composed tree; the allowed ones include the fields of users' classes."""
+    if "[" in error.key:  # of an element of a list: the error names its keys
+        return error
     full = OmegaConf.create(with_defaults(SCHEMAS[command], tree))
-    return nearest_key(key, [known for known in keys_of(full) if known != key])
+    return nearest_key(error.key, [known for known in keys_of(full) if known != error.key])
 
 
 def load_file(command: str, path: Path, overrides: Sequence[str] = ()) -> Any:
