@@ -23,6 +23,7 @@ from lit_illada.cost.run_cost import (
     with_vocabulary,
 )
 from lit_illada.cost.run_time import TYPICAL_MFU
+from lit_illada.data.sft.config import Padded, PadTo
 from lit_illada.errors import UserError, unknown
 from lit_illada.model.config import ModelConfig, parameters_by_part
 from lit_illada.model.lora import num_adapter_parameters
@@ -80,6 +81,7 @@ def estimate(
     config, prompt_length = _config(command, base, overrides)
     if base is None and tokens is None:
         problems += _ignored_epochs(config)
+    problems += _counted_padding(config)
     tree, trainer = to_tree(config), config.trainer
     model = _model(config, tree)
     accelerator = Accelerator.cpu if gpu == CPU else Accelerator.gpu
@@ -161,6 +163,19 @@ def _ignored_epochs(config: RunConfig) -> list[str]:
     return [
         f"epochs={config.epochs:g} is ignored, since counting its steps needs the tokenizer of a checkpoint: this "
         f"estimate is for trainer.max_steps={config.trainer.max_steps}"
+    ]
+
+
+def _counted_padding(config: RunConfig) -> list[str]:
+    """A note that rows are counted at full length where the run pads them to the longest of a step."""
+    if not isinstance(config, SFTConfig):
+        return []
+    rows = config.sft_data.rows
+    if not isinstance(rows, Padded) or rows.pad_to is PadTo.ROW:
+        return []
+    return [
+        f"rows are counted with sft_data.row_length={config.sft_data.row_length} tokens, but padded to the longest "
+        "example of a step: FLOPs and time are upper bounds"
     ]
 
 

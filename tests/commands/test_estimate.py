@@ -117,6 +117,16 @@ def test_adapters_reduce_gradients_and_flops():
     assert re.search(rf"adapters \(the only trained ones\) +{adapted.num_adapters:,}", table)
 
 
+def test_rows_padded_to_the_longest_of_a_step_make_the_estimate_an_upper_bound():
+    tiny = ["+model=nano", "model.vocab_size=300", "--gpu", "h200"]
+    noted = "rows are counted with sft_data.row_length=256 tokens, but padded to the longest example of a step"
+    for rows, is_noted in (("llada", True), ("padded_uncounted", True), ("illada", False)):
+        output = lit_illada("estimate", "sft", *tiny, f"sft_data/rows={rows}", "sft_data.row_length=256").output
+        assert (noted in output) == is_noted
+    whole = ["sft_data/rows=llada", "sft_data.rows.pad_to=row"]
+    assert "counted" not in lit_illada("estimate", "sft", *tiny, *whole).output
+
+
 def test_epochs_without_a_tokenizer_are_reported_as_ignored():
     result = lit_illada("estimate", "sft", *["+model=illada_8b", "epochs=2", "--gpu", "h200", "--gpus", "2"])
     assert "! epochs=2 is ignored" in result.output
