@@ -1,5 +1,6 @@
 """Writes the tables of a report as CSV and Parquet: one row per arm, per run, and per point of a curve."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def write_tables(folder: Path, sweep: Sweep, finding: Sequence[MetricFinding]) -
 
     Also pairs.csv for a sweep with also_compare, and tuning.csv for one with tuning runs.
     """
-    runs = _table([_run_row(record) for record in sweep.records])
+    runs = _table([_run_row(record, sweep.folder.path) for record in sweep.records])
     pa.csv.write_csv(_table([row for finding in finding for row in _arm_rows(finding)]), folder / "arms.csv")
     if effects := [row for each in finding for row in _effect_rows(each, sweep)]:
         pa.csv.write_csv(_table(effects), folder / "effects.csv")
@@ -183,7 +184,8 @@ def _compared(comparison: Comparison | None) -> Row:
     }
 
 
-def _run_row(record: RunRecord) -> Row:
+def _run_row(record: RunRecord, folder: Path) -> Row:
+    """The row of a run. Paths are relative to the sweep's folder, so that a published table names no other folder."""
     run, origin = record.run, record.provenance
     return {
         "run": run.id,
@@ -192,10 +194,10 @@ def _run_row(record: RunRecord) -> Row:
         "seed": run.seed,
         "state": record.state.value,
         "parent": run.parent,
-        "config": str(origin.config),
+        "config": os.path.relpath(origin.config, folder),
         "commit": " ".join(origin.commits),
         "data_sha256": " ".join(origin.data_sha256),
-        "checkpoint": str(origin.checkpoint) if origin.checkpoint else None,
+        "checkpoint": os.path.relpath(origin.checkpoint, folder) if origin.checkpoint else None,
         "checkpoint_step": origin.checkpoint_step,
         "elapsed_s": record.elapsed_s,
         "memory_bytes": record.memory_bytes,

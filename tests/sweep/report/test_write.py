@@ -250,6 +250,7 @@ def test_tables_contain_every_arm_run_and_point(reported_sweep):
     assert arms[0]["mean"] == pytest.approx((4.101 + 4.322 + 4.209) / 3)
     runs = pyarrow.parquet.read_table(out / "runs.parquet").to_pylist()
     assert len(runs) == pyarrow.csv.read_csv(out / "runs.csv").num_rows == 12
+    assert all(row["config"] == f"runs/{row['run']}/config.yaml" for row in runs)  # relative to the sweep's folder
     assert {row["commit"] for row in runs} == {"c0ffee" * 6 + "beef"}
     curves = pyarrow.parquet.read_table(out / "curves.parquet")
     assert curves.num_rows == 12 * 7 * 12  # runs, validations, tags
