@@ -57,7 +57,7 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
         if key not in items:
             raise _of_a_choice(tree, items, path, key) or nearest_key(path, [f"{where}{name}" for name in items])
         if isinstance(child, str) and child == REQUIRED:
-            raise UserError(f"{path} has no value, and a chosen file requires one: set {path}=…")
+            raise UserError(f"{path} has no value (???), but needs one: set {path}=…")
         cls = hints[key]
         if table := items[key].metadata.get("choices"):
             cls, child = _chosen(table, child, path, cls)

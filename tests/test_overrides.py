@@ -96,7 +96,7 @@ def test_saved_configs_and_sweeps_read_the_same_grammar(tmp_path):
         ("seed=" + "9" * 5000, "."),
         ("seed=" + "9" * 50_000, "longer than"),
         ("seed=[[1]]", "is not a whole number"),
-        ("seed=???", "is not a whole number"),
+        ("seed=???", r"seed has no value \(\?\?\?\), but needs one: set seed="),
         ("optim.optimizer.learning_rate=nan", "is nan"),
         ("name=${name}", "Recursive interpolation"),
         ("~seed", "would delete a key"),

@@ -37,7 +37,7 @@ def test_the_experiment_sets_attention_shift_and_token_weight(causal, tiny_overr
 def test_the_experiment_requires_a_checkpoint_or_an_explicit_null():
     result = CliRunner().invoke(main, ["pretrain", "experiment=adapt"])
     assert result.exit_code == 1
-    assert "init_from has no value, and a chosen file requires one: set init_from=…" in result.output
+    assert "init_from has no value (???), but needs one: set init_from=…" in result.output
     assert load_pretrain(["experiment=adapt", "init_from=null"])[0].init_from is None
 
 

@@ -9,6 +9,7 @@ from lit_illada.stats.intervals import Estimate
 from lit_illada.sweep.report.collect import Sweep
 from lit_illada.sweep.report.findings import ArmFinding, MetricFinding, grid
 from lit_illada.sweep.report.series import Band, Course, by_ratio, by_ratio_to_baseline, courses, gradient_norms
+from lit_illada.sweep.report.wording import Unit
 from lit_illada.sweep.spec import Goal
 
 _ROW_HEIGHT, _FRAME_HEIGHT, _CURVE_HEIGHT = 34, 96, 420
@@ -24,9 +25,9 @@ def metric_figures(sweep: Sweep, finding: MetricFinding, looks: Looks) -> list[P
     return [figure for figure in figures if figure is not None]
 
 
-def course_figure(sweep: Sweep, tag: str, stage: str, unit: str, looks: Looks) -> PlotFigure | None:
+def course_figure(sweep: Sweep, tag: str, stage: str, unit: Unit, looks: Looks) -> PlotFigure | None:
     """Learning curves over forward passes, tokens, FLOPs or steps; None without curves."""
-    of_arm = courses(sweep, tag, stage)
+    of_arm = courses(sweep, tag, stage, unit.factor)
     # an axis is offered only if it is known for every arm
     axes = ["forward passes", "tokens", "FLOPs"] if of_arm else []
     axes = [*(axis for axis in axes if all(axis in course.per_step for course in of_arm.values())), "steps"]
@@ -47,12 +48,13 @@ def course_figure(sweep: Sweep, tag: str, stage: str, unit: str, looks: Looks) -
     layout = {
         "height": _CURVE_HEIGHT,
         "xaxis": variants[0].layout["xaxis"],
-        "yaxis": {"title": {"text": f"{tag}, {unit}" if unit else tag}, **_range_after_start(of_arm)},
+        "yaxis": {"title": {"text": f"{tag}, {unit.name}" if unit.name else tag}, **_range_after_start(of_arm)},
         "hovermode": "closest",
     }
     caption = (
-        "Lines: means over the finished seeds. Bands: range of the seeds. Dotted lines: unfinished runs. The start of "
-        "training may lie outside the axis range; double-click to show it."
+        "Lines: means over the finished seeds. Bands: range of the seeds; between their validations seeds of unequal "
+        "length are interpolated. Dotted lines: unfinished runs. The start of training may lie outside the axis range; "
+        "double-click to show it."
     )
     return PlotFigure(f"course-{slug(stage, tag)}", f"Learning curves: {tag}, {stage}", caption, data, layout, variants)
 
@@ -310,7 +312,7 @@ def _range_after_start(of_arm: Mapping[str, Course]) -> dict[str, Any]:
         if x >= _START_FRACTION * band.x[-1]
         for value in (low, high)
     ]
-    if not late:
+    if not late or min(late) == max(late):
         return {}
     margin = 0.05 * (max(late) - min(late))
     return {"range": [min(late) - margin, max(late) + margin]}

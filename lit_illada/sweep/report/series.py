@@ -1,7 +1,8 @@
 """Aggregates the seeds of each arm: learning curves, loss by mask ratio, gradient norms."""
 
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 
 import numpy as np
@@ -45,14 +46,15 @@ class Spread:
     high: float
 
 
-def courses(sweep: Sweep, tag: str, stage: str) -> dict[str, Course]:
-    """Learning curves of a tag by arm, for arms that have one."""
+def courses(sweep: Sweep, tag: str, stage: str, factor: float = 1.0) -> dict[str, Course]:
+    """Learning curves of a tag by arm, for arms that have one. factor: multiplier of the values."""
     result = {}
     for arm in sweep.spec.all_arms():
         records = [record for record in sweep.of_arm(arm.name, stage).values() if tag in record.curves]
         if records:
-            finished = [record.curves[tag] for record in records if record.state is RunState.FINISHED]
-            others = [record.curves[tag] for record in records if record.state is not RunState.FINISHED]
+            curves = {record.run.id: _scaled(record.curves[tag], factor) for record in records}
+            finished = [curves[record.run.id] for record in records if record.state is RunState.FINISHED]
+            others = [curves[record.run.id] for record in records if record.state is not RunState.FINISHED]
             unfinished = [(list(map(float, curve.steps)), list(curve.values)) for curve in others]
             result[arm.name] = Course(_band(finished), _per_step(records), unfinished)
     return result
@@ -105,13 +107,34 @@ def _ratio_rows(sweep: Sweep, stage: str) -> dict[str, dict[int | None, list[flo
     return rows
 
 
+def _scaled(curve: Curve, factor: float) -> Curve:
+    return replace(curve, values=array("d", [factor * value for value in curve.values]))
+
+
 def _band(curves: Sequence[Curve]) -> Band | None:
-    """Band over the steps that all curves share; None without such steps."""
+    """Band over the steps that all curves share, or over the whole runs if these have unequal lengths; None without."""
     if not curves:
         return None
+    ends = [curve.steps[-1] for curve in curves]
+    if min(ends) > 0 and min(ends) < max(ends):
+        return _band_to_the_end(curves)
     steps = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
     tables = [dict(zip(curve.steps, curve.values, strict=True)) for curve in curves]
     return _band_of(steps, np.array([[table[step] for step in steps] for table in tables])) if steps else None
+
+
+def _band_to_the_end(curves: Sequence[Curve]) -> Band:
+    """Band of runs of unequal lengths, such as those that a budget of passes ends, by the fraction of each run.
+
+    Curves are interpolated linearly at every fraction at which one of them has a point; x is that fraction of the mean
+    length.
+    """
+    own = [np.array(curve.steps) / curve.steps[-1] for curve in curves]
+    fractions = np.unique(np.concatenate(own))
+    fractions = fractions[fractions >= max(each[0] for each in own)]
+    table = [np.interp(fractions, each, curve.values) for each, curve in zip(own, curves, strict=True)]
+    mean_length = np.mean([curve.steps[-1] for curve in curves])
+    return _band_of(fractions * mean_length, np.array(table))
 
 
 def _band_of(x: Sequence[float], table: np.ndarray) -> Band:
@@ -123,7 +146,7 @@ def _band_of(x: Sequence[float], table: np.ndarray) -> Band:
 
 
 def _per_step(records: Sequence[RunRecord]) -> dict[str, float]:
-    """Forward passes, tokens and FLOPs per step, averaged over the runs of an arm."""
+    """Forward passes, tokens and FLOPs per step, over all runs of an arm."""
     amounts: dict[str, Callable[[RunRecord], float | None]] = {
         "forward passes": lambda record: record.figures.get("perf/forwards"),
         "tokens": lambda record: record.tokens,
@@ -131,7 +154,7 @@ def _per_step(records: Sequence[RunRecord]) -> dict[str, float]:
     }
     result = {}
     for name, amount in amounts.items():
-        rates = [amount(r) / r.num_steps for r in records if amount(r) is not None and r.num_steps]  # type: ignore[operator]
-        if rates:
-            result[name] = sum(rates) / len(rates)
+        known = [(total, r.num_steps) for r in records if (total := amount(r)) is not None and r.num_steps]
+        if known:
+            result[name] = sum(total for total, _ in known) / sum(steps for _, steps in known)
     return result

@@ -150,7 +150,7 @@ def _course_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
     stages = sweep.differing_stages()
     curves = [(metric.name, metric.stage) for metric in sweep.spec.metrics if metric.stage in stages]
     curves += [(_BOUND, stage) for stage in stages]
-    figures = [course_figure(sweep, tag, stage, unit_of(tag, []).name, looks) for tag, stage in dict.fromkeys(curves)]
+    figures = [course_figure(sweep, tag, stage, unit_of(tag, []), looks) for tag, stage in dict.fromkeys(curves)]
     return [figure for figure in figures if figure is not None]
 
 

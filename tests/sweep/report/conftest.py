@@ -160,6 +160,11 @@ def reported_sweep(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(name="write_curves")
+def write_curves_fixture():
+    return write_curves
+
+
 @pytest.fixture
 def make_spec():
     return spec_of
