@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.table import Table
@@ -13,13 +14,17 @@ from lit_illada.data.sft.config import ReasoningTask
 from lit_illada.data.sft.examples import Example, make_examples
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion
-from lit_illada.evaluation.loop_rates import loop_fields, loop_rates
+from lit_illada.evaluation.loop_rates import is_endless, loop_fields, loop_rates
 from lit_illada.evaluation.writer import Writer, Written
+from lit_illada.loops.detect.ending import reasoning_segment
 from lit_illada.runtime.console import Console
+from lit_illada.tasks.arithmetic import RECHECK, well_formed_fraction
 from lit_illada.tasks.base import Split
 from lit_illada.tasks.references import judge_exact
 
 _ITEMS_FILE = "generations-reasoning.jsonl"
+_KEEPS_FORM = 0.8
+"""Fraction of well-formed lines from which a text counts as one that keeps its form."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,14 @@ class ChainedArithmetic:
 
 
 class ArithmeticResult(Result):
-    """Accuracy, loops and lengths, of all problems and by level."""
+    """Accuracy, loops, form and lengths, of all problems and by level."""
 
     def show(self) -> None:
         table = Table(title=f"chained arithmetic: {self['num_items']} problems", title_justify="left")
-        for heading in ("level", "right, 95 % interval", "unfinished", "looped", "tokens, mean"):
+        for heading in ("level", "right, 95 % interval", "unfinished", "looped", "endless in form", "tokens, mean"):
             table.add_column(heading, justify="right")
         for level, figures in {**self["levels"], "all": self}.items():
-            fractions = (f"{100 * figures[name]:.1f} %" for name in ("unfinished", "looped"))
+            fractions = (f"{100 * figures[name]:.1f} %" for name in ("unfinished", "looped", "endless_in_form"))
             mean_tokens = f"{figures['mean_tokens']:.0f}"
             table.add_row(level.replace("_", " "), percent_with_interval(figures), *fractions, mean_tokens)
         Console().print(table)
@@ -96,8 +101,22 @@ def scalars(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for level, figures in {"": result, **result["levels"]}.items():
         suffix = f"_{level}" if level else ""
         yield f"exact_match{suffix}", figures["accuracy"]
-        for name in ("unfinished", "looped", "endless", "wasted", "mean_tokens", "num_forwards"):
-            yield f"{name}{suffix}", figures[name]
+        for name in _SCALARS:
+            if figures[name] is not None:
+                yield f"{name}{suffix}", figures[name]
+
+
+_SCALARS = (
+    "unfinished",
+    "looped",
+    "endless",
+    "endless_in_form",
+    "endless_well_formed",
+    "endless_rechecks",
+    "wasted",
+    "mean_tokens",
+    "num_forwards",
+)
 
 
 def _row(
@@ -109,19 +128,41 @@ def _row(
     # A text that neither closes its reasoning segment nor stops has no answer: its last number is where the budget
     # happened to end. Data without reasoning segments has nothing to close.
     has_ended = written.is_stopped or response.reasoning is not None or not example.messages[-1].reasoning
+    prompt = example.messages[0].content
+    text = writer.tokenizer.decode(written.token_ids)
+    reasoning = reasoning_segment(text)
     return {
         "level": level,
-        "prompt": example.messages[0].content,
-        "text": writer.tokenizer.decode(written.token_ids),
+        "prompt": prompt,
+        "text": text,
         "truth": example.truth,
         "answer": response.answer,
         "is_right": has_ended and judge_exact(response.answer, example.truth).correct,
         "is_reasoning_closed": response.reasoning is not None,
         "gold_tokens": gold_tokens,
         "max_new_tokens": writer.generation.max_new_tokens,
+        "share_well_formed": well_formed_fraction(prompt, reasoning),
+        "num_rechecks": reasoning.count(RECHECK),
         **writer.details(written),
     }
 
 
 def _figures(rows: Sequence[Row]) -> dict[str, Any]:
-    return {**proportion([row["is_right"] for row in rows]), **loop_rates(rows)}
+    return {**proportion([row["is_right"] for row in rows]), **loop_rates(rows), **_form(rows)}
+
+
+def _form(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Form of the endless texts; the rows have `loop_fields`.
+
+    endless_in_form: fraction of all texts that are endless and keep their form, at least 80 % of the lines well formed.
+    endless_well_formed: median fraction of well-formed lines of the endless texts.
+    endless_rechecks: median number of re-checks in the endless texts.
+    The medians are None where no text is endless.
+    """
+    endless = [row for row in rows if is_endless(row)]
+    shares = [row["share_well_formed"] or 0.0 for row in endless]  # None: no line at all
+    return {
+        "endless_in_form": sum(share >= _KEEPS_FORM for share in shares) / len(rows),
+        "endless_well_formed": median(shares) if shares else None,
+        "endless_rechecks": median(row["num_rechecks"] for row in endless) if endless else None,
+    }

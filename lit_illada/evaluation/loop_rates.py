@@ -19,17 +19,19 @@ def loop_fields(row: Row, has_answer: bool) -> dict[str, Any]:
     }
 
 
-def loop_rates(rows: Sequence[Row]) -> dict[str, Any]:
-    """Fractions of texts and tokens, and the mean length in tokens; the rows have `loop_fields`.
+def is_endless(row: Row) -> bool:
+    """Whether a text loops or does not stop within its budget; the row has `loop_fields`."""
+    return row["is_loop"] or not row["is_finished"]
 
-    A text is endless if it loops or does not stop within its budget.
-    """
+
+def loop_rates(rows: Sequence[Row]) -> dict[str, Any]:
+    """Fractions of texts and tokens, and the mean length in tokens; the rows have `loop_fields`."""
     num_unfinished = sum(not row["is_finished"] for row in rows)
     return {
         "num_unfinished": num_unfinished,
         "unfinished": num_unfinished / len(rows),
         "looped": sum(row["is_loop"] for row in rows) / len(rows),
-        "endless": sum(row["is_loop"] or not row["is_finished"] for row in rows) / len(rows),
+        "endless": sum(map(is_endless, rows)) / len(rows),
         "wasted": sum(row["wasted"] for row in rows) / max(1, sum(row["num_tokens"] for row in rows)),
         "mean_tokens": sum(row["num_tokens"] for row in rows) / len(rows),
         "num_forwards": sum(row["num_forwards"] for row in rows),

@@ -75,6 +75,7 @@ _UNITS = {
     "rate": ("%", "points", 100.0),
     "share": ("%", "points", 100.0),
     "endless": ("%", "points", 100.0),
+    "endless_in_form": ("%", "points", 100.0),
     "looped": ("%", "points", 100.0),
     "nll": ("nats/token", "nats/token", 1.0),
 }
