@@ -46,18 +46,22 @@ def step_flops(tree: dict[str, Any]) -> float | None:
     if model.vocab_size is None:
         return None
     length = row_length(tree)
-    rows, fraction = selected_fraction(config, config.trainer.batch_rows)
+    rows = num_processed_rows(config, config.trainer.batch_rows)
+    num_selected = round(loss_fraction(config) * rows * length)
     num_adapters = num_adapter_parameters(model, config.lora)
-    return float(training_flops(model, Layout.whole_rows(rows, length), round(fraction * rows * length), num_adapters))
+    return float(training_flops(model, Layout.whole_rows(rows, length), num_selected, num_adapters))
 
 
-def selected_fraction(config: ObjectiveRunConfig, rows: int) -> tuple[int, float]:
-    """Rows that the model processes for `rows` rows of data, and the fraction of their tokens that has loss."""
+def num_processed_rows(config: ObjectiveRunConfig, rows: int) -> int:
+    """Rows that the model processes for `rows` rows of data."""
+    return 2 * rows if _is_complementary(config) else rows
+
+
+def loss_fraction(config: ObjectiveRunConfig) -> float:
+    """Mean fraction of the tokens of processed rows that has loss, 0 to 1."""
     if isinstance(config.objective, AutoregressiveObjectiveConfig):
-        return rows, 1.0
-    if config.objective.joint_draw is JointDraw.COMPLEMENTARY:
-        return 2 * rows, 0.5
-    return rows, _mean_ratio(config)
+        return 1.0
+    return 0.5 if _is_complementary(config) else _mean_ratio(config)
 
 
 def row_length(tree: dict[str, Any]) -> int:
@@ -108,8 +112,8 @@ def micro_batch(
     fraction: tokens with loss, 0 to 1; None: the objective's mean.
     """
     trainer = config.trainer
-    rows, mean_fraction = selected_fraction(config, trainer.micro_batch_rows)
-    num_selected = math.ceil((mean_fraction if fraction is None else fraction) * rows * length)
+    rows = num_processed_rows(config, trainer.micro_batch_rows)
+    num_selected = math.ceil((loss_fraction(config) if fraction is None else fraction) * rows * length)
     device, compute_bytes = accelerator.device.type, trainer.precision.resolve(accelerator).dtype.itemsize
     columns = length if config.block_length is None else 2 * length  # [noisy | clean]
     kernel = kernel_on(model, device, compute_bytes, columns)
@@ -179,6 +183,12 @@ def _config(tree: dict[str, Any]) -> ObjectiveRunConfig:
 def _read_config(text: str) -> ObjectiveRunConfig:
     tree = json.loads(text)
     return from_tree(SFTConfig if "sft_data" in tree else PretrainConfig, tree)
+
+
+def _is_complementary(config: ObjectiveRunConfig) -> bool:
+    """Whether each row is processed twice, with complementary masks."""
+    objective = config.objective
+    return not isinstance(objective, AutoregressiveObjectiveConfig) and objective.joint_draw is JointDraw.COMPLEMENTARY
 
 
 def _mean_ratio(config: ObjectiveRunConfig) -> float:
