@@ -13,12 +13,18 @@ class ForwardLimit(Callback):
     The passes are part of every checkpoint, so the limit holds for a run over all its resumes.
     """
 
-    def __init__(self, max_forwards: float) -> None:
-        """max_forwards: rows of forward passes in rollouts, scoring and updates, over all ranks."""
+    def __init__(self, max_forwards: float, step_passes: float, updates: int) -> None:
+        """
+        Args:
+            max_forwards: rows of forward passes in rollouts, scoring and updates, over all ranks.
+            step_passes: estimated passes of an optimizer step, used until the first rollout has ended.
+            updates: optimizer steps per rollout.
+        """
         self._max_forwards = max_forwards
+        self._updates = updates
         self.is_reached = False
-        self.expected_steps: int | None = None
-        """Optimizer steps of the whole run, by the passes so far; None before the end of the first rollout."""
+        self.expected_steps = self._steps(0, step_passes * updates)
+        """Optimizer steps of the whole run, by the passes so far."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step_before = -1
@@ -32,7 +38,7 @@ class ForwardLimit(Callback):
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, AlignModule)
-        step, updates = trainer.global_step, module.config.updates
+        step, updates = trainer.global_step, self._updates
         if step in (0, self._step_before) or step % updates:
             return
         num_forwards = module.cost()["forwards"]
@@ -41,4 +47,8 @@ class ForwardLimit(Callback):
             self.is_reached = trainer.should_stop = True
             self.expected_steps = step
         else:
-            self.expected_steps = updates * max(step // updates + 1, round(self._max_forwards / per_rollout))
+            self.expected_steps = self._steps(step, per_rollout)
+
+    def _steps(self, step: int, per_rollout: float) -> int:
+        """Expected steps of the run, at least one rollout more than it has at `step`."""
+        return self._updates * max(step // self._updates + 1, round(self._max_forwards / per_rollout))

@@ -10,6 +10,7 @@ from lit_illada.alignment.datamodule import AlignDataModule
 from lit_illada.alignment.limit import ForwardLimit
 from lit_illada.alignment.show import ShowCompletions, ShowPhase
 from lit_illada.config import AlignConfig, PretrainConfig, RunConfig, SFTConfig
+from lit_illada.cost.alignment import step_passes
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.sft_datamodule import SFTDataModule
@@ -68,7 +69,7 @@ def build_trainer(
     if options.max_time_s is not None:
         limits.append(TimeLimit(options.max_time_s))
     if isinstance(config, AlignConfig) and config.max_forwards is not None:
-        limits.append(ForwardLimit(config.max_forwards))
+        limits.append(ForwardLimit(config.max_forwards, step_passes(config)[1], config.alignment.updates))
     bar = ProgressBar(throughput, console)
     callbacks = [
         throughput,

@@ -47,9 +47,13 @@ class CompletionPasses:
 
 
 def step_forwards(tree: dict[str, Any]) -> tuple[float, float]:
+    """As `step_passes`, from the resolved config of a run."""
+    return step_passes(align_config(tree))
+
+
+def step_passes(config: AlignConfig) -> tuple[float, float]:
     """Fewest and most forward passes of an optimizer step, over all devices: completions that end in their first token,
     and completions that fill their canvas."""
-    config = align_config(tree)
     per_step = config.prompts_per_step * config.alignment.group_size / config.alignment.updates
     fewest, most = completion_passes(config, is_short=True), completion_passes(config)
     return fewest.total * per_step, most.total * per_step

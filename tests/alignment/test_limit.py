@@ -1,0 +1,12 @@
+"""Expected length of an alignment that a number of forward passes ends."""
+
+from lit_illada.alignment.limit import ForwardLimit
+
+
+def test_before_the_first_rollout_the_length_is_that_of_the_estimate():
+    assert ForwardLimit(1000.0, step_passes=50.0, updates=4).expected_steps == 20
+    assert ForwardLimit(1090.0, step_passes=50.0, updates=4).expected_steps == 20  # 5.45 rollouts
+
+
+def test_a_run_has_at_least_one_rollout():
+    assert ForwardLimit(10.0, step_passes=50.0, updates=4).expected_steps == 4
