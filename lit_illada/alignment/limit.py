@@ -17,17 +17,19 @@ class ForwardLimit(Callback):
         """
         Args:
             max_forwards: rows of forward passes in rollouts, scoring and updates, over all ranks.
-            step_passes: estimated passes of an optimizer step, used until the first rollout has ended.
+            step_passes: passes of an optimizer step if completions fill their canvas, used until the end of a rollout.
             updates: optimizer steps per rollout.
         """
         self._max_forwards = max_forwards
         self._updates = updates
         self.is_reached = False
         self.expected_steps = self._steps(0, step_passes * updates)
-        """Optimizer steps of the whole run, by the passes so far."""
+        """Optimizer steps of the whole run: by the passes so far, or by `step_passes` before the end of a rollout."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step_before = -1
+        # of a run resumed within a rollout: the estimate may lie below the steps that it already has
+        self.expected_steps = max(self.expected_steps, self._updates * -(-trainer.global_step // self._updates))
         self._check(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:

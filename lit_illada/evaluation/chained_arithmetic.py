@@ -102,8 +102,8 @@ def scalars(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         suffix = f"_{level}" if level else ""
         yield f"exact_match{suffix}", figures["accuracy"]
         for name in _SCALARS:
-            if figures[name] is not None:
-                yield f"{name}{suffix}", figures[name]
+            if (value := figures.get(name)) is not None:  # a median of no text, or a figure of a later version
+                yield f"{name}{suffix}", value
 
 
 _SCALARS = (
@@ -160,9 +160,9 @@ def _form(rows: Sequence[Row]) -> dict[str, float | None]:
     The medians are None where no text is endless.
     """
     endless = [row for row in rows if is_endless(row)]
-    shares = [row["share_well_formed"] or 0.0 for row in endless]  # None: no line at all
+    fractions = [row["share_well_formed"] or 0.0 for row in endless]  # None: no line at all
     return {
-        "endless_in_form": sum(share >= _KEEPS_FORM for share in shares) / len(rows),
-        "endless_well_formed": median(shares) if shares else None,
+        "endless_in_form": sum(fraction >= _KEEPS_FORM for fraction in fractions) / len(rows),
+        "endless_well_formed": median(fractions) if fractions else None,
         "endless_rechecks": median(row["num_rechecks"] for row in endless) if endless else None,
     }

@@ -38,10 +38,27 @@ def test_plan_names_the_arms_contrast_and_margin_of_the_sweep(name):
     assert spec.noise_floor is not None  # which `sweep calibrate` needs, as it does contrast and margin
     if name == "loop_rho":
         assert spec.equivalence_margin == 0.1
-        assert "10 points" in next(line for line in PLAN.splitlines() if f"`{written}`" in line)
+        assert "10 points" in next(line for line in PLAN.splitlines() if line.startswith("|") and f"`{written}`" in line)
     if name in PRETRAINED:
         assert spec.equivalence_margin == 0.03
         assert "0.03 nats/token" in next(line for line in PLAN.splitlines() if f"`{written}`" in line)
+
+
+def test_arms_of_paper_choices_are_those_of_the_plan_and_differ_in_one_thing():
+    spec = read_spec("paper_choices", ["+scale=micro", "seeds=[0]", "noise_floor=null", "tune=null"])
+    _, arms = cells(r"\| `paper_choices` \|")
+    assert arms == [arm.name for arm in spec.all_arms()]
+    runs = {run.arms[0]: run.config for run in expand(spec, sweep.resolve, Costs(step_flops, step_forwards))}
+    baseline = runs.pop("iLLaDA")
+    assert baseline["optim"]["schedule"] | {"decay_shape": None} == {
+        "name": "wsd", "warmup_steps": 20, "decay_fraction": 0.4, "decay_shape": None, "final_factor": 0.0,
+    }  # fmt: skip
+    for arm, config in runs.items():
+        sections = {key for key in config if config[key] != baseline[key]} - {"trainer"}  # whose steps follow the FLOPs
+        assert len(sections) == 1, arm
+    cosine = runs["cosine from the start"]["optim"]
+    assert cosine | {"schedule": None} == baseline["optim"] | {"schedule": None}
+    assert cosine["schedule"] == {"name": "cosine", "warmup_steps": 20, "final_factor": 0.0}
 
 
 @pytest.mark.parametrize(("name", "scale"), [("mask_ratio", "gpu"), ("loss_weighting", "micro"), ("mask_draw", "gpu")])

@@ -74,8 +74,8 @@ _UNITS = {
     "accuracy": ("%", "points", 100.0),
     "rate": ("%", "points", 100.0),
     "share": ("%", "points", 100.0),
+    "endless_rechecks": ("re-checks", "re-checks", 1.0),
     "endless": ("%", "points", 100.0),
-    "endless_in_form": ("%", "points", 100.0),
     "looped": ("%", "points", 100.0),
     "nll": ("nats/token", "nats/token", 1.0),
 }

@@ -13,6 +13,11 @@ def verdict_of(base, arm, metric="val/nll_bound", *, is_lower_better=True, is_pr
     return verdict(found, "base", unit_of(metric, [found.difference] if found.difference else []))
 
 
+def test_counts_of_endless_texts_are_no_percentages():
+    assert unit_of("endless_rechecks", []).factor == 1.0
+    assert unit_of("endless_in_form", []).factor == unit_of("endless", []).factor == 100.0
+
+
 @pytest.mark.parametrize(
     ("base", "arm", "sentence"),
     [
