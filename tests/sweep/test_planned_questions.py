@@ -38,7 +38,9 @@ def test_plan_names_the_arms_contrast_and_margin_of_the_sweep(name):
     assert spec.noise_floor is not None  # which `sweep calibrate` needs, as it does contrast and margin
     if name == "loop_rho":
         assert spec.equivalence_margin == 0.1
-        assert "10 points" in next(line for line in PLAN.splitlines() if line.startswith("|") and f"`{written}`" in line)
+        assert "10 points" in next(
+            line for line in PLAN.splitlines() if line.startswith("|") and f"`{written}`" in line
+        )
     if name in PRETRAINED:
         assert spec.equivalence_margin == 0.03
         assert "0.03 nats/token" in next(line for line in PLAN.splitlines() if f"`{written}`" in line)

@@ -125,7 +125,7 @@ def _seeds(sweep: Sweep, finding: MetricFinding, looks: Looks) -> PlotFigure | N
     data: list[Trace] = []
     for arm in shown:
         values = {seed: factor * value for seed, value in arm.values.items()}
-        data += _row_traces(arm, looks[arm.arm], values, arm.estimate, factor, unit.name)
+        data += _row_traces(arm, looks[arm.arm], values, arm.estimate, unit)
     named = finding.metric.name
     layout = {
         **_rows([arm.arm for arm in shown]),
@@ -149,7 +149,7 @@ def _differences(sweep: Sweep, finding: MetricFinding, looks: Looks) -> PlotFigu
     for arm in shown:
         assert arm.comparison is not None
         values = {seed: factor * (arm.values[seed] - reference[seed]) for seed in arm.comparison.seeds}
-        data += _row_traces(arm, looks[arm.arm], values, arm.comparison.difference, factor, unit.of_difference)
+        data += _row_traces(arm, looks[arm.arm], values, arm.comparison.difference, unit, is_difference=True)
     layout = {
         **_rows([arm.arm for arm in shown]),
         "xaxis": {
@@ -200,16 +200,23 @@ def _heat_map(sweep: Sweep, finding: MetricFinding) -> PlotFigure | None:
 
 
 def _row_traces(
-    arm: ArmFinding, look: Look, values: dict[int | None, float], estimate: Estimate | None, factor: float, unit: str
+    arm: ArmFinding,
+    look: Look,
+    values: dict[int | None, float],
+    estimate: Estimate | None,
+    unit: Unit,
+    *,
+    is_difference: bool = False,
 ) -> list[Trace]:
     """Row of an arm: one dot per seed, and the mean with its interval."""
+    name, factor = unit.of_difference if is_difference else unit.name, unit.factor
     dots = {
         "type": "scatter",
         "mode": "markers",
         "x": list(values.values()),
         "y": [arm.arm] * len(values),
         "customdata": [[seed, arm.records[seed].run.id] for seed in values],
-        "hovertemplate": f"seed %{{customdata[0]}}: %{{x:.5g}} {unit}<br>%{{customdata[1]}}",
+        "hovertemplate": f"seed %{{customdata[0]}}: %{{x:.5g}} {name}<br>%{{customdata[1]}}",
         "marker": {"color": look.colour, "size": 9, "opacity": 0.55, "symbol": look.symbol},
         "name": arm.arm,
         "meta": {"arm": arm.arm},
@@ -222,14 +229,22 @@ def _row_traces(
         "x": [factor * estimate.mean],
         "y": [arm.arm],
         "marker": {"color": look.colour, "size": 16, "symbol": "line-ns", "line": {"width": 3, "color": look.colour}},
-        "hovertemplate": f"mean %{{x:.5g}} {unit}",
+        "hovertemplate": f"mean %{{x:.5g}} {name}",
         "name": arm.arm,
         "meta": {"arm": arm.arm},
     }
-    if estimate.low is not None and estimate.high is not None:
-        half = abs(factor) * (estimate.high - estimate.low) / 2
-        mean["error_x"] = {"type": "data", "array": [half], "color": look.colour, "thickness": 1.5, "width": 5}
-        mean["hovertemplate"] += f"<br>95\u00a0% interval {factor * estimate.low:.5g} to {factor * estimate.high:.5g}"
+    if ends := unit.ends(estimate, is_difference=is_difference):
+        low, high = (factor * end for end in ends)
+        mean["error_x"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - factor * estimate.mean],
+            "arrayminus": [factor * estimate.mean - low],
+            "color": look.colour,
+            "thickness": 1.5,
+            "width": 5,
+        }
+        mean["hovertemplate"] += f"<br>95\u00a0% interval {low:.5g} to {high:.5g}"
     return [dots, mean]
 
 
@@ -298,8 +313,8 @@ def _without_outliers(sweep: Sweep, data: list[Trace]) -> dict[str, Any]:
 
 
 def _extent(trace: Trace) -> list[float]:
-    halves = trace.get("error_x", {"array": [0.0]})["array"]
-    return [x + sign * half for x in trace["x"] for half in halves for sign in (-1, 1)]
+    bar = trace.get("error_x", {"array": [0.0], "arrayminus": [0.0]})
+    return [end for x in trace["x"] for end in (x - bar["arrayminus"][0], x + bar["array"][0])]
 
 
 def _range_after_start(of_arm: Mapping[str, Course]) -> dict[str, Any]:

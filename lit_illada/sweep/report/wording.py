@@ -40,15 +40,18 @@ class Unit:
         """Whether two values can differ by that much; two percentages differ by at most 100 points."""
         return self.name != "%" or abs(difference) <= 1
 
-    def interval(self, estimate: Estimate | None, *, is_difference: bool = False) -> str:
-        """Ends of an interval; those of percentages are clipped to possible values."""
+    def ends(self, estimate: Estimate | None, *, is_difference: bool = False) -> tuple[float, float] | None:
+        """Ends of an interval, not multiplied; those of percentages are clipped to possible values."""
         if estimate is None or estimate.low is None or estimate.high is None:
-            return MISSING
-        write = self.difference if is_difference else self.value
-        low, high = estimate.low, estimate.high
-        if self.name == "%":
-            low, high = max(low, -1.0 if is_difference else 0.0), min(high, 1.0)
-        return f"{write(low)} to {write(high)}"
+            return None
+        if self.name != "%":
+            return estimate.low, estimate.high
+        return max(estimate.low, -1.0 if is_difference else 0.0), min(estimate.high, 1.0)
+
+    def interval(self, estimate: Estimate | None, *, is_difference: bool = False) -> str:
+        """The `ends` of an interval as text."""
+        ends = self.ends(estimate, is_difference=is_difference)
+        return MISSING if ends is None else " to ".join(map(self.difference if is_difference else self.value, ends))
 
 
 def unit_of(metric: str, estimates: Iterable[Estimate]) -> Unit:
