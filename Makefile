@@ -57,7 +57,7 @@ sweep-demo: $(READY)  ## Compare five objectives at five seeds in minutes on two
 	$(BIN)/lit-illada sweep report demo
 
 test: $(READY)  ## The tests, without the slow ones, on every core
-	$(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(READY)  ## The tests that take minutes
 	$(BIN)/pytest -q -m slow

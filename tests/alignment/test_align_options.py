@@ -77,6 +77,7 @@ def test_an_average_of_the_weights_is_validated_and_resumes_to_the_bit(align, tm
     assert current, "the weights that are trained on are saved beside their average"
 
 
+@pytest.mark.slow  # a CPU without bfloat16 instructions emulates it
 def test_in_bfloat16_the_first_ratio_is_one_and_the_reference_agrees(align, tmp_path):
     align("run", "trainer.precision=bf16-mixed")
     assert curve(tmp_path / "run", "train/log_ratio")[0] == 0

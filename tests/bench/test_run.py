@@ -64,6 +64,7 @@ def test_figures_before_an_interruption_are_printed(benches, tmp_path):
     assert json.loads((tmp_path / "bench.json").read_text())["data"] == SPEED
 
 
+@pytest.mark.slow
 def test_process_killed_for_memory_is_reported_with_the_other_way(monkeypatch, tmp_path):
     killed = tmp_path / "python"
     killed.write_text('#!/bin/sh\n[ "$3" = chunked ] && echo \'{"peak_gb": 1}\' && exit\nkill -9 $$\n')

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from click.testing import CliRunner
 
 from lit_illada.cli import main
@@ -50,6 +51,7 @@ def test_a_run_with_an_own_weight_is_trained_and_resumed_by_its_name(tiny_overri
     assert used.exit_code == 0, used.output
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_reported_when_the_run_is_resumed(tiny_overrides, tmp_path):
     def lit_illada(*words):
         command = [sys.executable, "-m", "lit_illada", *map(str, words)]

@@ -36,7 +36,9 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it_faster(monkeypatch, 
         trainer._is_bf16_faster_on_cpu.cache_clear()
 
 
-@pytest.mark.parametrize(("first", "name"), [(True, "bf16-mixed"), (False, "32-true")])
+@pytest.mark.parametrize(
+    ("first", "name"), [pytest.param(True, "bf16-mixed", marks=pytest.mark.slow), (False, "32-true")]
+)
 def test_a_run_keeps_the_precision_of_its_start_on_another_processor(
     monkeypatch, caplog, tiny_overrides, tmp_path, first, name
 ):

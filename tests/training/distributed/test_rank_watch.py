@@ -71,6 +71,7 @@ def output_after(number, run, process):
     return rank_1, output
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_with_its_log(tiny_overrides, tmp_path):
     run = tmp_path / "run"
     process = start(["lit_illada.cli"], *tiny_overrides, *TWO, f"run_dir={run}")
