@@ -15,6 +15,7 @@ from lit_illada.schema import to_tree
 from lit_illada.sweep.library import library, read_spec
 from lit_illada.sweep.plan import Costs, expand, set_in
 from lit_illada.sweep.spec import Arm, Budget, Command, Measure, Stage, SweepSpec
+from lit_illada.sweep.variants import replicates
 
 TREES = {
     "pretrain": {
@@ -237,7 +238,7 @@ def check_library(name, scale, keep):
     elif keep is not None:
         object.__setattr__(spec, "axes", {axis: [values[-1]] for axis, values in spec.axes.items()})
     runs = expand(spec, sweep.resolve, Costs(step_flops, step_forwards), open_begin=sweep.open_begin)
-    assert {arm for run in runs for arm in run.arms} == {arm.name for arm in spec.all_arms()}
+    assert {arm for run in runs for arm in run.arms} == {each.name for each in [*spec.all_arms(), *replicates(spec)]}
     ids = [run.id for run in runs]
     assert len(set(ids)) == len(ids)
     for run in runs:
