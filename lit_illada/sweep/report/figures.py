@@ -5,10 +5,10 @@ from typing import Any
 
 from lit_illada.report.palette import Look
 from lit_illada.report.plots import PlotFigure, Trace, Variant, slug
-from lit_illada.stats.intervals import Estimate
 from lit_illada.sweep.report.collect import Sweep
-from lit_illada.sweep.report.findings import ArmFinding, MetricFinding, grid
+from lit_illada.sweep.report.findings import MetricFinding, grid
 from lit_illada.sweep.report.series import Band, Course, by_ratio, by_ratio_to_baseline, courses, gradient_norms
+from lit_illada.sweep.report.traces import band_traces, course_traces, row_traces
 from lit_illada.sweep.report.wording import Unit
 from lit_illada.sweep.spec import Goal
 
@@ -37,7 +37,7 @@ def course_figure(sweep: Sweep, tag: str, stage: str, unit: Unit, looks: Looks) 
         data = [
             trace
             for arm, course in of_arm.items()
-            for trace in _course_traces(arm, course, 1.0 if axis == "steps" else course.per_step[axis], looks[arm])
+            for trace in course_traces(arm, course, 1.0 if axis == "steps" else course.per_step[axis], looks[arm])
         ]
         x_axis = {"title": {"text": f"training {axis}"}, "rangemode": "tozero", "autorange": True}
         xs, ys = [trace["x"] for trace in data], [trace["y"] for trace in data]
@@ -72,7 +72,7 @@ def ratio_figure(sweep: Sweep, stage: str, looks: Looks) -> PlotFigure | None:
     data: list[Trace] = []
     for label, table, title in tables:
         empty = Band([], [], [], [])
-        traces = [trace for arm in absolute for trace in _band_traces(arm, table.get(arm, empty), looks[arm])]
+        traces = [trace for arm in absolute for trace in band_traces(arm, table.get(arm, empty), looks[arm])]
         axes = {"xaxis": x, "yaxis": {"title": {"text": title}, "autorange": True}}
         variants.append(Variant(label, [trace["x"] for trace in traces], [trace["y"] for trace in traces], axes))
         data = data or traces
@@ -125,7 +125,7 @@ def _seeds(sweep: Sweep, finding: MetricFinding, looks: Looks) -> PlotFigure | N
     data: list[Trace] = []
     for arm in shown:
         values = {seed: factor * value for seed, value in arm.values.items()}
-        data += _row_traces(arm, looks[arm.arm], values, arm.estimate, unit)
+        data += row_traces(arm, looks[arm.arm], values, arm.estimate, unit)
     named = finding.metric.name
     layout = {
         **_rows([arm.arm for arm in shown]),
@@ -149,7 +149,7 @@ def _differences(sweep: Sweep, finding: MetricFinding, looks: Looks) -> PlotFigu
     for arm in shown:
         assert arm.comparison is not None
         values = {seed: factor * (arm.values[seed] - reference[seed]) for seed in arm.comparison.seeds}
-        data += _row_traces(arm, looks[arm.arm], values, arm.comparison.difference, unit, is_difference=True)
+        data += row_traces(arm, looks[arm.arm], values, arm.comparison.difference, unit, is_difference=True)
     layout = {
         **_rows([arm.arm for arm in shown]),
         "xaxis": {
@@ -197,101 +197,6 @@ def _heat_map(sweep: Sweep, finding: MetricFinding) -> PlotFigure | None:
     caption = f"Means over seeds of {finding.metric.name}; brighter is better. The table has their intervals."
     identity = f"grid-{slug(finding.metric.stage, finding.metric.name)}"
     return PlotFigure(identity, f"{first} × {second}", caption, data, layout)
-
-
-def _row_traces(
-    arm: ArmFinding,
-    look: Look,
-    values: dict[int | None, float],
-    estimate: Estimate | None,
-    unit: Unit,
-    *,
-    is_difference: bool = False,
-) -> list[Trace]:
-    """Row of an arm: one dot per seed, and the mean with its interval."""
-    name, factor = unit.of_difference if is_difference else unit.name, unit.factor
-    dots = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": list(values.values()),
-        "y": [arm.arm] * len(values),
-        "customdata": [[seed, arm.records[seed].run.id] for seed in values],
-        "hovertemplate": f"seed %{{customdata[0]}}: %{{x:.5g}} {name}<br>%{{customdata[1]}}",
-        "marker": {"color": look.colour, "size": 9, "opacity": 0.55, "symbol": look.symbol},
-        "name": arm.arm,
-        "meta": {"arm": arm.arm},
-    }
-    if estimate is None:
-        return [dots]
-    mean: Trace = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [factor * estimate.mean],
-        "y": [arm.arm],
-        "marker": {"color": look.colour, "size": 16, "symbol": "line-ns", "line": {"width": 3, "color": look.colour}},
-        "hovertemplate": f"mean %{{x:.5g}} {name}",
-        "name": arm.arm,
-        "meta": {"arm": arm.arm},
-    }
-    if ends := unit.ends(estimate, is_difference=is_difference):
-        low, high = (factor * end for end in ends)
-        mean["error_x"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [high - factor * estimate.mean],
-            "arrayminus": [factor * estimate.mean - low],
-            "color": look.colour,
-            "thickness": 1.5,
-            "width": 5,
-        }
-        mean["hovertemplate"] += f"<br>95\u00a0% interval {low:.5g} to {high:.5g}"
-    return [dots, mean]
-
-
-def _course_traces(arm: str, course: Course, per_step: float, look: Look) -> list[Trace]:
-    band = course.band or Band([], [], [], [])
-    traces = _band_traces(arm, Band([per_step * x for x in band.x], band.mean, band.low, band.high), look)
-    for steps, values in course.unfinished:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": [per_step * step for step in steps],
-                "y": values,
-                "line": {"color": look.colour, "width": 1, "dash": "dot"},
-                "hovertemplate": "%{y:.4f}, unfinished",
-                "name": arm,
-                "meta": {"arm": arm},
-            }
-        )
-    return traces
-
-
-def _band_traces(arm: str, band: Band, look: Look) -> list[Trace]:
-    area = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [*band.x, *reversed(band.x)],
-        "y": [*band.high, *reversed(band.low)],
-        "fill": "toself",
-        "fillcolor": look.faded(0.16),
-        "line": {"width": 0},
-        "hoverinfo": "skip",
-        "name": arm,
-        "meta": {"arm": arm},
-    }
-    line = {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "x": band.x,
-        "y": band.mean,
-        "line": {"color": look.colour, "width": 2, "dash": look.dash},
-        "marker": {"size": 4, "symbol": look.symbol},
-        "hovertemplate": "%{y:.4f} at %{x:.4s}",
-        "name": arm,
-        "meta": {"arm": arm},
-    }
-    return [area, line]
 
 
 def _rows(arms: list[str]) -> dict[str, Any]:
