@@ -28,7 +28,7 @@ class ForwardLimit(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step_before = -1
-        # of a run resumed within a rollout: the estimate may lie below the steps that it already has
+        # A run that is resumed within a rollout may already have more steps than the estimate.
         self.expected_steps = max(self.expected_steps, self._updates * -(-trainer.global_step // self._updates))
         self._check(trainer, pl_module)
 

@@ -25,6 +25,17 @@ from lit_illada.tasks.references import judge_exact
 _ITEMS_FILE = "generations-reasoning.jsonl"
 _KEEPS_FORM = 0.8
 """Fraction of well-formed lines from which a text counts as one that keeps its form."""
+_SCALARS = (
+    "unfinished",
+    "looped",
+    "endless",
+    "endless_in_form",
+    "endless_well_formed",
+    "endless_rechecks",
+    "wasted",
+    "mean_tokens",
+    "num_forwards",
+)
 
 
 @dataclass(frozen=True)
@@ -104,19 +115,6 @@ def scalars(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for name in _SCALARS:
             if (value := figures.get(name)) is not None:  # a median of no text, or a figure of a later version
                 yield f"{name}{suffix}", value
-
-
-_SCALARS = (
-    "unfinished",
-    "looped",
-    "endless",
-    "endless_in_form",
-    "endless_well_formed",
-    "endless_rechecks",
-    "wasted",
-    "mean_tokens",
-    "num_forwards",
-)
 
 
 def _row(
