@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lit_illada.checkpoints.open import load_checkpoint
+from lit_illada.commands.chat_hint import hint_at_chat
 from lit_illada.config import load
 from lit_illada.data.sft.chat_template import ChatTemplate, Message, Role
 from lit_illada.data.tokenizer import Tokenizer
@@ -52,6 +53,8 @@ def run_generate(
     prompt_ids = tokenizer.encode(text)
     if is_chat:
         prompt_ids = ChatTemplate(config.template, tokenizer).encode_prompt([Message(Role.USER, text)])
+    else:
+        hint_at_chat(checkpoint, "--chat")
     console = Console(stderr=True)
     view = LiveView(tokenizer, console) if (console.is_terminal if live is None else live) else None
     recorder = Recorder(num_rows=1) if trace_file is not None or draw is not None else None

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from lit_illada.checkpoints.open import checkpoint_file, load_checkpoint, run_of
+from lit_illada.commands.chat_hint import hint_at_chat
 from lit_illada.config import ScoreConfig, load
 from lit_illada.errors import UserError
 from lit_illada.evaluation.against import compare, read_baseline
@@ -26,6 +27,7 @@ from lit_illada.runtime.console import Console
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import dump, to_tree
+from lit_illada.scoring.config import Chat
 from lit_illada.scoring.scorer import OnWork
 from lit_illada.training.config.trainer import Precision
 
@@ -62,6 +64,8 @@ def run_score(
     if "end" in previous:
         print_lines(f"{folder.path} is already scored")
         return _compare(folder, previous, against)
+    if request.uses_wording and not isinstance(config.score.wording, Chat):
+        hint_at_chat(checkpoint, "score/wording=chat")
     accelerator = config.accelerator.resolve()
     precision = config.precision.resolve(accelerator)
     is_bf16 = precision is Precision.bf16_mixed

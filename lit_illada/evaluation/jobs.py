@@ -75,6 +75,11 @@ class EvaluationRequest:
             )
 
     @property
+    def uses_wording(self) -> bool:
+        """Whether an evaluation puts its items to the model in the wording `score.wording`."""
+        return bool(self.tasks or self.named_tasks or self.harness)
+
+    @property
     def files(self) -> list[Path]:
         return [*self.tasks, *self.texts]
 
