@@ -60,7 +60,6 @@ class Writer:
         self.template = template
         self.generation = replace(generation, seed=(generation.seed + seed) % 2**32)
         self.batch_rows = batch_rows
-        self._texts: dict[int, str] = {}
 
     def write(self, model: Transformer, prompts: Sequence[Prompt], numbers: Sequence[int]) -> list[Sample]:
         """Completions in the order of the prompts. numbers: number of each completion, which selects its noise."""
@@ -94,7 +93,7 @@ class Writer:
 
     def _sample(self, prompt: Prompt, ids: list[int], is_finished: bool, trace: Trace) -> Sample:
         most = self.generation.max_new_tokens
-        tokens = [self._text(token_id) for token_id in ids]
+        tokens = self.tokenizer.token_texts(ids)
         findings = detect_tokens(ids, tokens, LoopConfig(), Known(is_finished=is_finished, num_canvas=most))
         answered = Answered(
             problem=prompt.problem,
@@ -106,11 +105,6 @@ class Writer:
             tokens=tokens,
         )
         return Sample(prompt, trace, answered, findings.is_loop)
-
-    def _text(self, token_id: int) -> str:
-        if token_id not in self._texts:
-            self._texts[token_id] = self.tokenizer.decode([token_id])
-        return self._texts[token_id]
 
 
 @dataclass(eq=False)

@@ -73,7 +73,7 @@ def run_generate(
     if recorder is None:
         return
     (trace,) = recorder.traces()
-    tokens = [tokenizer.decode([token_id]) for token_id in trace.token_ids]
+    tokens = tokenizer.token_texts(trace.token_ids)
     if trace_file is not None:
         about = {
             "settings": to_tree(config.generation),
@@ -85,6 +85,7 @@ def run_generate(
             "num_forwards": generation.num_forwards,
             **asdict(generation.events[0]),
             "tokens": tokens,
+            "stop_text": tokenizer.names.eos_token,
         }
         write_traces(trace_file, [(trace, about)])
     if draw is not None:

@@ -19,7 +19,7 @@ from lit_illada.errors import UserError
 from lit_illada.evaluation.against import compare, read_baseline
 from lit_illada.evaluation.base import Progress
 from lit_illada.evaluation.chained_arithmetic import scalars
-from lit_illada.evaluation.jobs import EvaluationRequest, jobs, read_evaluations
+from lit_illada.evaluation.jobs import EvaluationRequest, jobs, problems_sha256, read_evaluations
 from lit_illada.evaluation.writer import Writer
 from lit_illada.run_folder import RunFolder, flatten
 from lit_illada.runtime import plugins
@@ -59,7 +59,7 @@ def run_score(
     folder = _folder(out, checkpoint, now, is_resumed)
     evaluations = read_evaluations(request, config, checkpoint)
     file = checkpoint_file(checkpoint)  # the newest now; a run still in training may write newer ones
-    recorded = request.record(file)
+    recorded = {**request.record(file), "problems_sha256": problems_sha256(evaluations)}
     previous = _previous(folder, config, recorded) if is_resumed else {}
     if "end" in previous:
         print_lines(f"{folder.path} is already scored")
@@ -156,10 +156,15 @@ def _previous(folder: RunFolder, config: ScoreConfig, request: dict[str, Any]) -
 
 
 def _figures(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """All figures by name: `accuracy`, or with several rules or files `bound/accuracy` or `<file>/bound/accuracy`."""
+    """All figures by name: `accuracy`, or with several rules or files `bound/accuracy` or `<file>/bound/accuracy`.
+
+    Of several files or tasks of one name, the second is `<file>-2`, the third `<file>-3`.
+    """
     figures: dict[str, float] = {}
-    for result in results:
-        file = f"{Path(result.get('file', result['kind'])).stem}/" if len(results) > 1 else ""
+    stems = [Path(result.get("file", result["kind"])).stem for result in results]
+    for number, (stem, result) in enumerate(zip(stems, results, strict=True)):
+        nth = stems[: number + 1].count(stem)
+        file = "" if len(results) == 1 else f"{stem}/" if nth == 1 else f"{stem}-{nth}/"
         rules = result.get("rules") or {"": dict(scalars(result)) if result["kind"] == "reasoning" else result}
         for rule, values in rules.items():
             prefix = f"{file}{rule}/" if len(rules) > 1 else file

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Self
 
@@ -165,15 +166,37 @@ class Tokenizer:
         """Text of the ids; incomplete UTF-8 sequences become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Text of each token, with the white space that it has behind the token before it.
+
+        Their concatenation is the text of the ids, except for characters that consist of several tokens.
+        """
+        alone = self._backend.decode_batch([[index] for index in ids], skip_special_tokens=False)
+        if self._is_byte_level:
+            return alone
+        # other decoders, such as SentencePiece's, drop the white space at the beginning of what they decode
+        pairs = self._backend.decode_batch([list(pair) for pair in pairwise(ids)], skip_special_tokens=False)
+        return alone[:1] + [text[len(first) :] for text, first in zip(pairs, alone, strict=False)]
+
+    def decode_parts(self, parts: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of consecutive parts of one text, with the white space between them."""
+        if self._is_byte_level:
+            return [self.decode(ids) for ids in parts]
+        texts = [self.decode(list(chain.from_iterable(parts[:num]))) for num in range(len(parts) + 1)]
+        return [text[len(before) :] for before, text in pairwise(texts)]
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return isinstance(self._backend.decoder, decoders.ByteLevel) or '"ByteLevel"' in self._json
+
     def bytes_per_token(self) -> NDArray[np.int64]:
         """(vocab_size,): bytes of UTF-8 text per id; 0 for special tokens and unused ids.
 
         Exact for byte-level tokenizers. For others, `▁` counts as a space and `<0xNN>` as one byte.
         """
         sizes = np.zeros(self.vocab_size, np.int64)
-        is_byte_level = isinstance(self._backend.decoder, decoders.ByteLevel) or '"ByteLevel"' in self._json
         for token, index in self._backend.get_vocab(with_added_tokens=False).items():
-            sizes[index] = len(token) if is_byte_level else _utf8_size(token)
+            sizes[index] = len(token) if self._is_byte_level else _utf8_size(token)
         for index, added in self._backend.get_added_tokens_decoder().items():
             sizes[index] = 0 if added.special else len(added.content.encode())
         return sizes

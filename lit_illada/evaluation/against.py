@@ -32,7 +32,8 @@ def compare(folder: Path, results: Sequence[dict[str, Any]], against: Path) -> l
     A pair is one problem with the same prompt in both; samples after the first of a problem are not used. The interval
     is that of Bonett and Price (2012), the p value that of McNemar's exact test.
 
-    Raises UserError if the folders have no problem in common.
+    Raises UserError if the folders have no problem in common. Evaluations that do not check answers, such as multiple
+    choice and likelihoods, are left out.
     """
     baseline = read_baseline(against)["results"]
     compared = []
@@ -45,7 +46,10 @@ def compare(folder: Path, results: Sequence[dict[str, Any]], against: Path) -> l
         if common:
             compared.append(_comparison(str(names[1] or names[0]), [(before[key], rows[key]) for key in common]))
     if not compared:
-        raise UserError(f"--against {against}: no problem in common; score the same tasks with the same settings")
+        raise UserError(
+            f"--against {against}: no problem in common; score the same tasks with the same settings "
+            "(multiple choice, likelihoods and lm-eval's tasks are not compared)"
+        )
     _show(compared, against)
     return compared
 
@@ -64,7 +68,9 @@ def _correct(folder: Path, result: dict[str, Any]) -> dict[str, bool]:
 
 
 def _key(row: Row) -> str:
-    return json.dumps([row.get("origin"), row.get("prompt"), row.get("truth")], default=str)
+    """The problem of a row: of a task, of the run's held-out data, or (the last three names) of a file of numbers."""
+    names = ("origin", "prompt", "truth") if "prompt" in row else ("line", "question", "answer")
+    return json.dumps([row.get(name) for name in names], default=str)
 
 
 def _comparison(name: str, pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The evaluations of one `score` command: what the user requested, read, checked and listed in order of execution."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,9 +98,19 @@ class EvaluationRequest:
             "is_reasoning": self.is_reasoning,
             "num_held_out": self.num_held_out,
             "num_fewshot": self.num_fewshot,
-            **({"num_infill_lines": self.num_infill_lines} if self.num_infill_lines else {}),
-            **({"named_tasks": list(self.named_tasks), "num_samples": self.num_samples} if self.named_tasks else {}),
+            "num_infill_lines": self.num_infill_lines,
+            "named_tasks": list(self.named_tasks),
+            "num_samples": self.num_samples,
         }
+
+
+def problems_sha256(evaluations: Sequence[Evaluation]) -> str | None:
+    """Hash of the problems of all named tasks, which files or a user's own class may have changed; None without any."""
+    tasks = [evaluation for evaluation in evaluations if isinstance(evaluation, TaskProblems)]
+    if not tasks:
+        return None
+    content = [[problem.question, problem.reference] for task in tasks for problem in task.problems]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 
 
 def read_evaluations(request: EvaluationRequest, config: ScoreConfig, checkpoint: Path) -> list[Evaluation]:

@@ -1,15 +1,31 @@
 """Loops and lengths of generated answers, as figures of an evaluation."""
 
 from collections.abc import Sequence
+from dataclasses import fields
+from itertools import accumulate
 from typing import Any
 
 from lit_illada.evaluation.base import Row
+from lit_illada.evaluation.writer import cut_at
+from lit_illada.generation.trace import Trace
 from lit_illada.loops.detect.findings import Known, detect_tokens
+
+
+def ended_at(row: Row, stop_texts: Sequence[str]) -> Row:
+    """The row as if the model had ended its text before the first stop text; unchanged without one."""
+    written = "".join(row["tokens"])
+    if not any(text in written for text in stop_texts):
+        return row
+    end = len(cut_at(written, stop_texts))
+    num = sum(position <= end for position in accumulate(map(len, row["tokens"])))
+    names = ["tokens", *(field.name for field in fields(Trace))]
+    per_token = {name: row[name][:num] for name in names if name in row}
+    return {**row, **per_token, "text": cut_at(row["text"], stop_texts), "num_tokens": num, "is_finished": True}
 
 
 def loop_fields(row: Row, has_answer: bool) -> dict[str, Any]:
     """Loop findings of a row with its trace, detected on the model's own tokens."""
-    known = Known(row["is_finished"], has_answer=has_answer, num_canvas=len(row["token_ids"]))
+    known = Known(row["is_finished"], has_answer, num_canvas=len(row["token_ids"]), stop_text=row["stop_text"])
     findings = detect_tokens(row["token_ids"], row["tokens"], known=known, steps=row["steps"])
     return {
         "loop_kinds": [kind.value for kind in findings.kinds],

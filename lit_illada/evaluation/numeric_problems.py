@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion, write_rows
-from lit_illada.evaluation.loop_rates import loop_fields, loop_rates
+from lit_illada.evaluation.loop_rates import ended_at, loop_fields, loop_rates
 from lit_illada.evaluation.writer import cut_at
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.scorer import Scorer
@@ -40,17 +40,18 @@ class NumericProblems:
         rows: list[Row] = []
         answers = model.write([_prompt(item, model.scorer) for item in self.items], None, None)
         for item, answer in zip(self.items, answers, strict=True):
-            text = cut_at(answer.text, model.config.score.wording.stop_texts)
-            verdict = judge_number(text, item.answer)
+            stop_texts = model.config.score.wording.stop_texts
+            verdict = judge_number(cut_at(answer.text, stop_texts), item.answer)
             row = {
                 "line": item.line,
                 "question": item.question,
-                "text": text,
+                "text": answer.text,
                 "number": verdict.answer,
                 "answer": str(item.answer),
                 "is_correct": verdict.correct,
                 **answer.details,
             }
+            row = ended_at(row, stop_texts)
             rows.append(row | loop_fields(row, has_answer=verdict.answer is not None))
             on_work(1)
         write_rows(folder / self.items_file, rows)

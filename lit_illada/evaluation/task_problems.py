@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.evaluation.base import LoadedModel, Progress, Result, Row, percent_with_interval, proportion, write_rows
-from lit_illada.evaluation.loop_rates import loop_fields, loop_rates
+from lit_illada.evaluation.loop_rates import ended_at, loop_fields, loop_rates
 from lit_illada.evaluation.writer import Written, cut_at
 from lit_illada.runtime import plugins
 from lit_illada.runtime.console import Console
@@ -102,7 +102,7 @@ class TaskProblems:
         rows: list[Row] = []
         for problem, written in zip(problems, model.writer.write(prompts, is_traced=True), strict=True):
             verdict = judged(self.task, problem, _completion(model, written))
-            row = self._row(problem, verdict, model, written)
+            row = ended_at(self._row(problem, verdict, model, written), _stop_texts(model))
             rows.append(row | loop_fields(row, has_answer=verdict.answer is not None))
             on_work(1)
         write_rows(folder / self.items_file, rows)
@@ -167,7 +167,13 @@ def _completion(model: LoadedModel, written: Written) -> str:
     """What the task checks: the answer of a chat model, without its reasoning, or the text before a stop text."""
     if isinstance(model.config.score.wording, Chat):
         return model.template.read(written.token_ids).answer
-    return cut_at(model.writer.tokenizer.decode(written.token_ids), model.config.score.wording.stop_texts)
+    return cut_at(model.writer.tokenizer.decode(written.token_ids), _stop_texts(model))
+
+
+def _stop_texts(model: LoadedModel) -> list[str]:
+    """Texts that end an answer; a chat model's answer ends by its template alone."""
+    wording = model.config.score.wording
+    return [] if isinstance(wording, Chat) else wording.stop_texts
 
 
 def _powers(most: int) -> list[int]:

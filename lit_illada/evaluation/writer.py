@@ -97,7 +97,7 @@ class Writer:
         if max_new_tokens is not None:
             config = replace(config, max_new_tokens=max_new_tokens)
         if temperature is not None:
-            config = replace(config, temperature=temperature)
+            config = replace(config, temperature=temperature, top_p=config.top_p if temperature else 1.0)
         for written in replace(self, generation=config).write([encode(prompt) for prompt in prompts], is_traced=True):
             yield Answer(self.tokenizer.decode(written.token_ids), self.details(written))
 
@@ -110,7 +110,8 @@ class Writer:
             **asdict(written.events),
         }
         if written.trace is not None:
-            details["tokens"] = [self.tokenizer.decode([token_id]) for token_id in written.trace.token_ids]
+            details["tokens"] = self.tokenizer.token_texts(written.trace.token_ids)
+            details["stop_text"] = self.tokenizer.names.eos_token
             details |= rounded(asdict(written.trace))
         return details
 

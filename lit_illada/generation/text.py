@@ -94,7 +94,7 @@ def infill_text(
         stop_token_ids=[tokenizer.eos_token_id],
         on_commit=on_commit,
     )
-    return [tokenizer.decode(ids) for ids in infilling.parts]
+    return tokenizer.decode_parts(infilling.parts)
 
 
 def _token_kinds(tokenizer: Tokenizer, config: GenerationConfig) -> TokenKinds:

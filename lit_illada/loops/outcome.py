@@ -137,6 +137,7 @@ def _detect(generation: Generation, config: LoopConfig) -> tuple[Findings, Findi
         is_finished=generation.is_finished,
         has_answer=True if generation.is_right else None,
         num_canvas=generation.num_canvas if generation.token_ids is not None else None,
+        stop_text=generation.stop_text,
     )
     traced = None
     if generation.token_ids is not None:

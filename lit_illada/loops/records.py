@@ -63,6 +63,7 @@ class Generation:
     steps: list[int] | None = None  # denoising step that committed each token
     confidence: list[float] | None = None  # probability at commitment
     entropy: list[float] | None = None  # nats, at commitment
+    stop_text: str | None = None  # text of the model's end-of-text token
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def _generations(entry: Entry, file: str, label: str, fields: Fields) -> Iterato
             num_canvas=_count(entry.num_canvas, record.get("max_new_tokens"), settings.get("max_new_tokens")),
             num_steps=_count(entry.num_steps, record.get("num_forwards")),
             groups={FILE: label, **_groups(record, groups), **entry.groups},
+            stop_text=record["stop_text"] if isinstance(record.get("stop_text"), str) and record["stop_text"] else None,
             **trace,
         )
 

@@ -104,6 +104,35 @@ def test_foreign_tokenizer_loads_with_given_token_names(tmp_path: Path):
     assert Tokenizer.load(tmp_path / "copy").sha256 == tokenizer.sha256
 
 
+def sentencepiece_like(folder: Path) -> Tokenizer:
+    """A tokenizer that decodes as Llama 2's: a leading space of whatever it decodes is dropped."""
+    vocab = {"<mask>": 0, "</s>": 1, "<0xC3>": 2, "<0xA9>": 3, "▁Wait": 4, ",": 5, "▁let": 6, "me": 7, "▁": 8}
+    backend = Backend(models.BPE(vocab, [], byte_fallback=True))
+    strip = decoders.Strip(" ", 1, 0)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"mask_token": "<mask>", "eos_token": "</s>"}')
+    return Tokenizer.load(folder)
+
+
+def test_texts_of_single_tokens_have_the_spaces_of_the_whole_text(tmp_path: Path):
+    tokenizer = sentencepiece_like(tmp_path)
+    ids = [4, 5, 6, 8, 7, 1, 4]
+    assert tokenizer.decode(ids) == "Wait, let me</s> Wait"
+    assert tokenizer.token_texts(ids) == ["Wait", ",", " let", " ", "me", "</s>", " Wait"]
+    assert "".join(tokenizer.decode([index]) for index in ids) == "Wait,letme</s>Wait"
+    assert tokenizer.token_texts([]) == []
+    ours = TRAINED.encode("a b, a b")
+    assert TRAINED.token_texts(ours) == [TRAINED.decode([index]) for index in ours]
+
+
+def test_parts_of_a_text_have_the_spaces_between_them(tmp_path: Path):
+    tokenizer = sentencepiece_like(tmp_path)
+    assert tokenizer.decode_parts([[4, 5], [6], [], [8, 7]]) == ["Wait,", " let", "", " me"]
+    ours = TRAINED.encode("one two"), TRAINED.encode(" three")
+    assert TRAINED.decode_parts(ours) == ["one two", " three"]
+
+
 def test_missing_special_token_is_named(tmp_path: Path):
     folder = foreign(tmp_path / "foreign", {"mask_token": "[MASK]", "eos_token": "</s>"})
     with pytest.raises(UserError, match=r"no token '<think>': set data\.tokenizer\.token_names\.think_open_token"):

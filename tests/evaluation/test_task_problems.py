@@ -99,7 +99,7 @@ class Model:
 
     def details(self, written):
         ids, steps = list(map(ord, written.token_ids)), list(range(len(written.token_ids)))
-        counts = {"is_finished": True, "num_tokens": len(ids), "num_forwards": 1.0}
+        counts = {"is_finished": True, "num_tokens": len(ids), "num_forwards": 1.0, "stop_text": "<|eos|>"}
         return {**counts, "token_ids": ids, "tokens": list(written.token_ids), "steps": steps}
 
 
@@ -122,7 +122,8 @@ def test_completions_are_checked_without_reasoning_and_after_cutting_at_stop_tex
     assert [row["difficulty"] for row in rows] == [problem.difficulty for problem in PROBLEMS]
     assert (result["num_correct"], result["num_items"], result["num_without_answer"]) == (1, 3, 1)
     assert sum(figures["num_correct"] for figures in result["levels"].values()) == 1
-    assert (result["endless"], result["mean_tokens"]) == (0.0, sum(map(len, model.texts)) / 3)
+    assert [row["text"] for row in rows] == [before + answer for answer in answers]
+    assert (result["endless"], result["mean_tokens"]) == (0.0, sum(len(before + answer) for answer in answers) / 3)
     result.show()
 
 

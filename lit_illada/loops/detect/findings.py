@@ -67,13 +67,18 @@ class Known:
     is_finished: bool | None = None  # whether the model ended it; None: True with a stop text, else unknown
     has_answer: bool | None = None  # None: by the text
     num_canvas: int | None = None  # positions that the model could write; None: content and stop texts
+    stop_text: str | None = None  # text of the model's end-of-text token, besides those of the config
+
+    def stop_texts(self, config: LoopConfig) -> list[str]:
+        """All texts of end-of-text tokens."""
+        return config.stop_texts if self.stop_text is None else [*config.stop_texts, self.stop_text]
 
 
 def detect(text: str, config: LoopConfig | None = None, known: Known | None = None) -> Findings:
     """Findings in a text, which may include its stop texts."""
-    config = config or LoopConfig()
-    end = ending(text, config.stop_texts)
-    return _findings(units_of_text(end.content), end, config, known or Known())
+    config, known = config or LoopConfig(), known or Known()
+    end = ending(text, known.stop_texts(config))
+    return _findings(units_of_text(end.content), end, config, known)
 
 
 def detect_tokens(
@@ -85,13 +90,14 @@ def detect_tokens(
     steps: Sequence[int] | None = None,
 ) -> Findings:
     """Findings in a model's tokens; without their texts, only those that need ids. steps: denoising step of each."""
-    config = config or LoopConfig()
+    config, known = config or LoopConfig(), known or Known()
     end = Ending("", 0, False, None)
     if tokens is not None:
-        end = ending("".join(tokens), config.stop_texts)
-        first_stop = next((i for i, token in enumerate(tokens) if token.strip() in config.stop_texts), len(tokens))
+        stop_texts = known.stop_texts(config)
+        end = ending("".join(tokens), stop_texts)
+        first_stop = next((i for i, token in enumerate(tokens) if token.strip() in stop_texts), len(tokens))
         token_ids, tokens = token_ids[:first_stop], tokens[:first_stop]
-    findings = _findings(units_of_tokens(token_ids, tokens), end, config, known or Known())
+    findings = _findings(units_of_tokens(token_ids, tokens), end, config, known)
     return findings if steps is None else _in_time(findings, steps)
 
 
