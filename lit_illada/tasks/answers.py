@@ -3,7 +3,7 @@ r"""Answer parsing: the number or marked text that a completion gives as its ans
 `exact_match` compares with a reference of the training data: the last number written in the answer (its sign always
 counts, so 10-5 ends with -5), or the whole text where the reference is not a number.
 
-`final_number` looks, in this order, after the last `####`; in the last `\boxed{}`; after the last "answer is" (or
+`final_number` looks, in this order, after the last `####` that is no Markdown heading; in the last `\boxed{}`; after the last "answer is" (or
 "answer:", "A:"); else it takes the last number of the text. Where an equation is announced, its right side counts.
 It reads 1,234.50  18.  -5  −5  .5  $5  -$5  $-5  50%  3/4  1 1/2  \frac{3}{4}  \$1{,}000. A percentage is read without
 its sign; currencies and units are ignored. Number words, exponents, decimal commas and numbers of more than 300 digits
@@ -27,6 +27,8 @@ _LITERAL = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")  # of `
 _ANSWER_MARK = re.compile(
     r"\banswers?\b[^\d\n.]{0,40}?(?:\bis\b|\bare\b|[:=])|^[^\S\n]*A:", re.IGNORECASE | re.MULTILINE
 )
+# words, or "2. Add up", after ####: a heading of Markdown where text follows below
+_HEADING = re.compile(r"[*_`]*(?:\d+[.):]\s+\S|[^\W\d_]{2,})")
 _BOX_OPEN = re.compile(r"\\boxed\s*\{")
 _CLAUSE_END = re.compile(r"\n|[.,;!?](?=\s|$)")
 _MAX_DIGITS = 300  # Python refuses to convert a few thousand digits; degenerate texts contain more
@@ -86,8 +88,13 @@ def boxed_answer(text: str) -> str | None:
 
 def announced_clauses(text: str) -> Iterator[str]:
     """The clauses that announce an answer, the most reliable mark first, and of equal marks the last first."""
+    has_text_below = False
     for marked in reversed(text.split("####")[1:]):
-        yield marked.lstrip().partition("\n")[0]
+        clause, _, below = marked.lstrip().partition("\n")
+        has_text_below |= bool(below.strip())
+        if not (has_text_below and _HEADING.match(clause)):
+            yield clause
+        has_text_below = True
     if boxes := _last_ends(_BOX_OPEN, text):
         ends = _brace_ends(text)
         for start in boxes:

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
+from lit_illada.errors import UserError
 from lit_illada.tasks.answers import announced_clauses, marked_answer
 from lit_illada.tasks.base import Problem, Verdict
 from lit_illada.tasks.files import FileTask
 from lit_illada.tasks.items import choice_item
 
+_DECORATION = re.compile(r"[*_`$]+|\\(?:text|textbf|mathrm)\s*(?=\{)|[{}]")  # of Markdown and LaTeX
 # A letter with its punctuation. Without any, it must stand alone: "A dog" does not choose A.
-_LETTER = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])[.:)]|([A-Z])\s*$)")
+_LETTER = re.compile(r"[\s:]*(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(([A-Z])\)|([A-Z])[.:)]|([A-Z])\s*$)")
+_MAX_CHOICES = len(ascii_uppercase)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Choices(FileTask):
 
     def read_row(self, row: dict[str, Any], origin: str) -> Problem:
         item = choice_item(origin, 0, row)
+        if len(item.choices) > _MAX_CHOICES:
+            raise UserError(
+                f"{origin}: {len(item.choices)} choices; the task takes at most {_MAX_CHOICES}, from A to Z"
+            )
         listed = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, item.choices, strict=False)]
         return Problem(
             question="\n".join([item.question, *listed]),
@@ -54,6 +61,6 @@ def _letter(text: str, choices: list[str]) -> str | None:
     texts = [choice.strip().rstrip(".").casefold() for choice in choices]
     if texts.count(bare) == 1:
         return ascii_uppercase[texts.index(bare)]
-    match = _LETTER.match(text)
+    match = _LETTER.match(_DECORATION.sub("", text))
     letter = next(filter(None, match.groups()), None) if match else None
     return letter if letter is not None and letter in ascii_uppercase[: len(choices)] else None
