@@ -28,6 +28,7 @@ from lit_illada.schema import from_tree
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.spec import Command
 from lit_illada.tasks.base import Split
+from lit_illada.tasks.items import ChoiceItem, read_items
 from lit_illada.training.checkpointing.files import is_checkpoint
 
 SMALL = "loop_reproduce"
@@ -84,6 +85,8 @@ def run_and_analyze(
     files, named = EvaluationRequest.split_tasks([task for task in tasks if task != "reasoning"])
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{missing[0]}: no such file; give problems as JSON lines, the word reasoning, or a task")
+    if choices := [file for file in files if any(isinstance(item, ChoiceItem) for item in read_items(file, 1))]:
+        raise UserError(f"{choices[0]}: multiple choice, which generates no text; give problems with a numeric answer")
     model = _converted(checkpoint, folder)
     request = EvaluationRequest(files, is_reasoning="reasoning" in tasks, named_tasks=named)
     run_score(model, request, scores.path, ["score/wording=chat", *overrides], is_resumed)

@@ -9,15 +9,17 @@ import importlib.util
 import json
 import logging
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lit_illada.errors import UserError
 from lit_illada.evaluation.base import LoadedModel, Progress, Result
-from lit_illada.evaluation.writer import Answer, Write, cut_at
+from lit_illada.evaluation.writer import Answer, Write, Writer, cut_at
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.scoring.candidates import Candidate, Score
 from lit_illada.scoring.scorer import Scorer
@@ -45,11 +47,11 @@ class Harness:
         return cls(tasks, include_path, num_fewshot)
 
     def check(self, model: LoadedModel) -> None:
-        """Nothing to compare: lm-eval reads its tasks itself, and prompts that are too long are shortened."""
+        """Nothing to compare: lm-eval reads its tasks itself, and prompts that are too long lose their beginning."""
 
     def run(self, model: LoadedModel, folder: Path, progress: Progress) -> "HarnessResult":
         out = folder / "lm-eval"
-        write = _limited(model.write, model.scorer)
+        write = _fitting_write(model.writer, model.scorer)
         results = evaluate(model.scorer, write, self.tasks, self.include_path, progress, self.num_fewshot, out)
         figures = {key: results[key] for key in _RESULT_KEYS if key in results}
         # through JSON, since lm-eval's configs hold functions
@@ -119,7 +121,16 @@ def evaluate(
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:  # a faulty task description, or missing data
+        if _is_raised_here(error):
+            raise
         raise UserError(f"lm-eval on {', '.join(tasks)}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Whether the error comes from this package's answers to lm-eval rather than from lm-eval."""
+    package = Path(__file__).parents[1]
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without `evaluate` itself
+    return any(Path(frame.filename).is_relative_to(package) for frame in frames)
 
 
 def require_harness() -> None:
@@ -172,16 +183,36 @@ def harness_model(scorer: Scorer, write: Write, progress: Progress = lambda what
     return LitIllada()
 
 
-def _limited(write: Write, scorer: Scorer) -> Write:
-    """Generation with the token budget limited to the positions that the longest prompt leaves free."""
+def _fitting_write(writer: Writer, scorer: Scorer) -> Write:
+    """Generation after the end of each prompt that leaves room for the answer.
 
-    def limited(prompts: Sequence[str], max_new_tokens: int | None, temperature: float | None) -> Iterator[Answer]:
-        free = min(map(scorer.positions_after, prompts))
-        if free == 0:
-            raise UserError(f"a prompt of the task fills all {scorer.model.max_length} positions of the model")
-        return write(prompts, free if max_new_tokens is None else min(free, max_new_tokens), temperature)
+    A budget of all the model's positions or more is lowered to half of them.
+    """
+    max_length = scorer.model.max_length
 
-    return limited
+    def write(prompts: Sequence[str], max_new_tokens: int | None, temperature: float | None) -> Iterator[Answer]:
+        budget = writer.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if budget >= max_length:
+            log.warning(
+                "a budget of %d tokens is lowered to %d, half of the model's positions", budget, max_length // 2
+            )
+            budget = max_length // 2
+        encode = partial(_prompt_end, scorer, max_length - budget)
+        return writer.answers(encode, prompts, budget, temperature)
+
+    return write
+
+
+def _prompt_end(scorer: Scorer, free: int, prompt: str) -> list[int]:
+    """The last `free` tokens of a prompt."""
+    prompt_ids = scorer.encode_prompt(prompt)
+    if len(prompt_ids) > free:
+        _warn_of_cut(prompt_ids, free)
+    return prompt_ids[-free:]
+
+
+def _warn_of_cut(prompt_ids: Sequence[int], free: int) -> None:
+    log.warning("a prompt of %d tokens is cut to its last %d, the positions left by the answer", len(prompt_ids), free)
 
 
 def _fitting(scorer: Scorer, prompt: str, answer: str) -> Candidate:
@@ -193,9 +224,7 @@ def _fitting(scorer: Scorer, prompt: str, answer: str) -> Candidate:
             f"an answer of {len(answer_ids)} tokens cannot be scored by a model of {scorer.model.max_length} positions"
         )
     if len(prompt_ids) > free:
-        log.warning(
-            "a prompt of %d tokens is cut to its last %d, the positions left by the answer", len(prompt_ids), free
-        )
+        _warn_of_cut(prompt_ids, free)
         prompt_ids = prompt_ids[len(prompt_ids) - free :]
     return Candidate.answering(prompt_ids, answer_ids)
 

@@ -8,7 +8,7 @@ of a sweep.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,19 @@ class HeldOutContinuations:
         length = _CONTEXT_TOKENS + _CHOICE_TOKENS
         if config.data.row_length < length:
             raise UserError(f"data.row_length is {config.data.row_length}; a continuation takes {length} tokens")
-        texts = list(islice(_texts(datamodule), num))
-        if len(texts) < _NUM_CHOICES:
-            raise UserError(f"{config.data.dir}: too little held-out text for questions on continuations")
-        return cls(_items(texts))
+        texts: list[tuple[str, str]] = []
+        different: set[str] = set()
+        for context, own in _texts(datamodule):
+            texts.append((context, own))
+            different.add(own)
+            if len(texts) >= num and len(different) >= _NUM_CHOICES:
+                break
+        if len(different) < _NUM_CHOICES:
+            raise UserError(
+                f"{config.data.dir}: only {len(different)} different continuations of held-out texts; a question needs "
+                f"{_NUM_CHOICES}"
+            )
+        return cls(_items(texts)[:num])
 
     def check(self, model: LoadedModel) -> None:
         """Raises UserError for a text that exceeds the model's positions."""

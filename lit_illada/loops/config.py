@@ -3,10 +3,21 @@
 Lengths and periods are in units: words and signs of the text, or the model's own tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lit_illada.errors import UserError
+from lit_illada.errors import require
+
+
+def _require_at_least(rule: str, least: float, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        require(value >= least, f"loops.{rule}.{name}", value, f"{least} or more")
+
+
+def _require_copies(rule: str, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        require(value > 1, f"loops.{rule}.{name}", value, "above 1")
 
 
 class Unit(StrEnum):
@@ -26,6 +37,10 @@ class FloodRule:
     max_period: int = 2  # units of a copy, at most
     min_cycles: float = 16  # copies
 
+    def __post_init__(self) -> None:
+        _require_at_least("flood", 1, {"max_period": self.max_period})
+        _require_copies("flood", {"min_cycles": self.min_cycles})
+
 
 @dataclass(frozen=True)
 class ExactRule:
@@ -37,6 +52,10 @@ class ExactRule:
     min_cycles: float = 3  # copies
     min_length: int = 24  # units of all copies together
     min_cycles_in_code: float = 5  # copies inside code fences, tables and rows of data
+
+    def __post_init__(self) -> None:
+        _require_at_least("exact", 1, {"min_length": self.min_length})
+        _require_copies("exact", {"min_cycles": self.min_cycles, "min_cycles_in_code": self.min_cycles_in_code})
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,12 @@ class NearExactRule:
     min_cycles: float = 3  # copies, and copies of each filling
     min_length: int = 32  # units of all copies together
     min_cycles_in_code: float = 5  # copies inside a code fence that is not closed
+
+    def __post_init__(self) -> None:
+        require(0 <= self.mismatch < 0.5, "loops.near_exact.mismatch", self.mismatch, "in [0, 0.5)")
+        _require_at_least("near_exact", 0, {"max_gap": self.max_gap})
+        _require_at_least("near_exact", 1, {"min_length": self.min_length})
+        _require_copies("near_exact", {"min_cycles": self.min_cycles, "min_cycles_in_code": self.min_cycles_in_code})
 
 
 @dataclass(frozen=True)
@@ -74,6 +99,16 @@ class StatementRule:
     self_correction: float = 0.5  # fraction of sentences with a phrase of doubt that makes a streak self-correction
     min_cycles_in_code: float = 5  # copies inside a code fence that is not closed; in closed ones none count
 
+    def __post_init__(self) -> None:
+        require(0 < self.ratio <= 100, "loops.statement.ratio", self.ratio, "in (0, 100]")
+        least_one = {"min_length": self.min_length, "lookback": self.lookback, "min_revisits": self.min_revisits}
+        _require_at_least("statement", 1, least_one)
+        allowed = f"loops.statement.window={self.window} or less"
+        require(self.min_revisits <= self.window, "loops.statement.min_revisits", self.min_revisits, allowed)
+        _require_copies("statement", {"min_cycles": self.min_cycles, "min_cycles_in_code": self.min_cycles_in_code})
+        _require_at_least("statement", 0, {"max_new": self.max_new})
+        require(0 <= self.self_correction <= 1, "loops.statement.self_correction", self.self_correction, "in [0, 1]")
+
 
 @dataclass(frozen=True)
 class EndingRule:
@@ -86,6 +121,12 @@ class EndingRule:
     closure_blocks: int = 2  # blocks at the end of a full canvas within which a forced answer lies
     block_length: int = 32  # units of such a block
 
+    def __post_init__(self) -> None:
+        for name in ("overflow_fraction", "escaped_fraction"):
+            require(0 <= getattr(self, name) <= 1, f"loops.ending.{name}", getattr(self, name), "in [0, 1]")
+        _require_at_least("ending", 1, {"runaway_length": self.runaway_length, "block_length": self.block_length})
+        _require_at_least("ending", 0, {"terminal_slack": self.terminal_slack, "closure_blocks": self.closure_blocks})
+
 
 @dataclass(frozen=True)
 class WarningRule:
@@ -95,6 +136,11 @@ class WarningRule:
     false_alarms: float = 0.01  # fraction of texts without loops that may alarm; sets the threshold
     min_texts: int = 20  # fewer texts without loops set no threshold
     ngram: int = 4  # units whose novelty is followed
+
+    def __post_init__(self) -> None:
+        require(0 < self.false_alarms < 1, "loops.warning.false_alarms", self.false_alarms, "in (0, 1)")
+        _require_at_least("warning", 0, {"kappa": self.kappa})
+        _require_at_least("warning", 1, {"min_texts": self.min_texts, "ngram": self.ngram})
 
 
 @dataclass(frozen=True)
@@ -117,25 +163,8 @@ class LoopConfig:
     """Texts of end-of-text tokens."""
 
     def __post_init__(self) -> None:
-        if self.max_period < 3:
-            raise UserError(f"loops.max_period is {self.max_period}; it must be 3 or more")
-        if not 0 <= self.near_exact.mismatch < 0.5:
-            raise UserError(f"loops.near_exact.mismatch is {self.near_exact.mismatch}; it must lie in [0, 0.5)")
-        if not 0 < self.statement.ratio <= 100:
-            raise UserError(f"loops.statement.ratio is {self.statement.ratio}; it must lie in (0, 100]")
-        if not 0 < self.statement.min_revisits <= self.statement.window:
-            raise UserError(
-                f"loops.statement.min_revisits is {self.statement.min_revisits}; it must lie between 1 and "
-                f"loops.statement.window={self.statement.window}"
-            )
-        for name in ("flood", "exact", "near_exact", "statement"):
-            cycles = getattr(self, name)
-            if cycles.min_cycles <= 1:
-                raise UserError(f"loops.{name}.min_cycles is {cycles.min_cycles}; it must be above 1")
-        if self.statement.max_new < 0:
-            raise UserError(f"loops.statement.max_new is {self.statement.max_new}; it must be 0 or more")
-        if "" in self.stop_texts:
-            raise UserError("loops.stop_texts contains an empty text; remove it")
+        require(self.max_period >= 3, "loops.max_period", self.max_period, "3 or more")
+        require("" not in self.stop_texts, "loops.stop_texts", self.stop_texts, "a list without an empty text")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,24 +46,28 @@ class Entry:
     num_steps: int | None = None  # denoising steps, from the file's name
 
 
-def read_entries(path: Path, encoding: str | None) -> Iterator[Entry]:
-    """All objects of a file. Raises UserError that names the line of anything else."""
+def read_entries(path: Path, encoding: str | None, texts: Collection[str] = ()) -> Iterator[Entry]:
+    """All objects of a file. Raises UserError that names the line of anything else.
+
+    texts: columns of a table whose empty cells are empty texts; other empty cells are left out.
+    """
     name = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
-    if name.suffix.lower() in _BINARY:
+    suffix = name.suffix.lower()
+    if suffix in _BINARY:
         raise UserError(
             f"{path}: {name.suffix} files are not read; save the generations as JSON Lines, CSV, TSV or Parquet"
         )
     if path.suffix.lower() == ".parquet":
         yield from _of_parquet(path)
         return
-    if name.suffix == ".jsonl":
+    if suffix in (".jsonl", ".ndjson"):
         yield from _of_lines(lines_in(path, encoding, _MAX_FILE_BYTES), path, name.stem)
         return
     text = text_in(path, encoding, _MAX_FILE_BYTES)
-    if name.suffix == ".json":
+    if suffix == ".json":
         yield from _of_json(text, path, name.stem)
-    elif name.suffix.lower() in _SEPARATORS:
-        yield from _of_table(text, path, _SEPARATORS[name.suffix.lower()])
+    elif suffix in _SEPARATORS:
+        yield from _of_table(text, path, _SEPARATORS[suffix], texts)
     elif text:
         yield Entry({"text": text}, 1, str(path), {"kind": name.suffix.lstrip(".") or "text"})
 
@@ -104,8 +108,8 @@ def _of_json(text: str, path: Path, stem: str) -> Iterator[Entry]:
         yield _entry(value, number, f"{path}, generation {number}", groups, *sizes)
 
 
-def _of_table(text: str, path: Path, separator: str) -> Iterator[Entry]:
-    """One entry per row under the header; all values are texts, and empty cells are left out."""
+def _of_table(text: str, path: Path, separator: str, texts: Collection[str]) -> Iterator[Entry]:
+    """One entry per row under the header; all values are strings."""
     csv.field_size_limit(_MAX_LINE)
     rows = csv.reader(_table_lines(text, path), delimiter=separator, strict=True)
     try:
@@ -118,7 +122,8 @@ def _of_table(text: str, path: Path, separator: str) -> Iterator[Entry]:
             if row and len(row) != len(header):
                 raise UserError(f"{where}: {len(row)} cells, but the header has {len(header)} columns")
             if row:
-                yield Entry({name: cell for name, cell in zip(header, row, strict=True) if cell}, number, where)
+                cells = zip(header, row, strict=True)
+                yield Entry({name: cell for name, cell in cells if cell or name in texts}, number, where)
     except csv.Error as error:
         raise UserError(
             f"{path}, line {rows.line_num}: not a table with {separator!r} between cells ({error})"

@@ -87,8 +87,8 @@ def read_generations(
     """Generations of all files, in order.
 
     Args:
-        paths: files, or folders whose .json and .jsonl files are read. Files of a run that are not generations are
-            skipped unless named themselves.
+        paths: files, or folders whose .json, .jsonl and .ndjson files are read. Files of a run that are no generations,
+            and lm-eval's results beside its samples, are skipped unless named themselves.
         fields: names of the records' fields.
         encoding: of the files; None: UTF-8, or UTF-16 with a byte-order mark.
         leave_out: a file to skip, such as the output of an earlier analysis.
@@ -97,7 +97,7 @@ def read_generations(
     Raises:
         UserError: a record is malformed (with its line), or there are no generations.
     """
-    found = find_files([str(path) for path in paths], (".json", ".jsonl"))
+    found = find_files([str(path) for path in paths], (".json", ".jsonl", ".ndjson"))
     others = [path for path in found if leave_out is None or path.resolve() != leave_out.resolve()]
     if not others:
         raise UserError(f"{leave_out} is the output of an analysis: name the generations that it was made from")
@@ -105,10 +105,11 @@ def read_generations(
     if not files:
         raise UserError(f"{paths[0]}: no generations in it, but {', '.join(path.name for path in others)}")
     labels = _labels(files)
+    texts = _TEXT_FIELDS if fields is None or fields.text is None else (fields.text,)
     arms: set[str] = set()
     for path in files:
         is_empty = True
-        for entry in read_entries(path, encoding):
+        for entry in read_entries(path, encoding, texts):
             is_empty = False
             if arm is not None:
                 arms.add(str(entry.value.get(ARM, arm)))
@@ -155,7 +156,8 @@ def _generations(entry: Entry, file: str, label: str, fields: Fields) -> Iterato
 
 def _texts(record: Mapping[str, Any], named: str | None, where: str) -> tuple[str | None, Sequence[str | None]]:
     """Field and texts of a record: one, or several in lm-eval's; [None] where only token ids exist."""
-    name = named or next((name for name in _TEXT_FIELDS if name in record), None)
+    usual = [name for name in _TEXT_FIELDS if name in record]
+    name = named or next((name for name in usual if record[name] != ""), next(iter(usual), None))
     if name is None and isinstance(record.get("token_ids"), list):
         return None, [None]
     if name is None or name not in record:
@@ -232,7 +234,8 @@ def _is_beside(path: Path) -> bool:
     if path.name == "records.jsonl":
         return (folder / "effects.csv").is_file()
     is_ours = any((folder / name).is_file() for name in _OURS)
-    return folder.name == "tokenizer" or (is_ours and path.name in _BESIDE)
+    is_table = path.name.startswith("results_") and any(folder.glob("samples_*.jsonl"))  # lm-eval's
+    return folder.name == "tokenizer" or is_table or (is_ours and path.name in _BESIDE)
 
 
 def _check_trace(trace: Mapping[str, list[Any]], where: str) -> None:

@@ -126,6 +126,14 @@ def test_resume_works_after_a_kill_in_generation_and_in_analysis(trained, tmp_pa
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_multiple_choice_is_refused_before_a_model_is_loaded(trained, tmp_path):
+    items = tmp_path / "items.jsonl"
+    items.write_text(json.dumps({"question": "q", "choices": ["a", "b"], "answer": 0}) + "\n", encoding="utf-8")
+    result = lit_illada("loops", "run", "--out", tmp_path / "out", "--checkpoint", trained, "--tasks", items)
+    assert (result.exit_code, "multiple choice, which generates no text" in result.output) == (1, True)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -230,6 +230,12 @@ def test_scores_are_compared_with_others_problem_by_problem(run, items, tmp_path
     assert low < -4 / 8 < high < 0.1  # Bonett and Price's centre: 4 lost of 6 + 2
     assert "is already scored" in score(run, *task, "--out", now, "--resume", "--against", before).output
 
+    file = written(tmp_path / "numbers.jsonl", [{"question": f"alpha {n}", "answer": f"{n}"} for n in range(5)])
+    assert score(run, "--task", file, "--out", tmp_path / "one", *SHORT).exit_code == 0
+    result = score(run, "--task", file, "--out", tmp_path / "two", *SHORT, "--against", tmp_path / "one")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["against"]["tasks"][0]["num_problems"] == 5
+
     other = score(run, "--task", items, "--out", tmp_path / "other", "score.num_draws=2", "--against", before)
     assert other.exit_code != 0
     assert "no problem in common" in other.output
@@ -237,6 +243,15 @@ def test_scores_are_compared_with_others_problem_by_problem(run, items, tmp_path
     (before / "summary.json").write_text(json.dumps({"results": []}))
     assert "finish them with --resume" in score(run, *task, "--out", tmp_path / "x", "--against", before).output
     assert not (tmp_path / "x").exists()
+
+
+def test_figures_of_tasks_of_one_name_are_numbered(run, tmp_path):
+    tasks = [f"{{name: arithmetic, range: {{max_depth: {depth}}}}}" for depth in (1, 2)]
+    command = [run, *(word for task in tasks for word in ("--task", task)), "score.limit=2", *SHORT]
+    assert score(*command, "--out", tmp_path / "out").exit_code == 0
+    record = summary(tmp_path / "out")
+    for prefix, result in zip(("arithmetic", "arithmetic-2"), record["results"], strict=True):
+        assert record["end"][f"{prefix}/mean_tokens"] == result["mean_tokens"]
 
 
 def test_several_samples_of_a_problem_differ_and_give_pass_at_k(run, tmp_path):
@@ -387,8 +402,13 @@ def test_resume_with_other_settings_is_refused_before_a_model_is_loaded(run, tmp
     task = written(tmp_path / "problems.jsonl", [{"question": "alpha", "answer": "1"}])
     out, checkpoint = tmp_path / "out", shutil.copytree(run, tmp_path / "run")
     command = [checkpoint, "--task", task, "--out", out, *SHORT]
+    smaller = [checkpoint, "--task", task, "--out", tmp_path / "more", *SHORT, "score.limit=2"]
+    problems = written(tmp_path / "file.jsonl", [{"question": f"{n}?", "answer": n} for n in range(9)])
+    from_file = [checkpoint, "--task", f"{{name: gsm8k, path: {problems}, test_path: {problems}}}"]
+    from_file += ["--out", tmp_path / "from", *SHORT]
     killed_at(0)
-    assert score(*command).exit_code == 1
+    for attempt in (command, [*smaller, "--task", "countdown"], from_file):
+        assert score(*attempt).exit_code == 1
     monkeypatch.setattr("lit_illada.commands.score.load_checkpoint", None)
 
     def refusal(*words):
@@ -401,6 +421,9 @@ def test_resume_with_other_settings_is_refused_before_a_model_is_loaded(run, tmp
     written(task, [{"question": "alpha", "answer": "2"}])
     assert "files_sha256" in refusal(*command)
     written(task, [{"question": "alpha", "answer": "1"}])
+    assert "named_tasks: ['countdown'] in the folder, [] requested" in refusal(*smaller)
+    written(problems, [{"question": f"{n}?", "answer": n + 1} for n in range(9)])
+    assert "problems_sha256" in refusal(*from_file)
     newest = max((checkpoint / "checkpoints").glob("step*"))
     os.utime(newest, (0, 0))
     assert "checkpoint_state" in refusal(*command)

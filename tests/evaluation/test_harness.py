@@ -13,11 +13,13 @@ from click.testing import CliRunner
 from lit_illada.cli import main
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.evaluation.harness import evaluate, harness_model
+from lit_illada.evaluation.harness import _fitting_write, _is_raised_here, evaluate, harness_model
 from lit_illada.evaluation.jobs import EvaluationRequest
 from lit_illada.evaluation.writer import Answer
+from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.config import ModelConfig
 from lit_illada.model.transformer import Transformer
+from lit_illada.runtime.files import parse_json
 from lit_illada.scoring.config import ScoringConfig
 from lit_illada.scoring.model import ScoringModel
 from lit_illada.scoring.scorer import Scorer
@@ -114,6 +116,39 @@ def test_generation_uses_the_options_of_the_task_and_ends_at_its_stop_texts(base
     texts = model.generate_until(requests(*(("q", one) for one in options)))
     assert texts == ["so 42.", "so ", "so 42.\nQuestion: more"]
     assert seen == [(["q"], 9, 0.5), (["q", "q"], None, None)]  # requests with the same settings share a call
+
+
+class RecordingWriter:
+    """A writer that records what it is asked to continue."""
+
+    generation = GenerationConfig(max_new_tokens=12, block_length=4, num_steps=3)
+
+    def answers(self, encode, prompts, max_new_tokens, temperature):
+        self.prompts, self.budget = [encode(prompt) for prompt in prompts], max_new_tokens
+        return iter(())
+
+
+@pytest.mark.parametrize(("max_new_tokens", "budget"), [(None, 12), (9, 9), (32, 16), (99, 16)])
+def test_a_long_prompt_of_a_generation_loses_its_beginning_and_others_keep_theirs(
+    scorer, caplog, max_new_tokens, budget
+):
+    scorer, writer = scorer(max_length=32), RecordingWriter()
+    short, long = "alpha beta", "alpha beta gamma. " * 9
+    _fitting_write(writer, scorer)([short, long], max_new_tokens, None)
+    assert writer.budget == budget
+    assert writer.prompts == [scorer.encode_prompt(short), scorer.encode_prompt(long)[-(32 - budget) :]]
+    assert f"is cut to its last {32 - budget}" in caplog.text
+    assert ("is lowered to 16" in caplog.text) == (budget == 16)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_an_error_of_this_package_is_not_taken_for_one_of_the_task(is_ours):
+    def fail():
+        raise KeyError("x")
+
+    with pytest.raises((KeyError, UserError)) as error:
+        parse_json("{", "file") if is_ours else fail()
+    assert _is_raised_here(error.value) is is_ours
 
 
 def test_without_the_package_one_line_names_the_extra(monkeypatch, tmp_path):

@@ -1,10 +1,14 @@
 """`score --held-out`: questions made of a run's own held-out data."""
 
 import json
+from types import SimpleNamespace
 
+import pytest
 from click.testing import CliRunner
 
 from lit_illada.cli import main
+from lit_illada.errors import UserError
+from lit_illada.evaluation.held_out import HeldOutContinuations
 
 
 def invoke(*arguments):
@@ -49,6 +53,22 @@ def test_a_pretrained_run_chooses_continuations_and_a_fine_tuned_run_solves_prob
     assert [row["difficulty"] for row in solved] == ["easy"] * 3 + ["harder"] * 3
     assert end["exact_match_easy"] == sum(row["is_right"] for row in solved[:3]) / 3
     assert end["num_forwards"] > 0
+
+
+def test_a_few_questions_take_their_wrong_choices_from_further_texts(monkeypatch):
+    texts = [(f"context {n}", f"continuation {n % 5}") for n in range(9)]
+    config = SimpleNamespace(data=SimpleNamespace(row_length=64, dir="data"))
+    rows = SimpleNamespace(rows_per_epoch=9)
+    monkeypatch.setattr("lit_illada.build.build_datamodule", lambda _config: SimpleNamespace(val_rows=rows))
+    monkeypatch.setattr("lit_illada.evaluation.held_out._texts", lambda _datamodule: iter(texts))
+    for num in (1, 3, 6):
+        items = HeldOutContinuations.read(config, num).items
+        assert [item.question for item in items] == [context for context, _ in texts[:num]]
+        assert all(len(set(item.choices)) == 4 for item in items)
+        assert [item.choices[item.answer] for item in items] == [own for _, own in texts[:num]]
+    texts[:] = [(f"context {n}", f"continuation {n % 2}") for n in range(9)]
+    with pytest.raises(UserError, match="data: only 2 different continuations of held-out texts; a question needs 4"):
+        HeldOutContinuations.read(config, 3)
 
 
 def test_a_checkpoint_without_a_run_is_refused(tmp_path):

@@ -3,12 +3,15 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from lit_illada.errors import UserError
+from lit_illada.loops.config import LoopConfig
+from lit_illada.loops.outcome import outcome
 from lit_illada.loops.records import Fields, read_generations
 
 
@@ -231,6 +234,36 @@ def test_each_row_of_a_table_is_a_generation(tmp_path, name, separator):
     assert (first.text, first.prompt, first.is_right, first.groups["level"]) == (rows[1][1], "p?", True, "2")
     assert (second.text, second.is_right) == ("12", False)
     assert "level" not in second.groups
+
+
+def test_an_empty_cell_of_the_text_column_is_an_empty_text(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,response,level\nq1,,\nq2,b,3\n", encoding="utf-8")
+    for fields in ({}, {"text": "response"}):
+        assert [(item.text, item.groups.get("level")) for item in read(path, **fields)] == [("", None), ("b", "3")]
+    path.write_text("text,generation\n,a\nb,\n", encoding="utf-8")
+    assert [item.text for item in read(path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["rows.ndjson", "rows.JSONL", "rows.jsonl"])
+def test_each_line_of_json_lines_is_a_generation_whatever_the_suffix(tmp_path, name):
+    (tmp_path / name).write_text('{"text": "a b"}\n{"text": "c d"}\n', encoding="utf-8")
+    assert [item.text for item in read(tmp_path / name)] == ["a b", "c d"]
+
+
+def test_the_output_folder_of_lm_eval_is_read_without_its_table_of_results(tmp_path):
+    (tmp_path / "samples_gsm8k_2026-01-02T03-04-05.jsonl").write_text('{"resps": [["a b"]]}\n', encoding="utf-8")
+    (tmp_path / "results_2026-01-02T03-04-05.json").write_text('{"results": {}}', encoding="utf-8")
+    assert [item.text for item in read_generations([tmp_path])] == ["a b"]
+
+
+def test_the_models_own_end_of_text_token_ends_the_text(tmp_path):
+    trace = {"token_ids": [1, 2, *[3] * 40], "tokens": ["5", ".", *["<|end|>"] * 40], "steps": list(range(42))}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "5.", "stop_text": "<|end|>", "max_new_tokens": 42, **trace}) + "\n")
+    (item,) = read(path)
+    assert not outcome(item, LoopConfig()).findings.is_loop
+    assert outcome(replace(item, stop_text=None), LoopConfig()).findings.is_loop
 
 
 def test_a_table_without_a_known_text_column_names_its_columns(tmp_path):
