@@ -4,7 +4,10 @@ Two runs of one seed see the same data in the same order from the same initial w
 than either: arms are compared by a two-sided paired t test over seeds with moderated variances (`moderated.py`).
 Holm's correction over all planned comparisons keeps the chance of any false verdict at LEVEL. Comparisons that answer
 the question can be tested first, corrected among themselves; the others are then tested only if all of these have a
-corrected p of at most LEVEL, which keeps that chance (serial gatekeeping, Westfall and Krishen 2001).
+corrected p of at most LEVEL, which keeps that chance (serial gatekeeping, Westfall and Krishen 2001). Variances are
+moderated within the comparisons that are corrected together, so a single comparison that is tested first has Student's
+t test: if it borrowed the variance of others and had a larger one itself, its chance of a false verdict would exceed
+LEVEL.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -104,14 +107,18 @@ def compare(
     tested = {
         names: estimate for names, estimate in estimates.items() if estimate and _has_variance(estimate, pairs[names])
     }
-    moderated = _moderated(tested, controls)
+    first = [names for names in planned if names in tested_first]
+    others = [names for names in planned if names not in tested_first]
+    moderated = {
+        names: of_names
+        for family in (first, others)
+        for names, of_names in _moderated({n: tested[n] for n in family if n in tested}, controls).items()
+    }
     p = (
         {names: 2 * float(stdtr(dof, -abs(tested[names].mean) / error)) for names, (error, dof) in moderated.items()}
         if is_primary
         else {}
     )
-    first = [names for names in planned if names in tested_first]
-    others = [names for names in planned if names not in tested_first]
     corrected, are_others_tested = _corrected(p, first, others)
     comparisons = {}
     for names in planned:

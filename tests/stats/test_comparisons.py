@@ -75,7 +75,8 @@ def test_comparisons_tested_first_are_corrected_alone_and_bound_the_others(colum
     planned = [("base", str(index)) for index in range(len(columns))]
     first, others = planned[:num_first], planned[num_first:]
     found = compare(table, planned, is_lower_better=True, tested_first=first)
-    p = {names: comparison.p for names, comparison in compare(table, planned, is_lower_better=True).items()}
+    alone = [compare(table, family, is_lower_better=True) for family in (first, others)]
+    p = {names: comparison.p for family in alone for names, comparison in family.items()}
 
     def corrected(family, names):
         """Holm: the largest of the products up to this rank."""
@@ -96,11 +97,22 @@ def test_comparisons_tested_first_are_corrected_alone_and_bound_the_others(colum
             assert (comparison.smallest_visible is None) == (comparison.finding is Finding.NOT_TESTED)
 
 
-@pytest.mark.parametrize("shifts", [(0, 0, 0, 0), (0, 3, 3, 3), (3, 0, 0, 0), (3, 3, 0, 0)])
-def test_testing_one_comparison_first_keeps_the_chance_of_any_false_verdict(shifts):
+@pytest.mark.parametrize(
+    ("shifts", "sd_of_first", "num_seeds"),
+    [
+        ((0, 0, 0, 0), 1, 4),
+        ((0, 3, 3, 3), 1, 4),
+        ((3, 0, 0, 0), 1, 4),
+        ((3, 3, 0, 0), 1, 4),
+        ((0, 0, 0, 0), 4, 3),
+        ((0, 0, 0, 0), 3, 5),
+    ],
+)
+def test_testing_one_comparison_first_keeps_the_chance_of_any_false_verdict(shifts, sd_of_first, num_seeds):
     rng, num_sweeps, false_verdicts = np.random.default_rng(0), 1500, 0
     arms = [str(index) for index in range(len(shifts))]
-    for values in rng.normal(size=(num_sweeps, len(shifts) + 1, 4)):
+    for values in rng.normal(size=(num_sweeps, len(shifts) + 1, num_seeds)):
+        values[1] *= sd_of_first
         table = by_seed({"base": values[0], **{arm: values[i + 1] + shifts[i] for i, arm in enumerate(arms)}})
         planned = [("base", arm) for arm in arms]
         found = compare(table, planned, is_lower_better=True, tested_first=planned[:1])
