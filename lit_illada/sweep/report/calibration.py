@@ -104,10 +104,10 @@ def _origin(sweep: Sweep) -> str:
 
 
 def _learnt(sweep: Sweep, finding: MetricFinding) -> list[str]:
-    """Distance of the baseline's bound from the frequency table, if the metric is the bound."""
+    """Distance of the baseline's bound from the unigram cross-entropy, if the metric is the bound."""
     baseline = finding.of(sweep.spec.baseline)
     tables = [record.figures[_UNIGRAM] for record in baseline.records.values() if _UNIGRAM in record.figures]
     if finding.metric.name != "val/nll_bound" or not tables or baseline.estimate is None:
         return []
     below = sum(tables) / len(tables) - baseline.estimate.mean
-    return [f"- the baseline ends {below:.2f} nats/token below the frequency table (1.5 are required)"]
+    return [f"- the baseline ends {below:.2f} nats/token below the unigram cross-entropy (1.5 are required)"]

@@ -34,7 +34,7 @@ def test_calibration_gives_floor_spread_and_seeds(pilot):
     assert "differences: s = 0.13 nats/token" in text
     assert seeds_needed(0.3 / 0.1291, 1) < 8
     assert "n = 8 (80 % power, 1 comparison, at least 8)" in text
-    assert "2.30 nats/token below the frequency table" in text
+    assert "2.30 nats/token below the unigram cross-entropy" in text
     text = "\n".join(calibrate(pilot(equivalence_margin=0.05))[1])
     assert "MORE THAN a third" in text
     assert f"n = {seeds_needed(0.05 / 0.1291, 1)} (80 % power" in text
