@@ -262,16 +262,19 @@ def type_name(hint: Any) -> str:
     """Describe a field's type in words, such as `a whole number or null`."""
     if isinstance(hint, EnumType):
         return "one of the values below"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
-    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return " or ".join(
-        f"a list of {_PLURALS.get(get_args(part)[0], get_args(part)[0])}"
-        if get_origin(part) is list
-        else names.get(part, str(part))
-        for part in parts
-    )
+    return " or ".join(map(_part_name, get_args(hint) if isinstance(hint, UnionType) else (hint,)))
 
 
+def _part_name(part: Any) -> str:
+    if get_origin(part) is list:
+        (element,) = get_args(part)
+        return f"a list of {'groups of keys' if dataclasses.is_dataclass(element) else _PLURALS.get(element, element)}"
+    if get_origin(part) is dict:
+        return "a mapping"
+    return "a group of keys" if dataclasses.is_dataclass(part) else _SINGULARS.get(part, str(part))
+
+
+_SINGULARS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 

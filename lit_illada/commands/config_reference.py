@@ -7,9 +7,9 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from lit_illada.commands.explain import allowed_values, shown
+from lit_illada.commands.explain import allowed_values, shown, yaml_null
 from lit_illada.config import SCHEMAS
 from lit_illada.runtime.field_docs import member_docs, summary
 from lit_illada.runtime.paths import conf_dir
@@ -31,6 +31,10 @@ lit-illada config pretrain --explain optim.schedule.patience optim/schedule=reac
 ```
 """
 
+_KEYS = """A heading is the key of a group (`[]`: of each element of a list) or, with `.name=`, one choice of a group.
+Keys that occur in several places are shown once; "Also" names the other places.
+"""
+
 
 def reference() -> str:
     """Return the text of conf/README.md."""
@@ -38,10 +42,9 @@ def reference() -> str:
     for folder in sorted(path for path in conf_dir().rglob("*") if path.is_dir()):
         if files := sorted(folder.glob("*.yaml")):
             parts += [f"## `{folder.relative_to(conf_dir())}`\n", *map(_file_line, files), ""]
-    parts += ["# Keys\n"]
-    seen: set[type] = set()
-    for command, schema in SCHEMAS.items():
-        parts += _tables(schema, f"`lit-illada {command}`", seen)
+    parts += ["# Keys\n", _KEYS]
+    for schema, (title, *others) in _titles().items():
+        parts += _table(schema, title, others)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -52,29 +55,56 @@ def _file_line(path: Path) -> str:
     return f"- `{path.stem}`" + (f": {text}" if text else "")
 
 
-def _tables(schema: type, title: str, seen: set[type]) -> Iterator[str]:
-    """Yield the table of a dataclass, then those of the dataclasses in its fields that are not in `seen`."""
-    if schema in seen:
+def _titles() -> dict[type, list[str]]:
+    """Return the titles of each dataclass, the shortest first, without those that follow from another's titles."""
+    titles: dict[type, dict[str, None]] = {}  # a dict per dataclass as an ordered set
+    for command, config in SCHEMAS.items():
+        for schema, title in _places(config, "", f"lit-illada {command}"):
+            titles.setdefault(schema, {})[title] = None
+    ordered = {schema: sorted(each, key=len) for schema, each in titles.items()}
+    # where samples.generation is named beside generation, samples.generation.cache need not be
+    prefixes = tuple(f"{title}." for _, *others in ordered.values() for title in others if ".name=" not in title)
+    return {
+        schema: [first, *(title for title in others if "[]" not in title and not title.startswith(prefixes))]
+        for schema, (first, *others) in ordered.items()
+    }
+
+
+def _places(schema: type, path: str, title: str, above: tuple[type, ...] = ()) -> Iterator[tuple[type, str]]:
+    """Yield a dataclass with its title, then those in its fields with their keys, each as often as a config has it.
+
+    path: key of the dataclass; empty for a whole config. above: the dataclasses that contain it.
+    """
+    if schema in above:  # a mixture of tasks contains tasks
         return
-    seen.add(schema)
+    yield schema, title
+    above, hints = (*above, schema), get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        key, hint = f"{path}.{field.name}".lstrip("."), hints[field.name]
+        table = field.metadata.get("choices") or {}
+        for name, cls in table.items():
+            yield from _places(cls, key, f"{key}.name={name}", above)
+        if get_origin(hint) is list:
+            key += "[]"
+        for cls in (hint, *get_args(hint)):
+            if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls not in table.values():
+                yield from _places(cls, key, key, above)
+
+
+def _table(schema: type, title: str, others: list[str]) -> Iterator[str]:
+    """Yield the section of a dataclass with its title, its other titles, and the table of its fields."""
+    if not (fields := dataclasses.fields(schema)):
+        return
     hints, docs = get_type_hints(schema), member_docs(schema)
-    fields = dataclasses.fields(schema)
-    if fields:
-        yield f"## {title}\n"
-        if text := summary(schema):
-            yield f"{text}\n"
-        yield "| key | type | default | meaning |\n|---|---|---|---|"
-        for field in fields:
-            cells = (f"`{field.name}`", _type(field, hints), _default(field), _meaning(field, hints, docs))
-            yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-        yield ""
+    yield f"## `{title}`\n"
+    also = ", ".join(f"`{other}`" for other in others)
+    if text := f"{yaml_null(summary(schema))}{f' Also {also}.' if also else ''}".strip():
+        yield f"{text}\n"
+    yield "| key | type | default | meaning |\n|---|---|---|---|"
     for field in fields:
-        if table := field.metadata.get("choices"):
-            for name, cls in table.items():
-                yield from _tables(cls, f"`{field.name}.name={name}`", seen)
-        for cls in (hints[field.name], *get_args(hints[field.name])):
-            if isinstance(cls, type) and dataclasses.is_dataclass(cls):
-                yield from _tables(cls, f"`{field.name}`", seen)
+        cells = (f"`{field.name}`", _type(field, hints), _default(field), _meaning(field, hints, docs))
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    yield ""
 
 
 def _type(field: dataclasses.Field[Any], hints: dict[str, Any]) -> str:
@@ -82,13 +112,12 @@ def _type(field: dataclasses.Field[Any], hints: dict[str, Any]) -> str:
         return "one of " + ", ".join(f"`{name}`" for name in table)
     if values := _enumerated(hints[field.name]):
         return "one of " + ", ".join(f"`{name}`" for name in values)
-    hint = hints[field.name]
-    return "a group of keys" if dataclasses.is_dataclass(hint) else type_name(hint)
+    return type_name(hints[field.name])
 
 
 def _meaning(field: dataclasses.Field[Any], hints: dict[str, Any], docs: dict[str, str]) -> str:
     """The doc of a field; of an enumeration with the docs of its values."""
-    values, doc = _enumerated(hints[field.name]), docs.get(field.name, "")
+    values, doc = _enumerated(hints[field.name]), yaml_null(docs.get(field.name, ""))
     lines = [f"`{name}`: {text.removesuffix('.')}" for name, text in values.items() if text]
     return f"{doc.removesuffix('.')}. {'; '.join(lines)}." if lines else doc
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import EnumType
@@ -79,7 +80,7 @@ def _info(key: str, owner: Any, name: str) -> KeyInfo:
     value = getattr(owner, name)
     cls: type = type(owner)
     kind: type = type(value)
-    hint, meaning = get_type_hints(cls)[name], member_docs(cls).get(name, "")
+    hint, meaning = get_type_hints(cls)[name], yaml_null(member_docs(cls).get(name, ""))
     if table := _fields(owner)[name].metadata.get("choices"):
         allowed = {chosen: summary(each) for chosen, each in table.items()}
         return KeyInfo(key, meaning, "a choice, by its name", choice_name(table, value), allowed, _place(cls))
@@ -109,6 +110,11 @@ def _fields(owner: Any) -> dict[str, dataclasses.Field[Any]]:
 def shown(value: Any) -> str:
     """Format a value as in YAML."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or "''"
+
+
+def yaml_null(doc: str) -> str:
+    """Return a doc with YAML's null in place of Python's None."""
+    return re.sub(r"\bNone\b", "null", doc)
 
 
 def _place(cls: type) -> str:

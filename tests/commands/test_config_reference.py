@@ -1,6 +1,7 @@
 """conf/README.md matches the field docs, and every config field has one."""
 
 import dataclasses
+import re
 from typing import get_args, get_type_hints
 
 from lit_illada.commands.config_reference import reference
@@ -26,6 +27,22 @@ def config_classes():
 
 def test_committed_reference_is_up_to_date():
     assert (conf_dir() / "README.md").read_text(encoding="utf-8") == reference(), "run `make reference`"
+
+
+def test_headings_are_keys_and_types_are_words():
+    text = reference()
+    headings = re.findall(r"(?m)^## `(.+)`$", text.partition("# Keys")[2])
+    assert len(headings) == len(set(headings))
+    assert {"trainer.parallel", "loops.near_exact", "alignment.reward.terms[]", "generation.cache.name=prefix"} <= {
+        *headings
+    }
+    assert "Also `samples.generation`, `evaluation.generation`." in text
+    assert "Also `samples.generation.cache" not in text
+    rows = [re.split(r" (?<!\\)\| ", line) for line in text.splitlines() if line.startswith("| `")]
+    types, meanings = [row[1] for row in rows], [row[3] for row in rows]
+    assert {"a group of keys or null", "a list of groups of keys", "a mapping"} <= {*types}
+    assert not [each for each in types if re.search(r"<|typing|\[", each)]
+    assert not [each for each in meanings if re.search(r"\bNone\b", each)]
 
 
 def test_every_config_field_is_documented():
