@@ -200,7 +200,7 @@ def sweep_publish(sweep: str, results: Path | None) -> None:
 def sweep_check(results: Path | None, workers: int | None, threads: int) -> None:
     """Train one cheap run of every committed result in RESULTS (default: sweeps/results) and compare its figure.
 
-    Superseded results are listed and not claimed. The exit status is 1 if a figure differs by more than twice the
+    Superseded results are listed but not checked. The exit status is 1 if a figure differs by more than twice the
     noise floor of its sweep.
     """
     from lit_illada.commands.sweep import Workers

@@ -190,7 +190,8 @@ def bench(
     overhead, generation, answers, loop detectors and start-up; `gpu` benchmarks everything that runs on a GPU, `peers`
     compares with other libraries, which it installs in .venv-peers.
 
-    Without NAME, all benchmarks run. Figures are medians with their spread; ratios come from alternating runs.
+    Without NAME, all benchmarks but peers run; gpu only with a CUDA device, instead of step. Figures are medians with
+    their spread; ratios come from alternating runs.
     """
     from lit_illada.bench.run import AnswersOptions, run
 

@@ -106,8 +106,8 @@ def align(checkpoint: Path | None, resume: Path | None, overrides: tuple[str, ..
     Each step samples alignment.group_size completions of prompts_per_step problems, rewards them by
     alignment.reward.terms and updates the model alignment.updates times. alignment=NAME chooses a published method;
     its parts (alignment/estimator, form, advantage, regulariser) can be replaced one by one. Validations report the
-    accuracy on held-out problems, paired with the start. The problems should be solved sometimes: completions that are
-    all right or all wrong teach nothing.
+    accuracy on held-out problems, paired with the start. The model should already solve some of the problems, but not
+    all: a prompt whose completions all get the same reward gives no gradient.
     """
     checkpoint, overrides = _checked("align", checkpoint, resume, overrides)
     from lit_illada.commands.align import run_align

@@ -15,7 +15,7 @@ Examples:
   lit-illada generate runs/demo-20260101-120000 --prompt-file prompt.txt generation.max_new_tokens=256
   echo 'import os' | lit-illada generate runs/demo-20260101-120000 generation.temperature=0.7 generation.seed=3
   lit-illada generate runs/demo-20260101-120000 --prompt 'def f(' generation=fast --trace f.jsonl --trace-picture f.png
-  lit-illada generate runs/sft-20260101-130000 --chat --prompt 'a=1+1; a mod 2?'
+  lit-illada generate runs/sft-20260101-130000 --chat --prompt $'a=1+1\\nx mod 2?'
   lit-illada generate runs/demo-20260101-120000 --infill 'for name in <fill:6>: print(name)'
 """
 )
@@ -54,7 +54,7 @@ def generate(
     is_chat: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Continue a text with the model of CHECKPOINT: a run (its newest checkpoint), a converted folder, or its file.
+    """Continue a text with the model of CHECKPOINT: a run (newest checkpoint), converted folder or checkpoint file.
 
     Blocks of [MASK] are appended and denoised until the model ends the text or max_new_tokens is reached; a causal
     model generates token by token. generation=llada denoises a fixed canvas; generation=fast commits several confident
@@ -170,7 +170,7 @@ def score(
     against: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Score tasks or texts with the model of CHECKPOINT: a run folder (its newest checkpoint) or a .ckpt file.
+    """Score tasks or texts with a CHECKPOINT: a run (its newest checkpoint), a converted folder or a checkpoint file.
 
     Multiple choice is answered by every scoring rule the model has (or score.rule=NAME), with a table of their
     accuracies and agreement; a problem with a number by generation. A text, and an lm-eval task, is scored by the
