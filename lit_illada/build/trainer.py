@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lit_illada.alignment.datamodule import AlignDataModule
 from lit_illada.alignment.limit import ForwardLimit
@@ -26,6 +25,7 @@ from lit_illada.training.callbacks.progress import ProgressBar, ProgressFile
 from lit_illada.training.callbacks.skipped_shards import SkippedShards
 from lit_illada.training.callbacks.stopping import GracefulStop, TimeLimit
 from lit_illada.training.callbacks.throughput import Throughput
+from lit_illada.training.callbacks.weight_average import WeightAverage
 from lit_illada.training.checkpointing.saving import Checkpoints, Retention
 from lit_illada.training.config.divergence import Rollback
 from lit_illada.training.config.trainer import Precision
@@ -55,14 +55,13 @@ def build_trainer(
         options.val_every_steps,
         Retention(options.keep_checkpoints, options.keep_every_steps, options.keep_best, counted_every_steps),
     )
-    accelerator, precision = options.hardware()
-    peak_flops_per_s = matmul_flops_per_s(accelerator.device, precision.dtype)
+    _, precision = options.hardware()
     num_adapters = num_adapter_parameters(config.model, config.lora)
     throughput = Throughput(
         lambda batch, head_rows, copies: training_flops(
             config.model, batch.layout, head_rows, num_adapters, copies=copies
         ),
-        peak_flops_per_s,
+        lambda device: matmul_flops_per_s(device, precision.dtype),
         options.log_every_steps,
     )
     limits: list[TimeLimit | ForwardLimit] = []
@@ -91,7 +90,7 @@ def build_trainer(
         callbacks.append(SkippedShards(is_bad, options.log_every_steps))
     if options.ema_decay is not None:
         # last, so that callbacks after a validation see the averaged weights
-        callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
+        callbacks.append(WeightAverage(decay=options.ema_decay))
     trainer = build_lightning_trainer(options, folder.path, callbacks, build_loggers(config.logger, folder))
     return trainer, limits, throughput
 

@@ -32,6 +32,11 @@ class RankedModule(pl.LightningModule):
         group = self._data_group
         return self.trainer.global_rank if group is None else dist.get_rank(group)
 
+    @property
+    def _own_device(self) -> torch.device:
+        """The device of this rank's collectives. After a fit `self.device` is the CPU, which NCCL does not support."""
+        return self.trainer.strategy.root_device
+
     def _whole_weights(self) -> AbstractContextManager[None]:
         """Within it, ranks may run different numbers of forward passes."""
         return whole_weights(self.model) if self._is_sharded else nullcontext()
@@ -41,15 +46,15 @@ class RankedModule(pl.LightningModule):
 
     def _summed(self, values: Tensor) -> Tensor:
         """Values added up over all ranks, on the CPU. Collective."""
-        return self._sum_over_ranks(values.to(self.device)).cpu()
+        return self._sum_over_ranks(values.to(self._own_device)).cpu()
 
     def _largest(self, value: int) -> int:
         """The largest value of any rank. Collective."""
-        return int(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), self._data_group, "max"))
+        return int(self.trainer.strategy.reduce(torch.tensor(value, device=self._own_device), self._data_group, "max"))
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """The rows of all data ranks, in their order. Collective."""
-        return rows if num_data_ranks(self.trainer) == 1 else _gather_rows(rows.to(self.device), self._data_group)
+        return rows if num_data_ranks(self.trainer) == 1 else _gather_rows(rows.to(self._own_device), self._data_group)
 
 
 def _gather_rows(rows: Tensor, group: ProcessGroup | None) -> Tensor:

@@ -67,7 +67,8 @@ def _strategy(config: TrainerConfig, accelerator: Accelerator) -> ShardedStrateg
         case Strategy.ddp:
             return DataParallel(timeout=timeout)
         case _:
-            return OneDevice(accelerator.device)
+            # torch.cuda.set_device, which Lightning calls, rejects a device without an index
+            return OneDevice("cuda:0" if accelerator is Accelerator.gpu else "cpu")
 
 
 def _cluster() -> list[SLURMEnvironment]:

@@ -1,5 +1,6 @@
 """Measures training speed: tokens per second and model FLOPs utilisation (MFU)."""
 
+import math
 import resource
 import sys
 import time
@@ -22,15 +23,20 @@ class Throughput(Callback):
 
     count_flops: floating-point operations of a training micro-batch, given the batch, the number of LM-head rows and
         the number of times the model processes the batch.
-    peak_flops_per_s: measured peak of one device's matrix multiplication in the run's precision.
+    measure_peak: measures the peak of a device's matrix multiplication in the run's precision, in FLOP/s. Called when
+        training starts, since a rank's device is not known before.
     every_steps: logging interval in optimizer steps.
     """
 
     def __init__(
-        self, count_flops: Callable[[TokenBatch, int, int], float], peak_flops_per_s: float, every_steps: int
+        self,
+        count_flops: Callable[[TokenBatch, int, int], float],
+        measure_peak: Callable[[torch.device], float],
+        every_steps: int,
     ) -> None:
         self._count_flops = count_flops
-        self._peak = peak_flops_per_s
+        self._measure_peak = measure_peak
+        self._peak = math.nan  # FLOP/s, until it is measured
         self._every_steps = every_steps
         self.tokens_per_s = 0.0
         self._total = {"tokens": 0, "flops": 0.0, "elapsed_s": 0.0, "peak_memory_bytes": 0}
@@ -57,6 +63,8 @@ class Throughput(Callback):
         }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if math.isnan(self._peak):
+            self._peak = self._measure_peak(trainer.strategy.root_device)
         self._begin()
         self._since = time.perf_counter()
 

@@ -1,11 +1,15 @@
 """Tokens and FLOPs that a run reports."""
 
 import json
+from types import SimpleNamespace
 
+import torch
 from click.testing import CliRunner
 
 from lit_illada.cli import main
 from lit_illada.model.config import ModelConfig, num_linear_parameters
+from lit_illada.training.callbacks.throughput import Throughput
+from lit_illada.training.matmul_speed import matmul_flops_per_s
 
 STEPS, ROWS, LENGTH = 2, 8, 32
 
@@ -37,3 +41,19 @@ def test_complementary_masks_cost_two_rows_per_row_of_data_and_causal_attention_
     causal = 3 * 2 * (linear * tokens + attention * ROWS * LENGTH * (LENGTH + 1) // 2 + head * tokens)
     causal_model = ["objective=autoregressive", "model.is_causal=true"]
     assert reported_flops([*tiny_overrides, *causal_model], tmp_path / "causal") == STEPS * causal
+
+
+def test_the_peak_is_measured_on_the_ranks_own_device_once_and_not_before_training():
+    measured = []
+    throughput = Throughput(lambda *_: 0.0, lambda device: measured.append(device) or 1e9, every_steps=1)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 3)))
+    assert not measured
+    for _ in range(2):
+        throughput.on_train_start(trainer, None)
+    assert measured == [torch.device("cuda", 3)]
+
+
+def test_measuring_the_peak_leaves_the_random_state_as_it_is():
+    before = torch.random.get_rng_state()
+    matmul_flops_per_s(torch.device("cpu"), torch.float32, timings=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
