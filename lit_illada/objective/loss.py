@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, M masked tokens, S segments.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -43,6 +44,14 @@ class NoisyBatch:
     weight: Tensor | None = None
     """float64, weight of the summed loss of a row or block; None: the weighting at mask_ratio."""
 
+    @cached_property
+    def positions(self) -> Tensor:
+        """(M,) int64, positions of the masked tokens in the flattened (B, T), ascending.
+
+        A boolean index, or the backward pass of masked_scatter, would make the CPU wait for the device to learn M.
+        """
+        return torch.nonzero_static(self.is_masked.flatten(), size=len(self.targets))[:, 0]
+
     def scored_by(self, score: ScoreFn) -> TokenScores:
         """Scores of the targets. With blocks the model reads rows [noisy | clean], and the noisy half is scored."""
         if self.layout.blocks is None:
@@ -61,8 +70,8 @@ class NoisyBatch:
 
     def spread(self, values_M: Tensor) -> Tensor:
         """(B, T) float32: values of masked tokens at their positions, 0 elsewhere. Differentiable, also for M = 0."""
-        zeros_BT = torch.zeros(self.is_masked.shape, dtype=torch.float32, device=self.is_masked.device)
-        return zeros_BT.masked_scatter(self.is_masked, values_M.float())
+        zeros = torch.zeros(self.is_masked.numel(), dtype=torch.float32, device=self.is_masked.device)
+        return zeros.index_copy(0, self.positions, values_M.float()).view(self.is_masked.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,5 +135,7 @@ def normalise(normaliser: Normaliser, noisy: NoisyBatch) -> tuple[Tensor, Tensor
         case Normaliser.RESPONSE:
             segment_BT = noisy.layout.segment_ids() - 1
             num_segments = len(noisy.layout.cu_seqlens) - 1
-            length_S = torch.bincount(segment_BT[noisy.is_maskable], minlength=num_segments)
+            # bincount would make the CPU wait for the device to learn the largest index
+            none_S = segment_BT.new_zeros(num_segments)
+            length_S = none_S.index_add(0, segment_BT.flatten(), noisy.is_maskable.flatten().to(none_S.dtype))
             return 1 / length_S.clamp(min=1)[segment_BT], (length_S > 0).sum().double()

@@ -56,7 +56,7 @@ class ResponseCurves(Metric):
     def update(self, batch: TokenBatch, noisy: NoisyBatch, scores: TokenScores) -> None:
         assert batch.is_response is not None
         copies = len(noisy.noisy_ids) // len(batch.row_ids)  # complementary masks repeat the batch
-        is_response_M = batch.is_response.repeat(copies, 1)[noisy.is_masked]
+        is_response_M = batch.is_response.repeat(copies, 1).flatten().index_select(0, noisy.positions)
         is_eos_M = is_response_M & (noisy.targets == self.eos_token_id)
         nll_M = scores.nll.detach().double()
         self.sums += torch.stack(

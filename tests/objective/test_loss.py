@@ -1,14 +1,20 @@
 """Sums, counts and bins of the loss, and their independence of the micro-batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.errors import UserError
 from lit_illada.objective.autoregressive import AutoregressiveObjective
 from lit_illada.objective.config import AutoregressiveObjectiveConfig, DiffusionObjectiveConfig, Normaliser
 from lit_illada.objective.diffusion import DiffusionObjective
+from lit_illada.objective.loss import NoisyBatch
 from lit_illada.objective.weighting import Elbo, Flat
+from lit_illada.training.metrics import TrainingCurves
+from lit_illada.training.sft_module import ResponseCurves
 
 LENGTHS = torch.tensor([4, 8, 12, 3, 9, 12, 12, 12])
 EOS = 7
@@ -132,3 +138,57 @@ def test_autoregressive_predicts_every_token_of_every_segment_from_its_own_past(
 def test_autoregressive_rejects_a_masked_count_normaliser():
     with pytest.raises(UserError, match="normaliser=tokens"):
         AutoregressiveObjectiveConfig(normaliser=Normaliser.MASKED)
+
+
+class Waits(TorchDispatchMode):
+    """Lists the operations whose result or its shape the CPU must read from a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        has_boolean_index = name in ("index", "index_put") and any(
+            index is not None and index.dtype is torch.bool for index in args[1]
+        )
+        if has_boolean_index or name in ("masked_select", "nonzero", "bincount", "_local_scalar_dense"):
+            self.seen.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("normaliser", Normaliser)
+@pytest.mark.parametrize("changes", [{}, {"block_length": 4}, {"joint_draw": "complementary"}])
+def test_a_micro_batch_waits_for_the_device_only_to_learn_the_number_of_masked_tokens(
+    world, make_model, normaliser, changes
+):
+    config = DiffusionObjectiveConfig(normaliser=normaliser, **changes)
+    objective = DiffusionObjective(config, mask_token_id=world.MASK, seed=0, batch_rows=6)
+    model = make_model(block_length=config.block_length)
+    batch = ragged_batch(world)
+    batch = replace(batch, is_response=batch.is_maskable)
+    curves, responses = TrainingCurves(), ResponseCurves(EOS)
+    with Waits() as waits:
+        noisy = objective.corrupt(batch)
+    assert len(waits.seen) == 1
+    with Waits() as waits:
+        scores = noisy.scored_by(model)
+        loss = objective.loss(scores, noisy)
+        curves.update(loss)
+        responses.update(batch, noisy, scores)
+        loss.sum.backward()
+    assert not waits.seen
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("num_masked", [0, 5])
+def test_spread_values_lie_at_the_masked_tokens_and_return_their_gradients(num_masked):
+    is_masked = torch.zeros(3, 4, dtype=torch.bool)
+    is_masked.view(-1)[torch.randperm(12, generator=torch.Generator().manual_seed(0))[:num_masked]] = True
+    ids, one = torch.arange(12).view(3, 4), torch.ones(3, dtype=torch.float64)
+    noisy = NoisyBatch(ids, Layout.whole_rows(3, 4), is_masked, ids[is_masked], is_masked, one, one)
+    values, factors = torch.rand(num_masked, requires_grad=True), torch.rand(3, 4)
+    spread = noisy.spread(values)
+    (spread * factors).sum().backward()
+    assert torch.equal(spread, torch.zeros(3, 4).masked_scatter(is_masked, values))
+    assert torch.equal(values.grad, factors[is_masked])

@@ -47,6 +47,7 @@ class ProgressBar(Callback):
         self._bar.start()
         self._task = self._bar.add_task("train", total=num_steps(trainer), completed=trainer.global_step, status="")
         self._started_at, self._first_step = time.perf_counter(), trainer.global_step
+        self._shown_step = trainer.global_step
 
     def describe(self, phase: str) -> None:
         """Show what is being done, such as "rollout"."""
@@ -54,9 +55,12 @@ class ProgressBar(Callback):
             self._bar.update(self._task, description=phase)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.is_global_zero:
-            done, total = trainer.global_step, num_steps(trainer)
-            self._bar.update(self._task, completed=done, total=total, status=self._status(trainer))
+        # once per optimizer step: reading the metrics waits for all work of the GPU
+        if not trainer.is_global_zero or not self._console.is_terminal or trainer.global_step == self._shown_step:
+            return
+        self._shown_step = trainer.global_step
+        total = num_steps(trainer)
+        self._bar.update(self._task, completed=self._shown_step, total=total, status=self._status(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self._console.is_terminal or trainer.state.fn != "fit":
