@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from lit_illada.checkpoints.hf import tensor_shapes
+from lit_illada.model.attention import NARROWEST_FLEX_HEAD
 from lit_illada.model.config import AttentionKernel, ModelConfig, num_linear_parameters, num_parameters
-from lit_illada.model.kernel_choice import LONGEST_MATMUL_ROW, takes_heads
+from lit_illada.model.kernel_choice import LONGEST_MATMUL_ROW, sdpa_takes_groups, takes_heads
 from lit_illada.model.lm_head import default_chunk_size, stores_logits
 from lit_illada.model.lora import adapter_shapes, num_adapter_parameters
 from lit_illada.model.lora_config import LoraConfig
@@ -89,8 +90,9 @@ class StepMemory:
     """Second gradient of a tied embedding."""
     checkpoint: int
     """Size of a checkpoint on disk, all devices together."""
-    is_accumulating: bool
-    """Whether gradients of earlier micro-batches exist during the forward pass."""
+    holds_gradients: bool
+    """Whether memory of gradients is in use during the forward pass: by those of earlier micro-batches, or as DDP's
+    buckets."""
 
     @property
     def state(self) -> int:
@@ -104,7 +106,7 @@ class StepMemory:
             self.casts
             + self.activations
             + max(self.head, self.recomputed)
-            + (self.gradients if self.is_accumulating else 0)
+            + (self.gradients if self.holds_gradients else 0)
         )
         last = self.casts + self.gradients + self.embedding_gradient
         return self.state + max(first, last)
@@ -152,7 +154,7 @@ def step_memory(
         # for a moment a tied embedding has two gradients, as input and as LM head
         embedding_gradient=4 * table if model.tie_word_embeddings and batch.lora is None else 0,
         checkpoint=4 * parameters + moments + moving_average + reference,
-        is_accumulating=is_accumulating,
+        holds_gradients=is_accumulating or parallel.resolve(world_size) is Strategy.ddp,
     )
 
 
@@ -230,7 +232,8 @@ def layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     - norms: 2·(2s·D + 4); with frozen weights, or on CUDA, only their inputs
     - inputs of the two groups of linear layers: s·D each; 6D and 4D under autocast, which casts for every layer of a
       group separately
-    - queries, keys and values c·(D + 2W), output of attention c·D, feed-forward c·4F
+    - queries, keys and values c·(D + 2W), or 3D where SDPA needs repeated heads; output of attention c·D; feed-forward
+      c·4F
     - explicit attention scores c·H·T, or log-sum-exp 4H, plus a mask c·T for `sdpa` on packed rows
     - adapters: c times the rank each
 
@@ -243,8 +246,11 @@ def layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     norms = 2 * ((s if batch.device == "cuda" or batch.lora is not None else 2 * s) * D + 4)
     adapters = 0 if batch.lora is None else c * batch.lora.rank * len(batch.lora.targets)
     inputs = 2 * s * D if c == s else 10 * D
+    has_mask = batch.kernel is AttentionKernel.SDPA and batch.is_packed
+    if batch.kernel is AttentionKernel.SDPA and not sdpa_takes_groups(batch.device, c == 2, has_mask):
+        W = D
     scores = c * H * batch.row_length if batch.kernel is AttentionKernel.MATMUL else 4 * H
-    if batch.kernel is AttentionKernel.SDPA and batch.is_packed:
+    if has_mask:
         scores += c * batch.row_length
     return norms + inputs + adapters + (c * (2 * D + 2 * W + 4 * model.intermediate_size) + scores) // batch.num_tensor
 
@@ -262,12 +268,20 @@ def head_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     return states + max(slices + c * V * D, 4 * V * D + (0 if c == 4 else c * V * D))
 
 
-def kernel_on(model: ModelConfig, device: str, compute_bytes: int, row_length: int) -> AttentionKernel:
-    """The kernel that `auto` selects on a device that need not be present; `choose_kernel` inspects this machine."""
+def kernel_on(
+    model: ModelConfig, device: str, compute_bytes: int, row_length: int, *, has_annealing: bool = False
+) -> AttentionKernel:
+    """The kernel that a model selects on a device that need not be present; `choose_kernel` inspects this machine.
+
+    has_annealing: whether attention grows from causal to bidirectional, with a mask within segments.
+    """
+    is_masked = model.block_length is not None or has_annealing
+    is_default = model.attention is AttentionKernel.AUTO and device == "cuda" and is_masked
+    if is_default or model.attention is AttentionKernel.FLEX:
+        fits_flex = not is_masked or (model.block_length is not None and model.head_dim >= NARROWEST_FLEX_HEAD)
+        return AttentionKernel.FLEX if fits_flex else AttentionKernel.SDPA
     if model.attention is not AttentionKernel.AUTO:
         return model.attention
-    if device == "cuda" and model.block_length is not None:
-        return AttentionKernel.FLEX
     if device == "cuda":
         is_taken = compute_bytes == 2 and takes_heads(AttentionKernel.VARLEN, model.head_dim)
         return AttentionKernel.VARLEN if is_taken else AttentionKernel.SDPA

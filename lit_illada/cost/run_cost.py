@@ -116,7 +116,7 @@ def micro_batch(
     num_selected = math.ceil((loss_fraction(config) if fraction is None else fraction) * rows * length)
     device, compute_bytes = accelerator.device.type, trainer.precision.resolve(accelerator).dtype.itemsize
     columns = length if config.block_length is None else 2 * length  # [noisy | clean]
-    kernel = kernel_on(model, device, compute_bytes, columns)
+    kernel = kernel_on(model, device, compute_bytes, columns, has_annealing=config.has_annealing)
     batch = MicroBatch(rows, columns, num_selected, compute_bytes, kernel, device, is_packed=True, lora=config.lora)
     return batch.shared(trainer.parallel, trainer.world_size)
 

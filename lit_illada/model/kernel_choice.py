@@ -75,6 +75,15 @@ def takes_heads(kernel: AttentionKernel, head_dim: int) -> bool:
     return head_dim in _HEAD_DIMS[kernel][0]
 
 
+def sdpa_takes_groups(device: str, is_half: bool, has_mask: bool) -> bool:
+    """Whether SDPA has a kernel for fewer key-value heads than query heads that does not store all scores.
+
+    On CUDA FlashAttention is one, in bfloat16 and float16 and without a mask. The memory-efficient kernel, which takes
+    masks and float32, supports it in no release up to 2.13; cuDNN's does, but comes first on Hopper and Blackwell only.
+    """
+    return device != "cuda" or (is_half and not has_mask)
+
+
 def _why_not(kernel: AttentionKernel, device: str, dtype: torch.dtype, head_dim: int | None = None) -> str | None:
     """The reason why the kernel cannot run here, or None."""
     if kernel is AttentionKernel.FLEX and device != "cuda":

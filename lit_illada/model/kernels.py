@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_illada.model.config import AttentionKernel
+from lit_illada.model.kernel_choice import sdpa_takes_groups
 
 SegmentKernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], Tensor]
 """(q (B·T, H, D), k, v (B·T, K, D), cu_seqlens (S + 1,), max_seqlen, is_causal) -> (B·T, H, D), within segments."""
@@ -36,6 +37,9 @@ def sdpa(q_BTHD: Tensor, k_BCKD: Tensor, v_BCKD: Tensor, mask: Tensor | None, is
     """torch's scaled_dot_product_attention. mask: bool, (B, 1, T, C)."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BCKD, v_BCKD))
     is_grouped = q.shape[1] != k.shape[1]
+    if is_grouped and not sdpa_takes_groups(q.device.type, q.itemsize == 2, mask is not None):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        is_grouped = False
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None, enable_gqa=is_grouped)
     return out.transpose(1, 2)
 

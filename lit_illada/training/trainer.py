@@ -65,7 +65,8 @@ def _strategy(config: TrainerConfig, accelerator: Accelerator) -> ShardedStrateg
         case Strategy.fsdp:
             return ShardedStrategy(config.parallel, timeout)
         case Strategy.ddp:
-            return DataParallel(timeout=timeout)
+            # gradients that are views of the reduction's buckets need no second copy
+            return DataParallel(timeout=timeout, gradient_as_bucket_view=True)
         case _:
             # torch.cuda.set_device, which Lightning calls, rejects a device without an index
             return OneDevice("cuda:0" if accelerator is Accelerator.gpu else "cpu")

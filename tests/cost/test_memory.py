@@ -198,6 +198,33 @@ def test_absent_gpu_gets_the_kernel_that_supports_its_head_size(width, kernel):
     assert kernel_on(replace(SMALL, hidden_size=width), "cuda", 2, 1024) == kernel
 
 
+def test_absent_gpu_gets_the_kernel_that_supports_its_mask():
+    blocks, narrow = replace(SMALL, block_length=8), replace(SMALL, block_length=8, hidden_size=48)
+    assert kernel_on(blocks, "cuda", 2, 1024) is AttentionKernel.FLEX
+    assert kernel_on(narrow, "cuda", 2, 1024) is AttentionKernel.SDPA  # heads of 12
+    assert kernel_on(SMALL, "cuda", 2, 1024, has_annealing=True) is AttentionKernel.SDPA
+    assert kernel_on(SMALL, "cuda", 2, 1024) is AttentionKernel.VARLEN
+    assert kernel_on(SMALL, "cpu", 2, 64, has_annealing=True) is AttentionKernel.MATMUL
+
+
+def test_key_value_heads_that_are_repeated_on_a_gpu_need_the_memory_of_query_heads():
+    all_heads, batch = replace(SMALL, num_key_value_heads=4), micro_batch(10, 2, AttentionKernel.SDPA)
+    batch = replace(batch, device="cuda")
+    assert activation_bytes(SMALL, batch) < activation_bytes(all_heads, batch)
+    for repeated in (replace(batch, is_packed=True), replace(batch, compute_bytes=4)):
+        assert activation_bytes(SMALL, repeated) == activation_bytes(all_heads, repeated)
+
+
+def test_gradients_of_ddp_are_held_as_its_buckets_all_the_time():
+    config = replace(SMALL, hidden_size=256, num_attention_heads=16)
+    batch = micro_batch(10, 4, AttentionKernel.SDPA)
+    one = step_memory(config, AdamWConfig(), batch)
+    two = step_memory(config, AdamWConfig(), batch, parallel=ParallelConfig(Strategy.ddp), world_size=2)
+    assert two.gradients == one.gradients
+    assert two.peak == step_memory(config, AdamWConfig(), batch, is_accumulating=True).peak
+    assert two.peak > one.peak
+
+
 def test_sharded_state_is_divided_among_devices():
     eight = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA), parallel=FSDP, world_size=8)
     one = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA))

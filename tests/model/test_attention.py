@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_illada.batch import Layout
 from lit_illada.errors import UserError
+from lit_illada.model import kernels
 from lit_illada.model.attention import Attention
 from lit_illada.model.config import AttentionKernel
 from lit_illada.model.kernel_choice import LONGEST_MATMUL_ROW, SEGMENT_KERNELS, _why_not, choose_kernel
@@ -61,6 +63,48 @@ def test_kernels_agree_in_their_gradients(is_causal, packed):
         Attention.plan(kernel, packed[1], is_causal, CPU, torch.float32, 8).attend(q, k, v).square().sum().backward()
         grads.append((q.grad, k.grad, v.grad))
     torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_key_value_heads", [1, 2, 4])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_repeated_key_value_heads_give_the_same_attention_and_gradients(
+    num_key_value_heads, is_causal, packed, monkeypatch
+):
+    attention, results = Attention.plan(AttentionKernel.SDPA, packed[1], is_causal, CPU, torch.float32, 8), []
+    for takes_groups in (True, False):
+        monkeypatch.setattr(kernels, "sdpa_takes_groups", lambda *_, answer=takes_groups: answer)
+        q, k, v = heads(4), heads(num_key_value_heads, seed=1), heads(num_key_value_heads, seed=2)
+        out = attention.attend(q, k, v)
+        out.square().sum().backward()
+        results.append((out, q.grad, k.grad, v.grad))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "has_mask", "num_passed"),
+    [
+        ("cuda", torch.bfloat16, False, 2),
+        ("cuda", torch.bfloat16, True, 4),
+        ("cuda", torch.float32, False, 4),
+        ("cuda", torch.float32, True, 4),
+        ("cpu", torch.float32, True, 2),
+    ],
+)
+def test_grouped_heads_are_repeated_where_no_kernel_of_sdpa_on_cuda_takes_them(
+    device, dtype, has_mask, num_passed, monkeypatch
+):
+    passed = []
+
+    def attend(q, k, v, mask, *, is_causal, enable_gqa):
+        passed.append((k.shape[1], v.shape[1], enable_gqa))
+        return q
+
+    monkeypatch.setattr(kernels.F, "scaled_dot_product_attention", attend)
+    with FakeTensorMode():
+        q, k = (torch.empty(3, 12, num_heads, 8, device=device, dtype=dtype) for num_heads in (4, 2))
+        mask = torch.empty(3, 1, 12, 12, device=device, dtype=torch.bool) if has_mask else None
+        kernels.sdpa(q, k, k, mask, False)
+    assert passed == [(num_passed, num_passed, num_passed == 2)]
 
 
 def test_matmul_in_bfloat16_is_close_to_float32(packed):

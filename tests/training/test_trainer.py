@@ -23,3 +23,9 @@ def test_a_run_on_one_gpu_selects_the_first_visible_one(selected, tmp_path):
     trainer.strategy.setup_environment()
     assert trainer.strategy.root_device == torch.device("cuda", 0)
     assert selected == [0]
+
+
+def test_gradients_of_ddp_are_views_of_its_buckets(tmp_path):
+    config = TrainerConfig(accelerator=Accelerator.cpu, devices=2, micro_batch_rows=16)
+    strategy = build_lightning_trainer(config, tmp_path, [], []).strategy
+    assert strategy._ddp_kwargs["gradient_as_bucket_view"]
