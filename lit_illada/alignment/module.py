@@ -203,7 +203,7 @@ class AlignModule(ScoringModule):
         group_size = self.config.group_size
         repeated = [prompt for prompt in prompts for _ in range(group_size)]
         self.on_phase("rollout")
-        with self._whole_weights(), self.passes.phase("rollout"):
+        with self.whole_weights(), self.passes.phase("rollout"):
             self.samples = self.writer.write(self._transformer, repeated, numbers)
         assert self.rewards is not None
         self.on_phase("rewards")
@@ -256,7 +256,7 @@ class AlignModule(ScoringModule):
         if self.held_out.verdicts is None:
             self.held_out.add_table(self._compare_pairs(batch.index))
             return
-        with self._whole_weights(), self.passes.phase(HELD_OUT):
+        with self.whole_weights(), self.passes.phase(HELD_OUT):
             samples = self.held_out.write(self._transformer, batch.index)
             # with it, confidences are renormalised without the stop tokens, whose own are 0
             if batch_idx == 0 and not self.held_out.writer.generation.zero_stop_confidence:

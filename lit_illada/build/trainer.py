@@ -122,7 +122,8 @@ def _build_generations(
 
     @torch.autocast(accelerator.device.type, torch.bfloat16, enabled=is_autocast)
     def complete(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        return complete_batch(model, tokenizer, prompts, generation).texts()
+        with module.whole_weights():
+            return complete_batch(model, tokenizer, prompts, generation).texts()
 
     if isinstance(config, PretrainConfig):
         prompts = [(text, tokenizer.encode(text)) for text in config.samples.prompts]

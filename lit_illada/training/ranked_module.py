@@ -37,8 +37,9 @@ class RankedModule(pl.LightningModule):
         """The device of this rank's collectives. After a fit `self.device` is the CPU, which NCCL does not support."""
         return self.trainer.strategy.root_device
 
-    def _whole_weights(self) -> AbstractContextManager[None]:
-        """Within it, ranks may run different numbers of forward passes."""
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Holds the whole weights of a sharded model on every rank within the block, for generation: they are gathered
+        once, not in every forward pass, and ranks may run different numbers of passes. Collective on entry and exit."""
         return whole_weights(self.model) if self._is_sharded else nullcontext()
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from lit_illada.training.metrics import publish
 
 _NUM_SHOWN = 3  # answers per difficulty in TensorBoard
 Complete = Callable[[Sequence[Sequence[int]]], list[list[int]]]
-"""Maps token ids of prompts to those of their completions. Deterministic; every rank calls it, since with a sharded
-model no rank can generate on its own."""
+"""Maps token ids of prompts to those of their completions. Deterministic; every rank calls it, since gathering the
+weights of a sharded model is collective."""
 
 
 class TextSamples(Callback):

@@ -79,7 +79,7 @@ class ShardedStrategy(PortableState, ModelParallelStrategy):
 def whole_weights(model: nn.Module) -> Iterator[None]:
     """Hold the whole weights of an FSDP model on every rank within the block, where forward passes communicate nothing.
 
-    Ranks may then run different numbers of passes, as sampling does. Collective at the begin and the end.
+    Ranks may then run different numbers of passes, as sampling does. Collective on entry and exit.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
