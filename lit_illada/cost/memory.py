@@ -212,8 +212,8 @@ def recomputed_bytes(model: ModelConfig, batch: MicroBatch) -> int:
 
 def stored_layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     """Bytes stored per token and layer: all activations, only the input s·D with full recomputation, or with selective
-    recomputation also the outputs of linear layers, c·(D + 2W + 2F)/P + c·2D, and the output and log-sum-exp of fused
-    attention, (c·D + 4H)/P.
+    recomputation also the outputs of linear layers, c·(D + 2W + 2F)/P + c·2D, and the output and log-sum-exp of
+    attention, (c·D + 4H)/P, where the kernel's are saved.
     """
     if batch.recomputation is ActivationCheckpointing.none:
         return layer_bytes(model, batch)
@@ -221,7 +221,8 @@ def stored_layer_bytes(model: ModelConfig, batch: MicroBatch) -> int:
     if batch.recomputation is ActivationCheckpointing.full:
         return batch.stream_bytes * D
     W = model.num_key_value_heads * model.head_dim
-    attention = 0 if batch.kernel is AttentionKernel.MATMUL else c * D + 4 * model.num_attention_heads
+    is_recomputed = batch.kernel in (AttentionKernel.MATMUL, AttentionKernel.FLEX, AttentionKernel.FLASH4)
+    attention = 0 if is_recomputed else c * D + 4 * model.num_attention_heads
     shared = c * (D + 2 * W + 2 * model.intermediate_size) + attention
     return batch.stream_bytes * D + 2 * c * D + shared // batch.num_tensor
 

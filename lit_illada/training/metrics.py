@@ -74,7 +74,8 @@ def by_ratio(tag: str, values: Tensor) -> dict[str, Tensor]:
 
 
 def publish(module: LightningModule, values: Mapping[str, float | Tensor]) -> None:
-    """Log values, equal on every rank, at the number of completed optimizer steps.
+    """Log values at the number of completed optimizer steps. They are equal on every rank but for measured times and
+    speeds, of which rank 0's are recorded.
 
     TensorBoard also gets the main curves as over_tokens/<tag>, with the number of training tokens as the step, where
     runs with different batch sizes are comparable. Loggers are called directly because `self.log` would count steps

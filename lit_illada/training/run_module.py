@@ -49,7 +49,8 @@ class RunModule(RankedModule):
     # builds a module from a checkpoint; set by lit_illada.api.checkpoints, which knows the configs
     _load: ClassVar[Callable[[Path, Any], "RunModule"] | None] = None
     selected_by: ClassVar[str] = "val/nll_bound"
-    """Validation metric, lower is better, by which `trainer.keep_best` retains checkpoints."""
+    """Validation metric, lower is better, by which `trainer.keep_best` retains checkpoints and a Reactive schedule
+    detects a plateau."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ class LearningRate(LRScheduler):
         self.schedule = schedule
         self.max_steps = max_steps
         self.plateau_at: int | None = None
-        self.best_nll = math.inf
+        self.best = math.inf  # lowest value of `RunModule.selected_by` so far
         self.validations_without_improvement = 0
         self._options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         super().__init__(optimizer)
@@ -41,11 +41,11 @@ class LearningRate(LRScheduler):
     def get_lr(self) -> list[Any]:
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
-    def observe(self, nll: float) -> bool:
+    def observe(self, value: float) -> bool:
         """Update the plateau detection of a Reactive schedule.
 
         Args:
-            nll: the validation's likelihood bound, in nats/token; a non-finite one is ignored with a warning.
+            value: `RunModule.selected_by` of the validation; a non-finite one is ignored with a warning.
 
         Returns:
             Whether this validation reaches the plateau, at which the decay starts.
@@ -54,28 +54,27 @@ class LearningRate(LRScheduler):
             return False
         if self.last_epoch < self.schedule.warmup_steps:
             return False
-        if not math.isfinite(nll):
-            log.warning("learning rate: the validation bound is %s and is ignored by the plateau detection", nll)
+        if not math.isfinite(value):
+            log.warning("learning rate: the validation's metric is %s and is ignored by the plateau detection", value)
             return False
-        if nll <= self.best_nll - self.schedule.min_improvement:
-            self.best_nll, self.validations_without_improvement = nll, 0
+        if value <= self.best - self.schedule.min_improvement:
+            self.best, self.validations_without_improvement = value, 0
             return False
         self.validations_without_improvement += 1
         if self.validations_without_improvement < self.schedule.patience:
             return False
         self.plateau_at = self.last_epoch
         log.info(
-            "learning rate: none of the last %d validations was %g nats/token below the best, %.4f; the decay starts "
-            "at step %d",
+            "learning rate: none of the last %d validations was %g below the best, %.4f; the decay starts at step %d",
             self.schedule.patience,
             self.schedule.min_improvement,
-            self.best_nll,
+            self.best,
             self.plateau_at,
         )
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("last_epoch", "plateau_at", "best_nll", "validations_without_improvement")
+        names = ("last_epoch", "plateau_at", "best", "validations_without_improvement")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -84,7 +83,8 @@ class LearningRate(LRScheduler):
         A run can therefore resume with other options than its checkpoint was written with. Must be called after the
         optimizer's state is loaded.
         """
-        self.__dict__.update(state_dict)
+        # earlier checkpoints name it `best_nll`
+        self.__dict__.update({"best" if name == "best_nll" else name: value for name, value in state_dict.items()})
         for group, options, base in zip(self.optimizer.param_groups, self._options, self.base_lrs, strict=True):
             group.update(options, initial_lr=base, lr=base * self.factor(self.last_epoch))
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

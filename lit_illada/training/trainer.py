@@ -89,7 +89,7 @@ def _quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for advice in (
         ".*WeightAveraging callback with a model that overrides the configure_model.*",
-        # logged values are already equal on every rank
+        # logged values are already equal on every rank, or measured by it
         ".*when logging on epoch level in distributed setting.*",
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",

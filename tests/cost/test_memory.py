@@ -225,6 +225,15 @@ def test_gradients_of_ddp_are_held_as_its_buckets_all_the_time():
     assert two.peak > one.peak
 
 
+def test_selective_recomputation_saves_no_output_of_flex_attention_and_flash_attention_4():
+    selective = replace(micro_batch(10, 2, AttentionKernel.VARLEN), recomputation=ActivationCheckpointing.selective)
+    saved = activation_bytes(SMALL, selective)
+    output = 2 * SMALL.hidden_size + 4 * SMALL.num_attention_heads  # with the log-sum-exp, bytes per token and layer
+    for kernel in (AttentionKernel.FLEX, AttentionKernel.FLASH4):
+        recomputed = activation_bytes(SMALL, replace(selective, kernel=kernel))
+        assert saved - recomputed == selective.num_tokens * SMALL.num_hidden_layers * output
+
+
 def test_sharded_state_is_divided_among_devices():
     eight = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA), parallel=FSDP, world_size=8)
     one = step_memory(SMALL, AdamWConfig(), micro_batch(10, 4, AttentionKernel.SDPA))

@@ -110,6 +110,18 @@ def test_a_resumed_schedule_continues_exactly(stop_at, name):
     assert resumed.state_dict() == whole.state_dict()
 
 
+def test_a_checkpoint_of_an_earlier_version_restores_the_plateau_detection():
+    schedule = Reactive(warmup_steps=0)
+    _, learning_rate = make(schedule)
+    learning_rate.observe(4.0)
+    saved = learning_rate.state_dict()
+    saved["best_nll"] = saved.pop("best")
+    _, resumed = make(schedule)
+    resumed.load_state_dict(saved)
+    assert resumed.state_dict() == learning_rate.state_dict()
+    assert resumed.best == 4.0
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_invalid_values_are_rejected(name):
     with pytest.raises(UserError, match=r"optim\.schedule\.warmup_steps is -1: it must be 0 or more"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
 STATE_FILE = "state.pt"
-BEST = "best"  # symbolic link to the retained checkpoint with the lowest val/nll_bound
+BEST = "best"  # symbolic link to the retained checkpoint with the lowest `RunModule.selected_by`
 _SUFFIX = ".ckpt"
 
 

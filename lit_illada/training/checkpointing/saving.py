@@ -31,12 +31,12 @@ class Retention:
     every_steps: int | None = None
     """Also retain multiples of this interval; None: none."""
     best: int = 0
-    """Also retain this many with the lowest val/nll_bound, among checkpoints of validated steps."""
+    """Also retain this many with the lowest `RunModule.selected_by`, among checkpoints of validated steps."""
     counted_every_steps: int = 1
     """`newest` prefers multiples of this interval, so that checkpoints saved on a stop do not displace them."""
 
     def select(self, steps: Iterable[int], bounds: Mapping[int, float]) -> set[int]:
-        """The steps to retain. bounds: val/nll_bound of the validated steps, in nats/token."""
+        """The steps to retain. bounds: `RunModule.selected_by` of the validated steps."""
         ordered = sorted(steps)
         regular = {step for step in ordered if self.every_steps is not None and step % self.every_steps == 0}
         counted = sorted(ordered, key=lambda step: (step % self.counted_every_steps == 0, step))[-self.newest :]

@@ -33,7 +33,8 @@ class ActivationCheckpointing(StrEnum):
     none = "none"
     """All are saved."""
     selective = "selective"
-    """The block's input and its expensive operations, linear layers and attention kernels, are saved."""
+    """The block's input and its expensive operations, linear layers and attention kernels, are saved; the outputs of
+    the kernels flex and flash4 are recomputed."""
     full = "full"
     """Only the block's input is saved."""
 

@@ -70,9 +70,9 @@ class WarmupStableDecay:
 class Reactive:
     """Linear warm-up, constant until the validation loss stops improving, then cosine (iLLaDA, arXiv 2606.25331).
 
-    A plateau is reached when `patience` consecutive validations have not lowered `val/nll_bound` below its minimum so
-    far by at least `min_improvement`. The decay then takes `decay_fraction` of the run. Without a plateau it starts in
-    time to finish at the end of the run.
+    A plateau is reached when `patience` consecutive validations have not lowered `val/nll_bound`, or in alignment
+    `val/error`, below its minimum so far by at least `min_improvement`. The decay then takes `decay_fraction` of the
+    run. Without a plateau it starts in time to finish at the end of the run.
     """
 
     warmup_steps: int = 100
@@ -80,7 +80,7 @@ class Reactive:
     patience: int = 3
     """Consecutive validations without improvement that define a plateau."""
     min_improvement: float = 0.01
-    """Smallest decrease of val/nll_bound that counts as an improvement, in nats/token."""
+    """Smallest decrease that counts as an improvement, of val/nll_bound in nats/token or in alignment of val/error."""
     decay_fraction: float = 0.2
     """Length of the decay, as a fraction of trainer.max_steps."""
     final_factor: float = 0.025

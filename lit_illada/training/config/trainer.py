@@ -126,7 +126,8 @@ class TrainerConfig:
     keep_every_steps: int | None = None
     """Also retain checkpoints at multiples of this interval; None: none."""
     keep_best: int = 0
-    """Also retain this many checkpoints with the lowest val/nll_bound; `checkpoints/best` links to the best."""
+    """Also retain this many checkpoints with the lowest val/nll_bound, in alignment val/error; `checkpoints/best` links
+    to the best."""
     checkpoint_async: bool = True
     """Write checkpoints in the background, from a copy of the state in host memory."""
     timeout_s: float = 1800.0

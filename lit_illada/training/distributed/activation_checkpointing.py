@@ -2,8 +2,8 @@
 
 `selective` saves the outputs of linear layers and of attention kernels, and recomputes norms, rotary embeddings and the
 MLP's product. Of the `matmul` attention it saves only the linear layers, because the scores are quadratic in the row's
-length; FlashAttention 4's output is recomputed too, because torch has no operator for it. torchtitan, from which the
-idea is taken, saves every second matrix product.
+length. The outputs of flex_attention and FlashAttention 4 are recomputed, too, because no operator that torch
+knows computes them. torchtitan, from which the idea is taken, saves every second matrix product.
 """
 
 from functools import partial
