@@ -3,7 +3,8 @@
 from lit_illada.api.checkpoints import TextBound, build_module, generate, infill, load_module, nll_bound
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.build import build_datamodule, build_model, build_objective, build_sft_datamodule
-from lit_illada.checkpoints.open import load_checkpoint, load_sft
+from lit_illada.checkpoints.open import load_checkpoint
+from lit_illada.checkpoints.start import load_sft
 from lit_illada.config import GenerateConfig, PretrainConfig, SFTConfig, load, load_file
 from lit_illada.data.datamodule import PackedDataModule
 from lit_illada.data.prepare.prepare import prepare

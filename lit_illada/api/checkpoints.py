@@ -10,7 +10,8 @@ from typing import Any, overload
 import torch
 
 from lit_illada import build
-from lit_illada.checkpoints.open import check_fits, checkpoint_file, load_checkpoint, open_checkpoint
+from lit_illada.checkpoints.open import checkpoint_file, load_checkpoint, open_checkpoint
+from lit_illada.checkpoints.start import check_fits
 from lit_illada.config import PretrainConfig, SFTConfig
 from lit_illada.data.row_datamodule import RowDataModule
 from lit_illada.data.tokenizer import Tokenizer

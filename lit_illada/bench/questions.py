@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from lit_illada import build
 from lit_illada.batch import TokenBatch
-from lit_illada.checkpoints.open import Checkpoint, load_sft
+from lit_illada.checkpoints.open import Checkpoint
+from lit_illada.checkpoints.start import load_sft
 from lit_illada.config import PretrainConfig, SFTConfig, load_file
 from lit_illada.data.sft_datamodule import Difficulty, EvaluationExample
 from lit_illada.data.tokenizer import Tokenizer

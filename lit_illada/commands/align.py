@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_illada import build
-from lit_illada.checkpoints.open import load_align
+from lit_illada.checkpoints.start import load_align
 from lit_illada.commands.resume import open_tuning
 from lit_illada.commands.training_run import check_hardware, train
 from lit_illada.config import AlignConfig

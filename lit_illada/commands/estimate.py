@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lit_illada import build
-from lit_illada.checkpoints.open import load_align, load_pretrain, load_sft
+from lit_illada.checkpoints.start import load_align, load_pretrain, load_sft
 from lit_illada.commands.estimate_table import Estimate, memory_problems, print_estimate
 from lit_illada.config import AlignConfig, ObjectiveRunConfig, RunConfig, SFTConfig, compose_tree, load
 from lit_illada.cost.alignment import TYPICAL_PROMPT, align_step_flops, completion_passes, rollout_bytes

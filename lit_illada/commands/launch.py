@@ -14,7 +14,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from lit_illada.checkpoints.open import load_align, load_pretrain, load_sft
+from lit_illada.checkpoints.start import load_align, load_pretrain, load_sft
 from lit_illada.commands.resume import open_run
 from lit_illada.config import RunConfig, load
 from lit_illada.data.corpora.sources import files_of

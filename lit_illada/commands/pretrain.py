@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_illada import build
-from lit_illada.checkpoints.open import Checkpoint, check_fits, load_pretrain, open_checkpoint
+from lit_illada.checkpoints.open import Checkpoint, open_checkpoint
+from lit_illada.checkpoints.start import check_fits, load_pretrain
 from lit_illada.commands.data import prepare_dataset
 from lit_illada.commands.resume import open_run
 from lit_illada.commands.training_run import check_hardware, train

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from lit_illada.checkpoints.open import open_checkpoint, with_model_of_start
+from lit_illada.checkpoints.open import open_checkpoint
+from lit_illada.checkpoints.start import add_model_of_checkpoint
 from lit_illada.commands.data import prepare_dataset
 from lit_illada.config import SCHEMAS, AlignConfig, compose_tree
 from lit_illada.cost.alignment import step_forwards
@@ -161,7 +162,7 @@ def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle:
     """Validated config of a command; fine-tuning and alignment take the model of the preceding stage, pretraining that
     of `init_from`."""
     if command == Command.PRETRAIN:
-        overrides, _ = with_model_of_start(overrides)
+        overrides, _ = add_model_of_checkpoint(overrides)
     tree = compose_tree(command, overrides)
     if command in (Command.SFT, Command.ALIGN):
         assert parent is not None

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from lit_illada.checkpoints.open import load_pretrain
+from lit_illada.checkpoints.start import load_pretrain
 from lit_illada.cli import main
 
 
