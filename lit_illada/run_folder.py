@@ -232,18 +232,25 @@ def require_name(name: str) -> None:
 
 
 def current_commit() -> str | None:
-    """Commit of the git checkout that holds this code; None outside a checkout."""
-    root = Path(__file__).parent
+    """Commit of the git checkout that holds this code, `-dirty` if it has uncommitted changes; None outside one."""
+    return commit_of(Path(__file__))
+
+
+def commit_of(file: Path) -> str | None:
+    """Commit of the git checkout that a file is part of; None for a file that no checkout tracks.
+
+    A package installed in a project's .venv lies in that project's checkout, which does not track it.
+    """
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        # without --exclude, a release's tag and the distance to it take the place of the hash
+        return _git(file.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    result = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
     return result.stdout.strip()
 
 

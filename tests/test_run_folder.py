@@ -4,13 +4,14 @@ import errno
 import fcntl
 import json
 import os
+import subprocess
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from lit_illada.errors import UserError
-from lit_illada.run_folder import RunFolder
+from lit_illada.run_folder import RunFolder, commit_of
 from lit_illada.runtime.files import temporary_of
 
 
@@ -78,3 +79,39 @@ def test_lock_that_is_a_link_or_pipe_is_rejected(folder, tmp_path):
     with pytest.raises(UserError, match=r"training\.lock"), RunFolder(tmp_path).held():
         pass
     assert outside.read_text() == "kept"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Run git in a checkout with one tracked file, module.py."""
+    folder = tmp_path / "checkout"
+
+    def git(*words):
+        settings = ("user.name=a", "user.email=a@b", "commit.gpgsign=false", "tag.gpgsign=false")
+        options = [word for setting in settings for word in ("-c", setting)]
+        return subprocess.check_output(["git", *options, *words], cwd=folder, text=True).strip()
+
+    folder.mkdir()
+    git("init", "--quiet")
+    (folder / ".gitignore").write_text(".venv\n")
+    (folder / "module.py").write_text("")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    return folder, git
+
+
+def test_the_commit_is_a_hash_also_after_a_release(checkout):
+    folder, git = checkout
+    git("tag", "--annotate", "v0.1.0", "--message", "release")
+    assert commit_of(folder / "module.py") == git("rev-parse", "HEAD")
+    (folder / "module.py").write_text("changed")
+    assert commit_of(folder / "module.py") == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_code_installed_inside_another_checkout_has_no_commit(checkout):
+    folder, _ = checkout
+    installed = folder / ".venv" / "lib" / "module.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    assert commit_of(installed) is None
+    assert commit_of(folder.parent / "module.py") is None

@@ -36,7 +36,7 @@ _FOLLOWING = {"os.truncate", "os.chmod"}  # these change what a link points to, 
 _STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn"}
 
 # the commit of the checkout, for provenance.jsonl; processes that tokenise
-_OUR_OWN = ("git describe", f"{sys.executable} -m lit_illada.data.prepare.shard_pool")
+_OUR_OWN = ("git ls-files", "git describe", f"{sys.executable} -m lit_illada.data.prepare.shard_pool")
 
 
 @dataclass(frozen=True)
