@@ -10,7 +10,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,7 +17,7 @@ from lit_illada.errors import UserError, unknown
 from lit_illada.overrides import apply_overrides
 from lit_illada.runtime import plugins
 from lit_illada.runtime.key_hints import nearest_key
-from lit_illada.runtime.yaml_files import read_yaml
+from lit_illada.runtime.yaml_files import dump_yaml, read_yaml
 
 
 def choice(table: Mapping[str, type], default: str) -> Any:
@@ -42,10 +41,12 @@ T = TypeVar("T")
 REQUIRED = "???"  # OmegaConf's and Hydra's mark of a value that the user must give
 
 
-def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
+def from_tree(schema: type[T], tree: Any, where: str = "", *, is_strict: bool = False) -> T:
     """Build a frozen dataclass from plain dicts, lists and scalars; choices are resolved by name.
 
-    where: prefix of the keys in error messages. Raises UserError for unknown, missing or mistyped values.
+    where: prefix of the keys in error messages. is_strict: reject numbers and booleans for texts, which would change
+    the spelling of a name in YAML, such as 0.10 to '0.1'; on the command line, name=1 is a text. Raises UserError for
+    unknown, missing or mistyped values.
     """
     if not isinstance(tree, Mapping):
         raise UserError(f"{where.rstrip('.') or 'a config'} must be a mapping of keys; got {tree!r}")
@@ -61,7 +62,7 @@ def from_tree(schema: type[T], tree: Any, where: str = "") -> T:
         cls = hints[key]
         if table := items[key].metadata.get("choices"):
             cls, child = _chosen(table, child, path, cls)
-        values[key] = _read(cls, child, path)
+        values[key] = _read(cls, child, path, is_strict)
         if items[key].metadata.get("needs_permission") and values[key]:
             plugins.require_permission(path)
     required = (name for name, item in items.items() if _is_required(item))
@@ -156,26 +157,42 @@ def to_tree(value: Any) -> Any:
 
 def dump(config: Any) -> str:
     """Return the config as YAML."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True, width=100)
+    return dump_yaml(to_tree(config))
 
 
-def _read(hint: Any, value: Any, path: str) -> Any:
+def _read(hint: Any, value: Any, path: str, is_strict: bool = False) -> Any:
     """Convert a value to its type hint, recursively through lists and mappings of dataclasses."""
     parts = get_args(hint)
     if isinstance(hint, UnionType) and any(_holds_nodes(part) for part in parts):
         (hint,) = (part for part in parts if part is not type(None))
-        return None if value is None else _read(hint, value, path)
+        return None if value is None else _read(hint, value, path, is_strict)
     if dataclasses.is_dataclass(hint):
-        return from_tree(hint, value, f"{path}.")  # type: ignore[arg-type]
+        return from_tree(hint, value, f"{path}.", is_strict=is_strict)  # type: ignore[arg-type]
+    if is_strict:
+        _require_texts(hint, value, path)
     if not _holds_nodes(hint):
         return _leaf(hint, value, path)
     if get_origin(hint) is list:
         if not isinstance(value, list):
             raise UserError(f"{path} must be a list; got {value!r}")
-        return [_read(parts[0], item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [_read(parts[0], item, f"{path}[{index}]", is_strict) for index, item in enumerate(value)]
     if not isinstance(value, Mapping):
         raise UserError(f"{path} must be a mapping of names; got {value!r}")
-    return {str(key): _read(parts[1], item, f"{path}.{key}") for key, item in value.items()}
+    return {str(key): _read(parts[1], item, f"{path}.{key}", is_strict) for key, item in value.items()}
+
+
+def _require_texts(hint: Any, value: Any, path: str) -> None:
+    """Raise UserError for a number or boolean where the hint has a text, also in lists and as a key."""
+    parts = get_args(hint)
+    if get_origin(hint) is list and isinstance(value, list):
+        for index, item in enumerate(value):
+            _require_texts(parts[0], item, f"{path}[{index}]")
+    elif get_origin(hint) is dict and isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_texts(parts[0], key, f"{path}, key")
+            _require_texts(parts[1], item, f"{path}.{key}")
+    elif isinstance(value, bool | int | float) and (hint is str or set(parts) == {str, type(None)}):
+        raise UserError(f"{path}: {value!r} is not a text: write it in quotes, such as '{value}'")
 
 
 def _holds_nodes(hint: Any) -> bool:

@@ -1,8 +1,9 @@
 """Reads YAML with limits on its size, its depth and the expansion of its aliases.
 
 PyYAML has no such limits: a small file can expand to billions of nodes through aliases, or overflow the stack by
-nesting. The limits are checked on the graph of nodes, before Python values are built. Numbers follow YAML 1.2 (`1e-3`
-is a number), timestamps stay strings, and duplicate keys are errors.
+nesting. The limits are checked on the graph of nodes, before Python values are built. Booleans and numbers are those of
+YAML 1.2's core schema: `1e-3` is a number and `010` is ten; `on`, `off`, `yes`, `no`, `1:30` and `1_000` are texts.
+Timestamps stay texts too, and duplicate keys are errors.
 """
 
 import re
@@ -75,15 +76,41 @@ class _Loader(yaml.SafeLoader):
             raise _LimitError(f"key {twice!r} is given twice at line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: Any) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
 
+
+# YAML 1.2's core schema: tag -> (pattern, first characters)
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+_TAG = "tag:yaml.org,2002:"
 # copies: PyYAML's table is shared by all users of SafeLoader
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if tag not in ("tag:yaml.org,2002:timestamp",)]
+    first: [(tag, pattern) for tag, pattern in pairs if tag.removeprefix(_TAG) not in (*_SCALARS, "timestamp")]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
-)
+_Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Also quotes texts such as `1e-3`, which are numbers in YAML 1.2 only."""
+
+
+for _name, (_pattern, _characters) in _SCALARS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"(?:{_pattern})\Z"), list(_characters))
+
+
+def dump_yaml(tree: Any) -> str:
+    """Return a tree of plain values as YAML that YAML 1.1 and 1.2 read alike."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _size(node: Any, known: dict[int, float]) -> float:

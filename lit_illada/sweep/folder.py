@@ -196,7 +196,7 @@ class SweepFolder:
     def read_spec(self) -> SweepSpec:
         """Read sweep.yaml. Raises UserError if this is not the folder of a sweep."""
         self._require(self.spec)
-        return from_tree(SweepSpec, read_yaml(self.spec))
+        return from_tree(SweepSpec, read_yaml(self.spec), is_strict=True)
 
     def read_plan(self) -> list[PlannedRun]:
         """Read plan.json. Raises UserError if this is not the folder of a sweep."""

@@ -40,8 +40,9 @@ def read_spec(name: str, overrides: Sequence[str] = ()) -> SweepSpec:
                 raise UserError(f"{path}: the scale of a started sweep cannot be changed, it is {tree['scale']}")
             tree["scale"] = value
     try:
-        if path != resolved_file:
-            tree = to_tree(_at_scale({"name": path.stem, **tree}))
+        is_resolved = path == resolved_file
+        spec = from_tree(SweepSpec, tree, is_strict=True) if is_resolved else _at_scale({"name": path.stem, **tree})
+        tree = to_tree(spec)
         for keys, value in settings:
             if keys != ["scale"]:
                 _set(tree, keys, value)
@@ -99,7 +100,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
 
     Precedence, lowest first: sweeps/scale/NAME.yaml, the sweep's file, the file's own entry in `scales`.
     """
-    spec = from_tree(SweepSpec, tree)
+    spec = from_tree(SweepSpec, tree, is_strict=True)
     if spec.scale is None:
         return replace(spec, scales={})
     common_file = sweeps_dir() / "scale" / f"{spec.scale}.yaml"
@@ -112,7 +113,7 @@ def _at_scale(tree: dict[str, Any]) -> SweepSpec:
             raise unknown(f"scales.{spec.scale}: stage", name, stages)
     shared: dict[str, list[str]] = {}
     if common_file.is_file():
-        common = from_tree(CommonScale, read_yaml(common_file))
+        common = from_tree(CommonScale, read_yaml(common_file), is_strict=True)
         shared = common.overrides
         filled = {name: getattr(common, name) for name in ("seeds", "validations") if name not in tree}
         budget = common.budget if spec.budget is None and not spec.no_budget else spec.budget

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+import yaml
 
 from lit_illada.errors import UserError
 from lit_illada.runtime import files
@@ -22,7 +23,7 @@ from lit_illada.runtime.files import (
     write_atomically,
 )
 from lit_illada.runtime.records import from_record
-from lit_illada.runtime.yaml_files import read_yaml
+from lit_illada.runtime.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 DAMAGED_JSON = {
     "empty": (b"", "not JSON"),
@@ -92,6 +93,36 @@ def test_yaml_reads_numbers_as_written_and_times_as_text(tmp_path):
     path.write_text("a: 1e-3\nb: 3\nc: 2024-13-45\nd: [.5, 1.5e2, x]\ne: null\nf: &x {y: 1}\ng: *x\n")
     wanted = {"a": 0.001, "b": 3, "c": "2024-13-45", "d": [0.5, 150.0, "x"], "e": None, "f": {"y": 1}, "g": {"y": 1}}
     assert read_yaml(path) == wanted
+
+
+def test_yaml_follows_the_core_schema_of_yaml_1_2(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: [on, off, yes, no]\nb: [true, FALSE]\nc: [010, 0o10, 0x1F, -5]\nd: [1:30, 1_000]\ne: .inf\n")
+    wanted = {"a": ["on", "off", "yes", "no"], "b": [True, False], "c": [10, 8, 31, -5], "d": ["1:30", "1_000"]}
+    assert read_yaml(path) == {**wanted, "e": float("inf")}
+
+
+def test_written_yaml_reads_alike_in_both_versions_of_yaml():
+    values = [
+        "on",
+        "1e-3",
+        "0.10",
+        "010",
+        "0o10",
+        "1:30",
+        "1_000",
+        "true",
+        "null",
+        "a",
+        1e-5,
+        float("inf"),
+        3,
+        True,
+        None,
+    ]
+    text = dump_yaml(values)
+    assert parse_yaml(text, "text", list) == values
+    assert yaml.safe_load(text) == values
 
 
 def test_missing_and_oversized_files_and_folders_are_rejected(tmp_path, monkeypatch):

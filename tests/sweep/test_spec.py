@@ -207,3 +207,50 @@ def test_a_sweep_of_a_converted_checkpoint_is_read(path):
     spec = read_spec(str(path))
     assert spec.question.endswith("?")
     assert all(arm.source for arm in spec.all_arms())
+
+
+YAML = """
+question: Which?
+baseline: {baseline}
+scale: null
+metrics: [{{name: val/nll_bound, stage: pretrain}}]
+stages: [{{name: pretrain, command: pretrain}}]
+arms: [{{name: {baseline}}}, {{name: b, overrides: {{pretrain: [seed=1]}}}}]
+"""
+
+
+@pytest.fixture
+def with_baseline(tmp_path):
+    """Write a sweep whose baseline is named as written."""
+
+    def write(written):
+        file = tmp_path / "mine.yaml"
+        file.write_text(YAML.format(baseline=written), encoding="utf-8")
+        return str(file)
+
+    return write
+
+
+@pytest.mark.parametrize(("written", "name"), [("on", "on"), ("off", "off"), ("'1e-3'", "1e-3"), ("'0.10'", "0.10")])
+def test_names_of_arms_stay_as_they_are_written(with_baseline, tmp_path, written, name):
+    spec = read_spec(with_baseline(written))
+    assert [arm.name for arm in spec.all_arms()] == [name, "b"]
+    SweepFolder(tmp_path / "sweep").write(spec, [])
+    assert SweepFolder(tmp_path / "sweep").read_spec() == spec
+
+
+@pytest.mark.parametrize(("written", "seen"), [("true", "True"), ("1e-3", "0.001"), ("0.10", "0.1"), ("3", "3")])
+def test_names_that_yaml_would_change_are_rejected(with_baseline, written, seen):
+    with pytest.raises(UserError, match=rf"baseline: {seen} is not a text: write it in quotes, such as '{seen}'"):
+        read_spec(with_baseline(written))
+
+
+def test_numbers_in_lists_and_as_keys_of_a_sweep_are_rejected(read):
+    with pytest.raises(UserError, match=r"primary_contrasts\[0\]: 2 is not a text"):
+        read(primary_contrasts=[2])
+    with pytest.raises(UserError, match=r"axes, key: 1 is not a text"):
+        read(axes={1: [{"name": "x"}]})
+
+
+def test_a_number_on_the_command_line_is_the_name_of_an_arm(with_baseline):
+    assert read_spec(with_baseline("'3'"), ["baseline=3"]).baseline == "3"
