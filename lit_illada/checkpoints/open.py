@@ -31,7 +31,7 @@ from lit_illada.model.lora import MergedTensors
 from lit_illada.model.weight_check import CheckedTensors
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime.checksums import CHECKSUMS_FILE, DamagedFileError, check_folder, write_folder_checksums
-from lit_illada.runtime.files import parse_json
+from lit_illada.runtime.files import MissingFileError, parse_json
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.training.checkpointing.files import is_checkpoint, latest_checkpoint
 from lit_illada.training.checkpointing.reading import Weights, read_checkpoint
@@ -168,7 +168,7 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> _Contents:
 
 def _read_weights(path: Path, folder: RunFolder) -> _Contents:
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
+        raise MissingFileError(f"{path}: no such checkpoint")
     listed = check_folder(folder.path)
     if listed is not None and f"{folder.checkpoints.name}/{path.name}" not in listed:
         raise DamagedFileError(f"{folder.path / CHECKSUMS_FILE}: does not list {path.name}")

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer as Backend
 from lit_illada.data.config import NO_NAMES, OUR_TOKENS, TokenNames
 from lit_illada.data.tokenizer_regex import check_patterns
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import parse_json, read_text, write_atomically
+from lit_illada.runtime.files import MissingFileError, parse_json, read_text, write_atomically
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -99,7 +99,7 @@ class Tokenizer:
         """Loads a folder; `names` override its tokenizer_config.json. Raises UserError where it has no tokenizer."""
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
-            raise UserError(f"no tokenizer at {folder}: {path} does not exist")
+            raise MissingFileError(f"no tokenizer at {folder}: {path} does not exist")
         config = path.with_name(CONFIG_FILE)
         config_json = read_text(config) if config.is_file() else "{}"
         return cls.from_files(read_text(path), config_json, str(folder), names)

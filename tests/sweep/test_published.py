@@ -9,8 +9,11 @@ import yaml
 from click.testing import CliRunner
 
 from lit_illada.cli import main
+from lit_illada.commands import sweep_check
+from lit_illada.commands.sweep import SweepOutcome
 from lit_illada.runtime.paths import sweeps_dir
-from lit_illada.sweep.folder import SweepFolder
+from lit_illada.sweep.folder import RunState, SweepFolder
+from lit_illada.sweep.progress import RunStatus
 
 COMMIT = "c0ffee" * 6 + "beef"
 
@@ -77,6 +80,50 @@ def test_results_whose_files_are_absent_here_are_named_and_not_repeated(tmp_path
     status, output = sweep("check", tmp_path / "results")
     assert status == 0, output
     assert "made_up commit c0ffeec0, clean; not repeated here: arm 'a', stage 'pretrain': nowhere: no such" in output
+
+
+def test_results_that_the_code_cannot_plan_any_more_fail_the_check(tmp_path, runs_of):
+    assert sweep("publish", runs_of(COMMIT).path, "--results", tmp_path / "results")[0] == 0
+    file = tmp_path / "results" / "made_up" / "sweep.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["stages"][0]["overrides"] = ["model.num_layers=3"]
+    file.write_text(yaml.safe_dump(tree))
+    status, output = sweep("check", tmp_path / "results")
+    assert status == 1, output
+    assert "cannot be repeated: arm 'a', stage 'pretrain': unknown config key" in output
+    file.write_text(yaml.safe_dump({**tree, "no_such_setting": 1}))
+    status, output = sweep("check", tmp_path / "results")
+    assert status == 1, output
+    assert "cannot be repeated: unknown config key 'no_such_setting'" in output
+
+
+def test_results_whose_training_data_are_absent_here_are_not_repeated(tmp_path, runs_of):
+    assert sweep("publish", runs_of(COMMIT).path, "--results", tmp_path / "results")[0] == 0
+    file = tmp_path / "results" / "made_up" / "sweep.yaml"
+    tree = yaml.safe_load(file.read_text())
+    for data in (["data=prepared"], ["data=text", f"data.source.paths=[{tmp_path}/nowhere.txt]"]):
+        tree["stages"][0]["overrides"] = ["model=pico", *data, f"data.dir={tmp_path}/data"]
+        file.write_text(yaml.safe_dump(tree))
+        status, output = sweep("check", tmp_path / "results")
+        assert status == 0, output
+        assert "made_up commit c0ffeec0, clean; not repeated here" in output
+
+
+def test_ctrl_c_ends_the_check(tmp_path, runs_of, monkeypatch):
+    for name in ("made_up", "second"):
+        folder = runs_of(COMMIT)
+        folder.spec.write_text(folder.spec.read_text().replace("name: made_up", f"name: {name}"))
+        assert sweep("publish", folder.path, "--results", tmp_path / "results")[0] == 0
+    started = []
+
+    def stopped(spec, folder, runs, workers):
+        started.append(spec.name)
+        return SweepOutcome(folder, [RunStatus(runs[-1], RunState.INTERRUPTED)], 1, was_stopped=True)
+
+    monkeypatch.setattr(sweep_check, "run_all", stopped)
+    monkeypatch.setattr(sweep_check, "data_configs", lambda runs: [])
+    assert sweep("check", tmp_path / "results")[0] == 130
+    assert started == ["made_up"]
 
 
 def test_committed_results_that_are_superseded_are_listed(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 import zstandard
 
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import MAX_LINE_BYTES
+from lit_illada.runtime.files import MAX_LINE_BYTES, MissingFileError
 
 _COMPRESSED = (".gz", ".zst")
 MAX_TEXT_BYTES = 2**30  # of a file that is read at once
@@ -30,7 +30,7 @@ def find_files(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> l
     """Files matched by paths, globs and folders, without repetition, sorted within an entry.
 
     suffixes: suffixes of the files to take from a folder, compressed or not; None: all files. Hidden files of a folder
-    are ignored. Raises UserError for an entry that matches no file.
+    are ignored. Raises MissingFileError for an entry that matches no file.
     """
     files: dict[Path, None] = {}
     for entry in paths:
@@ -163,12 +163,12 @@ def _expand(entry: str, suffixes: Sequence[str] | None) -> list[Path]:
         files = sorted(p for p in path.rglob("*") if p.is_file() and _is_selected(p.relative_to(path), suffixes))
         if not files:
             kinds = "no files" if suffixes is None else f"no {' or '.join(suffixes)} files"
-            raise UserError(f"{entry}: the folder contains {kinds}")
+            raise MissingFileError(f"{entry}: the folder contains {kinds}")
         return files
     if glob.has_magic(entry):
         files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not files:
-            raise UserError(f"{entry}: no file matches this pattern")
+            raise MissingFileError(f"{entry}: no file matches this pattern")
         return files
     raise _missing(path)
 
@@ -180,13 +180,13 @@ def _is_selected(path: Path, suffixes: Sequence[str] | None) -> bool:
     return suffixes is None or plain.suffix in suffixes
 
 
-def _missing(path: Path) -> UserError:
+def _missing(path: Path) -> MissingFileError:
     folder = path.parent
     if not folder.is_dir():
-        return UserError(f"{path}: no such file, and no folder {folder}")
+        return MissingFileError(f"{path}: no such file, and no folder {folder}")
     close = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()], n=1, cutoff=0.5)
     hint = f"; did you mean {str(folder / close[0])!r}?" if close else ""
-    return UserError(f"{path}: no such file{hint}")
+    return MissingFileError(f"{path}: no such file{hint}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any, Self
 from lit_illada.data.config import SOURCES, TOKENIZERS, DataConfig, StdlibSource
 from lit_illada.data.sections import SECTION_SETTINGS
 from lit_illada.errors import UserError
-from lit_illada.runtime.files import ContentError, parse_json, read_bytes
+from lit_illada.runtime.files import ContentError, MissingFileError, parse_json, read_bytes
 from lit_illada.runtime.records import from_record
 from lit_illada.schema import choice_name
 
@@ -197,9 +197,9 @@ def require_same_settings(folder: str | Path, seen: dict[str, Any], requested: d
 
 
 def require_dataset(location: str) -> None:
-    """Raise UserError if the location is a folder without a prepared data set."""
+    """Raise MissingFileError if the location is a folder without a prepared data set."""
     if not is_url(location) and not Path(location, MANIFEST_FILE).is_file():
-        raise UserError(f"no prepared data set at {location}: make it with `lit-illada data prepare`")
+        raise MissingFileError(f"no prepared data set at {location}: make it with `lit-illada data prepare`")
 
 
 def is_url(location: str) -> bool:

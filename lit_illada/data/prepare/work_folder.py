@@ -137,7 +137,8 @@ def _free_tokenizer_folder(folder: Path, tokenizer: Tokenizer) -> str:
 
 def _explanation(error: OSError | sqlite3.OperationalError, folder: Path) -> str | None:
     number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or (number is None and "full" in str(error)):
+    is_full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT) or is_full:
         return f"the disk of {folder} is full: free some space and run it again; it resumes where it stopped"
     if number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return f"cannot write to {getattr(error, 'filename', None) or folder}: {os.strerror(number)}"

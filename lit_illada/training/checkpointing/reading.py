@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_illada.errors import UserError
 from lit_illada.runtime.checksums import DamagedFileError, check_files, check_zip
+from lit_illada.runtime.files import MissingFileError
 from lit_illada.training.checkpointing.files import STATE_FILE, checkpoints_by_step, checksums_file, parts_file, step_of
 from lit_illada.training.checkpointing.sharded import StoredTensor, open_parts
 
@@ -30,8 +31,8 @@ def read_checkpoint(path: Path, process: int = 0, num_processes: int = 1) -> dic
             verifies a part of the files.
 
     Raises:
-        UserError: the checkpoint does not exist, or (DamagedFileError) is damaged; the message then names the newest
-            intact checkpoint before it.
+        MissingFileError: the checkpoint does not exist.
+        DamagedFileError: it is damaged; the message names the newest intact checkpoint before it.
     """
     try:
         return _read(path, process, num_processes)
@@ -77,7 +78,7 @@ def _read(path: Path, process: int, num_processes: int) -> dict[str, Any]:
     if not path.is_dir():
         return _load(path)
     if not (path / STATE_FILE).is_file():
-        raise UserError(f"{path}: no such checkpoint (it contains no {STATE_FILE})")
+        raise MissingFileError(f"{path}: no such checkpoint (it contains no {STATE_FILE})")
     state = _load(path / STATE_FILE)
     num_files = state.get("num_processes")
     if not isinstance(num_files, int) or num_files < 1 or "content" not in state:
@@ -121,7 +122,7 @@ def _earlier_intact(path: Path) -> str:
 def _load(path: Path) -> dict[str, Any]:
     """Load a file that `torch.save` wrote; its checksum is verified if it has one (HAS_CHECKSUM of the result)."""
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
+        raise MissingFileError(f"{path}: no such checkpoint")
     has_checksum = check_zip(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
