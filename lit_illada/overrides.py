@@ -4,6 +4,8 @@ For files that Hydra does not compose, such as saved configs, sweeps and loops.y
 """
 
 import copy
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -66,6 +68,19 @@ def _parsed(override: str) -> Assignment:
         raise UserError(
             one_line(f"{override!r} is no KEY=VALUE ({reason}): quote a value with special characters, KEY='\"VALUE\"'")
         ) from error
+
+
+def quoted(value: Any) -> str:
+    """Return a plain value in the grammar of overrides: the inverse of parsing KEY=VALUE."""
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{key}: {quoted(item)}" for key, item in value.items()) + "}"
+        case list():
+            return f"[{', '.join(map(quoted, value))}]"
+        case str():
+            # a backslash is an escape only before a quote, which includes the closing one
+            return "'" + re.sub(r"(\\+)(?='|\Z)", r"\1\1", value).replace("'", "\\'") + "'"
+    return json.dumps(value)
 
 
 def apply_overrides(tree: DictConfig, overrides: Sequence[str], *, resolve: bool = False) -> dict[str, Any]:

@@ -222,6 +222,19 @@ def test_full_disk_during_training_leaves_the_last_checkpoint(tiny_overrides, tm
         subprocess.run(["umount", str(small)], check=True)
 
 
+def test_board_rejects_a_port_that_does_not_exist(tmp_path):
+    result = lit_illada("board", str(tmp_path), "--port", "70000")
+    assert result.exit_code == 2
+    assert "70000 is not in the range 1<=x<=65535" in result.output
+
+
+def test_pretraining_starts_from_a_folder_with_an_apostrophe(tmp_path):
+    (tmp_path / "it's").mkdir()
+    result = lit_illada("pretrain", "--init-from", str(tmp_path / "it's"), "data=stdlib", f"run_dir={tmp_path}/run")
+    assert result.exit_code == 1
+    assert "it's: no run there" in result.output
+
+
 def test_board_serves_the_curves(tmp_path, tiny_overrides):
     assert lit_illada("board", str(tmp_path)).exit_code == 1
     run = tmp_path / "runs" / "one"

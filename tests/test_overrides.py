@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from lit_illada.cli import main
 from lit_illada.config import SCHEMAS, load, load_file
 from lit_illada.errors import UserError
-from lit_illada.overrides import parse_assignment
+from lit_illada.overrides import parse_assignment, quoted
 from lit_illada.run_folder import flatten
 from lit_illada.runtime.key_hints import SYNONYMS, similar_key
 from lit_illada.schema import dump, from_tree, to_tree
@@ -187,3 +187,9 @@ def test_a_mapping_with_another_name_replaces_its_section():
     assert load("sft", ["sft_data/source=task", task]).sft_data.source.task.max_number == 20
     with pytest.raises(UserError, match=r"sft_data.source.task.max_numbr.*max_number"):
         load("sft", ["sft_data/source=task", "sft_data.source.task={name: countdown, max_numbr: 20}"])
+
+
+@pytest.mark.parametrize("text", ["it's", "a b", "a\\b", "ends in \\", "\\'", "'", "", "1", "true", "a=b,c", '"'])
+def test_a_quoted_text_is_parsed_as_it_was(text):
+    assert parse_assignment(f"key={quoted(text)}").value == text
+    assert parse_assignment(f"key={quoted({'a': [text, 1, None]})}").value == {"a": [text, 1, None]}

@@ -33,12 +33,13 @@ def add_model_of_checkpoint(overrides: Sequence[str]) -> tuple[list[str], Checkp
     Without `init_from` the overrides are unchanged. The checkpoint determines the model, so `model=` cannot be given;
     `model.is_causal=false` still can, also by a file such as experiment=adapt.
     """
-    path = next((value for key, _, value in (o.partition("=") for o in overrides[::-1]) if key == "init_from"), "null")
-    if path.strip("'\"") in ("", "null"):
+    given = next((override for override in overrides[::-1] if override.startswith("init_from=")), "init_from=null")
+    path = parse_assignment(given).value
+    if path is None or not str(path):
         return list(overrides), None
     if chosen := next((override for override in overrides if override.startswith("model=")), None):
-        raise UserError(f"{chosen} and init_from={path}: the checkpoint determines the model: leave out {chosen}")
-    opened = open_checkpoint(Path(path.strip("'\"")))
+        raise UserError(f"{chosen} and {given}: the checkpoint determines the model: leave out {chosen}")
+    opened = open_checkpoint(Path(str(path)))
     # null, booleans and numbers are the same in JSON and in Hydra's grammar
     by_files = compose_files("pretrain", [each for each in overrides if chooses_file(each)]).get("model") or {}
     # predicts_next also decides is_causal, since no file repeats the default

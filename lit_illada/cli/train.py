@@ -40,7 +40,9 @@ def pretrain(resume: Path | None, init_from: Path | None, overrides: tuple[str, 
     if init_from is not None:
         if resume is not None:
             raise UserError("give --resume or --init-from, not both: a resumed run loads its own weights")
-        overrides = (*overrides, f"init_from='{init_from}'")
+        from lit_illada.overrides import quoted
+
+        overrides = (*overrides, f"init_from={quoted(str(init_from))}")
     if resume is None:
         refuse_early("pretrain", overrides, init_from)
     else:

@@ -5,7 +5,6 @@ whenever it starts, the first time included.
 """
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,6 +20,7 @@ from lit_illada.data.corpora.sources import files_of
 from lit_illada.data.prepare.steps import begin
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
+from lit_illada.overrides import quoted
 from lit_illada.run_folder import RunFolder
 from lit_illada.runtime import plugins
 from lit_illada.runtime.console import Console
@@ -167,21 +167,9 @@ def _named_again(config: RunConfig) -> list[str]:
         words |= {f"{key}.{name}": "true" for name in permissions if getattr(part, name)}
         if (name := plugins.name_of(type(part))) is not None:
             words[key if is_listed else f"{key}.name"] = (
-                _quoted(reduce(getitem, key.split("."), tree)) if is_listed else _quoted(name)
+                quoted(reduce(getitem, key.split("."), tree)) if is_listed else quoted(name)
             )
     return [f"{key}={value}" for key, value in words.items()]
-
-
-def _quoted(value: Any) -> str:
-    """A value in the grammar of overrides."""
-    match value:
-        case dict():
-            return "{" + ", ".join(f"{key}: {_quoted(item)}" for key, item in value.items()) + "}"
-        case list():
-            return f"[{', '.join(map(_quoted, value))}]"
-        case str():
-            return "'" + value.replace("'", "\\'") + "'"
-    return json.dumps(value)
 
 
 def _is_on_gpus(trainer: TrainerConfig) -> bool:

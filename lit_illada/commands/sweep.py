@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lit_illada.checkpoints.open import open_checkpoint
+from lit_illada.checkpoints.open import folder_files, open_checkpoint
 from lit_illada.checkpoints.start import add_model_of_checkpoint
 from lit_illada.commands.data import prepare_dataset
 from lit_illada.config import SCHEMAS, AlignConfig, compose_tree
@@ -17,6 +17,7 @@ from lit_illada.cost.alignment import step_forwards
 from lit_illada.cost.run_cost import expected_vocab_size, memory_bytes, step_flops
 from lit_illada.data.config import DataConfig
 from lit_illada.errors import UserError
+from lit_illada.runtime.checksums import file_checksum
 from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.sweep.design import tuning_text
@@ -179,8 +180,16 @@ def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle:
 def open_begin(begin_from: str) -> tuple[Tree, str]:
     """Model of the checkpoint that a sweep starts from, and a hash of its file. Raises UserError for a missing one."""
     checkpoint = open_checkpoint(begin_path(begin_from))
-    with checkpoint.path.open("rb") as file:
-        return {"model": to_tree(checkpoint.model)}, hashlib.file_digest(file, "sha256").hexdigest()
+    return {"model": to_tree(checkpoint.model)}, _sha256(checkpoint.path)
+
+
+def _sha256(checkpoint: Path) -> str:
+    """Hash of a checkpoint's file, or of the names and checksums of the files of a sharded one."""
+    if checkpoint.is_dir():
+        listing = [(str(file.relative_to(checkpoint)), file_checksum(file)) for file in folder_files(checkpoint)]
+        return hashlib.sha256(repr(listing).encode()).hexdigest()
+    with checkpoint.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def plan_sweep(
@@ -217,14 +226,16 @@ def accelerator_of(runs: Sequence[PlannedRun], *, is_required: bool = True) -> A
 
 
 def slots_of(runs: Sequence[PlannedRun], workers: Workers, *, is_required: bool = True) -> list[Slot]:
-    """Slots for runs at a time, by default as many as memory and cores, or GPUs, allow."""
+    """Slots for runs at a time, by default as many as memory and cores, or GPUs, allow.
+
+    is_required: raise UserError if a run needs more GPUs than there are, instead of returning no slot.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if accelerator_of(runs, is_required=is_required) is Accelerator.gpu:
         trainers = [run.config["trainer"] for run in runs if "trainer" in run.config]
         if is_required and any(trainer["num_nodes"] > 1 for trainer in trainers):
             raise UserError("trainer.num_nodes is above 1: one machine cannot run that, use --slurm")
-        devices = max((trainer["devices"] for trainer in trainers), default=1)
-        gpus = _visible_gpus()
+        devices, gpus = devices_of(runs), visible_gpus()
         if is_required and devices > len(gpus):
             raise UserError(f"trainer.devices={devices}, but torch finds {len(gpus)} CUDA devices")
         fitting = gpu_slots(gpus, devices, max(1, cores * devices // len(gpus)))
@@ -236,7 +247,13 @@ def slots_of(runs: Sequence[PlannedRun], workers: Workers, *, is_required: bool 
     return cpu_slots(at_once, workers.threads)
 
 
-def _visible_gpus() -> list[str]:
+def devices_of(runs: Sequence[PlannedRun]) -> int:
+    """Devices of the run that has most of them."""
+    return max((run.config["trainer"]["devices"] for run in runs if "trainer" in run.config), default=1)
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that runs may use."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
 

@@ -5,7 +5,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lit_illada.commands.sweep import Workers, accelerator_of, plan_sweep, scale_hint, slots_of
+from lit_illada.commands.sweep import (
+    Workers,
+    accelerator_of,
+    devices_of,
+    plan_sweep,
+    scale_hint,
+    slots_of,
+    visible_gpus,
+)
 from lit_illada.cost.run_cost import disk_bytes, memory_bytes
 from lit_illada.cost.run_time import Speed, speed_of
 from lit_illada.runtime.console import Console
@@ -91,9 +99,14 @@ def _print_costs(statuses: Sequence[RunStatus], speed: Speed, workers: int, cons
     shared = sum(1 for status in statuses if len(status.run.arms) > 1)
     disk = sum(disk_bytes(status.run.config) for status in statuses if "model" in status.run.config)
     memory = max((memory_bytes(status.run.config) for status in statuses if "model" in status.run.config), default=0.0)
+    if workers:
+        time = f"about {duration(sum(expected) / workers)} with {workers} at a time{unknown}"
+    else:
+        needed, found = devices_of([status.run for status in statuses]), len(visible_gpus())
+        time = f"does not fit this machine: {needed} devices per run, {found} found"
     lines = {
         "runs": f"{len(statuses)}, {shared} shared by several arms, {len(statuses) - len(left)} already finished",
-        "time": f"about {duration(sum(expected) / workers)} with {workers} at a time{unknown}",
+        "time": time,
         "": speed.origin,
         "disk": f"about {disk / 1e9:,.1f} GB of checkpoints",
         "memory": f"about {memory / 1e9:,.1f} GB per run",

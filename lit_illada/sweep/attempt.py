@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lit_illada.errors import UserError
+from lit_illada.overrides import quoted
 from lit_illada.runtime.files import append_line, write_atomically
 from lit_illada.runtime.terminal import print_lines
 from lit_illada.sweep.folder import PlannedRun, SweepFolder, SweepRunFolder, locked, read_record
@@ -138,7 +139,10 @@ def _words(folder: SweepFolder, run: PlannedRun, run_folder: SweepRunFolder) -> 
     if run.command == Command.SCORE:
         resume = ["--resume"] * is_resumed
         return [run.command, *parent, "--out", str(run_folder.path), *resume, *run.arguments, *run.overrides]
-    return [run.command, *run.arguments, *parent, *run.overrides, f"name='{run.id}'", f"run_dir='{run_folder.path}'"]
+    own = {"name": run.id, "run_dir": str(run_folder.path)}
+    return [
+        run.command, *run.arguments, *parent, *run.overrides, *(f"{key}={quoted(text)}" for key, text in own.items())
+    ]  # fmt: skip
 
 
 def run_length(run_folder: SweepRunFolder, run: PlannedRun) -> int | None:

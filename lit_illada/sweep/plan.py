@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, count
 from typing import Any, Protocol
 
@@ -93,8 +93,9 @@ def expand(
         UserError: two arms resolve to the same runs, a metric cannot compare arms, or a run would need the id of an
             existing run with other settings.
     """
-    # composing a config takes long, so stages that arms share are resolved once
-    steps_of = partial(_steps, spec, resolve=resolve, costs=costs, open_begin=open_begin, resolved={})
+    # composing a config and hashing a checkpoint take long, so both are done once for all arms that share them
+    opened = cache(open_begin) if open_begin else None
+    steps_of = partial(_steps, spec, resolve=resolve, costs=costs, open_begin=opened, resolved={})
     arms = {arm.name: arm if spec.tune is None else _at_choice(spec, arm, chosen) for arm in spec.all_arms()}
     paths = {name: steps_of(arm) for name, arm in arms.items()}
     check_comparable(spec, {arm: {step.stage.name: step.config for step in steps} for arm, steps in paths.items()})

@@ -19,7 +19,7 @@ class RunStatus:
     fraction_done: float = 0.0  # 0 to 1
     metric: float | None = None  # newest value
     tokens_per_s: float | None = None
-    elapsed_s: float | None = None  # of all attempts
+    elapsed_s: float | None = None  # of all attempts; of a running run, its steps so far at the pace of this attempt
     left_s: float | None = None
     is_silent: bool = False  # running, but without recent progress
     last_lines: tuple[str, ...] = ()  # of the log of a failed run
@@ -75,6 +75,8 @@ class Overview:
         if progress is None or not attempts or progress["updated_at"] < attempts[-1]["started_at"][:19]:
             return RunStatus(run, RunState.RUNNING)  # still starting
         done = progress["step"] - progress["begun_at_step"]
+        # the file counts seconds and steps from the start of this attempt
+        step_s = progress["elapsed_s"] / done if done else None
         left = progress["max_steps"] - progress["step"]
         silent_s = (datetime.now() - datetime.fromisoformat(progress["updated_at"])).total_seconds()
         return RunStatus(
@@ -83,7 +85,7 @@ class Overview:
             progress["step"] / progress["max_steps"],
             progress["metrics"].get(self._metric),
             progress["tokens_per_s"] or None,
-            progress["elapsed_s"],
-            progress["elapsed_s"] / done * left if done else None,
+            step_s * progress["step"] if step_s is not None else None,
+            step_s * left if step_s is not None else None,
             silent_s > _SILENT_S,
         )

@@ -34,10 +34,20 @@ def check(spec: SweepSpec) -> None:
             "or null"
         )
     _check_evidence(spec, arms)
+    _check_seeds(spec)
     if spec.validations < 1:
         raise UserError(f"validations is {spec.validations}; it must be 1 or more")
     if spec.warmup_fraction is not None and not 0 <= spec.warmup_fraction < 1:
         raise UserError(f"warmup_fraction is {spec.warmup_fraction}; it must lie in [0, 1), or be null")
+
+
+def _check_seeds(spec: SweepSpec) -> None:
+    """Check the range, which every run checks again at its start."""
+    named = {"seeds": spec.seeds, "tune.seeds": spec.tune.seeds if spec.tune else []}
+    named |= {f"stages {stage.name}: seed": [stage.seed] for stage in spec.stages if stage.seed is not None}
+    for what, seeds in named.items():
+        if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
+            raise UserError(f"{what} contains {wrong[0]}; a seed must lie between 0 and 2**32 - 1")
 
 
 def _check_stages(spec: SweepSpec, arm: Arm) -> None:

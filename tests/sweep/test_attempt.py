@@ -10,9 +10,10 @@ import time
 
 import pytest
 
+from lit_illada.overrides import parse_assignment
 from lit_illada.sweep import attempt as attempt_module
 from lit_illada.sweep.attempt import NOT_MINE, attempt
-from lit_illada.sweep.folder import RunState, locked, read_record
+from lit_illada.sweep.folder import RunState, SweepFolder, locked, read_record
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,13 @@ def test_run_gets_its_folder_and_name_and_records_its_end(one):
     assert done["attempts"] == 1
     assert done["elapsed_s"] >= 0
     assert done["max_rss_bytes"] > 10e6
+
+
+def test_a_folder_with_an_apostrophe_is_passed_on(written, planned, tmp_path):
+    folder, seen = SweepFolder(tmp_path / "it's mine"), []
+    written(planned("a")).path.rename(folder.path)
+    assert attempt(folder, "a", lambda words: seen.append(words) or 0) == 0
+    assert parse_assignment(seen[0][-1]).value == str(folder.runs / "a")
 
 
 def test_finished_run_is_not_repeated(one):

@@ -100,6 +100,18 @@ def test_sweep_can_start_from_an_existing_checkpoint():
     assert runs["sft-c-s0"].config["model"] == {"width": 8}
 
 
+def test_a_checkpoint_that_several_arms_start_from_is_opened_once():
+    opened = []
+
+    def counted(name):
+        opened.append(name)
+        return open_begin(name)
+
+    arms = [arm("a"), arm("b", sft=["q=1"]), arm("c", sft=["q=2"])]
+    expand(spec(arms, stages("sft"), begin_from="that"), resolve, COSTS, open_begin=counted)
+    assert opened == ["that"]
+
+
 def test_fingerprint_depends_on_the_content_of_the_checkpoint():
     def fingerprint(name):
         run, _ = expand(
