@@ -1,4 +1,4 @@
-"""Rejects sweeps that would rank arms by a metric on different validation tokens."""
+"""Rejects sweeps that would rank arms by a metric on different validation tokens or problems."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,14 +28,23 @@ _ROWS = {
         "sft_data.validation_fraction",
     ],
 }
-# settings that determine the held-out problems of an alignment
-_PROBLEMS = {Command.ALIGN: ["trainer.val_rows", "task", "problems", "preferences"]}
-# metrics per token also need the same tokenizer; bits per byte do not
-_TOKENS = {Command.PRETRAIN: ["data.tokenizer"], Command.SFT: []}
+# settings of the validation metrics of a command; those per token also need the same tokenizer
 _KEYS = {
-    "val/nll_bound": {command: [*keys, *_TOKENS[command]] for command, keys in _ROWS.items()},
+    Command.PRETRAIN: [*_ROWS[Command.PRETRAIN], "data.tokenizer"],
+    Command.SFT: _ROWS[Command.SFT],
+    Command.ALIGN: ["trainer.val_rows", "task", "problems", "preferences"],
+}
+# by the beginning of their names, metrics of which other settings decide
+_OTHER_KEYS = {
     "val/bits_per_byte": _ROWS,
-    **dict.fromkeys(("val/accuracy", "val/loop_rate", "val/endless_rate", "val/length"), _PROBLEMS),
+    "val/exact_match": {
+        Command.SFT: [
+            "sft_data.source",
+            "sft_data.template",
+            "sft_data.validation_fraction",
+            "evaluation.num_examples",
+        ]
+    },
 }
 
 
@@ -45,19 +54,27 @@ def check_comparable(spec: SweepSpec, configs: Mapping[str, Mapping[str, Tree]])
     configs: resolved configs by arm and stage.
     """
     for metric in spec.metrics:
-        keys = _KEYS.get(metric.name, {}).get(spec.stage(metric.stage).command, [])
+        keys = _keys(metric.name, spec.stage(metric.stage).command)
         seen = {arm: {key: _value(stages[metric.stage], key) for key in keys} for arm, stages in configs.items()}
         first, *others = seen
         for arm in others:
             different = [key for key in keys if seen[arm][key] != seen[first][key]]
             if different:
                 listed = "; ".join(f"{key}: {_shown(seen[first][key])}, {_shown(seen[arm][key])}" for key in different)
-                what = "problems" if "task" in keys else "tokens"
+                what = "tokens" if "trainer.val_draws" in keys else "problems"
                 raise UserError(
                     f"metrics: {metric.name} of stage {metric.stage!r} cannot rank arms {first!r} and {arm!r}, which "
                     f"validate on different {what} ({listed}): give them the same values, or rank by a metric of a "
                     "score stage"
                 )
+
+
+def _keys(metric: str, command: Command) -> list[str]:
+    """Settings that must be equal for all arms; none for a metric that is not of a validation."""
+    if not metric.startswith("val/"):
+        return []
+    others = next((keys for beginning, keys in _OTHER_KEYS.items() if metric.startswith(beginning)), _KEYS)
+    return others.get(command, [])
 
 
 def _value(tree: Tree, key: str) -> Any:
