@@ -29,7 +29,15 @@ from lit_illada.sweep.progress import RunStatus
 from lit_illada.sweep.progress_table import SweepTable, summary
 from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
 from lit_illada.sweep.spec import PAPER, Command, Measure, SweepSpec
-from lit_illada.sweep.variants import read_choice, tuning_means, tuning_runs, write_choice
+from lit_illada.sweep.variants import (
+    failed_values,
+    is_tuning,
+    read_choice,
+    tuning_means,
+    tuning_runs,
+    without_failed,
+    write_choice,
+)
 from lit_illada.training.config.trainer import Accelerator
 
 
@@ -59,7 +67,18 @@ class SweepOutcome:
     @property
     def is_finished(self) -> bool:
         """Whether every run has finished."""
-        return all(status.state is RunState.FINISHED for status in self.statuses)
+        return not self.unfinished
+
+    @property
+    def unfinished(self) -> list[PlannedRun]:
+        """Runs that have not finished."""
+        return [status.run for status in self.statuses if status.state is not RunState.FINISHED]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no run is left to execute: each has finished, has failed, or depends on a failed one."""
+        ends = (RunState.FINISHED, RunState.FAILED)
+        return not self.was_stopped and all(each.state in ends or each.waits_for for each in self.statuses)
 
     def end(self, resume: str) -> None:
         """Print the outcome. Raises SystemExit(1) if a run failed, SystemExit(130) if the user stopped the sweep.
@@ -99,20 +118,36 @@ def execute(
     if workers.slurm is not None:
         require_slurm()
     require_resume(sweep_folder, runs, is_resumed)
+    require_all_begun(spec, sweep_folder, runs)
     for config in data_configs(runs):
         prepare_dataset(config, Console(stderr=True))
     if spec.budget is not None and spec.budget.measure is Measure.FLOPS:
         # the vocabulary size, and so the FLOPs, are known only now
         spec, sweep_folder, runs = plan_sweep(name, overrides, folder)
     if spec.tune is not None and read_choice(sweep_folder, spec) is None:
-        tuning = tuning_runs(spec, runs)
-        outcome = run_all(spec, sweep_folder, tuning, workers)
-        if not outcome.is_finished:
+        outcome = run_all(spec, sweep_folder, tuning_runs(spec, runs), workers)
+        if not outcome.has_ended:
             return outcome
-        chosen = write_choice(spec, sweep_folder, tuning_means(spec, sweep_folder, tuning))
-        console.print(f"{'tuned':<12} {tuning_text(spec, chosen)}", highlight=False, soft_wrap=True)
+        choose_values(spec, outcome, console)
         runs = expanded(spec, sweep_folder)
     return run_all(spec, sweep_folder, runs, workers)
+
+
+def choose_values(spec: SweepSpec, tuning: SweepOutcome, console: Console) -> None:
+    """Write and print the value of the tuned key of each arm, and the values with a failed run, which are not chosen.
+
+    Too large a learning rate may diverge: that is a result of the tuning. Raises UserError for an arm without a value.
+    """
+    assert spec.tune is not None
+    failed = failed_values(spec, tuning.unfinished)
+    runs = [status.run for status in tuning.statuses]
+    means = tuning_means(spec, tuning.sweep_folder, runs, failed)
+    for arm, values in failed.items():
+        for value in values:
+            text = f"{arm}: {spec.tune.key.rpartition('.')[2]}={value:g} failed and is not chosen"
+            console.print(f"{'tuned':<12} {text}", highlight=False, soft_wrap=True)
+    chosen = write_choice(spec, tuning.sweep_folder, means, failed)
+    console.print(f"{'tuned':<12} {tuning_text(spec, chosen)}", highlight=False, soft_wrap=True)
 
 
 def run_all(spec: SweepSpec, sweep_folder: SweepFolder, runs: Sequence[PlannedRun], workers: Workers) -> SweepOutcome:
@@ -149,6 +184,26 @@ def require_resume(sweep_folder: SweepFolder, runs: Sequence[PlannedRun], is_res
         )
 
 
+def require_all_begun(spec: SweepSpec, sweep_folder: SweepFolder, runs: Sequence[PlannedRun]) -> None:
+    """Raise UserError if runs of the folder's plan have begun that are not among these: no report would show them.
+
+    Tuning runs may be left out.
+    """
+    if not sweep_folder.plan.is_file():
+        return
+    before, planned = sweep_folder.read_spec(), sweep_folder.read_plan()
+    exempt = {run.id for run in (*runs, *tuning_runs(before, planned))}
+    left_out = [r.id for r in planned if r.id not in exempt and sweep_folder.state_of(r) is not RunState.PENDING]
+    if left_out:
+        seeds = sorted({*before.seeds, *spec.seeds})
+        listed = f"name all seeds, seeds=[{','.join(map(str, seeds))}]"
+        fix = "keep its arms and settings" if seeds == sorted(spec.seeds) else listed
+        raise UserError(
+            f"{sweep_folder.path} holds {len(left_out)} run{'s' * (len(left_out) > 1)} that this plan leaves out "
+            f"({', '.join(left_out[:3])}{', …' * (len(left_out) > 3)}): {fix}, or choose another --folder"
+        )
+
+
 def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:
     """Distinct data sets that the runs read."""
     configs: dict[tuple[str, str, str], DataConfig] = {}
@@ -178,7 +233,7 @@ def resolve(command: str, overrides: Sequence[str], parent: Tree | None, settle:
 
 
 def open_begin(begin_from: str) -> tuple[Tree, str]:
-    """Model of the checkpoint that a sweep starts from, and a hash of its file. Raises UserError for a missing one."""
+    """Model of the checkpoint that a sweep starts from, and a hash of its content. Raises UserError without one."""
     checkpoint = open_checkpoint(begin_path(begin_from))
     return {"model": to_tree(checkpoint.model)}, _sha256(checkpoint.path)
 
@@ -200,9 +255,7 @@ def plan_sweep(
     if begun_folder.plan.is_file() and not overrides and folder in (None, begun_folder.path):
         # a started sweep keeps its plan, even if config files have changed since
         spec, runs = begun_folder.read_spec(), begun_folder.read_plan()
-        # while it tunes, the plan holds the tuning runs only
-        is_tuning = spec.tune is not None and len(tuning_runs(spec, runs)) == len(runs)
-        return spec, begun_folder, expanded(spec, begun_folder) if is_tuning else runs
+        return spec, begun_folder, expanded(spec, begun_folder) if is_tuning(spec, runs) else runs
     spec = read_spec(name, overrides)
     sweep_folder = (
         begun_folder if begun_folder.plan.is_file() else SweepFolder(folder or Path("runs") / "sweeps" / spec.name)
@@ -213,7 +266,8 @@ def plan_sweep(
 def expanded(spec: SweepSpec, sweep_folder: SweepFolder) -> list[PlannedRun]:
     """Runs of a sweep, with the ids of those that its folder holds and the values chosen by its tuning runs."""
     begun, chosen = dict(sweep_folder.begun()), read_choice(sweep_folder, spec)
-    return expand(spec, resolve, Costs(step_flops, step_forwards), begun, open_begin, chosen)
+    runs = expand(spec, resolve, Costs(step_flops, step_forwards), begun, open_begin, chosen)
+    return without_failed(spec, sweep_folder, runs)
 
 
 def accelerator_of(runs: Sequence[PlannedRun], *, is_required: bool = True) -> Accelerator:
@@ -232,8 +286,7 @@ def slots_of(runs: Sequence[PlannedRun], workers: Workers, *, is_required: bool 
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if accelerator_of(runs, is_required=is_required) is Accelerator.gpu:
-        trainers = [run.config["trainer"] for run in runs if "trainer" in run.config]
-        if is_required and any(trainer["num_nodes"] > 1 for trainer in trainers):
+        if is_required and any(run.config["trainer"]["num_nodes"] > 1 for run in runs if "trainer" in run.config):
             raise UserError("trainer.num_nodes is above 1: one machine cannot run that, use --slurm")
         devices, gpus = devices_of(runs), visible_gpus()
         if is_required and devices > len(gpus):

@@ -9,11 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import yaml
 from click.testing import CliRunner
 
 from lit_illada.cli import main
+from lit_illada.commands import sweep as commands
+from lit_illada.commands import sweep_plan
+from lit_illada.cost.run_time import Speed
+from lit_illada.model.config import ModelConfig
+from lit_illada.schema import to_tree
 from lit_illada.sweep.folder import RunState, SweepFolder
 from lit_illada.sweep.library import library
 
@@ -107,6 +115,78 @@ def test_names_and_texts_of_a_sweep_are_shown_without_markup_and_escapes(part, t
     assert status == 0, output
     assert "[red]x[/red]\\x1b]0;title\\x07" in output
     assert "\x1b" not in output
+
+
+@pytest.fixture
+def begun(tiny_sweep, tmp_path, monkeypatch):
+    """A sweep of seeds 0 and 1 whose runs have finished, without training; further runs would do nothing."""
+    file, folder = tiny_sweep(seeds=[0, 1]), SweepFolder(tmp_path / "sweep")
+    spec, _, runs = commands.plan_sweep(str(file), [], folder.path)
+    folder.write(spec, runs)
+    for run in runs:
+        record = {"started_at": "2026-01-01T00:00:00", "fingerprint": run.fingerprint, "before_s": 0.0}
+        path = folder.run_folder(run).path
+        path.mkdir()
+        path.joinpath("attempts.jsonl").write_text(json.dumps(record) + "\n")
+        path.joinpath("done.json").write_text(json.dumps({"elapsed_s": 1.0, "max_rss_bytes": 1.0}))
+
+    def run_all(spec, folder, runs, workers):
+        folder.write(spec, runs)
+        return commands.SweepOutcome(folder, [], 1, was_stopped=False)
+
+    monkeypatch.setattr(commands, "run_all", run_all)
+    monkeypatch.setattr(commands, "data_configs", lambda runs: [])
+    return file, folder
+
+
+def test_runs_that_have_begun_are_not_left_out_of_a_new_plan(begun):
+    file, folder = begun
+    plan = folder.plan.read_text()
+    for resume in ([], ["--resume"]):
+        status, output = sweep("run", file, "seeds=[2]", "--folder", folder.path, *resume)
+        assert status == 1
+        assert (
+            "holds 4 runs that this plan leaves out (pretrain-slow-s0, pretrain-fast-s0, pretrain-slow-s1, …): "
+            "name all seeds, seeds=[0,1,2], or choose another --folder" in output
+        )
+    tree = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**tree, "arms": tree["arms"][:1]}))
+    status, output = sweep("run", file, "--folder", folder.path)
+    assert status == 1
+    assert "leaves out (pretrain-fast-s0, pretrain-fast-s1): keep its arms and settings" in output
+    assert folder.plan.read_text() == plan
+
+
+def test_a_sweep_resumes_and_takes_more_seeds(begun):
+    file, folder = begun
+    for arguments in ([folder.path, "--resume"], [file, "--folder", folder.path, "--resume"]):
+        status, output = sweep("run", *arguments)
+        assert status == 0, output
+    assert sweep("run", file, "seeds=[0,1,2]", "--folder", folder.path)[0] == 0
+    assert len(folder.read_plan()) == 6
+
+
+def test_a_plan_for_more_devices_than_there_are_says_so(tiny_sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(commands, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(sweep_plan, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(sweep_plan, "speed_of", lambda *_: Speed({}, 1e12, "a test"))
+    two = "overrides.pretrain=[trainer.devices=2,trainer.accelerator=auto,trainer.micro_batch_rows=4]"
+    status, output = sweep("plan", tiny_sweep(), two, "--folder", tmp_path / "sweep")
+    assert status == 0, output
+    assert "time does not fit this machine: 2 devices per run, 1 found" in output
+
+
+def test_a_sharded_checkpoint_is_identified_by_all_its_files(tmp_path, monkeypatch):
+    for name in ("state.pt", "parts-00000-of-00001.safetensors"):
+        (tmp_path / name).write_text(name)
+    opened = SimpleNamespace(path=tmp_path, model=ModelConfig())
+    monkeypatch.setattr(commands, "open_checkpoint", lambda path: opened)
+    model, first = commands.open_begin("base")
+    assert model == {"model": to_tree(ModelConfig())}
+    assert commands.open_begin("base")[1] == first
+    (tmp_path / "parts-00000-of-00001.safetensors").write_text("other weights")
+    assert commands.open_begin("base")[1] != first
 
 
 @pytest.mark.slow

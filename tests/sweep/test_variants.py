@@ -8,14 +8,18 @@ import pytest
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.commands.sweep import plan_sweep
+from lit_illada.commands import sweep as sweep_command
+from lit_illada.commands.sweep import SweepOutcome, plan_sweep
 from lit_illada.errors import UserError
 from lit_illada.sweep.folder import RunState, SweepFolder
 from lit_illada.sweep.library import read_spec
 from lit_illada.sweep.plan import Costs, expand
+from lit_illada.sweep.progress import RunStatus
+from lit_illada.sweep.report.collect import collect
+from lit_illada.sweep.report.tables import tuning_rows
 from lit_illada.sweep.spec import Arm, Command, Metric, NoiseFloor, Stage, SweepSpec, Tuning
 from lit_illada.sweep.spec_check import check
-from lit_illada.sweep.variants import at_end, choose, read_choice, tuning_runs, write_choice
+from lit_illada.sweep.variants import at_end, choose, read_choice, tuning_means, tuning_runs, write_choice
 
 TUNE = Tuning("p", [1.0, 2.0, 4.0], seeds=[100, 101])
 TRAINER = {"max_steps": 100, "batch_rows": 4, "micro_batch_rows": 4, "val_every_steps": 1}
@@ -87,8 +91,102 @@ def test_choice_is_the_best_finite_mean_and_ends_are_reported(tmp_path):
     # a choice among other values, or for other arms, is not used
     assert read_choice(folder, replace(made, tune=replace(TUNE, values=[1.0, 2.0]))) is None
     assert read_choice(folder, replace(made, arms=[*made.arms, Arm("c")])) is None
-    with pytest.raises(UserError, match="arm 'a': no tuning run has a finite score"):
+    with pytest.raises(
+        UserError, match=r"arm 'a': at no value of tune.values \(1, 2, 4\) have the runs of all tune.seeds"
+    ):
         choose(made, {"a": {1.0: float("inf")}})
+
+
+def finish(folder, run, end):
+    """Write the files of a finished run."""
+    path = folder.run_folder(run).path
+    path.mkdir(parents=True, exist_ok=True)
+    path.joinpath("summary.json").write_text(json.dumps({"end": end}))
+    path.joinpath("done.json").write_text(json.dumps({"elapsed_s": 1.0, "max_rss_bytes": 1.0}))
+
+
+def test_only_values_whose_seeds_have_all_finished_are_compared(tmp_path):
+    """At p=2, the best seed has finished and the other has not; the report counts the seeds that have."""
+    made, folder = two_arms(tune=TUNE), SweepFolder(tmp_path)
+    runs = tuning_runs(made, expand(made, resolve, COSTS))
+    folder.write(made, runs)
+    for run in runs:
+        if (run.config["p"], run.seed) not in {(2.0, 101), (4.0, 100), (4.0, 101)}:
+            finish(folder, run, {"score": 1.0 if run.config["p"] == 2 else 3.0 + run.seed - 100})
+    assert tuning_means(made, folder, runs) == {"a": {1.0: 3.5}, "b": {1.0: 3.5}}
+    rows = tuning_rows(collect(folder.path))
+    assert [(row["arm"], row["value"], row["mean"], row["num_seeds"]) for row in rows] == [
+        ("a", 1.0, 3.5, 2), ("a", 2.0, 1.0, 1), ("b", 1.0, 3.5, 2), ("b", 2.0, 1.0, 1)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def outcomes(monkeypatch):
+    """Replace the execution of runs: those for which `fails` holds fail. Returns the ids of each execution."""
+    executions = []
+
+    def replace_execution(fails, metric):
+        def run_all(spec, folder, runs, workers):
+            folder.write(spec, runs)
+            executions.append([run.id for run in runs])
+            failed = [run for run in runs if fails(run)]
+            for run in runs:
+                if run not in failed:
+                    finish(folder, run, {metric: 4.0 + run.config["optim"]["optimizer"]["learning_rate"]})
+            states = [RunState.FAILED if run in failed else RunState.FINISHED for run in runs]
+            return SweepOutcome(folder, [RunStatus(*each) for each in zip(runs, states, strict=True)], 1, False)
+
+        monkeypatch.setattr(sweep_command, "run_all", run_all)
+        monkeypatch.setattr(sweep_command, "data_configs", lambda runs: [])
+        return executions
+
+    return replace_execution
+
+
+def test_a_value_with_a_failed_run_is_recorded_and_not_chosen(tuned_sweep, tmp_path, outcomes):
+    """A learning rate that diverges for one arm does not stop the sweep, and is not tried again when it resumes."""
+    executions = outcomes(lambda run: run.arms == ["b, learning_rate=0.001"], "val/nll_bound")
+    folder = SweepFolder(tmp_path / "sweep")
+    for resume in ([], ["--resume"]):
+        status, output = sweep("run", tuned_sweep, "--folder", folder.path, *resume)
+        assert status == 0, output
+        if not resume:
+            assert "b: learning_rate=0.001 failed and is not chosen" in output
+    assert read_choice(folder, folder.read_spec()) == {"a": 0.001, "b": 0.003}
+    assert json.loads(folder.tuned.read_text())["arms"]["b"] == {
+        "chosen": 0.003, "means": {"0.003": 4.003}, "failed": [0.001]
+    }  # fmt: skip
+    tuning, arms, again = executions
+    assert set(tuning) - set(arms) == {"pretrain-b-learning_rate=0.001-s100"}
+    assert again == arms
+    rows = tuning_rows(collect(folder.path))
+    assert [(row["arm"], row["value"], row["num_seeds"], row["is_failed"]) for row in rows] == [
+        ("a", 0.001, 1, False), ("a", 0.003, 1, False), ("b", 0.001, 0, True), ("b", 0.003, 1, False)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "has_ended"),
+    [
+        (RunState.FAILED, {}, True),
+        (RunState.PENDING, {"waits_for": "x"}, True),
+        (RunState.PENDING, {}, False),
+        (RunState.INTERRUPTED, {}, False),
+        (RunState.RUNNING, {}, False),
+    ],
+)
+def test_tuning_has_ended_once_no_run_is_left_to_execute(tmp_path, planned, state, changes, has_ended):
+    statuses = [RunStatus(planned("x"), RunState.FINISHED), RunStatus(planned("y"), state, **changes)]
+    outcome = SweepOutcome(SweepFolder(tmp_path), statuses, 1, was_stopped=False)
+    assert outcome.has_ended is has_ended
+    assert not replace(outcome, was_stopped=True).has_ended
+
+
+def test_an_arm_whose_values_all_fail_names_the_values(tuned_sweep, tmp_path, outcomes):
+    outcomes(lambda run: run.arms[0].startswith("b, "), "val/nll_bound")
+    status, output = sweep("run", tuned_sweep, "--folder", tmp_path / "sweep")
+    assert status == 1
+    assert "arm 'b': at no value of tune.values (0.001, 0.003) have the runs of all tune.seeds finished" in output
 
 
 def test_replicates_differ_from_the_baseline_in_the_micro_batch_only():

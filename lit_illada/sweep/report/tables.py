@@ -13,7 +13,7 @@ import pyarrow.parquet
 from lit_illada.stats.comparisons import Comparison
 from lit_illada.sweep.report.collect import RunRecord, Sweep
 from lit_illada.sweep.report.findings import MetricFinding
-from lit_illada.sweep.variants import read_choice, tuning_means
+from lit_illada.sweep.variants import Trial, read_choice, read_failed, trials
 
 Row = dict[str, Any]
 
@@ -89,24 +89,27 @@ def _arm_rows(finding: MetricFinding) -> list[Row]:
 
 
 def tuning_rows(sweep: Sweep) -> list[Row]:
-    """One row per arm and value of the tuned key with a finished run; empty without tuning."""
+    """One row per arm and value of the tuned key with a finished run, or that failed; empty without tuning."""
     spec = sweep.spec
     if spec.tune is None:
         return []
-    chosen = read_choice(sweep.folder, sweep.spec) or {}
-    means = tuning_means(spec, sweep.folder, [record.run for record in sweep.records])
+    chosen, failed = read_choice(sweep.folder, spec) or {}, read_failed(sweep.folder, spec)
+    tried = trials(spec, sweep.folder, [record.run for record in sweep.records])
+    nothing = Trial([], 0)
     return [
         {
             "arm": arm,
             "key": spec.tune.key,
             "value": value,
             "metric": spec.metrics[0].name,
-            "mean": mean,
-            "num_seeds": len(spec.tune.seeds),
+            "mean": trial.mean if trial.figures else None,
+            "num_seeds": len(trial.figures),
             "is_chosen": chosen.get(arm) == value,
+            "is_failed": value in failed.get(arm, []),
         }
-        for arm, of_value in means.items()
-        for value, mean in of_value.items()
+        for arm, of_value in tried.items()
+        for value in spec.tune.values
+        if (trial := of_value.get(value, nothing)).figures or value in failed.get(arm, [])
     ]
 
 
