@@ -10,8 +10,9 @@ from lit_illada.runtime.files import write_atomically
 from lit_illada.runtime.yaml_files import read_yaml
 from lit_illada.schema import dump, from_tree
 from lit_illada.sweep.folder import RunState, SweepFolder
-from lit_illada.sweep.report.collect import collect
+from lit_illada.sweep.report.collect import Sweep, collect
 from lit_illada.sweep.report.write import write_report
+from lit_illada.sweep.variants import read_choice
 
 DIRTY = "-dirty"  # ends the commit of a checkout with uncommitted changes
 LOOP_EFFECTS = Path("loops") / "effects.csv"  # in the folder of a sweep that `loops reproduce` ran
@@ -77,12 +78,11 @@ def published(results: Path) -> list[Published]:
 def publish(path: Path, results: Path) -> Path:
     """Write tables, figures and effects on loops of a finished sweep to `results`/NAME. Returns that folder.
 
-    Raises UserError for unfinished runs, runs of several commits or of uncommitted changes, and a folder that holds
-    other results.
+    Raises UserError for a sweep that still tunes, unfinished runs, runs of several commits or of uncommitted changes,
+    and a folder that holds other results.
     """
     sweep = collect(path)
-    if unfinished := [record.run.id for record in sweep.records if record.state is not RunState.FINISHED]:
-        raise UserError(f"{path}: {len(unfinished)} runs have not finished ({', '.join(unfinished[:3])})")
+    _require_finished(path, sweep)
     commits = sorted({commit for record in sweep.records for commit in record.provenance.commits})
     if len(commits) != 1 or commits[0].endswith(DIRTY):
         raise UserError(
@@ -102,3 +102,14 @@ def publish(path: Path, results: Path) -> Path:
         write_atomically(out / "tuning.json", sweep.folder.tuned.read_text(encoding="utf-8"))
     write_atomically(out / "status.yaml", dump(Status(commits, is_clean=True)))
     return out
+
+
+def _require_finished(path: Path, sweep: Sweep) -> None:
+    """Raise UserError unless every arm has runs and all runs have finished."""
+    spec, resume = sweep.spec, f"finish the sweep with: lit-illada sweep run {path} --resume"
+    if spec.tune is not None and read_choice(sweep.folder, spec) is None:
+        raise UserError(f"{path}: {spec.tune.key} is not chosen yet, since the tuning has not ended: {resume}")
+    if unfinished := [record.run.id for record in sweep.records if record.state is not RunState.FINISHED]:
+        raise UserError(f"{path}: {len(unfinished)} runs have not finished ({', '.join(unfinished[:3])}): {resume}")
+    if absent := [arm.name for arm in spec.all_arms() if not sweep.of_arm(arm.name, spec.metrics[0].stage)]:
+        raise UserError(f"{path}: the plan has no run of {', '.join(absent)}: {resume}")

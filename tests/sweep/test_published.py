@@ -190,3 +190,20 @@ def test_unfinished_sweep_is_refused(runs_of, tmp_path):
     status, output = sweep("publish", folder.path, "--results", tmp_path / "results")
     assert status == 1
     assert "1 runs have not finished (a)" in output
+
+
+def test_a_sweep_that_has_not_chosen_its_values_or_lacks_an_arm_is_refused(runs_of, tmp_path):
+    """While it tunes, its plan holds the tuning runs only, all of which may have finished."""
+    folder = runs_of(COMMIT)
+    tree = yaml.safe_load(folder.spec.read_text())
+    tune = {"key": "optim.optimizer.learning_rate", "values": [0.1, 0.2], "seeds": [100]}
+    changes = {
+        "optim.optimizer.learning_rate is not chosen yet": {"tune": tune},
+        "the plan has no run of b": {"arms": [*tree["arms"], {"name": "b"}]},
+    }
+    for message, change in changes.items():
+        folder.spec.write_text(yaml.safe_dump({**tree, **change}))
+        status, output = sweep("publish", folder.path, "--results", tmp_path / "results")
+        assert status == 1, output
+        assert message in output
+    assert not (tmp_path / "results").exists()

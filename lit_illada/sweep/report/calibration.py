@@ -1,7 +1,7 @@
 """Calibrates a planned contrast on a pilot sweep: noise floor, spread over seeds, and the seeds that follow."""
 
 import re
-from math import sqrt
+from math import isfinite, nan, sqrt
 from pathlib import Path
 from statistics import mean, variance
 
@@ -69,7 +69,7 @@ def _tuning_spread(sweep: Sweep) -> list[float]:
 
     def ends(arm: Arm) -> dict[float, dict[int | None, float]]:
         return {
-            value: {seed: r.figures[metric.name] for seed, r in records.items() if metric.name in r.figures}
+            value: {seed: end for seed, r in records.items() if isfinite(end := r.figures.get(metric.name, nan))}
             for value, tried in tuning_arms(spec, arm).items()
             if (records := sweep.of_arm(tried.name, metric.stage))
         }

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from statistics import variance
 
 from lit_illada.stats.comparisons import Comparison, Finding, compare
@@ -69,12 +69,12 @@ class Effect:
 
 
 def noise_floor(sweep: Sweep, metric: Metric) -> NoiseFloor | None:
-    """Finished rounding replicates beside their originals; None without any."""
+    """Finished rounding replicates beside their originals, with a finite metric; None without any."""
     by_seed: dict[int, list[float]] = {}
     for each in replicates(sweep.spec):
         pair = [sweep.of_arm(arm, metric.stage).get(each.seed) for arm in (sweep.spec.baseline, each.name)]
         values = [record.figures[metric.name] for record in pair if record and metric.name in record.figures]
-        if len(values) == 2:
+        if len(values) == 2 and all(map(isfinite, values)):  # a NaN would make every comparison with the floor false
             by_seed.setdefault(each.seed, values[:1]).append(values[1])
     return NoiseFloor(by_seed) if by_seed else None
 

@@ -11,7 +11,7 @@ from lit_illada.stats.tests import holm
 from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.report.collect import RunRecord, Sweep
 from lit_illada.sweep.report.effects import Effect, NoiseFloor, effects, noise_floor
-from lit_illada.sweep.report.wording import Unit, p_value, unit_of, verdict
+from lit_illada.sweep.report.wording import Unit, left_out, p_value, unit_of, verdict
 from lit_illada.sweep.spec import Goal, Metric, SweepSpec
 
 
@@ -23,7 +23,8 @@ class ArmFinding:
     source: str  # paper or code that its setting is taken from
     is_baseline: bool
     records: dict[int | None, RunRecord]  # by seed
-    values: dict[int | None, float]  # by seed, of finished runs
+    values: dict[int | None, float]  # by seed, of finished runs; those that are not finite are left out
+    num_not_finite: int  # seeds of finished runs that are left out
     estimate: Estimate | None
     comparison: Comparison | None  # None for the baseline
     verdict: str
@@ -64,8 +65,8 @@ class MetricFinding:
 
     @property
     def is_preliminary(self) -> bool:
-        """Whether some runs have not finished."""
-        return self.num_finished < self.num_runs
+        """Whether some runs have not finished, or none is planned yet, as while a sweep tunes."""
+        return self.num_runs == 0 or self.num_finished < self.num_runs
 
     def of(self, arm: str) -> ArmFinding:
         """Result of an arm."""
@@ -77,6 +78,7 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
     spec = sweep.spec
     records = {arm.name: sweep.of_arm(arm.name, metric.stage) for arm in spec.all_arms()}
     values = {arm: _values(of_seed, metric.name) for arm, of_seed in records.items()}
+    not_finite = {arm: len(_figures(of_seed, metric.name)) - len(values[arm]) for arm, of_seed in records.items()}
     is_primary = metric == spec.metrics[0]
     is_lower_better = metric.goal is Goal.LOWER
     noise = noise_floor(sweep, metric)
@@ -90,12 +92,19 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
         noise_floor=noise.size if noise else None,
     )
     unit = unit_of(metric.name, [comparison.difference for comparison in comparisons.values() if comparison.difference])
+
+    def verdict_of(first: str, second: str) -> str:
+        is_same_run = _are_same_runs(records, first, second)
+        is_finite = not (not_finite[first] or not_finite[second])
+        return verdict(comparisons.get((first, second)), first, unit, is_same_run=is_same_run, is_finite=is_finite)
+
     arms: list[ArmFinding] = []
     for arm in spec.all_arms():
         of_seed, comparison = records[arm.name], comparisons.get((spec.baseline, arm.name))
-        is_same_run = _are_same_runs(records, spec.baseline, arm.name)
         is_baseline = arm.name == spec.baseline
-        text = "the baseline" if is_baseline else verdict(comparison, spec.baseline, unit, is_same_run=is_same_run)
+        text = "the baseline" if is_baseline else verdict_of(spec.baseline, arm.name)
+        if not_finite[arm.name]:
+            text += f"; {left_out(not_finite[arm.name], not_finite[arm.name] + len(values[arm.name]), metric.name)}"
         finite = list(values[arm.name].values())
         arms.append(
             ArmFinding(
@@ -104,16 +113,16 @@ def find(sweep: Sweep, metric: Metric) -> MetricFinding:
                 is_baseline=is_baseline,
                 records=of_seed,
                 values=values[arm.name],
+                num_not_finite=not_finite[arm.name],
                 estimate=estimate(finite) if finite else None,
                 comparison=None if is_baseline else comparison,
                 verdict=text,
             )
         )
-    pairs = []
-    for first, second in spec.also_compare:
-        comparison = comparisons[first, second]
-        text = verdict(comparison, first, unit, is_same_run=_are_same_runs(records, first, second))
-        pairs.append(PairFinding(first, second, comparison, text))
+    pairs = [
+        PairFinding(first, second, comparisons[first, second], verdict_of(first, second))
+        for first, second in spec.also_compare
+    ]
     sign = 1 if is_lower_better else -1
     arms.sort(key=lambda finding: (finding.estimate is None, sign * finding.estimate.mean if finding.estimate else 0.0))
     runs = {record.run.id: record for of_seed in records.values() for record in of_seed.values()}
@@ -133,9 +142,12 @@ def grid(spec: SweepSpec, finding: MetricFinding) -> tuple[list[str], list[str],
     return rows, columns, [[table[row, column] for column in columns] for row in rows]
 
 
+def _figures(of_seed: dict[int | None, RunRecord], name: str) -> dict[int | None, float]:
+    return {seed: record.figures[name] for seed, record in of_seed.items() if name in record.figures}
+
+
 def _values(of_seed: dict[int | None, RunRecord], name: str) -> dict[int | None, float]:
-    values = {seed: record.figures[name] for seed, record in of_seed.items() if name in record.figures}
-    return {seed: value for seed, value in values.items() if isfinite(value)}
+    return {seed: value for seed, value in _figures(of_seed, name).items() if isfinite(value)}
 
 
 Values = dict[str, dict[int | None, float]]
@@ -145,7 +157,7 @@ Comparisons = Mapping[tuple[str, str], Comparison]
 
 def _are_same_runs(records: Records, one: str, other: str) -> bool:
     runs, of_other = ({record.run.id for record in records[arm].values()} for arm in (one, other))
-    return runs == of_other
+    return bool(runs) and runs == of_other
 
 
 def _checks(
@@ -218,7 +230,7 @@ def _has_not_learnt(arm: str, baseline: str, metric: Metric, records: Records, v
     two standard errors; for other metrics it is the mean of the baseline.
     """
     if not values[arm]:
-        return Check(f"{arm} cannot learn context: not checked, it has no finished run", None)
+        return Check(f"{arm} cannot learn context: not checked, it has no finite result", None)
     mean = estimate(list(values[arm].values())).mean
     figures = [record.figures for record in records[arm].values() if "val/unigram_cross_entropy" in record.figures]
     tolerance = 0.0
@@ -229,7 +241,7 @@ def _has_not_learnt(arm: str, baseline: str, metric: Metric, records: Records, v
     elif values[baseline]:
         limit, what = estimate(list(values[baseline].values())).mean, baseline
     else:
-        return Check(f"{arm} cannot learn context: not checked, {baseline} has no finished run", None)
+        return Check(f"{arm} cannot learn context: not checked, {baseline} has no finite result", None)
     is_passed = mean >= limit - tolerance if metric.goal is Goal.LOWER else mean <= limit
     seen = f"{unit.value(mean)} {unit.name}, {what} {unit.value(limit)}"
     if is_passed:

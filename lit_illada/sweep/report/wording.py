@@ -56,24 +56,25 @@ class Unit:
 
 def unit_of(metric: str, estimates: Iterable[Estimate]) -> Unit:
     """Format of a metric, with two significant digits of the median half-width of the intervals."""
-    name, of_difference, factor = next(
-        (words for ending, words in _UNITS.items() if ending in metric.rpartition("/")[2]), ("", "", 1.0)
-    )
+    words = f"_{metric.rpartition('/')[2]}_"
+    name, of_difference, factor = next((unit for part, unit in _UNITS.items() if f"_{part}_" in words), ("", "", 1.0))
     halves = [
         factor * (estimate.high - estimate.low) / 2
         for estimate in estimates
-        if estimate.low is not None and estimate.high
+        if estimate.low is not None and estimate.high is not None and estimate.low < estimate.high  # not constant
     ]
     typical = median(halves) if halves else 0.0
     decimals = 1 - floor(log10(typical)) if typical > 0 else 3
     return Unit(name, of_difference, factor, min(6, max(1 if factor > 1 else 2, decimals)))
 
 
+# by whole words of a metric's name, the first that occurs: unit of a value, of a difference, and factor
 _UNITS = {
     "nll_bound": ("nats/token", "nats/token", 1.0),
     "nats_per_token": ("nats/token", "nats/token", 1.0),
     "bits_per_byte": ("bits per byte", "bits per byte", 1.0),
     "exact_match": ("%", "points", 100.0),
+    "accuracy_change": ("points", "points", 100.0),
     "accuracy": ("%", "points", 100.0),
     "rate": ("%", "points", 100.0),
     "share": ("%", "points", 100.0),
@@ -84,10 +85,19 @@ _UNITS = {
 }
 
 
-def verdict(comparison: Comparison | None, baseline: str, unit: Unit, *, is_same_run: bool = False) -> str:
-    """One sentence about the comparison of an arm with the baseline."""
+def left_out(num_seeds: int, num_finished: int, metric: str) -> str:
+    """Note on the finished seeds of an arm whose metric is NaN or infinite."""
+    return f"{num_seeds} of {num_finished} seeds ended with a non-finite {metric} and are left out"
+
+
+def verdict(
+    comparison: Comparison | None, baseline: str, unit: Unit, *, is_same_run: bool = False, is_finite: bool = True
+) -> str:
+    """One sentence about the comparison of an arm with the baseline. is_finite: of every finished seed of the two."""
     if is_same_run:
         return f"same runs as {baseline}: the two do not differ in this stage"
+    if (comparison is None or comparison.difference is None) and not is_finite:
+        return f"no seed in common with {baseline} at which both are finite"
     if comparison is None or comparison.difference is None:
         return f"no finished seed in common with {baseline} yet"
     difference, n = comparison.difference, len(comparison.seeds)

@@ -7,7 +7,7 @@ import base64
 import gzip
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -36,9 +36,9 @@ from lit_illada.sweep.report.figures import (
 from lit_illada.sweep.report.findings import MetricFinding, find
 from lit_illada.sweep.report.strip import strips
 from lit_illada.sweep.report.tables import costs, tuning_rows, write_tables
-from lit_illada.sweep.report.wording import amount, duration, p_value, unit_of
+from lit_illada.sweep.report.wording import amount, duration, left_out, p_value, unit_of
 from lit_illada.sweep.spec import Measure, SweepSpec
-from lit_illada.sweep.variants import read_choice
+from lit_illada.sweep.variants import is_tuning, read_choice
 
 _PAGE = Path(__file__).parent / "page"
 _BOUND = "val/nll_bound"
@@ -105,7 +105,7 @@ def _content(
         "states": Counter(record.state.value for record in sorted(sweep.records, key=_by_progress)),
         "state_text": _state_text(sweep),
         "budget": _budget_text(sweep.spec),
-        "warnings": _warnings(sweep),
+        "warnings": [*_warnings(sweep), *_not_finite([section.finding for section in sections])],
         "leading": _leading(sections[0].finding, sweep.spec),
         "checks": sections[0].finding.checks,
         "design": describe(sweep.spec, read_choice(sweep.folder, sweep.spec)),
@@ -202,7 +202,8 @@ def _state_text(sweep: Sweep) -> str:
     finished = states.pop(RunState.FINISHED, 0)
     words = {RunState.PENDING: "not started"}
     rest = [f"{count} {words.get(state, state.value)}" for state, count in states.items()]
-    return ", ".join([f"{finished} of {len(sweep.records)} runs finished", *rest])
+    text = ", ".join([f"{finished} of {len(sweep.records)} runs finished", *rest])
+    return f"tuning: {text}" if is_tuning(sweep.spec, [record.run for record in sweep.records]) else text
 
 
 def _budget_text(spec: SweepSpec) -> str:
@@ -226,6 +227,16 @@ def _warnings(sweep: Sweep) -> list[str]:
             listed = ", ".join(sorted(digest[:8] for digest in hashes))
             warnings.append(f"The runs of {stage.name} read different data ({listed}): arms also differ in their data.")
     return warnings
+
+
+def _not_finite(findings: Sequence[MetricFinding]) -> list[str]:
+    """Arms whose comparison covers only the seeds that did not diverge, which favours them."""
+    return [
+        f"{arm.arm}: {left_out(arm.num_not_finite, len(arm.values) + arm.num_not_finite, finding.metric.name)}."
+        for finding in findings
+        for arm in finding.arms
+        if arm.num_not_finite
+    ]
 
 
 def _leading(finding: MetricFinding, spec: SweepSpec) -> dict[str, list[str]]:

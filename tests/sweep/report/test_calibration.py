@@ -69,6 +69,16 @@ def test_tuning_runs_give_the_spread_before_the_arms_have_run(make_sweep):
     assert "no rounding replicate has finished" in text
 
 
+def test_a_tuning_run_that_diverged_does_not_count_for_the_spread(make_sweep):
+    ends = {
+        "a, learning_rate=0.1": {100: 4.0, 101: 4.5, 102: 4.0},
+        "b, learning_rate=0.1": {100: 4.1, 101: 4.8, 102: float("nan")},
+    }
+    tune = {"key": "optim.optimizer.learning_rate", "values": [0.1, 0.2], "seeds": [100, 101, 102]}
+    folder = make_sweep({"a": {}, "b": {}}, seeds=(0, 1), copies=ends, **SETTINGS, tune=tune)
+    assert "s = 0.14 nats/token" in "\n".join(calibrate(folder.path)[1])  # of the differences 0.1 and 0.3
+
+
 @pytest.mark.parametrize("key", ["equivalence_margin", "primary_contrasts"])
 def test_sweep_without_a_plan_is_rejected(pilot, key):
     with pytest.raises(UserError, match=f"the sweep has no {key}"):

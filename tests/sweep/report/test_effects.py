@@ -34,6 +34,14 @@ def test_noise_floor_pools_the_spread_within_seeds(make_sweep):
     assert floor.size == pytest.approx(math.sqrt((0.02**2 + 0.04**2) / 2))
 
 
+def test_a_replicate_that_ends_with_nan_leaves_the_noise_floor_to_the_others(make_sweep):
+    copies = {"a, rounding 1": {0: 4.32}, "a, rounding 2": {1: math.nan}}
+    sweep = collect(swept(make_sweep, copies).path)
+    floor = noise_floor(sweep, sweep.spec.metrics[0])
+    assert floor.by_seed == {0: [4.30, 4.32]}
+    assert find(sweep, sweep.spec.metrics[0]).of("b").comparison.finding is Finding.BELOW_NOISE
+
+
 def test_no_effect_below_the_noise_floor_gets_a_verdict(make_sweep):
     """b is 0.01 below a at every seed: without the floor, better."""
     without = collect(swept(make_sweep, {}).path)

@@ -18,6 +18,26 @@ def test_counts_of_endless_texts_are_no_percentages():
     assert unit_of("endless_in_form", []).factor == unit_of("endless", []).factor == 100.0
 
 
+def test_units_follow_whole_words_of_a_name():
+    for name in ("num_generated_tokens", "moderate", "val/iterations"):  # which contain "rate"
+        assert unit_of(name, []).name == ""
+    for name in ("val/loop_rate", "val/exact_match_easy", "accuracy_per_byte", "val/accuracy_low"):
+        assert unit_of(name, []).name == "%"
+
+
+def test_a_change_of_accuracy_can_be_negative():
+    unit = unit_of("val/accuracy_change", [])
+    assert (unit.name, unit.of_difference, unit.factor) == ("points", "points", 100.0)
+    assert unit.interval(Estimate(3, -0.05, 0.01, -0.06, -0.04)) == "−6.000 to −4.000"
+    assert unit.interval(Estimate(3, -0.9, 0.1, -1.4, -0.4), is_difference=True) == "−140.000 to −40.000"
+
+
+def test_an_interval_that_ends_at_zero_counts_for_the_decimals():
+    at_zero, constant = Estimate(3, -0.005, 0.01, -0.01, 0.0), Estimate(3, 0.5, 0.0, 0.5, 0.5)
+    assert unit_of("val/nll_bound", [at_zero]).decimals == 4
+    assert unit_of("val/nll_bound", [at_zero, constant, constant]).decimals == 4
+
+
 @pytest.mark.parametrize(
     ("base", "arm", "sentence"),
     [

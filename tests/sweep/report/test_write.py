@@ -20,6 +20,7 @@ from lit_illada.sweep.report.collect import collect
 from lit_illada.sweep.report.findings import find, grid
 from lit_illada.sweep.spec import Metric
 from lit_illada.sweep.spec_check import check
+from lit_illada.sweep.variants import tuning_runs
 
 
 class Page(HTMLParser):
@@ -111,6 +112,25 @@ def test_pairs_that_should_be_equal_count_as_comparisons(make_spec):
     assert spec.tested_pairs() == [("a", "b"), ("a", "c"), ("b", "c")]
 
 
+def test_seeds_that_end_with_nan_are_counted_beside_the_verdict(make_sweep):
+    """NaN is a finished run without a bound: the survivors alone would make b look like a fair comparison."""
+    values = {
+        "a": {0: 4.0, 1: 4.1, 2: 4.3, 3: 4.2},
+        "b": {0: 3.5, 1: 3.61, 2: 3.79, 3: float("nan")},
+        "c": {0: float("inf"), 1: float("nan"), 2: float("nan"), 3: float("nan")},
+    }
+    folder = make_sweep(values, seeds=(0, 1, 2, 3))
+    found = findings(folder)
+    note = "ended with a non-finite val/nll_bound and are left out"
+    assert found.of("a").verdict == "the baseline"
+    assert found.of("b").verdict.startswith("better than a by 0.50")
+    assert found.of("b").verdict.endswith(f"; 1 of 4 seeds {note}")
+    assert found.of("c").verdict == f"no seed in common with a at which both are finite; 4 of 4 seeds {note}"
+    page = report(folder)
+    for words in (f"b: 1 of 4 seeds {note}.", f"c: 4 of 4 seeds {note}."):
+        assert words in page.text
+
+
 def test_only_the_primary_metric_has_verdicts(make_sweep):
     """A second metric on which the arms differ as clearly has an interval but no test."""
     metrics = [{"name": name, "stage": "pretrain"} for name in ("val/nll_bound", "perf/tokens_per_s")]
@@ -170,6 +190,20 @@ def test_one_seed_gives_a_mean_and_no_verdict(make_sweep):
 def test_metric_of_shared_runs_is_reported_as_such(make_sweep):
     folder = make_sweep({"a": {0: 4.0, 1: 4.1}, "b": {}}, shared=True)
     assert findings(folder).of("b").verdict == "same runs as a: the two do not differ in this stage"
+
+
+def test_sweep_that_tunes_has_no_verdicts(make_sweep):
+    """Its plan holds the tuning runs only, so that no arm has a run."""
+    tune = {"key": "optim.optimizer.learning_rate", "values": [0.1, 0.2], "seeds": [100]}
+    copies = {f"{arm}, learning_rate={value}": {100: 4.0} for arm in "ab" for value in (0.1, 0.2)}
+    folder = make_sweep({"a": {}, "b": {}}, copies=copies, tune=tune)
+    folder.write(folder.read_spec(), tuning_runs(folder.read_spec(), folder.read_plan()))
+    found = findings(folder)
+    assert found.of("b").verdict == "no finished seed in common with a yet"
+    assert found.is_preliminary
+    page = report(folder)
+    assert "tuning: 4 of 4 runs finished" in page.text
+    assert "Preliminary: no run of an arm is planned yet" in page.text
 
 
 def test_running_sweep_has_a_preliminary_report(half_finished_sweep):
