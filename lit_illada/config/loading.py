@@ -63,10 +63,28 @@ def compose_tree(command: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _completed(command: str, choices: Sequence[str] = ()) -> DictConfig:
     """Return the composed files with the defaults of the dataclasses."""
     tree = compose_files(command, choices)
+    if any(_group(choice) == "alignment" for choice in choices):
+        choices = [choice for choice in choices if _group(choice) != "experiment"]
+        _drop_method_of_experiment(command, tree, choices)
     for override in choices:
         _drop_settings_of_another_choice(command, tree, override, choices)
     plugins.allow(tree)
     return OmegaConf.create(with_defaults(SCHEMAS[command], tree))
+
+
+def _group(override: str) -> str:
+    return override.partition("=")[0].lstrip("+").strip()
+
+
+def _drop_method_of_experiment(command: str, tree: dict[str, Any], choices: Sequence[str]) -> None:
+    """Replace the settings that an experiment makes for its own method where a file of alignment/ is chosen.
+
+    experiment=align/demo sets alignment.estimator.num_segments, which alignment=espo does not have, and turns off the
+    regulariser, which is part of alignment=d1. Of the section only the reward remains, which belongs to the problems.
+    choices: those besides the experiment.
+    """
+    reward = {name: value for name, value in tree["alignment"].items() if name == "reward"}
+    tree["alignment"] = compose_files(command, choices)["alignment"] | reward
 
 
 def _drop_settings_of_another_choice(command: str, tree: dict[str, Any], override: str, choices: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The files of conf/alignment: one per table row, with a source; presets with the settings of their papers."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -144,3 +145,22 @@ def test_rewards_are_a_list_of_weighted_terms():
     assert reward.names == ["correct", "loop"]
     assert reward.terms[1].weight == 0.5
     assert reward.terms[1].term.coverage
+
+
+@pytest.mark.parametrize("experiment", ["demo", "recheck"])
+@pytest.mark.parametrize("name", WANTED)
+def test_a_method_replaces_that_of_an_experiment_and_leaves_its_reward(name, experiment):
+    chosen, own = f"experiment=align/{experiment}", preset(name)
+    others = PAIRS if name == "vrpo" else []
+    if name == "spg":  # scores the blocks of the rollout
+        others, own = ["alignment.estimator.block_length=16"], replace(own, estimator=EuboMix(block_length=16))
+    config = load("align", [chosen, f"alignment={name}", *others])
+    assert config.alignment == replace(own, reward=load("align", [chosen]).alignment.reward)
+
+
+def test_a_part_of_a_method_replaces_that_of_an_experiment_alone():
+    config = load("align", ["experiment=align/demo", "alignment/estimator=elbo"]).alignment
+    demo = load("align", ["experiment=align/demo"]).alignment
+    assert config == replace(demo, estimator=Elbo())
+    both = load("align", ["experiment=align/demo", "alignment=d1", "alignment/estimator=elbo"]).alignment
+    assert both == replace(preset("d1"), estimator=Elbo())
