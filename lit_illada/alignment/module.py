@@ -27,6 +27,7 @@ from lit_illada.alignment.held_out import HeldOut
 from lit_illada.alignment.loss import Frozen, policy_loss
 from lit_illada.alignment.passes import HELD_OUT, UPDATE
 from lit_illada.alignment.prompts import Prompt
+from lit_illada.alignment.resuming import check_stored_rollout
 from lit_illada.alignment.reward_worker import Rewards, RewardWorker
 from lit_illada.alignment.rollout import Rollout, Sample, Writer, map_tensors
 from lit_illada.alignment.scoring_module import ScoringModule
@@ -137,6 +138,8 @@ class AlignModule(ScoringModule):
         rollout = self.rollout
         part = rollout.completions.select(batch.index)
         number = batch.update if self.config.has_fresh_views else 0  # of the masks within the rollout
+        has_old = batch.update == 0 or number in rollout.old  # at the first update the policy is the old one
+        assert has_old or not self.config.needs(Anchor.OLD), "the scores of the rollout's policy are stored"
         tokens_before = self.passes.num_tokens
         advantage_B, is_counted_B = rollout.advantage[batch.index], rollout.is_counted[batch.index]
         is_scored_B = (advantage_B != 0) | self.config.scores_flat
@@ -314,6 +317,8 @@ class AlignModule(ScoringModule):
         self._flops_before = self.passes.total_flops
         self._flat.load_state_dict(state["flat"])
         if state["rollout"] is not None:
+            saved, new = checkpoint["hyper_parameters"]["config"], self.hparams["config"]
+            check_stored_rollout(saved, new, checkpoint["global_step"])
             own = self.batch_rows // num_data_ranks(self.trainer)
             rollout = map_tensors(state["rollout"], lambda rows: rows[rank * own : (rank + 1) * own])
             self.rollout = Rollout.of_state(rollout)

@@ -77,6 +77,15 @@ def test_an_average_of_the_weights_is_validated_and_resumes_to_the_bit(align, tm
     assert current, "the weights that are trained on are saved beside their average"
 
 
+def test_a_run_is_not_resumed_within_a_rollout_with_other_masks(align, tmp_path):
+    align("run", "alignment.updates=2", "trainer.max_steps=1")
+    record = (tmp_path / "run" / "config.yaml").read_text()
+    output = align("run", "trainer.max_steps=2", "alignment.masked_prompt=0.15", base=None, exit_code=1)
+    assert "step 1 lies within a rollout" in re.sub(r"\s+", " ", output)
+    assert "alignment.masked_prompt was 0.0 and would be 0.15" in re.sub(r"\s+", " ", output)
+    assert (tmp_path / "run" / "config.yaml").read_text() == record
+
+
 @pytest.mark.slow  # a CPU without bfloat16 instructions emulates it
 def test_in_bfloat16_the_first_ratio_is_one_and_the_reference_agrees(align, tmp_path):
     align("run", "trainer.precision=bf16-mixed")
