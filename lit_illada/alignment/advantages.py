@@ -77,6 +77,8 @@ class SoftmaxDifference(Advantage):
         require(self.psi > 0, "alignment.advantage.psi", self.psi, "above 0")
         for name in ("positive", "negative"):
             require(getattr(self, name) >= 0, f"alignment.advantage.{name}", getattr(self, name), "0 or more")
+        weights = self.positive, self.negative
+        require(any(weights), "alignment.advantage.positive, negative", weights, "above 0 for at least one of them")
 
     def of_mixed(self, reward_PG: Tensor) -> Tensor:
         scaled_PG = self.psi * reward_PG

@@ -89,6 +89,12 @@ class AlignmentConfig:
         every = self.reference_every
         require(every is None or every >= 1, "alignment.reference_every", every, "1 or more, or null")
         form = choice_name(FORMS, self.form)
+        if every is not None and not self.needs(Anchor.REF):
+            regulariser = choice_name(REGULARISERS, self.regulariser)
+            raise UserError(
+                f"alignment.reference_every is {every}, but neither form {form!r} nor regulariser {regulariser!r} "
+                "compares with the reference: set alignment.reference_every=null, or alignment/regulariser=kl_ref"
+            )
         if self.per_draw and isinstance(self.estimator, EuboMix):
             raise UserError("alignment.per_draw is true, but the upper bound of eubo_mix joins all draws: set it false")
         if self.form.is_pair:

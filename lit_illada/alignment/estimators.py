@@ -159,7 +159,7 @@ class BlockElbo(Estimator):
     """
 
     block_length: int = 32
-    """Tokens of a block; the rollout's."""
+    """Tokens of a block: generation.block_length, so that the states are those of the rollout."""
     num_draws: int = 2
     """Masks per completion, one pass each."""
 
@@ -198,7 +198,7 @@ class EuboMix(Estimator):
     """
 
     block_length: int | None = 32
-    """Tokens of a block; None: masks of the whole completion."""
+    """Tokens of a block: generation.block_length; None: masks of the whole completion."""
     num_draws: int = 2
     """Masks per completion, one pass each."""
     exponent: float = 1.5

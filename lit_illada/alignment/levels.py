@@ -38,8 +38,8 @@ class Units:
     """(S, W) int64, step of each scored token; −1 elsewhere; None: level is not `step`."""
 
     @classmethod
-    def of(cls, level: Level, completions: Completions) -> Units:
-        """Raises UserError for steps of completions without a trace."""
+    def of(cls, level: Level, completions: Completions, key: str = "alignment.level") -> Units:
+        """Raises UserError for steps of completions without a trace. key: config key of the level."""
         num_tokens_S = completions.num_scored
         match level:
             case Level.TOKEN:
@@ -48,8 +48,8 @@ class Units:
                 return cls(level, num_tokens_S[:, None] > 0, num_tokens_S, None)
         if completions.steps is None:
             raise UserError(
-                "alignment.level is 'step', but the steps of the completions are unknown: the rollout may mask tokens "
-                "again, or there was none; set alignment.level=token"
+                f"{key} is 'step', but the steps of the completions are unknown: the rollout may mask tokens again, or "
+                f"there was none; set {key}=token"
             )
         step_SW = completions.steps.masked_fill(~completions.is_scored, -1)
         steps_U = torch.arange(int(step_SW.max()) + 1, device=step_SW.device)

@@ -123,7 +123,7 @@ def _penalty(
         return torch.zeros_like(scores.sequence), torch.zeros(2, dtype=torch.float64, device=advantage_S.device)
     anchor = frozen.of(regulariser.anchor, scores)
     assert anchor is not None
-    units = Units.of(regulariser.level, completions)
+    units = Units.of(regulariser.level, completions, "alignment.regulariser.level")
     # the divergence is that of the likelihood itself, whatever bound the sign of the advantage selects
     penalty_SU = regulariser(units.sum(scores.token), units.sum(anchor.token)) * units.is_unit
     if regulariser.divided_by_length:

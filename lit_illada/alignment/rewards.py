@@ -175,6 +175,10 @@ class RewardTerm:
     weight: float = 1.0
     """Factor on the term; 0: logged only."""
 
+    def __post_init__(self) -> None:
+        allowed = "0 or more: terms that penalise return 0 or less themselves"
+        require(self.weight >= 0, "alignment.reward.terms.weight", self.weight, allowed)
+
 
 class OnFailure(StrEnum):
     """Response to a term that raises an error, exceeds its time limit or gives no finite number."""
@@ -196,6 +200,8 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.terms), "alignment.reward.terms", self.terms, "a list of at least one term")
+        weights = [each.weight for each in self.terms]
+        require(any(weights), "alignment.reward.terms.weight", weights, "above 0 for at least one term")
         require(self.time_limit_s > 0, "alignment.reward.time_limit_s", self.time_limit_s, "above 0")
 
     @property

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field, replace
 
 from lit_illada.alignment.config import AlignmentConfig, ProblemsConfig
+from lit_illada.alignment.estimators import BlockElbo, EuboMix
 from lit_illada.alignment.levels import Level
+from lit_illada.alignment.regularisers import NoRegulariser
 from lit_illada.config.runs import RunConfig
 from lit_illada.data.sft.config import TEMPLATES, RoleTexts, RoleTokens
 from lit_illada.errors import UserError, require
@@ -77,6 +79,8 @@ class AlignConfig(RunConfig):
             )
         self._check_source()
         self._check_steps()
+        self._check_blocks()
+        self._check_scored_policy()
         self.check_generation_length("generation", self.generation)
         self.check_warmup()
         response, ranks = self.trainer.on_divergence, self.trainer.num_data_ranks
@@ -111,8 +115,40 @@ class AlignConfig(RunConfig):
                 f"alignment.estimator scores the states of the rollout, {again}, or choose an estimator that does not, "
                 "such as alignment/estimator=elbo"
             )
-        if self.alignment.level is Level.STEP:
-            raise UserError(f"alignment.level is 'step', {again}, or alignment.level=token")
+        alignment = self.alignment
+        levels = {"alignment.level": alignment.level}
+        if not isinstance(alignment.regulariser, NoRegulariser):
+            levels["alignment.regulariser.level"] = alignment.regulariser.level
+        for key, level in levels.items():
+            if level is Level.STEP:
+                raise UserError(f"{key} is 'step', {again}, or {key}=token")
+
+    def _check_blocks(self) -> None:
+        """Raise UserError if the states that are scored have other blocks than the rollout."""
+        estimator, canvas = self.alignment.estimator, self.generation.max_new_tokens
+        if not isinstance(estimator, BlockElbo | EuboMix) or self.alignment.form.is_pair:  # pairs have no rollout
+            return
+        scored, written = estimator.block_length, self.generation.block_length
+        if scored is not None and min(scored, canvas) != min(written, canvas):
+            raise UserError(
+                f"alignment.estimator.block_length is {scored}, but the rollout writes blocks of "
+                f"generation.block_length={written}, so other states would be scored than the sampler sees: set "
+                f"alignment.estimator.block_length={written}"
+            )
+
+    def _check_scored_policy(self) -> None:
+        """Raise UserError if the policy that samples is not one of a temperature, which is what scores can take."""
+        if not self.alignment.temperature_in_score:
+            return
+        sampler = self.generation
+        needed = {
+            "temperature": (sampler.temperature > 0, "above 0"),
+            "top_p": (sampler.top_p == 1, "1"),
+            "guidance_scale": (sampler.guidance_scale == 0, "0"),
+        }
+        for name, (is_valid, allowed) in needed.items():
+            also = f"{allowed} with alignment.temperature_in_score=true, or set that to false"
+            require(is_valid, f"generation.{name}", getattr(sampler, name), also)
 
     def resolve(self) -> "AlignConfig":
         """Return the config with the rows per optimizer step and per forward pass."""

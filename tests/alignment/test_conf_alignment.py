@@ -104,6 +104,8 @@ def test_masks_are_those_of_the_rollout_or_of_each_update():
     assert len(set(numbers)) == 36
 
 
+TERMS = "alignment.reward.terms="
+REMASKING = ["generation/remask=remdm_cap"]
 BAD = {
     "alignment.level is 'token', but form 'dpo'": ["alignment=vrpo", "alignment.level=token", *PAIRS],
     "includes its regulariser": ["alignment=vrpo", "alignment/regulariser=kl_ref", *PAIRS],
@@ -114,6 +116,32 @@ BAD = {
     "alignment.form.low is 1": ["alignment.form.low=1.0"],
     "alignment.estimator.num_pairs is 0": ["alignment.estimator.num_pairs=0"],
     "reward.time_limit_s is 0": ["alignment.reward.time_limit_s=0"],
+    "terms.weight is -0.5: it must be 0 or more": [TERMS + "[{term: correct}, {term: loop, weight: -0.5}]"],
+    r"terms.weight is \[0.0, 0.0\]: it must be above 0": [
+        TERMS + "[{term: loop, weight: 0}, {term: correct, weight: 0}]"
+    ],
+    "advantage.positive, negative is": [
+        "alignment=wd1",
+        "alignment.advantage.positive=0",
+        "alignment.advantage.negative=0",
+    ],
+    "reference_every is 4, but neither form 'linear_bound' nor": ["alignment=bgpo", "alignment.reference_every=4"],
+    "estimator.block_length is 32, but the rollout writes blocks of generation.block_length=16": [
+        "alignment=spg",
+        "generation.block_length=16",
+        "generation.num_steps=8",
+    ],
+    "estimator.block_length is 8, but": ["alignment/estimator=block_elbo", "alignment.estimator.block_length=8"],
+    "alignment.level is 'step', but generation.remask": ["alignment.level=step", *REMASKING],
+    "alignment.regulariser.level is 'step', but generation.remask": ["alignment.regulariser.level=step", *REMASKING],
+    "generation.temperature is 0.0: it must be above 0 with alignment.temperature_in_score": [
+        "alignment=vrpo",
+        "alignment.temperature_in_score=true",
+        "generation.temperature=0",
+        *PAIRS,
+    ],
+    "generation.top_p is 0.9: it must be 1 with": ["alignment=left_to_right", "generation.top_p=0.9"],
+    "generation.guidance_scale is 1.5: it must be 0": ["alignment=left_to_right", "generation.guidance_scale=1.5"],
 }
 
 
@@ -121,6 +149,18 @@ BAD = {
 def test_bad_settings_are_named(message):
     with pytest.raises(UserError, match=message):
         load("align", BAD[message])
+
+
+def test_blocks_that_cannot_differ_from_the_rollouts_are_allowed():
+    short = ["generation.max_new_tokens=16", "generation.num_steps=16"]  # one block, of either length
+    load("align", ["alignment=spg", *short, "generation.block_length=24"])
+    whole = ["alignment=spg", "alignment.estimator.block_length=null", "generation.block_length=64"]
+    assert load("align", whole).alignment.estimator.block_length is None
+    load("align", ["alignment=vrpo", "alignment/estimator=block_elbo", "alignment.estimator.block_length=8", *PAIRS])
+
+
+def test_steps_of_no_regulariser_need_no_trace():
+    load("align", ["alignment=gdpo", "alignment.regulariser.level=step", *REMASKING])
 
 
 def test_steps_of_the_rollout_can_be_scored_unless_a_setting_masks_committed_tokens_again():

@@ -222,8 +222,18 @@ def test_levels_sum_the_tokens_of_their_units(model, world):
     token = torch.tensor([[[0.0, 1.0, 2.0, 4.0, 8.0]]])
     sums = {level: Units.of(level, completions).sum(token)[0, 0].tolist() for level in Level}
     assert sums == {"token": [0, 1, 2, 4, 8], "step": [2, 5, 8], "sequence": [15], "sequence_mean": [3.75]}
-    with pytest.raises(UserError, match="steps of the completions are unknown"):
+    with pytest.raises(UserError, match=r"alignment.level is 'step', but the steps of the completions are unknown"):
         Units.of(Level.STEP, replace(completions, steps=None))
+
+
+def test_the_level_of_the_regulariser_is_named_where_steps_are_unknown(model, world):
+    completions = world.texts([[2, 3], [3, 2]])
+    config = alignment(Elbo(), regulariser=KlRef(level=Level.STEP))
+    scores = world.scored(Elbo(), completions, model)
+    with pytest.raises(
+        UserError, match=r"alignment.regulariser.level is 'step'.*set alignment.regulariser.level=token"
+    ):
+        policy_loss(config, completions, scores, torch.tensor([1.0, -1.0]), Frozen(ref=scores))
 
 
 def every_trajectory(length):
