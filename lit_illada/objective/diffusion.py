@@ -24,6 +24,7 @@ from lit_illada.batch import TokenBatch, TokenScores
 from lit_illada.objective.annealing import draw_visible_later
 from lit_illada.objective.blocks import in_blocks, is_block_start
 from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw
+from lit_illada.objective.distribution import Tabulated
 from lit_illada.objective.joint import draw_block_uniforms, draw_uniforms
 from lit_illada.objective.loss import LossSum, NoisyBatch, RatioBins, normalise
 from lit_illada.objective.mask_ratio import MaskRatio, VarianceOptimal
@@ -46,6 +47,7 @@ class DiffusionObjective(nn.Module):
         self.batch_rows = batch_rows
         if isinstance(config.mask_ratio, VarianceOptimal):
             self.register_buffer("moments", torch.zeros(2, config.mask_ratio.num_bins, dtype=torch.float64))
+        self._learnt: tuple[Tensor, Tabulated] | None = None  # moments, and the density estimated from them
         # Moments of the current step. Not a buffer, since DDP would overwrite it with rank 0's in the middle of a step.
         self._pending: list[Tensor] = []
 
@@ -64,7 +66,16 @@ class DiffusionObjective(nn.Module):
         u = draw_uniforms(*draw) if blocks_BT is None else draw_block_uniforms(*draw, blocks_BT)
         positions_T = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
         noise_BT = uniform(self.seed, Purpose.MASK, batch.row_ids, positions_T)
-        masks = draw_masks(config.mask_draw, mask_ratio, config.weighting, u, noise_BT, batch.is_maskable, blocks_BT)
+        masks = draw_masks(
+            config.mask_draw,
+            mask_ratio,
+            config.weighting,
+            u,
+            noise_BT,
+            batch.is_maskable,
+            blocks_BT,
+            config.importance_corrected,
+        )
         if config.joint_draw is JointDraw.COMPLEMENTARY:
             masks, batch = masks.with_complement(batch.is_maskable), batch.repeat(2)
         return NoisyBatch(
@@ -106,7 +117,11 @@ class DiffusionObjective(nn.Module):
     def mask_ratio(self, progress: float) -> MaskRatio:
         """The distribution of mask ratios at this fraction of training."""
         if isinstance(self.config.mask_ratio, VarianceOptimal):
-            return self.config.mask_ratio.learnt(self.moments)
+            # The same object for all micro-batches of a step, since tables of counts are cached by object. Compared by
+            # value, because loading a checkpoint changes the moments in place.
+            if self._learnt is None or not torch.equal(self._learnt[0], self.moments):
+                self._learnt = self.moments.clone(), self.config.mask_ratio.learnt(self.moments)
+            return self._learnt[1]
         return self.config.mask_ratio.at(progress)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionObjective":
@@ -115,6 +130,7 @@ class DiffusionObjective(nn.Module):
         super()._apply(fn, recurse)
         if before is not None and self.moments.dtype != before.dtype:
             self.moments = before.to(self.moments.device)
+        self._learnt = None  # the device may be another
         return self
 
     def _observe(self, integrand: Tensor, noisy: NoisyBatch) -> None:

@@ -15,8 +15,9 @@ Bin(k; L, ·) is about 1/√L wide everywhere. Shapes: B rows, L tokens, N nodes
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from lit_illada.objective.weighting import Weighting
 
 _NODES_PER_CELL = 4
 _TINY = 1e-290
+_MAX_LENGTHS = 2048  # tables of one density that are kept; 2 · 8 bytes per token each, 3 · 8 if corrected
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,26 +40,47 @@ class CountTable:
     weight: Tensor
     """(1 − q(0))·E[w | k]."""
     density: Tensor
-    """Divisor of the weight under importance correction."""
+    """Divisor of the weight under importance correction; 1 without."""
 
 
-@lru_cache(maxsize=256)
-def count_table(mask_ratio: MaskRatio, weighting: Weighting, length: int, device: torch.device) -> CountTable:
-    """The table for rows of `length` maskable tokens, at least 1. Cached: all steps of a run share it."""
+def count_table(
+    mask_ratio: MaskRatio, weighting: Weighting, length: int, device: torch.device, is_corrected: bool = True
+) -> CountTable:
+    """The table for rows of `length` maskable tokens, at least 1.
+
+    Cached while its density is one of the last in use: by all steps of a run, or by the micro-batches of a step where
+    the density is learnt or a curriculum. is_corrected: compute `density` too, which takes as long as the rest.
+    """
+    return _tables(mask_ratio, weighting, device, is_corrected)(length)
+
+
+# one cache per density, so that neither rows of many lengths nor densities that change displace each other's tables
+@lru_cache(maxsize=4)
+def _tables(
+    mask_ratio: MaskRatio, weighting: Weighting, device: torch.device, is_corrected: bool
+) -> Callable[[int], CountTable]:
+    """The tables of a density by length."""
+    return lru_cache(maxsize=_MAX_LENGTHS)(partial(_computed_table, mask_ratio, weighting, device, is_corrected))
+
+
+def _computed_table(
+    mask_ratio: MaskRatio, weighting: Weighting, device: torch.device, is_corrected: bool, length: int
+) -> CountTable:
     t_N, mass_N = _nodes_by_probability(mask_ratio, length, device)
     binomial_KN = _binomial(length, t_N)
     q_K = binomial_KN @ mass_N
     target_K = binomial_KN @ (mass_N * weighting(t_N))
     any_masked = 1 - q_K[0]
     weight = _ratio(target_K, q_K)[1:] * any_masked
-
+    cdf = q_K[1:].cumsum(0)
+    if not is_corrected:
+        return CountTable(cdf / cdf[-1], weight, weight.new_ones(()).expand_as(weight))
     corrected_K = _corrected_target(weighting, *mask_ratio.support, length, device)
     corrected = _ratio(corrected_K, q_K)[1:] * any_masked
-    cdf = q_K[1:].cumsum(0)
     return CountTable(cdf / cdf[-1], weight, torch.where(corrected > 0, weight / corrected, 1.0))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=_MAX_LENGTHS)
 def _corrected_target(weighting: Weighting, low: float, high: float, length: int, device: torch.device) -> Tensor:
     """(L + 1,): ∫ w(t) Bin(k; L, t) dt over [low, high]; the same for every density with this support."""
     t_N, width_N = _gauss_legendre(_borders(low, high, length, device))
@@ -65,18 +88,19 @@ def _corrected_target(weighting: Weighting, low: float, high: float, length: int
 
 
 def draw_counts(
-    mask_ratio: MaskRatio, weighting: Weighting, u_B: Tensor, length_B: Tensor
+    mask_ratio: MaskRatio, weighting: Weighting, u_B: Tensor, length_B: Tensor, is_corrected: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(k, weight, density) of each row, (B,) each; 0, 1 and 1 for a row without maskable tokens.
 
     u_B: uniform numbers, which the quantile function of k turns into k. length_B: maskable tokens of each row.
+    is_corrected: whether the density is needed; it is 1 otherwise.
     """
     k_B, weight_B, density_B = torch.zeros_like(length_B), torch.ones_like(u_B), torch.ones_like(u_B)
     for length in length_B.unique().tolist():
         if not length:
             continue
         is_here_B = length_B == length
-        table = count_table(mask_ratio, weighting, length, u_B.device)
+        table = count_table(mask_ratio, weighting, length, u_B.device, is_corrected)
         # the table is accurate to about 1e-10; the factor assigns a u at a border to the lower k
         index_B = torch.searchsorted(table.cdf, u_B * (1 - 1e-9)).clamp(max=length - 1)
         k_B = torch.where(is_here_B, index_B + 1, k_B)

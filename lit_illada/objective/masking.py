@@ -28,7 +28,7 @@ class Masks:
     mask_ratio: Tensor
     """float64, the ratio drawn, or k/L."""
     density: Tensor
-    """float64, divisor of the weight under importance correction."""
+    """float64, divisor of the weight under importance correction; 1 with exact-k and without the correction."""
     weight: Tensor | None = None
     """float64, weight of the summed loss of a row or block; None: w(mask_ratio)."""
 
@@ -50,10 +50,12 @@ def draw_masks(
     noise_BT: Tensor,
     is_maskable_BT: Tensor,
     blocks_BT: Tensor | None = None,
+    is_corrected: bool = True,
 ) -> Masks:
     """Draws a mask ratio per row, or per block, from `mask_ratio`, and masks among the maskable tokens.
 
     u, noise_BT: uniform numbers in (0, 1), for the ratios, (B,) or with blocks (B, T), and for the tokens.
+    is_corrected: whether the weight will be divided by the density.
     """
     if mask_draw is MaskDraw.BERNOULLI:
         t = mask_ratio.quantile(u)
@@ -62,7 +64,7 @@ def draw_masks(
     length = is_maskable_BT.sum(1) if blocks_BT is None else count_in_block(is_maskable_BT, blocks_BT)
     # a row without maskable tokens is treated as of length 1: its values stay finite, and no token uses them
     if mask_ratio.has_density:
-        k, weight, density = draw_counts(mask_ratio, weighting, u, length)
+        k, weight, density = draw_counts(mask_ratio, weighting, u, length, is_corrected)
     else:
         k, weight, density = num_masked(mask_ratio.quantile(u), length), None, torch.ones_like(u)
     ratio = k.clamp(min=1) / length.clamp(min=1).double()

@@ -10,6 +10,7 @@ from scipy import integrate, stats
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.errors import UserError
+from lit_illada.objective import exact_k
 from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw, MaskDraw, Normaliser
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.objective.exact_k import count_table
@@ -304,6 +305,39 @@ def test_complementary_pairs_cover_every_maskable_token_once(world):
     assert len(noisy.layout.cu_seqlens) == 13
 
 
+@pytest.fixture
+def tables(monkeypatch):
+    """Lengths of the tables of counts that are computed."""
+    lengths, compute = [], exact_k._binomial
+
+    def computed(length, t_N):
+        lengths.append(length)
+        return compute(length, t_N)
+
+    exact_k._tables.cache_clear()
+    exact_k._corrected_target.cache_clear()
+    monkeypatch.setattr(exact_k, "_binomial", computed)
+    yield lengths
+    exact_k._tables.cache_clear()
+
+
+def test_rows_of_many_lengths_need_one_table_per_length(world, tables):
+    """Fine-tuning: more lengths than 256, each again in every pass over the data."""
+    objective = build(world, batch_rows=300, mask_draw=MaskDraw.EXACT_K)
+    is_maskable = torch.arange(300) < torch.arange(1, 301)[:, None]
+    for _ in range(2):
+        objective.corrupt(world.make_batch(300, 300, is_maskable=is_maskable))
+    assert tables == list(range(1, 301))
+
+
+def test_a_curriculum_needs_one_table_per_step(world, tables):
+    objective = build(world, mask_ratio=Curriculum(), mask_draw=MaskDraw.EXACT_K)
+    for progress in (0.0, 0.25, 0.5):
+        for _ in range(3):
+            objective.corrupt(world.make_batch(8, 6), progress)
+    assert tables == [6] * 3
+
+
 @pytest.mark.parametrize("normaliser", Normaliser)
 @pytest.mark.parametrize("token_weight", [Cart(), Focal()])
 def test_rows_without_maskable_tokens_give_0_and_finite_gradients(world, normaliser, token_weight):
@@ -379,6 +413,22 @@ class TestVarianceOptimal:
         self.train(world, objective, 100)
         other.load_state_dict(objective.state_dict())
         assert torch.equal(other.mask_ratio(0.0).masses, objective.mask_ratio(0.0).masses)
+
+    def test_the_learnt_density_follows_moments_that_are_loaded_in_place(self, world):
+        objective, other = build(world, **self.CONFIG), build(world, **self.CONFIG)
+        self.train(world, other, 100)
+        before = objective.mask_ratio(0.0)
+        objective.moments.copy_(other.moments)
+        assert torch.equal(objective.mask_ratio(0.0).masses, other.mask_ratio(0.0).masses)
+        assert not torch.equal(objective.mask_ratio(0.0).masses, before.masses)
+
+    def test_the_micro_batches_of_a_step_share_the_tables_of_counts(self, world, tables):
+        objective = build(world, mask_draw=MaskDraw.EXACT_K, **self.CONFIG)
+        for _ in range(3):
+            for _ in range(4):
+                objective.corrupt(world.make_batch(8, 5))
+            self.train(world, objective, 8)
+        assert tables == [5, 5, 4, 4] + [5, 4] * 2  # the first two of each length serve the correction too
 
     def test_all_ranks_learn_the_same_density(self, world):
         objective = build(world, **self.CONFIG)
