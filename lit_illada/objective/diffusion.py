@@ -96,7 +96,9 @@ class DiffusionObjective(nn.Module):
         factor, count = normalise(self.config.normaliser, noisy)
         weight = self.config.weighting(noisy.mask_ratio) if noisy.weight is None else noisy.weight
         token_weight_BT = self.config.token_weight(nll_BT, noisy.is_masked, noisy.layout)
-        integrand = noisy.per_ratio(token_weight_BT * nll_BT * (noisy.per_token(weight) * factor).float())
+        # a row whose mask is empty, such as the complement of a full one, may have an infinite weight
+        weight_BT = (noisy.per_token(weight) * factor).float().where(noisy.is_masked, 0.0)
+        integrand = noisy.per_ratio(token_weight_BT * nll_BT * weight_BT)
         self._observe(integrand.detach(), noisy)
         if self.config.importance_corrected:
             integrand = integrand * torch.where(noisy.density > 0, 1 / noisy.density, 0.0).float()

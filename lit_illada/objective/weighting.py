@@ -47,7 +47,11 @@ class Sigmoid(Weighting):
     """σ(k − λ)/t = 1/(t + (1 − t)·e^{−k}): k = 0 is flat, k → ∞ the bound. arXiv 2410.19324, 2511.19664."""
 
     k: float = 0.0
-    """Shift of the sigmoid in λ; larger values give low mask ratios more weight."""
+    """Shift of the sigmoid in λ, −80 to 80; larger values give low mask ratios more weight."""
+
+    def __post_init__(self) -> None:
+        # e^{−k} and the weight stay finite in float32
+        require(abs(self.k) <= 80, "objective.weighting.k", self.k, "−80 to 80")
 
     def __call__(self, t: Tensor) -> Tensor:
         return 1 / (t + (1 - t) * math.exp(-self.k))

@@ -22,6 +22,7 @@ from lit_illada.objective.mask_ratio import (
     Cosine,
     Curriculum,
     Fixed,
+    LogitNormal,
     Polynomial,
     Uniform,
     VarianceOptimal,
@@ -364,6 +365,24 @@ def test_bfloat16_scores_are_added_in_float32(world):
     assert loss.sum == exact.sum
     loss.sum.backward()
     assert bool(nll.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_complement_of_a_full_mask_gives_a_finite_loss(world, weighting):
+    """A ratio may round to 1; its complement is 0, where most weights are infinite and no token is masked."""
+    objective = build(
+        world,
+        batch_rows=40,
+        mask_ratio=LogitNormal(epsilon=0.0, std=100.0),
+        weighting=WEIGHTINGS[weighting](),
+        joint_draw=JointDraw.COMPLEMENTARY,
+    )
+    noisy = objective.corrupt(world.make_batch(40, 6))
+    assert (noisy.mask_ratio == 0).any()
+    scores = world.score(noisy)
+    loss = objective.loss(scores, noisy)
+    assert loss.sum.isfinite()
+    assert bool(torch.autograd.grad(loss.sum, scores.nll)[0].isfinite().all())
 
 
 def test_a_curriculum_follows_the_progress(world):

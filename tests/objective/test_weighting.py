@@ -41,6 +41,7 @@ def test_parameters_and_limits_have_the_published_values():
     one = torch.ones((), dtype=torch.float64)
     assert torch.allclose(Sigmoid(k=2.5)(T), torch.sigmoid(-LAMBDA + 2.5) / T)
     assert torch.allclose(Sigmoid(k=40.0)(T), 1 / T)
+    assert Sigmoid(k=-80.0)(T).float().min() > 0
     assert torch.allclose(Gaussian(mean=1, std=2)(T), torch.from_numpy(stats.norm(1, 2).pdf(LAMBDA.numpy())) / T)
     assert Sech()(one) == 0
     assert Gaussian()(one) == 0
@@ -49,7 +50,14 @@ def test_parameters_and_limits_have_the_published_values():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: FlowMatching(max_ratio=1.0), lambda: Gaussian(std=0), lambda: ClippedElbo(gamma=0.5)]
+    "make",
+    [
+        lambda: FlowMatching(max_ratio=1.0),
+        lambda: Gaussian(std=0),
+        lambda: ClippedElbo(gamma=0.5),
+        lambda: Sigmoid(k=-800),
+        lambda: Sigmoid(k=81),
+    ],
 )
 def test_invalid_values_are_rejected(make):
     with pytest.raises(UserError, match=r"objective.weighting\..* it must be"):
