@@ -156,19 +156,20 @@ class AlignModule(ScoringModule):
             if batch.update == 0:
                 rollout.keep(scores.detach())
             kl_old = kl_from_old(scores, frozen.old or scores, part.is_scored & is_scored_B[:, None])
-        self._step_sums = self._step_sums + loss.count
         self.curves.update(loss, kl_old)
         # a constant until the step's global count is known
         self._reference = float(self.batch_rows)
         num_tokens, flops = self.passes.num_tokens - tokens_before, self.passes.total_flops
-        self.tokens_seen += num_tokens * num_data_ranks(self.trainer)
+        # (2,): loss count, tokens, of which ranks have different numbers
+        self._step_sums = self._step_sums + torch.stack([loss.count, loss.count.new_tensor(num_tokens)])
         outputs = {"loss": loss.sum / self._reference, "tokens": num_tokens, "flops": flops - self._flops_before}
         self._flops_before = flops
         return outputs
 
     def global_count(self) -> float:
-        count = float(self._sum_over_ranks(torch.as_tensor(self._step_sums)))
+        count, num_tokens = self._sum_over_ranks(torch.as_tensor(self._step_sums)).tolist()
         self._step_sums = 0.0
+        self.tokens_seen += int(num_tokens)
         return count
 
     def training_values(self) -> dict[str, float | Tensor]:
