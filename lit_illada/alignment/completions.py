@@ -1,9 +1,8 @@
 """Completions to score: prompts with their continuations, where and when the rollout committed each token.
 
-Estimators work on one sequence per row, right-padded; `rows` turns a masked state into the model's input, padded or
-packed. Noise is keyed by the number of a completion and the position in its row, so neither the order of rows nor the
-micro-batch nor packing changes a mask. Shapes: S sequences, W tokens per sequence (prompt, completion and padding),
-B model rows of T tokens, M selected tokens.
+Estimators work on one sequence per row, right-padded; `model_rows` turns a masked state into the model's input. Noise
+is keyed by the number of a completion and the position in its row, so neither the order of rows nor the micro-batch
+changes a mask. Shapes: S sequences, W tokens per sequence (prompt, completion and padding), M selected tokens.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from lit_illada.alignment.views import View
 from lit_illada.batch import Layout, Movable
-from lit_illada.errors import UserError
 from lit_illada.generation.trace import Trace
 
 
@@ -125,66 +123,28 @@ def _without_gaps(steps: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class ModelRows:
-    """Input of the model for a view."""
+    """Input of the model for a view, one sequence per row."""
 
     noisy_ids: Tensor
-    """(B, T) int64."""
+    """(S, W) int64."""
     layout: Layout
-    select: Tensor
-    """(B, T) bool, in the row-major order of the view's `is_selected`."""
     targets: Tensor
-    """(M,) int64."""
+    """(M,) int64, tokens at the view's `is_selected`, row-major."""
 
 
-def model_rows(completions: Completions, view: View, mask_token_id: int, row_length: int | None = None) -> ModelRows:
-    """The view as input of the model.
-
-    row_length: tokens of a row into which whole sequences are packed in order; None: one sequence per row.
-    Raises UserError if a sequence exceeds a row.
-    """
+def model_rows(completions: Completions, view: View, mask_token_id: int) -> ModelRows:
+    """The view as input of the model. A sequence is one segment, or two where a part of it is invisible; padding is
+    another."""
     is_token = completions.is_prompt | completions.is_canvas
-    lengths = is_token.sum(1).tolist()
-    num_columns = completions.token_ids.shape[1] if row_length is None else row_length
-    if max(lengths) > num_columns:
-        raise UserError(f"a prompt and its completion have {max(lengths)} tokens, but rows have {num_columns}")
-    visible = lengths
+    is_visible = is_token
     if view.last_block is not None and completions.blocks is not None:
-        is_later = completions.is_canvas & (completions.blocks > view.last_block[:, None])
-        visible = (is_token & ~is_later).sum(1).tolist()
-    starts, segments, num_rows = _pack(lengths, visible, num_columns, is_packed=row_length is not None)
-    noisy_SW = completions.token_ids.masked_fill(view.is_masked, mask_token_id)
-
-    offset_SW = torch.tensor(starts, device=is_token.device)[:, None] + is_token.cumsum(1) - 1
-    index_N = offset_SW[is_token]
-    noisy_BT = noisy_SW.new_full((num_rows * num_columns,), mask_token_id)
-    noisy_BT[index_N] = noisy_SW[is_token]
-    select_BT = view.is_selected.new_zeros(num_rows * num_columns)
-    select_BT[index_N] = view.is_selected[is_token]
-    layout = Layout.from_lengths(torch.tensor(segments, device=is_token.device), num_columns)
+        is_visible = is_token & ~(completions.is_canvas & (completions.blocks > view.last_block[:, None]))
+    num_rows, num_columns = is_token.shape
+    length_S, visible_S = is_token.sum(1), is_visible.sum(1)
+    segments_S3 = torch.stack([visible_S, length_S - visible_S, num_columns - length_S], 1)
+    segments = segments_S3[segments_S3 > 0]
+    layout = Layout.from_lengths(segments, num_columns)
     if len(segments) == num_rows:
         layout = Layout.whole_rows(num_rows, num_columns, is_token.device)
-    shape = num_rows, num_columns
-    return ModelRows(noisy_BT.view(shape), layout, select_BT.view(shape), completions.token_ids[view.is_selected])
-
-
-def _pack(
-    lengths: Sequence[int], visible: Sequence[int], num_columns: int, is_packed: bool
-) -> tuple[list[int], list[int], int]:
-    """(first flat position of each sequence, lengths of the segments in order, number of rows).
-
-    A sequence is one segment, or two where a part of it is invisible; what remains of a row is another.
-    """
-    starts: list[int] = []
-    segments: list[int] = []
-    end = 0  # of the last sequence, as a flat position
-    for length, seen in zip(lengths, visible, strict=True):
-        free = -end % num_columns
-        if starts and free and (not is_packed or length > free):
-            segments.append(free)
-            end += free
-        starts.append(end)
-        segments += [part for part in (seen, length - seen) if part]
-        end += length
-    if free := -end % num_columns:
-        segments.append(free)
-    return starts, segments, (end + free) // num_columns
+    noisy_ids = completions.token_ids.masked_fill(view.is_masked | ~is_token, mask_token_id)
+    return ModelRows(noisy_ids, layout, completions.token_ids[view.is_selected])

@@ -23,10 +23,6 @@ class Rewards:
     """Weighted sum of the terms; a failed one counts 0."""
     by_term: dict[str, list[float | None]]
     """Values without weight by name of the term; None: it failed."""
-    failures: Counter[str]
-    """Number of failures by name of the term."""
-    messages: list[str]
-    """One line per failure."""
 
 
 class RewardWorker:
@@ -41,7 +37,6 @@ class RewardWorker:
         names = self.config.names
         by_term: dict[str, list[float | None]] = {name: [] for name in names}
         failures: Counter[str] = Counter()
-        messages: list[str] = []
         total = []
         for number, one in enumerate(answered):
             for index, name in enumerate(names):
@@ -55,12 +50,11 @@ class RewardWorker:
                         log.warning("%s; failures count 0 (alignment.reward.on_failure=zero)", message)
                     by_term[name].append(None)
                     failures[name] += 1
-                    messages.append(message)
             values = [by_term[name][number] or 0.0 for name in names]
             total.append(sum(each.weight * value for each, value in zip(self.config.terms, values, strict=True)))
         for name, count in failures.items():
             log.warning("reward %s failed for %d of %d completions", name, count, len(answered))
-        return Rewards(total, by_term, failures, messages)
+        return Rewards(total, by_term)
 
     def close(self) -> None:
         """End the process; the next call starts another."""
@@ -70,5 +64,5 @@ class RewardWorker:
 def _value(config: RewardConfig, check: Check, answered: Answered, index: int) -> float:
     value = float(config.terms[index].term(answered, check))
     if not math.isfinite(value):
-        raise ValueError(f"{value} is no finite number")
+        raise ValueError(f"{value} is not finite")
     return value

@@ -178,9 +178,9 @@ def map_tensors(state: dict[Any, Any], change: Callable[[Tensor], Tensor]) -> di
 
 
 def _state(scores: Scores) -> dict[str, Any]:
-    state = {"by_draw": scores.by_draw.transpose(0, 1).contiguous(), "num_forwards": scores.num_forwards}
+    state = {"by_draw": scores.by_draw.transpose(0, 1).contiguous()}
     return state if scores.upper is None else {**state, "upper": scores.upper}
 
 
 def _scores(state: dict[str, Any]) -> Scores:
-    return Scores(state["by_draw"].transpose(0, 1), state.get("upper"), state["num_forwards"])
+    return Scores(state["by_draw"].transpose(0, 1), state.get("upper"))

@@ -2,7 +2,7 @@
 
     noise = completions_noise(completions, seed, update)
     scores = score(estimator, completions, model, noise, mask_token_id)      differentiable
-    scores.token, scores.sequence, scores.num_forwards
+    scores.token, scores.sequence
 
 Shapes: S sequences, W tokens per sequence, D draws, N views, M selected tokens, V vocabulary.
 """
@@ -32,8 +32,6 @@ class Scores(Movable):
     """(D, S, W), a complete estimate per draw; differentiable unless computed without gradients."""
     upper: Tensor | None
     """(S, W), scores of completions of negative advantage; None: those of `by_draw`."""
-    num_forwards: int
-    """Forward passes, each over all sequences of the batch."""
 
     @property
     def token(self) -> Tensor:
@@ -77,7 +75,6 @@ class Scores(Movable):
         return cls(
             torch.cat([_padded(part.by_draw, width) for part in parts], 1),
             torch.cat([_padded(upper, width) for upper in uppers]) if uppers else None,
-            sum(part.num_forwards for part in parts),
         )
 
 
@@ -95,7 +92,6 @@ def score(
     mask_token_id: int,
     *,
     masked_prompt: float = 0.0,
-    row_length: int | None = None,
     num_views: int | None = None,
     recompute: bool = False,
 ) -> Scores:
@@ -103,14 +99,13 @@ def score(
 
     Args:
         masked_prompt: probability to mask a visible token of the context.
-        row_length: tokens of the rows into which sequences are packed; None: one sequence per row, padded.
         num_views: forward passes to run, at least the estimator's number; the additional ones score nothing. Ranks of
             a sharded model must run equally many.
         recompute: compute each view again in the backward pass, so that memory does not grow with their number.
     """
     views = list(padded_views(estimator, completions, noise, masked_prompt, num_views))
     compute = partial(checkpoint, view_log_prob, use_reentrant=False) if recompute else view_log_prob
-    log_prob_NSW = torch.stack([compute(completions, view, score_fn, mask_token_id, row_length) for view in views])
+    log_prob_NSW = torch.stack([compute(completions, view, score_fn, mask_token_id) for view in views])
     weight_NSW = torch.stack([view.weight.to(log_prob_NSW.dtype).expand(completions.token_ids.shape) for view in views])
     is_selected_NSW = torch.stack([view.is_selected for view in views])
     draw_N = torch.tensor([view.draw for view in views], device=log_prob_NSW.device)
@@ -118,7 +113,7 @@ def score(
     weighted_NSW = weight_NSW * log_prob_NSW
     by_draw_DSW = torch.stack([weighted_NSW[is_of_draw_N].sum(0) for is_of_draw_N in is_of_draw_DN])
     upper = estimator.upper(log_prob_NSW, weight_NSW, is_selected_NSW, completions.num_scored)
-    return Scores(by_draw_DSW, upper, len(views))
+    return Scores(by_draw_DSW, upper)
 
 
 def padded_views(
@@ -133,12 +128,10 @@ def padded_views(
         yield nothing
 
 
-def view_log_prob(
-    completions: Completions, view: View, score_fn: ScoreFn, mask_token_id: int, row_length: int | None = None
-) -> Tensor:
+def view_log_prob(completions: Completions, view: View, score_fn: ScoreFn, mask_token_id: int) -> Tensor:
     """(S, W): log p of the selected tokens, 0 elsewhere; one forward pass. Differentiable, also with none selected."""
-    rows = model_rows(completions, view, mask_token_id, row_length)
-    nll_M = score_fn(rows.noisy_ids, rows.layout, rows.select, rows.targets).nll
+    rows = model_rows(completions, view, mask_token_id)
+    nll_M = score_fn(rows.noisy_ids, rows.layout, view.is_selected, rows.targets).nll
     zeros_SW = torch.zeros(view.is_selected.shape, dtype=nll_M.dtype, device=nll_M.device)
     return zeros_SW.masked_scatter(view.is_selected, -nll_M)
 

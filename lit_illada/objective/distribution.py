@@ -50,10 +50,6 @@ class MaskRatio(ABC):
         low, high = self.support
         return low + (high - low) * self.unit_quantile(u)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n,) independent ratios."""
-        return self.quantile(torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device))
-
     def at(self, progress: float) -> Self:
         """The distribution at this fraction of training, 0 to 1; only a curriculum changes."""
         return self

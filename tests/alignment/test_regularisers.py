@@ -64,7 +64,7 @@ def test_penalty_of_sequences_is_finite(estimate):
 def test_kl_from_the_old_policy_is_that_of_its_distribution():
     """Tokens of a distribution p, scored under q: the mean of the estimate over p is KL(p ‖ q) exactly."""
     p, q = (torch.tensor(values, dtype=torch.float64) for values in ([0.5, 0.3, 0.2], [0.2, 0.2, 0.6]))
-    old, new = (Scores(values.log().view(1, 1, 3), None, 1) for values in (p, q))
+    old, new = (Scores(values.log().view(1, 1, 3), None) for values in (p, q))
     each = [kl_from_old(new, old, torch.tensor([[token == index for index in range(3)]])) for token in range(3)]
     assert all(count == 1 for _, count in each)
     assert sum(weight * value for weight, (value, _) in zip(p, each, strict=True)) == pytest.approx(

@@ -1,12 +1,10 @@
-"""Scores do not depend on the order of rows, the micro-batch or packing; the noise is common to all models."""
+"""Scores do not depend on the order of rows or the micro-batch; the noise is common to all models."""
 
 import pytest
 import torch
 
-from lit_illada.alignment.completions import model_rows
-from lit_illada.alignment.estimators import ESTIMATORS, Elbo, MeanField
+from lit_illada.alignment.estimators import ESTIMATORS, Elbo
 from lit_illada.alignment.scores import Scores, completions_noise
-from lit_illada.errors import UserError
 
 PROMPTS = [[2, 3], [4], [3, 2, 4], [2, 2], [], [4, 4, 2, 3]]
 
@@ -17,7 +15,7 @@ def completions(model, world):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_scores_are_independent_of_row_order_micro_batch_and_packing(name, completions, model, world):
+def test_scores_are_independent_of_row_order_and_micro_batch(name, completions, model, world):
     estimator = ESTIMATORS[name]()
     whole = world.scored(estimator, completions, model, masked_prompt=0.3)
     width = completions.token_ids.shape[1]
@@ -31,26 +29,8 @@ def test_scores_are_independent_of_row_order_micro_batch_and_packing(name, compl
     ]
     joined = Scores.join(parts)
     torch.testing.assert_close(joined.select(torch.arange(6), width).token, whole.token[:, : joined.token.shape[1]])
-    packed = world.scored(estimator, completions, model, masked_prompt=0.3, row_length=2 * width)
-    torch.testing.assert_close(packed.by_draw, whole.by_draw)
     if whole.upper is not None:
         torch.testing.assert_close(joined.upper, whole.upper[:, : joined.upper.shape[1]])
-        torch.testing.assert_close(packed.upper, whole.upper)
-
-
-def test_packing_uses_fewer_rows_and_separates_the_sequences(completions, world):
-    (view,) = MeanField().views(completions, completions_noise(completions, 7, 0), 0.0)
-    width = completions.token_ids.shape[1]
-    padded, packed = (model_rows(completions, view, world.MASK, length) for length in (None, 2 * width))
-    assert len(packed.noisy_ids) < len(padded.noisy_ids) == len(completions)
-    assert torch.equal(packed.targets, padded.targets)
-    lengths = (completions.is_prompt | completions.is_canvas).sum(1)
-    assert set(lengths.tolist()) <= set(packed.layout.cu_seqlens.diff().tolist())
-
-
-def test_sequence_longer_than_a_row_is_refused(completions, model, world):
-    with pytest.raises(UserError, match="but rows have 3"):
-        world.scored(MeanField(), completions, model, row_length=3)
 
 
 def test_masks_depend_on_seed_update_completion_and_draw(completions):
