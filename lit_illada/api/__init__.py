@@ -20,7 +20,8 @@ from lit_illada.objective.autoregressive import AutoregressiveObjective
 from lit_illada.objective.config import DiffusionObjectiveConfig
 from lit_illada.objective.diffusion import DiffusionObjective
 from lit_illada.schema import dump
-from lit_illada.scoring.likelihood import Likelihood, MaskGrid
+from lit_illada.scoring.likelihood import Likelihood
+from lit_illada.scoring.mask_grid import MaskGrid
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.sft_module import SFTModule
 

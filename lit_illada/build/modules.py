@@ -20,7 +20,8 @@ from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.model.lora import num_adapter_parameters
 from lit_illada.objective.loss import ScoreFn
 from lit_illada.schema import to_tree
-from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, nll, nll_bound
+from lit_illada.scoring.likelihood import Likelihood, nll, nll_bound
+from lit_illada.scoring.mask_grid import MaskGrid, RowScores
 from lit_illada.training.module import PretrainModule
 from lit_illada.training.sft_module import SFTModule
 

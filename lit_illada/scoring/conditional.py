@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_illada.objective.autoregressive import shift_right
 from lit_illada.objective.blocks import in_blocks
 from lit_illada.scoring.candidates import Candidate, Score, batched_groups, padded_batch
-from lit_illada.scoring.likelihood import MaskGrid, mask_batch, score_rows
+from lit_illada.scoring.mask_grid import MaskGrid, mask_batch, score_rows
 from lit_illada.scoring.model import OnForward, ScoringModel
 
 

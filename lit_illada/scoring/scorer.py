@@ -10,7 +10,7 @@ from lit_illada.scoring.candidates import Candidate, Encode, Score, encode_pair,
 from lit_illada.scoring.conditional import bound_scores, exact_scores, num_masks
 from lit_illada.scoring.confidence import chain_rule_scores, greedy_answers
 from lit_illada.scoring.config import Chat, ScoreRule, ScoringConfig
-from lit_illada.scoring.likelihood import MaskGrid
+from lit_illada.scoring.mask_grid import MaskGrid
 from lit_illada.scoring.model import ScoringModel
 
 OnWork = Callable[[int], None]

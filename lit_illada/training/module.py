@@ -14,7 +14,8 @@ from torchmetrics import Metric
 
 from lit_illada.batch import TokenBatch, TokenScores
 from lit_illada.objective.loss import NoisyBatch, Objective, ScoreFn
-from lit_illada.scoring.likelihood import Likelihood, RowScores
+from lit_illada.scoring.likelihood import Likelihood
+from lit_illada.scoring.mask_grid import RowScores
 from lit_illada.training.config.optim import OptimConfig
 from lit_illada.training.distributed.parallel import num_data_ranks
 from lit_illada.training.metrics import TrainingCurves, by_ratio, publish

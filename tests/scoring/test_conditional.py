@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lit_illada.batch import Layout, TokenBatch
 from lit_illada.scoring.candidates import Candidate
 from lit_illada.scoring.conditional import bound_scores, exact_scores, num_masks
-from lit_illada.scoring.likelihood import MaskGrid
+from lit_illada.scoring.mask_grid import MaskGrid
 
 FEW = MaskGrid(num_draws=8)
 PROMPT = [0, 2]

@@ -10,7 +10,8 @@ import torch
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.model.attention import visible_tokens
 from lit_illada.objective.blocks import in_blocks
-from lit_illada.scoring.likelihood import Likelihood, MaskGrid, RowScores, mask_batch, nll, nll_bound, score_rows
+from lit_illada.scoring.likelihood import Likelihood, nll, nll_bound
+from lit_illada.scoring.mask_grid import MaskGrid, RowScores, mask_batch, score_rows
 
 MASK, EOS, V, T = 3, 4, 3, 4
 
@@ -134,24 +135,6 @@ def test_the_bound_in_one_block_per_row_is_that_without_blocks():
         assert torch.allclose(got.bins.nll, whole.bins.nll)
 
 
-def test_a_grid_in_blocks_is_even_over_k_in_every_block():
-    batch = make_batch(torch.zeros(40, 10, dtype=torch.long))
-    grid = MaskGrid(num_draws=5, seed=3, block_length=5)
-    counts = torch.stack([grid.masks(batch, draw).view(40, 2, 5).sum(2) for draw in range(5)])
-    for block in range(2):
-        histogram = torch.bincount(counts[:, :, block].flatten(), minlength=6)
-        assert histogram[0] == 0
-        assert (histogram[1:] - 40).abs().max() <= 2
-    assert MaskGrid(3, block_length=4).masks_of_row(5, 10).shape == (3, 10)
-    one_row = replace_row_ids(batch, 5)
-    for draw in range(5):
-        assert grid.masks_of_row(5, 10)[draw].equal(grid.masks(one_row, draw)[0])
-
-
-def replace_row_ids(batch, row_id):
-    return dataclasses.replace(batch, row_ids=torch.full_like(batch.row_ids, row_id))
-
-
 def test_the_bound_of_exact_conditionals_equals_the_likelihood():
     for row in JOINT.sample(5):
         want = -JOINT.log_prob(row[None])[0] / T
@@ -188,26 +171,6 @@ def test_a_causal_model_is_scored_exactly_on_the_same_tokens():
     got = nll(JOINT.score_causally, batch, EOS)
     assert torch.allclose(got.nll * T, -JOINT.log_prob(batch.input_ids), rtol=1e-5)
     assert torch.equal(got.num_tokens, nll_bound(JOINT.score, batch, MaskGrid(1), MASK).num_tokens)
-
-
-def test_the_grid_is_even_over_k():
-    batch = make_batch(torch.zeros(40, 10, dtype=torch.long))
-    grid = MaskGrid(num_draws=5, seed=3)
-    counts = torch.stack([grid.masks(batch, draw).sum(1) for draw in range(5)], 1)
-    for draw in range(5):
-        assert set(counts[:, draw].tolist()) == {2 * draw + 1, 2 * draw + 2}
-    histogram = torch.bincount(counts.flatten(), minlength=11)[1:]
-    assert histogram.min() >= 17
-    assert histogram.max() <= 23
-
-
-def test_masks_depend_on_draw_and_seed_and_not_on_the_batch():
-    batch = make_batch(torch.zeros(12, 30, dtype=torch.long))
-    later = make_batch(torch.zeros(5, 30, dtype=torch.long), first_row=7)
-    grid = MaskGrid(num_draws=2, seed=3)
-    assert torch.equal(grid.masks(batch, 1)[7:], grid.masks(later, 1))
-    assert not torch.equal(grid.masks(batch, 0), grid.masks(batch, 1))
-    assert not torch.equal(grid.masks(batch, 1), MaskGrid(num_draws=2, seed=4).masks(batch, 1))
 
 
 def test_prompts_and_empty_rows_are_not_scored():
