@@ -99,6 +99,8 @@ def _drop_settings_of_another_choice(command: str, tree: dict[str, Any], overrid
     others = [each for each in choices if each != override]
     if compose_files(command, others)[method][axis]["name"] != tree[method][axis]["name"]:
         tree[method][axis] = read_yaml(conf_dir() / group / f"{name.strip()}.yaml")
+        if axis == "regulariser":  # the period is that of the other one's reference
+            tree[method].pop("reference_every", None)
 
 
 def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bool = True) -> dict[str, Any]:

@@ -151,6 +151,13 @@ def test_bad_settings_are_named(message):
         load("align", BAD[message])
 
 
+def test_another_regulariser_drops_the_period_of_the_reference():
+    config = load("align", ["alignment=coupled", "alignment/regulariser=none"]).alignment
+    assert (preset("coupled").reference_every, config.reference_every) == (32, None)
+    same = load("align", ["alignment=coupled", "alignment/regulariser=kl_ref"]).alignment
+    assert same.reference_every == 32
+
+
 def test_blocks_that_cannot_differ_from_the_rollouts_are_allowed():
     short = ["generation.max_new_tokens=16", "generation.num_steps=16"]  # one block, of either length
     load("align", ["alignment=spg", *short, "generation.block_length=24"])
