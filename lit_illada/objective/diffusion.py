@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lit_illada.batch import TokenBatch, TokenScores
 from lit_illada.objective.annealing import draw_visible_later
 from lit_illada.objective.blocks import in_blocks, is_block_start
-from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw
+from lit_illada.objective.config import DiffusionObjectiveConfig, JointDraw, MaskDraw
 from lit_illada.objective.distribution import Tabulated
 from lit_illada.objective.joint import draw_block_uniforms, draw_uniforms
 from lit_illada.objective.loss import LossSum, NoisyBatch, RatioBins, normalise
@@ -119,6 +119,8 @@ class DiffusionObjective(nn.Module):
     def mask_ratio(self, progress: float) -> MaskRatio:
         """The distribution of mask ratios at this fraction of training."""
         if isinstance(self.config.mask_ratio, VarianceOptimal):
+            if self.config.mask_draw is not MaskDraw.EXACT_K:
+                return self.config.mask_ratio.learnt(self.moments)
             # The same object for all micro-batches of a step, since tables of counts are cached by object. Compared by
             # value, because loading a checkpoint changes the moments in place.
             if self._learnt is None or not torch.equal(self._learnt[0], self.moments):
