@@ -1,1 +1,1 @@
-"""The mathematics of RL alignment: likelihood estimators, rewards, advantages, losses, regularisers."""
+"""RL alignment: rollouts, rewards, likelihood estimators, policy losses, and their Lightning modules."""

@@ -60,7 +60,13 @@ class Completions(Movable):
     def of_texts(
         cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], ids: Sequence[int], pad_token_id: int
     ) -> "Completions":
-        """Completions without a rollout, such as preference pairs; all tokens of the answers are scored."""
+        """Completions without a rollout, such as preference pairs; all tokens of the answers are scored.
+
+        Args:
+            prompts, answers: token ids of each completion's prompt and continuation.
+            ids: number of each completion over the whole run, the key of its masks too.
+            pad_token_id: fills the rows up to the longest.
+        """
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         width = max(map(len, rows))
         token_ids = torch.tensor([row + [pad_token_id] * (width - len(row)) for row in rows], dtype=torch.int64)
@@ -86,10 +92,13 @@ class Completions(Movable):
     ) -> "Completions":
         """Completions of a generation, one trace each.
 
-        is_appended: whether blocks were appended one at a time, so that the model saw no later block. is_remasked:
-        whether the sampler may mask committed tokens again; `steps` is then None. score_after_eos: whether the tokens
-        after the first stop token count; if not they stay in the row, as in the rollout, and masks other than the
-        rollout's always cover them (d1 and SPG score them so).
+        Args:
+            prompts, ids, pad_token_id: as for `of_texts`.
+            stop_token_ids: tokens that end a completion.
+            is_appended: whether blocks were appended one at a time, so that the model saw no later block.
+            is_remasked: whether the sampler may mask committed tokens again; `steps` is then None.
+            score_after_eos: whether the tokens after the first stop token count; if not they stay in the row, as in the
+                rollout, and masks other than the rollout's always cover them (d1 and SPG score them so).
         """
         completions = cls.of_texts(prompts, [trace.token_ids for trace in traces], ids, pad_token_id)
         if not score_after_eos:

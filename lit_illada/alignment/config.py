@@ -118,7 +118,7 @@ class AlignmentConfig:
         return anchor in (self.form.anchor, self.regulariser.anchor)
 
     @property
-    def scores_flat(self) -> bool:
+    def needs_scores_at_zero_advantage(self) -> bool:
         """Whether the scores of completions of advantage 0 matter to the loss or its count."""
         return not isinstance(self.regulariser, NoRegulariser) or self.form.weighs_by_score
 

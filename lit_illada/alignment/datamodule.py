@@ -73,10 +73,14 @@ class AlignDataModule(L.LightningDataModule):
     ) -> None:
         """
         Args:
+            prompts: of training and validation.
+            tokenizer: saved with the run.
+            seed: of the order of the prompts.
             group_size: completions per prompt.
             updates: optimizer steps per rollout.
             batch_rows: completions per optimizer step, over all ranks.
             micro_batch_rows: completions per forward pass of a rank.
+            total_steps: optimizer steps of the run.
             rollout_rows: held-out prompts per batch.
         """
         super().__init__()
@@ -105,8 +109,8 @@ class AlignDataModule(L.LightningDataModule):
 
     def prompt_at(self, position: int) -> Prompt:
         """The prompt at a position of the endless stream."""
-        epoch, place = divmod(position, len(self.prompts.train))
-        return self.prompts.train[self._order(epoch)[place]]
+        epoch, index = divmod(position, len(self.prompts.train))
+        return self.prompts.train[self._order(epoch)[index]]
 
     def row_at(self, position: int) -> int:
         """The position itself: prompts are never skipped."""

@@ -120,9 +120,7 @@ class CoupledFull(Estimator):
     def views(self, completions: Completions, noise: MaskNoise, masked_prompt: float) -> Iterator[View]:
         prompt_SW = masked_context(completions, noise, 0, masked_prompt)
         yield View(completions.is_canvas | prompt_SW, completions.is_scored, ones(completions) / 2)
-        masks = noise.complementary(self.low, self.high, completions.is_scored, 0)
-        halves = zip(masks.is_masked.chunk(2), masks.mask_ratio.chunk(2), strict=True)
-        for part_SW, ratio_S in halves:
+        for part_SW, ratio_S in noise.complementary(self.low, self.high, completions.is_scored, 0):
             yield View(part_SW | _tail(completions) | prompt_SW, part_SW, 0.5 / ratio_S[:, None])
 
 
@@ -178,7 +176,7 @@ class BlockElbo(Estimator):
             chosen_S1 = (noise.block(draw) * num_blocks_S).long()[:, None]
             is_here_SW = scored_SW & (block_SW == chosen_S1)
             length_S = is_here_SW.sum(1)
-            k_S = noise.num_masked(noise.ratio(draw), length_S)
+            k_S = noise.num_masked(noise.uniform_for_ratio(draw), length_S)
             part_SW = noise.exactly(k_S, is_here_SW, draw)
             is_context_SW = completions.is_prompt | (scored_SW & (block_SW < chosen_S1))
             is_masked = part_SW | (canvas_SW & (block_SW > chosen_S1)) | _tail(completions)
@@ -269,7 +267,7 @@ def _exactly_k(
 
 def _uniform(noise: MaskNoise, draw: int, num_strata: int) -> Tensor:
     """(S,) float64 in (0, 1), in stratum `draw` of `num_strata`; one stratum: all of it."""
-    u_S = noise.ratio(draw)
+    u_S = noise.uniform_for_ratio(draw)
     return u_S if num_strata == 1 else (draw + u_S) / num_strata
 
 

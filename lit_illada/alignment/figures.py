@@ -103,9 +103,9 @@ def kl_from_old(scores: Scores, old: Scores, is_scored: Tensor) -> Tensor:
 class UpdateCurves(Metric):
     """Loss and statistics of the updates since the last reset, over all ranks.
 
-    compute() returns `loss`, `score` (nats per completion), `log_ratio` (score minus that of the frozen policy),
-    `clip_fraction`, `kl` (of the regulariser) and `kl_old` (from the policy of the rollout); those without a count are
-    left out.
+    compute() returns `loss`, `score` (nats per completion), `log_ratio` (score minus that of the frozen policy, in nats
+    per unit of alignment.level), `clip_fraction`, `kl` (of the regulariser) and `kl_old` (from the policy of the
+    rollout, nats/token); those without a count are left out.
     """
 
     full_state_update = False

@@ -34,8 +34,10 @@ class FlatRollouts:
     def observe(self, reward_PG: Tensor, correct_PG: Tensor | None, step: int, is_logged: bool) -> None:
         """Count a rollout of all ranks. Raises UserError where the first ten of the run are flat.
 
-        Warns of the first rollout if it is flat, of a first rollout in which only the verdicts are, and of ten flat
-        rollouts in a row of a run that has learnt, which may have learnt everything.
+        Warns of
+        - a first rollout that is flat,
+        - a first rollout that is not, but in which all verdicts of every group are equal,
+        - ten flat rollouts in a row of a run that has learnt, and may have learnt everything.
 
         correct_PG: the reward `correct`, NaN where it failed; None: it has no weight.
         """

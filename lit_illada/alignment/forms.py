@@ -42,7 +42,11 @@ class Form(ABC):
 
     @abstractmethod
     def __call__(self, score_DSU: Tensor, anchor_DSU: Tensor | None, advantage_S1: Tensor) -> Tensor:
-        """(D, S, U) losses. anchor_DSU: scores under the frozen policy; None if the form needs none."""
+        """(D, S, U) losses.
+
+        anchor_DSU: scores under the frozen policy; None if the form needs none. advantage_S1: (S, 1), A of each
+        sequence, for all its units.
+        """
 
     def is_clipped(self, score_DSU: Tensor, anchor_DSU: Tensor | None, advantage_S1: Tensor) -> Tensor:
         """(D, S, U) bool: whether clipping removes the unit's gradient."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_illada.alignment.figures import held_out_figures, sample_table
 from lit_illada.alignment.prompts import Prompt
 from lit_illada.alignment.reward_worker import RewardWorker
-from lit_illada.alignment.rollout import Sample, Writer
+from lit_illada.alignment.rollout import RolloutSampler, Sample
 from lit_illada.model.transformer import Transformer
 
 
@@ -22,12 +22,12 @@ class HeldOut:
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], writer: Writer, verdicts: RewardWorker | None, difficulty_name: str
+        self, prompts: Sequence[Prompt], sampler: RolloutSampler, verdicts: RewardWorker | None, difficulty_name: str
     ) -> None:
         """verdicts: computes the term `correct` of completions; None: the prompts are preference pairs.
         difficulty_name: that of the task, for the accuracy by difficulty."""
         self.prompts = prompts
-        self.writer = writer
+        self.sampler = sampler
         self.verdicts = verdicts
         self.difficulty_name = difficulty_name
         self.samples: list[tuple[int, Sample, bool]] = []
@@ -38,9 +38,9 @@ class HeldOut:
         """Clear the results of the previous validation."""
         self.samples, self._tables = [], []
 
-    def write(self, model: Transformer, index: Sequence[int]) -> list[Sample]:
+    def sample(self, model: Transformer, index: Sequence[int]) -> list[Sample]:
         """Sample completions of the prompts of these numbers."""
-        return self.writer.write(model, [self.prompts[each] for each in index], index)
+        return self.sampler.sample(model, [self.prompts[each] for each in index], index)
 
     def add(self, index: Sequence[int], samples: Sequence[Sample]) -> None:
         """Judge completions of the prompts of these numbers."""

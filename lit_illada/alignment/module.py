@@ -29,7 +29,7 @@ from lit_illada.alignment.passes import HELD_OUT, UPDATE
 from lit_illada.alignment.prompts import Prompt
 from lit_illada.alignment.resuming import check_stored_rollout
 from lit_illada.alignment.reward_worker import Rewards, RewardWorker
-from lit_illada.alignment.rollout import Rollout, Sample, Writer, map_tensors
+from lit_illada.alignment.rollout import Rollout, RolloutSampler, Sample, map_tensors
 from lit_illada.alignment.scoring_module import ScoringModule
 from lit_illada.model.transformer import Transformer
 from lit_illada.training.config.optim import OptimConfig
@@ -59,7 +59,7 @@ class AlignModule(ScoringModule):
         optim: OptimConfig,
         *,
         prompt_at: Callable[[int], Prompt],
-        writer: Writer,
+        sampler: RolloutSampler,
         rewards: RewardWorker | None,
         held_out: HeldOut,
         mask_token_id: int,
@@ -76,7 +76,7 @@ class AlignModule(ScoringModule):
         """
         Args:
             prompt_at: the training prompt at a position of the stream.
-            writer: samples the completions of training.
+            sampler: samples the completions of training.
             rewards: computes the rewards; None: preference pairs.
             held_out: prompts of the validation.
             The others are those of `ScoringModule`.
@@ -85,7 +85,7 @@ class AlignModule(ScoringModule):
             model,
             config,
             optim,
-            rollout_temperature=writer.generation.temperature,
+            rollout_temperature=sampler.generation.temperature,
             mask_token_id=mask_token_id,
             seed=seed,
             max_steps=max_steps,
@@ -97,7 +97,7 @@ class AlignModule(ScoringModule):
             shard=shard,
         )
         self.prompt_at = prompt_at
-        self.writer = writer
+        self.sampler = sampler
         self.rewards = rewards
         self.held_out = held_out
         self.eos_token_id = eos_token_id
@@ -114,7 +114,7 @@ class AlignModule(ScoringModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AlignModule":
         """A copy of the weights, for their moving average; it shares the parts that sample and judge."""
-        shared = (self.prompt_at, self.writer, self.rewards, self.held_out, self.on_phase, self.samples, self.rollout)
+        shared = (self.prompt_at, self.sampler, self.rewards, self.held_out, self.on_phase, self.samples, self.rollout)
         memo.update((id(part), part) for part in shared)
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
@@ -137,17 +137,17 @@ class AlignModule(ScoringModule):
             self.rollout = self.rollout.to(self.device)
         rollout = self.rollout
         part = rollout.completions.select(batch.index)
-        number = batch.update if self.config.has_fresh_views else 0  # of the masks within the rollout
-        has_old = batch.update == 0 or number in rollout.old  # at the first update the policy is the old one
+        masked_as = batch.update if self.config.has_fresh_views else 0  # the update whose masks are used
+        has_old = batch.update == 0 or masked_as in rollout.old  # at the first update the policy is the old one
         assert has_old or not self.config.needs(Anchor.OLD), "the scores of the rollout's policy are stored"
         tokens_before = self.passes.num_tokens
         advantage_B, is_counted_B = rollout.advantage[batch.index], rollout.is_counted[batch.index]
-        is_scored_B = (advantage_B != 0) | self.config.scores_flat
+        is_scored_B = (advantage_B != 0) | self.config.needs_scores_at_zero_advantage
         with self.passes.phase(UPDATE):
-            scores = self._score_some(part, self._masks(number), is_scored_B)
+            scores = self._score_some(part, self._masks(masked_as), is_scored_B)
         width = part.token_ids.shape[1]
         frozen = Frozen(*(
-            None if number not in stored else stored[number].select(batch.index, width)
+            None if masked_as not in stored else stored[masked_as].select(batch.index, width)
             for stored in (rollout.old, rollout.ref)
         ))  # fmt: skip
         loss = policy_loss(self.config, part, scores, advantage_B, frozen, is_counted_B, is_scored_B)
@@ -161,7 +161,7 @@ class AlignModule(ScoringModule):
         self._reference = float(self.batch_rows)
         num_tokens, flops = self.passes.num_tokens - tokens_before, self.passes.total_flops
         # (2,): loss count, tokens, of which ranks have different numbers
-        self._step_sums = self._step_sums + torch.stack([loss.count, loss.count.new_tensor(num_tokens)])
+        self._step_sums = self._step_sums + torch.stack([loss.count, loss.count.new_full((), num_tokens)])
         outputs = {"loss": loss.sum / self._reference, "tokens": num_tokens, "flops": flops - self._flops_before}
         self._flops_before = flops
         return outputs
@@ -208,7 +208,7 @@ class AlignModule(ScoringModule):
         repeated = [prompt for prompt in prompts for _ in range(group_size)]
         self.on_phase("rollout")
         with self.whole_weights(), self.passes.phase("rollout"):
-            self.samples = self.writer.write(self._transformer, repeated, numbers)
+            self.samples = self.sampler.sample(self._transformer, repeated, numbers)
         assert self.rewards is not None
         self.on_phase("rewards")
         self.sampled = self.rewards([sample.answered for sample in self.samples])
@@ -225,7 +225,7 @@ class AlignModule(ScoringModule):
         reward_PG = torch.tensor(self.sampled.total, dtype=torch.float64).view(-1, group_size)
         is_counted_P = is_mixed(reward_PG) | (not self.config.only_mixed_groups)
         return Rollout(
-            self.writer.completions(self.samples, numbers, self.config.score_after_eos),
+            self.sampler.completions(self.samples, numbers, self.config.score_after_eos),
             self.config.advantage(reward_PG).flatten(),
             is_counted_P.repeat_interleave(group_size),
         )
@@ -261,11 +261,11 @@ class AlignModule(ScoringModule):
             self.held_out.add_table(self._compare_pairs(batch.index))
             return
         with self.whole_weights(), self.passes.phase(HELD_OUT):
-            samples = self.held_out.write(self._transformer, batch.index)
+            samples = self.held_out.sample(self._transformer, batch.index)
             # with it, confidences are renormalised without the stop tokens, whose own are 0
-            if batch_idx == 0 and not self.held_out.writer.generation.zero_stop_confidence:
+            if batch_idx == 0 and not self.held_out.sampler.generation.zero_stop_confidence:
                 first = samples[:_NUM_MISMATCH]
-                self._mismatch = self._mismatch_of(self.held_out.writer.completions(first, range(len(first)), False))
+                self._mismatch = self._mismatch_of(self.held_out.sampler.completions(first, range(len(first)), False))
         self.held_out.add(batch.index, samples)
 
     def on_validation_epoch_end(self) -> None:

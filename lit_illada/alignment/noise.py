@@ -1,4 +1,5 @@
-"""Random masks of the estimators: the objective's counter-based numbers, keyed by update, completion, draw, position.
+"""Random masks of the estimators: the objective's counter-based numbers, keyed by number of the masks, completion, draw
+and position.
 
 Every draw is a function of its key, so the policy, the rollout policy and the reference are scored under the same
 masks, whatever rows share their batch, and no generator is reset. Shapes: S sequences, W tokens per sequence.
@@ -9,11 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_illada.objective.config import MaskDraw
-from lit_illada.objective.mask_ratio import Band
-from lit_illada.objective.masking import Masks, draw_masks, exactly_k, num_masked
+from lit_illada.objective.masking import exactly_k, num_masked
 from lit_illada.objective.noise import Purpose, uniform
-from lit_illada.objective.weighting import Elbo
 from lit_illada.runtime.counter_rng import GOLDEN, mix
 
 
@@ -23,15 +21,15 @@ class MaskNoise:
 
     seed: int
     """Seed of the run."""
-    update: int
-    """Number of the masks: equal numbers give equal masks."""
+    mask_number: int
+    """Equal numbers give equal masks; `AlignmentConfig.mask_number` counts them over rollouts and updates."""
     noise_ids: Tensor
     """(S,) int64, of the completions."""
     num_columns: int
     """W."""
 
-    def ratio(self, draw: int) -> Tensor:
-        """(S,) float64 in (0, 1)."""
+    def uniform_for_ratio(self, draw: int) -> Tensor:
+        """(S,) float64 in (0, 1), which a quantile function turns into mask ratios or counts."""
         return uniform(self.seed, Purpose.ALIGNMENT_RATIO, self._streams(draw))
 
     def block(self, draw: int) -> Tensor:
@@ -55,18 +53,20 @@ class MaskNoise:
         """(S, W) bool: k of the maskable tokens of each sequence, every subset equally likely."""
         return exactly_k(k_S, self.tokens(draw), is_maskable_SW)
 
-    def complementary(self, low: float, high: float, is_maskable_SW: Tensor, draw: int) -> Masks:
-        """2·S Bernoulli masks of the maskable tokens with ratio t uniform on [low, high], then their complements."""
-        ratio = Band(epsilon=low, low=low, high=high)
-        u_S, tokens_SW = self.ratio(draw), self.tokens(draw)
-        masks = draw_masks(MaskDraw.BERNOULLI, ratio, Elbo(), u_S, tokens_SW, is_maskable_SW)
-        return masks.with_complement(is_maskable_SW)
+    def complementary(
+        self, low: float, high: float, is_maskable_SW: Tensor, draw: int
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Bernoulli masks of the maskable tokens with ratio t uniform on [low, high], and their complements: two pairs
+        of (S, W) bool and (S,) float64 ratios t and 1 − t."""
+        ratio_S = low + (high - low) * self.uniform_for_ratio(draw)
+        is_masked_SW = (self.tokens(draw) < ratio_S[:, None]) & is_maskable_SW
+        return (is_masked_SW, ratio_S), (is_maskable_SW & ~is_masked_SW, 1 - ratio_S)
 
     def _by_token(self, purpose: Purpose, draw: int) -> Tensor:
         positions_W = torch.arange(self.num_columns, device=self.noise_ids.device)
         return uniform(self.seed, purpose, self._streams(draw), positions_W)
 
     def _streams(self, draw: int) -> Tensor:
-        """(S,) int64: a random stream per completion, update and draw."""
-        update_S = mix(torch.full_like(self.noise_ids, self.update) + GOLDEN)
-        return mix(mix(update_S + draw) + self.noise_ids)
+        """(S,) int64: a random stream per completion, number of the masks and draw."""
+        masks_S = mix(torch.full_like(self.noise_ids, self.mask_number) + GOLDEN)
+        return mix(mix(masks_S + draw) + self.noise_ids)

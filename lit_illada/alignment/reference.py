@@ -40,9 +40,9 @@ class Reference(nn.Module):
     def _exchange(self, model: nn.Module) -> None:
         for name, parameter in _trained(model):
             own, other = _local(parameter), _local(self.get_buffer(_key(name)))
-            kept = own.clone()
+            saved = own.clone()
             own.copy_(other)
-            other.copy_(kept)
+            other.copy_(saved)
         torch.clear_autocast_cache()  # it may hold the weights in bfloat16
 
 

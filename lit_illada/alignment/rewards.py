@@ -97,7 +97,7 @@ class Format(Term):
             re.compile(self.pattern)
         except re.error as error:
             raise UserError(
-                f"alignment.reward.term.pattern is {self.pattern!r}: it is no regular expression ({error})"
+                f"alignment.reward.term.pattern is {self.pattern!r}: it is not a valid regular expression ({error})"
             ) from error
 
     def __call__(self, answered: Answered, check: Check) -> float:
@@ -152,8 +152,8 @@ class Loop(Term):
 
     def __call__(self, answered: Answered, check: Check) -> float:
         known = findings.Known(is_finished=answered.is_finished, num_canvas=answered.max_new_tokens)
-        found = findings.detect_tokens(list(answered.token_ids), answered.tokens, LoopConfig(), known)
-        return -found.coverage if self.coverage else -float(found.is_loop)
+        loops = findings.detect_tokens(list(answered.token_ids), answered.tokens, LoopConfig(), known)
+        return -loops.coverage if self.coverage else -float(loops.is_loop)
 
 
 TERMS: dict[str, type[Term]] = {

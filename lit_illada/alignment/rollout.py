@@ -49,7 +49,7 @@ class Sample:
         return sum(self.trace.entropy[:num]) / num
 
 
-class Writer:
+class RolloutSampler:
     """Samples completions with the run's own sampler."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Writer:
         self.generation = replace(generation, seed=(generation.seed + seed) % 2**32)
         self.batch_rows = batch_rows
 
-    def write(self, model: Transformer, prompts: Sequence[Prompt], numbers: Sequence[int]) -> list[Sample]:
+    def sample(self, model: Transformer, prompts: Sequence[Prompt], numbers: Sequence[int]) -> list[Sample]:
         """Completions in the order of the prompts. numbers: number of each completion, which selects its noise."""
         samples: list[Sample] = []
         for start in range(0, len(prompts), self.batch_rows):
@@ -117,9 +117,9 @@ class Rollout:
     is_counted: Tensor
     """(S,) bool, completions that the normaliser counts."""
     old: dict[int, Scores] = field(default_factory=dict)
-    """Scores under the policy of the rollout, by number of the masks."""
+    """Scores under the policy of the rollout, by update; under common masks those of update 0."""
     ref: dict[int, Scores] = field(default_factory=dict)
-    """Scores under the reference, by number of the masks."""
+    """Scores under the reference, likewise."""
     scored: list[Scores] = field(default_factory=list)
     """Scores of the first update's micro-batches so far, which are those of the policy of the rollout."""
 

@@ -1,6 +1,6 @@
 """Scores of completions: runs the model on the views of an estimator and adds up weighted log-probabilities.
 
-    noise = completions_noise(completions, seed, update)
+    noise = completions_noise(completions, seed, mask_number)
     scores = score(estimator, completions, model, noise, mask_token_id)      differentiable
     scores.token, scores.sequence
 
@@ -78,10 +78,10 @@ class Scores(Movable):
         )
 
 
-def completions_noise(completions: Completions, seed: int, update: int) -> MaskNoise:
-    """The masks number `update` of these completions. Equal numbers give the policy, the rollout policy and the
+def completions_noise(completions: Completions, seed: int, mask_number: int) -> MaskNoise:
+    """The masks of this number of these completions. Equal numbers give the policy, the rollout policy and the
     reference equal masks."""
-    return MaskNoise(seed, update, completions.noise_ids, completions.token_ids.shape[1])
+    return MaskNoise(seed, mask_number, completions.noise_ids, completions.token_ids.shape[1])
 
 
 def score(
@@ -123,7 +123,7 @@ def padded_views(
     own = estimator.num_views(completions)
     yield from estimator.views(completions, noise, masked_prompt)
     is_masked = completions.is_canvas
-    nothing = View(is_masked, torch.zeros_like(is_masked), torch.zeros_like(noise.ratio(0))[:, None])
+    nothing = View(is_masked, torch.zeros_like(is_masked), torch.zeros_like(noise.uniform_for_ratio(0))[:, None])
     for _ in range(own, num_views or own):
         yield nothing
 

@@ -80,7 +80,7 @@ class ScoringModule(RunModule):
         """Number of the masks of an update of the present rollout."""
         return self.config.mask_number(self.global_step // self.config.updates, update)
 
-    def _score(self, completions: Completions, masks: int) -> Scores:
+    def _score(self, completions: Completions, mask_number: int) -> Scores:
         """Scores under the model's present parameters and the masks of this number."""
         estimator = self.config.estimator
         # sharded, every pass gathers the weights: all ranks run equally many
@@ -89,20 +89,20 @@ class ScoringModule(RunModule):
             estimator,
             completions,
             self._score_fn,
-            completions_noise(completions, self.seed, masks),
+            completions_noise(completions, self.seed, mask_number),
             self.mask_token_id,
             masked_prompt=self.config.masked_prompt,
             num_views=num_views,
             recompute=self.config.recompute_views and torch.is_grad_enabled(),
         )
 
-    def _score_some(self, completions: Completions, masks: int, is_scored_B: Tensor) -> Scores:
+    def _score_some(self, completions: Completions, mask_number: int, is_scored_B: Tensor) -> Scores:
         """Scores of some completions and 0 of the others; of the first if there is none, so that a gradient exists."""
         index = is_scored_B.nonzero()[:, 0]
         if len(index) == len(is_scored_B):
-            return self._score(completions, masks)
+            return self._score(completions, mask_number)
         index = index if len(index) else index.new_zeros(1)
-        scores = self._score(completions.select(index), masks)
+        scores = self._score(completions.select(index), mask_number)
         return scores.spread(index, *completions.token_ids.shape)
 
     @property
@@ -114,22 +114,22 @@ class ScoringModule(RunModule):
     def _score_frozen(self, rollout: Rollout) -> None:
         """Score the frozen policies under the masks of every update."""
         every = self.config.reference_every
-        number = self.global_step // self.config.updates  # of the rollout
-        if self.reference is not None and every is not None and number and number % every == 0:
+        rollout_number = self.global_step // self.config.updates
+        if self.reference is not None and every is not None and rollout_number and rollout_number % every == 0:
             self.reference.copy_from(self.model)
         num_masks = self.config.updates if self.config.has_fresh_views else 1
         with self.passes.phase("scoring"):
             if self.config.needs(Anchor.OLD):  # under the masks of the first update its own scores serve
-                rollout.old = {number: self._score_all(rollout, number) for number in range(1, num_masks)}
+                rollout.old = {update: self._score_all(rollout, update) for update in range(1, num_masks)}
             if self.config.needs(Anchor.REF):
                 assert self.reference is not None
                 with self.reference.in_place_of(self.model):
-                    rollout.ref = {number: self._score_all(rollout, number) for number in range(num_masks)}
+                    rollout.ref = {update: self._score_all(rollout, update) for update in range(num_masks)}
 
-    def _score_all(self, rollout: Rollout, number: int) -> Scores:
-        """Scores of all completions, in the micro-batches of the updates."""
+    def _score_all(self, rollout: Rollout, update: int) -> Scores:
+        """Scores of all completions under the masks of an update, in the micro-batches of the updates."""
         indices = torch.arange(len(rollout.completions), device=self.device).split(self.micro_batch_rows)
-        return Scores.join([self._score(rollout.completions.select(index), self._masks(number)) for index in indices])
+        return Scores.join([self._score(rollout.completions.select(index), self._masks(update)) for index in indices])
 
     def _gain(self, completions: Completions) -> Tensor:
         """(S,) log-likelihood of completions under the model minus that under the reference."""

@@ -11,7 +11,7 @@ from lit_illada.alignment.held_out import HeldOut
 from lit_illada.alignment.module import AlignModule
 from lit_illada.alignment.reward_worker import RewardWorker
 from lit_illada.alignment.rewards import RewardConfig
-from lit_illada.alignment.rollout import Writer
+from lit_illada.alignment.rollout import RolloutSampler
 from lit_illada.batch import TokenBatch
 from lit_illada.build.models import build_objective, build_run_model
 from lit_illada.config import AlignConfig, ObjectiveRunConfig, PretrainConfig, SFTConfig
@@ -33,7 +33,7 @@ def build_align_module(
     options, tokenizer = config.trainer, datamodule.tokenizer
     model, shard_model = build_run_model(config, weights)
     template, reward = ChatTemplate(config.template, tokenizer), config.alignment.reward
-    write = partial(Writer, tokenizer, template, batch_rows=config.rollout_rows, seed=config.seed)
+    sampler = partial(RolloutSampler, tokenizer, template, batch_rows=config.rollout_rows, seed=config.seed)
     verdict = RewardConfig(time_limit_s=reward.time_limit_s, on_failure=reward.on_failure)
     has_task = config.preferences is None
     return AlignModule(
@@ -41,11 +41,11 @@ def build_align_module(
         config.alignment,
         config.optim,
         prompt_at=datamodule.prompt_at,
-        writer=write(config.generation),
+        sampler=sampler(config.generation),
         rewards=RewardWorker(reward, config.task.check) if has_task else None,
         held_out=HeldOut(
             datamodule.prompts.held_out,
-            write(config.held_out_generation),
+            sampler(config.held_out_generation),
             RewardWorker(verdict, config.task.check) if has_task else None,
             config.task.difficulty_name,
         ),

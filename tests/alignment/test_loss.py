@@ -153,7 +153,9 @@ def test_normalisers_by_hand(completions, model, world):
 
 
 @pytest.mark.parametrize("normaliser", list(Normaliser))
-@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if not config.scores_flat])
+@pytest.mark.parametrize(
+    "name", [name for name, config in CONFIGS.items() if not config.needs_scores_at_zero_advantage]
+)
 def test_completions_without_advantage_need_no_scores(name, normaliser, completions, world):
     config = replace(CONFIGS[name], normaliser=normaliser)
     model, other = world.build_model(), world.build_model(seed=1)

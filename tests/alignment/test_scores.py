@@ -45,7 +45,9 @@ def test_masks_depend_on_seed_update_completion_and_draw(completions):
 
 
 def test_no_two_of_update_completion_and_draw_share_their_numbers(completions):
-    numbers = [completions_noise(completions, 0, update).ratio(draw) for update in range(8) for draw in range(8)]
+    numbers = [
+        completions_noise(completions, 0, update).uniform_for_ratio(draw) for update in range(8) for draw in range(8)
+    ]
     assert len(torch.cat(numbers).unique()) == 8 * 8 * len(completions)
 
 
