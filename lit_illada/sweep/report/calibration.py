@@ -11,6 +11,7 @@ from lit_illada.stats.power import MOST_SEEDS, seeds_needed
 from lit_illada.sweep.report.collect import Sweep, collect
 from lit_illada.sweep.report.effects import NoiseFloor
 from lit_illada.sweep.report.findings import MetricFinding, find
+from lit_illada.sweep.report.wording import Unit
 from lit_illada.sweep.spec import Arm
 from lit_illada.sweep.variants import tuning_arms
 
@@ -33,7 +34,7 @@ def calibrate(path: Path) -> tuple[str, list[str]]:
         if not getattr(spec, key):
             raise UserError(f"{path}: the sweep has no {key}, so there is nothing to calibrate: set it in its YAML")
     finding = find(sweep, spec.metrics[0])
-    margin, unit, number = spec.equivalence_margin or 0.0, finding.unit.of_difference, len(finding.effects)
+    margin, number = spec.equivalence_margin or 0.0, len(finding.effects)
     differences = [effect.comparison.difference for effect in finding.effects]
     of_arms = [each.sd for each in differences if each is not None and each.sd is not None]
     of_tuning = [] if of_arms else _tuning_spread(sweep)
@@ -44,8 +45,8 @@ def calibrate(path: Path) -> tuple[str, list[str]]:
     seeds = spec.seeds if of_arms or spec.tune is None else spec.tune.seeds
     lines = [
         f"- runs: {_origin(sweep)}, {'seeds' if of_arms else 'tuning seeds'} {', '.join(map(str, seeds))}",
-        _noise_line(finding.noise, margin, unit),
-        f"- largest standard deviation of the paired differences: s = {sd:.2g} {unit}",
+        _noise_line(finding.noise, margin, finding.unit),
+        f"- largest standard deviation of the paired differences: s = {_shown(sd, finding.unit)}",
         f"- seeds: n = {f'more than {MOST_SEEDS}' if needed is None else max(_FEWEST, needed)} (80 % power, "
         f"{number} comparison{'s' * (number > 1)}, at least {_FEWEST})",
     ]
@@ -87,13 +88,18 @@ def _tuning_spread(sweep: Sweep) -> list[float]:
     return spreads
 
 
-def _noise_line(noise: NoiseFloor | None, margin: float, unit: str) -> str:
+def _shown(size: float, unit: Unit) -> str:
+    """A size with its unit, to two significant digits."""
+    return f"{unit.factor * size:.2g} {unit.of_difference}"
+
+
+def _noise_line(noise: NoiseFloor | None, margin: float, unit: Unit) -> str:
     if noise is None:
         return "- noise floor: no rounding replicate has finished"
     is_low = noise.size <= margin / 3
     return (
-        f"- noise floor: {noise.size:.2g} {unit} ({noise.num_replicates} replicates), "
-        f"{'at most' if is_low else 'MORE THAN'} a third of the smallest effect that matters ({margin:g})"
+        f"- noise floor: {_shown(noise.size, unit)} ({noise.num_replicates} replicates), "
+        f"{'at most' if is_low else 'MORE THAN'} a third of the smallest effect that matters ({_shown(margin, unit)})"
     )
 
 

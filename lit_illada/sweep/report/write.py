@@ -222,10 +222,18 @@ def _warnings(sweep: Sweep) -> list[str]:
     elif any(commit.endswith("-dirty") for commit in commits):
         warnings.append("The code had uncommitted changes.")
     for stage in sweep.spec.stages:
-        hashes = {h for r in sweep.records if r.run.stage == stage.name for h in r.provenance.data_sha256}
-        if len(hashes) > 1:
-            listed = ", ".join(sorted(digest[:8] for digest in hashes))
-            warnings.append(f"The runs of {stage.name} read different data ({listed}): arms also differ in their data.")
+        records = [record for record in sweep.records if record.run.stage == stage.name]
+        by_seed: dict[int | None, set[str]] = {}
+        for record in records:
+            # where each seed has data of its own, arms are compared on equal data if those of a seed are equal
+            seed = record.run.seed if stage.seeded else None
+            by_seed.setdefault(seed, set()).update(record.provenance.data_sha256)
+        if differing := [sorted(hashes) for hashes in by_seed.values() if len(hashes) > 1]:
+            listed = ", ".join(digest[:8] for digest in differing[0])
+            at = " at equal seeds" if stage.seeded else ""
+            warnings.append(
+                f"The runs of {stage.name} read different data{at} ({listed}): arms also differ in their data."
+            )
     return warnings
 
 

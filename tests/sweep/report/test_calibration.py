@@ -7,7 +7,9 @@ from lit_illada.cli import main
 from lit_illada.errors import UserError
 from lit_illada.runtime.paths import sweeps_dir
 from lit_illada.stats.power import seeds_needed
-from lit_illada.sweep.report.calibration import calibrate, write_calibration
+from lit_illada.sweep.report.calibration import _noise_line, calibrate, write_calibration
+from lit_illada.sweep.report.effects import NoiseFloor
+from lit_illada.sweep.report.wording import unit_of
 
 # paired differences of b: 0.1, 0.2, 0.3 and 0.4, whose standard deviation is 0.129
 VALUES = {"a": {0: 4.0, 1: 4.0, 2: 4.0, 3: 4.0}, "b": {0: 4.1, 1: 4.2, 2: 4.3, 3: 4.4}}
@@ -28,9 +30,7 @@ def test_calibration_gives_floor_spread_and_seeds(pilot):
     text = "\n".join(lines)
     assert name == "made_up"
     assert "commit c0ffeec0, seeds 0, 1, 2, 3" in text
-    assert (
-        "noise floor: 0.02 nats/token (1 replicates), at most a third of the smallest effect that matters (0.3)" in text
-    )
+    assert "noise floor: 0.02 nats/token (1 replicates), at most a third of the smallest effect that matters" in text
     assert "differences: s = 0.13 nats/token" in text
     assert seeds_needed(0.3 / 0.1291, 1) < 8
     assert "n = 8 (80 % power, 1 comparison, at least 8)" in text
@@ -38,6 +38,13 @@ def test_calibration_gives_floor_spread_and_seeds(pilot):
     text = "\n".join(calibrate(pilot(equivalence_margin=0.05))[1])
     assert "MORE THAN a third" in text
     assert f"n = {seeds_needed(0.05 / 0.1291, 1)} (80 % power" in text
+
+
+def test_sizes_of_a_percentage_are_in_points():
+    noise = NoiseFloor({0: [0.4, 0.56]})
+    assert _noise_line(noise, 0.1, unit_of("endless", [])) == (
+        "- noise floor: 16 points (1 replicates), MORE THAN a third of the smallest effect that matters (10 points)"
+    )
 
 
 def test_entry_of_the_plan_is_replaced(pilot, tmp_path):

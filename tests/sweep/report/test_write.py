@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import plotly.graph_objects as go
@@ -303,6 +304,22 @@ def test_different_commits_or_data_give_a_warning(finished_sweep):
     page = report(finished_sweep)
     assert "The runs are from 2 commits: 01234567, c0ffeec0" in page.text
     assert "read different data (abababab, cdcdcdcd)" in page.text
+
+
+def test_data_of_its_own_for_each_seed_is_no_difference_between_arms(finished_sweep):
+    spec = finished_sweep.read_spec()
+    stages = [replace(stage, seeded=["data.source.seed"]) for stage in spec.stages]
+    finished_sweep.write(replace(spec, stages=stages), finished_sweep.read_plan())
+
+    def write_data(run, digest):
+        record = {"commit": "c0ffee" * 6 + "beef", "data_sha256": digest * 32}
+        (finished_sweep.runs / run / "provenance.jsonl").write_text(json.dumps(record) + "\n")
+
+    for arm in ("uniform", "cosine", "band", "fixed-1.0"):
+        write_data(f"pretrain-{arm}-s0", "cd")
+    assert "read different data" not in report(finished_sweep).text
+    write_data("pretrain-band-s0", "ef")
+    assert "read different data at equal seeds (cdcdcdcd, efefefef)" in report(finished_sweep).text
 
 
 def test_training_losses_are_rejected_as_metrics():
