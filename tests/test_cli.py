@@ -225,7 +225,7 @@ def test_full_disk_during_training_leaves_the_last_checkpoint(tiny_overrides, tm
 def test_board_rejects_a_port_that_does_not_exist(tmp_path):
     result = lit_illada("board", str(tmp_path), "--port", "70000")
     assert result.exit_code == 2
-    assert "70000 is not in the range 1<=x<=65535" in result.output
+    assert "70000 is not in the range 0<=x<=65535" in result.output
 
 
 def test_pretraining_starts_from_a_folder_with_an_apostrophe(tmp_path):

@@ -104,7 +104,7 @@ def estimate(
 
 @click.command(epilog="\b\nExample:\n  lit-illada board runs --port 6006\n")
 @click.argument("runs", type=click.Path(path_type=Path), default=Path("runs"))
-@click.option("--port", type=click.IntRange(1, 65535), default=6006, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=6006, show_default=True, help="0: any free port.")
 @click.option("--host", default="localhost", show_default=True)
 @guarded
 def board(runs: Path, port: int, host: str) -> None:

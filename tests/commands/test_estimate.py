@@ -52,7 +52,7 @@ def test_memory_problem_depends_on_gpu_and_micro_batch():
     half = estimate("pretrain", ["model=1b", "trainer.micro_batch_rows=16"], "h200")
     whole = estimate("pretrain", ["model=1b"], "h200")
     assert whole.memory.activations == 2 * half.memory.activations
-    assert half.memory.is_accumulating
+    assert half.memory.holds_gradients
     assert not whole.problems
 
 
