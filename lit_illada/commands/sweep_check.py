@@ -32,7 +32,7 @@ def check_results(results: Path, workers: Workers) -> None:
         commits = ", ".join(commit[:8] for commit in status.commits)
         origin = f"commit {commits}, {'clean' if status.is_clean else 'with uncommitted changes'}"
         if status.superseded is not None:
-            text = f"superseded, not claimed: {status.superseded}"
+            text = f"superseded, not checked: {status.superseded}"
         else:
             is_equal, text = _check(each, workers)
             num_wrong += not is_equal

@@ -67,7 +67,7 @@ def test_check_finds_a_figure_that_the_code_does_not_give(finished, tmp_path):
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "superseded": "a test"}))
     status, output = sweep("check", results)
     assert status == 0
-    assert "clean; superseded, not claimed: a test" in output
+    assert "clean; superseded, not checked: a test" in output
 
 
 def test_results_whose_files_are_absent_here_are_named_and_not_repeated(tmp_path, runs_of):
@@ -135,8 +135,8 @@ def test_committed_results_that_are_superseded_are_listed(tmp_path, monkeypatch)
     status, output = sweep("check", results)
     assert status == 0, output
     assert "real_loops commit e6b7a8c1, clean; not repeated here" in output
-    assert "mask_ratio commit 456ae05c, clean; superseded, not claimed" in output
-    assert "loop_reproduce commit da8e4ba2, with uncommitted changes; superseded, not claimed" in output
+    assert "mask_ratio commit 456ae05c, clean; superseded, not checked" in output
+    assert "loop_reproduce commit da8e4ba2, with uncommitted changes; superseded, not checked" in output
 
 
 @pytest.fixture
