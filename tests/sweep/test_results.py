@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_illada.commands.sweep import expanded
+from lit_illada.errors import UserError
 from lit_illada.runtime.paths import sweeps_dir
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import read_spec
@@ -82,6 +84,20 @@ def test_committed_verdicts_follow_from_committed_runs(name):
             if comparison and comparison.p_holm is not None:
                 assert float(row["p_holm"]) == pytest.approx(comparison.p_holm)
     assert not committed
+
+
+@pytest.mark.slow  # composes the configs of all their runs
+@pytest.mark.parametrize(
+    "each", [e for e in published(RESULTS) if e.status.superseded is None], ids=lambda e: e.path.name
+)
+def test_current_results_can_be_planned_again(each):
+    """With today's keys and files; only a checkpoint to start from may be absent."""
+    refusal = ""
+    try:
+        expanded(each.sweep.read_spec(), each.sweep)
+    except UserError as error:
+        refusal = str(error)
+    assert not refusal or "no such checkpoint" in refusal
 
 
 @pytest.mark.parametrize("name", LOOPS)
