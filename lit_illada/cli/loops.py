@@ -106,7 +106,7 @@ def reproduce(
     a quarter of an hour on two cores.
     """
     from lit_illada.commands.loops import reproduce_loops
-    from lit_illada.commands.sweep import Workers
+    from lit_illada.commands.sweep_slots import Workers
 
     reproduce_loops(name, overrides, folder, is_resumed, Workers(workers, threads))
 

@@ -52,8 +52,8 @@ def sweep_plan(name: str, folder: Path | None, workers: int | None, threads: int
 
     refuse_early(name, overrides)
 
-    from lit_illada.commands.sweep import Workers
     from lit_illada.commands.sweep_plan import print_plan
+    from lit_illada.commands.sweep_slots import Workers
 
     print_plan(name, overrides, folder, Workers(workers, threads))
 
@@ -110,7 +110,8 @@ def sweep_run(
 
     refuse_early(name, overrides)
 
-    from lit_illada.commands.sweep import Workers, run_sweep
+    from lit_illada.commands.sweep import run_sweep
+    from lit_illada.commands.sweep_slots import Workers
     from lit_illada.sweep.slurm import SlurmOptions
 
     slurm = None
@@ -203,8 +204,8 @@ def sweep_check(results: Path | None, workers: int | None, threads: int) -> None
     Superseded results are listed but not checked. The exit status is 1 if a figure differs by more than twice the
     noise floor of its sweep.
     """
-    from lit_illada.commands.sweep import Workers
     from lit_illada.commands.sweep_check import check_results
+    from lit_illada.commands.sweep_slots import Workers
     from lit_illada.runtime.paths import sweeps_dir
 
     check_results(results or sweeps_dir() / "results", Workers(workers, threads))

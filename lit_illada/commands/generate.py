@@ -50,11 +50,10 @@ def run_generate(
     accelerator = config.accelerator.resolve()
     device, precision = accelerator.device, config.precision.resolve(accelerator)
     model, tokenizer = load_checkpoint(checkpoint, device, precision.dtype_of_loaded)
-    prompt_ids = tokenizer.encode(text)
-    if is_chat:
-        prompt_ids = ChatTemplate(config.template, tokenizer).encode_prompt([Message(Role.USER, text)])
-    else:
+    if not is_chat:
         hint_at_chat(checkpoint, "--chat")
+    message = [Message(Role.USER, text)]
+    prompt_ids = ChatTemplate(config.template, tokenizer).encode_prompt(message) if is_chat else tokenizer.encode(text)
     console = Console(stderr=True)
     view = LiveView(tokenizer, console) if (console.is_terminal if live is None else live) else None
     recorder = Recorder(num_rows=1) if trace_file is not None or draw is not None else None

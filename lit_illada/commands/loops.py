@@ -10,8 +10,9 @@ from rich.table import Table
 from lit_illada.commands.convert import run_convert
 from lit_illada.commands.loops_analyze import run_analyze
 from lit_illada.commands.score import run_score
-from lit_illada.commands.sweep import Workers, execute, plan_sweep
+from lit_illada.commands.sweep import execute, plan_sweep
 from lit_illada.commands.sweep_report import run_report
+from lit_illada.commands.sweep_slots import Workers
 from lit_illada.config import SFTConfig
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.data.sft.examples import make_examples

@@ -1,20 +1,18 @@
 """The `sweep run` command: plans a sweep and executes its runs on this machine or through Slurm."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lit_illada.checkpoints.open import folder_files, open_checkpoint
 from lit_illada.checkpoints.start import add_model_of_checkpoint
 from lit_illada.commands.data import prepare_dataset
+from lit_illada.commands.sweep_slots import Workers, slots_of
 from lit_illada.config import SCHEMAS, AlignConfig, compose_tree
 from lit_illada.cost.alignment import step_forwards
-from lit_illada.cost.run_cost import expected_vocab_size, memory_bytes, step_flops
+from lit_illada.cost.run_cost import expected_vocab_size, step_flops
 from lit_illada.data.config import DataConfig
 from lit_illada.errors import UserError
 from lit_illada.runtime.checksums import file_checksum
@@ -24,10 +22,10 @@ from lit_illada.sweep.design import tuning_text
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.library import begin_path, read_spec
 from lit_illada.sweep.plan import Costs, Tree, expand, set_in
-from lit_illada.sweep.pool import SERVER, Pool, Slot, cpu_slots, gpu_slots
+from lit_illada.sweep.pool import SERVER, Pool
 from lit_illada.sweep.progress import RunStatus
 from lit_illada.sweep.progress_table import SweepTable, summary
-from lit_illada.sweep.slurm import SlurmOptions, SlurmQueue, require_slurm
+from lit_illada.sweep.slurm import SlurmQueue, require_slurm
 from lit_illada.sweep.spec import PAPER, Command, Measure, SweepSpec
 from lit_illada.sweep.variants import (
     failed_values,
@@ -38,16 +36,6 @@ from lit_illada.sweep.variants import (
     without_failed,
     write_choice,
 )
-from lit_illada.training.config.trainer import Accelerator
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Resources of a sweep."""
-
-    at_once: int | None  # runs at a time; None: as many as memory and cores, or GPUs, allow
-    threads: int  # per run
-    slurm: SlurmOptions | None = None  # None: run on this machine
 
 
 def run_sweep(name: str, overrides: Sequence[str], folder: Path | None, is_resumed: bool, workers: Workers) -> None:
@@ -268,53 +256,3 @@ def expanded(spec: SweepSpec, sweep_folder: SweepFolder) -> list[PlannedRun]:
     begun, chosen = dict(sweep_folder.begun()), read_choice(sweep_folder, spec)
     runs = expand(spec, resolve, Costs(step_flops, step_forwards), begun, open_begin, chosen)
     return without_failed(spec, sweep_folder, runs)
-
-
-def accelerator_of(runs: Sequence[PlannedRun], *, is_required: bool = True) -> Accelerator:
-    """Accelerator of the runs. is_required: raise UserError if it is absent."""
-    named = {Accelerator(run.config.get("trainer", run.config)["accelerator"]) for run in runs}
-    if not is_required:
-        named -= {Accelerator.gpu}
-    resolved = {accelerator.resolve() for accelerator in named}
-    return Accelerator.gpu if Accelerator.gpu in resolved else Accelerator.cpu
-
-
-def slots_of(runs: Sequence[PlannedRun], workers: Workers, *, is_required: bool = True) -> list[Slot]:
-    """Slots for runs at a time, by default as many as memory and cores, or GPUs, allow.
-
-    is_required: raise UserError if a run needs more GPUs than there are, instead of returning no slot.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if accelerator_of(runs, is_required=is_required) is Accelerator.gpu:
-        if is_required and any(run.config["trainer"]["num_nodes"] > 1 for run in runs if "trainer" in run.config):
-            raise UserError("trainer.num_nodes is above 1: one machine cannot run that, use --slurm")
-        devices, gpus = devices_of(runs), visible_gpus()
-        if is_required and devices > len(gpus):
-            raise UserError(f"trainer.devices={devices}, but torch finds {len(gpus)} CUDA devices")
-        fitting = gpu_slots(gpus, devices, max(1, cores * devices // len(gpus)))
-        return fitting[: workers.at_once] if workers.at_once else fitting
-    at_once = workers.at_once
-    if at_once is None:
-        largest = max((memory_bytes(run.config) for run in runs if "model" in run.config), default=1.0)
-        at_once = max(1, min(cores // workers.threads, int(_free_memory_bytes() // largest), len(runs)))
-    return cpu_slots(at_once, workers.threads)
-
-
-def devices_of(runs: Sequence[PlannedRun]) -> int:
-    """Devices of the run that has most of them."""
-    return max((run.config["trainer"]["devices"] for run in runs if "trainer" in run.config), default=1)
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that runs may use."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
-
-
-def _free_memory_bytes() -> float:
-    """Memory available without swapping, bytes."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return 1024 * float(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    except (OSError, StopIteration):
-        return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")

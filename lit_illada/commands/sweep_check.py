@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_illada.commands.data import prepare_dataset
-from lit_illada.commands.sweep import Workers, data_configs, expanded, run_all
+from lit_illada.commands.sweep import data_configs, expanded, run_all
+from lit_illada.commands.sweep_slots import Workers
 from lit_illada.data.corpora.text_files import find_files
 from lit_illada.data.dataset.manifest import require_dataset
 from lit_illada.errors import InterruptedByUserError, UserError

@@ -6,14 +6,10 @@ from pathlib import Path
 from rich.table import Table
 
 from lit_illada.commands.sweep import (
-    Workers,
-    accelerator_of,
-    devices_of,
     plan_sweep,
     scale_hint,
-    slots_of,
-    visible_gpus,
 )
+from lit_illada.commands.sweep_slots import Workers, accelerator_of, devices_of, slots_of, visible_gpus
 from lit_illada.cost.run_cost import disk_bytes, memory_bytes
 from lit_illada.cost.run_time import Speed, speed_of
 from lit_illada.runtime.console import Console

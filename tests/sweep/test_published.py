@@ -70,40 +70,44 @@ def test_check_finds_a_figure_that_the_code_does_not_give(finished, tmp_path):
     assert "clean; superseded, not checked: a test" in output
 
 
-def test_results_whose_files_are_absent_here_are_named_and_not_repeated(tmp_path, runs_of):
-    status, output = sweep("publish", runs_of(COMMIT).path, "--results", tmp_path / "results")
+def published_spec(folder, runs_of):
+    """Publishes a sweep, and returns a function that rewrites its spec with other overrides and settings."""
+    status, output = sweep("publish", runs_of(COMMIT).path, "--results", folder / "results")
     assert status == 0, output
-    file = tmp_path / "results" / "made_up" / "sweep.yaml"
+    file = folder / "results" / "made_up" / "sweep.yaml"
     tree = yaml.safe_load(file.read_text())
-    tree["stages"][0]["overrides"] = ["init_from=nowhere"]
-    file.write_text(yaml.safe_dump(tree))
+
+    def change(overrides, **settings):
+        tree["stages"][0]["overrides"] = overrides
+        file.write_text(yaml.safe_dump({**tree, **settings}))
+
+    return change
+
+
+def test_results_whose_files_are_absent_here_are_named_and_not_repeated(tmp_path, runs_of):
+    change = published_spec(tmp_path, runs_of)
+    change(["init_from=nowhere"])
     status, output = sweep("check", tmp_path / "results")
     assert status == 0, output
     assert "made_up commit c0ffeec0, clean; not repeated here: arm 'a', stage 'pretrain': nowhere: no such" in output
 
 
 def test_results_that_the_code_cannot_plan_any_more_fail_the_check(tmp_path, runs_of):
-    assert sweep("publish", runs_of(COMMIT).path, "--results", tmp_path / "results")[0] == 0
-    file = tmp_path / "results" / "made_up" / "sweep.yaml"
-    tree = yaml.safe_load(file.read_text())
-    tree["stages"][0]["overrides"] = ["model.num_layers=3"]
-    file.write_text(yaml.safe_dump(tree))
+    change = published_spec(tmp_path, runs_of)
+    change(["model.num_layers=3"])
     status, output = sweep("check", tmp_path / "results")
     assert status == 1, output
     assert "cannot be repeated: arm 'a', stage 'pretrain': unknown config key" in output
-    file.write_text(yaml.safe_dump({**tree, "no_such_setting": 1}))
+    change(["model.num_layers=3"], no_such_setting=1)
     status, output = sweep("check", tmp_path / "results")
     assert status == 1, output
     assert "cannot be repeated: unknown config key 'no_such_setting'" in output
 
 
 def test_results_whose_training_data_are_absent_here_are_not_repeated(tmp_path, runs_of):
-    assert sweep("publish", runs_of(COMMIT).path, "--results", tmp_path / "results")[0] == 0
-    file = tmp_path / "results" / "made_up" / "sweep.yaml"
-    tree = yaml.safe_load(file.read_text())
+    change = published_spec(tmp_path, runs_of)
     for data in (["data=prepared"], ["data=text", f"data.source.paths=[{tmp_path}/nowhere.txt]"]):
-        tree["stages"][0]["overrides"] = ["model=pico", *data, f"data.dir={tmp_path}/data"]
-        file.write_text(yaml.safe_dump(tree))
+        change(["model=pico", *data, f"data.dir={tmp_path}/data"])
         status, output = sweep("check", tmp_path / "results")
         assert status == 0, output
         assert "made_up commit c0ffeec0, clean; not repeated here" in output

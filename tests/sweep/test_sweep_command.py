@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from lit_illada.cli import main
 from lit_illada.commands import sweep as commands
-from lit_illada.commands import sweep_plan
+from lit_illada.commands import sweep_plan, sweep_slots
 from lit_illada.cost.run_time import Speed
 from lit_illada.model.config import ModelConfig
 from lit_illada.schema import to_tree
@@ -168,7 +168,7 @@ def test_a_sweep_resumes_and_takes_more_seeds(begun):
 
 def test_a_plan_for_more_devices_than_there_are_says_so(tiny_sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(commands, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(sweep_slots, "visible_gpus", lambda: ["0"])
     monkeypatch.setattr(sweep_plan, "visible_gpus", lambda: ["0"])
     monkeypatch.setattr(sweep_plan, "speed_of", lambda *_: Speed({}, 1e12, "a test"))
     two = "overrides.pretrain=[trainer.devices=2,trainer.accelerator=auto,trainer.micro_batch_rows=4]"
