@@ -87,8 +87,8 @@ def read_generations(
     """Generations of all files, in order.
 
     Args:
-        paths: files, or folders whose .json, .jsonl and .ndjson files are read. Files of a run that are no generations,
-            and lm-eval's results beside its samples, are skipped unless named themselves.
+        paths: files, or folders whose .json, .jsonl and .ndjson files are read. Files of a run that are not
+            generations, and lm-eval's results beside its samples, are skipped unless named themselves.
         fields: names of the records' fields.
         encoding: of the files; None: UTF-8, or UTF-16 with a byte-order mark.
         leave_out: a file to skip, such as the output of an earlier analysis.

@@ -3,9 +3,9 @@ r"""Answer parsing: the number or marked text that a completion gives as its ans
 `exact_match` compares with a reference of the training data: the last number written in the answer (its sign always
 counts, so 10-5 ends with -5), or the whole text where the reference is not a number.
 
-`final_number` looks, in this order, after the last `####` that is no Markdown heading; in the last `\boxed{}`; after
-the last "answer is" (or "answer:", "A:"); else it takes the last number of the text. Of an announced equation, the
-right side counts.
+`final_number` looks, in this order, after the last `####` that is not a Markdown heading; in the last `\boxed{}`;
+after the last "answer is" (or "answer:", "A:"); else it takes the last number of the text. Of an announced equation,
+the right side counts.
 It reads 1,234.50  18.  -5  −5  .5  $5  -$5  $-5  50%  3/4  1 1/2  \frac{3}{4}  \$1{,}000. A percentage is read without
 its sign; currencies and units are ignored. Number words, exponents, decimal commas and numbers of more than 300 digits
 are not read.
