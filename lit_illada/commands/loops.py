@@ -110,25 +110,32 @@ def _solves_problems(run: PlannedRun) -> bool:
     return run.command == Command.SCORE and not {"--reasoning", "--task"}.isdisjoint(run.arguments)
 
 
-def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float], SFTConfig]:
-    """Fine-tuning configs by (fraction of traces with re-checks, fraction of re-checks that correct a slip)."""
-    configs: dict[tuple[float, float], SFTConfig] = {}
+def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float, float], SFTConfig]:
+    """Fine-tuning configs by the fractions of re-checked traces, of slips in re-checks and of retried statements."""
+    configs: dict[tuple[float, float, float], SFTConfig] = {}
     for run in runs:
         if run.command == Command.SFT:
             config = from_tree(SFTConfig, run.config)
             source = config.sft_data.source
             if isinstance(source, ReasoningSource):
                 rechecks = source.recheck_fraction
-                configs.setdefault((rechecks, source.slip_fraction if rechecks else 0.0), config)
+                slips = source.slip_fraction if rechecks else 0.0
+                configs.setdefault((rechecks, slips, source.retry_fraction), config)
     return configs
 
 
-def gate(sources: dict[tuple[float, float], SFTConfig], console: Console) -> None:
+def gate(sources: dict[tuple[float, float, float], SFTConfig], console: Console) -> None:
     """Rejects training corpora that contain loops, which a model would only copy. Raises UserError for one."""
     table = Table(title=f"loops in {_GATE_TEXTS:,} traces of each training corpus", title_justify="left")
-    for heading in ("ρ, traces with re-checks", "fraction of re-checks after a slip", "mean units per trace", "loops"):
+    for heading in (
+        "ρ, traces with re-checks",
+        "fraction of re-checks after a slip",
+        "fraction of statements retried",
+        "mean units per trace",
+        "loops",
+    ):
         table.add_column(heading, justify="right")
-    for (rechecks, slips), config in sorted(sources.items()):
+    for (rechecks, slips, retries), config in sorted(sources.items()):
         source, fraction = config.sft_data.source, config.sft_data.validation_fraction
         assert isinstance(source, ReasoningSource)
         examples = make_examples(source, source.easy, Split.TRAIN, _GATE_TEXTS, fraction)
@@ -136,11 +143,12 @@ def gate(sources: dict[tuple[float, float], SFTConfig], console: Console) -> Non
         looped = [example for example, found in zip(examples, findings, strict=True) if found.is_loop]
         if looped:
             raise UserError(
-                f"the corpus with recheck_fraction={rechecks} contains loops in {len(looped)} of {_GATE_TEXTS} traces, "
+                f"the corpus with recheck_fraction={rechecks} and retry_fraction={retries} contains loops in "
+                f"{len(looped)} of {_GATE_TEXTS} traces, "
                 f"such as {looped[0].origin}; a model would copy them"
             )
         mean = sum(found.length for found in findings) / len(findings)
-        table.add_row(f"{rechecks:g}", f"{slips:g}" if rechecks else "–", f"{mean:.0f}", "0")
+        table.add_row(f"{rechecks:g}", f"{slips:g}" if rechecks else "–", f"{retries:g}", f"{mean:.0f}", "0")
     console.print(table)
 
 

@@ -18,9 +18,9 @@ from lit_illada.evaluation.loop_rates import is_endless, loop_fields, loop_rates
 from lit_illada.evaluation.writer import Writer, Written
 from lit_illada.loops.detect.ending import reasoning_segment
 from lit_illada.runtime.console import Console
-from lit_illada.tasks.arithmetic import RECHECK, well_formed_fraction
 from lit_illada.tasks.base import Split
 from lit_illada.tasks.references import judge_exact
+from lit_illada.tasks.traces import RECHECK, well_formed_fraction
 
 _ITEMS_FILE = "generations-reasoning.jsonl"
 _KEEPS_FORM = 0.8

@@ -12,8 +12,8 @@ from lit_illada.loops.detect.statements import revisits
 from lit_illada.loops.detect.warning import Watched, watch
 from lit_illada.loops.detect.words import sentences
 from lit_illada.loops.records import Generation
-from lit_illada.tasks.arithmetic import well_formed_fraction
 from lit_illada.tasks.references import is_correct, states_answer
+from lit_illada.tasks.traces import well_formed_fraction
 
 
 @dataclass(frozen=True)

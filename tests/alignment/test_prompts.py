@@ -13,8 +13,9 @@ from lit_illada.data.sft.config import RoleTexts
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
 from lit_illada.runtime.paths import sweeps_dir
-from lit_illada.tasks.arithmetic import Arithmetic, ProblemRange
+from lit_illada.tasks.arithmetic import Arithmetic
 from lit_illada.tasks.base import Problem, Split, Task, TooFewProblemsError, Verdict
+from lit_illada.tasks.chains import ProblemRange
 from lit_illada.tasks.gsm8k import Gsm8k
 from lit_illada.tasks.mixture import Mixture, Part
 

@@ -157,19 +157,26 @@ def sft_config(*overrides):
 def test_the_gate_accepts_the_corpora_and_reports_their_sizes(capsys):
     from lit_illada.runtime.console import Console
 
-    corpora = {(rho, 0.5): sft_config(f"sft_data.source.recheck_fraction={rho}") for rho in (0.0, 0.75)}
+    corpora = {(rho, 0.5, 0.0): sft_config(f"sft_data.source.recheck_fraction={rho}") for rho in (0.0, 0.75)}
+    retries = ["sft_data.source.recheck_fraction=0", "sft_data.source.retry_fraction=0.75"]
+    corpora[0.0, 0.0, 0.75] = sft_config(*retries)
     gate(corpora, Console())
-    rows = re.findall(r"│ +([\d.]+) │ +([\d.–]+) │ +(\d+) │ +(\d+) │", capsys.readouterr().out)
-    assert [(row[0], row[3]) for row in rows] == [("0", "0"), ("0.75", "0")]
-    assert int(rows[1][2]) > int(rows[0][2])
+    rows = re.findall(r"│ +([\d.]+) │ +[\d.–]+ │ +([\d.]+) │ +(\d+) │ +(\d+) │", capsys.readouterr().out)
+    assert [(rho, retried, loops) for rho, retried, _, loops in rows] == [
+        ("0", "0.75", "0"),
+        ("0", "0", "0"),
+        ("0.75", "0", "0"),
+    ]
+    retried, clean, rechecked = (int(row[2]) for row in rows)
+    assert clean < rechecked < retried
 
 
 def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
     from lit_illada.runtime.console import Console
 
-    monkeypatch.setattr("lit_illada.tasks.arithmetic.RECHECK", "Wait, let me check again.\n" * 20)
-    with pytest.raises(UserError, match=r"recheck_fraction=1.0 contains loops in \d+ of 2000 traces"):
-        gate({(1.0, 0.0): sft_config("sft_data.source.recheck_fraction=1")}, Console())
+    monkeypatch.setattr("lit_illada.tasks.traces.RECHECK", "Wait, let me check again.\n" * 20)
+    with pytest.raises(UserError, match=r"retry_fraction=0.0 contains loops in \d+ of 2000 traces"):
+        gate({(1.0, 0.0, 0.0): sft_config("sft_data.source.recheck_fraction=1")}, Console())
 
 
 def test_a_sweep_without_problems_is_refused_before_training(tmp_path, monkeypatch):

@@ -28,8 +28,9 @@ from lit_illada.data.sft_datamodule import Difficulty, SFTDataModule
 from lit_illada.data.shortening import NoShortening
 from lit_illada.data.tokenizer import Tokenizer
 from lit_illada.errors import UserError
-from lit_illada.tasks.arithmetic import Arithmetic, ProblemRange
+from lit_illada.tasks.arithmetic import Arithmetic
 from lit_illada.tasks.base import Problem
+from lit_illada.tasks.chains import ProblemRange
 from lit_illada.tasks.countdown import Countdown
 from lit_illada.tasks.gsm8k import Gsm8k
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.data.sft.examples import make_examples
 from lit_illada.loops.detect.ending import reasoning_segment
-from lit_illada.tasks.arithmetic import MAX_DEPTH, ProblemRange, well_formed_fraction
 from lit_illada.tasks.base import Split
+from lit_illada.tasks.chains import MAX_DEPTH, ProblemRange
+from lit_illada.tasks.traces import well_formed_fraction
 
 PROMPT = "f=3+1\ng=x-2\nx mod 2?"
 

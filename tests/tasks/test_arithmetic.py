@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_illada.errors import UserError
-from lit_illada.tasks.arithmetic import Arithmetic, Chain, ProblemRange, Step
+from lit_illada.tasks.arithmetic import Arithmetic
 from lit_illada.tasks.base import Problem as BaseProblem
 from lit_illada.tasks.base import Split
+from lit_illada.tasks.chains import Chain, ProblemRange, Step
 
 
 @given(

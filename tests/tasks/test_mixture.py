@@ -6,8 +6,9 @@ import pytest
 
 from lit_illada.errors import UserError
 from lit_illada.evaluation.task_problems import read_task
-from lit_illada.tasks.arithmetic import Arithmetic, ProblemRange
+from lit_illada.tasks.arithmetic import Arithmetic
 from lit_illada.tasks.base import Split
+from lit_illada.tasks.chains import ProblemRange
 from lit_illada.tasks.countdown import Countdown
 from lit_illada.tasks.mixture import Mixture, Part
 

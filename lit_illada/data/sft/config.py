@@ -7,9 +7,11 @@ from lit_illada.data.config import OnBadDocument
 from lit_illada.data.shortening import SHORTENINGS, NoShortening, SplitRow, TruncateRow
 from lit_illada.errors import UserError, require
 from lit_illada.schema import choice
-from lit_illada.tasks.arithmetic import MAX_DEPTH, Arithmetic, ProblemRange
+from lit_illada.tasks.arithmetic import Arithmetic
 from lit_illada.tasks.base import Task
+from lit_illada.tasks.chains import ProblemRange
 from lit_illada.tasks.registry import TASKS
+from lit_illada.tasks.traces import check_traces
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class ReasoningSource:
     """Fraction of the re-checks that correct a wrong result."""
     min_recheck_depth: int = 1
     """Chains with fewer steps are never re-checked."""
+    retry_fraction: float = 0.0
+    """Probability that a statement of a step is wrong; it is then re-checked, and the step stated anew."""
+    min_retry_number: int = 0
+    """Only steps with a number of at least this size are retried."""
+    max_retries: int = 6
+    """Most wrong statements that `retry_fraction` draws for a trace, 1 to 24."""
     easy: ProblemRange = field(default_factory=ProblemRange)
     """Difficulty of training and validation problems."""
     harder: ProblemRange = field(default_factory=lambda: ProblemRange(min_depth=5, max_depth=8))
@@ -41,15 +49,7 @@ class ReasoningSource:
         for name in ("num_train", "num_validation", "num_harder"):
             if getattr(self, name) < 1:
                 raise UserError(f"sft_data.source.{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.operations or set(self.operations) - set("+-*"):
-            raise UserError(f"sft_data.source.operations is {self.operations!r}; allowed are the characters + - *")
-        for name in ("recheck_fraction", "slip_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"sft_data.source.{name} is {getattr(self, name)}; it must lie between 0 and 1")
-        if not 1 <= self.min_recheck_depth <= MAX_DEPTH:
-            raise UserError(
-                f"sft_data.source.min_recheck_depth is {self.min_recheck_depth}; it must lie in 1 … {MAX_DEPTH}"
-            )
+        check_traces(self, "sft_data.source.")
 
     def task(self, difficulty: ProblemRange, held_out_fraction: float) -> Arithmetic:
         """The task of a range of difficulty, whose solutions have the re-checks of this source."""
@@ -61,6 +61,9 @@ class ReasoningSource:
             recheck_fraction=self.recheck_fraction,
             slip_fraction=self.slip_fraction,
             min_recheck_depth=self.min_recheck_depth,
+            retry_fraction=self.retry_fraction,
+            min_retry_number=self.min_retry_number,
+            max_retries=self.max_retries,
         )
 
 

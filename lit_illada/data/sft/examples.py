@@ -22,8 +22,8 @@ from lit_illada.data.sft.config import (
 )
 from lit_illada.errors import UserError, unknown
 from lit_illada.tasks.answers import final_number, normalized_reference
-from lit_illada.tasks.arithmetic import ProblemRange
 from lit_illada.tasks.base import Problem, Split, requested
+from lit_illada.tasks.chains import ProblemRange
 
 
 @dataclass(frozen=True)

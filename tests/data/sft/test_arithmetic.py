@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -11,8 +12,9 @@ from lit_illada.data.sft.chat_template import Role
 from lit_illada.data.sft.config import ReasoningSource
 from lit_illada.data.sft.examples import make_examples
 from lit_illada.errors import UserError
-from lit_illada.tasks.arithmetic import RECHECK, ProblemRange
 from lit_illada.tasks.base import Split
+from lit_illada.tasks.chains import ProblemRange
+from lit_illada.tasks.traces import RECHECK
 
 SOURCE = ReasoningSource(recheck_fraction=0.5, slip_fraction=0.5)
 MIXED = ProblemRange(moduli=[2, 7, 10], min_depth=1, max_depth=6, operands=3, digits=2)
@@ -96,6 +98,58 @@ def test_chains_below_min_recheck_depth_are_not_rechecked_and_longer_ones_do_not
         assert is_short or before == after
 
 
+RETRIED = replace(SOURCE, recheck_fraction=0.0, retry_fraction=0.75, max_retries=24)
+TEN = ProblemRange(moduli=[10], min_depth=1, max_depth=3, max_numbers=[9])
+
+
+def retries(source, difficulty=TEN, num=2000):
+    """Of every example: [(label, expression, whether right)] for its statements, and the question's values."""
+    for example in make(source, difficulty, num=num):
+        question, lines, _ = parts(example)
+        values, _, modulus = solve(question)
+        statements = [re.fullmatch(r"(\w)=(.*)=(\d+)", line).groups() for line in lines if line != RECHECK]
+        yield lines, [(label, text, eval(text) % modulus == int(result)) for label, text, result in statements], values
+
+
+def test_a_retried_step_is_stated_until_right_and_every_wrong_statement_is_rechecked():
+    for lines, statements, values in retries(RETRIED):
+        assert [line == RECHECK for line in lines].count(True) == sum(not is_right for *_, is_right in statements)
+        assert len(set(lines) - {RECHECK}) == len(statements)  # none occurs twice
+        rest = iter(lines)
+        for label, text, is_right in statements:
+            assert next(rest).startswith(f"{label}={text}=")
+            assert is_right or next(rest) == RECHECK
+        assert [label for label, _, is_right in statements if is_right] == list(values)
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.75])
+def test_the_number_of_wrong_statements_of_a_step_is_geometric(fraction):
+    counts, total = Counter(), 0
+    for _, statements, values in retries(replace(RETRIED, retry_fraction=fraction), replace(TEN, max_depth=1), 2000):
+        total += len(values)
+        counts[sum(not is_right for *_, is_right in statements)] += 1
+    for num in range(4):
+        reached = sum(n for wrong, n in counts.items() if wrong >= num)
+        more = sum(n for wrong, n in counts.items() if wrong > num)
+        assert abs(more / reached - fraction) < 3 * (fraction * (1 - fraction) / reached) ** 0.5
+    assert total == 2000
+    assert max(counts) <= 9  # as many as there are wrong results
+
+
+def test_max_retries_and_min_retry_number_bound_the_retries():
+    most = Counter()
+    for lines, statements, _ in retries(replace(RETRIED, min_retry_number=4, max_retries=5), MIXED, 1000):
+        most[lines.count(RECHECK)] += 1
+        for _, text, is_right in statements:
+            assert is_right or max(int(number) for number in text.split("+")) >= 4
+    assert max(most) == 5
+    assert most[0] > 0
+
+
+def test_without_retries_the_traces_are_those_without_rechecks():
+    assert make(replace(RETRIED, retry_fraction=0.0)) == make(replace(SOURCE, recheck_fraction=0.0))
+
+
 def test_splits_have_no_common_problem_even_where_ranges_overlap():
     small = ProblemRange(min_depth=1, max_depth=2)
     for ranges in ([MIXED] * 3, [small] * 3, [small, small, ProblemRange(min_depth=2, max_depth=3)]):
@@ -151,9 +205,9 @@ def test_reference_loop_detector_detects_loops():
 
 
 def test_corpus_contains_no_loops():
-    source = replace(SOURCE, recheck_fraction=1.0)
+    sources = [replace(SOURCE, recheck_fraction=1.0), RETRIED]
     ranges = [ReasoningSource().easy, ReasoningSource().harder, MIXED, ProblemRange(operands=6, max_depth=3)]
-    for difficulty in ranges:
+    for source, difficulty in product(sources, ranges):
         for example in make(source, difficulty, num=150):
             question, lines, _ = parts(example)
             text = "\n".join([question, *lines])
@@ -168,7 +222,17 @@ def test_range_with_too_few_held_out_problems_is_rejected():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"operations": "/"}, {"operations": ""}, {"recheck_fraction": 1.5}, {"num_train": 0}, {"min_recheck_depth": 0}],
+    [
+        {"operations": "/"},
+        {"operations": ""},
+        {"recheck_fraction": 1.5},
+        {"num_train": 0},
+        {"min_recheck_depth": 0},
+        {"retry_fraction": 1.5, "recheck_fraction": 0.0},
+        {"retry_fraction": 0.5, "recheck_fraction": 0.5},
+        {"max_retries": 25},
+        {"min_retry_number": -1},
+    ],
 )
 def test_invalid_sources_are_rejected(fields):
     with pytest.raises(UserError, match=r"sft_data\.source\."):
