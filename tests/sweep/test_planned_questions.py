@@ -23,7 +23,7 @@ def cells(pattern):
     return [re.findall("`([^`]*)`", cell) for cell in row.split("|")[1:-1]]
 
 
-@pytest.mark.parametrize("name", [*PRETRAINED, "loop_rho"])
+@pytest.mark.parametrize("name", [*PRETRAINED, "loop_rho", "loop_retries"])
 def test_plan_names_the_arms_contrast_and_margin_of_the_sweep(name):
     _, (written,), contrast, (metric, *_), _ = cells(rf"\|[^|]*\| `{name}[` ]")
     spec = read_spec(*written.split()[:1], written.split()[1:])
@@ -36,7 +36,7 @@ def test_plan_names_the_arms_contrast_and_margin_of_the_sweep(name):
     assert len(spec.seeds) >= 8
     assert not set(spec.seeds) & {100, 101, 200, 201, 202, 203}
     assert spec.noise_floor is not None  # which `sweep calibrate` needs, as it does contrast and margin
-    if name == "loop_rho":
+    if name.startswith("loop_"):
         assert spec.equivalence_margin == 0.1
         assert "10 points" in next(
             line for line in PLAN.splitlines() if line.startswith("|") and f"`{written}`" in line
