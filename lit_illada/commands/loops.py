@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -110,24 +110,35 @@ def _solves_problems(run: PlannedRun) -> bool:
     return run.command == Command.SCORE and not {"--reasoning", "--task"}.isdisjoint(run.arguments)
 
 
-def corpora(runs: Sequence[PlannedRun]) -> dict[tuple[float, float, float], SFTConfig]:
-    """Fine-tuning configs by the fractions of re-checked traces, of slips in re-checks and of retried statements."""
-    configs: dict[tuple[float, float, float], SFTConfig] = {}
+def corpora(runs: Sequence[PlannedRun]) -> list[SFTConfig]:
+    """Fine-tuning configs with different corpora of reasoning; a corpus that differs in its seed only counts once."""
+    configs: list[SFTConfig] = []
+    seen: list[ReasoningSource] = []
     for run in runs:
         if run.command == Command.SFT:
             config = from_tree(SFTConfig, run.config)
             source = config.sft_data.source
-            if isinstance(source, ReasoningSource):
-                rechecks = source.recheck_fraction
-                slips = source.slip_fraction if rechecks else 0.0
-                configs.setdefault((rechecks, slips, source.retry_fraction), config)
+            if isinstance(source, ReasoningSource) and (shape := _shape(source)) not in seen:
+                seen.append(shape)
+                configs.append(config)
     return configs
 
 
-def gate(sources: dict[tuple[float, float, float], SFTConfig], console: Console) -> None:
+def _shape(source: ReasoningSource) -> ReasoningSource:
+    """The source with equal values for whatever does not shape its traces."""
+    if source.recheck_fraction == 0:
+        source = replace(source, slip_fraction=0.0, min_recheck_depth=1)
+    if source.retry_fraction == 0:
+        source = replace(source, min_retry_number=0, max_retries=1)
+    return replace(source, seed=0)
+
+
+def gate(configs: Sequence[SFTConfig], console: Console) -> None:
     """Rejects training corpora that contain loops, which a model would only copy. Raises UserError for one."""
     table = Table(title=f"loops in {_GATE_TEXTS:,} traces of each training corpus", title_justify="left")
     for heading in (
+        "steps",
+        "largest numbers",
         "ρ, traces with re-checks",
         "fraction of re-checks after a slip",
         "fraction of statements retried",
@@ -135,7 +146,7 @@ def gate(sources: dict[tuple[float, float, float], SFTConfig], console: Console)
         "loops",
     ):
         table.add_column(heading, justify="right")
-    for (rechecks, slips, retries), config in sorted(sources.items()):
+    for config in configs:
         source, fraction = config.sft_data.source, config.sft_data.validation_fraction
         assert isinstance(source, ReasoningSource)
         examples = make_examples(source, source.easy, Split.TRAIN, _GATE_TEXTS, fraction)
@@ -143,12 +154,21 @@ def gate(sources: dict[tuple[float, float, float], SFTConfig], console: Console)
         looped = [example for example, found in zip(examples, findings, strict=True) if found.is_loop]
         if looped:
             raise UserError(
-                f"the corpus with recheck_fraction={rechecks} and retry_fraction={retries} contains loops in "
-                f"{len(looped)} of {_GATE_TEXTS} traces, "
+                f"the corpus with recheck_fraction={source.recheck_fraction} and "
+                f"retry_fraction={source.retry_fraction} contains loops in {len(looped)} of {_GATE_TEXTS} traces, "
                 f"such as {looped[0].origin}; a model would copy them"
             )
         mean = sum(found.length for found in findings) / len(findings)
-        table.add_row(f"{rechecks:g}", f"{slips:g}" if rechecks else "–", f"{retries:g}", f"{mean:.0f}", "0")
+        rechecks, slips = source.recheck_fraction, source.slip_fraction
+        table.add_row(
+            f"{source.easy.min_depth} to {source.easy.max_depth}",
+            ", ".join(map(str, source.easy.largest)),
+            f"{rechecks:g}",
+            f"{slips:g}" if rechecks else "–",
+            f"{source.retry_fraction:g}",
+            f"{mean:.0f}",
+            "0",
+        )
     console.print(table)
 
 

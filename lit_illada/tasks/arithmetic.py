@@ -17,7 +17,7 @@ from typing import ClassVar
 from lit_illada.tasks.base import Problem, Split, Task, Verdict, draw_split, require_num
 from lit_illada.tasks.chains import ProblemRange, all_chains
 from lit_illada.tasks.references import judge_exact
-from lit_illada.tasks.traces import check_traces, draw_reasoning, draw_retries
+from lit_illada.tasks.traces import check_traces, draw_traces
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,12 @@ class Arithmetic(Task):
     min_recheck_depth: int = 1
     """Chains with fewer steps are never re-checked."""
     retry_fraction: float = 0.0
-    """Probability that a statement of a step is wrong; it is then re-checked, and the step stated anew."""
+    """Probability that a statement of a step is wrong, which is then re-checked and stated anew; without re-checks of
+    `recheck_fraction`."""
     min_retry_number: int = 0
-    """Only steps with a number of at least this size are retried."""
+    """Only steps with a number of at least this size in the question are retried."""
     max_retries: int = 6
-    """Most wrong statements that `retry_fraction` draws for a solution, 1 to 24."""
+    """Most wrong statements of a solution, 1 to 24; a step has at most one for each wrong result."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,22 +58,7 @@ class Arithmetic(Task):
             where="chained arithmetic",
             hint="the range is too small; raise its depth, operands or digits, or request fewer",
         )
-        if self.retry_fraction:
-            solutions = draw_retries(
-                chains,
-                seed=self.seed,
-                retry_fraction=self.retry_fraction,
-                min_retry_number=self.min_retry_number,
-                max_retries=self.max_retries,
-            )
-        else:
-            solutions = draw_reasoning(
-                chains,
-                seed=self.seed,
-                recheck_fraction=self.recheck_fraction,
-                slip_fraction=self.slip_fraction,
-                min_recheck_depth=self.min_recheck_depth,
-            )
+        solutions = draw_traces(chains, self, self.seed)
         return [
             Problem(
                 question=chain.question,

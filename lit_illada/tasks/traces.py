@@ -1,30 +1,30 @@
-"""Reference reasoning of chained arithmetic, with re-checks and retries, and the check of a text's form.
+"""Reference reasoning of chained arithmetic, with re-checks or retries, and the check of a text's form.
 
     f=3+1=0                              one line per step, with the value of x inserted
     g=0+2=0
-    Wait, let me check again.            in a fraction of the problems, up to three steps are re-checked
+    Wait, let me check again.            with `recheck_fraction`, up to three steps of a trace are re-checked
     g=0+2=0
     h=0+1=1
 
-A re-check directly follows its own step and a step is stated at most twice, so nothing in the text repeats three times:
-a model that loops did not copy the loop from here.
+A re-check directly follows its own step and a step is stated at most twice, so nothing in such a trace repeats three
+times: a model that loops did not copy the loop from here.
 
-With `retry_fraction` a step is stated until its result is right, each wrong result followed by a re-check:
-
-    g=0+7=4                              every statement is wrong with the same probability, whatever came before,
-    Wait, let me check again.            so only a reader who can compute the step knows whether the text goes on
+    g=0+7=4                              with `retry_fraction`, a step is stated until its result is right,
+    Wait, let me check again.            each wrong result followed by a re-check
     g=0+7=1
     Wait, let me check again.
     g=0+7=7
 
-No statement occurs twice in such a text.
+Until `max_retries` are used up, every statement of a retried step is wrong with the same probability, whatever came
+before. No statement occurs twice: such a trace is periodic but for the result, and a loop differs from it in that the
+result repeats too.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from lit_illada.errors import UserError, require
+from lit_illada.errors import require
 from lit_illada.tasks.chains import MAX_DEPTH, Chain, uniforms
 
 RECHECK = "Wait, let me check again."
@@ -67,54 +67,25 @@ def check_traces(traces: Traces, prefix: str = "") -> None:
     require(
         1 <= traces.max_retries <= _MAX_RETRIES, f"{prefix}max_retries", traces.max_retries, f"in 1 … {_MAX_RETRIES}"
     )
-    if traces.recheck_fraction and traces.retry_fraction:
-        raise UserError(
-            f"{prefix}recheck_fraction is {traces.recheck_fraction} and {prefix}retry_fraction is "
-            f"{traces.retry_fraction}: one of them must be 0"
-        )
+    if traces.retry_fraction:
+        unused = {"recheck_fraction": 0, "slip_fraction": 0, "min_recheck_depth": 1}
+        for name, value in unused.items():
+            seen = f"{getattr(traces, name)} beside {prefix}retry_fraction={traces.retry_fraction}"
+            require(getattr(traces, name) == value, prefix + name, seen, f"{value}, since retries replace re-checks")
 
 
-def draw_reasoning(
-    chains: dict[int, Chain],
-    *,
-    seed: int,
-    recheck_fraction: float,
-    slip_fraction: float,
-    min_recheck_depth: int,
-) -> list[list[str]]:
-    """The lines of each chain's reasoning.
-
-    Args:
-        chains: by index.
-        recheck_fraction: fraction of the chains in which one to three steps, at most half, are re-checked.
-        slip_fraction: fraction of the re-checks that correct a wrong result.
-        min_recheck_depth: chains with fewer steps are never re-checked.
-    """
+def draw_traces(chains: dict[int, Chain], traces: Traces, seed: int) -> list[list[str]]:
+    """The lines of each chain's reasoning. chains: by index, which with `seed` determines the draws."""
+    if traces.retry_fraction:
+        all_draws = uniforms(list(chains), MAX_DEPTH + _MAX_RETRIES, seed, _RETRIES).tolist()
+        return [_retried(chain, draws, traces) for chain, draws in zip(chains.values(), all_draws, strict=True)]
     all_draws = uniforms(list(chains), 2 + 2 * _MAX_RECHECKS, seed, _RECHECKS).tolist()
     lines = []
     for chain, draws in zip(chains.values(), all_draws, strict=True):
-        may_recheck = draws[0] < recheck_fraction and len(chain.steps) >= min_recheck_depth
-        lines.append(_reasoning(chain, _rechecks(len(chain.steps), draws[1:]) if may_recheck else {}, slip_fraction))
+        may_recheck = draws[0] < traces.recheck_fraction and len(chain.steps) >= traces.min_recheck_depth
+        rechecks = _rechecks(len(chain.steps), draws[1:]) if may_recheck else {}
+        lines.append(_reasoning(chain, rechecks, traces.slip_fraction))
     return lines
-
-
-def draw_retries(
-    chains: dict[int, Chain], *, seed: int, retry_fraction: float, min_retry_number: int, max_retries: int
-) -> list[list[str]]:
-    """The lines of each chain's reasoning, in which wrong statements are re-checked until the right one.
-
-    Args:
-        chains: by index.
-        retry_fraction: probability that a statement is wrong, the same for each statement of a step. A step has no
-            more wrong statements than there are wrong results.
-        min_retry_number: only steps with a number of at least this size have wrong statements.
-        max_retries: most wrong statements of a chain.
-    """
-    all_draws = uniforms(list(chains), MAX_DEPTH + _MAX_RETRIES, seed, _RETRIES).tolist()
-    return [
-        _retried(chain, draws, retry_fraction, min_retry_number, max_retries)
-        for chain, draws in zip(chains.values(), all_draws, strict=True)
-    ]
 
 
 def well_formed_fraction(question: str, reasoning: str) -> float | None:
@@ -151,14 +122,14 @@ def _reasoning(chain: Chain, rechecks: dict[int, float], slip_fraction: float) -
     return lines
 
 
-def _retried(chain: Chain, draws: Sequence[float], fraction: float, min_number: int, max_retries: int) -> list[str]:
+def _retried(chain: Chain, draws: Sequence[float], traces: Traces) -> list[str]:
     draw = iter(draws)
     lines: list[str] = []
     for step, statement, value in zip(chain.steps, chain.statements(), chain.values(), strict=True):
-        is_retried = max(step.numbers) >= min_number
+        is_retried = max(step.numbers) >= traces.min_retry_number
         wrong = [result for result in range(chain.modulus) if is_retried and result != value]
-        while wrong and lines.count(RECHECK) < max_retries and (drawn := next(draw)) < fraction:
-            lines += [f"{statement}={wrong.pop(int(drawn / fraction * len(wrong)))}", RECHECK]
+        while wrong and lines.count(RECHECK) < traces.max_retries and (drawn := next(draw)) < traces.retry_fraction:
+            lines += [f"{statement}={wrong.pop(int(drawn / traces.retry_fraction * len(wrong)))}", RECHECK]
         lines.append(f"{statement}={value}")
     return lines
 

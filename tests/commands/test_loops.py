@@ -9,11 +9,13 @@ import yaml
 from click.testing import CliRunner
 
 from lit_illada.cli import main
-from lit_illada.commands.loops import gate
+from lit_illada.commands.loops import corpora, gate
 from lit_illada.config import load
 from lit_illada.errors import UserError
 from lit_illada.evaluation.writer import Writer
-from lit_illada.sweep.folder import SweepFolder
+from lit_illada.schema import to_tree
+from lit_illada.sweep.folder import PlannedRun, SweepFolder
+from lit_illada.sweep.spec import Command
 
 SHORT = [
     "generation.max_new_tokens=16",
@@ -154,21 +156,49 @@ def sft_config(*overrides):
     return load("sft", [*SFT, *overrides], {"init_from": "x", "model": {"vocab_size": 300}})
 
 
+HARD = ["sft_data.source.easy.moduli=[10]", "sft_data.source.easy.max_numbers=[3,9]"]
+RETRIED = ["sft_data.source.recheck_fraction=0", "sft_data.source.retry_fraction=0.75"]
+
+
 def test_the_gate_accepts_the_corpora_and_reports_their_sizes(capsys):
     from lit_illada.runtime.console import Console
 
-    corpora = {(rho, 0.5, 0.0): sft_config(f"sft_data.source.recheck_fraction={rho}") for rho in (0.0, 0.75)}
-    retries = ["sft_data.source.recheck_fraction=0", "sft_data.source.retry_fraction=0.75"]
-    corpora[0.0, 0.0, 0.75] = sft_config(*retries)
-    gate(corpora, Console())
-    rows = re.findall(r"│ +([\d.]+) │ +[\d.–]+ │ +([\d.]+) │ +(\d+) │ +(\d+) │", capsys.readouterr().out)
-    assert [(rho, retried, loops) for rho, retried, _, loops in rows] == [
-        ("0", "0.75", "0"),
-        ("0", "0", "0"),
-        ("0.75", "0", "0"),
+    clean, rechecked = (
+        sft_config(f"sft_data.source.recheck_fraction={rho}", "sft_data.source.slip_fraction=0.5") for rho in (0, 0.75)
+    )
+    gate([clean, rechecked, sft_config(*HARD, *RETRIED)], Console())
+    rows = re.findall(
+        r"│ +1 to 4 │ +([\d, ]+) │ +([\d.]+) │ +[\d.–]+ │ +([\d.]+) │ +(\d+) │ +(\d+) │", capsys.readouterr().out
+    )
+    assert [(numbers, rho, retried, loops) for numbers, rho, retried, _, loops in rows] == [
+        ("9", "0", "0", "0"),
+        ("9", "0.75", "0", "0"),
+        ("3, 9", "0", "0.75", "0"),
     ]
-    retried, clean, rechecked = (int(row[2]) for row in rows)
-    assert clean < rechecked < retried
+    sizes = [int(row[3]) for row in rows]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[1]
+
+
+def test_corpora_are_those_that_differ_in_more_than_the_seed():
+    def planned(*overrides):
+        tree = to_tree(sft_config(*overrides))
+        return PlannedRun("tune", "tune", Command.SFT, [], [], 0, ["arm"], None, None, "", tree, None, None, None)
+
+    different = [
+        [],
+        ["sft_data.source.recheck_fraction=0"],
+        ["sft_data.source.recheck_fraction=0", *HARD],
+        [*HARD, *RETRIED],
+        [*HARD, *RETRIED, "sft_data.source.max_retries=3"],
+    ]
+    same = [
+        ["sft_data.source.seed=4"],
+        ["sft_data.source.recheck_fraction=0", "sft_data.source.slip_fraction=1", "sft_data.source.seed=1"],
+        [*HARD, *RETRIED, "trainer.max_steps=3"],
+    ]
+    found = corpora([planned(*overrides) for overrides in [*different, *same]])
+    assert found == [sft_config(*overrides) for overrides in different]
 
 
 def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
@@ -176,7 +206,7 @@ def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
 
     monkeypatch.setattr("lit_illada.tasks.traces.RECHECK", "Wait, let me check again.\n" * 20)
     with pytest.raises(UserError, match=r"retry_fraction=0.0 contains loops in \d+ of 2000 traces"):
-        gate({(1.0, 0.0, 0.0): sft_config("sft_data.source.recheck_fraction=1")}, Console())
+        gate([sft_config("sft_data.source.recheck_fraction=1")], Console())
 
 
 def test_a_sweep_without_problems_is_refused_before_training(tmp_path, monkeypatch):

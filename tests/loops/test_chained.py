@@ -14,9 +14,16 @@ from lit_illada.tasks.traces import well_formed_fraction
 PROMPT = "f=3+1\ng=x-2\nx mod 2?"
 
 
-@given(st.integers(0, 10**6), st.integers(1, MAX_DEPTH), st.integers(2, 4), st.integers(1, 2))
-def test_every_trace_of_the_corpus_is_well_formed(seed, depth, operands, digits):
-    source = ReasoningSource(seed=seed, operations="+-*", recheck_fraction=0.5, slip_fraction=0.5)
+RECHECKED = {"recheck_fraction": 0.5, "slip_fraction": 0.5}
+RETRIED = {"recheck_fraction": 0.0, "retry_fraction": 0.5}
+
+
+@given(
+    st.integers(0, 10**6), st.integers(1, MAX_DEPTH), st.integers(2, 4), st.integers(1, 2),
+    st.sampled_from([RECHECKED, RETRIED]),
+)  # fmt: skip
+def test_every_trace_of_the_corpus_is_well_formed(seed, depth, operands, digits, fractions):
+    source = ReasoningSource(seed=seed, operations="+-*", **fractions)
     difficulty = ProblemRange(moduli=[2, 10], min_depth=1, max_depth=depth, operands=operands, digits=digits)
     for example in make_examples(source, difficulty, Split.TRAIN, 8, 0.1):
         user, assistant = example.messages

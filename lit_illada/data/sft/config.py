@@ -35,11 +35,12 @@ class ReasoningSource:
     min_recheck_depth: int = 1
     """Chains with fewer steps are never re-checked."""
     retry_fraction: float = 0.0
-    """Probability that a statement of a step is wrong; it is then re-checked, and the step stated anew."""
+    """Probability that a statement of a step is wrong, which is then re-checked and stated anew; without re-checks of
+    `recheck_fraction`."""
     min_retry_number: int = 0
-    """Only steps with a number of at least this size are retried."""
+    """Only steps with a number of at least this size in the question are retried."""
     max_retries: int = 6
-    """Most wrong statements that `retry_fraction` draws for a trace, 1 to 24."""
+    """Most wrong statements of a trace, 1 to 24; a step has at most one for each wrong result."""
     easy: ProblemRange = field(default_factory=ProblemRange)
     """Difficulty of training and validation problems."""
     harder: ProblemRange = field(default_factory=lambda: ProblemRange(min_depth=5, max_depth=8))
@@ -52,7 +53,7 @@ class ReasoningSource:
         check_traces(self, "sft_data.source.")
 
     def task(self, difficulty: ProblemRange, held_out_fraction: float) -> Arithmetic:
-        """The task of a range of difficulty, whose solutions have the re-checks of this source."""
+        """The task of a range of difficulty, whose solutions have the re-checks or retries of this source."""
         return Arithmetic(
             seed=self.seed,
             held_out_fraction=held_out_fraction,

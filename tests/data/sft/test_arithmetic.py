@@ -98,56 +98,81 @@ def test_chains_below_min_recheck_depth_are_not_rechecked_and_longer_ones_do_not
         assert is_short or before == after
 
 
-RETRIED = replace(SOURCE, recheck_fraction=0.0, retry_fraction=0.75, max_retries=24)
+RETRIED = replace(SOURCE, recheck_fraction=0.0, slip_fraction=0.0, retry_fraction=0.75, max_retries=24)
 TEN = ProblemRange(moduli=[10], min_depth=1, max_depth=3, max_numbers=[9])
 
 
 def retries(source, difficulty=TEN, num=2000):
-    """Of every example: [(label, expression, whether right)] for its statements, and the question's values."""
+    """Of every example: its question, its lines, and [(label, expression, whether right)] of its statements."""
     for example in make(source, difficulty, num=num):
         question, lines, _ = parts(example)
-        values, _, modulus = solve(question)
+        modulus = solve(question)[2]
         statements = [re.fullmatch(r"(\w)=(.*)=(\d+)", line).groups() for line in lines if line != RECHECK]
-        yield lines, [(label, text, eval(text) % modulus == int(result)) for label, text, result in statements], values
+        yield (
+            question,
+            lines,
+            [(label, text, eval(text) % modulus == int(result)) for label, text, result in statements],
+        )
 
 
 def test_a_retried_step_is_stated_until_right_and_every_wrong_statement_is_rechecked():
-    for lines, statements, values in retries(RETRIED):
-        assert [line == RECHECK for line in lines].count(True) == sum(not is_right for *_, is_right in statements)
+    for question, lines, statements in retries(RETRIED):
         assert len(set(lines) - {RECHECK}) == len(statements)  # none occurs twice
         rest = iter(lines)
         for label, text, is_right in statements:
             assert next(rest).startswith(f"{label}={text}=")
             assert is_right or next(rest) == RECHECK
-        assert [label for label, _, is_right in statements if is_right] == list(values)
+        assert next(rest, None) is None
+        assert [label for label, _, is_right in statements if is_right] == list(solve(question)[0])
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.75])
 def test_the_number_of_wrong_statements_of_a_step_is_geometric(fraction):
-    counts, total = Counter(), 0
-    for _, statements, values in retries(replace(RETRIED, retry_fraction=fraction), replace(TEN, max_depth=1), 2000):
-        total += len(values)
-        counts[sum(not is_right for *_, is_right in statements)] += 1
+    source = replace(RETRIED, retry_fraction=fraction)
+    counts = Counter(lines.count(RECHECK) for _, lines, _ in retries(source, replace(TEN, max_depth=1)))
     for num in range(4):
-        reached = sum(n for wrong, n in counts.items() if wrong >= num)
-        more = sum(n for wrong, n in counts.items() if wrong > num)
+        reached = sum(count for wrong, count in counts.items() if wrong >= num)
+        more = sum(count for wrong, count in counts.items() if wrong > num)
         assert abs(more / reached - fraction) < 3 * (fraction * (1 - fraction) / reached) ** 0.5
-    assert total == 2000
     assert max(counts) <= 9  # as many as there are wrong results
 
 
-def test_max_retries_and_min_retry_number_bound_the_retries():
-    most = Counter()
-    for lines, statements, _ in retries(replace(RETRIED, min_retry_number=4, max_retries=5), MIXED, 1000):
-        most[lines.count(RECHECK)] += 1
-        for _, text, is_right in statements:
-            assert is_right or max(int(number) for number in text.split("+")) >= 4
-    assert max(most) == 5
-    assert most[0] > 0
+def test_first_wrong_results_are_uniform_over_the_wrong_ones():
+    offsets = Counter()
+    for _, lines, _ in retries(replace(RETRIED, retry_fraction=1.0), replace(TEN, max_depth=1)):
+        expression, _, first = lines[0].partition("=")[2].rpartition("=")
+        offsets[(int(first) - eval(expression)) % 10] += 1
+    assert set(offsets) == set(range(1, 10))
+    expected = sum(offsets.values()) / 9
+    assert sum((count - expected) ** 2 / expected for count in offsets.values()) < 26.1  # 0.1 % of chi² with 8
 
 
-def test_without_retries_the_traces_are_those_without_rechecks():
-    assert make(replace(RETRIED, retry_fraction=0.0)) == make(replace(SOURCE, recheck_fraction=0.0))
+def test_certain_retries_state_every_wrong_result_until_max_retries():
+    certain = replace(RETRIED, retry_fraction=1.0)
+    for question, lines, _ in retries(certain, num=200):
+        assert lines.count(RECHECK) == min(9 * (question.count("\n")), 24)
+    limited = [lines.count(RECHECK) for _, lines, _ in retries(replace(RETRIED, max_retries=5), num=500)]
+    assert max(limited) == 5
+    assert min(limited) == 0
+
+
+def test_steps_without_a_large_number_in_the_question_are_never_retried():
+    num_wrong = Counter()
+    for question, _, statements in retries(replace(RETRIED, min_retry_number=4)):
+        numbers = dict(line.split("=") for line in question.split("\n")[:-1])
+        for label, _, is_right in statements:
+            is_large = any(int(number) >= 4 for number in re.findall(r"\d+", numbers[label]))
+            num_wrong[is_large] += not is_right
+    assert num_wrong[False] == 0
+    assert num_wrong[True] > 1000
+
+
+def test_retries_do_not_change_the_problems_and_without_them_traces_are_plain():
+    plain = make(replace(SOURCE, recheck_fraction=0.0))
+    assert make(replace(RETRIED, retry_fraction=0.0)) == plain
+    for fraction in (0.25, 0.75):
+        retried = make(replace(RETRIED, retry_fraction=fraction))
+        assert [parts(example)[::2] for example in retried] == [parts(example)[::2] for example in plain]
 
 
 def test_splits_have_no_common_problem_even_where_ranges_overlap():
@@ -230,6 +255,8 @@ def test_range_with_too_few_held_out_problems_is_rejected():
         {"min_recheck_depth": 0},
         {"retry_fraction": 1.5, "recheck_fraction": 0.0},
         {"retry_fraction": 0.5, "recheck_fraction": 0.5},
+        {"retry_fraction": 0.5, "recheck_fraction": 0.0, "slip_fraction": 0.5},
+        {"retry_fraction": 0.5, "recheck_fraction": 0.0, "min_recheck_depth": 2},
         {"max_retries": 25},
         {"min_retry_number": -1},
     ],
@@ -260,6 +287,7 @@ def test_largest_numbers_are_drawn_uniformly_and_bound_every_number():
             ),
             "c90e67d93c8a28a4",
         ),
+        (replace(RETRIED, easy=TEN, harder=MIXED, max_retries=8, min_retry_number=4), "710625419e6a8480"),
     ],
 )
 def test_the_examples_never_change(source, digest):
