@@ -227,7 +227,8 @@ def test_scores_are_compared_with_others_problem_by_problem(run, items, tmp_path
         "num_gained": 0,
         "mcnemar_p": 0.125,
     }
-    assert low < -4 / 8 < high < 0.1  # Bonett and Price's centre: 4 lost of 6 + 2
+    # Bonett and Price: 4 lost, and one pair added each way, of 6 + 2; variance (5/8 + 1/8 − (4/8)²) / 8 = 1/16
+    assert (low, high) == pytest.approx((-4 / 8 - 1.959964 / 4, -4 / 8 + 1.959964 / 4), abs=1e-6)
     assert "is already scored" in score(run, *task, "--out", now, "--resume", "--against", before).output
 
     file = written(tmp_path / "numbers.jsonl", [{"question": f"alpha {n}", "answer": f"{n}"} for n in range(5)])

@@ -329,3 +329,18 @@ def test_variances_equal_those_of_many_samples(share, other):
     assert np.mean([difference_variance(*both) for both in samples]) == pytest.approx(seen, rel=0.15)
     paired = [paired_variance(mcnemar(list(zip(*both, strict=True)))) for both in samples]
     assert np.mean(paired) == pytest.approx(seen, rel=0.15)
+
+
+@pytest.mark.parametrize(("share", "other", "is_opposite"), [(0.3, 0.3, False), (0.5, 0.6, False), (0.3, 0.3, True)])
+def test_the_paired_variance_follows_the_correlation_of_the_pairs(share, other, is_opposite):
+    """60 % of the pairs share their random number, or one is the other's opposite: less variance, or more."""
+    rng = np.random.default_rng(0)
+    one, own = rng.random((2, 2000, 200))
+    shared = np.where(rng.random(one.shape) < 0.6, 1 - one if is_opposite else one, own)
+    first, second = one < share, shared < other
+    seen = (second.mean(1) - first.mean(1)).var()
+    samples = list(zip(first[:100].tolist(), second[:100].tolist(), strict=True))
+    paired = np.mean([paired_variance(mcnemar(list(zip(*both, strict=True)))) for both in samples])
+    apart = np.mean([difference_variance(*both) for both in samples])
+    assert paired == pytest.approx(seen, rel=0.12)
+    assert apart < 0.8 * seen if is_opposite else apart > 1.5 * seen
