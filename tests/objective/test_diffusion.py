@@ -136,16 +136,24 @@ def test_masks_drawn_by_corrupt_have_the_expected_loss(world, joint, p, correcte
     assert (loss.sum / loss.count).item() == pytest.approx(want, rel=0.015)
 
 
-def test_exact_k_has_bernoullis_mean_and_never_more_variance(world):
-    """By enumeration: t in (epsilon, 1] for Bernoulli, k in 1…L for exact-k, weight 1/t."""
+@pytest.mark.parametrize(
+    ("p", "weighting"), [(Uniform(), Elbo()), (Polynomial(exponent=1.5), Flat()), (Cosine(), Linear())]
+)
+def test_exact_k_has_bernoullis_mean_and_never_more_variance(world, p, weighting):
+    """By enumeration of the masks: over t by quadrature for Bernoulli, over the table of counts for exact-k."""
     sums = masked_sums(world)
-    by_size = [sums[k == SIZES] for k in range(L + 1)]
-    exact_mean = sum((L / k) * by_size[k].mean() for k in range(1, L + 1)) / L
-    exact_square = sum(((L / k) * by_size[k]).square().mean() for k in range(1, L + 1)) / L
-    epsilon = 1e-6
-    mean = integrate.quad(lambda t: float(bernoulli_probability(t) @ sums) / t, epsilon, 1)[0]
-    square = integrate.quad(lambda t: float(bernoulli_probability(t) @ sums**2) / t**2, epsilon, 1, limit=200)[0]
-    assert mean == pytest.approx(float(exact_mean), rel=1e-4)
+    table = count_table(p, weighting, L, torch.device("cpu"))
+    probability = torch.cat([table.cdf[:1], table.cdf.diff()])
+    losses = [weight * sums[k == SIZES] for k, weight in enumerate(table.weight, start=1)]
+    exact_mean, exact_square = (
+        float(probability @ torch.stack([(loss**power).mean() for loss in losses])) for power in (1, 2)
+    )
+    u, quadrature = tanh_sinh()
+    t = p.quantile(u)
+    mean, square = (
+        float(quadrature @ (weighting(t) ** power * (bernoulli_probability(t) @ sums**power))) for power in (1, 2)
+    )
+    assert exact_mean == pytest.approx(mean, rel=1e-4)
     assert exact_square - exact_mean**2 <= square - mean**2
 
 

@@ -107,6 +107,10 @@ def test_samples_match_the_distribution(p):
 def test_densities_equal_their_closed_forms():
     t = torch.tensor([0.1, 0.37, 0.9], dtype=torch.float64)
     assert torch.allclose(Cosine(epsilon=0).quantile(t), torch.cos(math.pi / 2 * (1 - t)))
+    assert torch.allclose(Polynomial(exponent=3, epsilon=0).quantile(t), t**3)
+    assert torch.allclose(Polynomial(exponent=0.5, epsilon=0.2).quantile(t), 0.2 + 0.8 * t.sqrt())
+    assert torch.allclose(Band(low=0.3, high=0.8, epsilon=0.1).quantile(t), 0.3 + 0.5 * t)
+    assert torch.allclose(Band(low=0.0, high=0.8, epsilon=0.1).quantile(t), 0.1 + 0.7 * t)
     beta, bell = stats.beta(2, 5), stats.norm(0.3, 0.8)
     assert np.allclose(Beta(a=2, b=5, epsilon=0).cdf(t), beta.cdf(t), atol=1e-6)
     assert np.allclose(Beta(a=2, b=5, epsilon=0).density(t), beta.pdf(t), atol=2e-3)
