@@ -1,6 +1,8 @@
 """Sums, counts and bins of the loss, and their independence of the micro-batch."""
 
+from contextlib import ExitStack
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -143,18 +145,72 @@ def test_autoregressive_rejects_a_masked_count_normaliser():
 class Waits(TorchDispatchMode):
     """Lists the operations whose result or its shape the CPU must read from a GPU."""
 
+    OPERATIONS = (
+        "masked_select", "nonzero", "bincount", "_local_scalar_dense", "equal",
+        "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive",
+    )  # fmt: skip
+    METHODS = ("tolist", "cpu", "numpy")  # read tensors of the CPU without an operation
+
     def __init__(self):
         super().__init__()
         self.seen = []
+        self.patches = ExitStack()
+
+    def __enter__(self):
+        for name in self.METHODS:
+            self.patches.enter_context(patch.object(torch.Tensor, name, self.recorded(name)))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.patches.close()
+        return super().__exit__(*error)
+
+    def recorded(self, name):
+        method = getattr(torch.Tensor, name)
+
+        def record(tensor, *args, **kwargs):
+            self.seen.append(name)
+            return method(tensor, *args, **kwargs)
+
+        return record
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         name = operation.overloadpacket.__name__
-        has_boolean_index = name in ("index", "index_put") and any(
+        has_boolean_index = name in ("index", "index_put", "index_put_") and any(
             index is not None and index.dtype is torch.bool for index in args[1]
         )
-        if has_boolean_index or name in ("masked_select", "nonzero", "bincount", "_local_scalar_dense"):
+        has_unknown_length = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if has_boolean_index or has_unknown_length or name in self.OPERATIONS:
             self.seen.append(name)
-        return operation(*args, **(kwargs or {}))
+        return operation(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("tolist", lambda x: x.tolist()),
+        ("cpu", lambda x: x.cpu()),
+        ("numpy", lambda x: x.numpy()),
+        ("_local_scalar_dense", lambda x: x[0].item()),
+        ("_unique2", lambda x: x.unique()),
+        ("unique_dim", lambda x: x.unique(dim=0)),
+        ("unique_consecutive", lambda x: x.unique_consecutive()),
+        ("repeat_interleave", lambda x: x.repeat_interleave(x)),
+        ("equal", lambda x: x.equal(x)),
+        ("index", lambda x: x[x > 1]),
+        ("nonzero", lambda x: x.nonzero()),
+    ],
+)
+def test_an_operation_that_waits_for_the_device_is_recorded(name, read):
+    x = torch.tensor([1, 2])
+    with Waits() as waits:
+        read(x)
+        x.repeat_interleave(x, output_size=3)  # of known length
+    assert name in waits.seen
+    assert waits.seen.count("repeat_interleave") == (name == "repeat_interleave")
+    x.tolist()
+    assert waits.seen.count("tolist") == (name == "tolist")
 
 
 @pytest.mark.parametrize("normaliser", Normaliser)
