@@ -116,6 +116,17 @@ def test_gaps_are_filled_with_every_cache(model, cache):
     assert MASK not in filled.parts[1]
 
 
+@pytest.mark.parametrize("cache", sorted(set(CACHES) - {"none"}))
+@pytest.mark.parametrize("parts", [[BEFORE, Gap(6, 6), AFTER], [BEFORE, Gap(4, 0), MIDDLE, Gap(7, 7), AFTER]])
+def test_a_cache_that_is_never_outdated_changes_no_filling(tiny_model, model, parts, cache):
+    """Refreshed in every step; or of a model of one layer, whose keys and values depend on their own column alone."""
+    config = replace(CONFIG, block_length=3, num_steps=3)
+    cached = replace(config, cache=CACHES[cache](refresh_every_steps=1))
+    assert fill(model, parts, cached).parts == fill(model, parts, config).parts
+    shallow, cached = tiny_model(num_hidden_layers=1), replace(config, cache=CACHES[cache]())
+    assert fill(shallow, parts, cached).parts == fill(shallow, parts, config).parts
+
+
 def test_steps_are_reported_with_the_canvas(model):
     seen = []
     fill(model, [BEFORE, Gap(4, 4), AFTER], on_commit=lambda commit: seen.append(commit.token_ids.clone()))
