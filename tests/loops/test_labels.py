@@ -70,7 +70,7 @@ def test_detectors_on_texts_held_out_of_their_tuning(outcomes):
     assert missed == []
 
 
-def test_strata_are_those_of_the_alarms(outcomes):
+def test_held_out_texts_are_drawn_by_strata():
     strata = Counter(row["stratum"] for row in HELD_OUT.values())
     assert strata == {
         "countdown 512, alarm": 15,
