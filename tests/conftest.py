@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +39,23 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Path of a file or folder of real data: in LIT_ILLADA_DATA, else in shared/data beside the checkout.
+
+    Without it the test is skipped; it fails if LIT_ILLADA_DATA is set, since it then names the wrong folder.
+    """
+
+    def path_of(name):
+        given = os.environ.get("LIT_ILLADA_DATA")
+        path = Path(given or Path(__file__).parents[2] / "shared" / "data") / name
+        if not path.exists():
+            (pytest.fail if given else pytest.skip)(f"{path} does not exist")
+        return path
+
+    return path_of
 
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()

@@ -85,7 +85,9 @@ def test_a_sampled_row_does_not_depend_on_its_batch(write, ragged):
 def test_no_row_stops_before_min_new_tokens_or_continues_after_its_stop(write, ragged):
     generation = write(ragged, replace(CONFIG, min_new_tokens=5, temperature=3.0))
     assert (generation.num_tokens >= 5).all()
-    assert generation.is_stopped.any()
+    assert (generation.is_stopped & (generation.num_tokens < 11)).any()
+    for ids, num_tokens in zip(generation.token_ids, generation.num_tokens, strict=True):
+        assert (ids[num_tokens:] == EOS).all()
 
 
 def test_the_callback_receives_one_token_per_row_and_step(write, prompts):

@@ -1,21 +1,8 @@
-"""Shared data, and random text without loops."""
+"""Random text without loops."""
 
-import os
 import string
-from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def shared_data():
-    def folder(name):
-        path = Path(os.environ.get("LIT_ILLADA_DATA") or Path(__file__).parents[3] / "shared" / "data") / name
-        if not path.exists():
-            pytest.skip(f"{path} is not here")
-        return path
-
-    return folder
 
 
 @pytest.fixture(scope="session")

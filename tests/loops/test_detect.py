@@ -21,6 +21,7 @@ what someone walks for it. On Sundays the market is closed, so the baskets stay 
 """
 BEHIND = " ".join(reversed(PROSE.split()))
 UNIT = "Wait, let me check the sum of these two again: "
+NEAR = (UNIT * 4).replace("sum", "product", 1).replace("these", "those", 1)
 ANSWER = "\n<answer>\n\\boxed{18}\n</answer>"
 SAID = (
     "First we add the seven apples to the five pears here. ",
@@ -40,7 +41,9 @@ STATEMENTS = "".join(SAID[index] for index in (0, 1, 2, 3, 1, 0, 3, 2, 0, 2, 1, 
         (PROSE + "." * 300, [Kind.flood]),
         (PROSE + UNIT * 5 + PROSE[:40], [Kind.exact]),
         (PROSE + UNIT * 2 + PROSE, []),
-        (PROSE + (UNIT * 3).replace("check", "prove", 1) + UNIT * 3, [Kind.exact, Kind.near_exact]),
+        (PROSE + (UNIT * 3).replace("check", "prove", 1) + UNIT * 3, [Kind.exact]),
+        (PROSE + NEAR + BEHIND + "we, " * 40, [Kind.flood, Kind.exact, Kind.near_exact]),
+        ("18 eggs.\n#### 18\nQuestion: " + PROSE + UNIT * 5, [Kind.exact, Kind.runaway]),
         (PROSE + STATEMENTS, [Kind.statement]),
         (PROSE + STATEMENTS + BEHIND, [Kind.circling]),
         (PROSE + STATEMENTS + "<|eot_id|>", [Kind.circling]),
@@ -57,7 +60,7 @@ STATEMENTS = "".join(SAID[index] for index in (0, 1, 2, 3, 1, 0, 3, 2, 0, 2, 1, 
 )
 def test_the_kind_of_loop_is_detected(text, kinds):
     found = detect(text)
-    assert list(found.kinds) in (kinds, kinds[:1])
+    assert list(found.kinds) == kinds
     assert found.is_loop == any(kind in {"flood", "token_exact", "near_exact", "statement"} for kind in found.kinds)
 
 
@@ -114,10 +117,9 @@ def test_a_running_sum_is_a_template_and_no_loop():
 
 
 def test_thresholds_come_from_the_config():
-    text = PROSE + (UNIT * 4).replace("sum", "product", 1).replace("these", "those", 1)
-    assert Kind.near_exact in detect(text).kinds
+    assert Kind.near_exact in detect(PROSE + NEAR).kinds
     strict = LoopConfig(near_exact=NearExactRule(mismatch=0.0))
-    assert Kind.near_exact not in detect(text, strict).kinds
+    assert Kind.near_exact not in detect(PROSE + NEAR, strict).kinds
 
 
 def tokens_of(text):
@@ -161,9 +163,17 @@ def test_odd_texts_are_read(text):
     assert not detect(text).is_loop
 
 
-@pytest.mark.parametrize("text", ["a" * 10**7, "wait, " * 20_000, "word " * 3 + "x y z. " * 20_000], ids=len)
-def test_megabytes_are_read(text):
-    detect(text)
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("a" * 10**7, []),
+        ("wait, " * 20_000, [(Kind.flood, 0, 40_000), (Kind.statement, 0, 40_000)]),
+        ("word " * 3 + "x y z. " * 20_000, [(Kind.exact, 3, 80_003)]),
+    ],
+    ids=["one word", "two units", "four units"],
+)
+def test_loops_of_long_texts_are_detected_whole(text, spans):
+    assert [(span.kind, span.start, span.end) for span in detect(text).spans] == spans
 
 
 @pytest.mark.slow

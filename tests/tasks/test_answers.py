@@ -2,7 +2,6 @@
 
 import json
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,8 +9,6 @@ from hypothesis import strategies as st
 
 from lit_illada.tasks.answers import exact_match, final_number, first_number
 from lit_illada.tasks.references import is_correct, states_answer
-
-GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 
 
 @pytest.mark.parametrize(
@@ -134,20 +131,24 @@ def test_text_before_the_mark_does_not_matter(number, before):
     assert final_number(f"{before} 5 = 6 {before}\n#### {number}") == Fraction(number)
 
 
-def rows(name):
-    path = GSM8K / name
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+@pytest.fixture
+def rows(shared_data):
+    """Rows of a file of GSM8K."""
+
+    def rows(name):
+        text = (shared_data("gsm8k") / name).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    return rows
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl"])
-def test_every_reference_answer_of_gsm8k_is_read(name):
+def test_every_reference_answer_of_gsm8k_is_read(name, rows):
     for row in rows(name):
         assert final_number(row["answer"]) == Fraction(row["answer"].split("####")[1].strip().replace(",", ""))
 
 
-def test_the_verdicts_published_with_gsm8k_are_reproduced():
+def test_the_verdicts_published_with_gsm8k_are_reproduced(rows):
     verdicts = 0
     for row in rows("example_model_solutions.jsonl"):
         truth = final_number(row["ground_truth"])

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,6 @@ from lit_illada.data.sft.chat_template import Message, Role
 from lit_illada.data.sft.config import AlpacaSource, Gsm8kSource, MessagesSource, ShareGptSource
 from lit_illada.data.sft.examples import Example, read_examples
 from lit_illada.errors import UserError
-
-GSM8K = Path(__file__).parents[3].parent / "shared" / "data" / "gsm8k"
 
 TWO_TURNS = (
     Message(Role.SYSTEM, "s"),
@@ -102,9 +99,9 @@ def test_gsm8k_calculator_annotations_are_removed(tmp_path):
     assert train[0].truth == "1024"
 
 
-@pytest.mark.skipif(not GSM8K.is_dir(), reason="the GSM8K files are not there")
-def test_original_gsm8k_files_are_read_completely():
-    train, validation = read(Gsm8kSource([str(GSM8K / "train.jsonl")], [str(GSM8K / "test.jsonl")]))
+def test_original_gsm8k_files_are_read_completely(shared_data):
+    train_file, test_file = (str(shared_data("gsm8k") / name) for name in ("train.jsonl", "test.jsonl"))
+    train, validation = read(Gsm8kSource([train_file], [test_file]))
     assert (len(train), len(validation)) == (7473, 1319)
     for example in train + validation:
         assert example.truth.lstrip("-").replace(".", "").isdecimal()
