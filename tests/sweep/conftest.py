@@ -30,10 +30,11 @@ def call(words):
     done = max((int(path.stem) for path in run_folder.glob("checkpoints/*.ckpt")), default=0)
     for step in range(done + 1, steps + 1):
         time.sleep(seconds)
-        (run_folder / "checkpoints" / f"{{step:03d}}.ckpt").touch()
+        # before the checkpoint, so that a kill between them repeats the step instead of losing its line
         with (run_folder / "steps.txt").open("a") as file:
             cpus, threads = sorted(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"]
             file.write(f"{{step}} {{os.getpid()}} {{cpus}} {{threads}}\\n")
+        (run_folder / "checkpoints" / f"{{step:03d}}.ckpt").touch()
     (run_folder / "summary.json").write_text(json.dumps({{"end": {{"score": 1.0, "step": steps}}}}))
     return 0
 
