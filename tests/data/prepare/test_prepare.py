@@ -249,16 +249,24 @@ def test_killed_preparation_resumes_and_reuses_finished_shards(tmp_path, make_co
     assert ours == undisturbed
 
 
-def test_second_preparation_waits_for_first(tmp_path, make_config, make_texts, caplog):
+def test_second_preparation_waits_for_first(tmp_path, make_config, make_texts, caplog, monkeypatch):
     config = make_config(tmp_path / "set", make_texts(30))
     Path(config.dir).mkdir()
     script = (
-        "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
-        "print('held', flush=True); time.sleep(0.5)"
+        "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+        "print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, f"{config.dir}/.lock"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
+        record = caplog.handler.emit
+
+        def release(message):
+            record(message)
+            if "waiting for another preparation" in message.getMessage():
+                other.stdin.close()
+
+        monkeypatch.setattr(caplog.handler, "emit", release)
         prepare(config)
         assert other.wait() == 0
     assert "waiting for another preparation" in caplog.text
