@@ -37,8 +37,8 @@ class Arithmetic(Task):
     min_recheck_depth: int = 1
     """Chains with fewer steps are never re-checked."""
     retry_fraction: float = 0.0
-    """Probability that a statement of a step is wrong, which is then re-checked and stated anew; without re-checks of
-    `recheck_fraction`."""
+    """Probability that a statement of a step is wrong; it is then re-checked and stated anew. Needs
+    recheck_fraction=0."""
     min_retry_number: int = 0
     """Only steps with a number of at least this size in the question are retried."""
     max_retries: int = 6
