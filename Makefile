@@ -99,8 +99,8 @@ check-results: $(READY)  ## Train one cheap run of every committed sweep again, 
 reference: $(READY)  ## Write conf/README.md from the field docs
 	$(BIN)/python -m lit_illada.commands.config_reference
 
-bench: $(READY)  ## Measure this machine
-	$(BIN)/lit-illada bench --json bench.json
+bench: $(READY)  ## Measure this machine; AGAINST=COMMIT compares the start-up with that of another commit
+	$(BIN)/lit-illada bench --json bench.json $(if $(AGAINST),--against $(AGAINST))
 
 bench-gpu: $(READY)  ## Measure its GPU: every attention path, steps up to 8 B parameters, generation; DRY=--dry-run without one
 	$(BIN)/lit-illada bench gpu --json bench-gpu.json $(DRY)

@@ -29,6 +29,7 @@ from lit_illada.bench import (
     step,
 )
 from lit_illada.bench.figure import attempted
+from lit_illada.bench.former import code_of
 from lit_illada.bench.peer_programs import PROGRAMS
 from lit_illada.errors import UserError, unknown
 from lit_illada.generation.commit_rules import Threshold
@@ -110,6 +111,7 @@ def run(
     profile: Path | None = None,
     is_dry_run: bool = False,
     own_peers: Sequence[str] = (),
+    against: str | None = None,
 ) -> None:
     """Runs the named benchmarks, or all, and prints the figures, or why a benchmark could not run.
 
@@ -118,9 +120,10 @@ def run(
     profile: folder for the trace and tables of a training step; None: no profile.
     is_dry_run: whether `gpu` runs at tiny sizes on the CPU.
     own_peers: the user's programs for `peers`, each NAME=FILE.
+    against: git revision; `startup` then compares its commands with those of this code.
     Raises UserError, after the last benchmark, if one of `names` did not run.
     """
-    benches = _chosen(names, options, profile, is_dry_run, own_peers)
+    benches = _chosen(names, options, profile, is_dry_run, own_peers, against)
     machine, results = _machine(), {}
     console = Console()
     try:
@@ -144,6 +147,7 @@ def _chosen(
     profile: Path | None,
     is_dry_run: bool,
     own_peers: Sequence[str] = (),
+    against: str | None = None,
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     benches = dict(BENCHES)
     options.check(names)
@@ -153,6 +157,12 @@ def _chosen(
         benches["peers"] = partial(peers.measure, own=_own_peers(own_peers))
     elif own_peers:
         raise UserError("--peer applies to the benchmark peers: lit-illada bench peers --peer NAME=FILE")
+    if against is not None:
+        if names and "startup" not in names:
+            raise UserError("--against applies to the benchmark startup: lit-illada bench startup --against REVISION")
+        with code_of(against):
+            pass  # a revision without the code is refused before anything is measured
+        benches["startup"] = partial(startup.compare, against)
     if torch.cuda.is_available() or "gpu" in names:
         benches["gpu"] = partial(gpu.measure, is_dry_run=is_dry_run, profile=profile)
         if not names:

@@ -1,7 +1,7 @@
 """Start-up times: commands that read or refuse a config, planning, one generated token, and the runs of a small sweep.
 
 Every command runs in a process of its own. The imports of torch, and of torch with Lightning, are measured beside them:
-no command that needs these can start faster.
+no command that needs these can start faster. The same commands can be run with the code of another commit.
 """
 
 import json
@@ -12,17 +12,25 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lit_illada.bench.figure import figure, seconds
+from lit_illada.bench.figure import did_not_run, figure, seconds
+from lit_illada.bench.former import code_of
+from lit_illada.bench.loops import text
 from lit_illada.sweep.folder import SweepFolder
 from lit_illada.sweep.pool import SERVER, Pool, cpu_slots, thread_variables
 
 _CLI = [sys.executable, "-m", "lit_illada.cli"]
 _NUM_RUNS = 6
+_NUM_TEXTS = 1900
+_REFUSED = ("refusal", "missing_data")
+Works = dict[str, Callable[[], object]]
+"""Work to be timed, by name."""
 
 
 def measure(repeats: int = 5) -> dict[str, Any]:
@@ -32,26 +40,15 @@ def measure(repeats: int = 5) -> dict[str, Any]:
     Goals: config and refusals 1 s, sweep_plan 3 s, generate_one_token 3.5 s on one core.
     """
     with TemporaryDirectory() as scratch:
-        sweep = _small_sweep(Path(scratch))
-        run = sweep.runs / sweep.read_plan()[0].id
-        programs = {
-            "import_torch": [sys.executable, "-c", "import torch"],
-            "import_torch_and_lightning": [sys.executable, "-c", "import torch, lightning.pytorch"],
-            "config_pretrain": [*_CLI, "config", "pretrain"],
-            "config_loops": [*_CLI, "config", "loops"],
-            "refusal": [*_CLI, "pretrain", "model.no_such_key=1"],
-            "missing_data": [*_CLI, "pretrain", "data=prepared", f"data.dir={scratch}/none"],
-            "sweep_plan": [*_CLI, "sweep", "plan", "mask_ratio", "--folder", f"{scratch}/plan"],
-            "generate_one_token": [*_CLI, "generate", str(run), "--prompt", "a", "generation.max_new_tokens=1"],
+        corpus = _corpus(Path(scratch))
+        sweep = _small_sweep(Path(scratch), corpus)
+        works: Works = {
+            "import_torch": partial(_call, [sys.executable, "-c", "import torch"]),
+            "import_torch_and_lightning": partial(_call, [sys.executable, "-c", "import torch, lightning.pytorch"]),
+            **commands(Path(scratch, "ours"), corpus),
+            "six_runs_forked": partial(_run_all, sweep, SERVER),
+            "six_runs_started_separately": partial(_run_all, sweep, None),
         }
-        # an installed package has its bytecode; without it, every start would compile the sources
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        works: dict[str, Callable[[], object]] = {
-            name: partial(subprocess.run, command, capture_output=True, env=environment)
-            for name, command in programs.items()
-        }
-        works["six_runs_forked"] = partial(_run_all, sweep, SERVER)
-        works["six_runs_started_separately"] = partial(_run_all, sweep, None)
         taken = [{name: _times(work) for name, work in works.items()} for _ in range(repeats)]
     figures: dict[str, Any] = {
         name: {key: figure([each[name][key] for each in taken]) for key in ("cpu_s", "wall_s")} for name in works
@@ -60,6 +57,87 @@ def measure(repeats: int = 5) -> dict[str, Any]:
         ratios = [each["six_runs_started_separately"][key] / each["six_runs_forked"][key] for each in taken]
         figures[f"separately_over_forked_{key}"] = figure(ratios)
     return figures
+
+
+def compare(revision: str, repeats: int = 3) -> dict[str, Any]:
+    """CPU seconds of each command with this code and with that of a git revision, in turn, and their ratio.
+
+    A command that the former code cannot run has the reason under `did_not_run`.
+    Raises UserError if the revision cannot be read.
+    """
+    with TemporaryDirectory() as scratch, code_of(revision) as code:
+        corpus = _corpus(Path(scratch))
+        ours = commands(Path(scratch, "ours"), corpus)
+        former, figures = usable(commands(Path(scratch, "former"), corpus, code))
+        for name, work in former.items():
+            # alternating, so that a change in the machine's speed meets both
+            pairs = [(_times(work)["cpu_s"], _times(ours[name])["cpu_s"]) for _ in range(repeats)]
+            figures[name] = {
+                "former_cpu_s": figure([theirs for theirs, _ in pairs]),
+                "cpu_s": figure([own for _, own in pairs]),
+                "former_over_ours": figure([theirs / own for theirs, own in pairs]),
+            }
+    return figures
+
+
+def commands(scratch: Path, corpus: Path, code: Path | None = None) -> Works:
+    """The measured commands by name, run with this code or that in the folder `code`.
+
+    The first run of two steps prepares the data and leaves the checkpoint that `generate` opens.
+    """
+    scratch.mkdir()
+    texts, first = scratch / "texts.jsonl", scratch / "first"
+    texts.write_text("".join(json.dumps({"text": text(n)}) + "\n" for n in range(_NUM_TEXTS)), encoding="utf-8")
+    training = [*_CLI, "pretrain", *_training_overrides(corpus, scratch / "data"), "trainer.max_steps=2"]
+    numbers = count()
+    programs: dict[str, Callable[[], list[str]]] = {
+        "run_of_two_steps": lambda: [*training, f"run_dir={scratch}/run{next(numbers)}"],
+        "config_pretrain": lambda: [*_CLI, "config", "pretrain"],
+        "config_loops": lambda: [*_CLI, "config", "loops"],
+        "refusal": lambda: [*_CLI, "pretrain", "model.no_such_key=1"],
+        "missing_data": lambda: [*_CLI, "pretrain", "data=prepared", f"data.dir={scratch}/none"],
+        "sweep_plan": lambda: [*_CLI, "sweep", "plan", "mask_ratio", "--folder", f"{scratch}/plan"],
+        "generate_one_token": lambda: [*_CLI, "generate", str(first), "--prompt", "a", "generation.max_new_tokens=1"],
+        "analyze_1900_texts": lambda: [
+            *(*_CLI, "loops", "analyze", str(texts), "--text-field", "text"),
+            *("--out", f"{scratch}/analysis{next(numbers)}"),
+        ],
+    }
+    # an installed package has its bytecode; without it, every start would compile the sources
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    if code is not None:
+        environment["PYTHONPATH"] = str(code)
+    call = partial(_call, environment=environment, folder=code)
+    # a former code that cannot train then fails to generate too, which is reported
+    with suppress(subprocess.CalledProcessError) if code is not None else nullcontext():
+        call([*training, f"run_dir={first}"])
+
+    def work(name: str) -> Callable[[], object]:
+        return lambda: call(programs[name](), code=1 if name in _REFUSED else 0)
+
+    return {name: work(name) for name in programs}
+
+
+def usable(works: Works) -> tuple[Works, dict[str, Any]]:
+    """The works that run, after one run of each, and for the others a figure with the reason why not."""
+    running: Works = {}
+    failed: dict[str, Any] = {}
+    for name, work in works.items():
+        try:
+            work()
+            running[name] = work
+        except subprocess.CalledProcessError as error:
+            failed[name] = did_not_run(error)
+    return running, failed
+
+
+def _call(
+    words: list[str], environment: dict[str, str] | None = None, folder: Path | None = None, code: int = 0
+) -> None:
+    """Run a program. Raises CalledProcessError unless it ends with `code`."""
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder)
+    if done.returncode != code:
+        raise subprocess.CalledProcessError(done.returncode, words, done.stdout, done.stderr)
 
 
 def _times(work: Callable[[], object]) -> dict[str, float]:
@@ -74,18 +152,27 @@ def _children_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _small_sweep(scratch: Path) -> SweepFolder:
-    """A finished sweep of six runs, with its data set."""
+def _corpus(scratch: Path) -> Path:
+    """A folder of texts of random words."""
     corpus = scratch / "corpus"
     corpus.mkdir()
     rng = random.Random(0)
     for number in range(300):
         (corpus / f"{number}.txt").write_text(" ".join(f"w{rng.randrange(300)}" for _ in range(200)), encoding="utf-8")
-    overrides = [
-        *("data=text", f"data.source.paths=[{corpus}]", f"data.dir={scratch}/data", "data.tokenizer.vocab_size=512"),
+    return corpus
+
+
+def _training_overrides(corpus: Path, data: Path) -> list[str]:
+    return [
+        *("data=text", f"data.source.paths=[{corpus}]", f"data.dir={data}", "data.tokenizer.vocab_size=512"),
         *("model=pico", "data.row_length=64", "trainer.batch_rows=8", "trainer.micro_batch_rows=8"),
-        *("trainer.val_rows=8", "trainer.accelerator=cpu", "trainer.max_steps=10", "optim.schedule.warmup_steps=1"),
+        *("trainer.val_rows=8", "trainer.accelerator=cpu", "optim.schedule.warmup_steps=1"),
     ]
+
+
+def _small_sweep(scratch: Path, corpus: Path) -> SweepFolder:
+    """A finished sweep of six runs, with its data set."""
+    overrides = [*_training_overrides(corpus, scratch / "data"), "trainer.max_steps=10"]
     rates = [f"optim.optimizer.learning_rate={number / 1000}" for number in range(1, _NUM_RUNS + 1)]
     spec = {
         "question": "Which learning rate?",

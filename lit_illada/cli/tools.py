@@ -121,6 +121,7 @@ Examples:
   lit-illada bench step --profile profile
   lit-illada bench gpu --dry-run
   lit-illada bench answers --checkpoint runs/sft-20260101-130000 --twin runs/sft-20260101-140000 --out decoding
+  lit-illada bench startup --against v0.1.0
   lit-illada bench peers
 """
 )
@@ -172,6 +173,11 @@ Examples:
     metavar="NAME=FILE",
     help="Program with the training step of another library, for `peers`; see lit_illada/bench/README.md. Repeatable.",
 )
+@click.option(
+    "--against",
+    metavar="REVISION",
+    help="Commit, tag or branch: `startup` runs its commands with that code and with this in turn (needs git).",
+)
 @guarded
 def bench(
     names: tuple[str, ...],
@@ -185,6 +191,7 @@ def bench(
     profile: Path | None,
     dry_run: bool,
     own_peers: tuple[str, ...],
+    against: str | None,
 ) -> None:
     """Benchmark data loading, the training step, a plain reference step, adaptation, the loss's memory, the loop's
     overhead, generation, answers, loop detectors and start-up; `gpu` benchmarks everything that runs on a GPU, `peers`
@@ -196,7 +203,7 @@ def bench(
     from lit_illada.bench.run import AnswersOptions, run
 
     options = AnswersOptions(checkpoint, twin, new_tokens, thresholds, repeats, out)
-    run(names, json_file, options, profile, dry_run, own_peers)
+    run(names, json_file, options, profile, dry_run, own_peers, against)
 
 
 @click.command("completion", epilog="\b\nExample:\n  lit-illada completion bash >> ~/.bashrc\n")
