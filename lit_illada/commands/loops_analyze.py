@@ -4,6 +4,7 @@ import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 
 from rich.progress import Progress
@@ -12,7 +13,8 @@ from lit_illada.errors import UserError
 from lit_illada.loops.compare.comparisons import Pair, check_pairs, effects, usual_pairs
 from lit_illada.loops.compare.summaries import group_keys, summaries
 from lit_illada.loops.config import LoopConfig, LoopsConfig
-from lit_illada.loops.outcome import Outcome, as_record, outcome
+from lit_illada.loops.outcome import Outcome, as_record
+from lit_illada.loops.parallel import num_usable_processes, outcomes_of
 from lit_illada.loops.records import ARM, Fields, read_generations
 from lit_illada.loops.report.tables import effect_tables, group_tables, write_effects
 from lit_illada.loops.report.write import write_report
@@ -106,19 +108,20 @@ def analyze(
     console: Console,
     records: Path | None = None,
 ) -> list[Outcome]:
-    """The outcomes of all generations, with a progress bar on a terminal.
+    """The outcomes of all generations, on all cores if there are many, with a progress bar on a terminal.
 
     sources: files by arm; None: the files name it. records: output of an earlier analysis, which is skipped.
     """
-    outcomes = []
-    with (
-        _without_cycle_search(),
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        task = progress.add_task("detecting loops", total=None)
-        for arm, files in sources.items():
-            for generation in read_generations(files, fields, encoding, records, arm):
-                outcomes.append(outcome(generation, config))
+    generations = chain.from_iterable(
+        read_generations(files, fields, encoding, records, arm) for arm, files in sources.items()
+    )
+    found = outcomes_of(generations, config, num_usable_processes())
+    with _without_cycle_search():
+        outcomes = list(islice(found, 1))  # starts the processes, which must not copy the thread of the progress bar
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("detecting loops", total=None)
+            for each in found:
+                outcomes.append(each)
                 progress.update(task, advance=1, description=f"detecting loops: {len(outcomes):,} texts")
     return outcomes
 
