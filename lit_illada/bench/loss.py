@@ -1,8 +1,8 @@
 """Memory and time of LM head and cross-entropy, forward and backward: ours against plain.
 
-Sizes of iLLaDA: 8192 tokens, vocabulary 155 136, hidden size 4096, in the precision of training on this CPU. Each way
-runs in a separate process, and its peak memory is reported minus the memory after importing torch. Sizes of the small
-models: both ways alternate.
+Sizes of iLLaDA: 8192 tokens (fewer on a slow CPU), vocabulary 155 136, hidden size 4096, in the precision of training
+on this CPU. Each way runs in a separate process, and its peak memory is reported minus the memory after importing
+torch. Sizes of the small models: both ways alternate.
 """
 
 import json
@@ -23,24 +23,43 @@ from lit_illada.bench.figure import Figure, attempted, figure
 from lit_illada.bench.precision import default_precision
 from lit_illada.model.lm_head import token_scores
 from lit_illada.runtime.terminal import print_content
+from lit_illada.training.matmul_speed import matmul_flops_per_s
 
 SMALL_SIZES = [(700, 4096, 256), (2048, 4096, 256), (2048, 4096, 128)]
 """(selected tokens, vocabulary, hidden size) of the small models' steps."""
 
 
-def measure(num_tokens: int = 8192, vocab_size: int = 155_136, hidden_size: int = 4096) -> dict[str, dict[str, Any]]:
-    """Peak GB, seconds and mean negative log-likelihood (nats/token) of each way. Goal of the chunked way: 6 GB in
-    bfloat16.
+_LONGEST_S = 60.0  # about, of one way
 
+
+def measure(
+    num_tokens: int | None = None, vocab_size: int = 155_136, hidden_size: int = 4096
+) -> dict[str, dict[str, Any]]:
+    """Peak GB, seconds and mean negative log-likelihood (nats/token) of each way. Goal of the chunked way: 6 GB in
+    bfloat16 for 8192 tokens.
+
+    num_tokens: None: 8192, or as many of 4096, 2048, … as take a minute on this CPU.
     If the plain way does not fit in memory, its peak and time are extrapolated linearly from a quarter and a half of
     the tokens, and `is_extrapolated` is true.
     """
     sizes = (vocab_size, hidden_size)
+    if num_tokens is None:
+        num_tokens = _affordable_tokens(*sizes)
     return {
         "chunked": attempted(lambda: measure_way("chunked", num_tokens, *sizes)),
         "plain": attempted(lambda: _measure_plain(num_tokens, *sizes)),
         **{" × ".join(map(str, small)): attempted(partial(measure_small, *small)) for small in SMALL_SIZES},
     }
+
+
+def _affordable_tokens(vocab_size: int, hidden_size: int) -> int:
+    """8192 tokens, halved until our way takes no longer than `_LONGEST_S`; at least 512."""
+    speed = matmul_flops_per_s(torch.device("cpu"), _dtype())
+    num_tokens = 8192
+    # four products per logit: forward, again in the backward, and two gradients
+    while num_tokens > 512 and 4 * 2 * num_tokens * vocab_size * hidden_size / speed > _LONGEST_S:
+        num_tokens //= 2
+    return num_tokens
 
 
 def measure_small(num_tokens: int, vocab_size: int, hidden_size: int, repeats: int = 15) -> dict[str, Figure]:
@@ -75,7 +94,7 @@ def _measure_plain(num_tokens: int, vocab_size: int, hidden_size: int) -> dict[s
     # memory and time are linear in the tokens, apart from the weights
     quarter, half = (measure_way("plain", num_tokens // part, vocab_size, hidden_size) for part in (4, 2))
     line = {key: half[key] + 2 * (half[key] - quarter[key]) for key in ("peak_gb", "elapsed_s")}
-    return {**line, "nll": half["nll"], "is_extrapolated": True}
+    return {"num_tokens": num_tokens, **line, "nll": half["nll"], "is_extrapolated": True}
 
 
 def _run_here(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> None:
@@ -85,7 +104,8 @@ def _run_here(way: str, num_tokens: int, vocab_size: int, hidden_size: int) -> N
     nll = {"chunked": _chunked, "plain": _plain}[way](hidden, weight, targets)
     nll.mean().backward()
     elapsed_s = time.perf_counter() - started_at
-    figures = {"peak_gb": (_peak_bytes() - before) / 1e9, "elapsed_s": elapsed_s, "nll": nll.mean().item()}
+    peak_gb = (_peak_bytes() - before) / 1e9
+    figures = {"num_tokens": num_tokens, "peak_gb": peak_gb, "elapsed_s": elapsed_s, "nll": nll.mean().item()}
     print_content(json.dumps(figures))
 
 
