@@ -21,7 +21,7 @@ import torch
 
 from lit_illada.bench import peer_programs as programs
 from lit_illada.bench.data import one_core, packed_rows
-from lit_illada.bench.figure import attempted, did_not_run, figure, seconds
+from lit_illada.bench.figure import attempted, cpu_seconds, did_not_run, figure
 from lit_illada.bench.training_step import Case, TrainingStep, batches
 from lit_illada.data.config import DataConfig
 from lit_illada.data.dataset.reading import open_dataset
@@ -34,7 +34,7 @@ _STEPS = 2
 
 
 def measure(repeats: int = 5, own: Mapping[str, Path] | None = None) -> dict[str, Any]:
-    """Tokens/s of ours and of each peer, and ours divided by the peer's within a repeat.
+    """Tokens per CPU second of ours and of each peer, and ours divided by the peer's within a repeat.
 
     reading: batches of int64 tokens, packed with documents and checked in ours. nano, pico: the training step with
     AdamW. own: the user's programs of a training step, by name. Raises UserError where the packages cannot be
@@ -57,9 +57,16 @@ def _environment() -> Path:
     if python.exists():
         return python
     wanted = [*_PACKAGES, f"torch=={torch.__version__.partition('+')[0]}"]
+    pip = [str(python), "-m", "pip"]
+    commands = [
+        [sys.executable, "-m", "venv", str(ENVIRONMENT)],
+        [*pip, "install", "--quiet", *wanted],
+        # mosaicml-streaming installs it, no program needs it, and of another build than torch it breaks transformers
+        [*pip, "uninstall", "--quiet", "--yes", "torchvision"],
+    ]
     try:
-        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True, capture_output=True, text=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True, capture_output=True, text=True)
+        for command in commands:
+            subprocess.run(command, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         python.unlink(missing_ok=True)
         raise UserError(f"{ENVIRONMENT}: cannot install {', '.join(wanted)}: {error.stderr.strip()[-200:]}") from error
@@ -117,9 +124,9 @@ def _compared(
     repeats: int,
     own: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Tokens/s of `ours`, of the programs `peers` and of the user's programs `own`, which alternate."""
+    """Tokens per CPU second of `ours`, of the programs `peers` and of the user's programs `own`, which alternate."""
     with ExitStack() as stack:
-        ways: dict[str, Callable[[], float]] = {"ours": lambda: seconds(ours)}
+        ways: dict[str, Callable[[], float]] = {"ours": lambda: cpu_seconds(ours)}
         failed: dict[str, Any] = {}
         for name, file in [*((name, None) for name in peers), *(own or {}).items()]:
             try:
@@ -127,14 +134,14 @@ def _compared(
             except subprocess.SubprocessError as error:
                 failed[name] = did_not_run(error)
         rounds = [{name: run() for name, run in ways.items()} for _ in range(repeats)]
-    rates = {f"{name}_tokens_per_s": figure([num_tokens / one[name] for one in rounds]) for name in ways}
+    rates = {f"{name}_tokens_per_cpu_s": figure([num_tokens / one[name] for one in rounds]) for name in ways}
     ratios = {f"over_{name}": figure([one[name] / one["ours"] for one in rounds]) for name in ways if name != "ours"}
     return {**rates, **ratios, **failed}
 
 
 @contextmanager
 def _program(python: Path, name: str, folder: Path, file: Path | None = None) -> Iterator[Callable[[], float]]:
-    """A function that runs a peer's program once and returns its seconds.
+    """A function that runs a peer's program once and returns its CPU seconds.
 
     file: the user's program, which may import what lies beside it, and runs in the environment .venv beside it if there
     is one; None: that of this name in `peer_programs.py`. Raises CalledProcessError, with the last lines of its errors,

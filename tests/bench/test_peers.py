@@ -22,7 +22,7 @@ def test_peers_alternate_with_ours_and_missing_libraries_are_reported(tmp_path):
         Path(sys.executable), tmp_path, lambda: calls.append(1), ["memory_map", "litdata"], 10_000_000, 2
     )
     assert len(calls) == 2
-    assert figures["memory_map_tokens_per_s"]["min"] > 0
+    assert figures["memory_map_tokens_per_cpu_s"]["min"] > 0
     assert figures["over_memory_map"]["median"] > 1
     assert figures["litdata"]["did_not_run"].endswith("ModuleNotFoundError: No module named 'litdata'")
 
@@ -36,7 +36,7 @@ def test_the_guides_program_runs_beside_ours(tmp_path):
     file.write_text(f"import beside\n{code}")
     file.with_name("beside.py").write_text("")
     figures = peers._step(Path(sys.executable), folder, Case("pico", 2, 32), 2, {"own": file})
-    assert figures["own_tokens_per_s"]["min"] > 0
+    assert figures["own_tokens_per_cpu_s"]["min"] > 0
     assert figures["over_own"]["min"] > 0
 
 
