@@ -48,6 +48,7 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "loops": loops.measure,
     "startup": startup.measure,
 }
+_LONGEST_PATH = 40  # characters; a benchmark with longer paths has a line for what its figures share
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,15 @@ def _table(machine: dict[str, Any], results: dict[str, Any]) -> Table:
     for heading in ("figure", "median", "min", "max"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     for name, figures in results.items():
-        for path, leaf in _figures(figures, name):
-            table.add_row(path, *(_cell(leaf[key]) if key in leaf else "" for key in ("median", "min", "max")))
+        leaves, group = list(_figures(figures, (name,))), None
+        is_grouped = any(len(".".join(path)) > _LONGEST_PATH for path, _ in leaves)
+        for path, leaf in leaves:
+            if is_grouped and path[:-1] != group:
+                group = path[:-1]
+                table.add_section()
+                table.add_row(Text(".".join(group), style="bold"))
+            heading = f"  {path[-1]}" if is_grouped else ".".join(path)
+            table.add_row(heading, *(_cell(leaf[key]) if key in leaf else "" for key in ("median", "min", "max")))
     return table
 
 
@@ -219,14 +227,14 @@ def _cell(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def _figures(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _figures(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     if not isinstance(tree, dict):
         yield path, {"median": tree}
     elif "median" in tree:
         yield path, tree
     else:
         for key, child in tree.items():
-            yield from _figures(child, f"{path}.{key}")
+            yield from _figures(child, (*path, key))
 
 
 def _machine() -> dict[str, Any]:
