@@ -6,22 +6,25 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing import get_context
 
+from lit_illada.errors import UserError
 from lit_illada.loops.config import LoopConfig
 from lit_illada.loops.outcome import Outcome, outcome
 from lit_illada.loops.records import Generation
 
 _BATCH = 32  # texts per message between processes
 _WORTH_A_POOL = 512  # texts from which starting processes saves time
+_MOST = 8  # processes; beyond them, reading the file and receiving the outcomes takes as long as detecting
 _AHEAD = 4  # batches per process that wait, so that memory stays bounded while the file is read
 
 
 def outcomes_of(generations: Iterable[Generation], config: LoopConfig, num_processes: int) -> Iterator[Outcome]:
     """The outcomes in the order of the generations. Processes start at the first `next`, if there are enough texts.
 
-    An error of reading or detecting is raised after the outcomes before it.
+    An error of reading or detecting is raised after the outcomes before it. Raises UserError if a process is killed.
     """
     remaining = iter(generations)
     first = list(islice(remaining, _WORTH_A_POOL))
@@ -39,15 +42,20 @@ def outcomes_of(generations: Iterable[Generation], config: LoopConfig, num_proce
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that detects loops was killed, often for too little memory: with `taskset -c 0` before the "
+                "command there is one process only"
+            ) from None
         finally:  # after an error or Ctrl-C nobody needs the batches that wait
             pool.shutdown(cancel_futures=True)
 
 
 def num_usable_processes() -> int:
-    """Cores that this process may use; 1 where forking is unsafe: outside Linux, or once torch has threads."""
+    """Usable cores, at most 8. 1 where forking is unsafe: outside Linux, and once torch has started threads."""
     if sys.platform != "linux" or "torch" in sys.modules:
         return 1
-    return len(os.sched_getaffinity(0))
+    return min(_MOST, len(os.sched_getaffinity(0)))
 
 
 def _outcomes(batch: list[Generation], config: LoopConfig) -> list[Outcome]:
