@@ -27,8 +27,6 @@ from lit_illada.training.matmul_speed import matmul_flops_per_s
 
 SMALL_SIZES = [(700, 4096, 256), (2048, 4096, 256), (2048, 4096, 128)]
 """(selected tokens, vocabulary, hidden size) of the small models' steps."""
-
-
 _LONGEST_S = 60.0  # about, of one way
 
 
@@ -38,7 +36,7 @@ def measure(
     """Peak GB, seconds and mean negative log-likelihood (nats/token) of each way. Goal of the chunked way: 6 GB in
     bfloat16 for 8192 tokens.
 
-    num_tokens: None: 8192, or as many of 4096, 2048, … as take a minute on this CPU.
+    num_tokens: None: the largest of 8192, 4096, …, 512 that is estimated to take at most a minute on this CPU.
     If the plain way does not fit in memory, its peak and time are extrapolated linearly from a quarter and a half of
     the tokens, and `is_extrapolated` is true.
     """

@@ -3,9 +3,9 @@
     python peer_programs.py NAME FOLDER
 
 NAME is a program of this file, or the path of a file with a function `prepare(folder)` like these. The process
-prepares, prints "ready", and for each line of its input runs once and prints the seconds. FOLDER contains tokens.npy
-(the training tokens, uint16) or step.npz (noisy_ids, labels, the sizes of the model as JSON, and
-the precision of our step: 32-true or bf16-mixed).
+prepares, prints "ready", and for each line of its input runs once and prints its CPU seconds. FOLDER contains
+tokens.npy (the training tokens, uint16) or step.npz (noisy_ids, labels, the sizes of the model as JSON, and the
+precision of our step: 32-true or bf16-mixed).
 """
 
 import importlib.machinery

@@ -54,7 +54,8 @@ def measure(repeats: int = 5, own: Mapping[str, Path] | None = None) -> dict[str
 def _environment() -> Path:
     """The interpreter of the environment, which is created if it is missing."""
     python = ENVIRONMENT.absolute() / "bin" / "python"
-    if python.exists():
+    complete = ENVIRONMENT / "complete"  # written last, so that an interrupted installation is repeated
+    if complete.exists():
         return python
     wanted = [*_PACKAGES, f"torch=={torch.__version__.partition('+')[0]}"]
     pip = [str(python), "-m", "pip"]
@@ -67,8 +68,8 @@ def _environment() -> Path:
     try:
         for command in commands:
             subprocess.run(command, check=True, capture_output=True, text=True)
+        complete.touch()
     except subprocess.CalledProcessError as error:
-        python.unlink(missing_ok=True)
         raise UserError(f"{ENVIRONMENT}: cannot install {', '.join(wanted)}: {error.stderr.strip()[-200:]}") from error
     return python
 

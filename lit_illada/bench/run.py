@@ -29,8 +29,8 @@ from lit_illada.bench import (
     step,
 )
 from lit_illada.bench.figure import attempted
-from lit_illada.bench.former import code_of
 from lit_illada.bench.peer_programs import PROGRAMS
+from lit_illada.bench.revision import code_of
 from lit_illada.errors import UserError, unknown
 from lit_illada.generation.commit_rules import Threshold
 from lit_illada.run_folder import RunFolder

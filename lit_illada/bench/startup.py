@@ -1,4 +1,4 @@
-"""Start-up times: commands that read or refuse a config, planning, one generated token, and the runs of a small sweep.
+"""Start-up times: short commands, a run of two steps, and the runs of a small sweep.
 
 Every command runs in a process of its own. The imports of torch, and of torch with Lightning, are measured beside them:
 no command that needs these can start faster. The same commands can be run with the code of another commit.
@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lit_illada.bench.figure import did_not_run, figure, seconds
-from lit_illada.bench.former import code_of
 from lit_illada.bench.loops import text
+from lit_illada.bench.revision import code_of
 from lit_illada.sweep.folder import SweepFolder
 from lit_illada.sweep.pool import SERVER, Pool, cpu_slots, thread_variables
 
@@ -29,8 +29,9 @@ _CLI = [sys.executable, "-m", "lit_illada.cli"]
 _NUM_RUNS = 6
 _NUM_TEXTS = 1900
 _REFUSED = ("refusal", "missing_data")
-Works = dict[str, Callable[[], object]]
-"""Work to be timed, by name."""
+_PACKAGE_FOLDER = Path(__file__).parents[2]
+Commands = dict[str, Callable[[], object]]
+"""Functions to be timed, by name."""
 
 
 def measure(repeats: int = 5) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def measure(repeats: int = 5) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         corpus = _corpus(Path(scratch))
         sweep = _small_sweep(Path(scratch), corpus)
-        works: Works = {
+        works: Commands = {
             "import_torch": partial(_call, [sys.executable, "-c", "import torch"]),
             "import_torch_and_lightning": partial(_call, [sys.executable, "-c", "import torch, lightning.pytorch"]),
             **commands(Path(scratch, "ours"), corpus),
@@ -60,28 +61,29 @@ def measure(repeats: int = 5) -> dict[str, Any]:
 
 
 def compare(revision: str, repeats: int = 3) -> dict[str, Any]:
-    """CPU seconds of each command with this code and with that of a git revision, in turn, and their ratio.
+    """CPU seconds of each command with the code of a git revision and with this code, in turn, and their ratio.
 
-    A command that the former code cannot run has the reason under `did_not_run`.
+    A command that the other code cannot run has the reason under `did_not_run`.
     Raises UserError if the revision cannot be read.
     """
-    with TemporaryDirectory() as scratch, code_of(revision) as code:
+    with TemporaryDirectory() as scratch, code_of(revision) as folder:
         corpus = _corpus(Path(scratch))
         ours = commands(Path(scratch, "ours"), corpus)
-        former, figures = usable(commands(Path(scratch, "former"), corpus, code))
-        for name, work in former.items():
+        theirs, figures = runnable(commands(Path(scratch, "baseline"), corpus, folder))
+        for name, command in theirs.items():
+            ours[name]()  # as theirs have been: bytecode and file cache are warm
             # alternating, so that a change in the machine's speed meets both
-            pairs = [(_times(work)["cpu_s"], _times(ours[name])["cpu_s"]) for _ in range(repeats)]
+            pairs = [(_times(command)["cpu_s"], _times(ours[name])["cpu_s"]) for _ in range(repeats)]
             figures[name] = {
-                "former_cpu_s": figure([theirs for theirs, _ in pairs]),
-                "cpu_s": figure([own for _, own in pairs]),
-                "former_over_ours": figure([theirs / own for theirs, own in pairs]),
+                "baseline_cpu_s": figure([baseline for baseline, _ in pairs]),
+                "cpu_s": figure([current for _, current in pairs]),
+                "baseline_over_current": figure([baseline / current for baseline, current in pairs]),
             }
     return figures
 
 
-def commands(scratch: Path, corpus: Path, code: Path | None = None) -> Works:
-    """The measured commands by name, run with this code or that in the folder `code`.
+def commands(scratch: Path, corpus: Path, folder: Path = _PACKAGE_FOLDER) -> Commands:
+    """The measured commands by name, run with the code in `folder`.
 
     The first run of two steps prepares the data and leaves the checkpoint that `generate` opens.
     """
@@ -105,38 +107,37 @@ def commands(scratch: Path, corpus: Path, code: Path | None = None) -> Works:
     }
     # an installed package has its bytecode; without it, every start would compile the sources
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    if code is not None:
-        environment["PYTHONPATH"] = str(code)
-    call = partial(_call, environment=environment, folder=code)
-    # a former code that cannot train then fails to generate too, which is reported
-    with suppress(subprocess.CalledProcessError) if code is not None else nullcontext():
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), environment.get("PYTHONPATH")]))
+    call = partial(_call, environment=environment, folder=folder)
+    # other code that cannot train then fails to generate too, which is reported
+    with nullcontext() if folder == _PACKAGE_FOLDER else suppress(subprocess.CalledProcessError):
         call([*training, f"run_dir={first}"])
 
-    def work(name: str) -> Callable[[], object]:
-        return lambda: call(programs[name](), code=1 if name in _REFUSED else 0)
+    def command(name: str) -> Callable[[], object]:
+        return lambda: call(programs[name](), status=1 if name in _REFUSED else 0)
 
-    return {name: work(name) for name in programs}
+    return {name: command(name) for name in programs}
 
 
-def usable(works: Works) -> tuple[Works, dict[str, Any]]:
-    """The works that run, after one run of each, and for the others a figure with the reason why not."""
-    running: Works = {}
+def runnable(given: Commands) -> tuple[Commands, dict[str, Any]]:
+    """The commands that end with their status, after one run of each, and the figures of the others: the reason."""
+    running: Commands = {}
     failed: dict[str, Any] = {}
-    for name, work in works.items():
+    for name, command in given.items():
         try:
-            work()
-            running[name] = work
+            command()
+            running[name] = command
         except subprocess.CalledProcessError as error:
             failed[name] = did_not_run(error)
     return running, failed
 
 
 def _call(
-    words: list[str], environment: dict[str, str] | None = None, folder: Path | None = None, code: int = 0
+    words: list[str], environment: dict[str, str] | None = None, folder: Path | None = None, status: int = 0
 ) -> None:
-    """Run a program. Raises CalledProcessError unless it ends with `code`."""
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder)
-    if done.returncode != code:
+    """Run a program. Raises CalledProcessError unless it ends with `status`."""
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder, stdin=subprocess.DEVNULL)
+    if done.returncode != status:
         raise subprocess.CalledProcessError(done.returncode, words, done.stdout, done.stderr)
 
 

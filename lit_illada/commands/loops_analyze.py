@@ -3,7 +3,7 @@
 import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
@@ -115,12 +115,14 @@ def analyze(
     generations = chain.from_iterable(
         read_generations(files, fields, encoding, records, arm) for arm, files in sources.items()
     )
-    found = outcomes_of(generations, config, num_usable_processes())
-    with _without_cycle_search():
-        outcomes = list(islice(found, 1))  # starts the processes, which must not copy the thread of the progress bar
+    with (
+        _without_cycle_search(),
+        closing(outcomes_of(generations, config, num_usable_processes())) as detected,
+    ):
+        outcomes = list(islice(detected, 1))  # starts the processes, which must not copy the thread of the progress bar
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("detecting loops", total=None)
-            for each in found:
+            for each in detected:
                 outcomes.append(each)
                 progress.update(task, advance=1, description=f"detecting loops: {len(outcomes):,} texts")
     return outcomes

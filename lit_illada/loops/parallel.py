@@ -3,65 +3,134 @@
 import os
 import signal
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import chain, islice
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, cycle, islice
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Self
 
 from lit_illada.errors import UserError
 from lit_illada.loops.config import LoopConfig
 from lit_illada.loops.outcome import Outcome, outcome
 from lit_illada.loops.records import Generation
 
-_BATCH = 32  # texts per message between processes
-_WORTH_A_POOL = 512  # texts from which starting processes saves time
-_MOST = 8  # processes; beyond them, reading the file and receiving the outcomes takes as long as detecting
-_AHEAD = 4  # batches per process that wait, so that memory stays bounded while the file is read
+_BATCH_TEXTS = 32
+_MIN_TEXTS_FOR_PROCESSES = 512
+_MAX_PROCESSES = 8  # with more, reading the file and receiving the outcomes takes as long as detecting
 
 
-def outcomes_of(generations: Iterable[Generation], config: LoopConfig, num_processes: int) -> Iterator[Outcome]:
+def outcomes_of(
+    generations: Iterable[Generation], config: LoopConfig, num_processes: int
+) -> Generator[Outcome, None, None]:
     """The outcomes in the order of the generations. Processes start at the first `next`, if there are enough texts.
 
-    An error of reading or detecting is raised after the outcomes before it. Raises UserError if a process is killed.
+    Closing the generator ends them. An error of reading is raised where it is met, which is before the outcomes of the
+    texts that wait. Raises UserError if a process is killed.
     """
     remaining = iter(generations)
-    first = list(islice(remaining, _WORTH_A_POOL))
+    first = list(islice(remaining, _MIN_TEXTS_FOR_PROCESSES))
     texts = chain(first, remaining)
-    if num_processes == 1 or len(first) < _WORTH_A_POOL:
+    if num_processes == 1 or len(first) < _MIN_TEXTS_FOR_PROCESSES:
         yield from (outcome(text, config) for text in texts)
         return
-    # fork, so that the processes import nothing again
-    with ProcessPoolExecutor(num_processes, get_context("fork"), _ignore_interrupts) as pool:
-        waiting: deque[Future[list[Outcome]]] = deque()
-        try:
-            while batch := list(islice(texts, _BATCH)):
-                waiting.append(pool.submit(_outcomes, batch, config))
-                if len(waiting) > _AHEAD * num_processes:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a process that detects loops was killed, often for too little memory: with `taskset -c 0` before the "
-                "command there is one process only"
-            ) from None
-        finally:  # after an error or Ctrl-C nobody needs the batches that wait
-            pool.shutdown(cancel_futures=True)
+    workers: list[_Worker] = []
+    try:
+        for _ in range(num_processes):
+            workers.append(_Worker.start(config, workers))
+        # every process has one batch at a time, so that neither side can fill a pipe that the other does not read
+        busy = [worker for worker in workers if worker.take(list(islice(texts, _BATCH_TEXTS)))]
+        for worker in cycle(busy):
+            outcomes = worker.receive()
+            following = list(islice(texts, _BATCH_TEXTS))
+            worker.take(following)
+            yield from outcomes
+            if not following:
+                break
+        # in order: the processes after the last one received from still have a batch
+        position = busy.index(worker) + 1
+        for worker in [*busy[position:], *busy[: position - 1]]:
+            yield from worker.receive()
+    finally:
+        for worker in workers:
+            worker.end()
 
 
 def num_usable_processes() -> int:
     """Usable cores, at most 8. 1 where forking is unsafe: outside Linux, and once torch has started threads."""
     if sys.platform != "linux" or "torch" in sys.modules:
         return 1
-    return min(_MOST, len(os.sched_getaffinity(0)))
+    return min(_MAX_PROCESSES, len(os.sched_getaffinity(0)))
 
 
-def _outcomes(batch: list[Generation], config: LoopConfig) -> list[Outcome]:
-    return [outcome(generation, config) for generation in batch]
+@dataclass(frozen=True, eq=False)
+class _Worker:
+    """A forked process that detects loops in the batches it is sent.
+
+    It ends when its connection closes, and so when the parent is killed: no other process has the parent's end.
+    """
+
+    process: BaseProcess
+    connection: Connection
+
+    @classmethod
+    def start(cls, config: LoopConfig, others: Sequence[Self]) -> Self:
+        # fork, so that the process imports nothing again
+        context = get_context("fork")
+        ours, theirs = context.Pipe()
+        inherited = [ours, *(other.connection for other in others)]
+        process = context.Process(target=_serve, args=(theirs, inherited, config), daemon=True)
+        process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    def take(self, batch: list[Generation]) -> bool:
+        """Send a batch; returns whether there is one."""
+        if batch:
+            try:
+                self.connection.send(batch)
+            except OSError:
+                raise _killed() from None
+        return bool(batch)
+
+    def receive(self) -> list[Outcome]:
+        """The outcomes of the batch that was sent, or its exception."""
+        try:
+            received: list[Outcome] | Exception = self.connection.recv()
+        except (EOFError, OSError):
+            raise _killed() from None
+        if isinstance(received, Exception):
+            raise received
+        return received
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
 
 
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent ends the others
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _killed() -> UserError:
+    return UserError(
+        "a process that detects loops was killed, often for too little memory: with `taskset -c 0` before the command "
+        "there is one process only"
+    )
+
+
+def _serve(connection: Connection, inherited: Sequence[Connection], config: LoopConfig) -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process of the terminal; the parent ends this one
+    for other in inherited:
+        other.close()
+    try:
+        while True:
+            batch: list[Generation] = connection.recv()
+            try:
+                connection.send([outcome(generation, config) for generation in batch])
+            except OSError:
+                raise
+            except Exception as error:
+                connection.send(error)
+    except (EOFError, OSError):  # the parent has ended
+        return

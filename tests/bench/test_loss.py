@@ -12,8 +12,9 @@ def test_a_slow_processor_gets_fewer_tokens(flops_per_s, expected, monkeypatch):
     assert expected == 512 or 8 * expected * 155_136 * 4096 / flops_per_s <= 60
 
 
-def test_both_ways_have_the_same_mean_and_name_their_tokens():
+def test_both_ways_have_the_same_mean_and_name_their_tokens(monkeypatch):
+    monkeypatch.setattr(loss, "SMALL_SIZES", [(8, 50, 16)])
     figures = loss.measure(num_tokens=64, vocab_size=500, hidden_size=16)
     assert figures["chunked"]["num_tokens"] == figures["plain"]["num_tokens"] == 64
     assert figures["chunked"]["nll"] == pytest.approx(figures["plain"]["nll"], abs=1e-4)
-    assert all(figures[name]["ratio"]["min"] > 0 for name in figures if " × " in name)
+    assert figures["8 × 50 × 16"]["ratio"]["min"] > 0

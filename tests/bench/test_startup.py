@@ -17,7 +17,7 @@ def test_every_command_and_both_ways_of_running_a_sweep_are_measured():
 
 
 @pytest.mark.slow
-def test_the_commands_of_former_code_are_compared_and_those_it_lacks_are_named(monkeypatch, tmp_path):
+def test_the_commands_of_other_code_are_compared_and_those_it_lacks_are_named(monkeypatch, tmp_path):
     package = tmp_path / "lit_illada"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -26,6 +26,6 @@ def test_the_commands_of_former_code_are_compared_and_those_it_lacks_are_named(m
     monkeypatch.setattr(startup, "code_of", lambda revision: nullcontext(tmp_path))
     figures = startup.compare("any", repeats=1)
     refusal = figures.pop("refusal")
-    assert refusal["former_over_ours"]["median"] == refusal["former_cpu_s"]["min"] / refusal["cpu_s"]["min"] < 1
+    assert refusal["baseline_over_current"]["median"] == refusal["baseline_cpu_s"]["min"] / refusal["cpu_s"]["min"] < 1
     assert {"run_of_two_steps", "config_pretrain", "sweep_plan", "analyze_1900_texts"} < set(figures)
     assert all("code 2" in figure["did_not_run"] for figure in figures.values())

@@ -1,68 +1,128 @@
 """Detection in several processes gives the outcomes of detection in one, in order."""
 
-import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from io import StringIO
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
 from lit_illada.bench.loops import text
+from lit_illada.commands import loops_analyze
 from lit_illada.errors import UserError
+from lit_illada.loops import parallel
 from lit_illada.loops.config import LoopConfig
 from lit_illada.loops.outcome import as_record
-from lit_illada.loops.parallel import _WORTH_A_POOL, num_usable_processes, outcomes_of
-from lit_illada.loops.records import Generation
+from lit_illada.loops.parallel import num_usable_processes, outcomes_of
+from lit_illada.loops.records import Fields, Generation
+from lit_illada.runtime.console import Console
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked on Linux only")
 
 
+@pytest.fixture(autouse=True)
+def workers(monkeypatch):
+    """The processes that a test starts; texts are few, so that tests are fast."""
+    started = []
+    start = parallel._Worker.start.__func__
+
+    def recorded(cls, config, others):
+        started.append(start(cls, config, others))
+        return started[-1]
+
+    monkeypatch.setattr(parallel._Worker, "start", classmethod(recorded))
+    monkeypatch.setattr(parallel, "_MIN_TEXTS_FOR_PROCESSES", 20)
+    monkeypatch.setattr(parallel, "_BATCH_TEXTS", 3)
+    yield started
+    assert not any(worker.process.is_alive() for worker in started)
+
+
 def _generations(number):
-    return [Generation(file="f", number=n, text=text(n % 50, length=60)) for n in range(number)]
+    return [Generation(file="f", number=n, text=text(n, length=60)) for n in range(number)]
 
 
-def test_the_outcomes_of_two_processes_are_those_of_one_in_order():
-    generations = _generations(_WORTH_A_POOL + 77)
-    serial, parallel = (list(outcomes_of(generations, LoopConfig(), number)) for number in (1, 2))
-    assert [found.generation.number for found in parallel] == list(range(_WORTH_A_POOL + 77))
-    assert [as_record(found) for found in parallel] == [as_record(found) for found in serial]
-    assert any(found.is_loop for found in parallel)
+@pytest.mark.parametrize("num_texts", [20, 21, 29, 30, 31, 100])
+@pytest.mark.parametrize("num_processes", [2, 3, 8, 50])
+def test_the_outcomes_of_several_processes_are_those_of_one_in_order(num_processes, num_texts, workers):
+    generations = _generations(num_texts)
+    serial, detected = (list(outcomes_of(generations, LoopConfig(), number)) for number in (1, num_processes))
+    assert [each.generation.number for each in detected] == list(range(num_texts))
+    assert [as_record(each) for each in detected] == [as_record(each) for each in serial]
+    assert any(each.is_loop for each in detected)
+    assert len(workers) == num_processes
 
 
-def test_few_texts_start_no_process():
-    found = outcomes_of(_generations(_WORTH_A_POOL - 1), LoopConfig(), 2)
-    next(found)
-    assert multiprocessing.active_children() == []
+def test_few_texts_start_no_process(workers):
+    assert len(list(outcomes_of(_generations(19), LoopConfig(), 2))) == 19
+    assert workers == []
 
 
-def test_no_process_outlives_a_consumer_that_stops():
-    found = outcomes_of(_generations(4 * _WORTH_A_POOL), LoopConfig(), 2)
-    next(found)
-    assert len(multiprocessing.active_children()) == 2
-    found.close()
-    assert multiprocessing.active_children() == []
+def test_no_process_outlives_a_consumer_that_stops(workers):
+    outcomes = outcomes_of(_generations(100), LoopConfig(), 2)
+    next(outcomes)
+    assert [worker.process.is_alive() for worker in workers] == [True, True]
+    outcomes.close()
 
 
-def test_an_error_of_reading_comes_after_the_outcomes_before_it():
-    def broken():
-        yield from _generations(2 * _WORTH_A_POOL)
-        raise UserError("line 1025 is no JSON")
+def test_errors_of_reading_and_of_detection_are_raised(monkeypatch):
+    def unreadable():
+        yield from _generations(40)
+        raise UserError("line 41 is no JSON")
 
-    found = outcomes_of(broken(), LoopConfig(), 2)
-    assert len(list(islice(found, 100))) == 100
-    with pytest.raises(UserError, match="line 1025"):
-        list(found)
-    assert multiprocessing.active_children() == []
+    with pytest.raises(UserError, match="line 41"):
+        list(outcomes_of(unreadable(), LoopConfig(), 2))
+
+    def defective(generation, config):
+        raise ZeroDivisionError(f"text {generation.number}")
+
+    monkeypatch.setattr(parallel, "outcome", defective)
+    with pytest.raises(ZeroDivisionError, match="text 0"):
+        list(outcomes_of(_generations(40), LoopConfig(), 2))
 
 
-def test_a_killed_process_is_an_error_in_one_line():
-    found = outcomes_of(_generations(4 * _WORTH_A_POOL), LoopConfig(), 2)
-    next(found)
-    for process in multiprocessing.active_children():
-        process.kill()
+@pytest.mark.parametrize("num_read", [1, 4, 10])
+def test_a_killed_process_is_an_error_in_one_line(num_read, workers):
+    outcomes = outcomes_of(_generations(100), LoopConfig(), 2)
+    assert len(list(islice(outcomes, num_read))) == num_read
+    workers[1].process.kill()
+    workers[1].process.join()
     with pytest.raises(UserError, match="was killed"):
-        list(found)
+        list(outcomes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_end_with_a_killed_parent(number):
+    program = """
+import itertools, sys
+from lit_illada.loops import parallel
+from lit_illada.loops.config import LoopConfig
+from lit_illada.loops.records import Generation
+texts = (Generation(file="f", number=n, text="a b c") for n in itertools.count())
+outcomes = parallel.outcomes_of(texts, LoopConfig(), 3)
+next(outcomes)
+print("started", flush=True)
+sys.stdin.read()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "started\n"
+    parent.send_signal(number)
+    # the processes hold the parent's output: its end of file is that of the last of them
+    rest, _ = parent.communicate(timeout=120)
+    assert rest == ""
+    assert parent.returncode == -number
+
+
+def test_the_command_uses_several_processes_and_shows_its_progress(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(loops_analyze, "num_usable_processes", lambda: 2)
+    file = tmp_path / "texts.txt.jsonl"
+    file.write_text("".join(f'{{"text": "{text(n, length=60)}"}}\n' for n in range(30)), encoding="utf-8")
+    console = Console(file=StringIO(), force_terminal=True)
+    outcomes = loops_analyze.analyze({None: [Path(file)]}, Fields(), None, LoopConfig(), console)
+    assert [each.generation.number for each in outcomes] == [each + 1 for each in range(30)]
+    assert len(workers) == 2
 
 
 def test_nothing_is_forked_beside_the_threads_of_torch():
@@ -71,7 +131,8 @@ def test_nothing_is_forked_beside_the_threads_of_torch():
     assert num_usable_processes() == 1
 
 
-def test_without_torch_every_core_is_used():
-    program = "from lit_illada.loops.parallel import num_usable_processes; print(num_usable_processes())"
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert int(printed) == min(8, len(os.sched_getaffinity(0)))
+@pytest.mark.parametrize(("num_cores", "expected"), [(1, 1), (3, 3), (12, 8)])
+def test_without_torch_every_core_is_used_up_to_eight(num_cores, expected, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)))
+    assert num_usable_processes() == expected

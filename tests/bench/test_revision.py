@@ -1,17 +1,20 @@
 """The code of another commit can be read beside this one."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from lit_illada.bench import former
+from lit_illada.bench import revision
 from lit_illada.errors import UserError
 
 
 def _git(folder: Path, *words: str) -> None:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+    given = ["user.name=a", "user.email=a@example.org", "commit.gpgsign=false", "tag.gpgsign=false"]
+    options = [word for setting in given for word in ("-c", setting)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    subprocess.run(["git", *options, *words], cwd=folder, env=environment, check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -27,12 +30,12 @@ def repository(tmp_path, monkeypatch):
     _git(tmp_path, "commit", "--quiet", "--message", "one")
     _git(tmp_path, "tag", "old")
     (tmp_path / "lit_illada" / "version.txt").write_text("2", encoding="utf-8")
-    monkeypatch.setattr(former, "_REPOSITORY", tmp_path)
+    monkeypatch.setattr(revision, "_REPOSITORY", tmp_path)
     return tmp_path
 
 
 def test_the_code_of_a_revision_is_that_of_its_commit_and_leaves_the_working_tree_alone(repository):
-    with former.code_of("old") as code:
+    with revision.code_of("old") as code:
         assert (code / "lit_illada" / "version.txt").read_text(encoding="utf-8") == "1"
         assert {path.name for path in code.iterdir()} == {"lit_illada", "conf", "sweeps"}
     assert not code.exists()
@@ -40,15 +43,15 @@ def test_the_code_of_a_revision_is_that_of_its_commit_and_leaves_the_working_tre
 
 
 @pytest.mark.parametrize(
-    ("revision", "message"),
+    ("name", "message"),
     [("older", "no commit, tag or branch"), ("--all", "no commit, tag or branch"), ("empty", "has no lit_illada")],
 )
-def test_a_revision_without_the_code_is_refused(repository, revision, message):
-    with pytest.raises(UserError, match=message), former.code_of(revision):
+def test_a_revision_without_the_code_is_refused(repository, name, message):
+    with pytest.raises(UserError, match=message), revision.code_of(name):
         pass
 
 
 def test_outside_a_checkout_the_option_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(former, "_REPOSITORY", tmp_path)
-    with pytest.raises(UserError, match="git checkout"), former.code_of("HEAD"):
+    monkeypatch.setattr(revision, "_REPOSITORY", tmp_path)
+    with pytest.raises(UserError, match="git checkout"), revision.code_of("HEAD"):
         pass

@@ -1,5 +1,6 @@
 """Code of another commit, to be measured beside this one."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ def code_of(revision: str) -> Iterator[Path]:
     if not (_REPOSITORY / ".git").exists():
         raise UserError(f"--against {revision} reads the history of a git checkout, and {_REPOSITORY} is none")
     commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    if complaint := commit.stderr.decode(errors="replace").strip():  # such as an owner that git does not trust
+        raise UserError(f"--against {revision!r}: git says: {complaint.splitlines()[-1]}")
     if commit.returncode != 0:
         raise UserError(f"--against {revision!r} is no commit, tag or branch of {_REPOSITORY}: see git log")
     archive = _git("archive", "--format=zip", commit.stdout.decode().strip(), "lit_illada", "conf", "sweeps")
@@ -34,7 +37,9 @@ def code_of(revision: str) -> Iterator[Path]:
 
 
 def _git(*words: str) -> subprocess.CompletedProcess[bytes]:
+    # within a git hook, these name another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        return subprocess.run(["git", *words], cwd=_REPOSITORY, capture_output=True)
+        return subprocess.run(["git", *words], cwd=_REPOSITORY, env=environment, capture_output=True)
     except OSError as error:
         raise UserError(f"--against needs git: {error.strerror}") from None
