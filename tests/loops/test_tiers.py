@@ -8,7 +8,7 @@ import pytest
 import lit_illada.loops
 
 FOLDER = Path(lit_illada.loops.__file__).parent
-TIERS = [{"config", "detect"}, {"files", "records", "answers", "outcome"}, {"compare"}, {"report"}]
+TIERS = [{"config", "detect"}, {"files", "records", "answers", "outcome", "parallel"}, {"compare"}, {"report"}]
 
 
 def tier(name):
