@@ -108,7 +108,7 @@ def analyze(
     console: Console,
     records: Path | None = None,
 ) -> list[Outcome]:
-    """The outcomes of all generations, on all cores if there are many, with a progress bar on a terminal.
+    """The outcomes of all generations, in several processes if there are many, with a progress bar on a terminal.
 
     sources: files by arm; None: the files name it. records: output of an earlier analysis, which is skipped.
     """

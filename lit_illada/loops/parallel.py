@@ -26,8 +26,8 @@ def outcomes_of(
 ) -> Generator[Outcome, None, None]:
     """The outcomes in the order of the generations. Processes start at the first `next`, if there are enough texts.
 
-    Closing the generator ends them. An error of reading is raised where it is met, which is before the outcomes of the
-    texts that wait. Raises UserError if a process is killed.
+    Closing the generator ends them. Texts are read ahead, so an error in the file is raised before the outcomes of the
+    last texts before it. Raises UserError if a process is killed.
     """
     remaining = iter(generations)
     first = list(islice(remaining, _MIN_TEXTS_FOR_PROCESSES))
@@ -118,9 +118,8 @@ def _killed() -> UserError:
 
 
 def _serve(connection: Connection, inherited: Sequence[Connection], config: LoopConfig) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process of the terminal; the parent ends this one
+    # Ctrl-C reaches every process of the terminal; the parent ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for other in inherited:
         other.close()
     try:
