@@ -36,6 +36,13 @@ class Unit:
         """Absolute difference with its unit."""
         return f"{abs(self.factor * value):.{self.decimals}f} {self.of_difference}".strip()
 
+    def noise(self, value: float | None) -> str:
+        """A noise floor without its unit: like `value`, but with at least one digit other than 0."""
+        if not value:
+            return self.value(value)
+        decimals = max(self.decimals, -floor(log10(self.factor * value)))
+        return f"{self.factor * value:.{decimals}f}"
+
     def is_possible(self, difference: float) -> bool:
         """Whether two values can differ by that much; two percentages differ by at most 100 points."""
         return self.name != "%" or abs(difference) <= 1

@@ -117,3 +117,14 @@ def test_interval_of_a_fraction_stays_within_possible_values():
     assert unit.interval(Estimate(3, 0.02, 0.1, -0.2, 0.24)) == "0.0 to 24.0"
     assert unit.interval(Estimate(3, -0.9, 0.1, -1.4, -0.4), is_difference=True) == "−100.0 to −40.0"
     assert unit_of("val/nll_bound", []).interval(Estimate(3, 0.0, 0.1, -0.2, 0.2)) == "−0.200 to 0.200"
+
+
+@pytest.mark.parametrize(
+    ("floor", "text"), [(0.00041, "0.0004"), (0.0155, "0.015"), (0.2, "0.200"), (0.0, "0.000"), (None, "–")]
+)
+def test_a_small_noise_floor_is_not_printed_as_zero(floor, text):
+    assert Unit("nats/token", "nats/token", 1.0, 3).noise(floor) == text
+
+
+def test_a_small_noise_floor_of_percentages_is_not_printed_as_zero():
+    assert Unit("%", "points", 100.0, 1).noise(0.0004) == "0.04"
