@@ -95,9 +95,13 @@ def shortened(words, tiny_dataset, tiny_run):
         problems = ["reasoning.num_problems=2", "generation.max_new_tokens=32"] if "--reasoning" in words else []
         return [*words, "score.num_draws=4", *problems]
     if words[0] == "sft":
+        source = load("sft", words[2:]).sft_data.source
+        sizes = [name for name in ("num_train", "num_validation", "num_harder") if hasattr(source, name)]
+        few = [f"sft_data.source.{name}=40" for name in sizes]
         run = [item for item in tiny_run if item.startswith(("trainer", "optim.schedule"))]
         epochs = ["epochs=null"] if any(word.startswith("epochs=") for word in words) else []
-        return [*words, *run, *epochs, "trainer.max_steps=2", "sft_data.row_length=256", "evaluation.num_examples=0"]
+        rows = ["sft_data.row_length=256", "evaluation.num_examples=0"]
+        return [*words, *few, *run, *epochs, *rows, "trainer.max_steps=2"]
     if words[0] == "align":
         rows = ["prompts_per_step=2", "alignment.group_size=2", "rollout_rows=4", "problems.num_train=8"]
         if any(word.startswith("preferences=") for word in words):

@@ -160,9 +160,10 @@ HARD = ["sft_data.source.easy.moduli=[10]", "sft_data.source.easy.max_numbers=[3
 RETRIED = ["sft_data.source.recheck_fraction=0", "sft_data.source.retry_fraction=0.75"]
 
 
-def test_the_gate_accepts_the_corpora_and_reports_their_sizes(capsys):
+def test_the_gate_accepts_the_corpora_and_reports_their_sizes(capsys, monkeypatch):
     from lit_illada.runtime.console import Console
 
+    monkeypatch.setattr("lit_illada.commands.loops._GATE_TEXTS", 500)
     clean, rechecked = (
         sft_config(f"sft_data.source.recheck_fraction={rho}", "sft_data.source.slip_fraction=0.5") for rho in (0, 0.75)
     )
@@ -204,8 +205,9 @@ def test_corpora_are_those_that_differ_in_more_than_the_seed():
 def test_the_gate_refuses_a_corpus_that_loops(monkeypatch):
     from lit_illada.runtime.console import Console
 
+    monkeypatch.setattr("lit_illada.commands.loops._GATE_TEXTS", 200)
     monkeypatch.setattr("lit_illada.tasks.traces.RECHECK", "Wait, let me check again.\n" * 20)
-    with pytest.raises(UserError, match=r"retry_fraction=0.0 contains loops in \d+ of 2000 traces"):
+    with pytest.raises(UserError, match=r"retry_fraction=0.0 contains loops in \d+ of 200 traces"):
         gate([sft_config("sft_data.source.recheck_fraction=1")], Console())
 
 
