@@ -1,8 +1,9 @@
 """Speed and memory of training steps, by model size, row length, attention kernel, precision and compilation.
 
-tokens_per_s; optimizer_fraction: time of clipping and optimizer as a fraction of the step; mfu: model FLOP/s as a
-fraction of the GEMM peak; gemm_peak_tflops: that peak, measured with square matrix products beside each timing;
-peak_gb: peak memory. Inputs are random tokens in packed documents.
+tokens_per_s; optimizer_fraction: time of clipping and optimizer as a fraction of the step; optimizer_flops_fraction:
+the optimizer's matrix products as a fraction of the step's FLOPs, for Muon; mfu: model FLOP/s as a fraction of the GEMM
+peak; gemm_peak_tflops: that peak, measured with square matrix products beside each timing; peak_gb: peak memory. Inputs
+are random tokens in packed documents.
 """
 
 import gc
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_illada.bench.figure import did_not_run, figure, peak_bytes, seconds
 from lit_illada.bench.profile import profile_step
@@ -112,6 +114,8 @@ def _measure_group(
             runners[case.name] = runner = _Runner(case, device, steps)
             if (peak := runner.peak_bytes()) is not None:
                 figures[case.name]["peak_gb"] = peak / 1e9
+            if flops := runner.optimizer_flops_fraction():
+                figures[case.name]["optimizer_flops_fraction"] = flops
         except Exception as error:
             runners.pop(case.name, None)
             figures[case.name] = did_not_run(error)
@@ -145,6 +149,14 @@ class _Runner:
                 self.step(batch)
 
         return peak_bytes(self.device, first_round)
+
+    def optimizer_flops_fraction(self) -> float:
+        """Matrix products of a step's optimizer as a fraction of the step's FLOPs; 0 where it has none."""
+        self.step.backward(self.batches[0])
+        with FlopCounterMode(display=False) as counter:
+            self.step.update()
+        flops = counter.get_total_flops()
+        return flops / (flops + self.step.flops(self.batches[0]))
 
     def rates(self) -> dict[str, float]:
         """Times one round. The GEMM peak is measured each time, as on a shared machine both vary together."""

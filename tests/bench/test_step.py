@@ -37,6 +37,23 @@ def test_every_figure_is_present_and_unavailable_cases_are_reported(tmp_path):
     assert "aten::mm" in table
 
 
+def test_the_products_of_muon_are_part_of_the_flops_and_those_of_adamw_are_none():
+    muon = Case("pico", 2, 64, precision=Precision.float32, optimizer="muon")
+    figures = measure_groups([[TINY, muon]], CPU, repeats=1, steps=1)
+    assert "optimizer_flops_fraction" not in figures[TINY.name]
+    # a step has S = 5 iterations; a square matrix of width M costs 15 M³ products, any other one 2N/M + 17
+    width, wide, key_value, layers = 128, 352, 64, 4
+    products = (
+        2 * 15 * width**3 + 3 * (2 * wide / width + 17) * width**3 + 2 * (2 * width / key_value + 17) * key_value**3
+    )
+    muon_flops = 2 * layers * products
+    model_flops = muon_flops * (1 / figures[muon.name]["optimizer_flops_fraction"] - 1)
+    batch = next(batches(muon, muon.config().known_vocab_size))
+    step = TrainingStep.of(muon, CPU)
+    step.backward(batch)
+    assert model_flops == pytest.approx(step.flops(batch), rel=0.01)
+
+
 def test_a_case_without_a_precision_has_that_of_training_and_is_measured_once():
     chosen = Precision.auto.resolve(Accelerator.cpu)
     figures = measure_groups([[Case("pico", 1, 32), Case("pico", 1, 32, precision=chosen)]], CPU, repeats=1, steps=1)
