@@ -129,7 +129,7 @@ def _shape(source: ReasoningSource) -> ReasoningSource:
     if source.recheck_fraction == 0:
         source = replace(source, slip_fraction=0.0, min_recheck_depth=1)
     if source.retry_fraction == 0:
-        source = replace(source, min_retry_number=0, max_retries=1)
+        source = replace(source, min_retry_number=0, max_retries=1, retry_sentence=True)
     return replace(source, seed=0)
 
 

@@ -43,6 +43,8 @@ class Arithmetic(Task):
     """Only steps with a number of at least this size in the question are retried."""
     max_retries: int = 6
     """Most wrong statements of a solution, 1 to 24; a step has at most one for each wrong result."""
+    retry_sentence: bool = True
+    """Whether "Wait, let me check again." stands between a wrong statement and the next one; false is a control."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ times: a model that loops did not copy the loop from here.
     Wait, let me check again.
     g=0+7=7
 
-Until `max_retries` are used up, every statement of a retried step is wrong with the same probability, whatever came
+With `retry_sentence=false` the wrong results follow each other without the sentence in between. Until `max_retries` are used up, every statement of a retried step is wrong with the same probability, whatever came
 before. No statement occurs twice: such a trace is periodic but for the result, and a loop differs from it in that the
 result repeats too.
 """
@@ -53,6 +53,8 @@ class Traces(Protocol):
     def min_retry_number(self) -> int: ...
     @property
     def max_retries(self) -> int: ...
+    @property
+    def retry_sentence(self) -> bool: ...
 
 
 def check_traces(traces: Traces, prefix: str = "") -> None:
@@ -123,13 +125,15 @@ def _reasoning(chain: Chain, rechecks: dict[int, float], slip_fraction: float) -
 
 
 def _retried(chain: Chain, draws: Sequence[float], traces: Traces) -> list[str]:
-    draw = iter(draws)
+    draw, sentence = iter(draws), [RECHECK] if traces.retry_sentence else []
     lines: list[str] = []
+    num_wrong = 0
     for step, statement, value in zip(chain.steps, chain.statements(), chain.values(), strict=True):
         is_retried = max(step.numbers) >= traces.min_retry_number
         wrong = [result for result in range(chain.modulus) if is_retried and result != value]
-        while wrong and lines.count(RECHECK) < traces.max_retries and (drawn := next(draw)) < traces.retry_fraction:
-            lines += [f"{statement}={wrong.pop(int(drawn / traces.retry_fraction * len(wrong)))}", RECHECK]
+        while wrong and num_wrong < traces.max_retries and (drawn := next(draw)) < traces.retry_fraction:
+            lines += [f"{statement}={wrong.pop(int(drawn / traces.retry_fraction * len(wrong)))}", *sentence]
+            num_wrong += 1
         lines.append(f"{statement}={value}")
     return lines
 

@@ -41,6 +41,8 @@ class ReasoningSource:
     """Only steps with a number of at least this size in the question are retried."""
     max_retries: int = 6
     """Most wrong statements of a trace, 1 to 24; a step has at most one for each wrong result."""
+    retry_sentence: bool = True
+    """Whether "Wait, let me check again." stands between a wrong statement and the next one; false is a control."""
     easy: ProblemRange = field(default_factory=ProblemRange)
     """Difficulty of training and validation problems."""
     harder: ProblemRange = field(default_factory=lambda: ProblemRange(min_depth=5, max_depth=8))
@@ -65,6 +67,7 @@ class ReasoningSource:
             retry_fraction=self.retry_fraction,
             min_retry_number=self.min_retry_number,
             max_retries=self.max_retries,
+            retry_sentence=self.retry_sentence,
         )
 
 

@@ -126,6 +126,14 @@ def test_a_retried_step_is_stated_until_right_and_every_wrong_statement_is_reche
         assert [label for label, _, is_right in statements if is_right] == list(solve(question)[0])
 
 
+def test_without_the_sentence_the_traces_are_the_same_statements():
+    source = replace(RETRIED, max_retries=6)
+    silent = retries(replace(source, retry_sentence=False))
+    for (question, lines, _), (same_question, statements, _) in zip(retries(source), silent, strict=True):
+        assert question == same_question
+        assert statements == [line for line in lines if line != RECHECK]
+
+
 @pytest.mark.parametrize("fraction", [0.25, 0.75])
 def test_the_number_of_wrong_statements_of_a_step_is_geometric(fraction):
     source = replace(RETRIED, retry_fraction=fraction)
