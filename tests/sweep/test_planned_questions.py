@@ -14,7 +14,7 @@ from lit_illada.sweep.library import read_spec
 from lit_illada.sweep.plan import Costs, expand
 
 PLAN = (sweeps_dir() / "PLAN.md").read_text(encoding="utf-8")
-PRETRAINED = ["objective_contrasts", "mask_ratio", "loss_weighting", "mask_draw"]
+PRETRAINED = ["objective_contrasts", "mask_ratio", "loss_weighting"]
 
 
 def cells(pattern):
@@ -63,6 +63,21 @@ def test_arms_of_paper_choices_are_those_of_the_plan_and_differ_in_one_thing():
     assert cosine["schedule"] == {"name": "cosine", "warmup_steps": 20, "final_factor": 0.0}
 
 
+def test_arms_of_objective_details_are_those_of_the_plan_and_change_one_setting_of_the_objective():
+    spec = read_spec("objective_details", ["+scale=micro", "noise_floor=null", "tune=null"])
+    _, arms = cells(r"\| `objective_details` \|")
+    assert sorted(arms) == sorted(arm.name for arm in spec.all_arms())
+    assert arms[0] == spec.baseline
+    assert set(spec.primary_contrasts) == set(arms[1:])
+    assert not set(spec.seeds) & set(read_spec("objective_contrasts", ["+scale=micro"]).seeds)
+    runs = {run.arms[0]: run.config for run in expand(spec, sweep.resolve, Costs(step_flops, step_forwards))}
+    baseline = runs.pop("LLaDA")
+    for arm, config in runs.items():
+        assert config | {"objective": None} == baseline | {"objective": None}, arm
+        changed = [key for key, value in config["objective"].items() if value != baseline["objective"][key]]
+        assert changed == (["mask_draw", "joint_draw"] if arm == "low-variance draw" else changed[:1]), arm
+
+
 @pytest.mark.parametrize(("name", "scale"), [("mask_ratio", "gpu"), ("loss_weighting", "micro"), ("mask_draw", "gpu")])
 def test_questions_can_be_planned_at_their_scales(name, scale):
     spec = read_spec(name, [f"+scale={scale}", "seeds=[0]", "noise_floor=null", "tune=null"])
@@ -75,7 +90,7 @@ def test_questions_can_be_planned_at_their_scales(name, scale):
 
 def test_baselines_of_the_pretraining_sweeps_are_equal():
     configs = []
-    for name in PRETRAINED:
+    for name in [*PRETRAINED, "objective_details"]:
         spec = read_spec(name, ["+scale=micro", "seeds=[0]", "noise_floor=null", "tune=null"])
         (run,) = (r for r in expand(spec, sweep.resolve, Costs(step_flops, step_forwards)) if spec.baseline in r.arms)
         configs.append(run.fingerprint)
