@@ -21,8 +21,8 @@ Written by `make reference` from the field docs of the dataclasses; do not edit 
 
 Every command composes its config from the YAML files here, in Hydra's way: `GROUP=FILE` chooses a file of a group,
 `KEY=VALUE` sets a value. The dataclasses hold the defaults, and a file lists only what differs from them. `lit-illada
-config` prints the whole config, `lit-illada config --explain KEY` one key; a key of a choice that is not the default is
-explained with the command and the choice.
+config COMMAND` prints the whole config of a command, `lit-illada config --explain KEY` explains one key. A key that
+only another choice than the default has, such as `patience` below, needs the command and that choice as well.
 
 ```bash
 lit-illada config pretrain experiment=demo
