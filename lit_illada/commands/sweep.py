@@ -19,7 +19,7 @@ from lit_illada.runtime.checksums import file_checksum
 from lit_illada.runtime.console import Console
 from lit_illada.schema import from_tree, to_tree
 from lit_illada.sweep.design import tuning_text
-from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
+from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder, read_record
 from lit_illada.sweep.library import begin_path, read_spec
 from lit_illada.sweep.plan import Costs, Tree, expand, set_in
 from lit_illada.sweep.pool import SERVER, Pool
@@ -124,9 +124,17 @@ def execute(
 def choose_values(spec: SweepSpec, tuning: SweepOutcome, console: Console) -> None:
     """Write and print the value of the tuned key of each arm, and the values with a failed run, which are not chosen.
 
-    Too large a learning rate may diverge: that is a result of the tuning. Raises UserError for an arm without a value.
+    Too large a learning rate may diverge: that is a result of the tuning. Raises UserError for an arm without a value,
+    and for a run that was killed, which says nothing about its value.
     """
     assert spec.tune is not None
+    folder = tuning.sweep_folder
+    records = {run.id: read_record(folder.run_folder(run).failed) or {} for run in tuning.unfinished}
+    if killed := [id for id, record in records.items() if record.get("exit_status", 1) < 0]:
+        raise UserError(
+            f"{', '.join(killed)} was killed, for example for too little memory, which says nothing about its value of "
+            f"{spec.tune.key}: resume with --resume"
+        )
     failed = failed_values(spec, tuning.unfinished)
     runs = [status.run for status in tuning.statuses]
     means = tuning_means(spec, tuning.sweep_folder, runs, failed)
@@ -194,11 +202,13 @@ def require_all_begun(spec: SweepSpec, sweep_folder: SweepFolder, runs: Sequence
 
 def data_configs(runs: Iterable[PlannedRun]) -> list[DataConfig]:
     """Distinct data sets that the runs read."""
-    configs: dict[tuple[str, str, str], DataConfig] = {}
+    configs: dict[str, DataConfig] = {}
     for run in runs:
         if run.command == Command.PRETRAIN:
             config = from_tree(DataConfig, run.config["data"], "data.")
-            configs.setdefault((config.dir, repr(config.source), repr(config.tokenizer)), config)
+            # two contents of one folder are both listed, and the second is refused before anything trains
+            content = (config.source, config.tokenizer, config.validation_fraction, config.shard_tokens)
+            configs.setdefault(repr((config.dir, *content, config.on_bad_document)), config)
     return list(configs.values())
 
 
@@ -245,9 +255,9 @@ def plan_sweep(
         spec, runs = begun_folder.read_spec(), begun_folder.read_plan()
         return spec, begun_folder, expanded(spec, begun_folder) if is_tuning(spec, runs) else runs
     spec = read_spec(name, overrides)
-    sweep_folder = (
-        begun_folder if begun_folder.plan.is_file() else SweepFolder(folder or Path("runs") / "sweeps" / spec.name)
-    )
+    if folder is None:
+        folder = begun_folder.path if begun_folder.plan.is_file() else Path("runs") / "sweeps" / spec.name
+    sweep_folder = SweepFolder(folder)
     return spec, sweep_folder, expanded(spec, sweep_folder)
 
 

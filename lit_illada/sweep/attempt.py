@@ -49,7 +49,11 @@ def attempt(folder: SweepFolder, run_id: str, call: Callable[[list[str]], int]) 
         if not is_mine or run_folder.done.exists():
             _lead(run_folder, [])
             return NOT_MINE
-        return _execute(folder, run, run_folder, call)
+        try:
+            return _execute(folder, run, run_folder, call)
+        except BaseException:
+            _lead(run_folder, [])  # the other tasks wait for a command line
+            raise
 
 
 def record_failure(run_folder: SweepRunFolder, exit_status: int) -> None:

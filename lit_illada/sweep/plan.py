@@ -281,13 +281,17 @@ def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, costs: Cos
 
 def _named(runs: Sequence[PlannedRun], spec: SweepSpec, begun: Mapping[str, str]) -> list[PlannedRun]:
     """Assign ids to runs, and replace the fingerprint in `parent` by an id."""
-    ids: dict[str, str] = {}
+    ids = {run.fingerprint: begun[run.fingerprint] for run in runs if run.fingerprint in begun}
+    taken = {*begun.values()}
     for run in runs:
-        id = begun.get(run.fingerprint) or _id(run, spec)
-        if id in begun.values() and run.fingerprint not in begun:
+        if run.fingerprint in ids:
+            continue
+        id = _id(run, spec)
+        if id in begun.values():
             raise UserError(f"the folder already holds a run {id!r} with other settings: choose another --folder")
         numbered = chain([id], (f"{id}-{n}" for n in count(2)))
-        ids[run.fingerprint] = next(id for id in numbered if id not in ids.values())
+        ids[run.fingerprint] = next(each for each in numbered if each not in taken)
+        taken.add(ids[run.fingerprint])
     return [replace(r, id=ids[r.fingerprint], parent=ids[r.parent] if r.parent else None) for r in runs]
 
 

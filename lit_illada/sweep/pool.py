@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from lit_illada.runtime.signals import is_nohup
 from lit_illada.sweep.attempt import NOT_MINE, record_failure, was_stopped
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.fork_server import ForkedRun, ForkServer, Request
@@ -39,8 +40,9 @@ class StopSignals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Install the counting handlers for the duration of the context."""
-        before = {number: signal.signal(number, self._on_signal) for number in self._numbers}
+        """Install the counting handlers for the duration of the context; under `nohup` a hang-up stays ignored."""
+        handled = [number for number in self._numbers if not is_nohup(number)]
+        before = {number: signal.signal(number, self._on_signal) for number in handled}
         try:
             yield
         finally:
@@ -91,25 +93,36 @@ class Pool:
         self._signals = StopSignals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def run(self) -> list[RunStatus]:
-        """Execute until all runs have ended or, after a signal, have stopped. Returns the final statuses."""
-        looked_at = -_LOOK_S
+        """Execute until all runs have ended or, after a signal, have stopped. Returns the final statuses.
+
+        An exception, such as that of a damaged file, stops the runs: nothing would watch them any more.
+        """
         statuses = self._overview.look()
         with self._signals.handled(), self._serving(statuses):
-            while True:
-                if self._reap() or self._is_server_new() or time.monotonic() - looked_at >= _LOOK_S:
-                    looked_at = time.monotonic()
-                    statuses = self._overview.look()
-                    self._show(statuses)
-                    if not self._signals.count and (self._server is None or self._server.is_ready):
-                        self._start(statuses)
-                if self._signals.count:
-                    self._stop()
-                if not self._working and (self._signals.count or not self._has_work_left(statuses)):
-                    break
-                time.sleep(_TICK_S)
+            try:
+                self._execute(statuses)
+            except BaseException:
+                for process, _ in self._working.values():
+                    process.terminate()
+                raise
         statuses = self._overview.look()
         self._show(statuses)
         return statuses
+
+    def _execute(self, statuses: list[RunStatus]) -> None:
+        looked_at = -_LOOK_S
+        while True:
+            if self._reap() or self._is_server_new() or time.monotonic() - looked_at >= _LOOK_S:
+                looked_at = time.monotonic()
+                statuses = self._overview.look()
+                self._show(statuses)
+                if not self._signals.count and (self._server is None or self._server.is_ready):
+                    self._start(statuses)
+            if self._signals.count:
+                self._stop()
+            if not self._working and (self._signals.count or not self._has_work_left(statuses)):
+                break
+            time.sleep(_TICK_S)
 
     @contextmanager
     def _serving(self, statuses: Sequence[RunStatus]) -> Iterator[None]:
@@ -202,8 +215,9 @@ class Pool:
                 self._tried.discard(id)  # try again if the other process dies
             elif self._signals.count or was_stopped(status):
                 continue  # stopped or killed on request: interrupted, not failed
-            elif run_folder.state in (RunState.PENDING, RunState.INTERRUPTED):
-                # killed, for example out of memory, before it could record its failure
+            elif not run_folder.done.exists() and not run_folder.failed.exists():
+                # killed, for example out of memory, before it could record its failure; a process that it started may
+                # hold the run's lock for a moment longer
                 record_failure(run_folder, status)
         return bool(ended)
 

@@ -213,15 +213,18 @@ def read_failed(folder: SweepFolder, spec: SweepSpec) -> dict[str, list[float]]:
 def _read_arms(folder: SweepFolder, spec: SweepSpec) -> dict[str, Any]:
     """Entries of tuning.json by arm; empty without one of this spec's settings."""
     record = read_record(folder.tuned)
-    if record is None or spec.tune is None or any(record.get(key) != value for key, value in _settings(spec).items()):
+    if record is None or spec.tune is None:
+        return {}
+    if any(record.get(key, value) != value for key, value in _settings(spec).items()):
         return {}
     return dict(record["arms"])
 
 
 def _settings(spec: SweepSpec) -> dict[str, Any]:
-    """Settings that a choice depends on."""
+    """Settings that a choice depends on. Records of earlier versions lack some."""
     assert spec.tune is not None
-    return {**asdict(spec.tune), "metric": spec.metrics[0].name}
+    metric = spec.metrics[0]
+    return {**asdict(spec.tune), "metric": metric.name, "metric_stage": metric.stage, "goal": metric.goal.value}
 
 
 def at_end(spec: SweepSpec, chosen: Mapping[str, float]) -> list[str]:

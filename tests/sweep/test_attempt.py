@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from lit_illada.errors import UserError
 from lit_illada.overrides import parse_assignment
 from lit_illada.sweep import attempt as attempt_module
 from lit_illada.sweep.attempt import NOT_MINE, attempt
@@ -42,6 +43,19 @@ def one(written, planned):
         return attempt(folder, "a", call), seen
 
     return one, run_folder
+
+
+def test_an_error_of_the_first_slurm_task_ends_the_others(one, monkeypatch):
+    attempted, run_folder = one
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    run_folder.path.mkdir(parents=True, exist_ok=True)
+    run_folder.path.joinpath("config.yaml").write_text("{}")
+    run_folder.summary.write_text("damaged")
+    with pytest.raises(UserError, match="summary"):
+        attempted(0)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert attempted(0) == (NOT_MINE, [])
 
 
 def test_run_gets_its_folder_and_name_and_records_its_end(one):

@@ -8,10 +8,12 @@ import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lit_illada.sweep.folder import RunState
+from lit_illada.sweep.fork_server import ForkedRun
 from lit_illada.sweep.pool import Pool, cpu_slots
 
 SERVER = """
@@ -95,6 +97,13 @@ def test_a_crash_costs_one_run(written, planned, server, number):
     states = [status.state for status in run_here(folder, server(steps=20, seconds=0.1), show=show)]
     assert states == [RunState.FAILED, *[RunState.FINISHED] * 3]
     assert f'"exit_status": {-number}' in folder.run_folder(runs[0]).failed.read_text()
+
+
+def test_a_signal_to_a_run_that_has_just_ended_is_no_error():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    server = SimpleNamespace(status_of=lambda pid: None)  # it has not reported the end yet
+    ForkedRun(server, ended.pid).terminate()
 
 
 def test_runs_are_started_separately_once_the_server_has_died(written, planned, server, worker):

@@ -164,6 +164,20 @@ def test_started_run_retains_its_id():
         plan([arm("a", pretrain=["p=9"])], stage, begun={old.fingerprint: "pretrain-a-s0"})
 
 
+def test_a_numbered_id_of_a_started_run_is_not_given_to_another():
+    """The ids of `x+one` and `x one` are equal but for the number; only the second has started."""
+    stage = stages("pretrain")
+    arms = [arm("x y", pretrain=["p=1"]), arm("x-y", pretrain=["p=2"])]
+    first, second = plan(arms, stage).values()
+    assert (first.id, second.id) == ("pretrain-x-y-s0", "pretrain-x-y-s0-2")
+    begun = {second.fingerprint: second.id}
+    assert list(plan(arms, stage, begun=begun)) == ["pretrain-x-y-s0", "pretrain-x-y-s0-2"]
+    others = [arm("x y", pretrain=["p=3"]), arm("x-y", pretrain=["p=4"])]
+    assert list(plan(others, stage, begun=begun)) == ["pretrain-x-y-s0", "pretrain-x-y-s0-3"]
+    more = [arms[0], arm("x/y", pretrain=["p=3"]), arms[1]]
+    assert plan(more, stage, begun=begun)[second.id].fingerprint == second.fingerprint
+
+
 @pytest.mark.parametrize("rows", [1, 4, 7])
 def test_token_budget_is_independent_of_the_batch(rows):
     arms = [arm("a"), arm("b", pretrain=[f"trainer.batch_rows={rows}", "p=1"])]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lit_illada.sweep.folder import RunState
-from lit_illada.sweep.pool import Pool, Slot, cpu_slots, gpu_slots
+from lit_illada.sweep.pool import Pool, Slot, StopSignals, cpu_slots, gpu_slots
 
 POOL = """
 import sys
@@ -184,6 +184,33 @@ def test_equal_runs_keep_two_cores_busy(written, planned, worker):
     total = max(end for _, end in spans) - min(start for start, _ in spans)
     busy = sum(end - start for start, end in spans) / (2 * total)
     assert busy >= 0.95, busy
+
+
+def test_an_exception_stops_the_runs(written, planned, worker):
+    runs = [planned("a", num_steps=500), planned("b", num_steps=500)]
+    folder = written(*runs)
+
+    def show(statuses):
+        if all(is_in_progress(folder, run) for run in runs):
+            raise OSError("the terminal has closed")
+
+    with pytest.raises(OSError, match="the terminal has closed"):
+        Pool(folder, runs, cpu_slots(2, 1), show, "score", worker(steps=500)).run()
+    wait_for(lambda: all(folder.state_of(run) is RunState.INTERRUPTED for run in runs))
+
+
+def test_a_sweep_under_nohup_ignores_the_end_of_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopSignals(signal.SIGTERM, signal.SIGHUP)
+        with stop.handled():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.count == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.count == 1
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_slots_divide_cores_and_group_gpus():

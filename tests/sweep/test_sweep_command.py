@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -164,6 +165,22 @@ def test_a_sweep_resumes_and_takes_more_seeds(begun):
         assert status == 0, output
     assert sweep("run", file, "seeds=[0,1,2]", "--folder", folder.path)[0] == 0
     assert len(folder.read_plan()) == 6
+
+
+def test_a_started_sweep_is_planned_anew_in_another_folder(begun, tmp_path):
+    _, folder = begun
+    other = tmp_path / "other"
+    for overrides in ([], ["seeds=[7]"]):
+        assert commands.plan_sweep(str(folder.path), overrides, other)[1].path == other
+        assert commands.plan_sweep(str(folder.path), overrides, None)[1].path == folder.path
+
+
+def test_two_contents_of_one_data_folder_are_both_prepared(tiny_sweep):
+    _, _, (run, *_) = commands.plan_sweep(str(tiny_sweep()), [], None)
+    trees = [{**run.config, "data": {**run.config["data"], "shard_tokens": size}} for size in (1024, 2048, 1024)]
+    configs = commands.data_configs(replace(run, config=tree) for tree in trees)
+    assert [config.shard_tokens for config in configs] == [1024, 2048]
+    assert len({config.dir for config in configs}) == 1
 
 
 def test_a_plan_for_more_devices_than_there_are_says_so(tiny_sweep, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,14 @@ from lit_illada.cli import main
 from lit_illada.commands import sweep as sweep_command
 from lit_illada.commands.sweep import SweepOutcome, plan_sweep
 from lit_illada.errors import UserError
+from lit_illada.sweep.attempt import record_failure
 from lit_illada.sweep.folder import RunState, SweepFolder
 from lit_illada.sweep.library import read_spec
 from lit_illada.sweep.plan import Costs, expand
 from lit_illada.sweep.progress import RunStatus
 from lit_illada.sweep.report.collect import collect
 from lit_illada.sweep.report.tables import tuning_rows
-from lit_illada.sweep.spec import Arm, Command, Metric, NoiseFloor, Stage, SweepSpec, Tuning
+from lit_illada.sweep.spec import Arm, Command, Goal, Metric, NoiseFloor, Stage, SweepSpec, Tuning
 from lit_illada.sweep.spec_check import check
 from lit_illada.sweep.variants import at_end, choose, read_choice, tuning_means, tuning_runs, write_choice
 
@@ -180,6 +182,37 @@ def test_tuning_has_ended_once_no_run_is_left_to_execute(tmp_path, planned, stat
     outcome = SweepOutcome(SweepFolder(tmp_path), statuses, 1, was_stopped=False)
     assert outcome.has_ended is has_ended
     assert not replace(outcome, was_stopped=True).has_ended
+
+
+def test_a_killed_run_says_nothing_about_its_value(tuned_sweep, tmp_path, outcomes):
+    folder = SweepFolder(tmp_path / "sweep")
+
+    def is_killed(run):
+        if run.config["optim"]["optimizer"]["learning_rate"] != 0.001:
+            return False
+        folder.run_folder(run).path.mkdir(parents=True, exist_ok=True)
+        record_failure(folder.run_folder(run), -9)
+        return True
+
+    executions = outcomes(is_killed, "val/nll_bound")
+    result = CliRunner().invoke(main, ["sweep", "run", str(tuned_sweep), "--folder", str(folder.path)])
+    assert result.exit_code == 1
+    assert re.search(r"was killed.*learning_rate: resume with --resume", " ".join(result.output.split()))
+    assert len(executions) == 1
+    assert not folder.tuned.exists()
+
+
+def test_a_choice_by_another_goal_is_not_used(tmp_path):
+    made, folder = two_arms(tune=TUNE), SweepFolder(tmp_path)
+    write_choice(made, folder, {"a": {1.0: 5.0, 2.0: 4.0}, "b": {1.0: 3.0, 2.0: 3.5}})
+    assert read_choice(folder, made) == {"a": 2.0, "b": 1.0}
+    (metric, *_) = made.metrics
+    higher = replace(made, metrics=[replace(metric, goal=Goal.HIGHER)])
+    assert read_choice(folder, higher) is None
+    record = json.loads(folder.tuned.read_text())
+    del record["goal"], record["metric_stage"]  # as earlier versions wrote it
+    folder.tuned.write_text(json.dumps(record))
+    assert read_choice(folder, made) == {"a": 2.0, "b": 1.0}
 
 
 def test_an_arm_whose_values_all_fail_names_the_values(tuned_sweep, tmp_path, outcomes):

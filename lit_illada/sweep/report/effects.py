@@ -14,8 +14,6 @@ from lit_illada.sweep.variants import replicates
 
 _HALF, _TOLERANCE = 0.5, 0.1  # fraction of a run's steps, and how far from it a validation may lie
 
-Values = Mapping[str, Mapping[int | None, float]]
-
 
 @dataclass(frozen=True)
 class NoiseFloor:
@@ -119,12 +117,13 @@ def _power(comparison: Comparison, margin: float | None) -> float | None:
 
 
 def _at_half(records: Mapping[int | None, RunRecord], name: str) -> dict[int | None, float]:
-    """Value of each finished run's curve nearest to half of its steps."""
+    """Value of each finished run's curve nearest to half of its steps, of two equally near ones the earlier."""
     values = {}
     for seed, record in records.items():
         curve, steps = record.curves.get(name), record.num_steps
         if record.figures and curve and steps:
-            distance, value = min((abs(s / steps - _HALF), v) for s, v in zip(curve.steps, curve.values, strict=True))
+            points = zip(curve.steps, curve.values, strict=True)
+            distance, _, value = min((abs(step / steps - _HALF), step, value) for step, value in points)
             if distance <= _TOLERANCE:
                 values[seed] = value
     return values

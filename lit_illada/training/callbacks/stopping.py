@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_illada.runtime import ranks
+from lit_illada.runtime.signals import is_nohup
 from lit_illada.training.checkpointing.saving import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class GracefulStop(Callback):
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._process = os.getpid()
-        self._handled = [number for number in _STOP_SIGNALS if not _is_nohup(number)]
+        self._handled = [number for number in _STOP_SIGNALS if not is_nohup(number)]
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
@@ -91,10 +92,6 @@ class GracefulStop(Callback):
             _leave_closed_terminal()
         if ranks.rank() == 0:
             log.warning("%s: saving after this step; Ctrl-C once more to stop at once", self.signal.name)
-
-
-def _is_nohup(number: signal.Signals) -> bool:
-    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 def _leave_closed_terminal() -> None:

@@ -2,11 +2,13 @@
 
 import csv
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from lit_illada.stats.comparisons import Finding
 from lit_illada.sweep.design import describe
+from lit_illada.sweep.report import effects as effects_module
 from lit_illada.sweep.report import write_report
 from lit_illada.sweep.report.collect import collect
 from lit_illada.sweep.report.effects import noise_floor
@@ -57,6 +59,15 @@ def test_no_effect_below_the_noise_floor_gets_a_verdict(make_sweep):
     first, second = finding.effects
     assert (first.arm, first.verdict) == ("b", "equivalent")
     assert (second.arm, second.verdict) == ("c", "better")
+
+
+def test_of_two_validations_equally_near_to_the_half_the_earlier_one_counts():
+    def record(*values):
+        curve = SimpleNamespace(steps=[20, 40, 60, 80, 100], values=list(values))
+        return SimpleNamespace(curves={"loss": curve}, num_steps=100, figures={"loss": values[-1]})
+
+    records = {0: record(0.9, 0.3, 0.5, 0.2, 0.1), 1: record(0.9, 0.52, 0.48, 0.2, 0.1)}
+    assert effects_module._at_half(records, "loss") == {0: 0.3, 1: 0.52}
 
 
 def test_effects_are_tabulated_at_half_and_full_budget(make_sweep):

@@ -1,0 +1,8 @@
+"""Signals that a process must not handle."""
+
+import signal
+
+
+def is_nohup(number: signal.Signals) -> bool:
+    """Whether the signal is the hang-up of a terminal that the process ignores, as `nohup` sets it."""
+    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
