@@ -79,7 +79,7 @@ class AlignDataModule(L.LightningDataModule):
             group_size: completions per prompt.
             updates: optimizer steps per rollout.
             batch_rows: completions per optimizer step, over all ranks.
-            micro_batch_rows: completions per forward pass of a rank.
+            micro_batch_rows: completions per forward pass of a rank, also of held-out pairs.
             total_steps: optimizer steps of the run.
             rollout_rows: held-out prompts per batch.
         """
@@ -133,7 +133,9 @@ class AlignDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[HeldOutBatch]:
         """Held-out prompts; ranks without one for a batch repeat the first, since all must run equally many batches."""
         rank, world_size = self._replica["rank"], self._world_size
-        size = self.rollout_rows
+        # a pair is two completions that are scored, not sampled
+        is_pair = self.prompts.held_out[0].answers is not None
+        size = max(1, self.micro_batch_rows // 2) if is_pair else self.rollout_rows
         num = len(self.prompts.held_out)
         batches = []
         for start in range(0, num, size * world_size):

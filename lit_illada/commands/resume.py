@@ -80,7 +80,8 @@ def _check_same_run(config: RunConfig, folder: RunFolder, checkpoint: Path) -> N
     assert state is not None, f"{checkpoint}: a run's checkpoints have a state"
     try:
         saved, step = state["hyper_parameters"]["config"], int(state["global_step"])
-        _compare(config, saved, checkpoint)
+        # an alignment's batch follows from other keys
+        _compare(config.resolve() if isinstance(config, AlignConfig) else config, saved, checkpoint)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint}: not a checkpoint of a training run of lit-illada ({error!r})") from error
     max_steps = config.trainer.max_steps

@@ -11,7 +11,7 @@ from lit_illada.data.sft.config import TEMPLATES, RoleTexts, RoleTokens
 from lit_illada.errors import UserError, require
 from lit_illada.generation.config import GenerationConfig
 from lit_illada.model.lora_config import ADAPTERS, FullWeights, LoraConfig
-from lit_illada.schema import choice
+from lit_illada.schema import choice, to_tree
 from lit_illada.tasks.base import Task
 from lit_illada.tasks.registry import TASKS
 from lit_illada.training.config.divergence import Rollback
@@ -137,7 +137,10 @@ class AlignConfig(RunConfig):
             )
 
     def _check_scored_policy(self) -> None:
-        """Raise UserError if the policy that samples is not one of a temperature, which is what scores can take."""
+        """Raise UserError if the policy that samples is not one of a temperature, which is what scores can take.
+
+        Caches are allowed: their logits are approximations of those that are scored.
+        """
         if not self.alignment.temperature_in_score:
             return
         sampler = self.generation
@@ -145,10 +148,14 @@ class AlignConfig(RunConfig):
             "temperature": (sampler.temperature > 0, "above 0"),
             "top_p": (sampler.top_p == 1, "1"),
             "guidance_scale": (sampler.guidance_scale == 0, "0"),
+            "min_new_tokens": (sampler.min_new_tokens == 0, "0"),
         }
+        with_it = "with alignment.temperature_in_score=true, or set that to false"
         for name, (is_valid, allowed) in needed.items():
-            also = f"{allowed} with alignment.temperature_in_score=true, or set that to false"
-            require(is_valid, f"generation.{name}", getattr(sampler, name), also)
+            require(is_valid, f"generation.{name}", getattr(sampler, name), f"{allowed} {with_it}")
+        for name in ("thinking_stop", "repetition", "on_loop", "early_exit"):
+            chosen = to_tree(sampler)[name]["name"]
+            require(chosen == "none", f"generation.{name}", repr(chosen), f"'none' {with_it}")
 
     def resolve(self) -> "AlignConfig":
         """Return the config with the rows per optimizer step and per forward pass."""

@@ -78,7 +78,7 @@ def propose(
     top_p: float,
     uncertain_token_ids: Tensor,
 ) -> Proposals:
-    """Samples proposals from logits; with a temperature above 0 these must be float64.
+    """Samples proposals from logits, which the float64 noise of a temperature above 0 promotes.
 
     With a temperature the token is argmax(logit + temperature · Gumbel noise) over the nucleus of the
     distribution at that temperature, in float64 because the tail of float32 noise is too coarse (arXiv 2409.02908).

@@ -28,7 +28,8 @@ class Masks:
     mask_ratio: Tensor
     """float64, the ratio drawn, or k/L."""
     density: Tensor
-    """float64, divisor of the weight under importance correction; 1 with exact-k and without the correction."""
+    """float64, divisor of the weight under importance correction: p(t) with Bernoulli masks; with exact-k that of the
+    conditional weight, or 1 without the correction."""
     weight: Tensor | None = None
     """float64, weight of the summed loss of a row or block; None: w(mask_ratio)."""
 

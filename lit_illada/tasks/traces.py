@@ -15,9 +15,9 @@ times: a model that loops did not copy the loop from here.
     Wait, let me check again.
     g=0+7=7
 
-With `retry_sentence=false` the wrong results follow each other without the sentence in between. Until `max_retries` are used up, every statement of a retried step is wrong with the same probability, whatever came
-before. No statement occurs twice: such a trace is periodic but for the result, and a loop differs from it in that the
-result repeats too.
+With `retry_sentence=false` the wrong results follow each other without the sentence in between. Until `max_retries`
+are used up, every statement of a retried step is wrong with the same probability, whatever came before. No statement
+occurs twice: such a trace is periodic but for the result, and a loop differs from it in that the result repeats too.
 """
 
 import re

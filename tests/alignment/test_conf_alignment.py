@@ -142,6 +142,15 @@ BAD = {
     ],
     "generation.top_p is 0.9: it must be 1 with": ["alignment=left_to_right", "generation.top_p=0.9"],
     "generation.guidance_scale is 1.5: it must be 0": ["alignment=left_to_right", "generation.guidance_scale=1.5"],
+    "generation.min_new_tokens is 4: it must be 0 with": ["alignment=left_to_right", "generation.min_new_tokens=4"],
+    "generation.repetition is 'penalty': it must be 'none' with": [
+        "alignment=left_to_right",
+        "generation/repetition=penalty",
+    ],
+    "generation.on_loop is 'temperature_kick': it must be 'none' with": [
+        "alignment=left_to_right",
+        "generation/on_loop=temperature_kick",
+    ],
 }
 
 

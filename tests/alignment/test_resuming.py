@@ -5,9 +5,11 @@ import re
 import pytest
 
 from lit_illada.alignment.resuming import check_stored_rollout
+from lit_illada.commands import resume
 from lit_illada.config import load
 from lit_illada.errors import UserError
 from lit_illada.schema import to_tree
+from lit_illada.training.config.trainer import TrainerConfig
 
 
 def tree(*overrides):
@@ -33,6 +35,14 @@ CHANGES = {
 def test_settings_of_the_stored_rollout_cannot_change_within_it(message):
     with pytest.raises(UserError, match=f"step 3 lies within a rollout.*{re.escape(message)}.*resume without"):
         check_stored_rollout(tree(), tree(*CHANGES[message]), 3)
+
+
+def test_an_alignment_with_another_batch_is_another_run(tmp_path):
+    """The batch follows from other keys, also where that of the run is the default of trainer.batch_rows."""
+    saved = to_tree(load("align", ["prompts_per_step=8", "alignment.group_size=4"]).resolve())
+    assert saved["trainer"]["batch_rows"] == TrainerConfig.batch_rows
+    with pytest.raises(UserError, match=r"trainer\.batch_rows was 32 in the run and would be 64"):
+        resume._compare(load("align", ["prompts_per_step=16", "alignment.group_size=4"]).resolve(), saved, tmp_path)
 
 
 def test_the_temperature_matters_only_where_it_is_scored():

@@ -175,7 +175,9 @@ class ExponentialRamp:
         excess_R = (num_tokens_R - self.start_tokens).clamp(min=0).double()
         growth_R = (torch.full_like(excess_R, self.factor) ** excess_R - 1).clamp(max=_MAX_INCREASE)
         close_R = logits_RV[:, close_id]
-        return _replace_logit(logits_RV, close_id, close_R + close_R.abs() * growth_R)
+        # a forbidden token stays forbidden: −∞ + ∞ · 0 is not a number
+        raised_R = torch.where(close_R.isfinite(), close_R + close_R.abs() * growth_R, close_R)
+        return _replace_logit(logits_RV, close_id, raised_R)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,13 @@ def test_nothing_changes_before_the_start(rule):
     assert rule.acts_on(PLACES, BUDGET).equal(~early)
 
 
+@pytest.mark.parametrize("rule", [LinearRamp(start_tokens=10), ExponentialRamp(start_tokens=10)])
+def test_a_forbidden_closing_token_stays_forbidden(rule):
+    forbidden = logits()
+    forbidden[:, CLOSE] = -torch.inf
+    assert rule(forbidden, PLACES, CLOSE, BUDGET).equal(forbidden)
+
+
 def test_a_hard_stop_allows_only_the_closing_token_from_its_budget_on():
     after = HardStop(thinking_tokens=50)(logits(), PLACES, CLOSE, BUDGET)
     is_over = PLACES >= 50
