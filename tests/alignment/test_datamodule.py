@@ -1,0 +1,25 @@
+"""Batches of held-out prompts."""
+
+import pytest
+
+from lit_illada.alignment.datamodule import AlignDataModule
+from lit_illada.alignment.prompts import Prompt, Prompts
+
+
+def batches(prompts, micro_batch_rows):
+    module = AlignDataModule(
+        Prompts(train=prompts, held_out=prompts), None, seed=0, group_size=4, updates=1, batch_rows=8,
+        micro_batch_rows=micro_batch_rows, total_steps=1, rollout_rows=5,
+    )  # fmt: skip
+    return [batch.index for batch in module.val_dataloader()]
+
+
+def test_held_out_problems_are_sampled_by_rollout_rows():
+    assert batches([Prompt([1], "alpha")] * 7, 2) == [[0, 1, 2, 3, 4], [5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_rows", "expected"), [(4, [[0, 1], [2, 3], [4, 5], [6]]), (2, [[n] for n in range(7)])]
+)
+def test_a_forward_pass_of_held_out_pairs_has_micro_batch_rows_completions(micro_batch_rows, expected):
+    assert batches([Prompt([1], "alpha", answers=([2], [3]))] * 7, micro_batch_rows) == expected
