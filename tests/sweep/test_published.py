@@ -134,12 +134,12 @@ def test_committed_results_that_are_superseded_are_listed(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)  # without converted checkpoints, whose sweeps take long
     # only those that are not trained again, which takes minutes for the others: `make check-results`
     results = tmp_path / "results"
-    for name in ("loop_reproduce", "mask_ratio", "real_loops"):
+    for name in ("loop_reproduce", "mask_draw", "real_loops"):
         shutil.copytree(sweeps_dir() / "results" / name, results / name, ignore=shutil.ignore_patterns("*.png"))
     status, output = sweep("check", results)
     assert status == 0, output
     assert "real_loops commit e6b7a8c1, clean; not repeated here" in output
-    assert "mask_ratio commit 456ae05c, clean; superseded, not checked" in output
+    assert "mask_draw commit 456ae05c, clean; superseded, not checked" in output
     assert "loop_reproduce commit da8e4ba2, with uncommitted changes; superseded, not checked" in output
 
 
