@@ -26,6 +26,8 @@ class Prompt:
     """Tokens up to the mark of the assistant's turn."""
     text: str
     """The user's message."""
+    origin: str
+    """Where the prompt comes from, for messages: file and line, or the problem."""
     problem: Problem | None = None
     """The problem of the task; None: a preference pair."""
     answers: tuple[list[int], list[int]] | None = None
@@ -81,7 +83,7 @@ def preference_prompts(path: str, template: ChatTemplate, num_held_out: int, hel
         pairs = [template.encode([question, Message(Role.ASSISTANT, text)]) for text in (chosen, rejected)]
         is_held_out = split_of(prompt, held_out_fraction) is Split.VALIDATION
         answers = pairs[0][1], pairs[1][1]
-        (held_out if is_held_out else train).append(Prompt(pairs[0][0], prompt, answers=answers))
+        (held_out if is_held_out else train).append(Prompt(pairs[0][0], prompt, where, answers=answers))
     if not train or len(held_out) < 2:
         raise UserError(
             f"{path}: {len(train)} training and {len(held_out)} held-out pairs (a tenth, by a hash of the prompt); "
@@ -95,10 +97,9 @@ def check_lengths(prompts: Sequence[Prompt], max_new_tokens: int, max_positions:
     for prompt in prompts:
         new = max_new_tokens if prompt.answers is None else max(map(len, prompt.answers))
         if len(prompt.ids) + new > max_positions:
-            where = prompt.problem.origin if prompt.problem is not None else "a preference pair"
             raise UserError(
-                f"{where}: the prompt has {len(prompt.ids)} tokens and the completion up to {new}, together more than "
-                f"model.max_position_embeddings={max_positions}"
+                f"{prompt.origin}: the prompt has {len(prompt.ids)} tokens and the completion up to {new}, together more "
+                f"than model.max_position_embeddings={max_positions}"
             )
 
 
@@ -171,4 +172,4 @@ def _span(limits: Sequence[float]) -> str:
 
 def _prompt(task: Task, problem: Problem, template: ChatTemplate) -> Prompt:
     text = task.prompt(problem)
-    return Prompt(template.encode_prompt([Message(Role.USER, text)]), text, problem)
+    return Prompt(template.encode_prompt([Message(Role.USER, text)]), text, problem.origin, problem)

@@ -17,6 +17,7 @@ from lit_illada.model.config import AttentionKernel
 from lit_illada.model.kernel_choice import LONGEST_MATMUL_ROW, choose_kernel
 from lit_illada.runtime import packages
 from lit_illada.runtime.console import Console
+from lit_illada.runtime.cores import usable_cores
 from lit_illada.runtime.packages import Finding, Verdict
 from lit_illada.training.config.trainer import Accelerator, Precision
 
@@ -77,7 +78,7 @@ def _machine() -> Iterator[Finding]:
         yield Finding("machine", "Python", python)
     else:
         yield Finding("machine", "Python", python, Verdict.broken, "install Python 3.11 or later")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(usable_cores())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("machine", "processor", f"{cores} cores available, {memory / 1e9:.0f} GB of memory")
 

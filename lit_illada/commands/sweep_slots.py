@@ -9,6 +9,7 @@ import torch
 
 from lit_illada.cost.run_cost import memory_bytes
 from lit_illada.errors import UserError
+from lit_illada.runtime.cores import usable_cores
 from lit_illada.sweep.folder import PlannedRun
 from lit_illada.sweep.pool import Slot, cpu_slots, gpu_slots
 from lit_illada.sweep.slurm import SlurmOptions
@@ -38,7 +39,7 @@ def slots_of(runs: Sequence[PlannedRun], workers: Workers, *, is_required: bool 
 
     is_required: raise UserError if a run needs more GPUs than there are, instead of returning no slot.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(usable_cores())
     if accelerator_of(runs, is_required=is_required) is Accelerator.gpu:
         if is_required and any(run.config["trainer"]["num_nodes"] > 1 for run in runs if "trainer" in run.config):
             raise UserError("trainer.num_nodes is above 1: one machine cannot run that, use --slurm")

@@ -1,6 +1,5 @@
 """Detection in several processes, for files of many texts."""
 
-import os
 import signal
 import sys
 from collections.abc import Generator, Iterable, Sequence
@@ -15,6 +14,7 @@ from lit_illada.errors import UserError
 from lit_illada.loops.config import LoopConfig
 from lit_illada.loops.outcome import Outcome, outcome
 from lit_illada.loops.records import Generation
+from lit_illada.runtime.cores import usable_cores
 
 _BATCH_TEXTS = 32
 _MIN_TEXTS_FOR_PROCESSES = 512
@@ -61,7 +61,7 @@ def num_usable_processes() -> int:
     """Usable cores, at most 8. 1 where forking is unsafe: outside Linux, and once torch has started threads."""
     if sys.platform != "linux" or "torch" in sys.modules:
         return 1
-    return min(_MAX_PROCESSES, len(os.sched_getaffinity(0)))
+    return min(_MAX_PROCESSES, len(usable_cores()))
 
 
 @dataclass(frozen=True, eq=False)

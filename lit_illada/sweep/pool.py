@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from lit_illada.runtime.cores import usable_cores
 from lit_illada.runtime.signals import is_nohup
 from lit_illada.sweep.attempt import NOT_MINE, record_failure, was_stopped
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
@@ -238,7 +239,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 def cpu_slots(workers: int, threads: int) -> list[Slot]:
     """Slots with `threads` cores of this process each; slots share cores where there are too few."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = usable_cores()
     return [Slot(tuple(cores[(n * threads + i) % len(cores)] for i in range(threads))) for n in range(workers)]
 
 

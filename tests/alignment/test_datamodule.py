@@ -15,11 +15,11 @@ def batches(prompts, micro_batch_rows):
 
 
 def test_held_out_problems_are_sampled_by_rollout_rows():
-    assert batches([Prompt([1], "alpha")] * 7, 2) == [[0, 1, 2, 3, 4], [5, 6]]
+    assert batches([Prompt([1], "alpha", "problem 1")] * 7, 2) == [[0, 1, 2, 3, 4], [5, 6]]
 
 
 @pytest.mark.parametrize(
     ("micro_batch_rows", "expected"), [(4, [[0, 1], [2, 3], [4, 5], [6]]), (2, [[n] for n in range(7)])]
 )
 def test_a_forward_pass_of_held_out_pairs_has_micro_batch_rows_completions(micro_batch_rows, expected):
-    assert batches([Prompt([1], "alpha", answers=([2], [3]))] * 7, micro_batch_rows) == expected
+    assert batches([Prompt([1], "alpha", "pairs.jsonl:1", answers=([2], [3]))] * 7, micro_batch_rows) == expected

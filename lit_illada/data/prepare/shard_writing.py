@@ -1,7 +1,6 @@
 """Writes the shards of document groups and reuses those of a killed preparation."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
@@ -13,6 +12,7 @@ from lit_illada.data.dataset.shards import ShardJob
 from lit_illada.data.prepare.shard_pool import ShardPool
 from lit_illada.data.prepare.work_folder import WORK_FOLDER
 from lit_illada.data.tokenizer import Tokenizer
+from lit_illada.runtime.cores import usable_cores
 from lit_illada.runtime.files import read_json
 from lit_illada.runtime.records import from_record
 
@@ -42,7 +42,7 @@ def write_shards(
         for future in futures:
             add(pending.pop(future), future.result())
 
-    with ShardPool(folder / WORK_FOLDER / TOKENIZER_FOLDER, config.num_processes or _num_cores()) as pool:
+    with ShardPool(folder / WORK_FOLDER / TOKENIZER_FOLDER, config.num_processes or len(usable_cores())) as pool:
         for group in groups:
             key = group.split, group.index
             job = ShardJob(*shard_files(folder, key, tokenizer, group.digests), group.texts)
@@ -69,7 +69,3 @@ def finished_shard(file: Path, record_file: Path) -> ShardRecord | None:
         return None
     record = from_record(ShardRecord, read_json(record_file), str(record_file))
     return record if file.stat().st_size == record.file_bytes else None
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
