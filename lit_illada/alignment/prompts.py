@@ -98,8 +98,8 @@ def check_lengths(prompts: Sequence[Prompt], max_new_tokens: int, max_positions:
         new = max_new_tokens if prompt.answers is None else max(map(len, prompt.answers))
         if len(prompt.ids) + new > max_positions:
             raise UserError(
-                f"{prompt.origin}: the prompt has {len(prompt.ids)} tokens and the completion up to {new}, together more "
-                f"than model.max_position_embeddings={max_positions}"
+                f"{prompt.origin}: the prompt has {len(prompt.ids)} tokens and the completion up to {new}, together "
+                f"more than model.max_position_embeddings={max_positions}"
             )
 
 
