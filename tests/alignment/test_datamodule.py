@@ -1,9 +1,10 @@
-"""Batches of held-out prompts."""
+"""Batches of held-out prompts, and the lengths of prompts."""
 
 import pytest
 
 from lit_illada.alignment.datamodule import AlignDataModule
-from lit_illada.alignment.prompts import Prompt, Prompts
+from lit_illada.alignment.prompts import Prompt, Prompts, check_lengths
+from lit_illada.errors import UserError
 
 
 def batches(prompts, micro_batch_rows):
@@ -23,3 +24,11 @@ def test_held_out_problems_are_sampled_by_rollout_rows():
 )
 def test_a_forward_pass_of_held_out_pairs_has_micro_batch_rows_completions(micro_batch_rows, expected):
     assert batches([Prompt([1], "alpha", "pairs.jsonl:1", answers=([2], [3]))] * 7, micro_batch_rows) == expected
+
+
+def test_an_overlong_pair_is_named_by_its_line():
+    pairs = [Prompt([1] * 5, "alpha", "pairs.jsonl:1", answers=([2], [3])) for _ in range(2)]
+    check_lengths(pairs, 100, 6)  # a pair's completions are its answers
+    overlong = Prompt([1] * 5, "alpha", "pairs.jsonl:3", answers=([2], [3, 4]))
+    with pytest.raises(UserError, match=r"pairs\.jsonl:3: the prompt has 5 tokens and the completion up to 2"):
+        check_lengths([*pairs, overlong], 100, 6)
