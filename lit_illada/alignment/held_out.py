@@ -1,5 +1,6 @@
 """The held-out prompts of an alignment run: completions at a validation, and their figures against the run's start."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +11,8 @@ from lit_illada.alignment.prompts import Prompt
 from lit_illada.alignment.reward_worker import RewardWorker
 from lit_illada.alignment.rollout import RolloutSampler, Sample
 from lit_illada.model.transformer import Transformer
+
+log = logging.getLogger(__name__)
 
 
 class HeldOut:
@@ -33,6 +36,7 @@ class HeldOut:
         self.samples: list[tuple[int, Sample, bool]] = []
         self.first_correct: list[bool] | None = None
         self._tables: list[dict[str, Tensor]] = []
+        self._is_change_missing = False
 
     def begin(self) -> None:
         """Clear the results of the previous validation."""
@@ -69,7 +73,13 @@ class HeldOut:
         table = {name: values[[row_of[index] for index in sorted(row_of)]] for name, values in table.items()}
         if self.verdicts is None:
             return held_out_figures(table, None, self.difficulty_name)
-        figures = held_out_figures(table, self.first_correct, self.difficulty_name)
-        if self.first_correct is None:
+        num, first = len(table["correct"]), self.first_correct
+        if first is not None and len(first) != num and not self._is_change_missing:
+            self._is_change_missing = True
+            log.warning(
+                "accuracy_change is left out: the run began with %d held-out problems and has %d now", len(first), num
+            )
+        figures = held_out_figures(table, first, self.difficulty_name)
+        if first is None:
             self.first_correct = table["correct"].bool().tolist()
         return figures

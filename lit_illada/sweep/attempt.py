@@ -23,7 +23,7 @@ from lit_illada.sweep.spec import Command
 
 # exit status if another process holds the run or has finished it
 NOT_MINE = 75
-_STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _WORDS = "LIT_ILLADA_SWEEP_WORDS"
 _WORDS_FILE = "words.json"
 _SWEEP_FILES = {"run.lock", "log.txt", "attempts.jsonl", "job.json", _WORDS_FILE}
@@ -69,8 +69,8 @@ def record_failure(run_folder: SweepRunFolder, exit_status: int) -> None:
 
 
 def was_stopped(exit_status: int) -> bool:
-    """Whether a stop signal ended the run. Negative statuses: it came before the run's handler was installed."""
-    return exit_status in _STOPPED or exit_status in {-signal.SIGINT, -signal.SIGTERM}
+    """Whether a stop signal ended the run, also one that came before the run's handler was installed (−number)."""
+    return any(exit_status in (128 + number, -number) for number in _STOP_SIGNALS)
 
 
 def _execute(folder: SweepFolder, run: PlannedRun, run_folder: SweepRunFolder, call: Callable[[list[str]], int]) -> int:

@@ -102,7 +102,7 @@ def test_exception_in_a_run_is_a_failure(one):
     assert run_folder.state is RunState.FAILED
 
 
-@pytest.mark.parametrize("status", [130, 143, -15, -2])
+@pytest.mark.parametrize("status", [130, 143, 138, -15, -2, -10])
 def test_stopped_run_has_not_failed(one, status):
     attempted, run_folder = one
     attempted(status)

@@ -1,8 +1,10 @@
-"""Batches of held-out prompts, and the lengths of prompts."""
+"""Batches of held-out prompts, the lengths of prompts, and figures of held-out problems."""
 
 import pytest
+import torch
 
 from lit_illada.alignment.datamodule import AlignDataModule
+from lit_illada.alignment.held_out import HeldOut
 from lit_illada.alignment.prompts import Prompt, Prompts, check_lengths
 from lit_illada.errors import UserError
 
@@ -32,3 +34,14 @@ def test_an_overlong_pair_is_named_by_its_line():
     overlong = Prompt([1] * 5, "alpha", "pairs.jsonl:3", answers=([2], [3, 4]))
     with pytest.raises(UserError, match=r"pairs\.jsonl:3: the prompt has 5 tokens and the completion up to 2"):
         check_lengths([*pairs, overlong], 100, 6)
+
+
+def test_a_change_that_cannot_be_computed_is_reported_once(caplog):
+    held_out = HeldOut([], None, object(), "difficulty")
+    for num in (3, 4, 4):
+        held_out.begin()
+        columns = {"index": range(num), "correct": [1] * num, "difficulty": [0] * num}
+        held_out.add_table({name: torch.tensor([*values], dtype=torch.float64) for name, values in columns.items()})
+        assert "val/accuracy_change" not in held_out.figures(lambda rows: rows)
+    (record,) = caplog.records
+    assert "began with 3 held-out problems and has 4 now" in record.getMessage()
