@@ -131,7 +131,7 @@ def _plain(finding: MetricFinding) -> list[str]:
     pairs = [f"  {pair.first} → {pair.second}: {pair.verdict}" for pair in finding.pairs]
     if finding.noise is not None:
         number = finding.noise.num_replicates
-        pairs.append(f"  noise floor {finding.unit.size(finding.noise.size)} ({number} rounding replicates)")
+        pairs.append(f"  noise floor {finding.unit.noise(finding.noise.size)} {finding.unit.of_difference} ({number} rounding replicates)")
     return [*lines, *pairs, *(f"  check: {check.text}" for check in finding.checks)]
 
 
