@@ -4,16 +4,15 @@ import copy
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import chain, count
 from typing import Any, Protocol
 
 from lit_illada.errors import UserError
 from lit_illada.sweep.comparable import check_comparable
 from lit_illada.sweep.folder import PlannedRun
+from lit_illada.sweep.run_ids import with_ids
 from lit_illada.sweep.spec import Arm, Command, Measure, Stage, SweepSpec
 from lit_illada.sweep.variants import first_training, replicate_arm, replicates, tuning_arms, with_value
 
@@ -115,7 +114,7 @@ def expand(
         # two arms with one final run would be compared with themselves
         if (other := ends.setdefault((seed, parent.fingerprint), name)) != name:
             raise UserError(f"arms {other!r} and {name!r} are identical: their resolved configs are equal")
-    return _named(list(runs.values()), spec, begun or {})
+    return with_ids(list(runs.values()), spec, begun or {})
 
 
 _Lane = tuple[str, int, Arm]
@@ -277,32 +276,3 @@ def _run(step: _Step, arm: str, seed: int, parent: PlannedRun | None, costs: Cos
         tokens=tokens,
         flops=flops,
     )
-
-
-def _named(runs: Sequence[PlannedRun], spec: SweepSpec, begun: Mapping[str, str]) -> list[PlannedRun]:
-    """Assign ids to runs, and replace the fingerprint in `parent` by an id."""
-    ids = {run.fingerprint: begun[run.fingerprint] for run in runs if run.fingerprint in begun}
-    taken = {*begun.values()}
-    for run in runs:
-        if run.fingerprint in ids:
-            continue
-        id = _id(run, spec)
-        if id in begun.values():
-            raise UserError(f"the folder already holds a run {id!r} with other settings: choose another --folder")
-        numbered = chain([id], (f"{id}-{n}" for n in count(2)))
-        ids[run.fingerprint] = next(each for each in numbered if each not in taken)
-        taken.add(ids[run.fingerprint])
-    return [replace(r, id=ids[r.fingerprint], parent=ids[r.parent] if r.parent else None) for r in runs]
-
-
-def _id(run: PlannedRun, spec: SweepSpec) -> str:
-    """Id of a run: stage, common part of the names of its arms, and seed."""
-    parts = [run.stage]
-    if len(run.arms) == 1:
-        parts += run.arms
-    elif len(run.arms) < len(spec.all_arms()):
-        shared = set.intersection(*(set(arm.split("+")) for arm in run.arms))
-        parts += [word for word in run.arms[0].split("+") if word in shared] or run.arms[:1]
-    if run.seed is not None:
-        parts.append(f"s{run.seed}")
-    return "-".join(re.sub(r"[^\w.+=]+", "-", part).strip("-.") for part in parts)
