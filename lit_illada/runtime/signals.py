@@ -1,4 +1,4 @@
-"""Signals that a process must not handle."""
+"""Signals that a process leaves ignored."""
 
 import signal
 

@@ -131,7 +131,8 @@ def _plain(finding: MetricFinding) -> list[str]:
     pairs = [f"  {pair.first} → {pair.second}: {pair.verdict}" for pair in finding.pairs]
     if finding.noise is not None:
         number = finding.noise.num_replicates
-        pairs.append(f"  noise floor {finding.unit.noise(finding.noise.size)} {finding.unit.of_difference} ({number} rounding replicates)")
+        floor = f"{finding.unit.noise(finding.noise.size)} {finding.unit.of_difference}".strip()
+        pairs.append(f"  noise floor {floor} ({number} rounding replicates)")
     return [*lines, *pairs, *(f"  check: {check.text}" for check in finding.checks)]
 
 
