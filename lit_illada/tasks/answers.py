@@ -126,9 +126,12 @@ def _brace_ends(text: str) -> dict[int, int]:
 def _without_markup(text: str) -> str:
     """The text without GSM8K's <<calculations>>, LaTeX spellings and typographic variants of minus and space."""
     text = re.sub(r"<<[^<>]*>>", "", text)
-    text = re.sub("[−﹣－]", "-", text)
-    text = re.sub("[\u00a0\u2007\u2009\u202f]", " ", text)
+    if not text.isascii():
+        text = re.sub("[−﹣－]", "-", text)
+        text = re.sub("[\u00a0\u2007\u2009\u202f]", " ", text)
     text = text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%").replace(r"\,", "").replace(r"\!", "")
+    if "frac" not in text:  # the search for it takes longest
+        return text
     text = re.sub(r"(?<=\d)\s*(?=\\[dt]?frac)", " ", text)
     return re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
 

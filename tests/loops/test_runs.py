@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.loops.config import LoopConfig
+from lit_illada.loops.config import LoopConfig, NearExactRule
 from lit_illada.loops.detect.runs import Run, exact_runs, near_runs, without_templates
 from lit_illada.loops.detect.secondary import longest_repeat
 from lit_illada.loops.detect.spans import loop_spans
@@ -60,6 +60,32 @@ def test_exact_runs_equal_a_slow_search(x, above, min_cycles, min_length):
 def test_the_longest_repeat_spares_a_search_only_where_nothing_is_found(before, unit, cycles):
     units = units_of_text(" ".join(before + unit * cycles))
     assert loop_spans(units, LoopConfig(), longest_repeat(units.ids)) == loop_spans(units, LoopConfig())
+
+
+@given(
+    st.lists(st.integers(0, 99), min_size=3, max_size=16),
+    st.integers(2, 6),
+    st.sets(st.integers(0, 95), max_size=8),
+    st.sampled_from([0.0, 0.1, 0.2, 1 / 3]),
+    st.integers(4, 40),
+)
+def test_the_longest_repeat_spares_a_search_for_near_runs_only_where_there_is_none(
+    unit, cycles, changes, mismatch, least
+):
+    looped = unit * cycles
+    for place in changes:  # in all later copies, so that one comparison fails
+        looped[place :: len(unit)] = [200 + place] * len(looped[place :: len(unit)])
+    config = LoopConfig(near_exact=NearExactRule(mismatch=mismatch, min_cycles=2, min_length=least))
+    assert near_runs(ids(looped), config, longest_repeat(ids(looped))) == near_runs(ids(looped), config)
+
+
+def test_a_near_run_of_short_equal_parts_is_found_by_its_longest_repeat():
+    looped = list(range(10)) * 4
+    looped[17::10], looped[25::10] = [100] * 3, [101] * 2
+    looped = ids(looped[:32])  # 22 comparisons: 7, 7 and 6 equal ones around two mismatches
+    assert longest_repeat(looped) == 7
+    assert near_runs(looped, NEAR, 7) == near_runs(looped, NEAR) == [Run(0, 10, 32, 2)]
+    assert near_runs(looped, NEAR, 6) == []
 
 
 loops = st.tuples(

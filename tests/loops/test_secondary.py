@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.loops.detect.secondary import longest_repeat, repeated_ngram, repeated_tail, secondary, windowed_zlib
+from lit_illada.loops.detect.secondary import (
+    longest_repeat,
+    presets,
+    repeated_ngram,
+    repeated_tail,
+    secondary,
+    windowed_zlib,
+)
 
 texts = st.lists(st.integers(0, 3), max_size=60)
 
@@ -38,6 +45,14 @@ def test_ngram_fractions_are_counted(x):
 def test_the_repeated_ngram_preset_counts_occurrences(x, n, k):
     slow = max(Counter(ngrams(x, n)).values(), default=0) >= k
     assert repeated_ngram(np.asarray(x, np.int32), n, k) == slow
+
+
+@pytest.mark.parametrize(("length", "copies"), [(1, 48), (1, 49), (30, 20), (31, 20), (30, 19)])
+def test_presets_do_not_depend_on_the_known_longest_repeat(length, copies):
+    x = np.asarray(list(range(length)) * copies, np.int32)
+    found = presets(x, longest_repeat(x))
+    assert found == presets(x, None)
+    assert found["30-gram ≥ 20 times"] == (length * copies - 30 + 1 >= length * 19 + 1)
 
 
 def degen(x):

@@ -1,6 +1,7 @@
 """Repeated statements, and sentences that only look alike."""
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,18 @@ def test_sentences_end_at_full_stops_and_lines():
     assert [item.text for item in split(text)] == [
         "One two three four five six.", "A line without a stop of seven words", "last one two three four five!",
     ]  # fmt: skip
+
+
+@given(st.text("ab.!? \n", max_size=40))
+def test_sentences_are_cut_after_stops_before_a_space_and_after_line_ends(text):
+    cuts = [
+        end for end in range(1, len(text)) if text[end - 1] == "\n" or (text[end - 1] in ".!?" and text[end].isspace())
+    ]
+    units = units_of_text(text)
+    groups = Counter(sum(cut <= start for cut in cuts) for start in units.written.starts.tolist())
+    found = list(sentences(units, 1))
+    assert [sentence.end - sentence.start for sentence in found] == list(groups.values())
+    assert [sentence.start for sentence in found] == [0, *[sentence.end for sentence in found]][: len(found)]
 
 
 @pytest.mark.parametrize("signs", [".", "?!"])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lit_illada.loops.config import LoopConfig
 from lit_illada.loops.detect.ending import Ending, ending, is_forced_closure, num_units_after
-from lit_illada.loops.detect.secondary import PRESETS, Secondary, secondary
+from lit_illada.loops.detect.secondary import Secondary, presets, secondary
 from lit_illada.loops.detect.spans import LOOPS, MAX_LENGTH, Kind, Span, is_template, loop_spans
 from lit_illada.loops.detect.statements import holds_phrase
 from lit_illada.loops.detect.words import Units, sentences, units_of_text, units_of_tokens
@@ -106,7 +106,8 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
     answered = end.has_answer if known.has_answer is None else known.has_answer
     text = _first_part(units)
     measures = secondary(units.ids[:MAX_LENGTH], text)
-    spans = loop_spans(units, config, measures.longest_repeat if len(units) <= MAX_LENGTH else None)
+    longest_repeat = measures.longest_repeat if len(units) <= MAX_LENGTH else None
+    spans = loop_spans(units, config, longest_repeat)
     has_template = is_template(units, spans, config)
     loops_end = max((span.end for span in spans), default=len(units))
     longest_period = max((span.period for span in spans), default=0)
@@ -144,7 +145,7 @@ def _findings(units: Units, end: Ending, config: LoopConfig, known: Known) -> Fi
         temporal_onset=None,
         temporal_lead=None,
         wasted_forwards=None,
-        presets={name: preset(units.ids) for name, preset in PRESETS.items()},
+        presets=presets(units.ids, longest_repeat),
         secondary=measures,
         units=units,
     )

@@ -79,6 +79,21 @@ def _shortest_repeat(max_period: int, min_cycles: float, min_length: int) -> flo
     return min(max((min_cycles - 1) * period, min_length - period) for period in range(1, max_period + 1))
 
 
+@cache
+def _least_equal_part(num_compared: float, mismatch: float) -> float:
+    """Equal comparisons in a row that a near-exact run of num_compared or more comparisons contains.
+
+    m mismatches among n comparisons leave n − m equal ones in m + 1 parts. Their mean length falls only where m rises,
+    and less at each rise, so that the first rise after num_compared is the lowest.
+    """
+    num_mismatches = int(mismatch * num_compared + 1e-9)
+    here = (num_compared - num_mismatches) / (num_mismatches + 1)
+    if mismatch == 0:
+        return here
+    following = (num_mismatches + 1) / mismatch
+    return min(here, (following - num_mismatches - 1) / (num_mismatches + 2))
+
+
 def periodic_runs(
     ids: NDArray[np.integer],
     max_period: int = 256,
@@ -101,13 +116,17 @@ def periodic_runs(
     return sorted(runs)
 
 
-def near_runs(ids: NDArray[np.int32], config: LoopConfig) -> list[Run]:
+def near_runs(ids: NDArray[np.int32], config: LoopConfig, longest_repeat: int | None = None) -> list[Run]:
     """Runs of longer periods than a flood's, with at most the fraction near_exact.mismatch of unequal comparisons, and
     at most max_gap of them in a row.
 
     Of a stretch with more mismatches, the longest part within the limit counts, and then the longest of the rest.
+    longest_repeat: as for `exact_runs`.
     """
     rule, runs = config.near_exact, []
+    num_compared = _shortest_repeat(config.max_period, rule.min_cycles, rule.min_length)
+    if longest_repeat is not None and longest_repeat < _least_equal_part(num_compared, rule.mismatch):
+        return []
     stretches = _stretches(ids, 1, config.max_period, rule.max_gap, rule.min_cycles, rule.min_length)
     for period, firsts, lasts, places in stretches:
         for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
@@ -191,7 +210,7 @@ def _stretches(
         )
         np.equal(earlier, ids, out=is_equal[:, :n])
         places = is_equal.reshape(-1).nonzero()[0]
-        if len(places) < least.min():
+        if not len(places):
             continue
         breaks = (places[1:] - places[:-1] > max_gap + 1).nonzero()[0]
         firsts = places[np.concatenate([[0], breaks + 1])]

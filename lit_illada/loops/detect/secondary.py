@@ -4,7 +4,6 @@ None of them counts as a loop, since each also flags finished texts of reasoning
 """
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +72,18 @@ def windowed_zlib(text: str) -> float:
     return max(len(window) / len(zlib.compress(window)) for window in windows)
 
 
-def repeated_ngram(ids: NDArray[np.int32], n: int = 30, k: int = 20) -> bool:
+def presets(ids: NDArray[np.int32], longest: int | None) -> dict[str, bool]:
+    """Whether a text has a loop by each definition of the literature, by name.
+
+    longest: units of the longest stretch of the ids that occurs twice; None: unknown.
+    """
+    return {
+        "30-gram ≥ 20 times": (longest is None or longest >= 30) and repeated_ngram(ids, n=30, k=20),
+        "repeated tail": repeated_tail(ids),
+    }
+
+
+def repeated_ngram(ids: NDArray[np.int32], n: int, k: int) -> bool:
     """Whether any n-gram occurs k times ("Wait, Wait, Wait… Why do reasoning models loop?", arXiv 2512.12895)."""
     if len(ids) < n + k - 1:
         return False
@@ -99,12 +109,6 @@ def repeated_tail(ids: NDArray[np.int32], max_unit: int = 90, min_repeats: int =
     most = max(repeats)
     unit = units[repeats.index(most)]
     return most >= min_repeats and (unit >= 3 or most > 50)
-
-
-PRESETS: dict[str, Callable[[NDArray[np.int32]], bool]] = {
-    "30-gram ≥ 20 times": repeated_ngram,
-    "repeated tail": repeated_tail,
-}
 
 
 def _levels(ids: NDArray[np.int32]) -> list[NDArray[np.int64]]:
@@ -135,14 +139,14 @@ def _joined(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
 
 
 def _pairs(classes: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
-    """A number for each pair of classes (i, i + shift)."""
+    """A number for each pair of classes (i, i + shift), in the order of the pairs. Every class is below the length."""
     if len(classes) <= shift:
         return classes[:0]
-    return classes[: len(classes) - shift] * (classes.max() + 1) + classes[shift:]
+    return classes[: len(classes) - shift] * len(classes) + classes[shift:]
 
 
 def _holds_twice(classes: NDArray[np.int64]) -> bool:
-    return len(classes) > 1 and int(np.bincount(classes).max()) > 1
+    return len(classes) > 1 and int(classes.max()) + 1 < len(classes)
 
 
 def _tail_repeats(ids: NDArray[np.int32], unit: int) -> int:

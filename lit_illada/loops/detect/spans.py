@@ -70,7 +70,7 @@ def loop_spans(units: Units, config: LoopConfig, longest_repeat: int | None = No
         above=flood.max_period,
         longest_repeat=longest_repeat,
     )
-    near_ones = near_runs(units.ids[:MAX_LENGTH], config)
+    near_ones = near_runs(units.ids[:MAX_LENGTH], config, longest_repeat)
     near_ones = without_templates(near_ones, units.ids, units.is_content, near.min_cycles)
     wordless = {run for run in (*floods, *exact_ones) if not _has_words(run, units)}
     exact_ones = [run for run in exact_ones if run not in wordless or run.cycles >= flood.min_cycles]
