@@ -190,11 +190,13 @@ def test_missing_file_locks_warn_once(one, monkeypatch, caplog):
 def test_lock_is_released_when_its_process_dies(written, planned, worker):
     folder = written(planned("a"))
     run_folder = folder.run_folder(planned("a"))
-    process = subprocess.Popen([*worker(steps=1000), str(folder.path), "a"], stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 30
-    while run_folder.state is not RunState.RUNNING and time.monotonic() < end:
+    # so many steps that it cannot end before the test sees it, however busy the machine
+    process = subprocess.Popen([*worker(steps=100_000), str(folder.path), "a"], stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while run_folder.state is not RunState.RUNNING:
+        assert process.poll() is None, "the worker ended"
+        assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
-    assert run_folder.state is RunState.RUNNING
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert run_folder.state is RunState.INTERRUPTED
