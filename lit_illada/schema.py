@@ -123,6 +123,27 @@ def _with_defaults(hint: Any, table: Mapping[str, type] | None, child: Any, defa
     return child
 
 
+def settings_of_other_choices(schema: type, tree: Mapping[str, Any], path: Sequence[str]) -> set[str]:
+    """Return the fields of the other classes of the choice at a path that its chosen class lacks.
+
+    Empty where the path leads to no choice, or to a class that is not in its table.
+    """
+    cls: Any = schema
+    others: set[str] = set()
+    for key in path:
+        item = next((item for item in dataclasses.fields(cls) if item.name == key), None)
+        tree = tree[key]
+        if item is None or not isinstance(tree, Mapping):
+            return set()
+        hint = _hints(cls)[key]
+        table = item.metadata.get("choices", {})
+        cls = table.get(tree.get("name")) or next(filter(dataclasses.is_dataclass, (hint, *get_args(hint))), None)
+        if cls is None or (table and cls not in table.values()):
+            return set()
+        others = {setting.name for other in table.values() for setting in dataclasses.fields(other)}
+    return others - {setting.name for setting in dataclasses.fields(cls)} - {"name"}
+
+
 def check_fields(schema: type, tree: Mapping[str, Any]) -> None:
     """Check each field of a partial tree separately. Raises UserError as `from_tree` does."""
     hints = _hints(schema)

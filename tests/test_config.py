@@ -1,19 +1,21 @@
 """Loading configs from overrides and files, and the one-line errors of invalid ones."""
 
 import dataclasses
+import shutil
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_illada.config import SCHEMAS, PretrainConfig, load, load_file
+from lit_illada.config import SCHEMAS, PretrainConfig, check_overrides, load, load_file
 from lit_illada.errors import UserError
 from lit_illada.model.config import ModelConfig
 from lit_illada.objective.config import DiffusionObjectiveConfig
 from lit_illada.objective.mask_ratio import MASK_RATIOS
 from lit_illada.runtime.paths import conf_dir
 from lit_illada.schema import dump, from_tree, to_tree, with_defaults
+from lit_illada.training.config.schedule import Cosine
 
 
 @pytest.mark.parametrize("command", SCHEMAS)
@@ -119,6 +121,32 @@ def test_choice_without_or_with_unknown_name_is_refused():
         from_tree(PretrainConfig, {"objective": {"mask_draw": "exact_k"}})
     with pytest.raises(UserError, match="did you mean 'beta'"):
         from_tree(PretrainConfig, {"objective": {"name": "diffusion", "mask_ratio": {"name": "bet"}}})
+
+
+@pytest.mark.parametrize("method", ["muon_small", "llada_sft", "illada_sft"])
+def test_another_choice_drops_the_settings_that_a_file_made_for_its_own(method):
+    preset = load("pretrain", [f"optim={method}"]).optim.schedule
+    schedule = load("pretrain", [f"optim={method}", "optim/schedule=cosine"]).optim.schedule
+    assert isinstance(schedule, Cosine)
+    assert (schedule.warmup_steps, schedule.final_factor) == (preset.warmup_steps, preset.final_factor)
+    assert load("pretrain", [f"optim={method}", "optim/schedule=wsd"]).optim.schedule == preset
+
+
+def test_another_source_replaces_that_of_an_experiment():
+    tree = check_overrides(
+        "sft", ["experiment=sft/demo", "sft_data/source=messages", "sft_data.source.paths=[a.jsonl]"], is_whole=False
+    )
+    assert tree["sft_data"]["source"] == {"name": "messages", "paths": ["a.jsonl"], "validation_paths": []}
+
+
+def test_an_unknown_setting_of_a_file_is_refused_beside_another_choice(tmp_path, monkeypatch):
+    shutil.copytree(conf_dir(), tmp_path / "conf")
+    for module in ("config_files", "config.loading"):
+        monkeypatch.setattr(f"lit_illada.{module}.conf_dir", lambda: tmp_path / "conf")
+    preset = tmp_path / "conf/optim/muon_small.yaml"
+    preset.write_text(preset.read_text().replace("decay_fraction", "decay_fractoin"))
+    with pytest.raises(UserError, match=r"unknown config key 'optim\.schedule\.decay_fractoin'"):
+        load("pretrain", ["optim=muon_small", "optim/schedule=cosine"])
 
 
 def test_field_of_another_choice_is_refused():

@@ -18,7 +18,7 @@ from lit_illada.runtime import plugins
 from lit_illada.runtime.key_hints import UnknownKeyError, nearest_key
 from lit_illada.runtime.paths import conf_dir
 from lit_illada.runtime.yaml_files import read_yaml
-from lit_illada.schema import check_fields, from_tree, with_defaults
+from lit_illada.schema import check_fields, from_tree, settings_of_other_choices, with_defaults
 from lit_illada.training.config.trainer import TrainerConfig
 
 _SECTIONS = {"model", "optim", "trainer"}  # sections of every config saved by any version
@@ -67,7 +67,8 @@ def _completed(command: str, choices: Sequence[str] = ()) -> DictConfig:
         choices = [choice for choice in choices if _group(choice) != "experiment"]
         _drop_method_of_experiment(command, tree, choices)
     for override in choices:
-        _drop_settings_of_another_choice(command, tree, override, choices)
+        _replace_part_of_method(command, tree, override, choices)
+        _drop_settings_of_another_choice(command, tree, override)
     plugins.allow(tree)
     return OmegaConf.create(with_defaults(SCHEMAS[command], tree))
 
@@ -87,7 +88,7 @@ def _drop_method_of_experiment(command: str, tree: dict[str, Any], choices: Sequ
     tree["alignment"] = compose_files(command, choices)["alignment"] | reward
 
 
-def _drop_settings_of_another_choice(command: str, tree: dict[str, Any], override: str, choices: Sequence[str]) -> None:
+def _replace_part_of_method(command: str, tree: dict[str, Any], override: str, choices: Sequence[str]) -> None:
     """Replace the settings that a file of alignment/ makes for one estimator, form, … where another one is chosen.
 
     alignment=espo sets alignment.estimator.num_pairs, which alignment/estimator=elbo does not have.
@@ -101,6 +102,25 @@ def _drop_settings_of_another_choice(command: str, tree: dict[str, Any], overrid
         tree[method][axis] = read_yaml(conf_dir() / group / f"{name.strip()}.yaml")
         if axis == "regulariser":  # the period is that of the other one's reference
             tree[method].pop("reference_every", None)
+
+
+def _drop_settings_of_another_choice(command: str, tree: dict[str, Any], override: str) -> None:
+    """Drop the settings that other files make for one class where a file of another one is chosen.
+
+    optim=muon_small sets optim.schedule.decay_fraction, which optim/schedule=cosine does not have. Settings that both
+    have remain, such as the warm-up.
+    """
+    group, _, name = override.partition("=")
+    *parents, last = group.split("/")
+    node: Any = tree
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    if not parents or not isinstance(node, dict) or not isinstance(node.get(last), dict):
+        return
+    of_others = settings_of_other_choices(SCHEMAS[command], tree, [*parents, last])
+    if of_others & node[last].keys():
+        own = read_yaml(conf_dir() / group / f"{name.strip()}.yaml", may_be_empty=True)
+        node[last] = {key: value for key, value in node[last].items() if key in own or key not in of_others}
 
 
 def check_overrides(command: str, overrides: Sequence[str] = (), *, is_whole: bool = True) -> dict[str, Any]:
