@@ -9,6 +9,7 @@ from rich.table import Table
 from lit_illada.config import AlignConfig, RunConfig
 from lit_illada.cost.memory import StepMemory
 from lit_illada.runtime.console import Console
+from lit_illada.runtime.durations import duration
 from lit_illada.training.config.parallel import ActivationCheckpointing, Strategy
 
 
@@ -97,7 +98,7 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
     table.add_row("time", "speed", peak)
     table.add_row("", "tokens/s", f"{estimate.tokens_per_s:,.0f} on {estimate.num_devices}")
     steps = math.ceil(estimate.tokens / estimate.batch_tokens)
-    table.add_row("", f"{estimate.tokens:.3g} tokens", f"{_duration(estimate.days)} ({steps:,} steps)")
+    table.add_row("", f"{estimate.tokens:.3g} tokens", f"{duration(86_400 * estimate.days)} ({steps:,} steps)")
     table.add_row("disk", "retained checkpoints", _gigabytes(estimate.disk_bytes))
     console.print(table, highlight=False)
     for problem in estimate.problems:
@@ -138,11 +139,3 @@ def memory_problems(config: RunConfig, memory: StepMemory, device_bytes: float |
 
 def _gigabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:,.3g} GB" if num_bytes < 100e9 else f"{num_bytes / 1e9:,.0f} GB"
-
-
-def _duration(days: float) -> str:
-    """In the largest unit of which it has at least 1.5."""
-    for unit, length in (("days", 1.0), ("hours", 1 / 24), ("minutes", 1 / 1440)):
-        if days >= 1.5 * length:
-            return f"{days / length:,.1f} {unit}"
-    return f"{days * 86400:,.0f} seconds"

@@ -13,10 +13,10 @@ from lit_illada.commands.sweep_slots import Workers, accelerator_of, devices_of,
 from lit_illada.cost.run_cost import disk_bytes, memory_bytes
 from lit_illada.cost.run_time import Speed, speed_of
 from lit_illada.runtime.console import Console
+from lit_illada.runtime.durations import duration
 from lit_illada.sweep.design import describe
 from lit_illada.sweep.folder import PlannedRun, RunState, SweepFolder
 from lit_illada.sweep.progress import Overview, RunStatus
-from lit_illada.sweep.progress_table import duration
 from lit_illada.sweep.spec import SweepSpec
 from lit_illada.sweep.variants import read_choice, replicates, tuning_runs
 

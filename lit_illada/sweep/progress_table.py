@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_illada.runtime.console import Console
+from lit_illada.runtime.durations import duration
 from lit_illada.sweep.folder import RunState
 from lit_illada.sweep.progress import RunStatus
 
@@ -107,15 +108,6 @@ def time_left(statuses: Sequence[RunStatus], workers: int) -> float | None:
         total_s += left_s
         longest_s = max(longest_s, left_s)
     return max(longest_s, total_s / max(1, workers))
-
-
-def duration(seconds: float) -> str:
-    """A duration in words, such as `45 s`, `12 min`, `3.5 h` or `2.1 days`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.1f} days"
 
 
 def _mean_duration_s(status: RunStatus, statuses: Sequence[RunStatus]) -> float | None:

@@ -168,17 +168,6 @@ def amount(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def duration(seconds: float | None) -> str:
-    """A duration, such as `45 s`, `12 min`, `3.5 h` or `2.1 d`."""
-    if seconds is None:
-        return MISSING
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 86_400:.1f} d"
-
-
 def _sizes(difference: Estimate, unit: Unit) -> str:
     """Interval of an absolute difference: `0.05 to 0.19`, with a negative end if it contains zero."""
     assert difference.low is not None

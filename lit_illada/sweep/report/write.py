@@ -22,6 +22,7 @@ from lit_illada.report.page import render_page, script_json
 from lit_illada.report.palette import Look, looks_of
 from lit_illada.report.pictures import draw
 from lit_illada.report.plots import PlotFigure
+from lit_illada.runtime.durations import duration
 from lit_illada.runtime.files import write_atomically
 from lit_illada.stats.comparisons import Finding
 from lit_illada.sweep.design import TEST, correction_text, describe
@@ -36,7 +37,7 @@ from lit_illada.sweep.report.figures import (
 from lit_illada.sweep.report.findings import MetricFinding, find
 from lit_illada.sweep.report.strip import strips
 from lit_illada.sweep.report.tables import costs, tuning_rows, write_tables
-from lit_illada.sweep.report.wording import amount, duration, left_out, p_value, unit_of
+from lit_illada.sweep.report.wording import MISSING, amount, left_out, p_value, unit_of
 from lit_illada.sweep.spec import Measure, SweepSpec
 from lit_illada.sweep.variants import is_tuning, read_choice
 
@@ -165,7 +166,7 @@ def _other_figures(sweep: Sweep, looks: dict[str, Look]) -> list[PlotFigure]:
 def _filters(out: Path) -> dict[str, Callable[..., str]]:
     return {
         "amount": amount,
-        "duration": duration,
+        "duration": lambda seconds: MISSING if seconds is None else duration(seconds),
         "p": lambda p: p_value(p).removeprefix("p ").removeprefix("= "),
         "short": lambda digest: digest[:8] + ("-dirty" if digest.endswith("-dirty") else ""),
         "config_link": lambda record: _link(record.provenance.config, out),

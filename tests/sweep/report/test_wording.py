@@ -4,7 +4,7 @@ import pytest
 
 from lit_illada.stats.comparisons import compare
 from lit_illada.stats.intervals import Estimate, estimate
-from lit_illada.sweep.report.wording import Unit, amount, duration, p_value, unit_of, verdict
+from lit_illada.sweep.report.wording import Unit, amount, p_value, unit_of, verdict
 
 
 def verdict_of(base, arm, metric="val/nll_bound", *, is_lower_better=True, is_primary=True):
@@ -99,9 +99,8 @@ def test_decimals_follow_the_uncertainty_and_zero_has_no_sign():
     assert unit.interval(Estimate(1, 4.0)) == "–"
 
 
-def test_amounts_durations_and_p_values_are_short():
+def test_amounts_and_p_values_are_short():
     assert [amount(x) for x in (None, 0, 950, 4.923e6, 3e21)] == ["–", "0", "950", "4.92 M", "3 Z"]
-    assert [duration(x) for x in (None, 31.4, 600, 7200, 900_000)] == ["–", "31 s", "10 min", "2.0 h", "10.4 d"]
     assert [p_value(x) for x in (0.0001, 0.0496, 0.31, 1.0)] == ["p < 0.001", "p = 0.050", "p = 0.31", "p = 1.00"]
 
 
