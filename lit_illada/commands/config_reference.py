@@ -20,9 +20,10 @@ _HEAD = """# Configuration
 Written by `make reference` from the field docs of the dataclasses; do not edit it.
 
 Every command composes its config from the YAML files here, in Hydra's way: `GROUP=FILE` chooses a file of a group,
-`KEY=VALUE` sets a value. The dataclasses hold the defaults, and a file lists only what differs from them. `lit-illada
-config COMMAND` prints the whole config of a command, `lit-illada config --explain KEY` explains one key. A key that
-only another choice than the default has, such as `patience` below, needs the command and that choice as well.
+`KEY=VALUE` sets a value. The dataclasses hold the defaults, and a file lists only what differs from them. Where a file
+of a nested group is chosen, values that other files set for another choice of it are dropped. `lit-illada config
+COMMAND` prints the whole config of a command, `lit-illada config --explain KEY` explains one key. A key that only
+another choice than the default has, such as `patience` below, needs the command and that choice as well.
 
 ```bash
 lit-illada config pretrain experiment=demo
