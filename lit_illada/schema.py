@@ -1,22 +1,21 @@
 """Converts frozen dataclasses to plain dicts, lists and scalars, and back with every value checked."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from enum import EnumType, StrEnum
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lit_illada.errors import UserError, unknown
 from lit_illada.overrides import apply_overrides
 from lit_illada.runtime import plugins
 from lit_illada.runtime.key_hints import nearest_key
+from lit_illada.runtime.leaves import read_leaf, require_texts
 from lit_illada.runtime.yaml_files import dump_yaml, read_yaml
 
 
@@ -190,9 +189,9 @@ def _read(hint: Any, value: Any, path: str, is_strict: bool = False) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_tree(hint, value, f"{path}.", is_strict=is_strict)  # type: ignore[arg-type]
     if is_strict:
-        _require_texts(hint, value, path)
+        require_texts(hint, value, path)
     if not _holds_nodes(hint):
-        return _leaf(hint, value, path)
+        return read_leaf(hint, value, path)
     if get_origin(hint) is list:
         if not isinstance(value, list):
             raise UserError(f"{path} must be a list; got {value!r}")
@@ -200,20 +199,6 @@ def _read(hint: Any, value: Any, path: str, is_strict: bool = False) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{path} must be a mapping of names; got {value!r}")
     return {str(key): _read(parts[1], item, f"{path}.{key}", is_strict) for key, item in value.items()}
-
-
-def _require_texts(hint: Any, value: Any, path: str) -> None:
-    """Raise UserError for a number or boolean where the hint has a text, also in lists and as a key."""
-    parts = get_args(hint)
-    if get_origin(hint) is list and isinstance(value, list):
-        for index, item in enumerate(value):
-            _require_texts(parts[0], item, f"{path}[{index}]")
-    elif get_origin(hint) is dict and isinstance(value, Mapping):
-        for key, item in value.items():
-            _require_texts(parts[0], key, f"{path}, key")
-            _require_texts(parts[1], item, f"{path}.{key}")
-    elif isinstance(value, bool | int | float) and (hint is str or set(parts) == {str, type(None)}):
-        raise UserError(f"{path}: {value!r} is not a text: write it in quotes, such as '{value}'")
 
 
 def _holds_nodes(hint: Any) -> bool:
@@ -224,96 +209,10 @@ def _is_required(item: dataclasses.Field[Any]) -> bool:
     return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
-def _leaf(hint: Any, value: Any, path: str) -> Any:
-    """Convert a scalar or a container of scalars to the field's type by OmegaConf's rules."""
-    if isinstance(hint, EnumType):
-        allowed = list(map(str, hint.__members__.values()))
-        if value not in allowed:
-            raise unknown(path, value, allowed)
-        return hint(value)
-    _check_numbers(value, path)
-    if _is_of_type(hint, value):
-        return list(value) if isinstance(value, list) else value
-    try:
-        node = OmegaConf.merge(OmegaConf.structured(_leaf_schema(hint)), {"value": value})
-        read = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)["value"]  # type: ignore[index, call-overload]
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{path}: {value!r} is not {type_name(hint)}{_list_hint(hint, value, path)}") from error
-    _check_numbers(read, path)
-    return read
-
-
-def _is_of_type(hint: Any, value: Any) -> bool:
-    """Whether OmegaConf, which takes a hundred times as long, would return the value unchanged."""
-    if type(value) is hint:
-        return True
-    if get_origin(hint) is list:
-        (item_type,) = get_args(hint)
-        return type(value) is list and all(type(item) is item_type and _is_plain(item) for item in value)
-    if not isinstance(hint, UnionType):
-        return False
-    if value is None:
-        return type(None) in get_args(hint)
-    return _is_plain(value) and any(_is_of_type(part, value) for part in get_args(hint))
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether OmegaConf reads a value literally: `???` marks a missing value, and `${` begins an interpolation."""
-    return not isinstance(value, str) or (value != "???" and "${" not in value)
-
-
-def _check_numbers(value: Any, path: str) -> None:
-    """Raise UserError for integers beyond 64 bits, which no tensor holds, and for NaN, at any depth."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            _check_numbers(item, path)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_numbers(key, path)
-            _check_numbers(item, path)
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise UserError(f"{path} is an integer of {value.bit_length()} bits; at most 64 are allowed")
-    elif isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{path} is nan; it must be a number")
-
-
-def _list_hint(hint: Any, value: Any, path: str) -> str:
-    """Return the hint for a single item given in place of a list."""
-    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if isinstance(value, str | int | float) and any(get_origin(part) is list for part in parts):
-        return f": write {path}=[{value}]"
-    return ""
-
-
 @cache
 def _hints(schema: type) -> dict[str, Any]:
     """Types of a dataclass's fields, by name: evaluating the annotations takes longer than reading the values."""
     return get_type_hints(schema)
-
-
-@cache
-def _leaf_schema(hint: Any) -> type:
-    return dataclasses.make_dataclass("Leaf", [("value", hint)])
-
-
-def type_name(hint: Any) -> str:
-    """Describe a field's type in words, such as `a whole number or null`."""
-    if isinstance(hint, EnumType):
-        return "one of the values below"
-    return " or ".join(map(_part_name, get_args(hint) if isinstance(hint, UnionType) else (hint,)))
-
-
-def _part_name(part: Any) -> str:
-    if get_origin(part) is list:
-        (element,) = get_args(part)
-        return f"a list of {'groups of keys' if dataclasses.is_dataclass(element) else _PLURALS.get(element, element)}"
-    if get_origin(part) is dict:
-        return "a mapping"
-    return "a group of keys" if dataclasses.is_dataclass(part) else _SINGULARS.get(part, str(part))
-
-
-_SINGULARS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
-_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 def _chosen(table: Mapping[str, type], child: Any, path: str, base: Any) -> tuple[type, dict[str, Any]]:

@@ -12,8 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lit_illada.commands.explain import allowed_values, shown, yaml_null
 from lit_illada.config import SCHEMAS
 from lit_illada.runtime.field_docs import member_docs, summary
+from lit_illada.runtime.leaves import type_name
 from lit_illada.runtime.paths import conf_dir
-from lit_illada.schema import choice_name, to_tree, type_name
+from lit_illada.schema import choice_name, to_tree
 
 _HEAD = """# Configuration
 

@@ -14,7 +14,8 @@ from lit_illada.errors import UserError
 from lit_illada.run_folder import flatten
 from lit_illada.runtime.field_docs import member_docs, summary
 from lit_illada.runtime.key_hints import nearest_key
-from lit_illada.schema import choice_name, to_tree, type_name
+from lit_illada.runtime.leaves import type_name
+from lit_illada.schema import choice_name, to_tree
 
 
 @dataclass(frozen=True)
