@@ -23,7 +23,7 @@ def cells(pattern):
     return [re.findall("`([^`]*)`", cell) for cell in row.split("|")[1:-1]]
 
 
-@pytest.mark.parametrize("name", [*PRETRAINED, "loop_rho", "loop_retries"])
+@pytest.mark.parametrize("name", [*PRETRAINED, "loop_rho", "loop_retries", "loop_retries_longer"])
 def test_plan_names_the_arms_contrast_and_margin_of_the_sweep(name):
     _, (written,), contrast, (metric, *_), _ = cells(rf"\|[^|]*\| `{name}[` ]")
     spec = read_spec(*written.split()[:1], written.split()[1:])
@@ -44,6 +44,17 @@ def test_plan_names_the_arms_contrast_and_margin_of_the_sweep(name):
     if name in PRETRAINED:
         assert spec.equivalence_margin == 0.03
         assert "0.03 nats/token" in next(line for line in PLAN.splitlines() if f"`{written}`" in line)
+
+
+def test_loop_retries_longer_differs_from_loop_retries_in_steps_seeds_and_stated_precision():
+    short, long = read_spec("loop_retries"), read_spec("loop_retries_longer")
+    for stage, other in zip(short.stages, long.stages, strict=True):
+        stated = {"trainer.precision=32-true", "precision=32-true"}
+        assert [each.replace("max_steps=1000", "max_steps=600") for each in other.overrides if each not in stated] == (
+            stage.overrides
+        )
+    assert short.all_arms() == long.all_arms()
+    assert not set(short.seeds) & set(long.seeds)
 
 
 def test_arms_of_paper_choices_are_those_of_the_plan_and_differ_in_one_thing():

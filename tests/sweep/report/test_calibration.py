@@ -95,7 +95,14 @@ def test_sweep_without_a_plan_is_rejected(pilot, key):
 def test_every_question_has_an_entry_in_the_plan(tmp_path):
     copy = tmp_path / "PLAN.md"
     copy.write_text((sweeps_dir() / "PLAN.md").read_text(encoding="utf-8"), encoding="utf-8")
-    for name in ("mask_ratio", "loss_weighting", "objective_details", "loop_rho", "loop_retries"):
+    for name in (
+        "mask_ratio",
+        "loss_weighting",
+        "objective_details",
+        "loop_rho",
+        "loop_retries",
+        "loop_retries_longer",
+    ):
         write_calibration(copy, name, [f"- measured for {name}"])
         assert f"- measured for {name}\n<!-- end -->" in copy.read_text(encoding="utf-8")
     with pytest.raises(UserError, match="no entry"):
