@@ -105,3 +105,11 @@ def test_only_few_logits_are_stored_and_slices_of_the_vocabulary_are_even():
     assert not stores_logits(8192, 155_136, 2, "cuda")
     assert default_chunk_size(700, 256, "cpu", 4096) == 2048
     assert default_chunk_size(8192, 4096, "cpu", 155_136) == 4083
+
+
+def test_the_first_of_equal_logits_is_the_best():
+    logits = torch.tensor([[1.0, 3.0, 3.0], [3.0, 1.0, 3.0], [2.0, 2.0, 2.0], [0.0, 1.0, 2.0]])
+    weight = torch.eye(3)
+    for target in range(3):
+        scores = token_scores(logits, weight, torch.full((4,), target))
+        assert scores.is_correct.tolist() == (logits.argmax(-1) == target).tolist()

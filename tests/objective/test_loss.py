@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_illada.batch import Layout, TokenBatch, TokenScores
 from lit_illada.errors import UserError
+from lit_illada.model import lm_head
 from lit_illada.objective.autoregressive import AutoregressiveObjective
 from lit_illada.objective.config import AutoregressiveObjectiveConfig, DiffusionObjectiveConfig, Normaliser
 from lit_illada.objective.diffusion import DiffusionObjective
@@ -216,8 +217,10 @@ def test_an_operation_that_waits_for_the_device_is_recorded(name, read):
 @pytest.mark.parametrize("normaliser", Normaliser)
 @pytest.mark.parametrize("changes", [{}, {"block_length": 4}, {"joint_draw": "complementary"}])
 def test_a_micro_batch_waits_for_the_device_only_to_learn_the_number_of_masked_tokens(
-    world, make_model, normaliser, changes
+    world, make_model, normaliser, changes, monkeypatch
 ):
+    # as on a device
+    monkeypatch.setattr(lm_head, "_is_best_on_cpu", lambda logits, targets: logits.argmax(-1) == targets)
     config = DiffusionObjectiveConfig(normaliser=normaliser, **changes)
     objective = DiffusionObjective(config, mask_token_id=world.MASK, seed=0, batch_rows=6)
     model = make_model(block_length=config.block_length)
